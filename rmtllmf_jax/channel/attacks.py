@@ -1,0 +1,104 @@
+"""Attacks: what the users' Gram matrix K = H~^H H~ becomes under a jammer of a given power.
+
+An attack is a pure function `(gram, budget, noise) -> G` with G = H~^H C^-1 H~, where C is the
+attacker's covariance of trace `budget` plus the thermal floor `noise` on every antenna. All three
+share one unit; scaling them together changes nothing. `white` alone must also be told how many
+`antennas` its power is spread over; `get_attack` binds that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Real
+
+from ..common.errors import require_at_least, require_known
+from .sum_rate_attack import sum_rate
+
+Attack = Callable[
+    [Complex[Array, "users users"], Real[ArrayLike, ""], Real[ArrayLike, ""]],
+    Complex[Array, "users users"],
+]
+"""`(gram, budget, noise) -> effective gram`."""
+
+
+def none(
+    gram: Complex[Array, "users users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""],
+) -> Complex[Array, "users users"]:
+    """Thermal noise alone, C = noise I: the paper's ideal channel. `budget` is not used."""
+    return gram / noise
+
+
+def white(
+    gram: Complex[Array, "users users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""],
+    *,
+    antennas: int,
+) -> Complex[Array, "users users"]:
+    """`budget` / `antennas` on every antenna: an attacker who knows nothing."""
+    return gram / (noise + budget / antennas)
+
+
+def white_in_range(
+    gram: Complex[Array, "users users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""],
+) -> Complex[Array, "users users"]:
+    """`budget` / users on each dimension of range(H): an attacker who knows the users' subspace.
+
+    Assumes linearly independent channels, so not more users than antennas.
+    """
+    return gram / (noise + budget / gram.shape[0])
+
+
+def strongest_user(
+    gram: Complex[Array, "users users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""],
+) -> Complex[Array, "users users"]:
+    """All power along the strongest user: C = budget h h^H / ||h||^2 + noise I.
+
+    R-MTLLMF (arXiv 2411.18220), problem P2 with the solution as printed. It minimises that one
+    user's rate only and does not solve the printed min-max; and being of rank one it needs the
+    thermal floor, without which all other users have rate infinity. Non-smooth where the strongest
+    user changes (a tie of the largest received powers).
+    """
+    power = jnp.real(jnp.diagonal(gram))
+    strongest = jnp.argmax(power)
+    column = gram[:, strongest]
+    # tiny keeps a silent cell (all powers zero) finite.
+    along = column[:, None] * column.conj() / jnp.maximum(power[strongest], jnp.finfo(power).tiny)
+    # What is orthogonal to h: its row and column of the strongest user vanish identically, and
+    # rounding there would be divided by the small noise and not by the large jamming power.
+    others = jnp.arange(gram.shape[0]) != strongest
+    orthogonal = jnp.where(others[:, None] & others, gram - along, 0)
+    return orthogonal / noise + along / (budget + noise)
+
+
+ATTACKS: Mapping[str, Callable[..., Complex[Array, "users users"]]] = MappingProxyType(
+    {
+        "none": none,
+        "white": white,
+        "white_in_range": white_in_range,
+        "sum_rate": sum_rate,
+        "strongest_user": strongest_user,
+    }
+)
+"""Every attack by name."""
+
+
+def get_attack(name: str, *, antennas: int) -> Attack:
+    """The attack called `name` as `(gram, budget, noise) -> effective gram`.
+
+    **Raises:** `InputError` that names the nearest attack, or for fewer than one antenna.
+    """
+    require_at_least("antennas", antennas, 1)
+    attack = ATTACKS[require_known("attack", name, ATTACKS)]
+    return partial(attack, antennas=antennas) if attack is white else attack

@@ -1,0 +1,58 @@
+"""The entry point: parse, run, and turn bad input into one clear line.
+
+Exit codes: 0 done, 2 bad input or usage, 130 stopped by Ctrl-C. Anything else is a bug and keeps
+its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from rmtllmf_jax.cli.finetune import Finetune
+from rmtllmf_jax.cli.report import Report
+from rmtllmf_jax.cli.reproduce import QUICK, Reproduce
+from rmtllmf_jax.cli.sweep import Sweep
+from rmtllmf_jax.common.errors import InputError
+
+
+def parse(argv: Sequence[str]) -> Finetune | Report | Reproduce | Sweep:
+    """Return the sub-command that the arguments describe."""
+    subcommand = tyro.conf.subcommand
+    # --quick changes defaults, so that options given beside it win and --help shows the truth.
+    missing = {
+        "recipe": tyro.MISSING,
+        "model": tyro.MISSING,
+        "data": tyro.MISSING,
+        "out": tyro.MISSING,
+    }
+    reproduce = Reproduce(**missing, **(QUICK if "--quick" in argv else {}))
+    commands = (
+        Annotated[Reproduce, subcommand("reproduce", default=reproduce)]
+        | Annotated[Finetune, subcommand("finetune")]
+        | Annotated[Sweep, subcommand("sweep")]
+        | Annotated[Report, subcommand("report")]
+    )
+    return tyro.cli(
+        commands,
+        args=argv,
+        prog="rmtllmf",
+        description="Fuse task vectors that arrive over noisy and attacked MIMO uplinks.",
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        parse(arguments).run()
+    except InputError as error:
+        print(f"rmtllmf: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rmtllmf: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

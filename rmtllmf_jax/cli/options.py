@@ -1,0 +1,101 @@
+"""Options that several sub-commands share. No heavy import: `--help` must be instant."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.training.recipes import FINETUNE, REALIGN
+
+
+def default_cache() -> Path:
+    """Return the user's cache folder for this program."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "rmtllmf"
+
+
+Out = Annotated[Path, tyro.conf.arg(help="Run folder: everything is kept there, and gone on from.")]
+Cache = Annotated[
+    Path, tyro.conf.arg(help="Folder of decoded images and compiled programs, shared by all runs.")
+]
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions:
+    """What is fine-tuned, on what, and how."""
+
+    model: Path
+    """Hugging Face directory of the pretrained model (config.json, model.safetensors)."""
+    data: Path
+    """Folder with <task>/train.parquet, test.parquet and classes.json."""
+    tasks: tuple[str, ...] = TASK_NAMES
+    """Tasks; user q of every channel draw sends the q-th."""
+    image_size: int = 64
+    """Height and width in pixels; a multiple of the model's patch size."""
+    validation_fraction: float = 0.1
+    """Share of each class of train that is set aside for validation."""
+    steps: int = FINETUNE.steps
+    """Fine-tuning steps a task."""
+    batch_size: int = FINETUNE.batch_size
+    """Images a fine-tuning step."""
+    learning_rate: float = FINETUNE.learning_rate
+    """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
+    weight_decay: float = FINETUNE.weight_decay
+    """Decoupled weight decay of fine-tuning."""
+
+
+@dataclass(kw_only=True)
+class SweepOptions:
+    """Which cells a sweep covers, and what they depend on."""
+
+    combinations: str = "all"
+    """`all`, or how many combinations of each size from 2 on."""
+    scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
+    """Channel scenarios; `clean` has no channel."""
+    protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
+    """Protections; `control` is the base model realigned without any task vector."""
+    draws: int = 1
+    """Channel realisations."""
+    seeds: int = 1
+    """Repetitions with other parameter noise and other few-shot samples."""
+    preset: str = "paper"
+    """Channel preset."""
+    scale: str = "power-law"
+    """Merging coefficient: power-law, validation (the best on the validation split), or a number."""
+    c0: float = -31.0
+    """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
+    kappa: float | None = None
+    """Noise scale of the parameters, the same for all users; overrides --c0."""
+    eval_samples: int = 0
+    """Test images a task; 0 is all."""
+    validation_samples: int = 200
+    """Validation images a task for --scale validation; 0 is all."""
+    shots: int = 10
+    """Samples a class for realignment."""
+    realign_steps: int = REALIGN.steps
+    """Realignment steps."""
+    realign_batch_size: int = REALIGN.batch_size
+    """Images a realignment step; the tasks of the combination take turns."""
+    realign_learning_rate: float = REALIGN.learning_rate
+    """Peak learning rate of realignment."""
+    eval_batch_size: int = 128
+    """Images a step of evaluation; changes speed and memory alone."""
+
+    def per_size(self) -> int | None:
+        """Return how many combinations of each size are asked for; `None` is all.
+
+        **Raises:** `InputError` if the option is neither `all` nor a whole number from 1.
+        """
+        if self.combinations == "all":
+            return None
+        if not self.combinations.isdecimal() or int(self.combinations) < 1:
+            raise InputError(
+                f"--combinations must be `all` or a whole number >= 1, got {self.combinations!r}."
+            )
+        return int(self.combinations)

@@ -1,0 +1,1 @@
+"""What every room may use: one exception, atomic files, progress bars. No jax in here."""

@@ -1,0 +1,48 @@
+"""The one exception that a user's input can cause, and the did-you-mean that goes with names."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from outside: a file, an option or a tree that cannot be used.
+
+    The message names the file, key, leaf or option, says what was seen and what was expected. The
+    command line prints it without a traceback and exits with code 2.
+    """
+
+
+def require_known(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return `name` if it is one of `known`.
+
+    **Raises:** `InputError` that lists the known names and the nearest one.
+    """
+    names = list(known)
+    if name in names:
+        return name
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise InputError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def require_non_negative(name: str, value: float) -> float:
+    """Return `value` if it is finite and not negative.
+
+    **Raises:** `InputError` that names the option and the value seen.
+    """
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f"{name} must be a finite number >= 0, got {value!r}.")
+    return value
+
+
+def require_at_least(name: str, value: int, least: int) -> int:
+    """Return `value` if it is at least `least`.
+
+    **Raises:** `InputError` that names the option and the value seen.
+    """
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value!r}.")
+    return value

@@ -1,0 +1,1 @@
+"""Labelled images: tasks, sources, a decoded cache and seeded splits. Needs no jax."""

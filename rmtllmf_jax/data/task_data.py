@@ -1,0 +1,75 @@
+"""A task's splits as the pipeline uses them: train, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+from rmtllmf_jax.data.cache import Images, load_split
+from rmtllmf_jax.data.source import Source
+from rmtllmf_jax.data.splits import split_validation
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a split; the images stay in the memory map until they are asked for."""
+
+    split: Images
+    indices: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """Labels of the rows."""
+        return self.split.labels[self.indices]
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "n s s 3"]:
+        """Images of the rows, read from disk now."""
+        return self.split.images[self.indices]
+
+    def take(self, rows: Int64[np.ndarray, " m"]) -> Rows:
+        """Return some of these rows."""
+        return Rows(self.split, self.indices[rows])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task, with a validation part that was split off train."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def load_task(
+    source: Source,
+    task: str,
+    image_size: int,
+    cache_dir: Path,
+    *,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> TaskData:
+    """Load a task through the cache; `seed` chooses the validation part, class by class.
+
+    **Raises:** `InputError` that names the file, row or option (`load_split`, `split_validation`).
+    """
+    train = load_split(source, task, "train", image_size, cache_dir)
+    test = load_split(source, task, "test", image_size, cache_dir)
+    kept, validation = split_validation(train.labels, validation_fraction, seed)
+    return TaskData(
+        task,
+        train.classes,
+        Rows(train, kept),
+        Rows(train, validation),
+        Rows(test, np.arange(len(test.labels), dtype=np.int64)),
+    )

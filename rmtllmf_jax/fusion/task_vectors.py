@@ -1,0 +1,92 @@
+"""Task vectors: fine-tuned minus base parameters, with the algebra of vectors.
+
+>>> import jax.numpy as jnp
+>>> base = {"w": jnp.array([1.0, 2.0])}
+>>> a = TaskVector.between({"w": jnp.array([2.0, 2.0])}, base)
+>>> b = TaskVector.between({"w": jnp.array([1.0, 4.0])}, base)
+>>> (base + 0.5 * sum([a, b]))["w"].tolist()
+[1.5, 3.0]
+
+Reference: Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023 (arXiv 2212.04089).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from rmtllmf_jax.fusion.trees import require_same_structure
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["tree"], meta_fields=[])
+@dataclass(frozen=True)
+class TaskVector:
+    """A direction in parameter space: a pytree of arrays that adds, scales and negates.
+
+    Trees that do not match raise `InputError` with every differing path.
+    """
+
+    tree: PyTree
+
+    @classmethod
+    def between(cls, finetuned: PyTree, base: PyTree) -> TaskVector:
+        """Return ``finetuned - base``, leaf by leaf."""
+        require_same_structure(finetuned, base, ("finetuned", "base"))
+        return cls(jax.tree.map(lambda after, before: after - before, finetuned, base))
+
+    def __add__(self, other: Any) -> Any:
+        """Add a task vector, or a parameter tree (which gives a parameter tree)."""
+        tree = other.tree if isinstance(other, TaskVector) else other
+        require_same_structure(self.tree, tree, ("task vector", "other"))
+        total = jax.tree.map(lambda a, b: a + b, self.tree, tree)
+        return TaskVector(total) if isinstance(other, TaskVector) else total
+
+    def __radd__(self, other: Any) -> Any:
+        """Support ``base + vector`` and ``sum(vectors)``, which starts from 0."""
+        return self if isinstance(other, int) and other == 0 else self + other
+
+    def __neg__(self) -> TaskVector:
+        """Return the vector of forgetting."""
+        return -1 * self
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        """Subtract another task vector."""
+        return self + (-other)
+
+    def __mul__(self, scale: float | Float[Array, ""]) -> TaskVector:
+        """Scale by a number."""
+        return TaskVector(jax.tree.map(lambda leaf: scale * leaf, self.tree))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: float | Float[Array, ""]) -> TaskVector:
+        """Divide by a number."""
+        return TaskVector(jax.tree.map(lambda leaf: leaf / scale, self.tree))
+
+    def dot(self, other: TaskVector) -> Float[Array, ""]:
+        """Return the inner product over all parameters."""
+        require_same_structure(self.tree, other.tree, ("task vector", "other"))
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b), self.tree, other.tree)
+        return jnp.asarray(jax.tree.reduce(lambda a, b: a + b, products))
+
+    def norm(self) -> Float[Array, ""]:
+        """Return the Euclidean norm over all parameters."""
+        return jnp.sqrt(self.dot(self))
+
+    def cosine(self, other: TaskVector) -> Float[Array, ""]:
+        """Return the cosine of the angle to another task vector."""
+        return self.dot(other) / (self.norm() * other.norm())
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.tree))
+
+    def rms(self) -> Float[Array, ""]:
+        """Return the root mean square over all parameters."""
+        return self.norm() / jnp.sqrt(self.size)

@@ -1,0 +1,94 @@
+"""Frozen classification heads: one linear map a task, built once and never trained."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rmtllmf_jax.common.errors import InputError
+
+PADDED_LOGIT = -1e9
+"""Logit of a class that a padded head does not have: its probability is exactly zero."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "bias"], meta_fields=[])
+@dataclass(frozen=True)
+class Head:
+    """``logits = features @ kernel + bias``. Stacked heads have a leading axis of tasks."""
+
+    kernel: Float[Array, "*tasks width classes"]
+    bias: Float[Array, "*tasks classes"]
+
+    def __call__(self, features: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
+        """Return the logits of one task's head."""
+        return features @ self.kernel + self.bias
+
+
+def lda_head(
+    features: Float[np.ndarray, "n width"], labels: Int[np.ndarray, " n"], classes: int
+) -> Head:
+    """Return the head of shrinkage linear discriminant analysis, in closed form.
+
+    Class covariances shrunk by Ledoit and Wolf's rule, empirical priors: for backbones without a
+    text tower. Its logits are log posteriors up to a constant a sample.
+
+    **Raises:** `InputError` if a class has no sample, or features are not finite.
+
+    Reference: Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    counts = np.bincount(labels, minlength=classes)
+    if len(counts) > classes or not counts.all():
+        empty = np.flatnonzero(counts == 0).tolist()
+        raise InputError(
+            f"a head of {classes} classes needs at least one sample of each; "
+            f"classes without: {empty}; largest label: {labels.max(initial=-1)}."
+        )
+    if not np.isfinite(features).all():
+        raise InputError("the backbone's features are not finite: are the weights whole?")
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    with warnings.catch_warnings():
+        # A class of one sample has covariance zero, which shrinkage handles.
+        warnings.simplefilter("ignore", category=UserWarning)
+        lda.fit(features.astype(np.float64), labels)
+    kernel, bias = lda.coef_.T, lda.intercept_
+    if classes == 2:  # scikit-learn keeps the difference of the two classes alone
+        kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
+        bias = np.concatenate([np.zeros_like(bias), bias])
+    return Head(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))
+
+
+def stack_heads(heads: list[Head]) -> Head:
+    """Stack heads of different class counts, padded with classes that are never chosen.
+
+    **Returns:** a head with leaves (tasks, width, most classes) and (tasks, most classes).
+    """
+    most = max(head.bias.shape[0] for head in heads)
+
+    def pad(head: Head) -> Head:
+        missing = most - head.bias.shape[0]
+        return Head(
+            jnp.pad(head.kernel, ((0, 0), (0, missing))),
+            jnp.pad(head.bias, (0, missing), constant_values=PADDED_LOGIT),
+        )
+
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad(head) for head in heads])
+
+
+def logits_by_task(
+    heads: Head, features: Float[Array, "batch width"], task: Int[Array, " batch"]
+) -> Float[Array, "batch classes"]:
+    """Return the logits of a batch whose samples belong to different tasks of stacked heads.
+
+    Every head is applied to every sample and the sample's own is selected: gathering one kernel
+    a sample would move far more memory.
+    """
+    logits = jnp.einsum("bw,twc->btc", features, heads.kernel) + heads.bias
+    return jnp.take_along_axis(logits, task[:, None, None], axis=1)[:, 0]

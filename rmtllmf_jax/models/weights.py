@@ -1,0 +1,80 @@
+"""Safetensors in and out, with errors that name the file and every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from jaxtyping import PyTree
+from safetensors.numpy import load_file, save_file
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import replacing
+from rmtllmf_jax.fusion import leaves_by_path
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file by key.
+
+    **Raises:** `InputError` that names the file if it is missing, truncated or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a safetensors file is expected there.") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text metadata of a safetensors file.
+
+    **Raises:** `InputError` that names the file if it cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def save_tree(path: Path, tree: PyTree, metadata: dict[str, str] | None = None) -> None:
+    """Write a tree of arrays as safetensors, atomically; a key is the leaf's path."""
+    tensors = {key: np.asarray(leaf) for key, leaf in leaves_by_path(tree).items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_tree(path: Path, like: PyTree) -> Any:
+    """Read a tree that `save_tree` wrote.
+
+    **Arguments:**
+
+    - `like`: a tree of the same structure (arrays or `jax.ShapeDtypeStruct`).
+
+    **Raises:** `InputError` with all missing, unexpected and misshapen keys.
+    """
+    return assign(read_safetensors(path), like, path)
+
+
+def assign(tensors: dict[str, np.ndarray], like: PyTree, origin: Path) -> Any:
+    """Return `tensors`, keyed by leaf path, as a tree shaped like `like`, in its dtypes.
+
+    **Raises:** `InputError` with all missing, unexpected and misshapen keys.
+    """
+    expected = leaves_by_path(like)
+    problems = [f"missing: {key} {expected[key].shape}" for key in expected if key not in tensors]
+    problems += [f"unexpected: {key}" for key in tensors if key not in expected]
+    problems += [
+        f"misshapen: {key} is {tensors[key].shape}, expected {leaf.shape}"
+        for key, leaf in expected.items()
+        if key in tensors and tensors[key].shape != leaf.shape
+    ]
+    if problems:
+        raise InputError(f"{origin}: the weights do not fit:\n  " + "\n  ".join(problems))
+    leaves = [jnp.asarray(tensors[key], leaf.dtype) for key, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

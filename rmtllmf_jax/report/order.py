@@ -1,0 +1,47 @@
+"""The names of scenarios and protections, how they read in print, and the order they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+SCENARIOS = {
+    "clean": "Clean (no noise)",
+    "ideal": "Ideal (no attack)",
+    "strongest_user": "Strongest-user attack",
+    "sum_rate": "Sum-rate attack",
+}
+"""Known scenarios in their order, each with its printed name."""
+
+PROTECTIONS = {
+    "none": "Unprotected",
+    "freeze": "Freeze only",
+    "realign": "Realign only",
+    "r-mtllmf": "R-MTLLMF",
+    "control": "Control (realigned base)",
+}
+"""Known protections in their order, each with its printed name."""
+
+
+def arrange(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return the distinct `names`: those `known` in that order, then the others alphabetically."""
+    present = set(names)
+    first = [name for name in known if name in present]
+    return first + sorted(present.difference(first))
+
+
+def in_order(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Sort `frame` by the columns `by`; `scenario` and `protection` sort in the order of this file.
+
+    Rows are renumbered from 0.
+    """
+    orders = {"scenario": SCENARIOS, "protection": PROTECTIONS}
+
+    def positions(column: pd.Series) -> pd.Series:
+        if column.name not in orders:
+            return column
+        names = arrange(column, orders[column.name])
+        return column.map({name: position for position, name in enumerate(names)})
+
+    return frame.sort_values(by, key=positions, kind="stable", ignore_index=True)

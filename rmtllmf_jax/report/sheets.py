@@ -1,0 +1,97 @@
+"""The tables as a reader sees them: percentages in strings, for the terminal and for markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from rmtllmf_jax.report.order import in_order
+from rmtllmf_jax.report.tables import by_size, per_task, summary
+
+_MAIN = ("none", "r-mtllmf", "control")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A titled table of strings; the first two columns are names, the others numbers."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def summary_sheet(results: pd.DataFrame) -> Sheet:
+    """Return the table of `tables.summary` in percent."""
+    header = ["scenario", "protection", "mean", "std", "control", "cells", "MSE"]
+    rows = [
+        [
+            *_names(row),
+            percent(row["mean"]),
+            percent(row["std"]),
+            percent(row["control"]),
+            str(row["cells"]),
+            "-" if math.isnan(row["mse"]) else f"{row['mse']:.3g}",
+        ]
+        for row in summary(results).to_dict("records")
+    ]
+    title = "Average normalised accuracy (%) over combinations, draws and seeds"
+    return Sheet(title, header, rows)
+
+
+def size_sheet(results: pd.DataFrame, *, spread: bool) -> Sheet:
+    """Return the means of `tables.by_size` for none, R-MTLLMF and control, one column a size.
+
+    `spread` adds the standard deviation over the cells.
+    """
+    table = by_size(results)
+    table = table[table["protection"].isin(_MAIN)]
+    sizes = sorted(table["size"].unique())
+    rows = []
+    for keys, group in _groups(table):
+        values = {row["size"]: row for row in group.to_dict("records")}
+        cells = [_mean(values[size], spread) if size in values else "-" for size in sizes]
+        rows.append([*keys, *cells])
+    what = "mean ± standard deviation" if spread else "mean"
+    title = f"Average normalised accuracy (%) by number of tasks, {what}"
+    return Sheet(title, ["scenario", "protection", *(str(size) for size in sizes)], rows)
+
+
+def task_sheet(results: pd.DataFrame) -> Sheet:
+    """Return each task's mean accuracy, one column a task; base and fine-tuned models first."""
+    table = per_task(results)
+    tasks = sorted(table["task"].unique())
+    alone = results.groupby("task")[["base_accuracy", "finetuned_accuracy"]].mean()
+    rows = [
+        ["-", name, *(percent(alone[column][task]) for task in tasks)]
+        for name, column in (("base", "base_accuracy"), ("fine-tuned", "finetuned_accuracy"))
+    ]
+    for keys, group in _groups(table):
+        accuracy = dict(zip(group["task"], group["accuracy"]))
+        rows.append([*keys, *(percent(accuracy.get(task, math.nan)) for task in tasks)])
+    return Sheet("Mean accuracy (%) of each task", ["scenario", "protection", *tasks], rows)
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage with one decimal, `-` for NaN."""
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _mean(row: dict[str, Any], spread: bool) -> str:
+    text = percent(row["mean"])
+    return f"{text} ± {percent(row['std'])}" if spread and row["count"] > 1 else text
+
+
+def _names(row: pd.Series | dict[str, Any]) -> list[str]:
+    """Name a row as the options do; what never met the uplink has no scenario."""
+    protection = row["protection"]
+    return ["-" if protection == "control" else row["scenario"], protection]
+
+
+def _groups(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    table = in_order(table, ["scenario", "protection"])
+    for _, group in table.groupby(["scenario", "protection"], sort=False):
+        yield _names(group.iloc[0]), group

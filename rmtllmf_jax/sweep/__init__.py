@@ -1,0 +1,1 @@
+"""The whole pipeline over a grid of cells: combinations, scenarios, draws, seeds, protections."""

@@ -1,0 +1,107 @@
+"""What a sweep starts from: base model, task vectors, heads, and the samples of every task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int64, PyTree
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.files import file_hash
+from rmtllmf_jax.data.splits import evaluation_subset, few_shot
+from rmtllmf_jax.data.task_data import Rows, TaskData
+from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.realign import Shots
+from rmtllmf_jax.training.users import UserRecord, load_user
+
+
+@dataclass(frozen=True)
+class SweepInputs:
+    """Arrays of a sweep; task q of `tasks` is the user q of every channel draw."""
+
+    tasks: tuple[str, ...]
+    backbone: Backbone
+    base: PyTree
+    vectors: PyTree[Float[Array, "users ..."]]
+    heads: Head
+    data: tuple[TaskData, ...]
+    fingerprint: dict[str, object]
+    """Contents that the results depend on."""
+
+    def finetuned(self, user: int) -> PyTree:
+        """Return one user's fine-tuned parameters."""
+        return fusion.add_to_base(self.base, fusion.unstack(self.vectors)[user], 1.0)
+
+
+def load_inputs(
+    run: Path,
+    backbone: Backbone,
+    base: PyTree,
+    data: tuple[TaskData, ...],
+    records: dict[str, UserRecord],
+    setting_key: dict[str, object],
+) -> SweepInputs:
+    """Read the users' artefacts of a run folder and form their task vectors.
+
+    **Raises:** `InputError` that names a missing or damaged file.
+    """
+    vectors, heads = [], []
+    fingerprint: dict[str, object] = {"setting": setting_key, "tasks": {}}
+    users = {}
+    for task in data:
+        record = records[task.name]
+        finetuned, head = load_user(run, record, base, backbone.width)
+        vectors.append(fusion.TaskVector.between(finetuned, base).tree)
+        heads.append(head)
+        users[task.name] = {
+            "finetuned": file_hash(run / record.finetuned),
+            "head": file_hash(run / record.head),
+            "train": task.train.split.fingerprint,
+            "test": task.test.split.fingerprint,
+        }
+    fingerprint["tasks"] = users
+    return SweepInputs(
+        tuple(task.name for task in data),
+        backbone,
+        base,
+        fusion.stack(vectors),
+        stack_heads(heads),
+        data,
+        fingerprint,
+    )
+
+
+def evaluation_sets(rows: list[Rows], samples: int, settings: Settings) -> list[EvaluationSet]:
+    """Return each task's seeded subset on the device."""
+    sets = []
+    for part in rows:
+        subset = part.take(evaluation_subset(len(part), samples, settings.seed))
+        sets.append(evaluation_set(subset.images, subset.labels, settings.eval_batch_size))
+    return sets
+
+
+def shot_pool(
+    data: tuple[TaskData, ...], per_class: int, seed: int
+) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
+    """Return the few-shot samples of all tasks as one pool, and each task's places in it.
+
+    **Raises:** `InputError` that names a class with too few training images.
+    """
+    parts = []
+    for task in data:
+        labels = task.train.labels
+        parts.append(task.train.take(few_shot(labels, per_class, seed, classes=task.classes)))
+    ends = np.cumsum([len(part) for part in parts])
+    places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+    pool = Shots(
+        jnp.asarray(np.concatenate([part.images for part in parts])),
+        jnp.asarray(np.concatenate([part.labels for part in parts])),
+        jnp.asarray(np.repeat(np.arange(len(parts)), [len(part) for part in parts])),
+    )
+    return pool, places

@@ -1,0 +1,75 @@
+"""Everything besides the grid that a cell's numbers depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
+from rmtllmf_jax.training.recipes import REALIGN, Recipe
+
+SCALE_RULES = ("power-law", "validation")
+VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
+"""Merging coefficients that the rule `validation` tries."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a sweep; two sweeps with other settings never share results."""
+
+    preset: str = "paper"
+    """Channel preset."""
+    scale: str = "power-law"
+    """Merging coefficient: `power-law`, `validation`, or a number."""
+    c0_db: float = -31.0
+    """Parameter-domain SNR in dB of a user with MSE 1; sets kappa for each user."""
+    kappa: float | None = None
+    """Noise scale of the parameters, the same for all users; overrides c0."""
+    eval_samples: int = 0
+    """Test images a task; 0 is all."""
+    validation_samples: int = 200
+    """Validation images a task for the scale rule `validation`; 0 is all."""
+    shots: int = 10
+    """Samples a class for realignment."""
+    eval_batch_size: int = 128
+    """Images a step of evaluation."""
+    seed: int = 0
+    """Root of all random numbers of the sweep."""
+    realign: Recipe = REALIGN
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no sweep can use."""
+        require_at_least("eval samples", self.eval_samples, 0)
+        require_at_least("validation samples", self.validation_samples, 0)
+        require_at_least("shots", self.shots, 1)
+        require_at_least("eval batch size", self.eval_batch_size, 1)
+        require_at_least("seed", self.seed, 0)
+        if self.kappa is not None:
+            require_non_negative("kappa", self.kappa)
+        if self.c0_db != self.c0_db or abs(self.c0_db) == float("inf"):
+            raise InputError(f"c0 must be a finite number of dB, got {self.c0_db!r}.")
+        self.fixed_scale()
+
+    def fixed_scale(self) -> float | None:
+        """Return the merging coefficient if it is a number, `None` if it is a rule.
+
+        **Raises:** `InputError` if it is neither, or negative or NaN.
+        """
+        if self.scale in SCALE_RULES:
+            return None
+        try:
+            value = float(self.scale)
+        except ValueError:
+            rules = ", ".join(SCALE_RULES)
+            raise InputError(
+                f"scale must be a number >= 0 or one of {rules}, got {self.scale!r}."
+            ) from None
+        return require_non_negative("scale", value)
+
+    def key(self) -> dict[str, Any]:
+        """Return what the numbers depend on, ready for `content_hash`."""
+        from dataclasses import asdict
+
+        values = asdict(self)
+        del values["eval_batch_size"]  # a knob of speed, not of meaning
+        return values

@@ -1,0 +1,111 @@
+"""Fine-tune a backbone on one task under its frozen head; resumes after kill -9."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.training.batches import epoch_batch
+from rmtllmf_jax.training.recipes import Recipe
+
+
+@partial(jax.jit, static_argnames=("backbone", "recipe"), donate_argnames="state")
+def train_step(
+    state: PyTree,
+    images: UInt8[Array, "batch size size channels"],
+    labels: Int[Array, " batch"],
+    head: Head,
+    *,
+    backbone: Backbone,
+    recipe: Recipe,
+) -> tuple[PyTree, Float[Array, ""]]:
+    """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
+
+    `state` is ``{"params": ..., "optimiser": ...}``; `head` may be padded, which lets all tasks
+    share one compiled step.
+    """
+
+    def loss(params: PyTree) -> Float[Array, ""]:
+        logits = head(backbone.features(params, images))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    value, gradient = jax.value_and_grad(loss)(state["params"])
+    updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    return {"params": params, "optimiser": optimiser}, value
+
+
+def finetune(
+    backbone: Backbone,
+    base: PyTree,
+    head: Head,
+    images: UInt8[np.ndarray, "n size size channels"],
+    labels: Int[np.ndarray, " n"],
+    recipe: Recipe,
+    seed: int,
+    checkpoints: Path,
+    *,
+    every: int = 50,
+    description: str = "fine-tuning",
+) -> PyTree:
+    """Fine-tune all parameters of the backbone on one task and return them.
+
+    **Arguments:**
+
+    - `base`: the pretrained parameters; `head`: frozen, possibly padded.
+    - `images`, `labels`: the training split; the images may be a memory map.
+    - `seed`: of the order of the samples.
+    - `checkpoints`: folder of orbax steps; the newest is gone on from, so that a run that was
+      killed ends at the same parameters as one that was not.
+    - `every`: steps between checkpoints.
+
+    **Raises:** `InputError` if the loss stops being finite.
+    """
+    import orbax.checkpoint as ocp
+
+    # donate_argnames would otherwise free the caller's base parameters.
+    params = jax.tree.map(jnp.copy, base)
+    state: Any = {"params": params, "optimiser": recipe.optimiser().init(params)}
+    # Not asynchronous: the next step donates the state's buffers.
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, save_interval_steps=every, enable_async_checkpointing=False
+    )
+    with ocp.CheckpointManager(checkpoints.absolute(), options=options) as manager:
+        first = manager.latest_step() or 0
+        if first:
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
+            logging.getLogger(__name__).info("going on from step %d of %s", first, checkpoints)
+        value = jnp.zeros(())
+        with progress_bar(description, recipe.steps, first) as advance:
+            for step in range(first, recipe.steps):
+                batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
+                state, value = train_step(
+                    state, images[batch], labels[batch], head, backbone=backbone, recipe=recipe
+                )
+                advance(1)
+                if (step + 1) % every == 0:
+                    _require_finite(value, step, description)
+                    manager.save(step + 1, args=ocp.args.StandardSave(state))
+    _require_finite(value, recipe.steps - 1, description)
+    return state["params"]
+
+
+def _require_finite(loss: Float[Array, ""], step: int, description: str) -> None:
+    if not np.isfinite(loss):
+        raise InputError(
+            f"{description}: the loss is {float(loss)} at step {step + 1}; "
+            "lower --learning-rate, or check the weights."
+        )

@@ -1,0 +1,74 @@
+"""Realign a merged model on a few labelled samples of its tasks, each task under its own head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.heads import Head, logits_by_task
+from rmtllmf_jax.training.recipes import Recipe
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["images", "labels", "task"], meta_fields=[])
+@dataclass(frozen=True)
+class Shots:
+    """A pool of labelled samples of several tasks; `task` indexes the stacked heads."""
+
+    images: UInt8[Array, "pool size size channels"]
+    labels: Int[Array, " pool"]
+    task: Int[Array, " pool"]
+
+
+def realign(
+    params: PyTree,
+    trainable: PyTree[Bool[Array, ""]],
+    heads: Head,
+    shots: Shots,
+    batches: Int[Array, "steps batch"],
+    *,
+    backbone: Backbone,
+    recipe: Recipe,
+) -> tuple[PyTree, Float[Array, " steps"]]:
+    """Return the realigned parameters and the loss before each step.
+
+    Pure, and one program whatever the combination and the frozen leaves are: both are data.
+
+    **Arguments:**
+
+    - `params`: the merged model.
+    - `trainable`: a flag a leaf; leaves with `False` come back bitwise equal.
+    - `heads`: stacked, frozen; `shots`: the pool of all tasks.
+    - `batches`: indices into the pool, one row a step (`batches.balanced_batches`), which choose
+      the combination.
+    """
+    optimiser = recipe.optimiser()
+
+    def loss(params: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
+        features = backbone.features(params, shots.images[batch])
+        logits = logits_by_task(heads, features, shots.task[batch])
+        labels = shots.labels[batch]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(
+        carry: tuple[PyTree, PyTree], batch: Int[Array, " batch"]
+    ) -> tuple[tuple[PyTree, PyTree], Float[Array, ""]]:
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        # Frozen leaves must not count in the clipped global norm either.
+        gradient = jax.tree.map(jnp.where, trainable, gradient, _zeros(gradient))
+        updates, state = optimiser.update(gradient, state, params)
+        moved = optax.apply_updates(params, updates)
+        return (jax.tree.map(jnp.where, trainable, moved, params), state), value
+
+    (params, _), losses = jax.lax.scan(step, (params, optimiser.init(params)), batches)
+    return params, losses
+
+
+def _zeros(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, tree)

@@ -1,0 +1,138 @@
+"""A tiny Vision Transformer and tiny image tasks, made on the spot: no test needs a download."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models.backbone import Backbone, load_backbone
+
+TINY_CONFIG = {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+    "image_size": 16,
+    "patch_size": 4,
+    "num_channels": 3,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+}
+
+
+def hugging_face_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random weights with the keys and layouts of `ViTForImageClassification`."""
+    random = np.random.default_rng(seed)
+    width, mlp, patch = (config[k] for k in ("hidden_size", "intermediate_size", "patch_size"))
+    tokens = (config["image_size"] // patch) ** 2 + 1
+
+    def normal(*shape: int, std: float = 0.2) -> np.ndarray:
+        return (std * random.normal(size=shape)).astype(np.float32)
+
+    tensors = {
+        "vit.embeddings.cls_token": normal(1, 1, width),
+        "vit.embeddings.position_embeddings": normal(1, tokens, width),
+        "vit.embeddings.patch_embeddings.projection.weight": normal(width, 3, patch, patch),
+        "vit.embeddings.patch_embeddings.projection.bias": normal(width),
+        "vit.layernorm.weight": 1 + normal(width),
+        "vit.layernorm.bias": normal(width),
+        "classifier.weight": normal(3, width),
+        "classifier.bias": normal(3),
+    }
+    for index in range(config["num_hidden_layers"]):
+        layer = f"vit.encoder.layer.{index}"
+        dense = {
+            "attention.attention.query": (width, width),
+            "attention.attention.key": (width, width),
+            "attention.attention.value": (width, width),
+            "attention.output.dense": (width, width),
+            "intermediate.dense": (mlp, width),
+            "output.dense": (width, mlp),
+        }
+        for name, shape in dense.items():
+            tensors[f"{layer}.{name}.weight"] = normal(*shape)
+            tensors[f"{layer}.{name}.bias"] = normal(shape[0])
+        for name in ("layernorm_before", "layernorm_after"):
+            tensors[f"{layer}.{name}.weight"] = 1 + normal(width)
+            tensors[f"{layer}.{name}.bias"] = normal(width)
+    return tensors
+
+
+def write_model(folder: Path, config: dict = TINY_CONFIG, seed: int = 0) -> Path:
+    """Write a Hugging Face model directory with random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(hugging_face_tensors(config, seed), folder / "model.safetensors")
+    return folder
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Return an image as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_task(
+    folder: Path, classes: int, train: int, test: int, seed: int, size: int = 16
+) -> None:
+    """Write a task whose classes are noisy colour gradients: learnable, not trivial."""
+    random = np.random.default_rng(seed)
+    prototypes = random.integers(0, 256, size=(classes, 4, 4, 3))
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"class {index}" for index in range(classes)]
+    (folder / "classes.json").write_text(json.dumps({"classes": names}))
+    for split, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % classes
+        images = []
+        for label in labels:
+            clean = np.kron(prototypes[label], np.ones((size // 4, size // 4, 1)))
+            noisy = clean + random.normal(scale=60, size=clean.shape)
+            images.append(png(np.clip(noisy, 0, 255).astype(np.uint8)))
+        ids = [f"{folder.name}/{split}/{row}" for row in range(count)]
+        table = pa.table({"image": images, "label": labels.astype(np.int32), "id": ids})
+        pq.write_table(table, folder / f"{split}.parquet")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory of a ViT with width 16, depth 2, patch 4 and 16 x 16 pixels."""
+    return write_model(tmp_path_factory.mktemp("model") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small tasks (mnist, svhn, dtd by name) with 2, 3 and 4 classes."""
+    root = tmp_path_factory.mktemp("data")
+    for seed, (task, classes) in enumerate((("mnist", 2), ("svhn", 3), ("dtd", 4))):
+        write_task(root / task, classes, train=20 * classes, test=10 * classes, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> tuple[Backbone, dict]:
+    """The tiny backbone and its parameters."""
+    return load_backbone(tiny_model)
+
+
+def assert_trees_equal(a: object, b: object) -> None:
+    """Check that two trees are bitwise equal."""
+    left, right = leaves_by_path(a), leaves_by_path(b)
+    assert list(left) == list(right)
+    for path in left:
+        np.testing.assert_array_equal(
+            np.asarray(jax.device_get(left[path])), np.asarray(right[path]), err_msg=path
+        )

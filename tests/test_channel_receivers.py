@@ -1,0 +1,136 @@
+"""Receivers: one Cholesky factor against the textbook's interference covariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmtllmf_jax import channel
+from rmtllmf_jax.common.errors import InputError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def complex_normal(rng, *shape):
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+
+
+def random_system(rng, users, antennas):
+    """A channel with a 40 dB spread of powers, and a coloured noise covariance."""
+    h = complex_normal(rng, antennas, users) * 10 ** rng.uniform(-1, 1, users)
+    root = complex_normal(rng, antennas, antennas)
+    return h, root @ root.conj().T + 0.1 * np.eye(antennas)
+
+
+def textbook_rates(h, noise_covariance, order):
+    """R_q = log(1 + h_q^H X_q^-1 h_q), X_q = noise plus all users decoded later."""
+    rates = np.empty(len(order))
+    for position, user in enumerate(order):
+        later = h[:, order[position + 1 :]]
+        interference = later @ later.conj().T + noise_covariance
+        sinr = h[:, user].conj() @ np.linalg.solve(interference, h[:, user])
+        rates[user] = np.log1p(sinr.real)
+    return rates
+
+
+def effective_gram(h, noise_covariance):
+    return h.conj().T @ np.linalg.solve(noise_covariance, h)
+
+
+@pytest.mark.parametrize(("users", "antennas"), [(8, 16), (3, 4), (1, 1), (5, 5), (6, 4)])
+@pytest.mark.parametrize("order", channel.ORDERS)
+def test_sic_is_the_textbook_receiver(users, antennas, order):
+    rng = np.random.default_rng(users)
+    systems = [random_system(rng, users, antennas) for _ in range(20)]
+    grams = jnp.array([effective_gram(*system) for system in systems])
+    powers = jnp.array([np.linalg.norm(h, axis=0) ** 2 for h, _ in systems])
+    orders = jax.vmap(lambda p: channel.sic_order(p, order))(powers)
+
+    sign = 1 if order == "weakest_first" else -1
+    np.testing.assert_array_equal(orders, np.argsort(sign * np.asarray(powers), axis=1))
+    expected = [textbook_rates(h, c, list(o)) for (h, c), o in zip(systems, np.asarray(orders))]
+    np.testing.assert_allclose(jax.vmap(channel.sic_rates)(grams, orders), expected, rtol=1e-10)
+    mse = jax.vmap(channel.sic_mse)(grams, orders)
+    np.testing.assert_allclose(mse, np.exp(-np.array(expected)), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("users", "antennas"), [(8, 16), (1, 2), (6, 4)])
+def test_lmmse_is_the_textbook_receiver(users, antennas):
+    rng = np.random.default_rng(users)
+    h, noise_covariance = random_system(rng, users, antennas)
+    # E|x - W y|^2 with W = H^H (H H^H + C)^-1, from the receive side.
+    filter_ = h.conj().T @ np.linalg.inv(h @ h.conj().T + noise_covariance)
+    expected = np.real(np.diagonal(np.eye(users) - filter_ @ h))
+    mse = channel.lmmse_mse(jnp.array(effective_gram(h, noise_covariance)))
+    np.testing.assert_allclose(mse, expected, rtol=1e-8)
+
+
+rates_jit = jax.jit(channel.sic_rates)
+sic_jit = jax.jit(channel.sic_mse)
+lmmse_jit = jax.jit(channel.lmmse_mse)
+sum_rate_jit = jax.jit(channel.sum_rate)
+bound_jit = jax.jit(channel.sum_rate_lower_bound)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    users=st.integers(1, 6),
+    antennas=st.integers(1, 9),
+    power_db=st.floats(-40, 40),
+    spread=st.floats(0, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rates_share_one_determinant(users, antennas, power_db, spread, seed):
+    rng = np.random.default_rng(seed)
+    h = complex_normal(rng, antennas, users) * 10 ** (rng.uniform(-spread, spread, users))
+    gram = jnp.array(h.conj().T @ h) * 10 ** (power_db / 10)
+    order = jnp.array(rng.permutation(users))
+    rates, mse, lmmse = rates_jit(gram, order), sic_jit(gram, order), lmmse_jit(gram)
+    total = sum_rate_jit(gram)
+
+    log_det = np.linalg.slogdet(np.eye(users) + np.asarray(gram))[1]
+    np.testing.assert_allclose(total, log_det, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(jnp.sum(rates), total, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(-jnp.sum(jnp.log(mse)), total, rtol=1e-12, atol=1e-12)
+    assert jnp.all((mse > 0) & (mse <= 1))
+    assert bound_jit(gram) <= total * (1 + 1e-12) + 1e-12
+    # Cancelling helps everyone but the first decoded user, for whom nothing is cancelled yet.
+    assert jnp.all(mse <= lmmse * (1 + 1e-8))
+    np.testing.assert_allclose(mse[order[0]], lmmse[order[0]], rtol=1e-8)
+
+
+def test_the_printed_sum_rate_is_only_a_bound():
+    rng = np.random.default_rng(0)
+    h = complex_normal(rng, 16, 8) * 10 ** rng.uniform(-0.5, 0.5, 8)
+    gram = jnp.array(h.conj().T @ h)
+    assert channel.sum_rate_lower_bound(gram) < 0.5 * channel.sum_rate(gram)
+    one = gram[:1, :1]
+    np.testing.assert_allclose(channel.sum_rate_lower_bound(one), channel.sum_rate(one))
+
+
+def test_unbiased_sinr_of_one_user_is_the_matched_filters():
+    h = complex_normal(np.random.default_rng(1), 4, 1)
+    gram = jnp.array(h.conj().T @ h)
+    np.testing.assert_allclose(channel.unbiased_sinr(channel.lmmse_mse(gram))[0], gram[0, 0].real)
+
+
+def test_receiver_mse_chooses_by_order():
+    h = jnp.array(complex_normal(np.random.default_rng(2), 6, 4) * [1, 2, 3, 4])
+    gram = channel.gram(h)
+    power = channel.received_power(gram)
+    order = channel.sic_order(power, "strongest_first")
+    np.testing.assert_array_equal(
+        channel.receiver_mse(gram, power, "strongest_first"), channel.sic_mse(gram, order)
+    )
+    np.testing.assert_array_equal(channel.receiver_mse(gram, power, None), channel.lmmse_mse(gram))
+
+
+def test_unknown_order_names_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'weakest_first'"):
+        channel.sic_order(jnp.ones(3), "weakest")

@@ -1,0 +1,114 @@
+"""Pixels: parity with Pillow and torchvision's rule, every colour mode, unreadable bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.decode import decode_image
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_an_image_of_the_right_size_is_untouched() -> None:
+    decoded = decode_image(encoded(Image.fromarray(PIXELS)), 20, "here")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "resized", "box"),
+    [
+        # resized (width, height) and crop box by torchvision's Resize and CenterCrop
+        (20, 31, 8, (12, 8), (2, 0, 10, 8)),
+        (31, 20, 8, (8, 12), (0, 2, 8, 10)),
+        (20, 29, 8, (11, 8), (2, 0, 10, 8)),  # a width of 11.6 is cut, a margin of 1.5 rounds to 2
+        (20, 33, 8, (13, 8), (2, 0, 10, 8)),  # a margin of 2.5 rounds to 2
+        (7, 9, 32, (41, 32), (4, 0, 36, 32)),
+        (20, 20, 64, (64, 64), (0, 0, 64, 64)),
+    ],
+)
+def test_resize_and_crop_are_pillows(
+    height: int, width: int, size: int, resized: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    image = Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    expected = np.asarray(image.resize(resized, Image.Resampling.BICUBIC).crop(box))
+    np.testing.assert_array_equal(decode_image(encoded(image), size, "here"), expected)
+
+
+def test_jpeg_is_decoded_as_pillow_does() -> None:
+    data = encoded(Image.fromarray(PIXELS), "JPEG", quality=90)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data, 20, "here"), expected)
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    decoded = decode_image(encoded(Image.fromarray(PIXELS[..., 0])), 20, "here")
+    np.testing.assert_array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
+    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 77
+    decoded = decode_image(encoded(Image.fromarray(deep)), 20, "here")
+    np.testing.assert_array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
+
+
+def test_alpha_is_dropped() -> None:
+    alpha = RNG.integers(0, 256, (20, 20, 1), dtype=np.uint8)
+    image = Image.fromarray(np.concatenate([PIXELS, alpha], axis=2))
+    assert image.mode == "RGBA"
+    np.testing.assert_array_equal(decode_image(encoded(image), 20, "here"), PIXELS)
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(100, 108))])
+def test_palette_colours_are_looked_up(transparency: int | bytes | None) -> None:
+    palette = RNG.integers(0, 256, (8, 3), dtype=np.uint8)
+    index = RNG.integers(0, 8, (20, 20), dtype=np.uint8)
+    image = Image.fromarray(index).convert("P")
+    image.putpalette(palette.tobytes())
+    image.putdata(index.ravel().tolist())
+    options = {} if transparency is None else {"transparency": transparency}
+    np.testing.assert_array_equal(decode_image(encoded(image, **options), 20, "h"), palette[index])
+
+
+def test_one_bit_images() -> None:
+    image = Image.fromarray(PIXELS[..., 0]).convert("1")
+    decoded = decode_image(encoded(image), 20, "here")
+    assert set(np.unique(decoded)) == {0, 255}
+
+
+def test_pixels_without_a_range_are_refused() -> None:
+    image = Image.fromarray(PIXELS[..., 0].astype(np.float32))
+    with pytest.raises(InputError, match=r"^here: .*'F' have no agreed range"):
+        decode_image(encoded(image, "TIFF"), 20, "here")
+
+
+PNG = encoded(Image.fromarray(PIXELS))
+JPEG = encoded(Image.fromarray(PIXELS), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not an image", PNG[:60], PNG[: len(PNG) // 2], JPEG[: len(JPEG) // 2], PNG[:40]],
+)
+def test_unreadable_bytes_name_their_origin(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^a\.parquet: row 3: not a") as caught:
+        decode_image(data, 20, "a.parquet: row 3")
+    assert "0x" not in str(caught.value)
+
+
+def test_formats_that_run_programs_are_not_opened() -> None:
+    with pytest.raises(InputError, match=r"known format \(PNG, JPEG"):
+        decode_image(encoded(Image.fromarray(PIXELS), "EPS"), 20, "here")

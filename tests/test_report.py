@@ -1,0 +1,522 @@
+"""The report says what the tables say: every number is computed again here with plain loops."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.report.figures import cosine_figure, cosine_heat_map, figure_2
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.tables import (
+    by_size,
+    cell_scores,
+    per_task,
+    read_cosines,
+    read_results,
+    summary,
+)
+from rmtllmf_jax.report.terminal import print_summary
+from rmtllmf_jax.report.verdict import comparisons, sentences
+from rmtllmf_jax.report.write import write_report
+
+Row = dict[str, Any]
+TASKS = ("dtd", "mnist", "svhn")
+SCENARIOS = ("clean", "ideal", "sum_rate", "a_new_attack")
+PROTECTIONS = ("none", "freeze", "realign", "r-mtllmf")
+LABELS = {
+    "none": "Unprotected",
+    "freeze": "Freeze only",
+    "realign": "Realign only",
+    "r-mtllmf": "R-MTLLMF",
+}
+
+
+def result_rows(
+    scenarios: tuple[str, ...] = SCENARIOS, sizes: tuple[int, ...] = (2, 3), draws: int = 2
+) -> list[Row]:
+    """Rows in a shuffled order; accuracies are random, fine-tuned ones differ between tasks."""
+    rng = random.Random(7)
+    tuned = {"dtd": 0.8, "mnist": 0.99, "svhn": 0.95}
+    rows = []
+    for size in sizes:
+        for tasks in itertools.combinations(TASKS, size):
+            cells = [("clean", 0, "control")]
+            for scenario in scenarios:
+                count = 1 if scenario == "clean" else draws
+                cells += itertools.product([scenario], range(count), PROTECTIONS)
+            for (scenario, draw, protection), seed in itertools.product(cells, (0, 1)):
+                mean = rng.random()
+                for task in tasks:
+                    accuracy = rng.random() * tuned[task]
+                    rows.append(
+                        {
+                            "combination": "+".join(tasks),
+                            "size": size,
+                            "scenario": scenario,
+                            "draw": draw,
+                            "seed": seed,
+                            "protection": protection,
+                            "task": task,
+                            "scale": 0.3,
+                            "kappa": 1.0,
+                            "mse": mean,
+                            "mse_mean": mean,
+                            "accuracy": accuracy,
+                            "finetuned_accuracy": tuned[task],
+                            "base_accuracy": tuned[task] / 2,
+                            "normalised_accuracy": accuracy / tuned[task],
+                        }
+                    )
+    rng.shuffle(rows)
+    return rows
+
+
+def cosine_rows(scenarios: tuple[str, ...] = ("ideal", "sum_rate")) -> list[Row]:
+    rng = random.Random(8)
+    keys = itertools.product(scenarios, (0, 1), (0, 1), ("r-mtllmf", "none"), TASKS, TASKS)
+    names = ("scenario", "draw", "seed", "protection", "task_a", "task_b")
+    rows = [dict(zip(names, key)) for key in keys]
+    rng.shuffle(rows)
+    return [
+        row | {"cosine": 1.0 if row["task_a"] == row["task_b"] else rng.uniform(-1, 1)}
+        for row in rows
+    ]
+
+
+def loop_scores(rows: list[Row]) -> dict[tuple[Any, ...], float]:
+    """(combination, size, scenario, draw, seed, protection) -> mean over the cell's tasks."""
+    cells: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        names = ("combination", "size", "scenario", "draw", "seed", "protection")
+        cells.setdefault(tuple(row[n] for n in names), []).append(row["normalised_accuracy"])
+    return {cell: sum(values) / len(values) for cell, values in cells.items()}
+
+
+def loop_groups(rows: list[Row], *places: int) -> dict[tuple[Any, ...], list[float]]:
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for cell, score in loop_scores(rows).items():
+        groups.setdefault(tuple(cell[p] for p in places), []).append(score)
+    return groups
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    return result_rows()
+
+
+@pytest.fixture
+def results(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame(rows)
+
+
+def write_run(folder: Path, rows: list[Row], cosines: list[Row] | None, run: Any = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / "results.parquet")
+    if cosines is not None:
+        pd.DataFrame(cosines).to_parquet(folder / "cosines.parquet")
+    if run is not None:
+        (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+# Averages
+
+
+def test_cell_scores_average_over_the_tasks_of_a_cell(
+    rows: list[Row], results: pd.DataFrame
+) -> None:
+    expected = loop_scores(rows)
+    seen = cell_scores(results)
+    names = ["combination", "size", "scenario", "draw", "seed", "protection"]
+    assert len(seen) == len(expected)
+    for row in seen.to_dict("records"):
+        assert row["score"] == pytest.approx(expected[tuple(row[name] for name in names)])
+        control = (row["combination"], row["size"], "clean", 0, row["seed"], "control")
+        assert row["control"] == pytest.approx(expected[control])
+
+
+def test_summary_is_over_combinations_draws_and_seeds(
+    rows: list[Row], results: pd.DataFrame
+) -> None:
+    groups = loop_groups(rows, 2, 5)
+    seen = summary(results)
+    assert len(seen) == len(groups)
+    controls = groups["clean", "control"]
+    for row in seen.to_dict("records"):
+        values = groups[row["scenario"], row["protection"]]
+        assert row["mean"] == pytest.approx(statistics.mean(values))
+        assert row["std"] == pytest.approx(statistics.stdev(values))
+        assert row["cells"] == len(values)
+        assert row["control"] == pytest.approx(statistics.mean(controls))
+        mses = {
+            (r["combination"], r["draw"], r["seed"]): r["mse_mean"]
+            for r in rows
+            if (r["scenario"], r["protection"]) == (row["scenario"], row["protection"])
+        }
+        assert row["mse"] == pytest.approx(statistics.mean(mses.values()))
+
+
+def test_by_size(rows: list[Row], results: pd.DataFrame) -> None:
+    groups = loop_groups(rows, 1, 2, 5)
+    seen = by_size(results)
+    assert len(seen) == len(groups)
+    for row in seen.to_dict("records"):
+        values = groups[row["size"], row["scenario"], row["protection"]]
+        assert (row["min"], row["max"]) == pytest.approx((min(values), max(values)))
+        assert row["mean"] == pytest.approx(statistics.mean(values))
+        assert row["std"] == pytest.approx(statistics.stdev(values))
+        assert row["count"] == len(values)
+
+
+def test_per_task(rows: list[Row], results: pd.DataFrame) -> None:
+    seen = per_task(results)
+    assert list(seen["task"].unique()) == sorted(TASKS)
+    for row in seen.to_dict("records"):
+        keys = ("task", "scenario", "protection")
+        same = [r for r in rows if all(r[key] == row[key] for key in keys)]
+        for name in ("accuracy", "base_accuracy", "finetuned_accuracy", "normalised_accuracy"):
+            assert row[name] == pytest.approx(statistics.mean(r[name] for r in same))
+        assert row["cells"] == len(same)
+
+
+def test_rows_stand_in_the_order_of_the_paper(rows: list[Row]) -> None:
+    extra = [row | {"protection": "b_defence"} for row in rows if row["protection"] == "none"]
+    extra += [row | {"scenario": "strongest_user"} for row in rows if row["scenario"] == "ideal"]
+    extra += [row | {"scenario": "z_attack"} for row in rows if row["scenario"] == "ideal"]
+    seen = summary(pd.DataFrame(rows + extra))
+    order = ["clean", "ideal", "strongest_user", "sum_rate", "a_new_attack", "z_attack"]
+    assert list(dict.fromkeys(seen["scenario"])) == order
+    clean = seen.loc[seen["scenario"] == "clean", "protection"]
+    assert list(clean) == [*PROTECTIONS, "control", "b_defence"]
+    shuffled = pd.DataFrame(rows + extra).sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(summary(shuffled), seen, check_exact=False, rtol=1e-12)
+
+
+def test_control_is_that_of_the_same_combination_and_seed(rows: list[Row]) -> None:
+    kept = [row for row in rows if row["scenario"] != "ideal" or row["seed"] == 1]
+    kept = [row for row in kept if row["scenario"] != "ideal" or row["size"] == 3]
+    controls = [
+        score
+        for cell, score in loop_scores(rows).items()
+        if cell[1] == 3 and cell[4] == 1 and cell[5] == "control"
+    ]
+    seen = summary(pd.DataFrame(kept)).set_index(["scenario", "protection"])
+    assert seen.loc[("ideal", "none"), "control"] == pytest.approx(statistics.mean(controls))
+
+
+# Verdict
+
+
+@pytest.mark.parametrize("against", ["none", "control"])
+def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
+    # One unprotected cell is missing: its partner must not enter the mean.
+    lost = ("dtd+mnist", "sum_rate", 1, 0, "none")
+    names = ("combination", "scenario", "draw", "seed", "protection")
+    rows = [row for row in rows if tuple(row[name] for name in names) != lost]
+    scores = loop_scores(rows)
+    pairs = []
+    for cell, score in scores.items():
+        combination, size, scenario, draw, seed, protection = cell
+        if (scenario, protection) != ("sum_rate", "r-mtllmf"):
+            continue
+        place = (scenario, draw) if against == "none" else ("clean", 0)
+        other = scores.get((combination, size, *place, seed, against))
+        if other is not None:
+            pairs.append((score, other))
+    seen = comparisons(pd.DataFrame(rows)).set_index(["scenario", "against"])
+    row = seen.loc[("sum_rate", against)]
+    assert row["pairs"] == len(pairs) == (15 if against == "none" else 16)
+    assert row["protected"] == pytest.approx(statistics.mean(a for a, _ in pairs))
+    assert row["other"] == pytest.approx(statistics.mean(b for _, b in pairs))
+    assert row["difference"] == pytest.approx(statistics.mean(a - b for a, b in pairs))
+    assert row["better"] == sum(a > b for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("protected", "words"),
+    [
+        (0.75, "beats unprotected: 75.0% against 50.0% (+25.00 points; better in 16 of 16 pairs)"),
+        (0.5, "equals unprotected: 50.0% against 50.0% (+0.00 points; better in 0 of 16 pairs)"),
+        (0.25, "does not beat unprotected: 25.0% against 50.0% (-25.00 points; better in 0 of 16"),
+    ],
+)
+def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -> None:
+    values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6}
+    flat = [
+        row | {"normalised_accuracy": values[row["protection"]]}
+        for row in rows
+        if row["protection"] in values and row["scenario"] in ("clean", "ideal")
+    ]
+    said = "\n".join(sentences(pd.DataFrame(flat)))
+    assert f"Ideal (no attack): protected {words}" in said
+    verb = "beats" if protected > 0.6 else "does not beat"
+    assert f"Ideal (no attack): protected {verb} the control: {protected:.1%} against 60.0%" in said
+
+
+def test_sentences_without_partners_say_so(rows: list[Row]) -> None:
+    alone = [row for row in rows if row["protection"] == "r-mtllmf" and row["scenario"] == "ideal"]
+    said = sentences(pd.DataFrame(alone))
+    assert len(said) == 2
+    assert all("cannot be compared" in sentence for sentence in said)
+    bare = [row for row in rows if row["protection"] != "r-mtllmf"]
+    assert "cannot be said" in sentences(pd.DataFrame(bare))[0]
+
+
+# Figures
+
+
+def test_figure_2_draws_the_means_bands_and_control(rows: list[Row], results: pd.DataFrame) -> None:
+    groups = loop_groups(rows, 1, 2, 5)
+    figure = figure_2(results)
+    titles = ["Clean (no noise)", "Ideal (no attack)", "Sum-rate attack", "a_new_attack"]
+    assert [panel.get_title() for panel in figure.axes] == titles
+    assert len({panel.get_ylim() for panel in figure.axes}) == 1
+    for panel, scenario in zip(figure.axes, ("clean", "ideal", "sum_rate", "a_new_attack")):
+        lines = {line.get_label(): line for line in panel.get_lines()}
+        assert list(lines) == [*LABELS.values(), "Control (realigned base)"]
+        for place, (protection, label) in enumerate(LABELS.items()):
+            values = [groups[size, scenario, protection] for size in (2, 3)]
+            means = [100 * statistics.mean(v) for v in values]
+            stds = [100 * statistics.stdev(v) for v in values]
+            np.testing.assert_array_equal(lines[label].get_xdata(), [2, 3])
+            np.testing.assert_allclose(lines[label].get_ydata(), means)
+            corners = panel.collections[place].get_paths()[0].vertices[:, 1]
+            edges = [min(m - s for m, s in zip(means, stds)), max(map(sum, zip(means, stds)))]
+            np.testing.assert_allclose([corners.min(), corners.max()], edges)
+        control = [100 * statistics.mean(groups[size, "clean", "control"]) for size in (2, 3)]
+        np.testing.assert_allclose(lines["Control (realigned base)"].get_ydata(), control)
+    assert "± 1 standard deviation" in figure.get_suptitle()
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [*LABELS.values(), "Control (realigned base)"]
+
+
+def test_figure_2_with_one_cell_spreads_its_points() -> None:
+    rows = [row for row in result_rows(("ideal",), (3,), draws=1) if row["seed"] == 0]
+    figure = figure_2(pd.DataFrame(rows))
+    (panel,) = figure.axes
+    groups = loop_groups(rows, 5)
+    lines = {line.get_label(): line for line in panel.get_lines()}
+    places = [float(lines[label].get_xdata()[0]) for label in LABELS.values()]
+    assert len(set(places)) == 4
+    assert all(abs(place - 3) < 0.5 for place in places)
+    for protection, label in LABELS.items():
+        np.testing.assert_allclose(lines[label].get_ydata(), [100 * groups[protection,][0]])
+    control = lines["Control (realigned base)"]
+    np.testing.assert_allclose(control.get_ydata(), [100 * groups["control",][0]] * 2)
+    assert np.ptp(control.get_xdata()) > 0.5
+    figure.savefig(io.BytesIO(), format="png", dpi=40)
+
+
+def test_figure_2_of_controls_only_is_refused(results: pd.DataFrame) -> None:
+    with pytest.raises(InputError, match="only control rows"):
+        figure_2(results[results["protection"] == "control"])
+
+
+@pytest.mark.parametrize("protection", ["none", "r-mtllmf"])
+def test_cosine_heat_map_holds_the_means(protection: str) -> None:
+    rows = cosine_rows()
+    figure = cosine_heat_map(pd.DataFrame(rows), "sum_rate", protection)
+    panel = figure.axes[0]
+    (image,) = panel.images
+    assert image.get_clim() == (-1, 1)
+    tasks = sorted(TASKS)
+    assert [text.get_text() for text in panel.get_yticklabels()] == tasks
+    assert [text.get_text() for text in panel.get_xticklabels()] == tasks
+    words = [text.get_text() for text in panel.texts]
+    for i, j in itertools.product(range(3), repeat=2):
+        key = ("sum_rate", protection, tasks[i], tasks[j])
+        names = ("scenario", "protection", "task_a", "task_b")
+        values = [r["cosine"] for r in rows if tuple(r[name] for name in names) == key]
+        assert len(values) == 4
+        assert image.get_array()[i, j] == pytest.approx(statistics.mean(values))
+        assert words[3 * i + j] == f"{statistics.mean(values):.2f}"
+
+
+def test_cosine_figure_shows_each_protection_on_one_scale() -> None:
+    figure = cosine_figure(pd.DataFrame(cosine_rows()), "ideal")
+    maps = [panel for panel in figure.axes if panel.images]
+    assert [panel.get_title() for panel in maps] == ["Unprotected", "R-MTLLMF"]
+    assert "Ideal (no attack)" in figure.get_suptitle()
+
+
+def test_cosine_heat_map_names_what_is_missing() -> None:
+    cosines = pd.DataFrame(cosine_rows())
+    with pytest.raises(InputError, match=r"unknown scenario 'sum_rat'.*'sum_rate'"):
+        cosine_heat_map(cosines, "sum_rat", "none")
+    with pytest.raises(InputError, match="unknown protection 'freeze'"):
+        cosine_heat_map(cosines, "ideal", "freeze")
+
+
+# Reading
+
+
+def test_tables_are_read_as_written(tmp_path: Path, rows: list[Row]) -> None:
+    run = write_run(tmp_path / "run", rows, cosine_rows())
+    read = read_results(run / "results.parquet")
+    assert read.to_dict("records") == rows
+    assert read_cosines(run / "cosines.parquet").to_dict("records") == cosine_rows()
+
+
+@pytest.mark.parametrize("read", [read_results, read_cosines])
+def test_missing_and_truncated_tables_are_named(tmp_path: Path, rows: list[Row], read: Any) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.parquet: no such file"):
+        read(tmp_path / "nowhere.parquet")
+    whole = write_run(tmp_path / "run", rows, None) / "results.parquet"
+    for size in (0, 3, whole.stat().st_size // 2, whole.stat().st_size - 1):
+        short = tmp_path / "short.parquet"
+        short.write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(InputError, match=r"short\.parquet: not a whole parquet file"):
+            read(short)
+
+
+def test_missing_columns_are_listed(tmp_path: Path, results: pd.DataFrame) -> None:
+    path = tmp_path / "results.parquet"
+    results.drop(columns=["seed", "mse"]).to_parquet(path)
+    with pytest.raises(InputError, match=r"results\.parquet: lacks the columns seed, mse; it has"):
+        read_results(path)
+    pd.DataFrame(cosine_rows()).drop(columns="task_b").to_parquet(path)
+    with pytest.raises(InputError, match="lacks the columns task_b;"):
+        read_cosines(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "more than once"),
+        (lambda t: t.iloc[1:], "tasks, expected"),
+        (lambda t: t.assign(normalised_accuracy=math.nan), "normalised_accuracy is nan"),
+        (lambda t: t.assign(accuracy="high"), "column accuracy is not float"),
+        (lambda t: t.assign(draw=t["draw"].where(t.index > 0)), "column draw is not int"),
+        (lambda t: t.assign(task=t["task"].where(t.index > 0)), "column task is not str"),
+    ],
+)
+def test_spoilt_results_are_refused(
+    tmp_path: Path, results: pd.DataFrame, spoil: Any, message: str
+) -> None:
+    path = tmp_path / "results.parquet"
+    spoil(results).to_parquet(path)
+    with pytest.raises(InputError, match=rf"results\.parquet: .*{message}"):
+        read_results(path)
+
+
+# Writing and printing
+
+FILES = [f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg")]
+
+
+def test_write_report(tmp_path: Path, rows: list[Row]) -> None:
+    configuration = {"model": "vit", "image_size": 32, "hidden": 3}
+    settings = {"command": "rmtllmf sweep a|b", "configuration": configuration}
+    run = write_run(tmp_path / "run", rows, cosine_rows(), settings)
+    written = write_report(run)
+    assert [path.name for path in written] == [*FILES, "summary.md", "summary.csv"]
+    assert sorted(path.name for path in (run / "report").iterdir()) == sorted(
+        path.name for path in written
+    )
+    for path in written:
+        start = path.read_bytes()[:5]
+        assert path.suffix not in (".png", ".svg") or start in (b"\x89PNG\r", b"<?xml")
+
+    page = (run / "report" / "summary.md").read_text()
+    for sentence in sentences(pd.DataFrame(rows)):
+        assert f"- {sentence}\n" in page
+    values = loop_groups(rows, 2, 5)["sum_rate", "r-mtllmf"]
+    numbers = f"{100 * statistics.mean(values):.1f} | {100 * statistics.stdev(values):.1f}"
+    assert f"| sum_rate | r-mtllmf | {numbers} |" in page
+    for size in (2, 3):
+        values = loop_groups(rows, 1, 2, 5)[size, "clean", "control"]
+        cell = f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+        assert cell in page
+    assert "| - | fine-tuned | 80.0 | 99.0 | 95.0 |" in page
+    assert "| command | rmtllmf sweep a\\|b |" in page
+    assert "| configuration.image_size | 32 |" in page
+    assert "hidden" not in page
+    assert "skipped" not in page
+
+    stored = pd.read_csv(run / "report" / "summary.csv")
+    pd.testing.assert_frame_equal(stored, summary(pd.DataFrame(rows)), check_dtype=False)
+
+
+def test_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = result_rows(("ideal",), (2,), draws=1)
+    run = write_run(tmp_path / "run", rows, cosine_rows(("ideal",)))
+    first = {path.name: path.read_bytes() for path in write_report(run)}
+    assert {path.name: path.read_bytes() for path in write_report(run)} == first
+
+
+def test_figures_without_data_are_skipped_and_old_ones_removed(tmp_path: Path) -> None:
+    rows = result_rows(("ideal",), (2,), draws=1)
+    run = write_run(tmp_path / "run", rows, cosine_rows())
+    write_report(run)
+    write_run(run, rows, cosine_rows(("ideal",)))
+    names = [path.name for path in write_report(run)]
+    assert names == [*FILES[:4], "summary.md", "summary.csv"]
+    assert not list((run / "report").glob("figure_4*"))
+    page = (run / "report" / "summary.md").read_text()
+    assert "- figure_4 skipped: cosines.parquet has no scenario sum_rate." in page
+    assert "figure_4.png" not in page
+    assert "None recorded." in page
+
+    (run / "cosines.parquet").unlink()
+    controls = [row for row in rows if row["protection"] == "control"]
+    write_run(run, controls, None)
+    assert [path.name for path in write_report(run)] == ["summary.md", "summary.csv"]
+    page = (run / "report" / "summary.md").read_text()
+    assert "- figure_2 skipped: results.parquet holds control rows only." in page
+    assert "- figure_3 skipped: the run has no cosines.parquet." in page
+
+
+def test_a_run_json_that_is_no_object_is_refused(tmp_path: Path, rows: list[Row]) -> None:
+    run = write_run(tmp_path / "run", rows, None, run=[1])
+    with pytest.raises(InputError, match=r"run\.json: expected a JSON object"):
+        write_report(run)
+    assert not (run / "report").exists()
+
+
+def test_markdown_table() -> None:
+    sheet = Sheet("t", ["a", "b", "c"], [["x|y", "two\nlines", "3"]])
+    expected = "| a | b | c |\n| :-- | :-- | --: |\n| x\\|y | two lines | 3 |"
+    assert table(sheet) == expected
+
+
+@pytest.mark.parametrize("width", [200, 36])
+def test_print_summary_cuts_no_number(rows: list[Row], results: pd.DataFrame, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, record=True)
+    print_summary(results, console)
+    text = console.export_text()
+    assert "MSE" in text
+    assert all(task in text for task in TASKS)
+    for row in summary(results).to_dict("records"):
+        assert f"{100 * row['mean']:.1f}" in text
+    for row in per_task(results).to_dict("records"):
+        assert f"{100 * row['accuracy']:.1f}" in text
+    for (_, _, protection), values in loop_groups(rows, 1, 2, 5).items():
+        if protection in ("none", "r-mtllmf", "control"):
+            assert f"{100 * statistics.mean(values):.1f}" in text
+    words = " ".join(text.split())
+    assert all(" ".join(sentence.split()) in words for sentence in sentences(results))
+
+
+def test_the_room_needs_no_jax_and_no_pyplot() -> None:
+    code = (
+        "import sys, rmtllmf_jax.report.write, rmtllmf_jax.report.terminal;"
+        "print([name for name in ('jax', 'matplotlib.pyplot') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
