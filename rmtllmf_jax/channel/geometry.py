@@ -25,7 +25,7 @@ def power_law_path_loss(
 ) -> Float[Array, "*batch"]:
     """Power gain beta = (d / 1 km)^-exponent; `distance` in metres, positive.
 
-    >>> power_law_path_loss(jnp.array([1000.0, 100.0]), 2.0).round(3).tolist()
+    >>> power_law_path_loss(jnp.array([1000.0, 100.0]), 2.0).round(1).tolist()
     [1.0, 100.0]
     """
     return (distance / REFERENCE_DISTANCE_M) ** -exponent

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 
+@jax.jit
 def invert_positive(
     matrix: Complex[Array, "n n"],
 ) -> tuple[Float[Array, " n"], Complex[Array, "n n"]]:
@@ -34,6 +35,7 @@ def invert_positive(
     return pivots, inverse
 
 
+@jax.jit
 def eigh(
     matrix: Complex[Array, "n n"],
 ) -> tuple[Float[Array, " n"], Complex[Array, "n n"]]:

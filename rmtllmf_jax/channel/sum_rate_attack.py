@@ -54,8 +54,9 @@ def sum_rate(
 
     **Derivatives** in all three arguments follow a rule of their own, exact at repeated
     eigenvalues, where differentiating `eigh` gives NaN. Truly non-smooth is only a rank-deficient
-    `gram`: sigma grows like sqrt(lambda) there. First derivatives only: a second one differentiates
-    `eigh` inside the rule and is NaN at repeated eigenvalues.
+    `gram`: sigma grows like sqrt(lambda) there. Second derivatives exist in budget and noise; in
+    `gram` they would differentiate `eigh` inside the rule, which raises on the CPU and is NaN at
+    repeated eigenvalues elsewhere.
     """
     real = jnp.real(gram).dtype
     return _sum_rate(gram, jnp.asarray(budget, real), jnp.asarray(noise, real))

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, default_cache
+from rmtllmf_jax.cli.run_folder import working_in
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from rmtllmf_jax.data.task_data import TaskData
     from rmtllmf_jax.models.backbone import Backbone
-    from rmtllmf_jax.training.users import Setting
+    from rmtllmf_jax.training.users import Setting, UserRecord
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,8 @@ class Finetune(FinetuneOptions):
     def run(self) -> None:
         """Run the sub-command."""
         use_compilation_cache(self.cache_dir)
-        finetune(self, self.out, self.seed, self.cache_dir)
+        with working_in(self.out):
+            finetune(self, self.out, self.seed, self.cache_dir)
 
 
 def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tuple[TaskData, ...]:
@@ -61,7 +63,7 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
     from rmtllmf_jax.common.files import file_hash
     from rmtllmf_jax.models.backbone import WEIGHTS, load_backbone
     from rmtllmf_jax.training.recipes import Recipe
-    from rmtllmf_jax.training.users import Setting, UserRecord, train_users
+    from rmtllmf_jax.training.users import Setting, train_users
 
     recipe = Recipe(options.steps, options.batch_size, options.learning_rate, options.weight_decay)
     backbone, base = load_backbone(options.model, options.image_size)
@@ -88,26 +90,26 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
 
 def print_vectors(
-    out: Path, backbone: Backbone, base: PyTree, records: Mapping[str, object]
+    out: Path, backbone: Backbone, base: PyTree, records: Mapping[str, UserRecord]
 ) -> None:
     """Print norms, rms and cosines of the task vectors."""
     import numpy as np
     from rich.console import Console
-    from rich.table import Table
 
     from rmtllmf_jax import fusion
-    from rmtllmf_jax.training.users import UserRecord, load_user
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.terminal import print_sheet
+    from rmtllmf_jax.training.users import load_user
 
     vectors = []
     for record in records.values():
-        assert isinstance(record, UserRecord)
         finetuned, _ = load_user(out, record, base, backbone.width)
         vectors.append(fusion.TaskVector.between(finetuned, base))
     cosines = np.asarray(fusion.cosine_matrix(fusion.stack([vector.tree for vector in vectors])))
-    table = Table(title="Task vectors: norm, root mean square, cosines")
-    for name in ("task", "norm", "rms", *records):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for row, (task, vector) in enumerate(zip(records, vectors, strict=True)):
-        numbers = [f"{float(vector.norm()):.3f}", f"{float(vector.rms()):.2e}"]
-        table.add_row(task, *numbers, *[f"{value:.3f}" for value in cosines[row]])
-    Console().print(table)
+    rows = [
+        [task, f"{float(vector.norm()):.2f}", f"{float(vector.rms()):.1e}"]
+        + [f"{value:.3f}" for value in cosines[row]]
+        for row, (task, vector) in enumerate(zip(records, vectors, strict=True))
+    ]
+    header = ["task", "norm", "rms", *records]
+    print_sheet(Sheet("Task vectors: norm, root mean square, cosines", header, rows), Console())

@@ -35,7 +35,7 @@ class FinetuneOptions:
     data: Path
     """Folder with <task>/train.parquet, test.parquet and classes.json."""
     tasks: tuple[str, ...] = TASK_NAMES
-    """Tasks; user q of every channel draw sends the q-th."""
+    """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
     image_size: int = 64
     """Height and width in pixels; a multiple of the model's patch size."""
     validation_fraction: float = 0.1
@@ -67,7 +67,7 @@ class SweepOptions:
     preset: str = "paper"
     """Channel preset."""
     scale: str = "power-law"
-    """Merging coefficient: power-law, validation (the best on the validation split), or a number."""
+    """Merging coefficient: power-law, validation (the best on validation samples), or a number."""
     c0: float = -31.0
     """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
     kappa: float | None = None

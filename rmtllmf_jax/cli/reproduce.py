@@ -9,6 +9,7 @@ import tyro
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions, default_cache
+from rmtllmf_jax.cli.run_folder import working_in
 
 RECIPES = ("vit-tiny",)
 
@@ -50,6 +51,7 @@ class Reproduce(FinetuneOptions, SweepOptions):
         require_known("recipe", self.recipe, RECIPES)
         check(self, self.tasks, self.seed)
         use_compilation_cache(self.cache_dir)
-        finetune(self, self.out, self.seed, self.cache_dir)
-        sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
-        report(self.out)
+        with working_in(self.out):
+            finetune(self, self.out, self.seed, self.cache_dir)
+            sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
+            report(self.out)

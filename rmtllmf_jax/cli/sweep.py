@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
+from rmtllmf_jax.cli.run_folder import working_in
 
 if TYPE_CHECKING:
     from rmtllmf_jax.sweep.grid import Grid
@@ -32,7 +33,8 @@ class Sweep(SweepOptions):
     def run(self) -> None:
         """Run the sub-command."""
         use_compilation_cache(self.cache_dir)
-        sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
+        with working_in(self.out):
+            sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
 
 
 def settings_of(options: SweepOptions, seed: int) -> Settings:
@@ -87,9 +89,7 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
 
 def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> None:
     """Refuse bad options before any long work begins."""
-    from rmtllmf_jax.channel import get_preset
-
-    get_preset(settings_of(options, seed).preset)
+    settings_of(options, seed).channel(len(tasks))
     grid_of(options, tasks, seed)
 
 
@@ -98,9 +98,10 @@ def sweep(
 ) -> None:
     """Run the grid on a run folder's users and write its tables."""
     from rmtllmf_jax.cli.finetune import load_tasks
-    from rmtllmf_jax.common.files import content_hash, write_json
+    from rmtllmf_jax.common.errors import InputError
+    from rmtllmf_jax.common.files import content_hash, file_hash, write_json
     from rmtllmf_jax.data.tasks import validate_tasks
-    from rmtllmf_jax.models.backbone import load_backbone
+    from rmtllmf_jax.models.backbone import WEIGHTS, load_backbone
     from rmtllmf_jax.sweep.inputs import load_inputs
     from rmtllmf_jax.sweep.journal import Journal
     from rmtllmf_jax.sweep.run import run_grid
@@ -113,12 +114,20 @@ def sweep(
     names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
     settings, grid = settings_of(options, seed), grid_of(options, names, seed)
     backbone, base = load_backbone(Path(setting.model), setting.image_size)
+    weights = Path(setting.model) / WEIGHTS
+    if file_hash(weights) != setting.model_hash:
+        raise InputError(
+            f"{weights}: not the weights that {out} was fine-tuned from; put those back, or run "
+            "`rmtllmf finetune` again."
+        )
     data = load_tasks(setting, names, cache_dir)
     inputs = load_inputs(out, backbone, base, data, records, setting.key())
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     with Journal(out / "sweep" / f"{key}.jsonl") as journal:
         runner = Runner(inputs, settings, journal)
         tables = run_grid(runner, grid)
+    if "scales" not in tables:
+        (out / "scales.parquet").unlink(missing_ok=True)  # of another scale rule
     for name, rows in tables.items():
         write_table(out / f"{name}.parquet", rows)
     configuration: dict[str, Any] = {

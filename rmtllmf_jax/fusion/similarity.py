@@ -27,5 +27,6 @@ def rms(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, " users"]:
     squares = jax.tree.map(
         lambda leaf: jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1), stacked
     )
-    size = sum(leaf[0].size for leaf in jax.tree.leaves(stacked))
+    # A float, because jax refuses Python integers beyond 32 bits.
+    size = float(sum(leaf[0].size for leaf in jax.tree.leaves(stacked)))
     return jnp.sqrt(jax.tree.reduce(lambda a, b: a + b, squares) / size)

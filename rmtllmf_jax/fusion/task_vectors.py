@@ -58,13 +58,13 @@ class TaskVector:
         """Subtract another task vector."""
         return self + (-other)
 
-    def __mul__(self, scale: float | Float[Array, ""]) -> TaskVector:
+    def __mul__(self, scale: float | int | Float[Array, ""]) -> TaskVector:
         """Scale by a number."""
         return TaskVector(jax.tree.map(lambda leaf: scale * leaf, self.tree))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scale: float | Float[Array, ""]) -> TaskVector:
+    def __truediv__(self, scale: float | int | Float[Array, ""]) -> TaskVector:
         """Divide by a number."""
         return TaskVector(jax.tree.map(lambda leaf: leaf / scale, self.tree))
 
@@ -89,4 +89,4 @@ class TaskVector:
 
     def rms(self) -> Float[Array, ""]:
         """Return the root mean square over all parameters."""
-        return self.norm() / jnp.sqrt(self.size)
+        return self.norm() / self.size**0.5

@@ -21,6 +21,15 @@ WEIGHTS = "model.safetensors"
 """File of the weights inside a Hugging Face directory."""
 
 _NOT_BACKBONE = ("classifier.", "pooler.", "vit.pooler.")
+_SIZES = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
 
 
 @dataclass(frozen=True)
@@ -55,17 +64,31 @@ class Backbone:
         return features
 
 
-def _shape(config: dict[str, Any], path: Path) -> ViTShape:
+def _shape(config: Any, path: Path) -> ViTShape:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import ViTConfig  # a second of import, paid only when a model is loaded
 
-    if config.get("model_type") != "vit":
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != "vit":
         raise InputError(
-            f"{path}: model_type is {config.get('model_type')!r}; expected 'vit' "
+            f"{path}: model_type is {model_type!r}; expected 'vit' "
             "(a Hugging Face ViTModel or ViTForImageClassification directory)."
         )
-    full = ViTConfig.from_dict(
-        {k: v for k, v in config.items() if k not in ("id2label", "label2id")}
-    )
+    try:
+        full = ViTConfig.from_dict(
+            {k: v for k, v in config.items() if k not in ("id2label", "label2id")}
+        )
+    except StrictDataclassError as error:
+        raise InputError(f"{path}: {error}") from error
+    for key in _SIZES:
+        value = getattr(full, key)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{path}: {key} must be a whole number >= 1, got {value!r}.")
+    if full.hidden_size % full.num_attention_heads:
+        raise InputError(
+            f"{path}: hidden_size {full.hidden_size} is not a multiple of num_attention_heads "
+            f"{full.num_attention_heads}."
+        )
     return ViTShape(
         image_size=full.image_size,
         patch_size=full.patch_size,
@@ -86,9 +109,14 @@ def _image_statistics(directory: Path) -> tuple[tuple[float, ...], tuple[float, 
 
     path = directory / "preprocessor_config.json"
     config = read_json(path) if path.exists() else {}
-    mean = config.get("image_mean", IMAGENET_STANDARD_MEAN)
-    std = config.get("image_std", IMAGENET_STANDARD_STD)
-    return tuple(float(x) for x in mean), tuple(float(x) for x in std)
+    try:
+        mean = tuple(float(x) for x in config.get("image_mean", IMAGENET_STANDARD_MEAN))
+        std = tuple(float(x) for x in config.get("image_std", IMAGENET_STANDARD_STD))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: image_mean and image_std must be lists of numbers ({error})."
+        ) from error
+    return mean, std
 
 
 def _to_leaf(key: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:

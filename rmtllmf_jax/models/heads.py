@@ -38,7 +38,8 @@ def lda_head(
     Class covariances shrunk by Ledoit and Wolf's rule, empirical priors: for backbones without a
     text tower. Its logits are log posteriors up to a constant a sample.
 
-    **Raises:** `InputError` if a class has no sample, or features are not finite.
+    **Raises:** `InputError` if a class has no sample, if every class has one alone, or if features
+    are not finite.
 
     Reference: Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004.
     """
@@ -50,6 +51,11 @@ def lda_head(
         raise InputError(
             f"a head of {classes} classes needs at least one sample of each; "
             f"classes without: {empty}; largest label: {labels.max(initial=-1)}."
+        )
+    if len(labels) == classes:
+        raise InputError(
+            f"a head of {classes} classes needs more than {classes} samples: "
+            "one a class leaves no covariance."
         )
     if not np.isfinite(features).all():
         raise InputError("the backbone's features are not finite: are the weights whole?")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
@@ -31,13 +33,14 @@ def interpolate_positions(
     """Interpolate position embeddings to ``grid x grid`` patches; the class token's row is kept.
 
     Bicubic with a = -0.75 and without antialiasing, as `interpolate_pos_encoding` of Hugging
-    Face's ViT in torch.
+    Face's ViT in torch. Embeddings that belong to no square of patches come back as they are.
     """
-    old = round((positions.shape[1] - 1) ** 0.5)
-    if old == grid:
+    patches = positions.shape[1] - 1
+    old = math.isqrt(max(patches, 0))
+    if old == grid or old == 0 or old**2 != patches:
         return positions
     matrix = _bicubic_matrix(grid, old)
-    patches = positions[0, 1:].astype(np.float64).reshape(old, old, -1)
-    patches = np.einsum("ai,bj,ijw->abw", matrix, matrix, patches)
-    patches = patches.reshape(1, grid * grid, -1).astype(positions.dtype)
-    return np.concatenate([positions[:, :1], patches], axis=1)
+    image = positions[0, 1:].astype(np.float64).reshape(old, old, -1)
+    image = np.einsum("ai,bj,ijw->abw", matrix, matrix, image)
+    image = image.reshape(1, grid * grid, -1).astype(positions.dtype)
+    return np.concatenate([positions[:, :1], image], axis=1)

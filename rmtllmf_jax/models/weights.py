@@ -44,7 +44,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def save_tree(path: Path, tree: PyTree, metadata: dict[str, str] | None = None) -> None:
     """Write a tree of arrays as safetensors, atomically; a key is the leaf's path."""
-    tensors = {key: np.asarray(leaf) for key, leaf in leaves_by_path(tree).items()}
+    # Safetensors writes the memory as it lies, whatever the strides say.
+    tensors = {key: np.asarray(leaf, order="C") for key, leaf in leaves_by_path(tree).items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 

@@ -22,10 +22,15 @@ def print_summary(results: pd.DataFrame, console: Console | None = None) -> None
     """
     console = console or Console()
     for sheet in (summary_sheet(results), size_sheet(results, spread=False), task_sheet(results)):
-        for table in _tables(sheet, console.width):
-            console.print(table)
+        print_sheet(sheet, console)
     for sentence in sentences(results):
         console.print(sentence, markup=False, highlight=False)
+
+
+def print_sheet(sheet: Sheet, console: Console) -> None:
+    """Print one table, in as many blocks of columns as the console's width asks for."""
+    for table in _tables(sheet, console.width):
+        console.print(table)
 
 
 def _tables(sheet: Sheet, width: int) -> Iterator[Table]:

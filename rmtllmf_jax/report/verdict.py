@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -19,8 +20,10 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
     A pair shares combination, draw and seed (with the control, which has no uplink: combination and
     seed); cells without a partner are left out. One row a (scenario, `against`), for each scenario
     that has R-MTLLMF cells. Columns: `scenario`, `against` (`none` or `control`), `protected` and
-    `other` (mean average normalised accuracy over the pairs), `difference`, `better` (number of
-    pairs in which R-MTLLMF is better) and `pairs`. Without a pair the means are NaN.
+    `other` (mean average normalised accuracy over the pairs), `difference`, its standard `error`
+    (NaN for fewer than two pairs; pairs that share tasks are not independent, so it is a lower
+    bound), `better` (number of pairs in which R-MTLLMF is better) and `pairs`. Without a pair the
+    means are NaN.
     """
     cells = cell_scores(results)
     unprotected = cells[cells["protection"] == "none"][[*_PAIR, "score"]]
@@ -38,11 +41,13 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
                     "protected": pairs["score"].mean(),
                     "other": pairs[against].mean(),
                     "difference": gain.mean(),
+                    "error": gain.sem(),
                     "better": int((gain > _TIE).sum()),
                     "pairs": len(pairs),
                 }
             )
-    names = ["scenario", "against", "protected", "other", "difference", "better", "pairs"]
+    names = ["scenario", "against", "protected", "other", "difference"]
+    names += ["error", "better", "pairs"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -60,8 +65,12 @@ def _sentence(row: dict[str, Any]) -> str:
     if not row["pairs"]:
         return f"{scenario}: protected cannot be compared with {other}, no cell has both."
     difference = row["difference"]
-    verb = "beats" if difference > _TIE else "does not beat" if difference < -_TIE else "equals"
+    spread = 0.0 if math.isnan(row["error"]) else 2 * row["error"]
+    verb = "beats" if difference > 0 else "is worse than"
+    if abs(difference) <= max(spread, _TIE):
+        verb = "cannot be told from"
     return (
         f"{scenario}: protected {verb} {other}: {row['protected']:.1%} against {row['other']:.1%} "
-        f"({100 * difference:+.2f} points; better in {row['better']} of {row['pairs']} pairs)."
+        f"({100 * difference:+.2f} ± {100 * spread:.2f} points, twice the standard error; "
+        f"better in {row['better']} of {row['pairs']} pairs)."
     )

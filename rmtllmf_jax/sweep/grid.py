@@ -48,6 +48,11 @@ class Grid:
         for name in ("combinations", "scenarios", "protections"):
             if not getattr(self, name):
                 raise InputError(f"the grid has no cell: {name} is empty.")
+        if not self.cells():
+            raise InputError(
+                "the grid has no cell: the protection control stands under the scenario clean "
+                f"alone, and the scenarios are {', '.join(self.scenarios)}."
+            )
 
     def cells(self) -> list[Cell]:
         """Return the cells in a fixed order, each once.

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int64, PyTree
 
 from rmtllmf_jax import fusion
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.splits import evaluation_subset, few_shot
 from rmtllmf_jax.data.task_data import Rows, TaskData
@@ -91,12 +92,15 @@ def shot_pool(
 ) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
     """Return the few-shot samples of all tasks as one pool, and each task's places in it.
 
-    **Raises:** `InputError` that names a class with too few training images.
+    **Raises:** `InputError` that names a task and class with too few training images.
     """
     parts = []
     for task in data:
-        labels = task.train.labels
-        parts.append(task.train.take(few_shot(labels, per_class, seed, classes=task.classes)))
+        try:
+            rows = few_shot(task.train.labels, per_class, seed, classes=task.classes)
+        except InputError as error:
+            raise InputError(f"shots of task {task.name!r}: {error}") from error
+        parts.append(task.train.take(rows))
     ends = np.cumsum([len(part) for part in parts])
     places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
     pool = Shots(

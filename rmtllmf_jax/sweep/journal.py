@@ -31,6 +31,8 @@ class Journal:
         whole = 0
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
             try:
                 record = json.loads(line)
                 self._values[record["name"]] = record["value"]
@@ -41,8 +43,6 @@ class Journal:
                     f"{self.path}, line {number}: damaged ({error}). Remove the line: its work "
                     "is then done again."
                 ) from error
-            if not line.endswith(b"\n"):
-                break
             whole += len(line)
         return whole
 

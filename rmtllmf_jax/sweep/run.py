@@ -25,30 +25,40 @@ def run_grid(runner: Runner, grid: Grid) -> dict[str, Rows]:
     """
     scales, curve = scales_by_size(runner, grid.combinations)
     mse = {scenario: runner.mse(scenario, grid.draws) for scenario in grid.scenarios}
-    cells = grid.cells()
+    work = [(cell, _scale(cell, scales)) for cell in grid.cells()]
     results: Rows = []
-    done = sum(cell.name in runner.journal for cell in cells)
-    with progress_bar("sweep", len(cells), done) as advance:
-        for cell in cells:
+    done = sum(_name(cell, scale) in runner.journal for cell, scale in work)
+    with progress_bar("sweep", len(work), done) as advance:
+        for cell, scale in work:
             values = mse[cell.scenario][cell.draw]
-            scale = scales[len(cell.combination)]
-            if cell.name not in runner.journal:
+            if _name(cell, scale) not in runner.journal:
                 model = runner.protected(cell, values, scale)
                 found = {task: runner.accuracy(model, task, "test") for task in cell.combination}
-                runner.journal.add(cell.name, found)
+                runner.journal.add(_name(cell, scale), found)
                 advance(1)
             results += _rows(runner, cell, values, scale)
     tables = {"results": results, "cosines": cosine_rows(runner, grid)}
     return tables | ({"scales": curve} if curve else {})
 
 
+def _scale(cell: Cell, scales: dict[int, float]) -> float:
+    return scales[len(cell.combination)] if PROTECTIONS[cell.protection].fuse else 0.0
+
+
+def _name(cell: Cell, scale: float) -> str:
+    """Return what a cell is recorded under.
+
+    With the scale, as the rule `validation` may choose another one when the grid grows.
+    """
+    return f"{cell.name}/{scale}"
+
+
 def _rows(runner: Runner, cell: Cell, mse: Float[np.ndarray, " users"], scale: float) -> Rows:
     users = [runner.inputs.tasks.index(task) for task in cell.combination]
-    fused = PROTECTIONS[cell.protection].fuse
     rows = []
     for task, user in zip(cell.combination, users, strict=True):
         finetuned = runner.finetuned_accuracy(task, "test")
-        accuracy = runner.journal[cell.name][task]
+        accuracy = runner.journal[_name(cell, scale)][task]
         rows.append(
             {
                 "combination": "+".join(cell.combination),
@@ -58,7 +68,7 @@ def _rows(runner: Runner, cell: Cell, mse: Float[np.ndarray, " users"], scale: f
                 "seed": cell.seed,
                 "protection": cell.protection,
                 "task": task,
-                "scale": scale if fused else 0.0,
+                "scale": scale,
                 "kappa": float(runner.kappa[user]),
                 "mse": float(mse[user]),
                 "mse_mean": float(np.mean(mse[users])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int64, Key, PyTree
 
 from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import draw_keys, get_preset, user_mse
+from rmtllmf_jax.channel import ChannelPreset, draw_keys, user_mse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
@@ -29,6 +29,13 @@ from rmtllmf_jax.training.realign import Shots
 _CHANNEL, _NOISE = 0, 1
 
 
+@partial(jax.jit, static_argnames=("scenario", "preset"))
+def _mse(
+    keys: Key[Array, " draws"], scenario: str, preset: ChannelPreset
+) -> Float[Array, "draws users"]:
+    return jax.vmap(lambda key: user_mse(scenario, preset, key))(keys)
+
+
 class Runner:
     """The state of a sweep between cells: inputs, compiled programs, and samples on the device."""
 
@@ -40,12 +47,7 @@ class Runner:
         jit: Callable[..., Any] = jax.jit,
     ) -> None:
         self.inputs, self.settings, self.journal = inputs, settings, journal
-        self.preset = get_preset(settings.preset)
-        if len(inputs.tasks) > self.preset.users:
-            raise InputError(
-                f"{len(inputs.tasks)} tasks need as many users; the channel preset "
-                f"{settings.preset!r} has {self.preset.users}."
-            )
+        self.preset = settings.channel(len(inputs.tasks))
         self.programs = build_programs(inputs.backbone, settings.realign, jit)
         self.frozen = frozen_leaves(inputs.base)
         self.loose = jax.tree.map(jnp.zeros_like, self.frozen)
@@ -61,6 +63,12 @@ class Runner:
     @cached_property
     def validation(self) -> list[EvaluationSet]:
         """Validation batches of every task."""
+        without = [task.name for task in self.inputs.data if not len(task.validation)]
+        if without:
+            raise InputError(
+                f"no validation image of {', '.join(without)}, and --scale validation needs some: "
+                "fine-tune with a --validation-fraction above 0, or choose another --scale."
+            )
         rows = [task.validation for task in self.inputs.data]
         return evaluation_sets(rows, self.settings.validation_samples, self.settings)
 
@@ -68,14 +76,13 @@ class Runner:
     def kappa(self) -> Float[Array, " users"]:
         """Noise scale of every user."""
         if self.settings.kappa is not None:
-            return jnp.full(len(self.inputs.tasks), self.settings.kappa)
+            return jnp.full(len(self.inputs.tasks), self.settings.kappa, jnp.float32)
         return uplink.kappa_from_c0(self.inputs.vectors, self.settings.c0_db)
 
     def mse(self, scenario: str, draws: int) -> Float[np.ndarray, "draws users"]:
         """Return the MSE of the tasks' users in every draw; draw k does not depend on `draws`."""
         keys = draw_keys(jax.random.fold_in(self._key, _CHANNEL), draws)
-        values = jax.jit(jax.vmap(lambda key: user_mse(scenario, self.preset, key)))(keys)
-        return np.asarray(values)[:, : len(self.inputs.tasks)]
+        return np.asarray(_mse(keys, scenario, self.preset))[:, : len(self.inputs.tasks)]
 
     def noise_key(self, seed: int, draw: int, purpose: str) -> Key[Array, ""]:
         """Return a key by meaning; scenarios and protections share it (common random numbers)."""

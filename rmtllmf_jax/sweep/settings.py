@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rmtllmf_jax.channel import ChannelPreset, get_preset
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 
@@ -65,6 +66,19 @@ class Settings:
                 f"scale must be a number >= 0 or one of {rules}, got {self.scale!r}."
             ) from None
         return require_non_negative("scale", value)
+
+    def channel(self, tasks: int) -> ChannelPreset:
+        """Return the channel preset, which needs a user a task.
+
+        **Raises:** `InputError` if it is unknown, or has fewer users than there are tasks.
+        """
+        preset = get_preset(self.preset)
+        if tasks > preset.users:
+            raise InputError(
+                f"{tasks} tasks need as many users; the channel preset {self.preset!r} has "
+                f"{preset.users}."
+            )
+        return preset
 
     def key(self) -> dict[str, Any]:
         """Return what the numbers depend on, ready for `content_hash`."""

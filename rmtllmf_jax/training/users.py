@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -115,8 +116,10 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
 
 
 def _abstract_head(width: int, classes: int) -> Head:
-    shape = jax.ShapeDtypeStruct
-    return Head(shape((width, classes), np.float32), shape((classes,), np.float32))  # type: ignore[arg-type]
+    def head() -> Head:
+        return Head(jnp.zeros((width, classes), jnp.float32), jnp.zeros(classes, jnp.float32))
+
+    return jax.eval_shape(head)
 
 
 def _head(
