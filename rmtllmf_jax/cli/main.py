@@ -7,8 +7,9 @@ its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,17 +20,23 @@ from rmtllmf_jax.cli.sweep import Sweep
 from rmtllmf_jax.common.errors import InputError
 
 
+def _defaults(changes: Mapping[str, Any]) -> Reproduce:
+    """Return `reproduce` before anything is given: changed defaults, and what must be given."""
+    options = object.__new__(Reproduce)  # tyro.MISSING has none of the types of __init__
+    for field in fields(Reproduce):
+        value = field.default
+        if field.default_factory is not MISSING:
+            value = field.default_factory()
+        setattr(options, field.name, tyro.MISSING if value is MISSING else value)
+    vars(options).update(changes)
+    return options
+
+
 def parse(argv: Sequence[str]) -> Finetune | Report | Reproduce | Sweep:
     """Return the sub-command that the arguments describe."""
     subcommand = tyro.conf.subcommand
     # --quick changes defaults, so that options given beside it win and --help shows the truth.
-    missing = {
-        "recipe": tyro.MISSING,
-        "model": tyro.MISSING,
-        "data": tyro.MISSING,
-        "out": tyro.MISSING,
-    }
-    reproduce = Reproduce(**missing, **(QUICK if "--quick" in argv else {}))
+    reproduce = _defaults(QUICK if "--quick" in argv else {})
     commands = (
         Annotated[Reproduce, subcommand("reproduce", default=reproduce)]
         | Annotated[Finetune, subcommand("finetune")]

@@ -111,15 +111,12 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
 
     **Raises:** `InputError` that names a missing or damaged file.
     """
-    head = _abstract_head(width, record.classes)
+    head = _blank_head(width, record.classes)
     return load_tree(run / record.finetuned, base), load_tree(run / record.head, head)
 
 
-def _abstract_head(width: int, classes: int) -> Head:
-    def head() -> Head:
-        return Head(jnp.zeros((width, classes), jnp.float32), jnp.zeros(classes, jnp.float32))
-
-    return jax.eval_shape(head)
+def _blank_head(width: int, classes: int) -> Head:
+    return Head(jnp.zeros((width, classes), jnp.float32), jnp.zeros(classes, jnp.float32))
 
 
 def _head(
@@ -128,7 +125,7 @@ def _head(
     key = content_hash({"data": task.train.split.fingerprint, "v": _FORMAT, **setting.key()})
     path = run / "heads" / f"{task.name}-{key}.safetensors"
     if path.exists():
-        return load_tree(path, _abstract_head(backbone.width, len(task.classes))), path
+        return load_tree(path, _blank_head(backbone.width, len(task.classes))), path
     features = extract_features(
         backbone, base, task.train.images, description=f"features {task.name}"
     )
