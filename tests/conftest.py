@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -14,6 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 
@@ -136,3 +142,65 @@ def assert_trees_equal(a: object, b: object) -> None:
         np.testing.assert_array_equal(
             np.asarray(jax.device_get(left[path])), np.asarray(right[path]), err_msg=path
         )
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A run folder that the installed command finished, with what the command printed."""
+
+    folder: Path
+    users: tuple[str, ...]
+    """Options of `finetune` (and `reproduce`) without --out."""
+    grid: tuple[str, ...]
+    """Options of `sweep` (and `reproduce`) without --out."""
+    stdout: str
+    stderr: str
+
+    def copy(self, to: Path, *, sweep: bool = True) -> Path:
+        """Copy the run folder; without `sweep`, what `finetune` made of it alone."""
+        left_out = () if sweep else ("sweep", "report", "run.json", "*.parquet")
+        return Path(shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns(*left_out)))
+
+
+def command(*words: object) -> list[str]:
+    """Return the installed command with its arguments."""
+    return [str(Path(sys.executable).with_name("rmtllmf")), *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a command whose small programs come from the cache as well."""
+    return {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images and compiled programs, shared by all tests and the commands they start."""
+    folder = tmp_path_factory.mktemp("cache")
+    use_compilation_cache(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a single layer: half the leaves to compile for."""
+    folder = tmp_path_factory.mktemp("model") / "shallow-vit"
+    return write_model(folder, TINY_CONFIG | {"num_hidden_layers": 1})
+
+
+@pytest.fixture(scope="session")
+def finished(
+    shallow_model: Path, tiny_data: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TinyRun:
+    """The main job on the tiny model and tasks, through the installed command, undisturbed.
+
+    Long enough for two checkpoints a task (every 50 steps). Copy the folder to change it.
+    """
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    users = ["--model", shallow_model, "--data", tiny_data, "--image-size", 16, "--steps", 120]
+    users += ["--batch-size", 8, "--cache-dir", cache_dir, "--tasks", "mnist", "svhn", "dtd"]
+    grid = ["--realign-steps", 5, "--realign-batch-size", 8, "--shots", 3]
+    grid += ["--realign-learning-rate", 0.003, "--eval-batch-size", 16]
+    words = command("reproduce", "vit-tiny", "--out", folder, *users, *grid)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return TinyRun(folder, tuple(map(str, users)), tuple(map(str, grid)), done.stdout, done.stderr)

@@ -74,10 +74,10 @@ def relative_errors(attack, h, direction, budget):
         richardson(
             lambda t, way=way: losses(attack, *(x + t * d for x, d in zip(point, way))), step
         )
-        for way, step in zip(directions, (0.02, 0.08, 0.08))
+        for way, step in zip(directions, (0.01, 0.08, 0.08))
     ]
     exact, numeric = jnp.stack([in_h, *gradients[1:]]), jnp.stack(numeric)
-    return jnp.abs(exact - numeric) / (jnp.abs(numeric) + 1e-6 * losses(attack, *point))
+    return jnp.abs(exact - numeric) / (jnp.abs(numeric) + 1e-3 * losses(attack, *point))
 
 
 def errors_over_draws(attack, make, budget, draws=12):
@@ -96,9 +96,8 @@ def test_sum_rate_attack(make, budget):
     assert np.median(errors) < 1e-9
 
 
-@pytest.mark.parametrize("attack", ["white_in_range", "strongest_user"])
-def test_other_attacks(attack):
-    assert np.max(errors_over_draws(attack, near_far, 230.0)) < 1e-7
+def test_strongest_user_attack():
+    assert np.max(errors_over_draws("strongest_user", near_far, 230.0)) < 1e-8
 
 
 def test_forward_and_reverse_mode_agree():
@@ -128,21 +127,26 @@ def test_budget_moves_mse_at_zero_budget():
     np.testing.assert_allclose(slope, (of_budget(small) - of_budget(0.0)) / small, rtol=1e-3)
 
 
-@pytest.mark.parametrize("attack", channel.ATTACKS)
-def test_float32_gradients_are_finite_over_2000_draws(attack):
+def test_float32_gradients_are_finite_over_2000_draws():
+    """Of the sum over the attacks that are more than a division: one NaN would show in it."""
+    names = ("sum_rate", "strongest_user")
+
+    def total(h, budget, noise):
+        mse = [channel.user_mse_from_channel(h, name, budget, noise) for name in names]
+        return jnp.sum(jnp.stack(mse))
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1, 2)), (0, None, None)))
     with jax.enable_x64(False):
-        h = channel.draw_channels(channel.get_preset("paper"), jax.random.key(20), 2000)
-        assert h.dtype == jnp.complex64
-
-        def total(h, budget, noise):
-            return jnp.sum(channel.user_mse_from_channel(h, attack, budget, noise))
-
-        both = jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1, 2)), (0, None, None)))
+        paper = channel.get_preset("paper")
+        h = jax.jit(channel.draw_channels, static_argnums=(0, 2))(paper, jax.random.key(20), 2000)
         value, gradients = both(h, 230.0, 1.0)
-        for leaf in jax.tree.leaves((value, gradients)):
-            assert jnp.all(jnp.isfinite(leaf))
-        host = np.asarray(h, np.complex128), [np.asarray(g, complex) for g in gradients]
-    exact, (exact_h, *_) = both(jnp.array(host[0]), 230.0, 1.0)
+        assert value.dtype == jnp.float32
+        value, gradients, h = jax.tree.map(np.asarray, (value, gradients, h))
+    for leaf in (value, *gradients):
+        assert np.all(np.isfinite(leaf))
+    exact, (exact_h, *_) = both(jnp.array(h, complex), 230.0, 1.0)
     np.testing.assert_allclose(value, exact, rtol=1e-3)
-    norm = np.linalg.norm(exact_h, axis=(1, 2))
-    assert np.median(np.linalg.norm(host[1][0] - exact_h, axis=(1, 2)) / norm) < 1e-4
+    error = np.linalg.norm(gradients[0] - exact_h, axis=(1, 2)) / np.linalg.norm(
+        exact_h, axis=(1, 2)
+    )
+    assert np.median(error) < 1e-5

@@ -31,7 +31,8 @@ from rmtllmf_jax.report.tables import (
     summary,
 )
 from rmtllmf_jax.report.terminal import print_summary
-from rmtllmf_jax.report.verdict import comparisons, sentences
+from rmtllmf_jax.report.verdict import comparisons, sentences, verdict
+from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 from rmtllmf_jax.report.write import write_report
 
 Row = dict[str, Any]
@@ -245,14 +246,59 @@ def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
     assert row["other"] == pytest.approx(statistics.mean(b for _, b in pairs))
     assert row["difference"] == pytest.approx(statistics.mean(a - b for a, b in pairs))
     assert row["better"] == sum(a > b for a, b in pairs)
+    gains = [a - b for a, b in pairs]
+    assert row["error"] == pytest.approx(statistics.stdev(gains) / len(gains) ** 0.5)
+
+
+def test_a_gain_within_its_noise_is_not_called_a_win(rows: list[Row]) -> None:
+    noisy = []
+    for row in rows:
+        if row["protection"] not in ("none", "r-mtllmf") or row["scenario"] != "ideal":
+            continue
+        sign = 1 if (row["draw"] + row["seed"]) % 2 else -1
+        gain = 0.01 + 0.2 * sign if row["protection"] == "r-mtllmf" else 0.0
+        noisy.append(row | {"normalised_accuracy": 0.5 + gain})
+    said = [line for line in sentences(pd.DataFrame(noisy)) if "unprotected" in line]
+    assert "protected cannot be told from unprotected: 51.0% against 50.0%" in said[0]
+
+
+def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
+    rows: list[Row], tmp_path: Path
+) -> None:
+    taught = [
+        row
+        | {
+            "base_accuracy": 0.5,
+            "finetuned_accuracy": 0.51 if row["task"] == "dtd" else 0.9,
+            "normalised_accuracy": 3.0 if row["task"] == "dtd" else 0.5,
+        }
+        for row in rows
+    ]
+    results = pd.DataFrame(taught)
+    assert weak_tasks(results) == ["dtd"]
+    assert summary(without_weak_tasks(results))["mean"].to_numpy() == pytest.approx(0.5)
+    lines = verdict(results)
+    assert any("did not teach dtd (51.0% fine-tuned, 50.0% head on the base)" in x for x in lines)
+    assert any(x.startswith("Without dtd: Ideal (no attack): protected") for x in lines)
+    results.to_parquet(tmp_path / "results.parquet")
+    names = {path.name for path in write_report(tmp_path)}
+    assert "figure_2_informative.png" in names
+    page = (tmp_path / "report" / "summary.md").read_text()
+    assert "over combinations, draws and seeds, without dtd" in page
+    pd.DataFrame([r | {"finetuned_accuracy": 0.9} for r in taught]).to_parquet(
+        tmp_path / "results.parquet"
+    )
+    names = {path.name for path in write_report(tmp_path)}
+    assert "figure_2_informative.png" not in names
+    assert not (tmp_path / "report" / "figure_2_informative.png").exists()
 
 
 @pytest.mark.parametrize(
     ("protected", "words"),
     [
-        (0.75, "beats unprotected: 75.0% against 50.0% (+25.00 points; better in 16 of 16 pairs)"),
-        (0.5, "equals unprotected: 50.0% against 50.0% (+0.00 points; better in 0 of 16 pairs)"),
-        (0.25, "does not beat unprotected: 25.0% against 50.0% (-25.00 points; better in 0 of 16"),
+        (0.75, "beats unprotected: 75.0% against 50.0% (+25.00 ± 0.00 points, twice the standard"),
+        (0.5, "cannot be told from unprotected: 50.0% against 50.0% (+0.00 ± 0.00 points"),
+        (0.25, "is worse than unprotected: 25.0% against 50.0% (-25.00 ± 0.00 points"),
     ],
 )
 def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -> None:
@@ -264,7 +310,7 @@ def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -
     ]
     said = "\n".join(sentences(pd.DataFrame(flat)))
     assert f"Ideal (no attack): protected {words}" in said
-    verb = "beats" if protected > 0.6 else "does not beat"
+    verb = "beats" if protected > 0.6 else "is worse than"
     assert f"Ideal (no attack): protected {verb} the control: {protected:.1%} against 60.0%" in said
 
 

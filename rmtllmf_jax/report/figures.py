@@ -30,12 +30,12 @@ _STYLES = {
 _SPARE = [("#009E73", "D"), ("#E69F00", "P"), ("#F0E442", "*")]
 
 
-def figure_2(results: pd.DataFrame) -> Figure:
+def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     """Draw the average normalised accuracy (%) against the number of tasks, one panel a scenario.
 
     A line a protection: mean over combinations, draws and seeds; the band (a bar where there is
     one size only) is ± one sample standard deviation over them. The control needs no uplink: its
-    mean is the dashed line of every panel.
+    mean is the dashed line of every panel. `note` goes into the title.
 
     **Raises:** `InputError` if `results` holds nothing but controls.
     """
@@ -87,7 +87,8 @@ def figure_2(results: pd.DataFrame) -> Figure:
     figure.supylabel("Average normalised accuracy (%)", fontsize=10)
     shape = "shading" if len(sizes) > 1 else "bar"
     title = f"mean over combinations, draws and seeds; {shape}: ± 1 standard deviation"
-    figure.suptitle(f"Accuracy of the fused model relative to fine-tuning\n{title}", fontsize=10)
+    what = f"Accuracy of the fused model relative to fine-tuning{', ' if note else ''}{note}"
+    figure.suptitle(f"{what}\n{title}", fontsize=10)
     return figure
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from rmtllmf_jax.report.sheets import Sheet, size_sheet, summary_sheet, task_sheet
-from rmtllmf_jax.report.verdict import sentences
+from rmtllmf_jax.report.sheets import Sheet, all_sheets
+from rmtllmf_jax.report.verdict import verdict
 
 _SHOWN = (
     "command", "commit", "machine", "device", "platform", "model", "checkpoint", "preset",
@@ -26,8 +26,8 @@ def page(
     `run` is the content of `run.json`, every key optional; `figures` are the stems of the PNG files
     beside the page; `skipped` says which figures are missing and why.
     """
-    parts = [f"# Report of {name}", "## Verdict", _list(sentences(results))]
-    for sheet in (summary_sheet(results), size_sheet(results, spread=True), task_sheet(results)):
+    parts = [f"# Report of {name}", "## Verdict", _list(verdict(results))]
+    for sheet in all_sheets(results, spread=True):
         parts += [f"## {sheet.title}", table(sheet)]
     parts += ["## Figures", *(f"![{stem}]({stem}.png)" for stem in figures)]
     if skipped:

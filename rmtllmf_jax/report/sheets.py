@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from rmtllmf_jax.report.order import in_order
 from rmtllmf_jax.report.tables import by_size, per_task, summary
+from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 
 _MAIN = ("none", "r-mtllmf", "control")
 
@@ -22,6 +23,19 @@ class Sheet:
     title: str
     header: list[str]
     rows: list[list[str]]
+
+
+def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
+    """Return every table of a report; averages are given without weak tasks too.
+
+    `spread` adds standard deviations to the table by number of tasks.
+    """
+    sheets = [summary_sheet(results), size_sheet(results, spread=spread)]
+    weak, informative = weak_tasks(results), without_weak_tasks(results)
+    if weak and len(informative):
+        for sheet in (summary_sheet(informative), size_sheet(informative, spread=spread)):
+            sheets.append(replace(sheet, title=f"{sheet.title}, without {', '.join(weak)}"))
+    return [*sheets, task_sheet(results)]
 
 
 def summary_sheet(results: pd.DataFrame) -> Sheet:

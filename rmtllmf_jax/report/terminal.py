@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rmtllmf_jax.report.sheets import Sheet, size_sheet, summary_sheet, task_sheet
-from rmtllmf_jax.report.verdict import sentences
+from rmtllmf_jax.report.sheets import Sheet, all_sheets
+from rmtllmf_jax.report.verdict import verdict
 
 
 def print_summary(results: pd.DataFrame, console: Console | None = None) -> None:
@@ -21,9 +21,9 @@ def print_summary(results: pd.DataFrame, console: Console | None = None) -> None
     console goes on in a second one, so that no number is cut.
     """
     console = console or Console()
-    for sheet in (summary_sheet(results), size_sheet(results, spread=False), task_sheet(results)):
+    for sheet in all_sheets(results, spread=False):
         print_sheet(sheet, console)
-    for sentence in sentences(results):
+    for sentence in verdict(results):
         console.print(sentence, markup=False, highlight=False)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from rmtllmf_jax.report.order import SCENARIOS, arrange
 from rmtllmf_jax.report.tables import cell_scores
+from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 
 _TIE = 1e-9  # below it two means differ by rounding only
 _PAIR = ["combination", "scenario", "draw", "seed"]
@@ -49,6 +50,15 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
     names = ["scenario", "against", "protected", "other", "difference"]
     names += ["error", "better", "pairs"]
     return pd.DataFrame(rows, columns=names)
+
+
+def verdict(results: pd.DataFrame) -> list[str]:
+    """Return `sentences`; with weak tasks, also what they are and the sentences without them."""
+    note, informative = caveat(results), without_weak_tasks(results)
+    if note is None or informative.empty:
+        return sentences(results) + ([note] if note else [])
+    without = f"Without {', '.join(weak_tasks(results))}: "
+    return [*sentences(results), note, *(without + line for line in sentences(informative))]
 
 
 def sentences(results: pd.DataFrame) -> list[str]:

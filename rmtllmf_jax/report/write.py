@@ -14,6 +14,7 @@ from rmtllmf_jax.common.files import read_json, write_bytes
 from rmtllmf_jax.report.figures import cosine_figure, figure_2
 from rmtllmf_jax.report.markdown import page
 from rmtllmf_jax.report.tables import read_cosines, read_results, summary
+from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 
 _HEAT_MAPS = {"figure_3": "ideal", "figure_4": "sum_rate"}
 
@@ -21,9 +22,11 @@ _HEAT_MAPS = {"figure_3": "ideal", "figure_4": "sum_rate"}
 def write_report(run: Path) -> list[Path]:
     """Write `<run>/report/` from `results.parquet`, `cosines.parquet` and `run.json` of a run.
 
-    Returns the files written: `figure_2`, `figure_3` (cosines, ideal) and `figure_4` (cosines, sum
-    rate) as PNG and SVG, `summary.md` and `summary.csv`. A figure whose scenario the tables lack is
-    skipped, its older files removed, and `summary.md` says why. Same tables, same bytes.
+    Returns the files written: `figure_2` (and `figure_2_informative`, without the tasks that
+    fine-tuning did not teach, if there are such), `figure_3` (cosines, ideal) and `figure_4`
+    (cosines, sum rate) as PNG and SVG, `summary.md` and `summary.csv`. A figure whose scenario the
+    tables lack is skipped, its older files removed, and `summary.md` says why. Same tables, same
+    bytes.
 
     **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet` and
     `run.json` may be) or cannot be used.
@@ -44,7 +47,7 @@ def write_report(run: Path) -> list[Path]:
     files["summary.csv"] = summary(results).to_csv(index=False, lineterminator="\n").encode()
 
     folder = run / "report"
-    for stem in skipped:
+    for stem in {"figure_2_informative", *skipped} - figures.keys():
         for suffix in (".png", ".svg"):
             (folder / f"{stem}{suffix}").unlink(missing_ok=True)
     for file, data in files.items():
@@ -57,6 +60,9 @@ def _figures(run: Path, results: pd.DataFrame) -> tuple[dict[str, Figure], dict[
     skipped: dict[str, str] = {}
     if (results["protection"] != "control").any():
         figures["figure_2"] = figure_2(results)
+        weak, informative = weak_tasks(results), without_weak_tasks(results)
+        if weak and (informative["protection"] != "control").any():
+            figures["figure_2_informative"] = figure_2(informative, f"without {', '.join(weak)}")
     else:
         skipped["figure_2"] = "figure_2 skipped: results.parquet holds control rows only."
     path = run / "cosines.parquet"

@@ -24,7 +24,8 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = self._read()
         self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
-        self._file.truncate(whole)
+        if self._file.tell() > whole:
+            self._file.truncate(whole)
 
     def _read(self) -> int:
         """Take in the whole lines; return how many bytes they are."""

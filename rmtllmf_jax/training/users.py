@@ -162,7 +162,8 @@ def _train_user(
         checkpoints,
         description=f"fine-tuning {task.name}",
     )
-    save_tree(path, params, {"task": task.name, "key": key})
+    # One entry alone: safetensors writes several in a random order, and the file's hash counts.
+    save_tree(path, params, {"user": path.stem})
     record = UserRecord(
         head=str(head_path.relative_to(run)),
         finetuned=str(path.relative_to(run)),

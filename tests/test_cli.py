@@ -1,0 +1,277 @@
+"""The command's main path: what it leaves, that it does nothing twice, and what changes what."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import TinyRun
+
+from rmtllmf_jax.cli.main import main, parse
+from rmtllmf_jax.cli.reproduce import QUICK
+from rmtllmf_jax.cli.sweep import grid_of
+from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
+
+TASKS = ("dtd", "mnist", "svhn")
+SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
+KEYS = ["combination", "scenario", "draw", "seed", "protection", "task"]
+REQUIRED = ["--model", "m", "--data", "d", "--out", "o"]
+
+
+def table(folder: Path, name: str = "results") -> pd.DataFrame:
+    return pd.read_parquet(folder / f"{name}.parquet")
+
+
+def assert_same_tables(a: Path, b: Path) -> None:
+    for name in ("results", "cosines"):
+        pd.testing.assert_frame_equal(table(a, name), table(b, name), check_exact=True)
+
+
+def journal(folder: Path) -> Path:
+    (path,) = (folder / "sweep").iterdir()
+    return path
+
+
+def stamps(folder: Path, *parts: str) -> dict[str, tuple[int, bytes]]:
+    """Return times and contents of the files in some sub-folders."""
+    files = [path for part in parts for path in sorted((folder / part).iterdir())]
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def sweep(run: Path, finished: TinyRun, *options: str) -> None:
+    cache = finished.users[finished.users.index("--cache-dir") + 1]
+    main(["sweep", "--out", str(run), "--cache-dir", cache, *finished.grid, *options])
+
+
+# The main path
+
+
+def test_the_main_job_leaves_tables_and_report(finished: TinyRun) -> None:
+    cells = Grid(choose_combinations(TASKS, None, 0), SCENARIOS, tuple(PROTECTIONS), 1, 1).cells()
+    expected = [
+        ("+".join(c.combination), c.scenario, c.draw, c.seed, c.protection, task)
+        for c in cells
+        for task in c.combination
+    ]
+    results = table(finished.folder)
+    assert list(results[KEYS].itertuples(index=False, name=None)) == expected
+    assert results["accuracy"].between(0, 1).all()
+    assert set(table(finished.folder, "cosines")["scenario"]) == set(SCENARIOS)
+    report = {path.name for path in (finished.folder / "report").iterdir()}
+    figures = {f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg")}
+    assert report == figures | {"summary.md", "summary.csv"}
+    assert {path.name for path in (finished.folder / "training").iterdir()} == set()
+    assert len(list((finished.folder / "finetuned").glob("*.safetensors"))) == 3
+
+
+def test_run_json_says_how_the_tables_came_about(
+    finished: TinyRun, shallow_model: Path, tiny_data: Path
+) -> None:
+    run = json.loads((finished.folder / "run.json").read_text())
+    assert run["command"].startswith("rmtllmf reproduce vit-tiny --out ")
+    assert run["commit"] is None or len(run["commit"].removesuffix("-dirty")) == 40
+    assert run["versions"]["jax"] == version("jax")
+    assert run["versions"]["rmtllmf-jax"] == version("rmtllmf-jax")
+    assert run["tasks"] == list(TASKS)
+    assert run["users"]["setting"] | {"model_hash": ""} == {
+        "model": str(shallow_model),
+        "model_hash": "",
+        "data": str(tiny_data),
+        "image_size": 16,
+        "validation_fraction": 0.1,
+        "seed": 0,
+    }
+    assert (run["users"]["recipe"]["steps"], run["users"]["recipe"]["batch_size"]) == (120, 8)
+    assert (run["settings"]["seed"], run["settings"]["shots"]) == (0, 3)
+    assert run["settings"]["realign"]["steps"] == 5
+    assert run["grid"]["draws"] == run["grid"]["seeds"] == 1
+    assert run["scales"] == pytest.approx({"2": 0.7176, "3": 0.5503}, abs=1e-4)
+    assert run["journal"] == f"sweep/{journal(finished.folder).name}"
+    assert run["machine"]["devices"] >= 1
+
+
+def test_nothing_but_text_where_there_is_no_terminal(finished: TinyRun) -> None:
+    assert finished.stderr == ""
+    assert not {"\r", "\x1b", "\b"} & set(finished.stdout)
+    for task in TASKS:
+        assert f"{task}: validation accuracy" in finished.stdout
+    assert "Task vectors: norm, root mean square, cosines" in finished.stdout
+    assert "Average normalised accuracy (%)" in finished.stdout
+
+
+def test_the_same_command_again_does_nothing_twice(
+    finished: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("done twice")
+
+    for work in (
+        "rmtllmf_jax.data.cache.decode_split",
+        "rmtllmf_jax.training.users.extract_features",
+        "rmtllmf_jax.training.users.finetune",
+        "rmtllmf_jax.sweep.runner.Runner.protected",
+        "rmtllmf_jax.sweep.runner.Runner.accuracy",
+        "rmtllmf_jax.sweep.cosines._receive",
+    ):
+        monkeypatch.setattr(work, refuse)
+    run = finished.copy(tmp_path / "run")
+    parts = ("heads", "finetuned", "sweep")
+    before = stamps(run, *parts)
+    main(["reproduce", "vit-tiny", "--out", str(run), *finished.users, *finished.grid])
+    assert stamps(run, *parts) == before
+    assert_same_tables(run, finished.folder)
+
+
+def test_separate_commands_give_the_same_tables(
+    finished: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    main(["finetune", "--out", str(run), *finished.users])
+    sweep(run, finished)
+    main(["report", str(run)])
+    assert_same_tables(run, finished.folder)
+    for part in ("heads", "finetuned", "sweep", "report"):
+        here = {name: content for name, (_, content) in stamps(run, part).items()}
+        there = {name: content for name, (_, content) in stamps(finished.folder, part).items()}
+        if part == "report":  # these name the run folder and the time
+            del here["summary.md"], there["summary.md"]
+        assert here == there
+    assert capsys.readouterr().err == ""
+
+
+# What changes what
+
+
+def test_more_draws_keep_the_old_cells(finished: TinyRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    before = journal(run).read_bytes()
+    sweep(run, finished, "--draws", "2")
+    assert journal(run).read_bytes().startswith(before)
+    larger = table(run)
+    assert len(larger) == len(table(run).drop_duplicates(KEYS))
+    assert set(larger["draw"]) == {0, 1}
+    old = larger[larger["draw"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(old, table(finished.folder), check_exact=True)
+    sweep(run, finished)
+    assert_same_tables(run, finished.folder)
+
+
+def test_other_settings_have_another_journal(finished: TinyRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    old, before = journal(run), journal(run).read_bytes()
+    sweep(run, finished, "--shots", "2", "--scenarios", "clean", "--protections", "none", "realign")
+    journals = set((run / "sweep").iterdir())
+    assert len(journals) == 2
+    assert old.read_bytes() == before
+    results, whole = table(run), table(finished.folder)
+    assert set(results["protection"]) == {"none", "realign"}
+    both = results.merge(whole, on=KEYS, suffixes=("", "_before"))
+    unlike = both[both["accuracy"] != both["accuracy_before"]]
+    assert set(unlike["protection"]) == {"realign"}
+    used = json.loads((run / "run.json").read_text())["journal"]
+    assert {run / used, old} == journals
+
+
+def test_an_evaluation_in_other_batches_is_the_same_sweep(
+    finished: TinyRun, tmp_path: Path
+) -> None:
+    run = finished.copy(tmp_path / "run")
+    before = journal(run).read_bytes()
+    sweep(run, finished, "--eval-batch-size", "999")
+    assert journal(run).read_bytes() == before
+
+
+def test_a_changed_recipe_trains_anew_beside_the_old(
+    finished: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def base_itself(backbone: Any, base: Any, *_: object, **__: object) -> Any:
+        return base
+
+    monkeypatch.setattr("rmtllmf_jax.training.users.finetune", base_itself)
+    run = finished.copy(tmp_path / "run")
+    before = stamps(run, "heads", "finetuned")
+    main(["finetune", "--out", str(run), *finished.users, "--learning-rate", "0.01"])
+    after = stamps(run, "heads", "finetuned")
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2 * 3
+    recipes = json.loads((run / "finetuned.json").read_text())["users"].values()
+    assert {user["recipe"]["learning_rate"] for user in recipes} == {0.01}
+
+
+def test_scale_on_validation_leaves_its_curve(finished: TinyRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    few = ("--scenarios", "clean", "--protections", "none", "--combinations", "1")
+    sweep(run, finished, "--scale", "validation", *few)
+    curve, results = table(run, "scales"), table(run)
+    assert sorted(curve["scale"].unique()) == list(VALIDATION_SCALES)
+    best = curve.groupby(["size", "scale"])["normalised_accuracy"].mean()
+    scales = results.groupby("size")["scale"].unique()
+    assert {size: list(values) for size, values in scales.items()} == {
+        size: [best[size].idxmax()] for size in (2, 3)
+    }
+    sweep(run, finished, "--scale", "0.3", *few)
+    assert set(table(run)["scale"]) == {0.3}
+    assert not (run / "scales.parquet").exists()  # of the other rule
+
+
+# The command line
+
+
+def test_quick_changes_the_defaults() -> None:
+    quick = parse(["reproduce", "vit-tiny", *REQUIRED, "--quick"])
+    plain = parse(["reproduce", "vit-tiny", *REQUIRED])
+    assert {name: getattr(quick, name) for name in QUICK} == QUICK
+    unlike = {name for name in vars(plain) if getattr(plain, name) != getattr(quick, name)}
+    assert unlike == {*QUICK, "quick"}
+
+
+@pytest.mark.parametrize("words", [["--steps", "7", "--quick"], ["--quick", "--steps", "7"]])
+def test_an_option_beside_quick_wins(words: list[str]) -> None:
+    options = parse(["reproduce", "vit-tiny", *REQUIRED, *words])
+    assert vars(options).items() >= {**QUICK, "steps": 7}.items()
+
+
+def test_options_of_reproduce_are_those_of_its_parts() -> None:
+    whole = vars(parse(["reproduce", "vit-tiny", *REQUIRED]))
+    finetune, sweep = vars(parse(["finetune", *REQUIRED])), vars(parse(["sweep", "--out", "o"]))
+    del sweep["tasks"]  # those of the run folder, where reproduce takes the eight
+    assert whole.items() >= finetune.items()
+    assert whole.items() >= sweep.items()
+    assert set(whole) == {*finetune, *sweep, "recipe", "quick"}
+
+
+def test_a_scenario_given_twice_counts_once() -> None:
+    options = parse(["sweep", "--out", "o", "--scenarios", "ideal", "clean", "ideal"])
+    assert grid_of(options, TASKS, 0).scenarios == ("ideal", "clean")
+
+
+@pytest.mark.parametrize("words", [[], ["reproduce"], ["finetune"], ["sweep"], ["report"]])
+def test_help_is_instant(words: list[str]) -> None:
+    script = """
+import sys
+from rmtllmf_jax.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"jax", "numpy", "pandas", "flax", "matplotlib", "transformers"} & set(sys.modules)
+    print(heavy, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stderr == "set()\n"
+    assert f"usage: rmtllmf {' '.join(words)}".strip() in done.stdout
+
+
+def test_the_command_is_installed() -> None:
+    assert shutil.which("rmtllmf", path=str(Path(sys.executable).parent))

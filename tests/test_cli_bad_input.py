@@ -1,0 +1,368 @@
+"""Bad input gets one clear error that names it, exit code 2, and what was finished stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import TinyRun, command
+from safetensors.numpy import load_file, save_file
+
+from rmtllmf_jax.cli.main import main
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run the command in this process; return the one error that it ends with."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        assert caught.value.code == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("rmtllmf: ")
+        assert errors.count("rmtllmf: ") == 1
+        assert "Traceback" not in errors
+        return errors
+
+    return run
+
+
+@pytest.fixture
+def reproduce(
+    refused: Refused, shallow_model: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path
+) -> Refused:
+    """Refuse `reproduce` with some options changed; nothing may have been finished."""
+
+    def run(*options: object) -> str:
+        out = tmp_path / "run"
+        words = ["--model", shallow_model, "--data", tiny_data, "--image-size", 16]
+        words += ["--tasks", "mnist", "svhn", "--cache-dir", cache_dir, "--out", out]
+        error = refused("reproduce", "vit-tiny", *words, *options)
+        assert not [path for path in out.glob("*") if path.name != ".lock"]
+        return error
+
+    return run
+
+
+@pytest.fixture
+def model(shallow_model: Path, tmp_path: Path) -> Path:
+    """A copy of the model, to damage."""
+    return Path(shutil.copytree(shallow_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def data(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of the data, to damage."""
+    return Path(shutil.copytree(tiny_data, tmp_path / "data"))
+
+
+@pytest.fixture
+def run(finished: TinyRun, tmp_path: Path) -> Path:
+    """A copy of a finished run folder, to damage."""
+    return finished.copy(tmp_path / "finished")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rewrite(path: Path, **columns: list[object]) -> None:
+    table = pq.read_table(path).to_pydict() | columns
+    pq.write_table(pa.table(table), path)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "kind", "nearest", "another"),
+    [
+        ("--tasks", "minst", "task", "mnist", "svhn"),
+        ("--preset", "papper", "channel preset", "paper", "paper"),
+        ("--scenarios", "sumrate", "scenario", "sum_rate", "clean"),
+        ("--protections", "rmtllmf", "protection", "r-mtllmf", "freeze"),
+    ],
+)
+def test_unknown_names(
+    reproduce: Refused, option: str, given: str, kind: str, nearest: str, another: str
+) -> None:
+    error = reproduce(option, given)
+    assert f"unknown {kind} '{given}'. Did you mean '{nearest}'? Known: " in error
+    assert another in error.split("Known: ")[1]
+
+
+def test_unknown_recipe(refused: Refused, tmp_path: Path) -> None:
+    words = ["--model", tmp_path, "--data", tmp_path, "--out", tmp_path / "run"]
+    error = refused("reproduce", "vit-tinny", *words)
+    assert "unknown recipe 'vit-tinny'. Did you mean 'vit-tiny'?" in error
+
+
+def test_the_same_task_twice(reproduce: Refused) -> None:
+    assert "'mnist' is given more than once" in reproduce("--tasks", "mnist", "svhn", "mnist")
+
+
+def test_an_unknown_option_names_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["sweep", "--out", "o", "--scenaros", "ideal"])
+    assert caught.value.code == 2
+    errors = capfd.readouterr().err
+    assert "--scenaros" in errors
+    assert "--scenarios" in errors
+
+
+def test_the_installed_command_exits_with_2(tmp_path: Path) -> None:
+    words = command("report", tmp_path / "nothing")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"rmtllmf: {tmp_path / 'nothing' / 'results.parquet'}: no such")
+    assert "Traceback" not in done.stderr
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "named"),
+    [
+        ("--scale", "-1", "scale must be a finite number >= 0, got -1.0"),
+        ("--scale", "nan", "scale must be a finite number >= 0, got nan"),
+        ("--scale", "best", "one of power-law, validation, got 'best'"),
+        ("--kappa", "-0.5", "kappa must be a finite number >= 0, got -0.5"),
+        ("--kappa", "nan", "kappa must be a finite number >= 0, got nan"),
+        ("--c0", "nan", "c0 must be a finite number of dB, got nan"),
+        ("--c0", "-inf", "c0 must be a finite number of dB, got -inf"),
+        ("--learning-rate", "-1", "learning rate must be a finite number >= 0, got -1.0"),
+        ("--learning-rate", "nan", "learning rate must be a finite number >= 0, got nan"),
+        ("--realign-learning-rate", "inf", "learning rate must be a finite number >= 0"),
+        ("--weight-decay", "-0.1", "weight decay must be a finite number >= 0, got -0.1"),
+        ("--combinations", "0", "--combinations must be `all` or a whole number >= 1, got '0'"),
+        ("--combinations", "some", "--combinations must be `all` or a whole number >= 1"),
+        ("--steps", "0", "steps must be at least 1, got 0"),
+        ("--batch-size", "0", "batch size must be at least 1, got 0"),
+        ("--realign-steps", "-3", "steps must be at least 1, got -3"),
+        ("--draws", "0", "draws must be at least 1, got 0"),
+        ("--seeds", "0", "seeds must be at least 1, got 0"),
+        ("--seed", "-1", "seed must be at least 0, got -1"),
+        ("--shots", "0", "shots must be at least 1, got 0"),
+        ("--eval-samples", "-1", "eval samples must be at least 0, got -1"),
+        ("--eval-batch-size", "0", "eval batch size must be at least 1, got 0"),
+        ("--validation-fraction", "1", "validation fraction must be >= 0 and < 1, got 1.0"),
+        ("--validation-fraction", "nan", "validation fraction must be >= 0 and < 1, got nan"),
+        ("--image-size", "18", "image size 18 is not a positive multiple of the patch size 4"),
+        ("--image-size", "0", "image size 0 is not a positive multiple of the patch size 4"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with(
+    reproduce: Refused, option: str, given: str, named: str
+) -> None:
+    assert named in reproduce(option, given)
+
+
+def test_a_grid_without_a_cell(reproduce: Refused) -> None:
+    assert "the grid has no cell: scenarios is empty" in reproduce("--scenarios")
+    error = reproduce("--scenarios", "ideal", "--protections", "control")
+    assert "control stands under the scenario clean alone" in error
+
+
+def test_more_tasks_than_users_before_anything_is_trained(reproduce: Refused) -> None:
+    error = reproduce("--tasks", *"abcdefghi")
+    assert "9 tasks need as many users; the channel preset 'paper' has 8" in error
+
+
+# The model
+
+
+def test_a_missing_model(reproduce: Refused, tmp_path: Path) -> None:
+    assert f"{tmp_path / 'no'}: no such directory" in reproduce("--model", tmp_path / "no")
+
+
+def test_a_missing_weight_file(reproduce: Refused, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert f"{model / 'model.safetensors'}: no such file" in reproduce("--model", model)
+
+
+def test_a_truncated_weight_file(reproduce: Refused, model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"{weights}: not a readable safetensors file" in reproduce("--model", model)
+
+
+def test_missing_and_misshapen_keys(reproduce: Refused, model: Path) -> None:
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["vit.layernorm.bias"]
+    name = "vit.encoder.layer.0.intermediate.dense.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name][:, :3])
+    save_file(tensors, weights)
+    error = reproduce("--model", model)
+    assert f"{weights}: the weights do not fit" in error
+    assert "missing: layernorm/bias" in error
+    assert "misshapen: encoder/layer/0/intermediate/dense/kernel is (3, 32), expected" in error
+
+
+@pytest.mark.parametrize("config", ["", "{", '{"model_type": "bert"}'])
+def test_a_configuration_of_no_vit(reproduce: Refused, model: Path, config: str) -> None:
+    (model / "config.json").write_text(config)
+    assert str(model / "config.json") in reproduce("--model", model)
+
+
+# The data
+
+
+def test_a_missing_data_folder(reproduce: Refused, tmp_path: Path) -> None:
+    assert f"{tmp_path / 'no'}: no such folder" in reproduce("--data", tmp_path / "no")
+
+
+def test_an_unreadable_image(reproduce: Refused, data: Path) -> None:
+    path = data / "svhn" / "test.parquet"
+    images = pq.read_table(path)["image"].to_pylist()
+    images[7] = images[7][:40]
+    rewrite(path, image=images)
+    error = reproduce("--data", data)
+    assert f"{path}: row 7 (id 'svhn/test/7'): not a" in error
+
+
+def test_a_label_outside_the_classes(reproduce: Refused, data: Path) -> None:
+    path = data / "mnist" / "train.parquet"
+    labels = pq.read_table(path)["label"].to_pylist()
+    labels[3] = 2
+    rewrite(path, label=labels)
+    error = reproduce("--data", data)
+    assert f"{path}: row 3 (id 'mnist/train/3'): label 2 is not one of the 2 classes" in error
+
+
+def test_a_truncated_table_of_images(reproduce: Refused, data: Path) -> None:
+    path = data / "mnist" / "train.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert f"{path}: not a readable parquet file" in reproduce("--data", data)
+
+
+# The folders
+
+
+def test_a_run_folder_that_is_a_file(refused: Refused, finished: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = refused("finetune", "--out", tmp_path / "file", *finished.users)
+    assert f"{tmp_path / 'file'}: cannot be used as a run folder" in error
+
+
+def test_a_sweep_before_anything_is_fine_tuned(refused: Refused, tmp_path: Path) -> None:
+    error = refused("sweep", "--out", tmp_path / "run")
+    assert f"{tmp_path / 'run' / 'finetuned.json'}: no such file" in error
+    assert "rmtllmf finetune" in error
+
+
+# A finished run: the error, and what stays
+
+
+@pytest.fixture
+def sweep(refused: Refused, run: Path, cache_dir: Path, finished: TinyRun) -> Refused:
+    """Refuse `sweep` on a finished run folder; nothing in it may change."""
+
+    def refuse(*options: object) -> str:
+        before = contents(run)
+        words = ["--out", run, "--cache-dir", cache_dir, *finished.grid]
+        error = refused("sweep", *words, *options)
+        assert before.items() <= contents(run).items()
+        return error
+
+    return refuse
+
+
+def test_options_of_a_sweep(sweep: Refused) -> None:
+    assert "Did you mean 'strongest_user'?" in sweep("--scenarios", "strongest_users")
+    assert "unknown task 'cars'" in sweep("--tasks", "cars", "mnist")
+    assert "scale must be a finite number >= 0" in sweep("--scale", "-0.3")
+
+
+def test_more_shots_than_a_class_has(sweep: Refused) -> None:
+    error = sweep("--shots", "19")
+    assert "'dtd'" in error
+    assert "has 18 images, 19 are asked for" in error
+
+
+def test_a_damaged_fine_tuned_model(
+    refused: Refused, sweep: Refused, run: Path, finished: TinyRun
+) -> None:
+    (path,) = run.glob("finetuned/svhn-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{path}: not a readable safetensors file" in sweep()
+    before = contents(run)
+    words = ["--out", run, *finished.users, *finished.grid]
+    assert f"{path}: not a readable safetensors file" in refused("reproduce", "vit-tiny", *words)
+    assert before.items() <= contents(run).items()
+
+
+def test_a_missing_head(sweep: Refused, run: Path) -> None:
+    (path,) = run.glob("heads/mnist-*")
+    path.unlink()
+    assert f"{path}: no such file" in sweep()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"users": {}}', '{"users": {"mnist": {}}}'])
+def test_a_damaged_manifest(sweep: Refused, run: Path, content: str) -> None:
+    (run / "finetuned.json").write_text(content)
+    assert str(run / "finetuned.json") in sweep()
+
+
+def test_a_damaged_journal(sweep: Refused, run: Path) -> None:
+    (path,) = run.glob("sweep/*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:4], b"\0\0\n", *lines[5:]]))
+    assert f"{path}, line 5: damaged" in sweep()
+
+
+def test_a_model_that_changed_after_fine_tuning(sweep: Refused, run: Path, model: Path) -> None:
+    manifest = json.loads((run / "finetuned.json").read_text())
+    manifest["setting"]["model"] = str(model)
+    (run / "finetuned.json").write_text(json.dumps(manifest))
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["vit.layernorm.bias"][0] += 1
+    save_file(tensors, weights)
+    assert f"{weights}: not the weights that {run} was fine-tuned from" in sweep()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", None])
+def test_a_damaged_results_table(refused: Refused, run: Path, damage: bytes | None) -> None:
+    path = run / "results.parquet"
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    before = contents(run)
+    assert f"{path}: not a whole parquet file" in refused("report", run)
+    assert contents(run) == before
+
+
+def test_a_task_that_cannot_be_read_leaves_the_others(
+    refused: Refused, run: Path, data: Path, finished: TinyRun
+) -> None:
+    """Another task is added to a finished run; its data are damaged."""
+    before = contents(run)
+    (data / "cars").mkdir()
+    (data / "cars" / "train.parquet").write_bytes(b"nothing")
+    words = ["--out", run, *finished.users, "--data", data, "--tasks", "mnist", "cars"]
+    error = refused("reproduce", "vit-tiny", *words, *finished.grid)
+    assert str(data / "cars") in error
+    assert before.items() <= contents(run).items()
+
+
+def test_a_loss_that_is_not_finite_keeps_the_finished_tasks(
+    refused: Refused, run: Path, finished: TinyRun
+) -> None:
+    before = contents(run)
+    words = ["--out", run, *finished.users, "--learning-rate", "1e30"]
+    error = refused("finetune", *words)
+    assert "fine-tuning mnist: the loss is nan" in error
+    assert "--learning-rate" in error
+    assert before.items() <= contents(run).items()

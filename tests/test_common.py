@@ -1,0 +1,165 @@
+"""What every room may use: atomic files, hashes, errors that help, silent progress bars."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rmtllmf_jax.common import files
+from rmtllmf_jax.common.errors import (
+    InputError,
+    require_at_least,
+    require_known,
+    require_non_negative,
+)
+from rmtllmf_jax.common.progress import progress_bar
+
+
+def test_replacing_puts_the_new_file_in_place(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_replacing_keeps_the_old_file_when_the_body_raises(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def half_written():
+        with files.replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        half_written()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_replacing_keeps_the_old_file_when_the_process_is_killed(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from rmtllmf_jax.common.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half of the n')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_the_content_is_on_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    order = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        order.append("folder" if is_folder else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", lambda *a: (order.append("rename"), replace(*a)))
+    files.write_bytes(tmp_path / "a", b"content")
+    assert order == ["file", "rename", "folder"]
+
+
+def test_json_round_trip(tmp_path: Path):
+    value = {"b": [1, 2.5, None], "a": {"c": "d"}}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize("content", [b'{"a": ', b"\xff\xfe\x00", b""])
+def test_what_is_not_json_is_named(tmp_path: Path, content: bytes):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json: not a JSON file"):
+        files.read_json(path)
+
+
+def test_a_missing_json_file_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"gone\.json: no such file"):
+        files.read_json(tmp_path / "gone.json")
+
+
+def test_content_hash_does_not_depend_on_the_order_of_keys():
+    assert files.content_hash({"a": 1, "b": {"c": 2, "d": 3}}) == files.content_hash(
+        {"b": {"d": 3, "c": 2}, "a": 1}
+    )
+
+
+@pytest.mark.parametrize("other", [{"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {"a": 1, "b": None}])
+def test_content_hash_tells_contents_apart(other: dict):
+    assert files.content_hash({"a": 1}) != files.content_hash(other)
+
+
+def test_file_hash_is_sha256(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"content" * 1000)
+    assert files.file_hash(tmp_path / "a") == hashlib.sha256(b"content" * 1000).hexdigest()
+
+
+def test_a_known_name_is_returned():
+    assert require_known("task", "svhn", iter(["mnist", "svhn"])) == "svhn"
+
+
+def test_a_misspelt_name_gets_a_suggestion_and_the_list():
+    with pytest.raises(InputError) as caught:
+        require_known("task", "svnh", ["mnist", "svhn"])
+    message = "unknown task 'svnh'. Did you mean 'svhn'? Known: mnist, svhn."
+    assert str(caught.value) == message
+
+
+def test_a_name_like_no_other_gets_no_suggestion():
+    with pytest.raises(InputError) as caught:
+        require_known("task", "qqq", ["mnist", "svhn"])
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-9])
+def test_numbers_that_are_negative_or_not_finite_are_named(value: float):
+    with pytest.raises(InputError, match="learning rate must be a finite number >= 0, got"):
+        require_non_negative("learning rate", value)
+
+
+def test_numbers_in_range_are_returned():
+    assert require_non_negative("x", 0.0) == 0.0
+    assert require_at_least("x", 3, 3) == 3
+    with pytest.raises(InputError, match="steps must be at least 3, got 2"):
+        require_at_least("steps", 2, 3)
+
+
+def test_no_bar_and_no_rich_without_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)  # importing it would raise
+    with progress_bar("images", 10, done=2) as advance:
+        advance(8)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal_goes_to_standard_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("images", 10, done=2) as advance:
+        advance(3)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "images" in err
+    assert "5/10" in err

@@ -1,0 +1,87 @@
+"""Accuracy counted in padded batches, against numpy."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.evaluation.accuracy import count_correct, evaluation_set
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.features import extract_features
+from rmtllmf_jax.models.heads import Head, stack_heads
+
+
+def samples(count: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    return images, random.integers(0, 3, count).astype(np.int32)
+
+
+def head(seed: int, classes: int) -> Head:
+    random = np.random.default_rng(seed)
+    kernel, bias = random.normal(size=(16, classes)), random.normal(size=classes)
+    return Head(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "batches"), [(11, 4, 3), (8, 4, 2), (3, 4, 1), (1, 1, 1)]
+)
+def test_batches_have_one_size_and_mark_their_padding(count: int, batch_size: int, batches: int):
+    images, labels = samples(count)
+    cut = evaluation_set(images, labels, batch_size)
+    assert cut.count == count
+    assert len(cut.batches) == batches
+    assert {batch.images.shape for batch in cut.batches} == {(batch_size, 16, 16, 3)}
+    assert {batch.images.dtype for batch in cut.batches} == {jnp.dtype(jnp.uint8)}
+    valid = np.concatenate([batch.valid for batch in cut.batches])
+    np.testing.assert_array_equal(valid, np.arange(batches * batch_size) < count)
+    joined = np.concatenate([batch.images for batch in cut.batches])[valid]
+    np.testing.assert_array_equal(joined, images)
+    joined = np.concatenate([batch.labels for batch in cut.batches])[valid]
+    np.testing.assert_array_equal(joined, labels)
+
+
+def test_nothing_cannot_be_evaluated():
+    images, labels = samples(2)
+    with pytest.raises(InputError, match="no sample to evaluate on"):
+        evaluation_set(images[:0], labels[:0], 4)
+
+
+# A second trace anywhere in these tests is an error.
+count_once = jax.jit(chex.assert_max_traces(count_correct, n=1), static_argnames="backbone")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _count_traces_from_zero():
+    chex.clear_trace_counter()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_counts_are_numpys_for_every_task(tiny: tuple[Backbone, dict], seed: int):
+    backbone, params = tiny
+    images, labels = samples(11)
+    heads = [head(seed, 3), head(seed + 10, 5)]
+    cut = evaluation_set(images, labels, 4)
+    features = extract_features(backbone, params, images, batch_size=4)
+    for task, own in enumerate(heads):
+        guess = np.argmax(features @ np.asarray(own.kernel) + np.asarray(own.bias), axis=1)
+        expected = np.sum(guess == labels)
+        assert 0 < expected < 11
+        total = sum(
+            count_once(params, stack_heads(heads), jnp.array(task), batch, backbone=backbone)
+            for batch in cut.batches
+        )
+        assert int(total) == expected
+
+
+def test_padding_never_counts(tiny: tuple[Backbone, dict]):
+    """A head that always answers class 0, the label that padding carries."""
+    backbone, params = tiny
+    always = Head(jnp.zeros((2, 16, 5)), jnp.tile(jnp.array([1.0, 0, 0, 0, 0]), (2, 1)))
+    images, _ = samples(2)
+    (batch,) = evaluation_set(images, np.zeros(2, np.int32), 4).batches
+    assert int(count_once(params, always, jnp.array(0), batch, backbone=backbone)) == 2

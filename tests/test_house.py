@@ -1,0 +1,133 @@
+"""The rules of the house: who may import whom, what is loaded lazily, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rmtllmf_jax
+
+PACKAGE = "rmtllmf_jax"
+ROOT = Path(rmtllmf_jax.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+ROOMS = (
+    "fusion",
+    "channel",
+    "uplink",
+    "models",
+    "data",
+    "training",
+    "resilience",
+    "evaluation",
+    "sweep",
+    "report",
+    "cli",
+)
+ALONE = ("fusion", "channel", "report", "common")
+"""Rooms that import nothing of the house but `common`."""
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room(path: Path) -> str:
+    """Return the folder below the package, or the module's name."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, source: str | None = None) -> set[str]:
+    """Return the absolute names that a file imports anywhere, as ``module`` or ``module.name``."""
+    found = set()
+    package = [PACKAGE, *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(source if source is not None else path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_imported(path: Path, source: str | None = None) -> set[str]:
+    """Return the rooms that a file imports, itself left out; "" for the bare package."""
+    rooms = set()
+    for module in imported(path, source):
+        package, _, rest = module.partition(".")
+        if package == PACKAGE:
+            rooms.add(rest.split(".")[0])
+    return rooms - {room(path)}
+
+
+def forbidden(path: Path, source: str | None = None) -> set[str]:
+    """Return the rooms that a file imports and must not."""
+    others = rooms_imported(path, source) - {"common"}
+    if room(path) in ROOMS and room(path) not in ALONE:
+        return others - set(ROOMS[: ROOMS.index(room(path))])
+    return others
+
+
+def test_every_file_is_in_a_room():
+    assert {room(path) for path in FILES} - {"__init__", "__main__"} == {*ROOMS, "common"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_up_the_house(path: Path):
+    assert forbidden(path) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("fusion/merge.py", "from rmtllmf_jax import channel", {"channel"}),
+        ("channel/sic.py", "from rmtllmf_jax.fusion import rms", {"fusion"}),
+        ("models/vit.py", "def f():\n    import rmtllmf_jax.training.users", {"training"}),
+        ("models/vit.py", "from rmtllmf_jax.fusion import rms", set()),
+        ("models/vit.py", "from ..data import cache", {"data"}),
+        ("models/vit.py", "from . import heads", set()),
+        ("report/tables.py", "from rmtllmf_jax.sweep.tables import read", {"sweep"}),
+        ("common/files.py", "from rmtllmf_jax.uplink import transmit", {"uplink"}),
+        ("uplink.py", "from .resilience import EMBEDDINGS", {"resilience"}),
+        ("__init__.py", "from rmtllmf_jax.cli import main", {"cli"}),
+    ],
+)
+def test_the_rule_sees_forbidden_imports(file: str, source: str, expected: set[str]):
+    assert forbidden(ROOT / file, source) == expected
+
+
+@pytest.mark.parametrize("part", ["data", "common"])
+def test_no_jax_where_none_is_needed(part: str):
+    for path in FILES:
+        if room(path) == part:
+            packages = {module.split(".")[0] for module in imported(path)}
+            assert not packages & {"jax", "jaxlib", "flax", "optax", "orbax"}, name(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "lazy"),
+    [
+        ("cli.main", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
+        ("data.task_data", ["jax", "transformers", "pandas"]),
+        ("fusion", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
+        ("channel", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
+    ],
+)
+def test_importing_loads_nothing_heavy(module: str, lazy: list[str]):
+    script = (
+        f"import sys, {PACKAGE}.{module}\n"
+        f"print(*sorted({{m.split('.')[0] for m in sys.modules}} & {set(lazy)}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_no_file_is_over_400_lines():
+    lengths = {name(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {file: lines for file, lines in lengths.items() if lines > 400} == {}

@@ -1,0 +1,83 @@
+"""What R-MTLLMF reloads and freezes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_equal
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.resilience import PROTECTIONS, Protection, frozen_leaves, reload_leaves
+
+
+def flagged(params: dict, *patterns: str) -> set[str]:
+    flags = frozen_leaves(params, patterns) if patterns else frozen_leaves(params)
+    return {path for path, flag in leaves_by_path(flags).items() if flag}
+
+
+def test_class_position_and_patch_embeddings_are_frozen(tiny: tuple[Backbone, dict]):
+    assert flagged(tiny[1]) == {
+        "embeddings/cls_token",
+        "embeddings/position_embeddings",
+        "embeddings/patch_embeddings/projection/kernel",
+        "embeddings/patch_embeddings/projection/bias",
+    }
+
+
+def test_the_pre_layer_norm_of_clip_is_frozen_too():
+    tree = {"embeddings": {"a": jnp.zeros(1)}, "pre_layrnorm": {"scale": jnp.zeros(1)}}
+    assert flagged(tree | {"encoder": jnp.zeros(1)}) == {"embeddings/a", "pre_layrnorm/scale"}
+
+
+def test_flags_are_data_of_the_same_structure(tiny: tuple[Backbone, dict]):
+    flags = frozen_leaves(tiny[1])
+    assert jax.tree.structure(flags) == jax.tree.structure(tiny[1])
+    assert {(flag.shape, str(flag.dtype)) for flag in jax.tree.leaves(flags)} == {((), "bool")}
+
+
+def test_a_pattern_must_match_the_whole_path(tiny: tuple[Backbone, dict]):
+    assert flagged(tiny[1], r".*/1/.*query/bias", "layernorm/.*") == {
+        "encoder/layer/1/attention/attention/query/bias",
+        "layernorm/scale",
+        "layernorm/bias",
+    }
+    assert flagged({"a": {"b": jnp.zeros(1)}, "b": jnp.zeros(1)}, "b") == {"b"}
+
+
+def test_patterns_that_match_nothing_are_refused_with_the_leaves(tiny: tuple[Backbone, dict]):
+    with pytest.raises(InputError) as caught:
+        frozen_leaves(tiny[1], ("embedding", "visual/.*"))
+    message = str(caught.value)
+    assert "['embedding', 'visual/.*']" in message
+    assert "embeddings/cls_token, " in message
+    assert message.endswith(", ....")
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_reload_takes_flagged_leaves_from_the_base_bitwise(wrap: object):
+    base = {"embeddings": jnp.array([1.0, np.nan, -0.0]), "rest": jnp.array([0.1, 0.2])}
+    merged = {"embeddings": jnp.array([9.0, np.inf, 3.0]), "rest": jnp.array([np.nan, 0.7])}
+    frozen = {"embeddings": jnp.array(True), "rest": jnp.array(False)}
+    result = wrap(reload_leaves)(merged, base, frozen)
+    expected = {"embeddings": base["embeddings"], "rest": merged["rest"]}
+    assert_trees_equal(result, expected)
+    assert np.signbit(result["embeddings"][2])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("none", Protection(reload=False, realign=False, fuse=True)),
+        ("freeze", Protection(reload=True, realign=False, fuse=True)),
+        ("realign", Protection(reload=False, realign=True, fuse=True)),
+        ("r-mtllmf", Protection(reload=True, realign=True, fuse=True)),
+        ("control", Protection(reload=True, realign=True, fuse=False)),
+    ],
+)
+def test_protections_are_the_halves_of_the_method(name: str, expected: Protection):
+    assert PROTECTIONS[name] == expected
+    assert len(PROTECTIONS) == 5

@@ -1,0 +1,558 @@
+"""Batches, recipes, fine-tuning that resumes, realignment, and the users' artefacts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import assert_trees_equal, write_task
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import file_hash
+from rmtllmf_jax.data.parquet import ParquetFolder
+from rmtllmf_jax.data.task_data import TaskData, load_task
+from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models.backbone import Backbone, load_backbone
+from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.resilience import frozen_leaves
+from rmtllmf_jax.training import finetune as finetune_module
+from rmtllmf_jax.training import users
+from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
+from rmtllmf_jax.training.finetune import finetune, train_step
+from rmtllmf_jax.training.realign import Shots, realign
+from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
+from rmtllmf_jax.training.users import Setting, UserRecord, load_manifest, load_user, train_users
+
+Tiny = tuple[Backbone, dict]
+RECIPE = Recipe(steps=5, batch_size=8, learning_rate=1e-3, weight_decay=0.1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_fast_and_count_traces_from_zero() -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    chex.clear_trace_counter()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def tiny(shallow_model: Path) -> Tiny:
+    """A backbone of one layer, which compiles fast."""
+    return load_backbone(shallow_model)
+
+
+def some_head(classes: int, seed: int = 0) -> Head:
+    random = np.random.default_rng(seed)
+    kernel, bias = random.normal(size=(16, classes)), random.normal(size=classes)
+    return Head(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))
+
+
+def samples(count: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Return images whose brightness grows with their label."""
+    random = np.random.default_rng(1)
+    labels = (np.arange(count) % classes).astype(np.int32)
+    noise = random.integers(0, 80, (count, 16, 16, 3))
+    return (noise + 80 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+# Batches
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 3), (10, 10), (6, 4), (4, 10), (1, 2)])
+def test_every_epoch_covers_every_sample_once(count: int, batch_size: int):
+    epochs = 3 * batch_size
+    batches = [epoch_batch(count, batch_size, step, 0) for step in range(3 * count)]
+    assert {batch.shape for batch in batches} == {(batch_size,)}
+    for epoch in np.concatenate(batches).reshape(epochs, count):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    def run(*seed: int) -> np.ndarray:
+        return np.concatenate([epoch_batch(50, 7, step, *seed) for step in range(20)])
+
+    np.testing.assert_array_equal(run(3), run(3))
+    assert not np.array_equal(run(3), run(4))
+    assert not np.array_equal(run(3, 0), run(3, 1))
+    first, second = run(3)[:50], run(3)[50:100]
+    assert not np.array_equal(first, second)
+
+
+GROUPS = [np.arange(0, 4), np.arange(100, 130), np.arange(200, 207)]
+
+
+@pytest.mark.parametrize(("steps", "batch_size"), [(6, 9), (10, 4), (7, 2)])
+def test_tasks_take_equal_turns_whatever_their_size(steps: int, batch_size: int):
+    batches = balanced_batches(GROUPS, steps, batch_size, 0)
+    assert batches.shape == (steps, batch_size)
+    for rows in (*batches, batches.ravel()):
+        counts = np.bincount(rows // 100, minlength=3)
+        assert counts.max() - counts.min() <= 1
+    for group in GROUPS:
+        used = np.array([np.sum(batches == sample) for sample in group])
+        assert used.max() - used.min() <= 1
+
+
+def test_balanced_batches_depend_on_the_seed_alone():
+    np.testing.assert_array_equal(
+        balanced_batches(GROUPS, 5, 8, 3), balanced_batches(GROUPS, 5, 8, 3)
+    )
+    assert not np.array_equal(balanced_batches(GROUPS, 5, 8, 3), balanced_batches(GROUPS, 5, 8, 4))
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": -2}, "batch size must be at least 1, got -2"),
+        ({"learning_rate": float("nan")}, "learning rate must be a finite number >= 0, got nan"),
+        ({"learning_rate": -1e-3}, "learning rate must be a finite number >= 0, got -0.001"),
+        ({"weight_decay": float("inf")}, "weight decay must be a finite number >= 0, got inf"),
+        ({"clip_norm": -1.0}, "clip norm must be a finite number >= 0, got -1.0"),
+        ({"warmup": float("nan")}, "warmup must be a finite number >= 0, got nan"),
+        ({"warmup": 1.5}, "warmup is a share of the steps, at most 1, got 1.5"),
+    ],
+)
+def test_numbers_that_cannot_train_are_refused(change: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.2), (10, 0.0), (10, 1.0), (1, 0.1), (7, 0.1)])
+def test_the_learning_rate_warms_up_and_decays_to_zero(steps: int, warmup: float):
+    recipe = Recipe(steps, 1, 0.3, 0.0, warmup=warmup, clip_norm=1e9)
+    optimiser, parameter = recipe.optimiser(), jnp.zeros(())
+    state, rates = optimiser.init(parameter), []
+    update = jax.jit(optimiser.update)
+    for _ in range(steps + 1):
+        change, state = update(jnp.ones(()), state, parameter)
+        rates.append(-float(change))  # AdamW moves by the rate under a constant gradient
+    warm = min(int(np.ceil(warmup * steps)), steps - 1)
+    step = np.arange(steps + 1)
+    decay = 0.5 * (1 + np.cos(np.pi * (step - warm) / (steps - warm)))
+    expected = 0.3 * np.where(step < warm, step / max(warm, 1), decay)
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_presets_can_train():
+    for recipe in (FINETUNE, REALIGN):
+        recipe.optimiser()
+        assert hash(recipe) == hash(replace(recipe))
+
+
+# Fine-tuning
+
+
+def start(params: dict, recipe: Recipe = RECIPE) -> dict:
+    params = jax.tree.map(jnp.copy, params)
+    return {"params": params, "optimiser": recipe.optimiser().init(params)}
+
+
+def test_training_lowers_the_loss_and_reports_it_before_the_step(tiny: Tiny):
+    backbone, params = tiny
+    images, labels = (jnp.asarray(array) for array in samples(8))
+    head = some_head(3)
+    logits = head(jax.jit(backbone.features)(params, images))
+    expected = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), labels])
+    state, losses = start(params), []
+    for _ in range(5):
+        state, loss = train_step(state, images, labels, head, backbone=backbone, recipe=RECIPE)
+        losses.append(float(loss))
+    np.testing.assert_allclose(losses[0], expected, rtol=1e-4)
+    assert losses[4] < 0.9 * losses[0]
+
+
+def run_finetune(tiny: Tiny, checkpoints: Path, **options: Any) -> dict:
+    backbone, params = tiny
+    images, labels = samples(21)
+    arguments = {"recipe": RECIPE, "seed": 4, "every": 2} | options
+    return finetune(
+        backbone, params, some_head(3), images, labels, checkpoints=checkpoints, **arguments
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run_finetune(tiny, tmp_path_factory.mktemp("whole") / "checkpoints")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """Count the steps taken, and raise instead of taking step `stop_at`."""
+    taken: list[int] = []
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        if len(taken) == stop_at:
+            raise KeyboardInterrupt
+        taken.append(len(taken))
+        return train_step(*arguments, **options)
+
+    monkeypatch.setattr(finetune_module, "train_step", step)
+    return taken
+
+
+def test_finetuning_leaves_the_base_alone_and_moves_every_leaf(tiny: Tiny, uninterrupted: dict):
+    before = leaves_by_path(tiny[1])
+    for path, leaf in leaves_by_path(uninterrupted).items():
+        assert np.isfinite(before[path]).all()  # not donated either
+        assert not np.array_equal(leaf, before[path]), path
+
+
+@pytest.mark.parametrize(("stop_at", "left"), [(1, 5), (3, 3), (4, 1)])
+def test_an_interrupted_run_ends_bitwise_where_the_whole_one_does(
+    tiny: Tiny,
+    uninterrupted: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    left: int,
+):
+    counted(monkeypatch, stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune(tiny, tmp_path)
+    taken = counted(monkeypatch)
+    assert_trees_equal(run_finetune(tiny, tmp_path), uninterrupted)
+    assert len(taken) == left
+
+
+def test_a_run_with_nothing_left_to_do_is_restored(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = run_finetune(tiny, tmp_path, every=5)
+    counted(monkeypatch, 0)
+    assert_trees_equal(run_finetune(tiny, tmp_path, every=5), whole)
+
+
+def test_the_seed_orders_the_samples(tiny: Tiny, uninterrupted: dict, tmp_path: Path):
+    other = run_finetune(tiny, tmp_path, seed=5)
+    assert not np.array_equal(other["layernorm"]["scale"], uninterrupted["layernorm"]["scale"])
+
+
+@pytest.mark.parametrize(("every", "step"), [(2, 2), (50, 5)])
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
+    tiny: Tiny, tmp_path: Path, every: int, step: int
+):
+    backbone, params = tiny
+    broken = params | {
+        "layernorm": params["layernorm"] | {"bias": jnp.full(16, jnp.nan, jnp.float32)}
+    }
+    with pytest.raises(InputError, match=f"digits: the loss is nan at step {step}; lower"):
+        run_finetune((backbone, broken), tmp_path, every=every, description="digits")
+    assert not any(folder.name.isdigit() for folder in tmp_path.iterdir())
+
+
+# Realignment
+
+# A second trace anywhere in these tests is an error.
+realign_once = jax.jit(chex.assert_max_traces(realign, n=1), static_argnames=("backbone", "recipe"))
+# Gradients clipped far below Adam's epsilon: updates show how much was clipped.
+REALIGN_TINY = Recipe(4, 6, 1e-2, 0.1, clip_norm=1e-7)
+HEADS = [some_head(2, 1), some_head(4, 2)]
+
+
+def shot_pool() -> Shots:
+    images, labels = samples(12, classes=4)
+    task = np.arange(12) // 2 % 2
+    return Shots(jnp.asarray(images), jnp.asarray(labels % (2 + 2 * task)), jnp.asarray(task))
+
+
+def trainable(params: dict) -> dict:
+    return jax.tree.map(jnp.logical_not, frozen_leaves(params))
+
+
+def shot_batches(seed: int = 0, steps: int = REALIGN_TINY.steps) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 12, (steps, 6)))
+
+
+def run_realign(tiny: Tiny, flags: dict) -> tuple[dict, jax.Array]:
+    backbone, params = tiny
+    heads, pool = stack_heads(HEADS), shot_pool()
+    return realign_once(
+        params, flags, heads, pool, shot_batches(), backbone=backbone, recipe=REALIGN_TINY
+    )
+
+
+def plain_loop(tiny: Tiny, flags: dict) -> tuple[dict[str, jax.Array], list[float]]:
+    """Train the flagged leaves alone: nothing else is known to the gradient or the optimiser."""
+    backbone, params = tiny
+    leaves, pool = leaves_by_path(params), shot_pool()
+    moving = {path: leaves[path] for path, flag in leaves_by_path(flags).items() if flag}
+    optimiser = REALIGN_TINY.optimiser()
+
+    def loss(moving: dict, batch: jax.Array) -> jax.Array:
+        whole = [moving.get(path, leaf) for path, leaf in leaves.items()]
+        model = jax.tree.unflatten(jax.tree.structure(params), whole)
+        features = backbone.features(model, pool.images[batch])
+        total = 0.0
+        for index, head in enumerate(HEADS):
+            label = jnp.minimum(pool.labels[batch], len(head.bias) - 1)
+            log = jnp.take_along_axis(jax.nn.log_softmax(head(features)), label[:, None], 1)[:, 0]
+            total -= jnp.sum(jnp.where(pool.task[batch] == index, log, 0.0))
+        return total / len(batch)
+
+    @jax.jit
+    def step(moving: dict, state: Any, batch: jax.Array) -> tuple[dict, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(moving, batch)
+        updates, state = optimiser.update(gradient, state, moving)
+        return optax.apply_updates(moving, updates), state, value
+
+    state, losses = optimiser.init(moving), []
+    for batch in shot_batches():
+        moving, state, value = step(moving, state, batch)
+        losses.append(float(value))
+    return moving, losses
+
+
+def test_realignment_is_the_plain_loop_over_the_leaves_that_train(tiny: Tiny):
+    flags = trainable(tiny[1])
+    realigned, losses = run_realign(tiny, flags)
+    expected, expected_losses = plain_loop(tiny, flags)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    before, after = leaves_by_path(tiny[1]), leaves_by_path(realigned)
+    assert 0 < len(expected) < len(before)
+    for path, leaf in before.items():
+        if path not in expected:
+            np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+            continue
+        move, expected_move = after[path] - leaf, expected[path] - leaf
+        assert np.abs(expected_move).max() > 1e-5, path
+        np.testing.assert_allclose(move, expected_move, rtol=0.02, atol=2e-6, err_msg=path)
+
+
+def test_nothing_moves_where_all_is_frozen(tiny: Tiny):
+    nothing = jax.tree.map(jnp.zeros_like, trainable(tiny[1]))
+    realigned, _ = run_realign(tiny, nothing)
+    assert_trees_equal(realigned, tiny[1])
+
+
+def test_one_trace_serves_all_combinations_and_frozen_leaves(tiny: Tiny):
+    backbone, params = tiny
+    everything = jax.tree.map(jnp.ones_like, trainable(params))
+    for seed, flags in enumerate((trainable(params), everything)):
+        heads = stack_heads([some_head(2, seed), some_head(4, seed + 7)])
+        batches = shot_batches(seed)
+        realigned, _ = realign_once(
+            params, flags, heads, shot_pool(), batches, backbone=backbone, recipe=REALIGN_TINY
+        )
+    token, before = (tree["embeddings"]["cls_token"] for tree in (realigned, params))
+    assert not np.array_equal(token, before)
+
+
+# Users
+
+SETTING = Setting(
+    model="a", model_hash="b", data="c", image_size=16, validation_fraction=0.2, seed=0
+)
+
+
+@dataclass(frozen=True)
+class Users:
+    """What `train_users` needs, and a folder in which mnist and svhn are finished."""
+
+    tiny: Tiny
+    tasks: dict[str, TaskData]
+    run: Path
+
+    def train(
+        self,
+        *names: str,
+        run: Path,
+        setting: Setting = SETTING,
+        recipe: Recipe = RECIPE,
+        report: Callable[[str, UserRecord], None] = lambda task, record: None,
+    ) -> dict[str, UserRecord]:
+        tasks = [self.tasks[name] for name in names]
+        return train_users(*self.tiny, tasks, setting, recipe, run, report)
+
+
+def load(folder: Path, name: str, cache: Path) -> TaskData:
+    return load_task(ParquetFolder(folder), name, 16, cache, validation_fraction=0.2)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Tiny, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Users:
+    cache = tmp_path_factory.mktemp("cache")
+    tasks = {name: load(tiny_data, name, cache) for name in ("mnist", "svhn", "dtd")}
+    result = Users(tiny, tasks, tmp_path_factory.mktemp("runs") / "run")
+    result.train("mnist", "svhn", run=result.run)
+    return result
+
+
+@pytest.fixture
+def run(trained: Users, tmp_path: Path) -> Path:
+    """A copy of the finished folder, to be changed freely."""
+    return shutil.copytree(trained.run, tmp_path / "run")
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and heads cost an exception."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("this was finished before")
+
+    monkeypatch.setattr(users, "finetune", refuse)
+    monkeypatch.setattr(users, "lda_head", refuse)
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Training costs nothing, and is noted."""
+    done: list[str] = []
+
+    def copy(backbone: Backbone, base: dict, *arguments: Any, description: str) -> dict:
+        done.append(description)
+        return base
+
+    monkeypatch.setattr(users, "finetune", copy)
+    return done
+
+
+def artefacts(run: Path) -> set[str]:
+    return {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+
+
+def test_the_manifest_names_what_is_finished(trained: Users):
+    setting, records = load_manifest(trained.run)
+    assert setting == SETTING
+    assert list(records) == ["mnist", "svhn"]
+    assert [record.classes for record in records.values()] == [2, 3]
+    for record in records.values():
+        assert record.recipe == asdict(RECIPE)
+        assert 0 <= record.base_validation_accuracy <= 1
+        assert 0 <= record.finetuned_validation_accuracy <= 1
+    named = {path for record in records.values() for path in (record.head, record.finetuned)}
+    summaries = {path.replace(".safetensors", ".json") for path in named if "finetuned" in path}
+    assert artefacts(trained.run) == {"finetuned.json"} | named | summaries
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_manifest_gathers_tasks_over_runs(trained: Users, run: Path):
+    _, before = load_manifest(run)
+    new = trained.train("dtd", run=run)
+    assert load_manifest(run) == (SETTING, before | new)
+
+
+def test_artefacts_are_a_head_and_the_model_trained_under_it(trained: Users):
+    backbone, base = trained.tiny
+    _, records = load_manifest(trained.run)
+    task, record = trained.tasks["svhn"], records["svhn"]
+    params, head = load_user(trained.run, record, base, backbone.width)
+    assert head.kernel.shape == (16, 3)
+    features = jax.jit(backbone.features)
+    for model, accuracy in (
+        (base, record.base_validation_accuracy),
+        (params, record.finetuned_validation_accuracy),
+    ):
+        rows = task.validation
+        guess = np.argmax(head(features(model, jnp.asarray(rows.images))), axis=1)
+        assert np.mean(guess == rows.labels) == pytest.approx(accuracy)
+    own = np.argmax(head(features(base, jnp.asarray(task.train.images))), axis=1)
+    assert np.mean(own == task.train.labels) > 0.6
+    assert not np.array_equal(params["layernorm"]["scale"], base["layernorm"]["scale"])
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_is_finished_is_not_done_again(trained: Users, run: Path):
+    seen: list[str] = []
+    before = artefacts(run)
+    records = trained.train("mnist", "svhn", run=run, report=lambda task, record: seen.append(task))
+    assert records == load_manifest(trained.run)[1]
+    assert seen == ["mnist", "svhn"]
+    assert artefacts(run) == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_places_may_change(trained: Users, run: Path):
+    moved = replace(SETTING, model="elsewhere", data="elsewhere")
+    trained.train("mnist", run=run, setting=moved)
+    setting, records = load_manifest(run)
+    assert setting == moved
+    assert list(records) == ["mnist", "svhn"]
+
+
+def test_a_changed_recipe_makes_new_models_under_the_old_heads(
+    trained: Users, run: Path, cheap: list[str]
+):
+    before = artefacts(run)
+    _, old = load_manifest(run)
+    new = trained.train("mnist", run=run, recipe=replace(RECIPE, learning_rate=2e-3))["mnist"]
+    assert cheap == ["fine-tuning mnist"]
+    assert new.head == old["mnist"].head
+    assert new.finetuned != old["mnist"].finetuned
+    assert artefacts(run) > before
+    _, records = load_manifest(run)
+    assert records == {"mnist": new, "svhn": old["svhn"]}
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"model_hash": "x"}, {"image_size": 32}, {"validation_fraction": 0.1}]
+)
+def test_a_changed_setting_makes_new_heads_and_a_new_manifest(
+    trained: Users, run: Path, cheap: list[str], change: dict
+):
+    before = artefacts(run)
+    _, old = load_manifest(run)
+    changed = replace(SETTING, **change)
+    new = trained.train("mnist", run=run, setting=changed)["mnist"]
+    assert cheap == ["fine-tuning mnist"]
+    assert new.head != old["mnist"].head
+    assert artefacts(run) > before
+    assert load_manifest(run) == (changed, {"mnist": new})
+
+
+def test_changed_data_make_new_heads(trained: Users, run: Path, cheap: list[str], tmp_path: Path):
+    write_task(tmp_path / "data" / "mnist", classes=2, train=20, test=4, seed=9)
+    other = replace(trained, tasks={"mnist": load(tmp_path / "data", "mnist", tmp_path / "cache")})
+    _, old = load_manifest(run)
+    new = other.train("mnist", run=run)["mnist"]
+    assert cheap == ["fine-tuning mnist"]
+    assert new.head != old["mnist"].head
+
+
+def test_a_result_that_was_lost_is_made_again_bitwise(trained: Users, run: Path):
+    record = load_manifest(run)[1]["svhn"]
+    before = file_hash(run / record.finetuned)
+    (run / record.finetuned).with_suffix(".json").unlink()  # killed just before it was written
+    trained.train("svhn", run=run)
+    assert file_hash(run / record.finetuned) == before
+    assert load_manifest(run) == load_manifest(trained.run)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("artefact", ["head", "finetuned"])
+def test_a_damaged_artefact_is_named(trained: Users, run: Path, artefact: str):
+    record = load_manifest(run)[1]["svhn"]
+    path = run / getattr(record, artefact)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=f"{path.name}: not a readable safetensors file"):
+        trained.train("mnist", "svhn", run=run)
+    with pytest.raises(InputError, match=f"{path.name}: not a readable safetensors file"):
+        load_user(run, record, trained.tiny[1], 16)
+
+
+def test_a_folder_without_a_manifest_asks_for_finetuning(tmp_path: Path):
+    with pytest.raises(InputError, match=r"finetuned\.json: no such file; run `rmtllmf finetune"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"setting": {}, "users": {}}', '{"setting": {}, "users": {"a": 1}}'],
+)
+def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, content: str):
+    (tmp_path / "finetuned.json").write_text(content)
+    with pytest.raises(InputError, match=r"finetuned\.json: not a"):
+        load_manifest(tmp_path)
