@@ -428,7 +428,8 @@ def test_validation_takes_the_best_of_its_curve(validated: dict[str, pd.DataFram
     for size in (2, 3):
         chosen = results.loc[(results["size"] == size) & (results["scale"] > 0), "scale"]
         assert chosen.nunique() == 1
-        assert chosen.iloc[0] == best[size].idxmax()
+        # Ties are common on so few images, and equal up to the order of a sum.
+        assert best[size][chosen.iloc[0]] == pytest.approx(best[size].max(), rel=1e-12)
     assert best.nunique() > 3
 
 

@@ -64,7 +64,7 @@ def _heat_maps(cosines: pd.DataFrame, scenario: str, protections: list[str]) -> 
 def _draw_matrix(panel: Axes, values: np.ndarray, tasks: list[str]) -> AxesImage:
     image = panel.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(values):
-        text = "-" if math.isnan(value) else f"{value:.2f}"
+        text = "-" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
         colour = "white" if abs(value) > 0.6 else "black"
         panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     panel.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
