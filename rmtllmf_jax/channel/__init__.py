@@ -10,13 +10,19 @@ The attack functions live in `channel.attacks` (whose `sum_rate` is an attack; `
 is the receiver's rate).
 """
 
-from . import attacks
-from .attacks import ATTACKS, Attack, get_attack
-from .fading import rayleigh
-from .geometry import path_amplitude, power_law_path_loss, user_distances
-from .presets import ORDERS, PRESETS, ChannelPreset, get_preset
-from .realisation import draw_channel, draw_channels, draw_keys, gram, received_power
-from .receivers import (
+from rmtllmf_jax.channel import attacks
+from rmtllmf_jax.channel.attacks import ATTACKS, Attack, get_attack
+from rmtllmf_jax.channel.fading import rayleigh
+from rmtllmf_jax.channel.geometry import path_amplitude, power_law_path_loss, user_distances
+from rmtllmf_jax.channel.presets import ORDERS, PRESETS, ChannelPreset, get_preset
+from rmtllmf_jax.channel.realisation import (
+    draw_channel,
+    draw_channels,
+    draw_keys,
+    gram,
+    received_power,
+)
+from rmtllmf_jax.channel.receivers import (
     lmmse_mse,
     receiver_mse,
     sic_mse,
@@ -26,8 +32,8 @@ from .receivers import (
     sum_rate_lower_bound,
     unbiased_sinr,
 )
-from .scenarios import SCENARIOS, user_mse, user_mse_from_channel
-from .sum_rate_attack import sum_rate_powers
+from rmtllmf_jax.channel.scenarios import SCENARIOS, user_mse, user_mse_from_channel
+from rmtllmf_jax.channel.sum_rate_attack import sum_rate_powers
 
 __all__ = [
     "ATTACKS",

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Real
 
-from ..common.errors import require_at_least, require_known
-from .sum_rate_attack import sum_rate
+from rmtllmf_jax.channel.sum_rate_attack import sum_rate
+from rmtllmf_jax.common.errors import require_at_least, require_known
 
 Attack = Callable[
     [Complex[Array, "users users"], Real[ArrayLike, ""], Real[ArrayLike, ""]],

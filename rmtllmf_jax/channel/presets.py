@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 
 ORDERS = ("weakest_first", "strongest_first")
 """Decoding orders of successive interference cancellation (SIC); `None` means joint LMMSE."""

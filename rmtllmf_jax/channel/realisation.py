@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Key
 
-from ..common.errors import require_at_least
-from .fading import rayleigh
-from .geometry import path_amplitude, user_distances
-from .presets import ChannelPreset
+from rmtllmf_jax.channel.fading import rayleigh
+from rmtllmf_jax.channel.geometry import path_amplitude, user_distances
+from rmtllmf_jax.channel.presets import ChannelPreset
+from rmtllmf_jax.common.errors import require_at_least
 
 # What a draw's key is folded with, so that neither part depends on how the other is drawn.
 _DISTANCES, _FADING = 0, 1

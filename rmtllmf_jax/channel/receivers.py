@@ -12,9 +12,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from ..common.errors import require_known
-from .linalg import invert_positive
-from .presets import ORDERS
+from rmtllmf_jax.channel.linalg import invert_positive
+from rmtllmf_jax.channel.presets import ORDERS
+from rmtllmf_jax.common.errors import require_known
 
 
 def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, " users"]:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
-from ..common.errors import require_known
-from .attacks import Attack, get_attack
-from .presets import ChannelPreset
-from .realisation import draw_channel, gram, received_power
-from .receivers import receiver_mse
+from rmtllmf_jax.channel.attacks import Attack, get_attack
+from rmtllmf_jax.channel.presets import ChannelPreset
+from rmtllmf_jax.channel.realisation import draw_channel, gram, received_power
+from rmtllmf_jax.channel.receivers import receiver_mse
+from rmtllmf_jax.common.errors import require_known
 
 SCENARIOS: Mapping[str, str | None] = MappingProxyType(
     {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
-from .linalg import eigh
+from rmtllmf_jax.channel.linalg import eigh
 
 # Four steps reach 5e-15 with eigenvalues and budget spread over 160 dB; one to spare.
 _NEWTON_STEPS = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -178,6 +179,8 @@ def _train_user(
 
 
 def _accuracy(backbone: Backbone, params: PyTree, head: Head, rows: Rows) -> float:
+    if not len(rows):
+        return math.nan  # nothing was set aside
     features = extract_features(backbone, params, rows.images, description="validation")
     logits = features @ np.asarray(head.kernel) + np.asarray(head.bias)
     return float(np.mean(np.argmax(logits, axis=1) == rows.labels))
