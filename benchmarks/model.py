@@ -4,6 +4,9 @@ Interleaved in one run after an equality check; prints medians and ratios. Rando
 the `parity` extra.
 
     python benchmarks/model.py
+
+Two CPU cores, float32, batch 32, medians of 15: ours 182 ms, with flax's LayerNorm 299 ms (1.64 x),
+transformers' ViT in torch 166 ms (0.92 x).
 """
 
 from __future__ import annotations

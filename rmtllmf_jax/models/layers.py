@@ -13,7 +13,7 @@ class LayerNorm(nn.Module):
 
     Scale and bias are spread over the rows by a product with a column of ones, so that their
     gradients are matrix products: XLA's column sums on a CPU are so slow that a whole training
-    step of a ViT-Ti takes 1.8 times as long with `flax.linen.LayerNorm` (benchmarks/model.py).
+    step of a ViT-Ti takes 1.6 times as long with `flax.linen.LayerNorm` (benchmarks/model.py).
     """
 
     epsilon: float
