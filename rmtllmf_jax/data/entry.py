@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import file_hash, read_json, write_json
+from rmtllmf_jax.common.files import file_hash, read_json, sync, write_json
 
 FORMAT = 1
 """Version of the layout on disk; goes into the key of the cache."""
@@ -104,11 +104,11 @@ class Entry:
                 files = {}
                 for name, (shape, _) in self._layout().items():
                     arrays[name].flush()
-                    _sync(part / name)
+                    sync(part / name)
                     files[name] = {"shape": shape, "sha256": file_hash(part / name)}
                 write_json(part / _META, {**made_from, "count": self.count, "files": files})
                 os.rename(part, self.folder)
-                _sync(self.folder.parent)
+                sync(self.folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -132,14 +132,6 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.me
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
