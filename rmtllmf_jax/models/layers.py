@@ -12,8 +12,8 @@ class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, with flax's parameter names ``scale`` and ``bias``.
 
     Scale and bias are spread over the rows by a product with a column of ones, so that their
-    gradients are matrix products: XLA's column sums on a CPU are so slow that a whole training
-    step of a ViT-Ti takes 1.6 times as long with `flax.linen.LayerNorm` (benchmarks/model.py).
+    gradients are matrix products: XLA's column sums on a CPU are so slow that the gradient of a
+    ViT-Ti takes 1.6 times as long with `flax.linen.LayerNorm` (benchmarks/model.py).
     """
 
     epsilon: float

@@ -47,9 +47,8 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
                     "pairs": len(pairs),
                 }
             )
-    names = ["scenario", "against", "protected", "other", "difference"]
-    names += ["error", "better", "pairs"]
-    return pd.DataFrame(rows, columns=names)
+    means = ["protected", "other", "difference", "error"]
+    return pd.DataFrame(rows, columns=["scenario", "against", *means, "better", "pairs"])
 
 
 def verdict(results: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ LEAST_GAIN = 0.02
 
 def weak_tasks(results: pd.DataFrame) -> list[str]:
     """Return the tasks whose fine-tuned model gains less than `LEAST_GAIN`, sorted."""
-    alone = results.groupby("task")[["base_accuracy", "finetuned_accuracy"]].mean()
+    alone = _alone(results)
     weak = alone["finetuned_accuracy"] - alone["base_accuracy"] < LEAST_GAIN
     return sorted(alone.index[weak])
 
@@ -25,7 +25,7 @@ def caveat(results: pd.DataFrame) -> str | None:
     weak = weak_tasks(results)
     if not weak:
         return None
-    alone = results.groupby("task")[["base_accuracy", "finetuned_accuracy"]].mean()
+    alone = _alone(results)
     named = ", ".join(
         f"{task} ({alone['finetuned_accuracy'][task]:.1%} fine-tuned, "
         f"{alone['base_accuracy'][task]:.1%} head on the base)"
@@ -35,3 +35,7 @@ def caveat(results: pd.DataFrame) -> str | None:
         f"Fine-tuning did not teach {named}: normalised accuracy of such a task is noise divided "
         "by noise, so every average is given without it too."
     )
+
+
+def _alone(results: pd.DataFrame) -> pd.DataFrame:
+    return results.groupby("task")[["base_accuracy", "finetuned_accuracy"]].mean()
