@@ -1,0 +1,119 @@
+"""The MMSE receivers as filters: what is applied to the antennas' signal Y = H~ X + Z.
+
+Whitened, A = L_C^-1 H~ with C = L_C L_C^H. With the users ordered so that the last one decoded
+comes first, M = I + A^H A = L L^H and D = diag(L), successive interference cancellation is a
+decision-feedback equaliser,
+
+    X^ = D^-1 (L^-1 A^H L_C^-1 Y - (L^H - D) X_cancelled),
+
+one feedforward filter and one strictly triangular feedback filter. Where the symbols cancelled are
+the true ones the error is D^-1 L^-1 (A^H w - X), w white, of covariance D^-1 L^-1 M L^-H D^-1 =
+D^-2: uncorrelated between users, with the mu_q = 1 / L_kk^2 of `receivers.sic_mse`. Without
+cancellation, X^ = M^-1 A^H L_C^-1 Y has the error covariance M^-1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, Int
+
+from rmtllmf_jax.channel.realisation import gram, received_power
+from rmtllmf_jax.channel.receivers import sic_order
+
+
+class Equaliser(NamedTuple):
+    """Filters of one channel, in user order.
+
+    **Fields:**
+
+    - `feedforward`: applied to the antennas' signal.
+    - `feedback`: applied to the cancelled symbols and subtracted; row q is zero at user q itself
+      and at those decoded after it. All zero for joint MMSE.
+    - `mse`: mu_q of the (biased) estimates where cancellation is perfect.
+    - `sequence`: users as they are decoded.
+    """
+
+    feedforward: Complex[Array, "users antennas"]
+    feedback: Complex[Array, "users users"]
+    mse: Float[Array, " users"]
+    sequence: Int[Array, " users"]
+
+
+def mmse_equaliser(
+    h_tilde: Complex[Array, "antennas users"],
+    noise_covariance: Complex[Array, "antennas antennas"],
+    order: str | None,
+) -> Equaliser:
+    """The filters of MMSE-SIC in `order`, or of joint MMSE for `None`.
+
+    `noise_covariance` is the C of all noise, Hermitian positive definite, in the unit of |h~|^2.
+    The order follows the received powers before the attack. Smooth but where two of them tie.
+
+    **Raises:** `InputError` for an unknown order.
+    """
+    antennas, users = h_tilde.shape
+    eye = jnp.eye(antennas, dtype=h_tilde.dtype)
+    _, whitened = cholesky(noise_covariance, jnp.concatenate([h_tilde, eye], axis=1))
+    channel, whitener = whitened[:, :users], whitened[:, users:]
+    m = jnp.eye(users, dtype=h_tilde.dtype) + gram(channel)
+    matched = _matmul(channel.conj().T, whitener)
+    if order is None:
+        # With R = L^-1, M^-1 = R^H R, whose diagonal is the columns' squared norms.
+        _, solved = cholesky(m, jnp.concatenate([jnp.eye(users, dtype=m.dtype), matched], axis=1))
+        root, forward = solved[:, :users], solved[:, users:]
+        mse = jnp.sum(jnp.real(root * root.conj()), axis=0)
+        joint = _matmul(root.conj().T, forward)
+        return Equaliser(joint, jnp.zeros_like(m), mse, jnp.arange(users))
+
+    sequence = sic_order(received_power(gram(h_tilde)), order)
+    last_first = sequence[::-1]
+    factor, forward = cholesky(m[last_first][:, last_first], matched[last_first])
+    diagonal = jnp.real(jnp.diagonal(factor))
+    forward = forward / diagonal[:, None]
+    back = jnp.triu(factor.conj().T, 1) / diagonal[:, None]
+    user = jnp.argsort(last_first)
+    return Equaliser(forward[user], back[user][:, user], 1 / diagonal[user] ** 2, sequence)
+
+
+def error_covariance_of(
+    equaliser: Equaliser,
+    h_tilde: Complex[Array, "antennas users"],
+    noise_covariance: Complex[Array, "antennas antennas"],
+) -> Complex[Array, "users users"]:
+    """E[e e^H] of the estimates that given filters make of unit-power symbols.
+
+    Holds for any filters, also those designed for another covariance than the C of all noise here;
+    cancellation is perfect. The diagonal is the users' MSE.
+    """
+    eye = jnp.eye(h_tilde.shape[1], dtype=h_tilde.dtype)
+    left = _matmul(equaliser.feedforward, h_tilde) - equaliser.feedback - eye
+    noise = _matmul(
+        _matmul(equaliser.feedforward, noise_covariance), equaliser.feedforward.conj().T
+    )
+    return _matmul(left, left.conj().T) + noise
+
+
+def cholesky(
+    matrix: Complex[Array, "n n"], right: Complex[Array, "n m"]
+) -> tuple[Complex[Array, "n n"], Complex[Array, "n m"]]:
+    """L and L^-1 B for a Hermitian positive definite L L^H, by elimination of [A | B].
+
+    Plain elimination because batched LAPACK calls can hang on the CPU (`channel.linalg`).
+    """
+
+    def eliminate(m: Array, k: Array) -> tuple[Array, Array]:
+        root = jnp.sqrt(jnp.real(m[k, k]))
+        row = m[k] / root
+        return m - (m[:, k] / root)[:, None] * row, row
+
+    size = matrix.shape[0]
+    both = jnp.concatenate([matrix, right], axis=1)
+    _, rows = jax.lax.scan(eliminate, both, jnp.arange(size))
+    return jnp.triu(rows[:, :size]).conj().T, rows[:, size:]
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")

@@ -1,0 +1,170 @@
+"""The uplink symbol by symbol: parameters -> QAM -> Y = H~ X + Z -> receiver -> parameters.
+
+What the Gaussian surrogate of the uplink (error variance kappa^2 mu_q) stands for. Digital: each
+user's block is normalised to unit power, quantised to log2 M bits a parameter, scrambled, and sent
+as one Gray-mapped M-QAM symbol a parameter. Scrambling (exclusive or with a sequence that both
+ends know, as cellular standards do) makes the symbols equally likely, of unit power and
+uncorrelated between users whatever the parameters, which mu_q takes for granted. Analogue
+(`modulation=None`): two parameters a symbol on the two axes, neither quantised nor sliced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Float, Key, Real
+
+from rmtllmf_jax.channel import modem
+from rmtllmf_jax.channel.equalise import cholesky, mmse_equaliser
+from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
+from rmtllmf_jax.common.errors import require_known
+
+CANCELLATIONS = ("genie", "decisions")
+"""What SIC subtracts: the true symbols, or the receiver's decisions (errors propagate)."""
+
+# What a transmission's key is folded with, so that neither part depends on how the other is drawn.
+_NOISE, _SCRAMBLING = 0, 1
+
+
+class Received(NamedTuple):
+    """One transmission of all users.
+
+    **Fields:**
+
+    - `parameters`: as received, in the unit in which they were sent.
+    - `symbols`: as sent, of unit power.
+    - `estimates`: equalised, before slicing: the biased MMSE estimates of `symbols`.
+    - `decisions`: the sliced (estimates / (1 - mu_q)), or the estimates themselves if analogue.
+    - `symbol_mse`: mean of |estimates - symbols|^2, which estimates mu_q.
+    """
+
+    parameters: Float[Array, "users size"]
+    symbols: Complex[Array, "users symbols"]
+    estimates: Complex[Array, "users symbols"]
+    decisions: Complex[Array, "users symbols"]
+    symbol_mse: Float[Array, " users"]
+
+
+def transmit(
+    parameters: Float[Array, "users size"],
+    h_tilde: Complex[Array, "antennas users"],
+    noise_covariance: Complex[Array, "antennas antennas"],
+    key: Key[Array, ""],
+    *,
+    order: str | None = "weakest_first",
+    cancellation: str = "genie",
+    modulation: int | None = 64,
+    clip: Real[ArrayLike, ""] | None = None,
+) -> Received:
+    """Send every user's block of parameters over one channel at the same time.
+
+    **Arguments:**
+
+    - `parameters`: one block a user, normalised by its own rms; the receiver knows that number.
+    - `h_tilde`, `noise_covariance`: H~ = H diag(sqrt p) and the Hermitian positive definite
+      covariance C of all noise, in one unit of power; z ~ CN(0, C) independently a symbol.
+    - `order`: MMSE-SIC in this order, or joint MMSE for `None`.
+    - `cancellation`: one of `CANCELLATIONS`; without SIC nothing is cancelled.
+    - `modulation`: size of the QAM, hence also the bits a parameter; `None` for analogue.
+    - `clip`: range of the quantiser in units of the rms (default `quantise.GAUSSIAN_CLIP`).
+
+    `order`, `cancellation` and `modulation` are static under `jax.jit`. `estimates` are
+    differentiable in the channel. Quantising and slicing have zero gradient, so that digital
+    `parameters` see the sent ones through their rms alone; an analogue link is differentiable
+    throughout. Memory grows as antennas x symbols: send long blocks in parts (each part is then
+    normalised by itself).
+
+    **Raises:** `InputError` for an unknown order, cancellation or modulation.
+    """
+    require_known("cancellation", cancellation, CANCELLATIONS)
+    equaliser = mmse_equaliser(h_tilde, noise_covariance, order)
+    unit, rms = normalise(parameters)
+    code = _analogue(unit) if modulation is None else _digital(unit, key, modulation, clip)
+    symbols = code.encode(unit).astype(h_tilde.dtype)
+    signal = propagate(symbols, h_tilde, noise_covariance, jax.random.fold_in(key, _NOISE))
+
+    forward = _matmul(equaliser.feedforward, signal)
+    mse = equaliser.mse[:, None]
+    if cancellation == "genie" or order is None:
+        estimates = forward - _matmul(equaliser.feedback, symbols)
+        decisions = code.decide(estimates, mse)
+    else:
+
+        def receive(decisions: Array, user: Array) -> tuple[Array, Array]:
+            estimate = forward[user] - _matmul(equaliser.feedback[user], decisions)
+            return decisions.at[user].set(code.decide(estimate, mse[user])), estimate
+
+        decisions, in_turn = jax.lax.scan(receive, jnp.zeros_like(symbols), equaliser.sequence)
+        estimates = jnp.zeros_like(symbols).at[equaliser.sequence].set(in_turn)
+
+    error = estimates - symbols
+    return Received(
+        parameters=(code.decode(decisions) * rms[:, None]).astype(parameters.dtype),
+        symbols=symbols,
+        estimates=estimates,
+        decisions=decisions,
+        symbol_mse=jnp.mean(jnp.real(error) ** 2 + jnp.imag(error) ** 2, axis=1),
+    )
+
+
+def propagate(
+    symbols: Complex[Array, "users symbols"],
+    h_tilde: Complex[Array, "antennas users"],
+    noise_covariance: Complex[Array, "antennas antennas"],
+    key: Key[Array, ""],
+) -> Complex[Array, "antennas symbols"]:
+    """What the antennas receive: Y = H~ X + L w with C = L L^H and w ~ CN(0, I)."""
+    factor, _ = cholesky(noise_covariance, jnp.zeros_like(h_tilde))
+    white = jax.random.normal(key, (h_tilde.shape[0], symbols.shape[1]), h_tilde.dtype)
+    return _matmul(h_tilde, symbols) + _matmul(factor, white)
+
+
+class _Code(NamedTuple):
+    """Unit-power parameters to symbols, (estimates, mse) to decisions, decisions to parameters."""
+
+    encode: Callable[[Array], Array]
+    decide: Callable[[Array, Array], Array]
+    decode: Callable[[Array], Array]
+
+
+def _digital(unit: Array, key: Array, modulation: int, clip: ArrayLike | None) -> _Code:
+    bits = modem.bits_per_symbol(modulation)
+    mask = jax.random.randint(jax.random.fold_in(key, _SCRAMBLING), unit.shape, 0, 1 << bits)
+
+    def encode(unit: Array) -> Array:
+        levels = quantise(unit, bits, clip) ^ mask
+        return modem.modulate(modem.integers_to_bits(levels, bits))
+
+    def decide(estimates: Array, mse: Array) -> Array:
+        # Slicing wants the unbiased estimate; a user that nobody hears has 1 - mu = 0.
+        gain = jnp.maximum(1 - mse, jnp.finfo(mse).eps)
+        return modem.nearest_symbols(estimates / gain, modulation)
+
+    def decode(decisions: Array) -> Array:
+        levels = modem.bits_to_integers(modem.demodulate(decisions, modulation))
+        return dequantise(levels ^ mask, bits, clip)
+
+    return _Code(encode, decide, decode)
+
+
+def _analogue(unit: Array) -> _Code:
+    size = unit.shape[1]
+
+    def encode(unit: Array) -> Array:
+        pairs = jnp.pad(unit, ((0, 0), (0, size % 2))).reshape(unit.shape[0], -1, 2)
+        return jax.lax.complex(pairs[..., 0], pairs[..., 1]) / math.sqrt(2)
+
+    def decode(decisions: Array) -> Array:
+        pairs = jnp.stack([jnp.real(decisions), jnp.imag(decisions)], axis=-1) * math.sqrt(2)
+        return pairs.reshape(unit.shape[0], -1)[:, :size]
+
+    return _Code(encode, lambda estimates, mse: estimates, decode)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
