@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -139,6 +140,21 @@ def test_a_leaf_and_a_user_more_leave_the_other_noise_alone():
     received = transmit(more, MSE, KAPPA, KEY)
     alone = transmit(fewer, MSE[:2], KAPPA[:2], KEY)
     assert_trees_equal(alone, {"a": received["a"][:2]})
+
+
+def test_independent_errors_are_keyed_by_leaf_and_user():
+    """The numbers of published results: written out, bit for bit."""
+    sent = {"x": {"kernel": jnp.ones((USERS, 3, 2))}}
+    leaf_key = jax.random.fold_in(KEY, zlib.crc32(b"x/kernel"))
+    std, weights = KAPPA * jnp.sqrt(MSE), jnp.array([1.0, 0.5, -2.0])
+    received = uplink.transmit(sent, MSE, KAPPA, KEY)["x"]["kernel"]
+    for user in range(USERS):
+        z = jax.random.normal(jax.random.fold_in(leaf_key, user), (3, 2))
+        np.testing.assert_array_equal(received[user], 1 + z * std[user])
+    total = uplink.noise_of_sum(sent, weights, MSE, KAPPA, KEY)["x"]["kernel"]
+    variance = jnp.sum(jnp.square(weights * KAPPA) * MSE)
+    expected = jax.random.normal(leaf_key, (3, 2)) * jnp.sqrt(variance)
+    np.testing.assert_array_equal(total, expected)
 
 
 # The sum, drawn once

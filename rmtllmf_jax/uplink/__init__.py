@@ -1,0 +1,39 @@
+"""From the channel's MSE to received task vectors: the one place where channel and fusion meet.
+
+A user's task vector arrives as ``tau_q + e_q`` with ``e_q ~ N(0, kappa_q^2 mu_q I)``, where mu_q
+is the user's MSE and kappa_q the scale between a unit-power symbol and a parameter. kappa is
+explicit: the paper's "variance = MSE" is kappa = 1, which no real model survives. How the errors of
+different users hang together is the error model: `Independent` (the default) is exact for MMSE-SIC,
+`ERROR_MODELS` lists the others.
+"""
+
+from rmtllmf_jax.uplink.error_models import (
+    ERROR_MODELS,
+    INDEPENDENT,
+    Equicorrelated,
+    ErrorModel,
+    Independent,
+    Lmmse,
+    NoisyReference,
+    get_error_model,
+    parse_error_model,
+)
+from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB, kappa_from_c0, kappa_per_leaf
+from rmtllmf_jax.uplink.noise import noise_of_sum, transmit
+
+__all__ = [
+    "DEFAULT_C0_DB",
+    "ERROR_MODELS",
+    "INDEPENDENT",
+    "Equicorrelated",
+    "ErrorModel",
+    "Independent",
+    "Lmmse",
+    "NoisyReference",
+    "get_error_model",
+    "kappa_from_c0",
+    "kappa_per_leaf",
+    "noise_of_sum",
+    "parse_error_model",
+    "transmit",
+]

@@ -1,0 +1,260 @@
+"""Error models: how the errors of the users' transmissions hang together.
+
+All give user q's error the scale ``kappa_q sqrt(mu_q)``; what differs is the covariance across
+users. As every model is linear in independent Gaussians, a weighted sum of the errors is one
+Gaussian again, whose standard deviation `ErrorModel.std_of_sum` knows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Inexact, Real
+
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+
+
+class ErrorModel(ABC):
+    """How the users' errors hang together: e = F z with independent standard Gaussians z.
+
+    F has a row a user and a column a source. The first Q sources are the users' own, the others
+    are shared by all. Instances are pytrees: what they hold may be traced, batched, differentiated.
+    """
+
+    shared: ClassVar[int] = 0
+    """Sources besides the users' own."""
+
+    @abstractmethod
+    def factor(self, std: Float[Array, " users"]) -> Float[Array, "users sources"]:
+        """F for users whose errors have the standard deviations ``kappa_q sqrt(mu_q)``."""
+
+    def covariance(self, std: Float[Array, " users"]) -> Float[Array, "users users"]:
+        """F F^T, the covariance of the users' errors in every coordinate."""
+        factor = self.factor(std)
+        return jnp.matmul(factor, factor.T, precision="highest")
+
+    def mix(
+        self, std: Float[Array, " users"], sources: Float[Array, "sources ..."]
+    ) -> Float[Array, "users ..."]:
+        """F z, the errors of the users."""
+        factor = self.factor(std).astype(sources.dtype)
+        return jnp.tensordot(factor, sources, axes=1, precision="highest")
+
+    def std_of_sum(
+        self,
+        weights: Float[Array, " users"],
+        kappa: Float[Array, " users"],
+        mse: Float[Array, " users"],
+    ) -> Float[Array, ""]:
+        """||F^T w||, the standard deviation of ``sum_q w_q e_q``."""
+        by_source = jnp.matmul(weights, self.factor(kappa * safe_sqrt(mse)), precision="highest")
+        return safe_sqrt(jnp.sum(jnp.square(by_source)))
+
+    def check(self, users: int) -> None:
+        """Refuse what no errors of `users` users can have; needs concrete values.
+
+        **Raises:** `InputError`.
+        """
+        require_at_least("users", users, 1)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@dataclass(frozen=True)
+class Independent(ErrorModel):
+    """Errors of different users are independent: exact for MMSE-SIC, whoever attacks."""
+
+    def factor(self, std: Float[Array, " users"]) -> Float[Array, "users users"]:
+        """diag(std)."""
+        return jnp.diag(std)
+
+    def mix(
+        self, std: Float[Array, " users"], sources: Float[Array, "users ..."]
+    ) -> Float[Array, "users ..."]:
+        """std_q z_q, without the matrix."""
+        return sources * std.reshape(-1, *[1] * (sources.ndim - 1)).astype(sources.dtype)
+
+    def std_of_sum(
+        self,
+        weights: Float[Array, " users"],
+        kappa: Float[Array, " users"],
+        mse: Float[Array, " users"],
+    ) -> Float[Array, ""]:
+        """Square root of ``sum_q w_q^2 kappa_q^2 mu_q``."""
+        return safe_sqrt(jnp.sum(jnp.square(weights * kappa) * mse))
+
+
+INDEPENDENT = Independent()
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["rho"], meta_fields=[])
+@dataclass(frozen=True)
+class Equicorrelated(ErrorModel):
+    """Every two users' errors have the correlation `rho`, in [-1/(Q - 1), 1].
+
+    F = diag(std) (a I + b 1 1^T), the symmetric root of the correlation matrix, which reaches
+    negative correlations without a shared source: a = sqrt(1 - rho), b = rho / (a + sqrt(1 +
+    (Q - 1) rho)). Differentiable in `rho` inside the interval; NaN outside.
+    """
+
+    rho: Real[ArrayLike, ""]
+
+    def factor(self, std: Float[Array, " users"]) -> Float[Array, "users users"]:
+        """diag(std) (a I + b 1 1^T)."""
+        rho = jnp.asarray(self.rho, std.dtype)
+        own = jnp.sqrt(1 - rho)
+        total = 1 + (std.size - 1) * rho
+        # rho = -1/(Q - 1) must not fall below zero by rounding.
+        total = jnp.where(jnp.abs(total) <= 2 * jnp.finfo(std.dtype).eps, 0.0, total)
+        common = rho / (own + jnp.sqrt(total))
+        return std[:, None] * (own * jnp.eye(std.size, dtype=std.dtype) + common)
+
+    def check(self, users: int) -> None:
+        """Refuse a correlation that `users` errors cannot have."""
+        super().check(users)
+        rho, least = np.asarray(self.rho).item(), -1 / max(users - 1, 1)
+        if not least - 1e-6 <= rho <= 1:  # -1/(users - 1) in float32 may lie below that in float64
+            raise InputError(
+                f"the correlation of {users} users' errors must lie between -1/(users - 1) = "
+                f"{least:.4g} and 1, got {rho!r}."
+            )
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@dataclass(frozen=True)
+class NoisyReference(ErrorModel):
+    """Whole models are sent and differenced against one noisy base: e_q - e_0.
+
+    e_0 has the mean of the users' variances kappa_q^2 mu_q (the base goes over the same channel),
+    so that user q's error has the sum of its own variance and that mean. Among users with equal
+    MSE and kappa every variance doubles and every correlation is exactly 1/2.
+    """
+
+    shared: ClassVar[int] = 1
+
+    def factor(self, std: Float[Array, " users"]) -> Float[Array, "users sources"]:
+        """[diag(std), -std_0 1]."""
+        base = jnp.full((std.size, 1), safe_sqrt(jnp.mean(jnp.square(std))))
+        return jnp.concatenate([jnp.diag(std), -base], axis=1)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["error_covariance"], meta_fields=[])
+@dataclass(frozen=True)
+class Lmmse(ErrorModel):
+    """Errors of the joint LMMSE receiver, with the correlations of Re(E), E = (I + G)^-1.
+
+    A parameter rides on one real dimension of a symbol, where the errors of users q and r have
+    the covariance kappa_q kappa_r Re(E_qr). The phase of E_qr is random over channels, so that the
+    correlation is zero on average and not in any one channel. `error_covariance` is E; it gives
+    the correlations alone, its diagonal is the `mse` that is passed beside it.
+    """
+
+    error_covariance: Inexact[ArrayLike, "users users"]
+
+    def factor(self, std: Float[Array, " users"]) -> Float[Array, "users users"]:
+        """diag(std) L, where L L^T is the correlation matrix."""
+        real = jnp.real(jnp.asarray(self.error_covariance)).astype(std.dtype)
+        variance = jnp.diagonal(real)
+        scale = 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+        same = jnp.eye(std.size, dtype=bool)  # 1 also for a user whose E_qq is zero
+        return std[:, None] * _cholesky(jnp.where(same, 1.0, real * scale[:, None] * scale))
+
+    def check(self, users: int) -> None:
+        """Refuse what is not the covariance of `users` errors."""
+        super().check(users)
+        matrix = np.asarray(self.error_covariance)
+        expected = f"the error covariance must be a Hermitian ({users}, {users}) matrix >= 0"
+        if matrix.shape != (users, users):
+            raise InputError(f"{expected}, got the shape {matrix.shape}.")
+        tolerance = 100 * np.finfo(matrix.dtype).eps * max(1.0, float(np.abs(matrix).max()))
+        if not np.abs(matrix - matrix.conj().T).max() <= tolerance:
+            raise InputError(f"{expected}; this one is not finite and Hermitian.")
+        least = float(np.linalg.eigvalsh(matrix)[0])
+        if least < -tolerance:
+            raise InputError(f"{expected}, got the eigenvalue {least:.3g}.")
+
+
+ERROR_MODELS: Mapping[str, type[ErrorModel]] = MappingProxyType(
+    {
+        "independent": Independent,
+        "lmmse": Lmmse,
+        "equicorrelated": Equicorrelated,
+        "noisy_reference": NoisyReference,
+    }
+)
+"""Every error model by name."""
+
+
+def parse_error_model(text: str) -> tuple[str, float | None]:
+    """Split ``name`` or ``name=number`` and check it; only `equicorrelated` takes a number.
+
+    **Raises:** `InputError` for an unknown name, or a number that is missing, bad or not wanted.
+
+    >>> parse_error_model("equicorrelated=0.5")
+    ('equicorrelated', 0.5)
+    """
+    name, equals, number = text.partition("=")
+    require_known("error model", name, ERROR_MODELS)
+    if name != "equicorrelated":
+        if equals:
+            raise InputError(f"the error model {name!r} takes no number, got {text!r}.")
+        return name, None
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InputError(
+            f"expected a correlation, for example equicorrelated=0.5, got {text!r}."
+        ) from None
+
+
+def get_error_model(
+    model: str | ErrorModel,
+    users: int,
+    error_covariance: Inexact[ArrayLike, "users users"] | None = None,
+) -> ErrorModel:
+    """The error model, checked for `users` users: an instance, or a name of `ERROR_MODELS`.
+
+    `equicorrelated=0.5` gives the correlation; `lmmse` needs the `error_covariance`. For concrete
+    values: inside `jax.jit`, build the classes directly.
+
+    **Raises:** `InputError` for a name or value that cannot be used.
+    """
+    if isinstance(model, str):
+        name, number = parse_error_model(model)
+        if name == "lmmse" and error_covariance is None:
+            raise InputError("the error model 'lmmse' needs the receiver's error covariance.")
+        values = {"equicorrelated": (number,), "lmmse": (error_covariance,)}
+        model = ERROR_MODELS[name](*values.get(name, ()))
+    model.check(users)
+    return model
+
+
+def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the square root with derivative 0 at 0, where a perfect uplink sits."""
+    return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
+
+
+def _cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """A factor L L^T of a positive semidefinite matrix, by elimination.
+
+    Not LAPACK's, which refuses singular matrices and can deadlock in batches on the CPU
+    (`channel.linalg`).
+    """
+    size = matrix.shape[0]
+
+    def eliminate(m: Array, k: Array) -> tuple[Array, Array]:
+        pivot = m[k, k]
+        positive = pivot > size * jnp.finfo(m.dtype).eps
+        column = jnp.where(positive, m[:, k] / jnp.sqrt(jnp.where(positive, pivot, 1.0)), 0.0)
+        return m - column[:, None] * column, column
+
+    _, columns = jax.lax.scan(eliminate, matrix, jnp.arange(size))
+    return columns.T
