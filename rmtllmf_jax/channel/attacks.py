@@ -3,7 +3,11 @@
 An attack is a pure function `(gram, budget, noise) -> G` with G = H~^H C^-1 H~, where C is the
 attacker's covariance of trace `budget` plus the thermal floor `noise` on every antenna. All three
 share one unit; scaling them together changes nothing. `white` alone must also be told how many
-`antennas` its power is spread over; `get_attack` binds that.
+`antennas` its power is spread over; `get_attack` binds that. `channel.covariances` has the same
+attackers as matrices over the antennas.
+
+**Raises:** `InputError` outside jit for a `gram` that is not Hermitian or finite, a negative
+`budget`, or a `noise` that is not positive. Inside jit see `channel.check_uplink`.
 """
 
 from __future__ import annotations
@@ -16,8 +20,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Real
 
-from rmtllmf_jax.channel.sum_rate_attack import sum_rate
-from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.channel.checks import checked_attack
+from rmtllmf_jax.channel.min_max_rate_attack import min_max_rate
+from rmtllmf_jax.channel.sum_mse_attack import sum_mse
+from rmtllmf_jax.channel.sum_rate_attack import sum_rate, sum_rate_floor_aware
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 
 Attack = Callable[
     [Complex[Array, "users users"], Real[ArrayLike, ""], Real[ArrayLike, ""]],
@@ -26,6 +33,7 @@ Attack = Callable[
 """`(gram, budget, noise) -> effective gram`."""
 
 
+@checked_attack
 def none(
     gram: Complex[Array, "users users"],
     budget: Real[ArrayLike, ""],
@@ -35,6 +43,7 @@ def none(
     return gram / noise
 
 
+@checked_attack
 def white(
     gram: Complex[Array, "users users"],
     budget: Real[ArrayLike, ""],
@@ -46,6 +55,7 @@ def white(
     return gram / (noise + budget / antennas)
 
 
+@checked_attack
 def white_in_range(
     gram: Complex[Array, "users users"],
     budget: Real[ArrayLike, ""],
@@ -58,6 +68,7 @@ def white_in_range(
     return gram / (noise + budget / gram.shape[0])
 
 
+@checked_attack
 def strongest_user(
     gram: Complex[Array, "users users"],
     budget: Real[ArrayLike, ""],
@@ -88,17 +99,43 @@ ATTACKS: Mapping[str, Callable[..., Complex[Array, "users users"]]] = MappingPro
         "white": white,
         "white_in_range": white_in_range,
         "sum_rate": sum_rate,
+        "sum_rate_floor_aware": sum_rate_floor_aware,
         "strongest_user": strongest_user,
+        "min_max_rate": min_max_rate,
+        "sum_mse": sum_mse,
     }
 )
 """Every attack by name."""
+
+_FULL_RANK = frozenset({"white_in_range", "min_max_rate"})
+"""Attacks that are defined for linearly independent channels only."""
 
 
 def get_attack(name: str, *, antennas: int) -> Attack:
     """The attack called `name` as `(gram, budget, noise) -> effective gram`.
 
-    **Raises:** `InputError` that names the nearest attack, or for fewer than one antenna.
+    **Raises:** `InputError` that names the nearest attack, or for fewer than one antenna. The
+    attack itself raises it for more users than antennas where that has no answer.
     """
     require_at_least("antennas", antennas, 1)
     attack = ATTACKS[require_known("attack", name, ATTACKS)]
-    return partial(attack, antennas=antennas) if attack is white else attack
+    if name == "white":
+        return partial(attack, antennas=antennas)
+    return partial(_with_rank, name, antennas) if name in _FULL_RANK else attack
+
+
+def _with_rank(name: str, antennas: int, gram: Array, budget: ArrayLike, noise: ArrayLike) -> Array:
+    require_rank(name, users=gram.shape[0], antennas=antennas)
+    return ATTACKS[name](gram, budget, noise)
+
+
+def require_rank(name: str, *, users: int, antennas: int) -> None:
+    """Check that an attack has an answer for so many users.
+
+    **Raises:** `InputError` for more users than antennas where it has not.
+    """
+    if name in _FULL_RANK and users > antennas:
+        raise InputError(
+            f"the attack {name!r} needs linearly independent channels, so not more users than "
+            f"antennas; got {users} users and {antennas} antennas."
+        )

@@ -1,38 +1,93 @@
-"""Where the users stand and what the distance costs them."""
+"""Where the users stand and how far that is from the receiver."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from rmtllmf_jax.channel.checks import is_traced, require_positive
+from rmtllmf_jax.common.errors import InputError, require_at_least
+
 REFERENCE_DISTANCE_M = 1000.0
-"""Distance at which the path gain is one, so that an edge SNR is quoted at 1 km."""
+"""Distance at which a power law's gain is one, and for which an edge SNR is quoted."""
 
 
 def user_distances(
-    key: Key[Array, ""], users: int, minimum: float = 100.0, maximum: float = 1000.0
+    key: Key[Array, ""],
+    users: int,
+    minimum: float | Float[Array, ""] = 100.0,
+    maximum: float | Float[Array, ""] = 1000.0,
 ) -> Float[Array, " users"]:
     """Distances to the receiver in metres, independent and uniform in [minimum, maximum].
 
     Uniform in the distance and not in the area, as R-MTLLMF (arXiv 2411.18220) has it.
+
+    **Raises:** `InputError` for no users, or unless 0 < minimum <= maximum.
     """
+    _require_ring(users, minimum, maximum)
     return jax.random.uniform(key, (users,), minval=minimum, maxval=maximum)
 
 
-def power_law_path_loss(
-    distance: Float[Array, "*batch"], exponent: float | Float[Array, ""]
-) -> Float[Array, "*batch"]:
-    """Power gain beta = (d / 1 km)^-exponent; `distance` in metres, positive.
+def user_distances_by_area(
+    key: Key[Array, ""],
+    users: int,
+    minimum: float | Float[Array, ""] = 100.0,
+    maximum: float | Float[Array, ""] = 1000.0,
+) -> Float[Array, " users"]:
+    """Distances in metres of users spread evenly over the ring between the two radii.
 
-    >>> power_law_path_loss(jnp.array([1000.0, 100.0]), 2.0).round(1).tolist()
-    [1.0, 100.0]
+    The density grows with the distance: d^2 is uniform in [minimum^2, maximum^2].
+
+    **Raises:** `InputError` for no users, or unless 0 < minimum <= maximum.
     """
-    return (distance / REFERENCE_DISTANCE_M) ** -exponent
+    _require_ring(users, minimum, maximum)
+    squared = jax.random.uniform(key, (users,), minval=minimum**2, maxval=maximum**2)
+    # The root of a rounded square may lie a rounding error outside the ring.
+    return jnp.clip(jnp.sqrt(squared), minimum, maximum)
 
 
-def path_amplitude(
-    distance: Float[Array, "*batch"], exponent: float | Float[Array, ""]
-) -> Float[Array, "*batch"]:
-    """Amplitude gain sqrt(beta): what a column of H is multiplied by."""
-    return jnp.sqrt(power_law_path_loss(distance, exponent))
+PLACEMENTS: Mapping[str, Callable[..., Float[Array, " users"]]] = MappingProxyType(
+    {"distance": user_distances, "area": user_distances_by_area}
+)
+"""Ways to draw distances, `(key, users, minimum, maximum) -> distances`, by what is uniform."""
+
+
+def distances_from_positions(
+    positions: Float[Array, "*batch users axes"], base_station: Float[Array, " base_axes"]
+) -> Float[Array, "*batch users"]:
+    """Euclidean distances in metres of users at (x, y) or (x, y, z) from a base station.
+
+    Differentiable, except for a user at the base station itself, who has no path loss either.
+
+    **Raises:** `InputError` if the two do not have the same two or three coordinates, or a user
+    stands at the base station.
+
+    >>> distances_from_positions(jnp.array([[3.0, 4.0]]), jnp.zeros(2)).tolist()
+    [5.0]
+    """
+    axes = base_station.shape[0]
+    if axes not in (2, 3) or positions.shape[-1] != axes:
+        raise InputError(
+            "positions and base station need the same two or three coordinates, got "
+            f"{positions.shape[-1]} and {axes}."
+        )
+    distances = jnp.linalg.norm(positions - base_station, axis=-1)
+    require_positive("distances from the base station", distances)
+    return distances
+
+
+def _require_ring(
+    users: int, minimum: float | Float[Array, ""], maximum: float | Float[Array, ""]
+) -> None:
+    require_at_least("users", users, 1)
+    if is_traced(minimum) or is_traced(maximum):
+        return
+    if not 0 < minimum <= maximum < float("inf"):
+        raise InputError(
+            "distances must satisfy 0 < minimum <= maximum < infinity, got "
+            f"{minimum!r} and {maximum!r}."
+        )

@@ -1,4 +1,4 @@
-"""Named channels: the numbers that a draw needs, and where they come from. No jax in this file.
+"""Named channels: the numbers that a draw needs, and where they come from.
 
 Powers are in units of the thermal noise power per antenna (n = 1): raw watts underflow float32.
 """
@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from rmtllmf_jax.channel.checks import require_decibels, require_positive, require_within
+from rmtllmf_jax.channel.fading import Fading, Rayleigh, Rician
+from rmtllmf_jax.channel.geometry import PLACEMENTS
+from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
+from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 
 ORDERS = ("weakest_first", "strongest_first")
@@ -23,9 +28,14 @@ class ChannelPreset:
     **Fields:**
 
     - `users`, `antennas`: single-antenna users Q and receive antennas N_R.
-    - `min_distance_m`, `max_distance_m`: users stand uniformly between them, in metres.
-    - `exponent`: path loss beta = (d / 1 km)^-exponent.
-    - `edge_snr_db`: P beta(1 km) / n, the SNR per antenna of a user at 1 km.
+    - `min_distance_m`, `max_distance_m`: users stand between them, in metres.
+    - `placement`: what is uniform there, one of `PLACEMENTS`: "distance" or "area".
+    - `distances_m`: given distances, one a user, in place of the three fields above.
+    - `path_loss`: power gain beta(d), see `channel.path_loss`.
+    - `edge_snr_db`: P beta(1 km) / n, the SNR per antenna of a user at 1 km and full power.
+    - `power_control`: one of `POWER_CONTROLS`, relative to the farthest place that users stand at;
+      `power_control_alpha` is the exponent of "fractional".
+    - `fading`: small-scale fading, see `channel.fading`.
     - `attack_budget_db`: P_N / n, the attacker's total power over the noise of one antenna.
     - `order`: decoding order, one of `ORDERS`, or `None` for joint LMMSE.
 
@@ -37,29 +47,52 @@ class ChannelPreset:
     antennas: int = 16
     min_distance_m: float = 100.0
     max_distance_m: float = 1000.0
-    exponent: float = 2.1
+    placement: str = "distance"
+    distances_m: tuple[float, ...] | None = None
+    path_loss: PathLoss = field(default=PowerLaw(2.1))
     edge_snr_db: float = 4.50
+    power_control: str = "none"
+    power_control_alpha: float = 0.8
+    fading: Fading = field(default=Rayleigh())
     attack_budget_db: float = 23.66
     order: str | None = "weakest_first"
 
     def __post_init__(self) -> None:
         require_at_least("users", self.users, 1)
         require_at_least("antennas", self.antennas, 1)
-        for name in ("min_distance_m", "max_distance_m", "exponent", "edge_snr_db"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name} must be finite, got {getattr(self, name)!r}.")
-        if not 0 < self.min_distance_m <= self.max_distance_m:
-            raise InputError(
-                "distances must satisfy 0 < min_distance_m <= max_distance_m, got "
-                f"{self.min_distance_m!r} and {self.max_distance_m!r}."
-            )
+        require_decibels("edge_snr_db", self.edge_snr_db)
+        require_known("placement", self.placement, PLACEMENTS)
+        require_known("power control", self.power_control, POWER_CONTROLS)
+        require_within("power_control_alpha", self.power_control_alpha, 0.0, 1.0)
+        self._require_distances()
         # -inf dB is a budget of zero: an attacker without power.
-        if math.isnan(self.attack_budget_db) or self.attack_budget_db == math.inf:
-            raise InputError(
-                f"attack_budget_db must be below infinity, got {self.attack_budget_db!r}."
-            )
+        if self.attack_budget_db != -math.inf:
+            require_decibels("attack_budget_db", self.attack_budget_db)
         if self.order is not None:
             require_known("SIC order", self.order, ORDERS)
+
+    def _require_distances(self) -> None:
+        named = {name: getattr(self, name) for name in ("min_distance_m", "max_distance_m")}
+        if self.distances_m is not None:
+            named = {"distances_m": self.distances_m}
+            if len(self.distances_m) != self.users:
+                raise InputError(
+                    f"distances_m needs one distance a user, {self.users}, got "
+                    f"{len(self.distances_m)}."
+                )
+        for name, values in named.items():
+            require_positive(name, values)
+            require_within(f"{name} for {self.path_loss}", values, *self.path_loss.range_m)
+        if self.min_distance_m > self.max_distance_m:
+            raise InputError(
+                "min_distance_m must not be above max_distance_m, got "
+                f"{self.min_distance_m!r} and {self.max_distance_m!r}."
+            )
+
+    @property
+    def farthest_m(self) -> float:
+        """The farthest place that users stand at, in metres."""
+        return self.max_distance_m if self.distances_m is None else max(self.distances_m)
 
     @property
     def edge_snr(self) -> float:
@@ -72,7 +105,82 @@ class ChannelPreset:
         return 10.0 ** (self.attack_budget_db / 10)
 
 
-PRESETS: Mapping[str, ChannelPreset] = MappingProxyType({"paper": ChannelPreset()})
+@dataclass(frozen=True)
+class DirectPreset:
+    """The users' errors themselves, without a channel: for studies that start from an SNR.
+
+    **Fields:** exactly one of them, with one value a user.
+
+    - `mse`: mu_q in [0, 1]; zero is a perfect uplink.
+    - `snr_db`: SNR behind the equaliser, of which mu = 1 / (1 + SNR).
+
+    **Raises:** `InputError` for none or both, no value, or a value outside. Hashable, so that it
+    can be a static argument of `jax.jit`.
+
+    >>> DirectPreset(snr_db=(0.0, 10.0)).user_mse
+    (0.5, 0.09090909090909091)
+    """
+
+    mse: tuple[float, ...] | None = None
+    snr_db: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mse is None) == (self.snr_db is None):
+            raise InputError(f"a direct preset needs either mse or snr_db, got {self}.")
+        require_at_least("number of users", self.users, 1)
+        if self.mse is not None:
+            require_within("mse", self.mse, 0.0, 1.0)
+        else:
+            require_decibels("snr_db", self.snr_db)
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return len(self.mse or self.snr_db or ())
+
+    @property
+    def user_mse(self) -> tuple[float, ...]:
+        """mu_q of every user."""
+        return self.mse or tuple(1 / (1 + 10 ** (value / 10)) for value in self.snr_db or ())
+
+    def require_no_attack(self, scenario: str) -> None:
+        """Check that `scenario` is one that needs no channel.
+
+        **Raises:** `InputError` that says why an attack cannot be.
+        """
+        if scenario not in ("clean", "ideal"):
+            raise InputError(
+                f"the scenario {scenario!r} attacks a channel, and a direct preset of mse or "
+                "snr_db has none, only the errors that users end up with: choose the scenarios "
+                f"clean and ideal, or a channel preset ({', '.join(PRESETS)})."
+            )
+
+
+Preset = ChannelPreset | DirectPreset
+"""What `user_mse` takes."""
+
+
+PRESETS: Mapping[str, ChannelPreset] = MappingProxyType(
+    {
+        "paper": ChannelPreset(),
+        "free_space": ChannelPreset(path_loss=FreeSpace(3.5e9), edge_snr_db=4.57),
+        "umi_nlos": ChannelPreset(
+            min_distance_m=10.0,
+            max_distance_m=500.0,
+            placement="area",
+            path_loss=UrbanMicro(3.5e9, line_of_sight=False),
+            edge_snr_db=-3.48,
+            power_control="fractional",
+        ),
+        "uma_los": ChannelPreset(
+            min_distance_m=35.0,
+            placement="area",
+            path_loss=UrbanMacro(3.5e9, line_of_sight=True),
+            edge_snr_db=9.55,
+            fading=Rician(k_factor_db=9.0),
+        ),
+    }
+)
 """`paper`: calibrated to R-MTLLMF (arXiv 2411.18220), which gives no link budget.
 
 Over 20,000 drops the mean MSE is .0129 without attack, .2081 under `sum_rate` and .0327 under
@@ -80,15 +188,44 @@ Over 20,000 drops the mean MSE is .0129 without attack, .2081 under `sum_rate` a
 eight-user mean of .16 under `strongest_user` cannot come out of its eq. (5), which saturates
 at .139, so that the printed .16 can only be the attacked user's. One link budget that gives these
 numbers: 0.1 mW, 3.5 GHz, line of sight, noise figure 5 dB, 128 to 420 kHz.
+
+The others have that attacker too, 3.5 GHz and a noise figure of 5 dB (`channel.LinkBudget` gives
+their edge SNRs):
+
+- `free_space`: the paper's cell with Friis' path loss, 0.1 mW and 128 kHz.
+- `umi_nlos`: a street canyon of 500 m radius without line of sight, 3GPP TR 38.901; 200 mW on one
+  resource block of 360 kHz, fractional power control.
+- `uma_los`: a macro cell of 1 km radius, 3GPP TR 38.901; 200 mW on 20 MHz, line of sight with the
+  TR's mean K factor of 9 dB.
 """
 
+_DIRECT = ("mse", "snr_db")
 
-def get_preset(name: str) -> ChannelPreset:
-    """The preset called `name`.
 
-    **Raises:** `InputError` that names the nearest preset.
+def get_preset(name: str) -> Preset:
+    """The preset called `name`, or the direct one that it spells out.
+
+    `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
+
+    **Raises:** `InputError` that names the nearest preset, or the value that is no number.
 
     >>> get_preset("paper").antennas
     16
+    >>> get_preset("mse=.01,.02")
+    DirectPreset(mse=(0.01, 0.02), snr_db=None)
     """
-    return PRESETS[require_known("channel preset", name, PRESETS)]
+    kind, equals, listed = name.partition("=")
+    if not equals:
+        forms = [f"{direct}=..." for direct in _DIRECT]
+        return PRESETS[require_known("channel preset", name, (*PRESETS, *forms))]
+    require_known("direct preset", kind.strip(), _DIRECT)
+    values = []
+    for text in listed.split(","):
+        try:
+            values.append(float(text))
+        except ValueError:
+            raise InputError(
+                f"preset {name!r}: {text!r} is no number; give one a user, separated by commas, "
+                f"as in {kind.strip()}=0.5,0.25."
+            ) from None
+    return DirectPreset(**{kind.strip(): tuple(values)})

@@ -6,29 +6,58 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Key
 
-from rmtllmf_jax.channel.fading import rayleigh
-from rmtllmf_jax.channel.geometry import path_amplitude, user_distances
+from rmtllmf_jax.channel.geometry import PLACEMENTS, REFERENCE_DISTANCE_M
+from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.channel.presets import ChannelPreset
-from rmtllmf_jax.common.errors import require_at_least
+from rmtllmf_jax.common.errors import InputError, require_at_least
 
 # What a draw's key is folded with, so that neither part depends on how the other is drawn.
 _DISTANCES, _FADING = 0, 1
 
 
+def draw_distances(preset: ChannelPreset, key: Key[Array, ""]) -> Float[Array, " users"]:
+    """The users' distances in metres: the preset's own, or drawn as it says."""
+    if preset.distances_m is not None:
+        return jnp.array(preset.distances_m)
+    place = PLACEMENTS[preset.placement]
+    key = jax.random.fold_in(key, _DISTANCES)
+    return place(key, preset.users, preset.min_distance_m, preset.max_distance_m)
+
+
+def channel_at(
+    preset: ChannelPreset, distances: Float[Array, " users"], key: Key[Array, ""]
+) -> Complex[Array, "antennas users"]:
+    """H~ = H diag(sqrt p) of users at given `distances` in metres, with the fading of `key`.
+
+    Differentiable in the distances wherever path loss and power control are. Placement and the
+    preset's own distances serve power control alone, as the farthest place of the cell.
+
+    **Raises:** `InputError` unless there is one distance a user, and for distances outside the
+    range of the path loss.
+    """
+    if distances.shape != (preset.users,):
+        raise InputError(
+            f"distances must be one a user, {preset.users}, got shape {distances.shape}."
+        )
+    gain, at_reference, weakest = (
+        preset.path_loss(jnp.asarray(d, distances.dtype))
+        for d in (distances, REFERENCE_DISTANCE_M, preset.farthest_m)
+    )
+    control = POWER_CONTROLS[preset.power_control]
+    share = control(gain, weakest, preset.power_control_alpha)
+    amplitude = jnp.sqrt(preset.edge_snr) * jnp.sqrt(gain / at_reference * share)
+    dtype = jnp.result_type(distances.dtype, jnp.complex64)
+    fading_key = jax.random.fold_in(key, _FADING)
+    return preset.fading(fading_key, preset.antennas, preset.users, dtype) * amplitude
+
+
 def draw_channel(preset: ChannelPreset, key: Key[Array, ""]) -> Complex[Array, "antennas users"]:
     """One realisation of H~ = H diag(sqrt p): path loss, fading and transmit powers in one matrix.
 
-    Every user transmits at the full power P, which is optimal (each rate grows with the user's own
-    power). In units of the noise: E|h~_q|^2 per antenna is the SNR of user q.
+    `channel_at` the distances that `draw_distances` draws from the same key. In units of the
+    noise: E|h~_q|^2 per antenna is the SNR of user q.
     """
-    distance = user_distances(
-        jax.random.fold_in(key, _DISTANCES),
-        preset.users,
-        preset.min_distance_m,
-        preset.max_distance_m,
-    )
-    amplitude = jnp.sqrt(preset.edge_snr) * path_amplitude(distance, preset.exponent)
-    return rayleigh(jax.random.fold_in(key, _FADING), preset.antennas, preset.users) * amplitude
+    return channel_at(preset, draw_distances(preset, key), key)
 
 
 def draw_keys(key: Key[Array, ""], draws: int) -> Key[Array, " draws"]:

@@ -9,10 +9,11 @@ are in user order, whatever the decoding order.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from rmtllmf_jax.channel.linalg import invert_positive
+from rmtllmf_jax.channel.linalg import inverse, pivots
 from rmtllmf_jax.channel.presets import ORDERS
 from rmtllmf_jax.common.errors import require_known
 
@@ -30,6 +31,7 @@ def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, 
     return jnp.argsort(received_power if ascending else -received_power)
 
 
+@jax.jit
 def sic_rates(
     gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"]
 ) -> Float[Array, " users"]:
@@ -41,6 +43,7 @@ def sic_rates(
     return jnp.log(_pivots(gram_eff, order_indices))
 
 
+@jax.jit
 def sic_mse(
     gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"]
 ) -> Float[Array, " users"]:
@@ -48,10 +51,44 @@ def sic_mse(
     return 1 / _pivots(gram_eff, order_indices)
 
 
+@jax.jit
 def lmmse_mse(gram_eff: Complex[Array, "users users"]) -> Float[Array, " users"]:
     """diag(M^-1): the MSE of the joint linear receiver, which cancels nobody."""
-    _, inverse = invert_positive(_identity_plus(gram_eff))
-    return jnp.real(jnp.diagonal(inverse))
+    return jnp.real(jnp.diagonal(inverse(_identity_plus(gram_eff))))
+
+
+@jax.jit
+def matched_filter_mse(
+    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"] | None = None
+) -> Float[Array, " users"]:
+    """1 / (1 + SINR_q) behind the whitened matched filter C^-1 h~_q, which suppresses nobody.
+
+    SINR_q = G_qq^2 / (sum_r |G_qr|^2 + G_qq) over the users r != q, or with `order_indices` (users
+    as they are decoded) over those decoded later. Never below `lmmse_mse` or `sic_mse`.
+    """
+    own = jnp.real(jnp.diagonal(gram_eff))
+    size = own.shape[0]
+    others = ~jnp.eye(size, dtype=bool)
+    if order_indices is not None:
+        position = jnp.argsort(order_indices)
+        others = position > position[:, None]
+    squared = jnp.real(gram_eff) ** 2 + jnp.imag(gram_eff) ** 2
+    noise = own + jnp.sum(jnp.where(others, squared, 0), axis=1)
+    # tiny: a silent user has neither signal nor noise, and MSE 1.
+    return 1 / (1 + own * (own / jnp.maximum(noise, jnp.finfo(own).tiny)))
+
+
+def error_covariance(
+    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"] | None = None
+) -> Complex[Array, "users users"]:
+    """E[e e^H] of the users' errors: (I + G)^-1 for joint LMMSE, diagonal for MMSE-SIC.
+
+    Behind MMSE-SIC without error propagation (`order_indices`: users as they are decoded) the
+    errors of different users are uncorrelated, whatever the covariance of the noise.
+    """
+    if order_indices is None:
+        return inverse(_identity_plus(gram_eff))
+    return jnp.diag(sic_mse(gram_eff, order_indices)).astype(gram_eff.dtype)
 
 
 def receiver_mse(
@@ -70,10 +107,10 @@ def receiver_mse(
     return sic_mse(gram_eff, sic_order(received_power, order))
 
 
+@jax.jit
 def sum_rate(gram_eff: Complex[Array, "users users"]) -> Float[Array, ""]:
     """Sum rate log det M in nats, R-MTLLMF eq. (13): the SIC rates of any order add up to it."""
-    pivots, _ = invert_positive(_identity_plus(gram_eff))
-    return jnp.sum(jnp.log(pivots))
+    return jnp.sum(jnp.log(pivots(_identity_plus(gram_eff))))
 
 
 def sum_rate_lower_bound(gram_eff: Complex[Array, "users users"]) -> Float[Array, ""]:
@@ -103,6 +140,5 @@ def _pivots(
 ) -> Float[Array, " users"]:
     """L_kk^2 in user order, for M with the last decoded user first."""
     last_first = order_indices[::-1]
-    ordered = _identity_plus(gram_eff)[last_first][:, last_first]
-    pivots, _ = invert_positive(ordered)
-    return jnp.zeros_like(pivots).at[last_first].set(pivots)
+    found = pivots(_identity_plus(gram_eff)[last_first][:, last_first])
+    return jnp.zeros_like(found).at[last_first].set(found)

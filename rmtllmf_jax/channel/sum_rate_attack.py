@@ -1,4 +1,4 @@
-"""The noise covariance of given trace that minimises the sum rate (P1), and its derivative.
+"""The noise covariance of given trace that minimises the sum rate (P1).
 
 R-MTLLMF (arXiv 2411.18220), problem P1: min over C >= 0, tr C = P_N, of log det(I + H P H^H C^-1).
 C shares the eigenvectors of H P H^H, and its eigenvalues solve sigma^2 + lambda sigma - lambda / nu
@@ -13,10 +13,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
-from rmtllmf_jax.channel.linalg import eigh
+from rmtllmf_jax.channel.checks import checked_attack
+from rmtllmf_jax.channel.matrix_functions import divide, positive_part, product, square_root
+from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_attack
 
 # Four steps reach 5e-15 with eigenvalues and budget spread over 160 dB; one to spare.
 _NEWTON_STEPS = 5
+# The cut-off makes the equation convex only: at most a step for each power that is cut, and a few.
+_CUT_STEPS = 30
 
 
 def sum_rate_powers(
@@ -34,14 +38,37 @@ def sum_rate_powers(
     # Both bounds lie above the solution's nu: sigma <= sqrt(lambda / nu) and sigma <= 1 / nu.
     nu = jnp.minimum((jnp.sum(root) / power) ** 2, eigenvalues.size / power)
     for _ in range(_NEWTON_STEPS):
-        h = jnp.sqrt(nu) * root / 2
-        sigma = _sigma(root, nu, h)
-        slope = -jnp.sum(sigma * (1 + h / _hypot(h))) / (2 * jnp.sum(sigma))
+        sigma, slope = _sigma(root, nu)
+        excess = jnp.log(jnp.sum(sigma) / power)
         # Multiplying nu keeps full precision where exp(log nu) would lose digits in float32.
-        nu = nu * jnp.exp(-jnp.log(jnp.sum(sigma) / power) / slope)
-    return _sigma(root, nu, jnp.sqrt(nu) * root / 2), nu
+        nu = nu * jnp.exp(-excess * jnp.sum(sigma) / jnp.sum(slope))
+    return _sigma(root, nu)[0], nu
 
 
+def floor_aware_powers(
+    eigenvalues: Float[Array, " users"], budget: Real[ArrayLike, ""], noise: Real[ArrayLike, ""]
+) -> tuple[Float[Array, " users"], Float[Array, ""]]:
+    """Power [sigma_i - noise]_+ of an attacker who counts the floor, and nu: they sum to `budget`.
+
+    Newton in log nu from the left, where the sum, convex and falling, is never below `budget`.
+    All three must be positive.
+    """
+    power = jnp.asarray(budget, eigenvalues.dtype)
+    root = jnp.sqrt(eigenvalues)
+    _, nu = sum_rate_powers(eigenvalues, power + eigenvalues.size * noise)
+
+    def step(_: Array, nu: Array) -> Array:
+        sigma, slope = _sigma(root, nu)
+        active = sigma > noise
+        excess = jnp.sum(jnp.where(active, sigma - noise, 0)) - power
+        falls = jnp.sum(jnp.where(active, slope, 0))
+        return nu * jnp.exp(jnp.where(falls < 0, -excess / jnp.where(falls < 0, falls, -1), 0))
+
+    nu = jax.lax.fori_loop(0, _CUT_STEPS, step, nu)
+    return jnp.maximum(_sigma(root, nu)[0] - noise, 0), nu
+
+
+@checked_attack
 def sum_rate(
     gram: Complex[Array, "users users"],
     budget: Real[ArrayLike, ""],
@@ -52,73 +79,57 @@ def sum_rate(
     `gram` = V diag(lambda) V^H, `budget` >= 0 the attacker's total power, `noise` > 0 the thermal
     power per antenna. The attacker of the paper ignores the floor, which is added afterwards.
 
-    **Derivatives** in all three arguments follow a rule of their own, exact at repeated
-    eigenvalues, where differentiating `eigh` gives NaN. Truly non-smooth is only a rank-deficient
-    `gram`: sigma grows like sqrt(lambda) there. Second derivatives exist in budget and noise; in
-    `gram` they would differentiate `eigh` inside the rule, which raises on the CPU and is NaN at
-    repeated eigenvalues elsewhere.
+    **Derivatives** of every order, in all three arguments, are exact at repeated eigenvalues, where
+    differentiating `eigh` gives NaN. Truly non-smooth is only a rank-deficient `gram`: sigma grows
+    like sqrt(lambda) there.
     """
-    real = jnp.real(gram).dtype
-    return _sum_rate(gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
+    return _attack(_SUM_RATE, gram, budget, noise)
 
 
-@jax.custom_jvp
-def _sum_rate(
-    gram: Complex[Array, "users users"], budget: Float[Array, ""], noise: Float[Array, ""]
+@checked_attack
+def sum_rate_floor_aware(
+    gram: Complex[Array, "users users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""],
 ) -> Complex[Array, "users users"]:
-    lam, vectors, sigma, _ = _solve(gram, budget, noise)
-    return _congruence(vectors, jnp.diag(lam / (sigma + noise)).astype(vectors.dtype))
+    """Effective Gram matrix under P1 with the floor counted: C = attack + noise I is optimal.
+
+    An attacker who knows `noise` spends [sigma_i - noise]_+ on each eigendirection: its sum rate is
+    at most that of `sum_rate`. Derivatives as there; non-smooth also where a direction is cut off.
+    """
+    return _attack(_FLOOR_AWARE, gram, budget, noise)
 
 
-@_sum_rate.defjvp
-def _sum_rate_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
-    gram, budget, noise = primals
-    d_gram, d_budget, d_noise = tangents
-    lam, vectors, sigma, nu = _solve(gram, budget, noise)
-    total = sigma + noise
-    h = jnp.sqrt(nu * lam) / 2
-    s = _hypot(h)
-    x, r = 4 * h**2, 4 * h * s
-
-    # Change of g(lambda) V-conjugated, at fixed nu: divided differences of g, none by subtraction.
-    free = (nu / 2) * (1 + (x[:, None] + x + 4) / (r[:, None] + r))
-    divided = (noise + sigma[:, None] * sigma * free) / (total[:, None] * total)
-    rotated = _congruence(vectors.conj().T, (d_gram + d_gram.conj().T) / 2)
-
-    # nu moves so that sum sigma stays the budget; 1 - h/s is written as 1 / (s (s + h)).
-    d_lam = jnp.real(jnp.diagonal(rotated))
-    by_lam = sigma / (2 * lam * s * (s + h))
-    by_log_nu = -sigma * (1 + h / s) / 2
-    d_log_nu = (d_budget - jnp.sum(by_lam * d_lam)) / jnp.sum(by_log_nu)
-
-    d_g = -lam / total**2 * (by_log_nu * d_log_nu + d_noise)
-    value = _congruence(vectors, jnp.diag(lam / total).astype(vectors.dtype))
-    return value, _congruence(vectors, divided * rotated + jnp.diag(d_g))
+def _attack(rule: Rule, gram: Array, budget: ArrayLike, noise: ArrayLike) -> Array:
+    real = jnp.real(gram).dtype
+    return spectral_attack(rule, gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
 
 
-def _solve(gram: Array, budget: Array, noise: Array) -> tuple[Array, Array, Array, Array]:
-    """Eigenvalues, eigenvectors, the attacker's powers and nu, kept off zero."""
-    lam, vectors = eigh(gram)
-    # Far below rounding, so that a zero or slightly negative eigenvalue and a zero budget stay
-    # finite without touching any other case.
-    limits = jnp.finfo(lam.dtype)
-    lam = jnp.maximum(lam, jnp.maximum(limits.eps**2 * lam[-1], limits.tiny**0.5))
-    sigma, nu = sum_rate_powers(lam, jnp.maximum(budget, limits.eps**2 * noise))
-    return lam, vectors, sigma, nu
+def _sigma(root: Array, nu: Array) -> tuple[Array, Array]:
+    """sqrt(lambda / nu) exp(-asinh h), h = sqrt(nu lambda) / 2, and its derivative in log nu.
+
+    The exponential is written as 1 / (h + sqrt(1 + h^2)).
+    """
+    h = jnp.sqrt(nu) * root / 2
+    hypot = jnp.sqrt(1 + h**2)
+    sigma = root / (jnp.sqrt(nu) * (h + hypot))
+    return sigma, -sigma * (1 + h / hypot) / 2
 
 
-def _congruence(matrix: Array, middle: Array) -> Array:
-    """A B A^H in full precision."""
-    left = jnp.matmul(matrix, middle, precision="highest")
-    return jnp.matmul(left, matrix.conj().T, precision="highest")
+def _total(effective: Array, nu: Array, noise: Array) -> Array:
+    """N of G = K / N: the root of the quadratic for sigma = N - n with lambda = g N put in."""
+    eye = jnp.eye(len(effective), dtype=effective.dtype)
+    c = noise + 1 / nu
+    root = square_root(c**2 * product(effective, effective) + 4 * noise / nu * effective)
+    return divide(c * effective + 2 * noise * eye + root, 2 * (eye + effective))
 
 
-def _hypot(h: Array) -> Array:
-    return jnp.sqrt(1 + h**2)
+def _floor_aware_total(effective: Array, nu: Array, noise: Array) -> Array:
+    """N of G = K / N where N = max(sigma, n): sigma = g / (nu (1 + g))."""
+    eye = jnp.eye(len(effective), dtype=effective.dtype)
+    sigma = divide(effective, nu * (eye + effective))
+    return noise * eye + positive_part(sigma - noise * eye)
 
 
-def _sigma(root: Array, nu: Array, h: Array) -> Array:
-    """sqrt(lambda / nu) exp(-asinh h), the exponential written as 1 / (h + sqrt(1 + h^2))."""
-    return root / (jnp.sqrt(nu) * (h + _hypot(h)))
+_SUM_RATE = Rule(lambda values, budget, noise: sum_rate_powers(values, budget), _total)
+_FLOOR_AWARE = Rule(floor_aware_powers, _floor_aware_total)

@@ -1,0 +1,161 @@
+"""Checks of numbers that are known before a program is compiled, and `check_uplink` for later.
+
+Traced values pass unseen: inside `jax.jit`, `jax.vmap` and `jax.grad` there is nothing to look at.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+from rmtllmf_jax.common.errors import InputError
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is a placeholder of a jax transformation, without numbers to check."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def require_within(name: str, values: Any, least: float, most: float) -> None:
+    """Check that all `values` are finite and within [least, most].
+
+    **Raises:** `InputError` that names them and the first value seen outside.
+    """
+    if is_traced(values):
+        return
+    array = np.ravel(values)
+    bad = array[~(np.isfinite(array) & (array >= least) & (array <= most))]
+    if bad.size:
+        limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
+        expected = " and ".join(["finite", *limits])
+        raise InputError(f"{name} must be {expected}, got {bad[0].item()!r}.")
+
+
+def require_decibels(name: str, values: Any) -> None:
+    """Check that all `values` in dB are ratios that a float can hold.
+
+    **Raises:** `InputError` that names them and the first value seen outside.
+    """
+    require_within(name, values, -300.0, 300.0)
+
+
+def require_positive(name: str, values: Any) -> None:
+    """Check that all `values` are finite and above zero.
+
+    **Raises:** `InputError` that names them and the first value seen that is not.
+    """
+    if is_traced(values):
+        return
+    array = np.ravel(values)
+    bad = array[~(np.isfinite(array) & (array > 0))]
+    if bad.size:
+        raise InputError(f"{name} must be finite and > 0, got {bad[0].item()!r}.")
+
+
+def require_finite(name: str, values: Any) -> None:
+    """Check that all `values`, real or complex, are finite.
+
+    **Raises:** `InputError` that names them and the first value seen that is not.
+    """
+    if is_traced(values):
+        return
+    array = np.ravel(values)
+    bad = array[~np.isfinite(array)]
+    if bad.size:
+        raise InputError(f"{name} must be finite, got {bad[0].item()!r}.")
+
+
+def require_hermitian(name: str, matrix: Any) -> None:
+    """Check that a matrix is square, finite and Hermitian to rounding.
+
+    **Raises:** `InputError` that names it and what was seen.
+    """
+    if is_traced(matrix):
+        return
+    array = np.asarray(matrix)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
+        raise InputError(f"{name} must be a square matrix, got shape {array.shape}.")
+    require_finite(name, array)
+    gap = np.abs(array - array.conj().T)
+    row, column = np.unravel_index(np.argmax(gap), gap.shape)
+    # The rounding of a matrix product, with room.
+    if gap[row, column] > np.sqrt(np.finfo(array.dtype).eps) * np.abs(array).max():
+        raise InputError(
+            f"{name} must be Hermitian: [{row}, {column}] is {array[row, column].item()!r} but "
+            f"[{column}, {row}] is {array[column, row].item()!r}."
+        )
+
+
+def require_covariance(name: str, matrix: Any) -> None:
+    """Check that a matrix is Hermitian and positive semidefinite to rounding.
+
+    **Raises:** `InputError` that names it and the offending value.
+    """
+    if is_traced(matrix):
+        return
+    require_hermitian(name, matrix)
+    values = np.linalg.eigvalsh(np.asarray(matrix))
+    if values[0] < -np.sqrt(np.finfo(values.dtype).eps) * max(abs(values[0]), abs(values[-1])):
+        raise InputError(
+            f"{name} must be positive semidefinite, got the eigenvalue {values[0].item()!r}."
+        )
+
+
+def require_powers(budget: Any, noise: Any) -> None:
+    """Check that an attack budget is >= 0 and a thermal noise power is > 0.
+
+    **Raises:** `InputError` that names the one and the value seen.
+    """
+    require_within("budget", budget, 0.0, math.inf)
+    require_positive("noise", noise)
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def checked_attack(attack: _Function) -> _Function:
+    """A compiled attack that refuses a Gram matrix, budget or noise that no channel has.
+
+    It sees them outside `jax.jit` only. Keyword-only options are static.
+    """
+    parameters = inspect.signature(attack).parameters.values()
+    options = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    compiled = jax.jit(attack, static_argnames=options)
+
+    @functools.wraps(attack)
+    def checked(gram: Any, budget: Any, noise: Any, **options: Any) -> Any:
+        require_hermitian("gram", gram)
+        require_powers(budget, noise)
+        return compiled(gram, budget, noise, **options)
+
+    return checked  # type: ignore[return-value]
+
+
+def check_uplink(h_tilde: Any, budget: Any, noise: Any = 1.0) -> None:
+    """The same checks inside a compiled program, for `jax.experimental.checkify`.
+
+    A no-op unless the program is wrapped::
+
+        @jax.jit
+        @checkify.checkify
+        def safe(h_tilde, budget):
+            channel.check_uplink(h_tilde, budget)
+            return channel.user_mse_from_channel(h_tilde, "sum_rate", budget)
+
+        error, mse = safe(h_tilde, budget)
+        error.throw()
+    """
+    checkify.check(jnp.all(jnp.isfinite(h_tilde)), "h_tilde must be finite")
+    budget, noise = jnp.asarray(budget), jnp.asarray(noise)
+    sound = jnp.all((budget >= 0) & jnp.isfinite(budget))
+    checkify.check(sound, "budget must be finite and >= 0, got {seen}", seen=budget)
+    sound = jnp.all((noise > 0) & jnp.isfinite(noise))
+    checkify.check(sound, "noise must be finite and > 0, got {seen}", seen=noise)

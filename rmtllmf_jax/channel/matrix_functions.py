@@ -1,0 +1,105 @@
+"""Functions of Hermitian matrices with derivatives of every order, right at repeated eigenvalues.
+
+All matrices here commute and are diagonal at the point of evaluation: they are written in the
+eigenbasis of one matrix, which stays fixed when that matrix moves. Derivatives then come from the
+equation that a function satisfies and not from eigenvectors: R R = X gives the Sylvester equation
+R dR + dR R = dX, which in this basis is a division by r_i + r_j and never by a difference of
+eigenvalues. The solve is itself differentiable (`jax.lax.custom_linear_solve`), and so on for
+every order.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, Inexact
+
+from rmtllmf_jax.channel.linalg import eigh, off_zero
+
+
+def eigenbasis(
+    matrix: Complex[Array, "n n"],
+) -> tuple[Float[Array, " n"], Complex[Array, "n n"]]:
+    """Eigenvalues, kept off zero, and eigenvectors of a PSD matrix: constants for derivatives."""
+    values, vectors = eigh(matrix)
+    return off_zero(values), vectors
+
+
+@jax.custom_jvp
+def in_basis(
+    matrix: Complex[Array, "n n"], values: Float[Array, " n"], vectors: Complex[Array, "n n"]
+) -> Complex[Array, "n n"]:
+    """V^H A V for the eigenbasis of A: diagonal to the last bit, with the derivative in A."""
+    del matrix
+    return jnp.diag(values).astype(vectors.dtype)
+
+
+@in_basis.defjvp
+def _in_basis_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    moved = (tangents[0] + tangents[0].conj().T) / 2
+    return in_basis(*primals), congruence(primals[2].conj().T, moved)
+
+
+def congruence(
+    matrix: Inexact[Array, "m n"], middle: Inexact[Array, "n n"]
+) -> Inexact[Array, "m m"]:
+    """A B A^H in full precision."""
+    return product(product(matrix, middle), matrix.conj().T)
+
+
+def product(left: Inexact[Array, "m k"], right: Inexact[Array, "k n"]) -> Inexact[Array, "m n"]:
+    """A B in full precision, which accelerators do not give by default."""
+    return jnp.matmul(left, right, precision="highest")
+
+
+def divide(
+    numerator: Inexact[Array, "n n"], denominator: Inexact[Array, "n n"]
+) -> Inexact[Array, "n n"]:
+    """N / D of commuting matrices, as the solution X of D X + X D = 2 N; D positive definite."""
+    return _sylvester(denominator, 2 * numerator)
+
+
+@jax.custom_jvp
+def square_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
+    """The positive square root of a positive definite matrix that is diagonal at the point."""
+    return jnp.diag(jnp.sqrt(jnp.real(jnp.diagonal(matrix)))).astype(matrix.dtype)
+
+
+@square_root.defjvp
+def _square_root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    root = square_root(*primals)
+    return root, _sylvester(root, *tangents)
+
+
+def positive_part(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
+    """[X]_+ of a matrix that is diagonal at the point; smooth where no eigenvalue is zero."""
+    return (matrix + _absolute(matrix)) / 2
+
+
+@jax.custom_jvp
+def _absolute(matrix: Array) -> Array:
+    """The positive square root of X X."""
+    return jnp.diag(jnp.abs(jnp.real(jnp.diagonal(matrix)))).astype(matrix.dtype)
+
+
+@_absolute.defjvp
+def _absolute_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    size = _absolute(x)
+    return size, _sylvester(size, product(x, dx) + product(dx, x))
+
+
+def _sylvester(a: Array, b: Array) -> Array:
+    """X with A X + X A = B for a PSD matrix A that is diagonal at the point."""
+    diagonal = jax.lax.stop_gradient(jnp.real(jnp.diagonal(a)))
+    pairs = diagonal[:, None] + diagonal
+    # Only |X| at X = 0 has a pair of zeros: take its derivative as zero there.
+    inverse = jnp.where(pairs > 0, 1 / jnp.where(pairs > 0, pairs, 1), 0)
+
+    def solve(_: object, right: Array) -> Array:
+        return right * inverse
+
+    def matvec(x: Array) -> Array:
+        return product(a, x) + product(x, a)
+
+    return jax.lax.custom_linear_solve(matvec, b, solve, transpose_solve=solve)

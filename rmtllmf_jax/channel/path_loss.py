@@ -1,0 +1,196 @@
+"""Path loss: how much of a user's power reaches one receive antenna at a given distance.
+
+A path loss is a small frozen dataclass that is called with distances in metres and returns the
+power gain beta as a ratio (at most one, but for `PowerLaw`, which is relative to 1 km). Hashable,
+so that it can be part of a preset that is static under `jax.jit`; differentiable in the distance.
+Distances outside `range_m` raise `InputError` where they are known, and are not seen inside jit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Real
+
+from rmtllmf_jax.channel.checks import require_positive, require_within
+from rmtllmf_jax.channel.geometry import REFERENCE_DISTANCE_M
+
+SPEED_OF_LIGHT = 299_792_458.0
+"""In metres a second."""
+
+
+@runtime_checkable
+class PathLoss(Protocol):
+    """`(distance in metres) -> power gain`, valid for distances within `range_m`."""
+
+    @property
+    def range_m(self) -> tuple[float, float]:
+        """Shortest and longest distance for which the model holds."""
+
+    def __call__(self, distance_m: Real[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """Power gain beta as a ratio."""
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """beta = (d / 1 km)^-exponent: the gain over that at 1 km, not an absolute one.
+
+    **Raises:** `InputError` for an exponent that is negative or not finite.
+
+    >>> PowerLaw(2.0)(jnp.array([1000.0, 500.0])).tolist()
+    [1.0, 4.0]
+    """
+
+    exponent: float
+    range_m: ClassVar[tuple[float, float]] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        require_within("exponent", self.exponent, 0.0, math.inf)
+
+    def __call__(self, distance_m: Real[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """Power gain over that at 1 km, as a ratio."""
+        require_positive("distances in metres", distance_m)
+        return (jnp.asarray(distance_m) / REFERENCE_DISTANCE_M) ** -self.exponent
+
+
+@dataclass(frozen=True)
+class FreeSpace:
+    """Friis, beta = (c / (4 pi f d))^2, between isotropic antennas in each other's far field.
+
+    **Raises:** `InputError` for a frequency that is not positive and finite.
+
+    >>> bool(abs(10 * jnp.log10(FreeSpace(3.5e9)(1000.0)) + 103.33) < 0.01)
+    True
+    """
+
+    frequency_hz: float
+    range_m: ClassVar[tuple[float, float]] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        require_positive("frequency_hz", self.frequency_hz)
+
+    def __call__(self, distance_m: Real[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """Power gain as a ratio."""
+        require_positive("distances in metres", distance_m)
+        wavelength = SPEED_OF_LIGHT / self.frequency_hz
+        return jnp.square(wavelength / (4 * math.pi * jnp.asarray(distance_m)))
+
+
+@dataclass(frozen=True)
+class _Urban:
+    """What the two urban models of 3GPP TR 38.901 share: Table 7.4.1-1 with other numbers.
+
+    `distance_m` is the horizontal distance d_2D. With d_3D^2 = d_2D^2 + (h_BS - h_UT)^2, f in GHz,
+    line of sight loses in dB, on either side of d'_BP = 4 (h_BS - 1 m) (h_UT - 1 m) f / c::
+
+        PL_1 = A + B log10 d_3D + 20 log10 f
+        PL_2 = A + 40 log10 d_3D + 20 log10 f - (20 - B / 2) log10(d'_BP^2 + (h_BS - h_UT)^2)
+
+    which meet at d'_BP with another slope; without it, the larger of that and::
+
+        PL' = A' + B' log10 d_3D + F' log10 f - U' (h_UT - 1.5 m)
+    """
+
+    frequency_hz: float
+    line_of_sight: bool
+    base_height_m: float
+    user_height_m: float = 1.5
+
+    range_m: ClassVar[tuple[float, float]] = (10.0, 5000.0)
+    _highest_user_m: ClassVar[float]
+    _los: ClassVar[tuple[float, float]]
+    """A and B."""
+    _nlos: ClassVar[tuple[float, float, float, float]]
+    """A', B', F' and U'."""
+    _shadowing_db: ClassVar[tuple[float, float]]
+    """With and without line of sight."""
+    _decay_m: ClassVar[float]
+    """Of the line-of-sight probability."""
+
+    def __post_init__(self) -> None:
+        require_within("frequency_hz", self.frequency_hz, 0.5e9, 100e9)
+        require_within("user_height_m", self.user_height_m, 1.5, self._highest_user_m)
+        # Above the effective environment height of 1 m, or there is no breakpoint.
+        require_positive("base_height_m - 1 m", self.base_height_m - 1)
+
+    @property
+    def breakpoint_m(self) -> float:
+        """d'_BP in metres, with the TR's c = 3e8 m/s and an effective environment of 1 m."""
+        return 4 * (self.base_height_m - 1) * (self.user_height_m - 1) * self.frequency_hz / 3e8
+
+    @property
+    def shadowing_std_db(self) -> float:
+        """Standard deviation of the log-normal shadow fading, which the gain leaves out."""
+        return self._shadowing_db[0 if self.line_of_sight else 1]
+
+    def line_of_sight_probability(
+        self, distance_m: Real[ArrayLike, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """Probability of a line of sight, Table 7.4.2-1: one up to 18 m, then falling."""
+        require_positive("distances in metres", distance_m)
+        distance = jnp.asarray(distance_m)
+        near = jnp.minimum(18 / distance, 1)
+        return near + jnp.exp(-distance / self._decay_m) * (1 - near)
+
+    def __call__(self, distance_m: Real[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """Power gain as a ratio; `distance_m` is the horizontal distance."""
+        require_within("distances in metres", distance_m, *self.range_m)
+        horizontal = jnp.asarray(distance_m)
+        climb = self.base_height_m - self.user_height_m
+        log_d = jnp.log10(horizontal**2 + climb**2) / 2
+        log_f = math.log10(self.frequency_hz / 1e9)
+
+        start, slope = self._los
+        at_break = math.log10(self.breakpoint_m**2 + climb**2) / 2
+        beyond = jnp.where(horizontal > self.breakpoint_m, log_d - at_break, 0)
+        loss_db = start + slope * log_d + (40 - slope) * beyond + 20 * log_f
+        if not self.line_of_sight:
+            start, slope, by_frequency, by_height = self._nlos
+            fixed_db = start + by_frequency * log_f - by_height * (self.user_height_m - 1.5)
+            loss_db = jnp.maximum(loss_db, fixed_db + slope * log_d)
+        return 10 ** (-loss_db / 10)
+
+
+@dataclass(frozen=True)
+class UrbanMicro(_Urban):
+    """UMi street canyon of 3GPP TR 38.901, Table 7.4.1-1, outdoors; `distance_m` is horizontal.
+
+    Holds for 10 m to 5 km and 0.5 to 100 GHz; the TR has the base station at 10 m.
+
+    **Fields:** `frequency_hz`; `line_of_sight`, with or without; `base_height_m` above 1 m;
+    `user_height_m` in 1.5 to 22.5 m.
+
+    **Raises:** `InputError` for a field outside.
+    """
+
+    base_height_m: float = 10.0
+    _highest_user_m: ClassVar[float] = 22.5
+    _los: ClassVar[tuple[float, float]] = (32.4, 21.0)
+    _nlos: ClassVar[tuple[float, float, float, float]] = (22.4, 35.3, 21.3, 0.3)
+    _shadowing_db: ClassVar[tuple[float, float]] = (4.0, 7.82)
+    _decay_m: ClassVar[float] = 36.0
+
+
+@dataclass(frozen=True)
+class UrbanMacro(_Urban):
+    """UMa of 3GPP TR 38.901, Table 7.4.1-1, outdoors; `distance_m` is horizontal.
+
+    Holds for 10 m to 5 km and 0.5 to 100 GHz; the TR has the base station at 25 m. Users stand at
+    13 m at most, above which the TR draws the environment's height at random.
+
+    **Fields:** `frequency_hz`; `line_of_sight`, with or without; `base_height_m` above 1 m;
+    `user_height_m` in 1.5 to 13 m.
+
+    **Raises:** `InputError` for a field outside.
+    """
+
+    base_height_m: float = 25.0
+    _highest_user_m: ClassVar[float] = 13.0
+    _los: ClassVar[tuple[float, float]] = (28.0, 22.0)
+    _nlos: ClassVar[tuple[float, float, float, float]] = (13.54, 39.08, 20.0, 0.6)
+    _shadowing_db: ClassVar[tuple[float, float]] = (4.0, 6.0)
+    _decay_m: ClassVar[float] = 63.0
