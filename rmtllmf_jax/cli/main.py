@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from rmtllmf_jax.cli.channel import Channel
 from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce
@@ -32,7 +33,7 @@ def _defaults(changes: Mapping[str, Any]) -> Reproduce:
     return options
 
 
-def parse(argv: Sequence[str]) -> Finetune | Report | Reproduce | Sweep:
+def parse(argv: Sequence[str]) -> Channel | Finetune | Report | Reproduce | Sweep:
     """Return the sub-command that the arguments describe."""
     subcommand = tyro.conf.subcommand
     # --quick changes defaults, so that options given beside it win and --help shows the truth.
@@ -42,6 +43,7 @@ def parse(argv: Sequence[str]) -> Finetune | Report | Reproduce | Sweep:
         | Annotated[Finetune, subcommand("finetune")]
         | Annotated[Sweep, subcommand("sweep")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Channel, subcommand("channel")]
     )
     return tyro.cli(
         commands,

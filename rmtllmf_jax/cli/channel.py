@@ -1,0 +1,239 @@
+"""`rmtllmf channel`: what attacks do to the users of a channel, in numbers and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.cli.options import Cache, default_cache
+from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rmtllmf_jax.channel import ChannelPreset, Preset
+    from rmtllmf_jax.report.channel_tally import Tally
+
+_ATTACKS = ("none", "strongest_user", "sum_rate")
+_FIGURES = Path("runs/channel")
+_OWN, _LMMSE = "preset", "lmmse"
+# Drops of the mean eigenvalues, and symbols of a constellation.
+_EIGENVALUE_DROPS, _SYMBOLS, _QAM = 1000, 1500, 64
+
+
+@dataclass(kw_only=True)
+class Channel:
+    """Draw channels, attack them, and print and plot the users' errors (MSE) and rates.
+
+    Example: rmtllmf channel --preset paper --draws 20000 --attack none sum_rate --json
+    """
+
+    preset: str = "paper"
+    """Channel preset, or the users' errors themselves: mse=.01,.02 or snr_db=10,12."""
+    attack: tuple[str, ...] = ()
+    """Attacks; by default none, strongest_user and sum_rate."""
+    draws: int = 20_000
+    """Channel realisations."""
+    order: str = _OWN
+    """Decoding order: weakest_first, strongest_first, lmmse (joint, nobody is cancelled), or the
+    preset's own."""
+    seed: int = 0
+    """Root of all random numbers."""
+    json: bool = False
+    """Print JSON and nothing else; figures only where --out is given. A list with one object an
+    attack, of these names: preset, order, draws, seed, attack; mse_mean (over users and draws),
+    mse_standard_error (of it), mse_attacked (mean over the strongest users of the draws), sum_rate
+    (nats per channel use), percentiles ("5", "50" and "95", of a draw's mean MSE),
+    worst_user_snr_db (of the parameters, where an MSE of 1 has c0_db), c0_db, user_mse and
+    user_rate (weakest received power first). null is what is infinite or undefined."""
+    out: Path | None = None
+    """Folder of the figures (of a channel preset); runs/channel unless --json is given."""
+    cache_dir: Cache = field(default_factory=default_cache)
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        from rmtllmf_jax.channel import DirectPreset
+
+        # A key is made of numbers of 32 bits.
+        _require_between("--draws", self.draws, 1, 2**32)
+        _require_between("--seed", self.seed, 0, 2**32 - 1)
+        preset, attacks = _chosen(self)
+        use_compilation_cache(self.cache_dir)
+        out = _FIGURES if self.out is None and not self.json else self.out
+        if out is None or isinstance(preset, DirectPreset):
+            self._print(_tallies(preset, attacks, self.draws, self.seed), preset)
+            return
+        with working_in(out):
+            tallies = _tallies(preset, attacks, self.draws, self.seed)
+            self._print(tallies, preset)
+            self._plot(tallies, preset, out)
+
+    def _print(self, tallies: Mapping[str, Tally], preset: Preset) -> None:
+        from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB
+
+        rows = [
+            {
+                "preset": self.preset,
+                "order": _order_name(preset),
+                "draws": self.draws,
+                "seed": self.seed,
+                "attack": attack,
+                "c0_db": DEFAULT_C0_DB,
+                **tally.summary(DEFAULT_C0_DB),
+            }
+            for attack, tally in tallies.items()
+        ]
+        if self.json:
+            print(json.dumps(_nulls(rows), indent=2, allow_nan=False))
+        else:
+            _print_table(f"Channel {self._note(preset)}", rows)
+
+    def _plot(self, tallies: Mapping[str, Tally], preset: ChannelPreset, out: Path) -> None:
+        from rmtllmf_jax.report import channel_plots
+
+        note = self._note(preset)
+        figures = {
+            "users": channel_plots.user_figure(tallies, note),
+            "distribution": channel_plots.distribution_figure(tallies, note),
+            **_channel_figures(preset, tuple(tallies), self.draws, self.seed, note),
+        }
+        for path in channel_plots.write_figures(out, figures):
+            if not self.json:
+                print(path)
+
+    def _note(self, preset: Preset) -> str:
+        order = {
+            "weakest_first": "SIC weakest first",
+            "strongest_first": "SIC strongest first",
+            _LMMSE: "joint LMMSE",
+        }.get(_order_name(preset) or "")
+        parts = [self.preset, f"{self.draws:,} draws", f"seed {self.seed}", order]
+        return ", ".join(part for part in parts if part)
+
+
+def _require_between(name: str, value: int, least: int, most: int) -> None:
+    if require_at_least(name, value, least) > most:
+        raise InputError(f"{name} must be at most {most}, got {value!r}.")
+
+
+def _chosen(options: Channel) -> tuple[Preset, tuple[str, ...]]:
+    """The preset, in the order asked for, and the attacks, each once.
+
+    **Raises:** `InputError` for an unknown preset, order or attack, and for options that need a
+    channel where the preset has none.
+    """
+    from rmtllmf_jax.channel import ATTACKS, ORDERS, PRESETS, DirectPreset, get_preset
+
+    preset = get_preset(options.preset)
+    require_known("--order", options.order, (_OWN, *ORDERS, _LMMSE))
+    for attack in options.attack:
+        require_known("--attack", attack, ATTACKS)
+    if isinstance(preset, DirectPreset):
+        refused = [f"--attack {attack}" for attack in options.attack if attack != "none"]
+        refused += [f"--order {options.order}"] * (options.order != _OWN)
+        refused += [f"--out {options.out}"] * (options.out is not None)
+        if refused:
+            raise InputError(
+                f"{refused[0]} needs a channel, and the preset {options.preset!r} has none, only "
+                "the errors that users end up with; leave it out, or choose a channel preset "
+                f"({', '.join(PRESETS)})."
+            )
+        return preset, ("none",)
+    if options.order != _OWN:
+        preset = replace(preset, order=None if options.order == _LMMSE else options.order)
+    return preset, tuple(dict.fromkeys(options.attack or _ATTACKS))
+
+
+def _order_name(preset: Preset) -> str | None:
+    """The decoding order as `--order` names it; `None` for a direct preset."""
+    from rmtllmf_jax.channel import DirectPreset
+
+    return None if isinstance(preset, DirectPreset) else preset.order or _LMMSE
+
+
+def _tallies(preset: Preset, attacks: tuple[str, ...], draws: int, seed: int) -> dict[str, Tally]:
+    """Means and distributions of the users' MSE over the draws, one tally an attack."""
+    import jax
+
+    from rmtllmf_jax.channel.survey import mse_over_drops
+    from rmtllmf_jax.common.progress import progress_bar
+    from rmtllmf_jax.report.channel_tally import Tally
+
+    tallies = {attack: Tally(preset.users) for attack in attacks}
+    with progress_bar("draws", draws) as advance:
+        for mse in mse_over_drops(preset, attacks, jax.random.key(seed), draws):
+            for number, tally in enumerate(tallies.values()):
+                tally.add(mse[:, number])
+            advance(len(mse))
+    return tallies
+
+
+def _channel_figures(
+    preset: ChannelPreset, attacks: tuple[str, ...], draws: int, seed: int, note: str
+) -> dict[str, Figure]:
+    """Figures that need the channels themselves: eigenvalues and constellations."""
+    import jax
+    import numpy as np
+
+    from rmtllmf_jax import channel
+    from rmtllmf_jax.channel.survey import equalised_symbols, spectra
+    from rmtllmf_jax.report import channel_plots
+
+    key, users = jax.random.key(seed), preset.users
+    received = {}
+    for attack in attacks:
+        symbols, sinr, wrong = equalised_symbols(
+            preset, attack, key, (0, users // 2, users - 1), _SYMBOLS, _QAM
+        )
+        shown = symbols, channel.snr.db(sinr), wrong
+        received[attack] = channel_plots.Equalised(*map(np.asarray, shown))
+    ideal = np.asarray(channel.modem.constellation(_QAM))
+    cancelled = "" if preset.order is None else ", true symbols cancelled"
+    what = f"{_QAM}-QAM{cancelled}, first drop of {note}"
+    of_channel, of_attacks = spectra(preset, attacks, key, min(draws, _EIGENVALUE_DROPS))
+    return {
+        "eigenvalues": channel_plots.eigenvalue_figure(
+            of_channel, of_attacks, preset.attack_budget, note
+        ),
+        "constellation": channel_plots.constellation_figure(received, ideal, what),
+    }
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.terminal import print_sheet
+
+    width = max(len(row["attack"]) for row in rows)  # so that no name is folded
+
+    def line(name: str, unit: str, values: list[float], form: str) -> list[str]:
+        cells = ("-" if math.isnan(value) else format(value, form) for value in values)
+        return [name, unit, *(cell.rjust(width) for cell in cells)]
+
+    percentiles = {p: [row["percentiles"][p] for row in rows] for p in rows[0]["percentiles"]}
+    lines = [
+        line("mean MSE", "-", [row["mse_mean"] for row in rows], ".4f"),
+        line("its standard error", "-", [row["mse_standard_error"] for row in rows], ".1e"),
+        *(line(f"{p} % of drops below", "-", values, ".4f") for p, values in percentiles.items()),
+        line("strongest user's MSE", "-", [row["mse_attacked"] for row in rows], ".4f"),
+        line("sum rate", "nats", [row["sum_rate"] for row in rows], ".2f"),
+        line("worst parameter SNR", "dB", [row["worst_user_snr_db"] for row in rows], ".1f"),
+    ]
+    header = ["statistic", "unit", *(row["attack"] for row in rows)]
+    print_sheet(Sheet(title, header, lines), Console())
+
+
+def _nulls(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {key: _nulls(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_nulls(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
