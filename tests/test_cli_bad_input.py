@@ -92,6 +92,8 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--preset", "papper", "channel preset", "paper", "paper"),
         ("--scenarios", "sumrate", "scenario", "sum_rate", "clean"),
         ("--protections", "rmtllmf", "protection", "r-mtllmf", "freeze"),
+        ("--order", "weakest", "order", "weakest_first", "lmmse"),
+        ("--error-model", "independant", "error model", "independent", "noisy_reference"),
     ],
 )
 def test_unknown_names(
@@ -179,6 +181,24 @@ def test_a_grid_without_a_cell(reproduce: Refused) -> None:
 def test_more_tasks_than_users_before_anything_is_trained(reproduce: Refused) -> None:
     error = reproduce("--tasks", *"abcdefghi")
     assert "9 tasks need as many users; the channel preset 'paper' has 8" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--error-model", "equicorrelated=1.5"], "must lie between -1/(users - 1)"),
+        (["--error-model", "equicorrelated"], "for example equicorrelated=0.5"),
+        (["--error-model", "lmmse"], "use the error model independent, or the order lmmse"),
+        (["--error-model", "lmmse", "--order", "strongest_first"], "(strongest_first)"),
+        (["--preset", "mse=.1,.2"], "the scenario 'strongest_user' attacks a channel"),
+        (["--preset", "mse=.1,.2", "--scenarios", "clean", "sum_mse"], "'sum_mse' attacks"),
+        (["--preset", "mse=.1,.2", "--order", "lmmse"], "the order 'lmmse' is a receiver's"),
+        (["--preset", "mse=.1,.2,"], "'' is no number"),
+        (["--preset", "snr_db=10"], "2 tasks need as many users; the channel preset 'snr_db=10'"),
+    ],
+)
+def test_a_channel_that_cannot_be(reproduce: Refused, options: list[str], named: str) -> None:
+    assert named in reproduce(*options)
 
 
 # The model
@@ -285,6 +305,9 @@ def test_options_of_a_sweep(sweep: Refused) -> None:
     assert "Did you mean 'strongest_user'?" in sweep("--scenarios", "strongest_users")
     assert "unknown task 'cars'" in sweep("--tasks", "cars", "mnist")
     assert "scale must be a finite number >= 0" in sweep("--scale", "-0.3")
+    assert "'white' attacks a channel" in sweep("--preset", "mse=.1,.1,.1", "--scenarios", "white")
+    assert "the order lmmse" in sweep("--error-model", "lmmse")
+    assert "3 users' errors" in sweep("--error-model", "equicorrelated=-0.6")
 
 
 def test_more_shots_than_a_class_has(sweep: Refused) -> None:

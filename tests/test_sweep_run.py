@@ -49,7 +49,8 @@ GRID = Grid(
 CELL = ["combination", "scenario", "draw", "seed", "protection"]
 COLUMNS = [
     *("combination", "size", "scenario", "draw", "seed", "protection", "task", "scale", "kappa"),
-    *("mse", "mse_mean", "accuracy", "finetuned_accuracy", "base_accuracy", "normalised_accuracy"),
+    *("mse", "mse_mean", "error_model"),
+    *("accuracy", "finetuned_accuracy", "base_accuracy", "normalised_accuracy"),
 ]
 QUIET = np.zeros(3)
 
@@ -162,6 +163,7 @@ def test_one_row_a_cell_and_task(results: pd.DataFrame) -> None:
     assert len(seen) == len(set(seen))
     assert set(seen) == set(expected)
     assert list(results.columns) == COLUMNS
+    assert set(results["error_model"]) == {"independent"}
     assert (results["size"] == results["combination"].str.count(r"\+") + 1).all()
 
 
@@ -293,7 +295,8 @@ def test_the_mse_scales_the_noise_and_changes_nothing_else(runner: Runner) -> No
 def test_noise_has_the_standard_deviation_of_mse_and_kappa(runner: Runner) -> None:
     mse = np.array([0.04, 0.09, 1.0])
     key = runner.noise_key(0, 0, "a test")
-    noisy, clean = (runner.merge(PAIR, m, 0.5, key, reload=False) for m in (mse, QUIET))
+    errors = runner.error_model("ideal", 0)
+    noisy, clean = (runner.merge(PAIR, m, errors, 0.5, key, reload=False) for m in (mse, QUIET))
     error = jax.tree.map(lambda a, b: np.ravel(a - b), noisy, clean)
     kappa = np.asarray(runner.kappa)
     expected = 0.5 * np.hypot(kappa[0] * 0.2, kappa[1] * 0.3)
@@ -362,7 +365,8 @@ def test_cosines_of_every_draw_and_pair(tables: dict[str, pd.DataFrame]) -> None
     # clean has one draw and seed; none and freeze; all pairs.
     assert len(cosines) == (1 + 2 * 2 * 2) * 2 * 9
     keys = ["scenario", "draw", "seed", "protection", "task_a", "task_b"]
-    assert list(cosines.columns) == [*keys, "cosine"]
+    assert list(cosines.columns) == [*keys, "error_model", "cosine"]
+    assert set(cosines["error_model"]) == {"independent"}
     assert not cosines.duplicated(keys).any()
     itself = cosines[cosines["task_a"] == cosines["task_b"]]
     np.testing.assert_allclose(itself["cosine"], 1, rtol=1e-5)

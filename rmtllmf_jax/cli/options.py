@@ -57,7 +57,8 @@ class SweepOptions:
     combinations: str = "all"
     """`all`, or how many combinations of each size from 2 on."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
-    """Channel scenarios; `clean` has no channel."""
+    """Channel scenarios: clean (no channel), ideal (thermal noise alone), and the attackers white,
+    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
     """Protections; `control` is the base model realigned without any task vector."""
     draws: int = 1
@@ -65,7 +66,13 @@ class SweepOptions:
     seeds: int = 1
     """Repetitions with other parameter noise and other few-shot samples."""
     preset: str = "paper"
-    """Channel preset."""
+    """Channel preset (paper, free_space, umi_nlos, uma_los), or the errors themselves, one a user:
+    mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal alone)."""
+    order: str | None = None
+    """Receiver in place of the preset's: MMSE-SIC weakest_first or strongest_first, joint lmmse."""
+    error_model: str = "independent"
+    """How the users' errors hang together: independent (exact for MMSE-SIC), lmmse (with --order
+    lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy base)."""
     scale: str = "power-law"
     """Merging coefficient: power-law, validation (the best on validation samples), or a number."""
     c0: float = -31.0

@@ -47,6 +47,8 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
 
     return Settings(
         preset=options.preset,
+        order=options.order,
+        error_model=options.error_model,
         scale=options.scale,
         c0_db=options.c0,
         kappa=options.kappa,
@@ -67,15 +69,19 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
 def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     """Return the library's grid for the options.
 
-    **Raises:** `InputError` for an unknown scenario or protection, or an empty grid.
+    **Raises:** `InputError` for an unknown scenario or protection, for one that the preset cannot
+    have, or for an empty grid.
     """
-    from rmtllmf_jax.channel import SCENARIOS
+    from rmtllmf_jax.channel import SCENARIOS, DirectPreset, get_preset
     from rmtllmf_jax.common.errors import require_known
     from rmtllmf_jax.resilience import PROTECTIONS
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 
+    preset = get_preset(options.preset)
     for scenario in options.scenarios:
         require_known("scenario", scenario, SCENARIOS)
+        if isinstance(preset, DirectPreset):
+            preset.require_no_attack(scenario)
     for protection in options.protections:
         require_known("protection", protection, PROTECTIONS)
     return Grid(
@@ -87,10 +93,11 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     )
 
 
-def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> None:
-    """Refuse bad options before any long work begins."""
-    settings_of(options, seed).channel(len(tasks))
-    grid_of(options, tasks, seed)
+def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Settings, Grid]:
+    """Return settings and grid; bad options are refused before any long work begins."""
+    settings = settings_of(options, seed)
+    settings.channel(len(tasks))
+    return settings, grid_of(options, tasks, seed)
 
 
 def sweep(
@@ -112,7 +119,7 @@ def sweep(
     started = time.time()
     setting, records = load_manifest(out)
     names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
-    settings, grid = settings_of(options, seed), grid_of(options, names, seed)
+    settings, grid = check(options, names, seed)
     backbone, base = load_backbone(Path(setting.model), setting.image_size)
     weights = Path(setting.model) / WEIGHTS
     if file_hash(weights) != setting.model_hash:

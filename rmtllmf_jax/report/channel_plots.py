@@ -14,17 +14,18 @@ from matplotlib.ticker import MaxNLocator
 
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.channel_tally import Tally
+from rmtllmf_jax.report.order import SCENARIOS
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
 _STYLES = {
     "none": ("No attack", "#009E73", "o"),
-    "strongest_user": ("Strongest-user attack", "#E69F00", "s"),
-    "sum_rate": ("Sum-rate attack", "#D55E00", "^"),
-    "sum_rate_floor_aware": ("Sum-rate attack, floor-aware", "#CC79A7", "v"),
-    "sum_mse": ("Sum-MSE attack", "#0072B2", "D"),
-    "min_max_rate": ("Min-max-rate attack", "#56B4E9", "P"),
-    "white": ("White noise", "#999999", "x"),
-    "white_in_range": ("White noise in range", "#F0E442", "*"),
+    "strongest_user": (SCENARIOS["strongest_user"], "#E69F00", "s"),
+    "sum_rate": (SCENARIOS["sum_rate"], "#D55E00", "^"),
+    "sum_rate_floor_aware": (SCENARIOS["sum_rate_floor_aware"], "#CC79A7", "v"),
+    "sum_mse": (SCENARIOS["sum_mse"], "#0072B2", "D"),
+    "min_max_rate": (SCENARIOS["min_max_rate"], "#56B4E9", "P"),
+    "white": (SCENARIOS["white"], "#999999", "x"),
+    "white_in_range": (SCENARIOS["white_in_range"], "#F0E442", "*"),
 }
 _CHANNEL = ("Channel $HPH^H$", "#000000", "d")
 

@@ -11,6 +11,11 @@ SCENARIOS = {
     "ideal": "Ideal (no attack)",
     "strongest_user": "Strongest-user attack",
     "sum_rate": "Sum-rate attack",
+    "sum_rate_floor_aware": "Sum-rate attack, floor-aware",
+    "min_max_rate": "Min-max-rate attack",
+    "sum_mse": "Sum-MSE attack",
+    "white": "White noise",
+    "white_in_range": "White noise in range",
 }
 """Known scenarios in their order, each with its printed name."""
 

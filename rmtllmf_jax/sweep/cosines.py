@@ -18,7 +18,8 @@ def cosine_rows(runner: Runner, grid: Grid) -> list[dict[str, Any]]:
     """Return one row a (scenario, draw, seed, protection, pair of tasks).
 
     `protection` is `none`, or `freeze` for vectors whose sensitive embeddings were reloaded from
-    the base model. The clean scenario draws nothing and has draw 0 and seed 0 alone.
+    the base model. The clean scenario draws nothing and has draw 0 and seed 0 alone. The errors
+    of different users hang together as the settings' error model says.
     """
     rows = []
     tasks = runner.inputs.tasks
@@ -29,7 +30,7 @@ def cosine_rows(runner: Runner, grid: Grid) -> list[dict[str, Any]]:
             for seed in range(1 if clean else grid.seeds):
                 name = f"cosines/{scenario}/{draw}/{seed}"
                 if name not in runner.journal:
-                    runner.journal.add(name, _matrices(runner, mse[draw], seed, draw))
+                    runner.journal.add(name, _matrices(runner, scenario, mse[draw], seed, draw))
                 for protection, matrix in runner.journal[name].items():
                     rows += [
                         {
@@ -39,6 +40,7 @@ def cosine_rows(runner: Runner, grid: Grid) -> list[dict[str, Any]]:
                             "protection": protection,
                             "task_a": task_a,
                             "task_b": task_b,
+                            "error_model": runner.settings.error_model,
                             "cosine": matrix[a][b],
                         }
                         for a, task_a in enumerate(tasks)
@@ -48,11 +50,16 @@ def cosine_rows(runner: Runner, grid: Grid) -> list[dict[str, Any]]:
 
 
 def _matrices(
-    runner: Runner, mse: Float[np.ndarray, " users"], seed: int, draw: int
+    runner: Runner, scenario: str, mse: Float[np.ndarray, " users"], seed: int, draw: int
 ) -> dict[str, list[list[float]]]:
     key = runner.noise_key(seed, draw, "cosines")
-    vectors = runner.inputs.vectors
-    received = _receive(vectors, jnp.asarray(mse, jnp.float32), runner.kappa, key)
+    received = _receive(
+        runner.inputs.vectors,
+        jnp.asarray(mse, jnp.float32),
+        runner.kappa,
+        key,
+        runner.error_model(scenario, draw),
+    )
     reloaded = jax.tree.map(
         lambda frozen, leaf: jnp.where(frozen, jnp.zeros_like(leaf), leaf), runner.frozen, received
     )

@@ -23,8 +23,8 @@ def run_grid(runner: Runner, grid: Grid) -> dict[str, Rows]:
     **Returns:** rows of `results` (one a cell and task), `cosines` (between received task
     vectors) and, under the scale rule `validation`, `scales` (its curve).
     """
-    scales, curve = scales_by_size(runner, grid.combinations)
     mse = {scenario: runner.mse(scenario, grid.draws) for scenario in grid.scenarios}
+    scales, curve = scales_by_size(runner, grid.combinations)
     work = [(cell, _scale(cell, scales)) for cell in grid.cells()]
     results: Rows = []
     done = sum(_name(cell, scale) in runner.journal for cell, scale in work)
@@ -72,6 +72,7 @@ def _rows(runner: Runner, cell: Cell, mse: Float[np.ndarray, " users"], scale: f
                 "kappa": float(runner.kappa[user]),
                 "mse": float(mse[user]),
                 "mse_mean": float(np.mean(mse[users])),
+                "error_model": runner.settings.error_model,
                 "accuracy": accuracy,
                 "finetuned_accuracy": finetuned,
                 "base_accuracy": runner.reference(task, "base", "test"),

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64, Key, PyTree
+from jaxtyping import Array, Complex, Float, Int64, Key, PyTree
 
-from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import ChannelPreset, draw_keys, user_mse
+from rmtllmf_jax import channel, uplink
+from rmtllmf_jax.channel import ChannelPreset, Preset
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
@@ -30,10 +30,17 @@ _CHANNEL, _NOISE = 0, 1
 
 
 @partial(jax.jit, static_argnames=("scenario", "preset"))
-def _mse(
-    keys: Key[Array, " draws"], scenario: str, preset: ChannelPreset
-) -> Float[Array, "draws users"]:
-    return jax.vmap(lambda key: user_mse(scenario, preset, key))(keys)
+def _mse(keys: Key[Array, " draws"], scenario: str, preset: Preset) -> Float[Array, "draws users"]:
+    return jax.vmap(lambda key: channel.user_mse(scenario, preset, key))(keys)
+
+
+@partial(jax.jit, static_argnames=("scenario", "preset"))
+def _joint_error_covariance(
+    key: Key[Array, ""], scenario: str, preset: ChannelPreset
+) -> Complex[Array, "users users"]:
+    gram = channel.gram(channel.draw_channel(preset, key))
+    attack = channel.get_attack(channel.SCENARIOS[scenario] or "none", antennas=preset.antennas)
+    return channel.error_covariance(attack(gram, preset.attack_budget, 1.0))
 
 
 class Runner:
@@ -81,8 +88,20 @@ class Runner:
 
     def mse(self, scenario: str, draws: int) -> Float[np.ndarray, "draws users"]:
         """Return the MSE of the tasks' users in every draw; draw k does not depend on `draws`."""
-        keys = draw_keys(jax.random.fold_in(self._key, _CHANNEL), draws)
+        keys = channel.draw_keys(jax.random.fold_in(self._key, _CHANNEL), draws)
         return np.asarray(_mse(keys, scenario, self.preset))[:, : len(self.inputs.tasks)]
+
+    def error_model(self, scenario: str, draw: int) -> uplink.ErrorModel:
+        """Return how the errors of the tasks' users hang together in a draw.
+
+        The model gives correlations alone; how large the errors are is the MSE's to say. So under
+        `lmmse` the scenario `clean`, whose MSE is zero, may have those of the ideal channel.
+        """
+        users, covariance = len(self.inputs.tasks), None
+        if self.settings.error_model == "lmmse" and isinstance(self.preset, ChannelPreset):
+            key = jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)
+            covariance = _joint_error_covariance(key, scenario, self.preset)[:users, :users]
+        return uplink.get_error_model(self.settings.error_model, users, covariance)
 
     def noise_key(self, seed: int, draw: int, purpose: str) -> Key[Array, ""]:
         """Return a key by meaning; scenarios and protections share it (common random numbers)."""
@@ -130,6 +149,7 @@ class Runner:
         self,
         combination: Combination,
         mse: Float[np.ndarray, " users"],
+        error_model: uplink.ErrorModel,
         scale: float,
         key: Key[Array, ""],
         *,
@@ -143,6 +163,7 @@ class Runner:
             jnp.asarray(weights),
             jnp.asarray(mse, jnp.float32),
             self.kappa,
+            error_model,
             jnp.asarray(scale, jnp.float32),
             key,
             self.frozen if reload else self.loose,
@@ -172,7 +193,8 @@ class Runner:
         params, protection = self.inputs.base, PROTECTIONS[cell.protection]
         if protection.fuse:
             key = self.noise_key(cell.seed, cell.draw, "+".join(cell.combination))
-            params = self.merge(cell.combination, mse, scale, key, reload=protection.reload)
+            errors = self.error_model(cell.scenario, cell.draw)
+            params = self.merge(cell.combination, mse, errors, scale, key, reload=protection.reload)
         if protection.realign:
             params = self.realign(params, cell.combination, cell.seed, freeze=protection.reload)
         return params

@@ -46,7 +46,7 @@ def _validation_curve(
     runner: Runner, combinations: tuple[Combination, ...]
 ) -> list[dict[str, Any]]:
     curve = []
-    silent = np.zeros(len(runner.inputs.tasks))
+    silent, errors = np.zeros(len(runner.inputs.tasks)), runner.error_model("clean", 0)
     key = runner.noise_key(0, 0, "scale")  # multiplies zero
     names = [
         (combination, scale, f"scale/{'+'.join(combination)}/{scale}")
@@ -57,7 +57,7 @@ def _validation_curve(
     with progress_bar("scale on validation", len(names), done) as advance:
         for combination, scale, name in names:
             if name not in runner.journal:
-                model = runner.merge(combination, silent, scale, key, reload=False)
+                model = runner.merge(combination, silent, errors, scale, key, reload=False)
                 ratios = [
                     runner.accuracy(model, task, "validation")
                     / runner.finetuned_accuracy(task, "validation")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rmtllmf_jax.channel import ChannelPreset, get_preset
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
+from rmtllmf_jax.channel import ORDERS, DirectPreset, Preset, get_preset
+from rmtllmf_jax.common.errors import (
+    InputError,
+    require_at_least,
+    require_known,
+    require_non_negative,
+)
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
+from rmtllmf_jax.uplink import get_error_model, parse_error_model
+
+RECEIVERS = (*ORDERS, "lmmse")
+"""What `order` can be: a decoding order of MMSE-SIC, or the joint LMMSE receiver."""
 
 SCALE_RULES = ("power-law", "validation")
 VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
@@ -23,7 +32,11 @@ class Settings:
     """Options of a sweep; two sweeps with other settings never share results."""
 
     preset: str = "paper"
-    """Channel preset."""
+    """Channel preset, or the users' errors themselves: `mse=.01,.02`, `snr_db=10,12`."""
+    order: str | None = None
+    """Receiver, one of `RECEIVERS`; `None` is the preset's own."""
+    error_model: str = "independent"
+    """How the errors of different users hang together, see `uplink.parse_error_model`."""
     scale: str = "power-law"
     """Merging coefficient: `power-law`, `validation`, or a number."""
     c0_db: float = -31.0
@@ -54,6 +67,9 @@ class Settings:
         if self.c0_db != self.c0_db or abs(self.c0_db) == float("inf"):
             raise InputError(f"c0 must be a finite number of dB, got {self.c0_db!r}.")
         self.fixed_scale()
+        parse_error_model(self.error_model)
+        if self.order is not None:
+            require_known("order", self.order, RECEIVERS)
 
     def fixed_scale(self) -> float | None:
         """Return the merging coefficient if it is a number, `None` if it is a rule.
@@ -71,10 +87,11 @@ class Settings:
             ) from None
         return require_non_negative("scale", value)
 
-    def channel(self, tasks: int) -> ChannelPreset:
-        """Return the channel preset, which needs a user a task.
+    def channel(self, tasks: int) -> Preset:
+        """Return the channel preset with the receiver that `order` asks for.
 
-        **Raises:** `InputError` if it is unknown, or has fewer users than there are tasks.
+        **Raises:** `InputError` if the preset is unknown or has fewer users than there are tasks,
+        or if order or error model cannot go with it.
         """
         preset = get_preset(self.preset)
         if tasks > preset.users:
@@ -82,12 +99,43 @@ class Settings:
                 f"{tasks} tasks need as many users; the channel preset {self.preset!r} has "
                 f"{preset.users}."
             )
+        if self.order is not None:
+            if isinstance(preset, DirectPreset):
+                raise InputError(
+                    f"the order {self.order!r} is a receiver's, and the preset {self.preset!r} "
+                    "gives the errors behind one: leave the order out."
+                )
+            preset = replace(preset, order=None if self.order == "lmmse" else self.order)
+        if self.error_model == "lmmse":
+            _require_joint_receiver(preset)
+        else:
+            get_error_model(self.error_model, tasks)
         return preset
 
     def key(self) -> dict[str, Any]:
-        """Return what the numbers depend on, ready for `content_hash`."""
-        from dataclasses import asdict
+        """Return what the numbers depend on, ready for `content_hash`.
 
+        Options at their defaults are left out if there were journals before there was the option.
+        """
         values = asdict(self)
         del values["eval_batch_size"]  # a knob of speed, not of meaning
+        values["error_model"] = parse_error_model(self.error_model)
+        for name, default in (("order", None), ("error_model", ("independent", None))):
+            if values[name] == default:
+                del values[name]
         return values
+
+
+def _require_joint_receiver(preset: Preset) -> None:
+    """Refuse a preset whose errors are not those of the error model `lmmse`."""
+    if isinstance(preset, DirectPreset):
+        raise InputError(
+            "the error model 'lmmse' is that of a receiver over a channel, and a direct preset of "
+            "mse or snr_db has none: use equicorrelated=RHO or another error model."
+        )
+    if preset.order is not None:
+        raise InputError(
+            "the error model 'lmmse' is that of the joint LMMSE receiver, and this one cancels "
+            f"users one by one ({preset.order}), which leaves their errors uncorrelated: use the "
+            "error model independent, or the order lmmse."
+        )
