@@ -1,5 +1,8 @@
 """Attacks: the Gram forms against explicit antenna-side covariances, and P1's optimality."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,50 +43,45 @@ def textbook_sigma(lam, budget):
     return sigma(low)
 
 
-def explicit_covariance(name, h, budget, noise):
-    """C on the antennas, N_R x N_R, straight from the definitions."""
-    antennas, users = h.shape
+def water_filling(h, budget, noise):
+    """P1's covariance, N_R x N_R, straight from the definition."""
     basis, singular, _ = np.linalg.svd(h, full_matrices=False)
-    if name == "none":
-        attack = np.zeros((antennas, antennas))
-    elif name == "white":
-        attack = budget / antennas * np.eye(antennas)
-    elif name == "white_in_range":
-        attack = budget / users * basis @ basis.conj().T
-    elif name == "sum_rate":
-        attack = basis @ np.diag(textbook_sigma(singular**2, budget)) @ basis.conj().T
-    else:
-        strongest = h[:, np.argmax(np.linalg.norm(h, axis=0))]
-        direction = strongest / np.linalg.norm(strongest)
-        attack = budget * np.outer(direction, direction.conj())
-    return attack + noise * np.eye(antennas)
+    attack = basis * textbook_sigma(singular**2, budget) @ basis.conj().T
+    return attack + noise * np.eye(len(h))
 
 
+@functools.cache
+def mse_and_gradients(name, antennas=ANTENNAS):
+    """MSE and (of a weighted sum) gradients in H, budget and noise, for every order."""
+
+    def weighted(h, budget, noise):
+        mse = [
+            channel.user_mse_from_channel(h, name, budget, noise, order)
+            for order in (*channel.ORDERS, None)
+        ]
+        return jnp.sum(jnp.stack(mse) @ jnp.arange(1.0, h.shape[1] + 1)), jnp.stack(mse)
+
+    both = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)
+    return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(complex, 1e-9), (np.complex64, 2e-3)])
 @pytest.mark.parametrize("name", channel.ATTACKS)
-@pytest.mark.parametrize(("budget", "noise"), [(230.0, 1.0), (0.3, 2.0), (1e4, 0.1)])
-def test_gram_form_is_the_explicit_covariance(name, budget, noise):
-    rng = np.random.default_rng(3)
-    attack = jax.jit(channel.get_attack(name, antennas=ANTENNAS))
-    for _ in range(5):
-        h = near_far_channel(rng)
-        covariance = explicit_covariance(name, h, budget, noise)
-        expected = h.conj().T @ np.linalg.solve(covariance, h)
-        effective = attack(channel.gram(jnp.array(h)), budget, noise)
-        # Entry by entry on the scale of the two users concerned.
-        scale = np.sqrt(np.outer(np.diag(expected).real, np.diag(expected).real))
-        assert np.max(np.abs(effective - expected) / scale) < 1e-9
+def test_common_unit_of_power_does_not_matter(name, dtype, rtol):
+    h, watts = near_far_channel(np.random.default_rng(4)).astype(dtype), 1e-12
+    real = h.real.dtype.type
+    function = mse_and_gradients(name)
 
+    def at(unit):
+        arguments = h * real(np.sqrt(unit)), real(200.0 * unit), real(unit)
+        (_, mse), (in_h, *others) = function(*map(jnp.asarray, arguments))
+        # d/dH grows like 1 / sqrt(unit), the two derivatives in a power like 1 / unit.
+        return mse, in_h * real(np.sqrt(unit)), jnp.stack(others) * real(unit)
 
-@pytest.mark.parametrize("name", channel.ATTACKS)
-def test_common_unit_of_power_does_not_matter(name):
-    h = jnp.array(near_far_channel(np.random.default_rng(4)))
-    watts = 1e-12
-    for order in (*channel.ORDERS, None):
-        reference = channel.user_mse_from_channel(h, name, 200.0, 1.0, order)
-        scaled = channel.user_mse_from_channel(
-            h * np.sqrt(watts), name, 200.0 * watts, watts, order
-        )
-        np.testing.assert_allclose(scaled, reference, rtol=1e-10)
+    for reference, scaled in zip(at(1.0), at(watts)):
+        assert scaled.dtype == reference.dtype
+        atol = rtol * float(np.max(np.abs(reference)))
+        np.testing.assert_allclose(scaled, reference, rtol=rtol, atol=atol * 0.1)
 
 
 def spread_cases(count, low=-8, high=8):
@@ -116,6 +114,19 @@ def test_sum_rate_powers_in_float32():
     assert np.max(np.abs(np.asarray(sigma, float).sum(1) / budget - 1)) < 2e-6
 
 
+@pytest.mark.parametrize("powers", [channel.floor_aware_powers, channel.sum_mse_powers])
+def test_powers_that_count_the_floor_meet_the_budget(powers):
+    lam, budget = spread_cases(4000)
+    noise = 10 ** np.random.default_rng(13).uniform(-8, 8, len(lam))
+    sigma, _ = jax.jit(jax.vmap(powers))(*map(jnp.array, (lam, budget, noise)))
+    sigma = np.asarray(sigma)
+    # A budget far below the noise is a difference of numbers of the noise's size.
+    largest = np.max(sigma + lam * (powers is channel.sum_mse_powers), axis=1) + noise
+    residual = np.abs(sigma.sum(1) - budget)
+    assert np.max(residual / np.maximum(budget, largest)) < 1e-12
+    assert np.min(sigma) >= 0
+
+
 powers_jit = jax.jit(channel.sum_rate_powers)
 
 
@@ -137,12 +148,13 @@ def test_no_other_covariance_of_the_trace_gives_a_lower_sum_rate():
     for _ in range(5):
         h = near_far_channel(rng, antennas=6, users=4)
         gram = channel.gram(jnp.array(h))
-        _, nu = channel.sum_rate_powers(jnp.linalg.eigvalsh(gram), budget)
-        best = float(2 * jnp.sum(jnp.arcsinh(jnp.sqrt(nu * jnp.linalg.eigvalsh(gram)) / 2)))
-        floorless = channel.get_attack("sum_rate", antennas=6)(gram, budget, 0.0)
+        values = jnp.linalg.eigvalsh(gram)
+        _, nu = channel.sum_rate_powers(values, budget)
+        best = float(2 * jnp.sum(jnp.arcsinh(jnp.sqrt(nu * values) / 2)))
+        floorless = channel.get_attack("sum_rate", antennas=6)(gram, budget, 1e-13)
         np.testing.assert_allclose(channel.sum_rate(floorless), best, rtol=1e-9)
 
-        optimum = explicit_covariance("sum_rate", h, budget, 1e-9)
+        optimum = water_filling(h, budget, 1e-9)
         root = complex_normal(rng, 500, 6, 6)
         rivals = root @ root.conj().swapaxes(1, 2)
         rivals *= budget / np.trace(rivals, axis1=1, axis2=2).real[:, None, None]
@@ -156,14 +168,42 @@ def test_no_other_covariance_of_the_trace_gives_a_lower_sum_rate():
         assert np.min(rates) < best * 1.001
 
 
-def test_sum_rate_attack_hurts_the_sum_rate_most():
-    gram = channel.gram(jnp.array(near_far_channel(np.random.default_rng(7))))
-    rates = {
-        name: float(channel.sum_rate(channel.get_attack(name, antennas=ANTENNAS)(gram, 1e4, 1e-3)))
-        for name in channel.ATTACKS
-    }
-    assert min(rates, key=rates.get) == "sum_rate"
-    assert max(rates, key=rates.get) == "none"
+@functools.cache
+def sum_rates_and_mses(antennas=ANTENNAS):
+    """Sum rate and sum of LMMSE MSEs (attacks, channels) for every attack, in one trace."""
+
+    @chex.assert_max_traces(n=1)
+    def of_channel(h, budget, noise):
+        gram = channel.gram(h)
+        acts = [channel.get_attack(name, antennas=antennas) for name in channel.ATTACKS]
+        seen = [act(gram, budget, noise) for act in acts]
+        return (
+            jnp.stack([channel.sum_rate(g) for g in seen]),
+            jnp.stack([jnp.sum(channel.lmmse_mse(g)) for g in seen]),
+        )
+
+    vmapped = jax.vmap(of_channel, in_axes=(0, None, None), out_axes=1)
+    return jax.jit(vmapped, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def by_name(found):
+    return dict(zip(channel.ATTACKS, np.asarray(found)))
+
+
+def test_every_attack_is_worst_by_its_own_measure_in_one_trace_over_2000_cells():
+    """Per cell, and on average over the preset: sum_mse >= white_in_range >= sum_rate."""
+    paper = channel.get_preset("paper")
+    h = jax.jit(channel.draw_channels, static_argnums=(0, 2))(paper, jax.random.key(7), 2000)
+    h = h.astype(complex)
+    for budget, noise in ((paper.attack_budget, 1.0), (1e4, 0.01), (1.0, 1.0)):
+        rates, mses = map(by_name, sum_rates_and_mses()(h, budget, noise))
+        for name in channel.ATTACKS:
+            assert np.all(mses["sum_mse"] >= mses[name] * (1 - 1e-12)), name
+            assert np.all(rates["sum_rate_floor_aware"] <= rates[name] * (1 + 1e-12)), name
+            assert np.all(rates["none"] >= rates[name] * (1 - 1e-12)), name
+        if noise == 1.0 and budget > 1:
+            average = {name: np.mean(mse) / USERS for name, mse in mses.items()}
+            assert average["sum_mse"] > average["white_in_range"] > average["sum_rate"]
 
 
 def test_strongest_user_has_no_cancellation_under_a_tiny_floor():
@@ -175,13 +215,21 @@ def test_strongest_user_has_no_cancellation_under_a_tiny_floor():
     np.testing.assert_allclose(effective[strongest], gram[strongest], rtol=1e-12)
 
 
+def test_strongest_user_without_floor_silences_one_user_only():
+    h = near_far_channel(np.random.default_rng(12))
+    (_, mse), _ = mse_and_gradients("strongest_user")(jnp.array(h), 1e6, 1e-12)
+    strongest = int(np.argmax(np.linalg.norm(h, axis=0)))
+    for found in np.asarray(mse):
+        assert np.mean(found) <= 1 / USERS
+        assert np.max(np.delete(found, strongest)) < 1e-9
+
+
 @pytest.mark.parametrize("name", channel.ATTACKS)
 def test_an_attacker_without_power_is_no_attacker(name):
     h = jnp.array(near_far_channel(np.random.default_rng(9)))
-    silent = channel.user_mse_from_channel(h, name, 0.0, 2.0)
-    np.testing.assert_allclose(
-        silent, channel.user_mse_from_channel(h, "none", 0.0, 2.0), rtol=1e-10
-    )
+    (_, silent), _ = mse_and_gradients(name)(h, 0.0, 2.0)
+    (_, ideal), _ = mse_and_gradients("none")(h, 0.0, 2.0)
+    np.testing.assert_allclose(silent, ideal, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", channel.ATTACKS)
@@ -193,12 +241,16 @@ def test_silent_users_are_lost_and_nothing_is_nan(name, dtype):
     np.testing.assert_allclose(mse, 1, rtol=1e-6)
 
 
-def test_sum_rate_attack_on_more_users_than_antennas():
-    h = near_far_channel(np.random.default_rng(10), antennas=4, users=6)
+@pytest.mark.parametrize("rank", [2, 4])
+def test_sum_rate_attack_on_rank_deficient_channels(rank):
+    rng = np.random.default_rng(10)
+    h = complex_normal(rng, ANTENNAS, rank) @ near_far_channel(rng, rank, USERS)
     effective = channel.get_attack("sum_rate", antennas=4)(channel.gram(jnp.array(h)), 20.0, 1.0)
-    covariance = explicit_covariance("sum_rate", h, 20.0, 1.0)
-    expected = h.conj().T @ np.linalg.solve(covariance, h)
-    # Null eigenvalues come out of eigh as rounding noise, of which sigma takes the square root.
+    basis, singular, _ = np.linalg.svd(h)
+    sigma = textbook_sigma(singular[:rank] ** 2, 20.0) + 1
+    seen = basis[:, :rank].conj().T @ h
+    expected = seen.conj().T / sigma @ seen
+    # Null eigenvalues come out as rounding noise, of which sigma takes the square root.
     np.testing.assert_allclose(effective, expected, atol=1e-6 * np.abs(expected).max())
 
 

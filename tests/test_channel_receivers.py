@@ -125,6 +125,77 @@ def test_unbiased_sinr_of_one_user_is_the_matched_filters():
     np.testing.assert_allclose(channel.unbiased_sinr(channel.lmmse_mse(gram))[0], gram[0, 0].real)
 
 
+def sic_error_covariance(h, noise_covariance, order):
+    """E[e e^H] of MMSE-SIC by first principles: each user's own filter on what is left."""
+    antennas, users = h.shape
+    # An estimate is feedforward Y - feedback X_cancelled; the error, in terms of X and Z.
+    of_symbols = np.zeros((users, users), complex)
+    of_noise = np.zeros((users, antennas), complex)
+    for position, user in enumerate(order):
+        later = h[:, order[position:]]
+        filter_ = np.linalg.solve(later @ later.conj().T + noise_covariance, h[:, user]).conj()
+        of_symbols[user, order[position:]] = filter_ @ later
+        of_symbols[user, user] -= 1
+        of_noise[user] = filter_
+    return of_symbols @ of_symbols.conj().T + of_noise @ noise_covariance @ of_noise.conj().T
+
+
+@jax.jit
+def errors_of_receivers(h, noise_covariance):
+    """Error covariances of the filters and from the Gram matrix, a pair for every order."""
+    gram = channel.effective_gram(h, noise_covariance)
+    pairs = []
+    for order in (*channel.ORDERS, None):
+        equaliser = channel.mmse_equaliser(h, noise_covariance, order)
+        sequence = None if order is None else equaliser.sequence
+        of_filters = channel.error_covariance_of(equaliser, h, noise_covariance)
+        pairs.append((of_filters, channel.error_covariance(gram, sequence)))
+    return pairs
+
+
+def test_sic_errors_are_uncorrelated_by_first_principles():
+    rng = np.random.default_rng(21)
+    for _ in range(20):
+        h, noise_covariance = random_system(rng, 8, 16)
+        pairs = errors_of_receivers(jnp.array(h), jnp.array(noise_covariance))
+        ascending = np.argsort(np.linalg.norm(h, axis=0))
+        for (found, predicted), order in zip(pairs, (ascending, ascending[::-1])):
+            expected = sic_error_covariance(h, noise_covariance, order)
+            assert np.max(np.abs(expected - np.diag(np.diagonal(expected)))) < 1e-12
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+            np.testing.assert_allclose(predicted, expected, atol=1e-12)
+        joint = np.linalg.inv(np.eye(8) + effective_gram(h, noise_covariance))
+        for matrix in pairs[2]:
+            np.testing.assert_allclose(matrix, joint, atol=1e-12)
+
+
+@jax.jit
+def matched_and_optimal(gram, order):
+    matched = channel.matched_filter_mse(gram), channel.matched_filter_mse(gram, order)
+    return (*matched, channel.lmmse_mse(gram), channel.sic_mse(gram, order))
+
+
+@settings(deadline=None, max_examples=40)
+@given(power_db=st.floats(-40, 40), seed=st.integers(0, 2**32 - 1))
+def test_matched_filter_is_the_explicit_filter_and_never_better(power_db, seed):
+    rng = np.random.default_rng(seed)
+    h, noise_covariance = random_system(rng, 4, 6)
+    h = h * 10 ** (power_db / 20)
+    order = rng.permutation(4)
+    found = matched_and_optimal(jnp.array(effective_gram(h, noise_covariance)), jnp.array(order))
+    matched, matched_sic, lmmse, sic = map(np.asarray, found)
+    filters = np.linalg.solve(noise_covariance, h).conj().T
+    for user in range(4):
+        later = list(order[list(order).index(user) + 1 :])
+        for mse, others in ((matched, [q for q in range(4) if q != user]), (matched_sic, later)):
+            signal = abs(filters[user] @ h[:, user]) ** 2
+            heard = np.sum(np.abs(filters[user] @ h[:, others]) ** 2)
+            noise = (filters[user] @ noise_covariance @ filters[user].conj()).real
+            np.testing.assert_allclose(mse[user], 1 / (1 + signal / (heard + noise)), rtol=1e-9)
+    assert np.all(matched >= lmmse * (1 - 1e-9))
+    assert np.all(matched_sic >= sic * (1 - 1e-9))
+
+
 def test_receiver_mse_chooses_by_order():
     h = jnp.array(complex_normal(np.random.default_rng(2), 6, 4) * [1, 2, 3, 4])
     gram = channel.gram(h)

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Inexact
 
-# Matrices a pass on a CPU: the state of a pass (1 KB a matrix for n = 8) stays in the first-level
+# Matrices a pass on a CPU: the state of a pass (1 KB a matrix for n = 8) stays in the second-level
 # cache. No power of two, for which the rows of the state would fall on the same cache lines.
-_CPU_PASS = 144
+_CPU_PASS = 504
 # Five sweeps or six do; more only for input that is not finite.
 _MOST_SWEEPS = 12
 
@@ -126,40 +126,47 @@ def _eigh_of_batches(
 def _jacobi_pass(matrices: Array) -> tuple[Array, Array]:
     """One-sided Jacobi on the columns of the Cholesky factor (Veselic and Hari, 1989).
 
-    A = L L^H, and rotations make the columns of L V orthogonal: these are the eigenvectors times
-    the square roots of the eigenvalues. The rows of `matrices` are sorted by falling diagonal
-    first, which saves a sweep. Batch axis last from here on: every operation is a vector one.
+    A = C C^H, and rotations make the columns of C V orthogonal: these are the eigenvectors times
+    the square roots of the eigenvalues. Batch axis last from here on: every operation is a vector
+    one.
     """
     n = matrices.shape[-1]
     diagonal = jnp.real(jnp.diagonal(matrices, axis1=1, axis2=2))
     scale = jnp.maximum(jnp.mean(diagonal, axis=1), jnp.finfo(diagonal.dtype).tiny)
-    order = jnp.argsort(-diagonal, axis=1)
-    rows = jnp.take_along_axis(matrices, order[:, :, None], axis=1)
-    ordered = jnp.take_along_axis(rows, order[:, None, :], axis=2) / scale[:, None, None]
-
-    columns = _orthogonalise(*_cholesky_columns(jnp.moveaxis(ordered, 0, -1)))[:n]
+    scaled = jnp.moveaxis(matrices / scale[:, None, None], 0, -1)
+    columns = _orthogonalise(*_cholesky_columns(scaled))[:n]
     values = jnp.sum(jnp.square(jnp.abs(columns)), axis=1)
-    unit = columns / jnp.sqrt(values)[:, None]
-    back = jnp.argsort(order, axis=1)
-    vectors = jnp.take_along_axis(jnp.moveaxis(unit, (0, 1), (2, 1)), back[:, :, None], axis=1)
+    vectors = jnp.moveaxis(columns / jnp.sqrt(values)[:, None], (0, 1), (2, 1))
     return values.T * scale[:, None], vectors
 
 
 def _cholesky_columns(matrix: Array) -> tuple[Array, Array]:
-    """Real and imaginary parts of the columns of L, (n columns, n rows, batch), for n even.
+    """Real and imaginary parts of n columns C with A = C C^H, (columns, rows, batch), for n even.
 
-    An odd n gets a column of zeros. Pivots below eps^2 are set to it.
+    Cholesky's method on the largest diagonal entry left, which graded and rank-deficient matrices
+    need; the rows stay where they are. A pivot below the rounding of its diagonal entry is set to
+    that. An odd n gets a column of zeros.
     """
-    n = matrix.shape[0]
-    least = jnp.finfo(matrix.real.dtype).eps ** 2
+    n, batch = matrix.shape[1:]
+    eye = jnp.eye(n, dtype=bool)[:, :, None]
+    eps = jnp.finfo(matrix.real.dtype).eps
 
-    def eliminate(rest: Array, k: Array) -> tuple[Array, Array]:
-        below = (jnp.arange(n) >= k)[:, None]
-        pivot = jnp.maximum(jnp.real(rest[k, k]), least)
-        column = jnp.where(below, rest[:, k], 0).at[k].set(pivot) / jnp.sqrt(pivot)
-        return rest - column[:, None] * column.conj(), column
+    def diagonal_of(matrix: Array) -> Array:
+        return jnp.sum(jnp.where(eye, matrix.real, 0), axis=1)
 
-    _, columns = jax.lax.scan(eliminate, matrix, jnp.arange(n))
+    least = jnp.maximum(n * eps * diagonal_of(matrix), eps**2)
+
+    def eliminate(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        rest, free = state
+        left = jnp.where(free, diagonal_of(rest), -jnp.inf)
+        chosen = jnp.arange(n)[:, None] == jnp.argmax(left, axis=0)
+        pivot = jnp.sum(jnp.where(chosen, jnp.maximum(left, least), 0), axis=0)
+        column = jnp.sum(jnp.where(chosen, rest, 0), axis=1)
+        column = jnp.where(chosen, pivot, jnp.where(free, column, 0)) / jnp.sqrt(pivot)
+        return (rest - column[:, None] * column.conj(), free & ~chosen), column
+
+    start = matrix, jnp.ones((n, batch), bool)
+    _, columns = jax.lax.scan(eliminate, start, length=n)
     columns = jnp.pad(columns, [(0, n % 2), (0, 0), (0, 0)])
     return columns.real, columns.imag
 

@@ -25,6 +25,18 @@ def eigenbasis(
     return off_zero(values), vectors
 
 
+def own_units(
+    gram: Complex[Array, "n n"], *powers: Float[Array, ""]
+) -> tuple[Inexact[Array, "..."], ...]:
+    """`gram` and the `powers` in units of its mean diagonal: no attack depends on the unit.
+
+    float32 has not the range for squares of eigenvalues in watts. The unit is a constant.
+    """
+    mean = jax.lax.stop_gradient(jnp.mean(jnp.real(jnp.diagonal(gram))))
+    unit = jnp.where(mean > 0, mean, 1)
+    return gram / unit, *(power / unit for power in powers)
+
+
 @jax.custom_jvp
 def in_basis(
     matrix: Complex[Array, "n n"], values: Float[Array, " n"], vectors: Complex[Array, "n n"]

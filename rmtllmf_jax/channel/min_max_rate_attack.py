@@ -21,6 +21,7 @@ from rmtllmf_jax.channel.matrix_functions import (
     divide,
     eigenbasis,
     in_basis,
+    own_units,
     square_root,
 )
 
@@ -29,11 +30,12 @@ _MOST_STEPS = 60
 
 
 def min_max_weights(gram: Complex[Array, "users users"]) -> Float[Array, " users"]:
-    """Weights w > 0 with w_q = [(W^(1/2) K W^(1/2))^(1/2)]_qq: the dual optimum, not normalised.
+    """The dual optimum: weights w > 0 of sum one with w_q ~ [(W^(1/2) K W^(1/2))^(1/2)]_qq.
 
     All users then see the same h~_q^H C^-1 h~_q. Needs linearly independent channels. Derivatives
     of every order by the implicit function theorem.
     """
+    (gram,) = own_units(gram)
     # A silent user keeps a weight that is not zero and far too small to matter.
     power = jnp.real(jnp.diagonal(gram))
     gram = gram + jnp.diag(off_zero(power) - power).astype(gram.dtype)
@@ -50,7 +52,8 @@ def min_max_weights(gram: Complex[Array, "users users"]) -> Float[Array, " users
         return inverse(jacobian) @ right
 
     start = jax.lax.stop_gradient(jnp.log(jnp.real(jnp.diagonal(gram))))
-    return jnp.exp(jax.lax.custom_root(gap, start, solve, tangent_solve))
+    weights = jnp.exp(jax.lax.custom_root(gap, start, solve, tangent_solve))
+    return weights / jnp.sum(weights)
 
 
 @checked_attack
@@ -66,14 +69,15 @@ def min_max_rate(
     full rank (so not more users than antennas). Derivatives of every order in all arguments.
     """
     real = jnp.real(gram).dtype
+    gram, budget, noise = own_units(gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
     amplitude = jnp.sqrt(min_max_weights(gram))
     weighted = amplitude[:, None] * gram * amplitude
     values, vectors = eigenbasis(weighted)
     here = in_basis(weighted, values, vectors)
     root = square_root(here)
-    per_root = jnp.asarray(budget, real) / jnp.real(jnp.trace(root))
+    per_root = budget / jnp.real(jnp.trace(root))
     eye = jnp.eye(len(gram), dtype=gram.dtype)
-    seen = divide(here, per_root * root + jnp.asarray(noise, real) * eye)
+    seen = divide(here, per_root * root + noise * eye)
     return congruence(vectors / amplitude[:, None], seen)
 
 

@@ -21,7 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from rmtllmf_jax.channel.matrix_functions import congruence, eigenbasis, in_basis, product
+from rmtllmf_jax.channel.matrix_functions import (
+    congruence,
+    eigenbasis,
+    in_basis,
+    own_units,
+    product,
+)
 
 
 class Rule(NamedTuple):
@@ -51,14 +57,15 @@ def spectral_attack(
     noise: Float[Array, ""],
 ) -> Complex[Array, "users users"]:
     """Effective Gram matrix V diag(lambda / (sigma + noise)) V^H of `gram` = V diag(lambda) V^H."""
-    values, vectors, sigma, nu = solve_powers(rule, gram, budget, noise)
+    gram, budget, noise = own_units(gram, budget, noise)
+    values, vectors, sigma, nu = _solve_powers(rule, gram, budget, noise)
     floor = jax.lax.stop_gradient(noise)
     start = values / (sigma + floor), jnp.log(nu), floor
     result, _, _ = _solve(rule, start, (in_basis(gram, values, vectors), budget, noise))
     return congruence(vectors, result)
 
 
-def solve_powers(
+def _solve_powers(
     rule: Rule, gram: Complex[Array, "users users"], budget: Array, noise: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Eigenvalues, eigenvectors, the attacker's powers and nu, as constants."""

@@ -1,0 +1,151 @@
+"""Attackers as covariance matrices over the antennas, and covariances of one's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmtllmf_jax import channel
+from rmtllmf_jax.common.errors import InputError
+
+ANTENNAS, USERS = 8, 4
+# Compiling costs most of the time here, running little.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def complex_normal(rng, *shape):
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+
+
+def draw(rng, draws=8):
+    return complex_normal(rng, draws, ANTENNAS, USERS) * 10 ** rng.uniform(-1, 1, (draws, 1, USERS))
+
+
+@functools.cache
+def both_ways(name):
+    def of_channel(h, budget, noise):
+        covariance = channel.attack_covariance(name, h, budget, noise)
+        total = covariance + noise * jnp.eye(ANTENNAS)
+        matrix_free = channel.get_attack(name, antennas=ANTENNAS)(channel.gram(h), budget, noise)
+        mse = [
+            (
+                channel.user_mse_from_covariance(h, covariance, noise, order),
+                channel.user_mse_from_channel(h, name, budget, noise, order),
+            )
+            for order in (*channel.ORDERS, None)
+        ]
+        return covariance, channel.effective_gram(h, total), matrix_free, jnp.array(mse)
+
+    vmapped = jax.vmap(of_channel, in_axes=(0, None, None))
+    return jax.jit(vmapped, compiler_options=FAST_COMPILE)
+
+
+@pytest.mark.parametrize("name", channel.ATTACKS)
+@pytest.mark.parametrize(("budget", "noise"), [(230.0, 1.0), (0.3, 2.0), (1e4, 0.1)])
+def test_covariance_is_the_attack(name, budget, noise):
+    h = draw(np.random.default_rng(1))
+    covariance, seen, matrix_free, mse = map(np.asarray, both_ways(name)(h, budget, noise))
+    np.testing.assert_allclose(covariance, covariance.conj().swapaxes(1, 2), atol=1e-13 * budget)
+    assert np.min(np.linalg.eigvalsh(covariance)) > -1e-13 * budget
+    spent = np.trace(covariance, axis1=1, axis2=2)
+    np.testing.assert_allclose(spent, 0 if name == "none" else budget, rtol=1e-12)
+    # Entry by entry on the scale of the two users concerned.
+    own = np.sqrt(np.diagonal(matrix_free, axis1=1, axis2=2).real)
+    assert np.max(np.abs(seen - matrix_free) / (own[:, :, None] * own[:, None])) < 1e-9
+    np.testing.assert_allclose(mse[:, :, 0], mse[:, :, 1], rtol=1e-8)
+
+
+def random_covariance(rng, rank):
+    root = complex_normal(rng, ANTENNAS, rank)
+    return root @ root.conj().T
+
+
+@functools.partial(jax.jit, static_argnums=3, compiler_options=FAST_COMPILE)
+def matched_and_mismatched(h, attack, noise, order):
+    matched = channel.user_mse_from_covariance(h, attack, noise, order)
+    return matched, channel.mismatched_mse(h, attack, noise, order)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rank=st.integers(0, ANTENNAS),
+    power_db=st.floats(-30, 40),
+    order=st.sampled_from((*channel.ORDERS, None)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_not_knowing_the_attacker_never_helps(rank, power_db, order, seed):
+    rng = np.random.default_rng(seed)
+    h = jnp.array(draw(rng, 1)[0])
+    attack = jnp.array(random_covariance(rng, rank)) * 10 ** (power_db / 10)
+    matched, mismatched = map(np.asarray, matched_and_mismatched(h, attack, 1.0, order))
+    assert np.all(mismatched >= matched * (1 - 1e-9))
+    quiet, same = matched_and_mismatched(h, 0 * attack, 1.0, order)
+    np.testing.assert_allclose(quiet, same, rtol=1e-10)
+
+
+def test_mismatched_mse_is_that_of_the_textbook_filter():
+    rng = np.random.default_rng(2)
+    h, attack = draw(rng, 1)[0], random_covariance(rng, 2)
+    filter_ = h.conj().T @ np.linalg.inv(h @ h.conj().T + 0.5 * np.eye(ANTENNAS))
+    left = filter_ @ h - np.eye(USERS)
+    noise = filter_ @ (attack + 0.5 * np.eye(ANTENNAS)) @ filter_.conj().T
+    expected = np.diagonal(left @ left.conj().T + noise).real
+    found = channel.mismatched_mse(jnp.array(h), jnp.array(attack), 0.5, None)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_an_own_covariance_can_be_differentiated():
+    rng = np.random.default_rng(3)
+    h, attack = jnp.array(draw(rng, 1)[0]), jnp.array(random_covariance(rng, 3))
+
+    @jax.jit
+    def of_power(power):
+        return jax.value_and_grad(
+            lambda power: jnp.sum(channel.user_mse_from_covariance(h, power * attack))
+        )(power)
+
+    numeric = (of_power(1.001)[0] - of_power(0.999)[0]) / 0.002
+    np.testing.assert_allclose(of_power(1.0)[1], numeric, rtol=1e-5)
+
+
+def test_covariances_that_cannot_be_are_refused_with_what_was_seen():
+    h = jnp.array(draw(np.random.default_rng(4), 1)[0])
+    skew = jnp.eye(ANTENNAS, dtype=complex).at[0, 1].set(0.5)
+    negative = jnp.diag(jnp.arange(ANTENNAS) - 2.0).astype(complex)
+    functions = (
+        channel.effective_gram,
+        channel.user_mse_from_covariance,
+        channel.mismatched_mse,
+    )
+    for function in functions:
+        with pytest.raises(InputError, match=r"Hermitian: \[0, 1\] is \(0.5\+0j\)"):
+            function(h, skew)
+        with pytest.raises(InputError, match=r"positive semidefinite, got the eigenvalue -2"):
+            function(h, negative)
+    with pytest.raises(InputError, match="finite"):
+        channel.effective_gram(h, skew.at[0, 0].set(jnp.nan))
+    # The tests' own shape checks may come before the function's.
+    for function in functions:
+        with pytest.raises((InputError, TypeError), match=r"3 x 3|\(3, 3\)|3,3"):
+            function(h, jnp.eye(3, dtype=complex))
+    for function in functions[1:]:
+        with pytest.raises(InputError, match=r"noise must be finite and > 0, got 0.0"):
+            function(h, jnp.eye(ANTENNAS, dtype=complex), 0.0)
+
+
+def test_covariance_of_an_unknown_attack_or_a_negative_budget():
+    h = jnp.ones((3, 2), complex)
+    with pytest.raises(InputError, match="Did you mean 'sum_rate'"):
+        channel.attack_covariance("sumrate", h, 1.0)
+    with pytest.raises(InputError, match=r"budget must be finite and >= 0, got -1.0"):
+        channel.attack_covariance("sum_rate", h, -1.0)

@@ -1,0 +1,216 @@
+"""The factorisations written over the batch, against numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmtllmf_jax.channel.linalg import eigh, inverse, ldl, pivots
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def complex_normal(rng, *shape):
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+
+
+def unitary(rng, n):
+    return np.linalg.qr(complex_normal(rng, n, n))[0]
+
+
+def with_eigenvalues(rng, values):
+    q = unitary(rng, len(values))
+    return q * np.asarray(values) @ q.conj().T
+
+
+eigh_batch = jax.jit(jax.vmap(eigh))
+
+
+def assert_eigh(matrix, rtol):
+    """Residual, orthonormality and eigenvalues of one matrix, on the scale of the largest."""
+    values, vectors = (np.asarray(x[0], complex) for x in eigh_batch(jnp.array(matrix)[None]))
+    n, top = len(matrix), max(np.linalg.norm(matrix, 2), np.finfo(float).tiny)
+    assert np.max(np.abs(vectors.conj().T @ vectors - np.eye(n))) < rtol
+    assert np.max(np.abs(vectors * values @ vectors.conj().T - matrix)) < rtol * top
+    expected = np.linalg.eigvalsh(matrix)
+    assert np.max(np.abs(np.sort(values.real) - expected)) < rtol * top
+    assert np.all(values.real >= 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 9),
+    conditioning=st.floats(0, 12),
+    repeats=st.integers(1, 9),
+    log_scale=st.floats(-12, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_eigh_of_any_spectrum(n, conditioning, repeats, log_scale, seed):
+    rng = np.random.default_rng(seed)
+    values = 10 ** -np.sort(rng.uniform(0, conditioning, n))
+    values[:repeats] = values[0]
+    assert_eigh(with_eigenvalues(rng, values) * 10**log_scale, 1e-13)
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(2, 9), data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_eigh_of_rank_deficient_matrices(n, data, seed):
+    rank = data.draw(st.integers(0, n - 1))
+    root = complex_normal(np.random.default_rng(seed), n, rank)
+    assert_eigh(root @ root.conj().T, 1e-13)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.complex128, 1e-13), (np.complex64, 1e-5)])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_eigh_of_zero_identity_and_diagonal(n, dtype, rtol):
+    for matrix in (np.zeros((n, n)), np.eye(n), np.diag(np.arange(n)), np.ones((n, n))):
+        assert_eigh(matrix.astype(dtype), rtol)
+
+
+def graded(rng, draws, n, decades):
+    """D A D with a well-conditioned A: users near and far."""
+    scale = 10 ** rng.uniform(-decades / 2, decades / 2, (draws, n))
+    a = np.array([with_eigenvalues(rng, rng.uniform(1, 3, n)) for _ in range(draws)])
+    return a * scale[:, :, None] * scale[:, None, :]
+
+
+def exact_eigenvalues(matrices):
+    """Ascending, by one-sided Jacobi in 80-bit floats, which numpy's own LAPACK does not know."""
+    found = []
+    for matrix in matrices:
+        m = matrix.astype(np.clongdouble)
+        n = len(m)
+        # Cholesky with the largest diagonal first, then rotations of its columns.
+        order = np.argsort(-np.diagonal(m).real)
+        m = m[np.ix_(order, order)]
+        columns = np.zeros_like(m)
+        for k in range(n):
+            columns[k:, k] = m[k:, k] / np.sqrt(m[k, k].real)
+            m = m - np.outer(columns[:, k], columns[:, k].conj())
+        for _ in range(12):
+            for i in range(n):
+                for j in range(i + 1, n):
+                    x, y = columns[:, i].copy(), columns[:, j].copy()
+                    a, b, z = np.vdot(x, x).real, np.vdot(y, y).real, np.vdot(x, y)
+                    if abs(z) == 0:
+                        continue
+                    phase, tau = z / abs(z), (b - a) / (2 * abs(z))
+                    t = (1 if tau >= 0 else -1) / (abs(tau) + np.sqrt(1 + tau**2))
+                    c = 1 / np.sqrt(1 + t**2)
+                    columns[:, i] = c * x - c * t * phase.conj() * y
+                    columns[:, j] = c * t * phase * x + c * y
+        found.append(np.sort(np.sum(np.abs(columns) ** 2, axis=0)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "decades", "rtol"), [(np.complex128, 12, 2e-14), (np.complex64, 6, 1e-5)]
+)
+def test_every_eigenvalue_of_a_graded_matrix_is_right_to_eps_of_itself(dtype, decades, rtol):
+    matrices = graded(np.random.default_rng(1), 40, 8, decades).astype(dtype)
+    expected = exact_eigenvalues(matrices)
+    values, vectors = map(np.asarray, eigh_batch(jnp.array(matrices)))
+    assert values.dtype == np.zeros((), dtype).real.dtype
+    assert np.max(np.abs(np.sort(values, axis=1) / expected - 1)) < rtol
+    orthonormal = vectors.conj().swapaxes(1, 2) @ vectors
+    assert np.max(np.abs(orthonormal - np.eye(8))) < rtol
+    # LAPACK's are not: the test above asks for something.
+    lapack = np.linalg.eigvalsh(matrices.astype(dtype))
+    assert np.max(np.abs(lapack / expected - 1)) > 3 * np.max(
+        np.abs(np.sort(values, axis=1) / expected - 1)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 143, 144, 145, 289])
+def test_batches_around_the_pass_size_hold_the_same_matrices(batch):
+    matrices = jnp.array(graded(np.random.default_rng(2), 289, 4, 2))
+    values, vectors = map(np.asarray, eigh_batch(matrices[:batch]))
+    rebuilt = (vectors * values[:, None]) @ vectors.conj().swapaxes(1, 2)
+    np.testing.assert_allclose(rebuilt, matrices[:batch], atol=1e-12, rtol=1e-12)
+
+
+def test_nested_vmap_is_a_reshape():
+    matrices = jnp.array(graded(np.random.default_rng(3), 30, 3, 2))
+    flat = eigh_batch(matrices)
+    nested = jax.jit(jax.vmap(jax.vmap(jax.vmap(eigh))))(matrices.reshape(2, 3, 5, 3, 3))
+    for one, other in zip(flat, nested):
+        np.testing.assert_array_equal(one, other.reshape(one.shape))
+
+
+def test_eigh_of_input_that_is_not_finite_ends():
+    values, _ = eigh(jnp.full((4, 4), jnp.nan, complex))
+    assert np.all(np.isnan(values))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def first_and_second(function, matrix, direction):
+    def along(t):
+        moved = function(matrix + t * direction)
+        return jnp.concatenate([jnp.real(moved).ravel(), jnp.imag(moved).ravel()])
+
+    slope = jax.jacrev(along)
+    return along(0.0), slope(0.0), jax.jacfwd(jax.jacfwd(along))(0.0), jax.jacrev(slope)(0.0)
+
+
+def parts(x):
+    return np.concatenate([np.real(x).ravel(), np.imag(x).ravel()])
+
+
+def positive_definite(rng, n):
+    root = complex_normal(rng, n, n + 2)
+    direction = complex_normal(rng, n, n)
+    return root @ root.conj().T + 0.1 * np.eye(n), direction + direction.conj().T
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_inverse_with_derivatives(n):
+    matrix, direction = positive_definite(np.random.default_rng(n), n)
+    value, slope, *curvatures = first_and_second(inverse, jnp.array(matrix), jnp.array(direction))
+    expected = np.linalg.inv(matrix)
+    moved = -expected @ direction @ expected
+    scale = np.linalg.norm(expected, 2) * np.linalg.norm(direction, 2)
+    atol = 1e-13 * np.linalg.norm(expected, 2) * np.array([1, scale, scale**2])
+    np.testing.assert_allclose(value, parts(expected), atol=10 * atol[0])
+    np.testing.assert_allclose(slope, parts(moved), atol=10 * atol[1])
+    for curvature in curvatures:
+        expected_curvature = 2 * expected @ direction @ expected @ direction @ expected
+        np.testing.assert_allclose(curvature, parts(expected_curvature), atol=100 * atol[2])
+
+
+def minors(matrix):
+    """Leading principal minors' log determinants: their differences are the pivots' logs."""
+    return np.array([np.linalg.slogdet(matrix[:k, :k])[1] for k in range(1, len(matrix) + 1)])
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_pivots_with_derivatives(n):
+    matrix, direction = positive_definite(np.random.default_rng(n + 20), n)
+    found = first_and_second(
+        lambda m: jnp.cumsum(jnp.log(pivots(m))) + 0j, jnp.array(matrix), jnp.array(direction)
+    )
+    value, slope, *curvatures = (np.asarray(x)[:n] for x in found)
+    np.testing.assert_allclose(value, minors(matrix), rtol=1e-12, atol=1e-12)
+    # d log det A = tr A^-1 dA, and d^2 = -tr A^-1 dA A^-1 dA.
+    solved = [np.linalg.solve(matrix[:k, :k], direction[:k, :k]) for k in range(1, n + 1)]
+    np.testing.assert_allclose(slope, [np.trace(s).real for s in solved], rtol=1e-10, atol=1e-11)
+    for curvature in curvatures:
+        expected = [-np.trace(s @ s).real for s in solved]
+        np.testing.assert_allclose(curvature, expected, rtol=1e-10)
+
+
+def test_ldl_is_the_cholesky_factor():
+    matrix, _ = positive_definite(np.random.default_rng(4), 6)
+    values, e = map(np.asarray, ldl(jnp.array(matrix)))
+    factor = np.linalg.cholesky(matrix)
+    np.testing.assert_allclose(values, np.diagonal(factor).real ** 2, rtol=1e-12)
+    np.testing.assert_allclose(e @ factor, np.diag(np.diagonal(factor)), atol=1e-12)
+    np.testing.assert_array_equal(e, np.tril(e))
+    np.testing.assert_array_equal(np.diagonal(e), 1)
