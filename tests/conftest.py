@@ -39,6 +39,14 @@ TINY_CONFIG = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares compiled programs or a finished run on one worker (--dist loadgroup)."""
+    for item in items:
+        shared = "finished" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished run" if shared else item.path.name))
+
+
 def hugging_face_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random weights with the keys and layouts of `ViTForImageClassification`."""
     random = np.random.default_rng(seed)

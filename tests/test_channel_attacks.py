@@ -183,7 +183,7 @@ def sum_rates_and_mses(antennas=ANTENNAS):
         )
 
     vmapped = jax.vmap(of_channel, in_axes=(0, None, None), out_axes=1)
-    return jax.jit(vmapped, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(vmapped)
 
 
 def by_name(found):

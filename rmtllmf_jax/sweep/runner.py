@@ -30,8 +30,8 @@ _CHANNEL, _NOISE = 0, 1
 
 
 @partial(jax.jit, static_argnames=("scenario", "preset"))
-def _mse(keys: Key[Array, " draws"], scenario: str, preset: Preset) -> Float[Array, "draws users"]:
-    return jax.vmap(lambda key: channel.user_mse(scenario, preset, key))(keys)
+def _mse(key: Key[Array, ""], scenario: str, preset: Preset) -> Float[Array, " users"]:
+    return channel.user_mse(scenario, preset, key)
 
 
 @partial(jax.jit, static_argnames=("scenario", "preset"))
@@ -87,9 +87,13 @@ class Runner:
         return uplink.kappa_from_c0(self.inputs.vectors, self.settings.c0_db)
 
     def mse(self, scenario: str, draws: int) -> Float[np.ndarray, "draws users"]:
-        """Return the MSE of the tasks' users in every draw; draw k does not depend on `draws`."""
+        """Return the MSE of the tasks' users in every draw; draw k does not depend on `draws`.
+
+        One by one: the size of a batch moves the last bit, and a longer sweep keeps its old cells.
+        """
         keys = channel.draw_keys(jax.random.fold_in(self._key, _CHANNEL), draws)
-        return np.asarray(_mse(keys, scenario, self.preset))[:, : len(self.inputs.tasks)]
+        mse = [np.asarray(_mse(key, scenario, self.preset)) for key in keys]
+        return np.stack(mse)[:, : len(self.inputs.tasks)]
 
     def error_model(self, scenario: str, draw: int) -> uplink.ErrorModel:
         """Return how the errors of the tasks' users hang together in a draw.
