@@ -59,6 +59,11 @@ _POWERS = WEIGHTS - 1.4
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
+def dear(attack):
+    """The attack as a parameter; programs of min_max_rate, a loop of eighs, take long to build."""
+    return pytest.param(attack, marks=pytest.mark.slow) if attack == "min_max_rate" else attack
+
+
 def step_sizes(attack):
     """Differences of which the best counts: a wrong derivative is wrong in all of them.
 
@@ -177,7 +182,7 @@ def moved_users(cases, seed, steps):
     return np.asarray(h), np.asarray(tangent), np.tile(BUDGETS, cases // len(BUDGETS))
 
 
-@pytest.mark.parametrize("attack", channel.ATTACKS)
+@pytest.mark.parametrize("attack", [dear(attack) for attack in channel.ATTACKS])
 def test_gradients_in_channel_distances_powers_budget_and_noise(attack):
     errors, smooth = np.inf, True
     for steps in step_sizes(attack):
@@ -230,6 +235,7 @@ def all_finite(trees):
     return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trees))
 
 
+@pytest.mark.slow
 def test_sum_rate_in_float32_is_finite_over_100_000_draws_and_near_float64():
     both = total_and_gradients(("sum_rate",))
     with jax.enable_x64(False):
@@ -245,6 +251,7 @@ def test_sum_rate_in_float32_is_finite_over_100_000_draws_and_near_float64():
     assert np.median(error) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_other_attacks_in_float32_are_finite_over_2000_draws():
     both = total_and_gradients(tuple(sorted(set(channel.ATTACKS) - {"sum_rate"})))
     with jax.enable_x64(False):

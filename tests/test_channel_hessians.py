@@ -12,6 +12,7 @@ from test_channel_gradients import (
     KINDS,
     USERS,
     complex_normal,
+    dear,
     is_smooth,
     losses,
     richardson,
@@ -45,7 +46,7 @@ def derivatives(attack):
     return jax.jit(jax.vmap(of_case), compiler_options=FAST_COMPILE)
 
 
-@pytest.mark.parametrize("attack", SMOOTH)
+@pytest.mark.parametrize("attack", [dear(attack) for attack in SMOOTH])
 def test_hessians_in_channel_budget_and_noise(attack):
     rng = np.random.default_rng(30)
     h = np.array([make(rng) for make in KINDS.values() for _ in range(5)])

@@ -84,7 +84,7 @@ def all_receivers(gram, order):
     return *sic, channel.lmmse_mse(gram), channel.sum_rate(gram), bound
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
 @given(
     users=st.integers(1, 5),
     antennas=st.integers(1, 9),
@@ -100,14 +100,31 @@ def test_rates_share_one_determinant(users, antennas, power_db, spread, seed):
     rates, mse, lmmse, total, bound = map(np.asarray, all_receivers(gram, order))
 
     log_det = np.linalg.slogdet(np.eye(users) + np.asarray(gram))[1]
-    np.testing.assert_allclose(total, log_det, rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(np.sum(rates), total, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(-np.sum(np.log(mse)), total, rtol=1e-12, atol=1e-12)
-    assert np.all((mse > 0) & (mse <= 1))
-    assert bound <= total * (1 + 1e-12) + 1e-12
+    # Where channels depend on each other a pivot near 1 is what is left of numbers near tr G.
+    rounding = 1e-12 + 8 * np.finfo(float).eps * np.trace(gram).real
+    np.testing.assert_allclose(total, log_det, rtol=1e-9, atol=rounding)
+    np.testing.assert_allclose(np.sum(rates), total, rtol=1e-12, atol=rounding)
+    np.testing.assert_allclose(-np.sum(np.log(mse)), total, rtol=1e-12, atol=rounding)
+    assert np.all((mse > 0) & (mse <= 1 + rounding))
+    assert bound <= total * (1 + 1e-12) + rounding
     # Cancelling helps everyone but the first decoded user, for whom nothing is cancelled yet.
-    assert np.all(mse <= lmmse * (1 + 1e-8))
-    np.testing.assert_allclose(mse[int(order[0])], lmmse[int(order[0])], rtol=1e-8)
+    assert np.all(mse <= lmmse * (1 + 1e-8) + rounding)
+    first = int(order[0])
+    np.testing.assert_allclose(mse[first], lmmse[first], rtol=1e-8, atol=rounding)
+
+
+def test_rates_add_up_to_the_determinant_at_the_presets_powers():
+    """To 1e-12 where the channels are independent, in every order of decoding."""
+    rng = np.random.default_rng(3)
+    h = complex_normal(rng, 200, 16, 8) * 10 ** rng.uniform(0.2, 1.3, (200, 1, 8))
+    gram = jnp.array(h.conj().transpose(0, 2, 1) @ h)
+    order = jnp.array([rng.permutation(8) for _ in range(200)])
+    rates, mse, _, total, _ = map(np.asarray, jax.jit(jax.vmap(all_receivers))(gram, order))
+    np.testing.assert_allclose(
+        total, np.linalg.slogdet(np.eye(8) + np.asarray(gram))[1], rtol=1e-12
+    )
+    np.testing.assert_allclose(np.sum(rates, axis=1), total, rtol=1e-12)
+    np.testing.assert_allclose(-np.sum(np.log(mse), axis=1), total, rtol=1e-12)
 
 
 def test_the_printed_sum_rate_is_only_a_bound():
