@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import link, modem
-from rmtllmf_jax.channel.equalise import cholesky, mmse_equaliser
+from rmtllmf_jax.channel.equalise import mmse_equaliser
+from rmtllmf_jax.channel.linalg import cholesky
 from rmtllmf_jax.channel.quantise import GAUSSIAN_CLIP
 from rmtllmf_jax.common.errors import InputError
 

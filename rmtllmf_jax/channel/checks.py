@@ -73,21 +73,26 @@ def require_finite(name: str, values: Any) -> None:
         raise InputError(f"{name} must be finite, got {bad[0].item()!r}.")
 
 
-def require_hermitian(name: str, matrix: Any) -> None:
+def require_hermitian(name: str, matrix: Any, tolerance: float | None = None) -> None:
     """Check that a matrix is square, finite and Hermitian to rounding.
+
+    `tolerance` bounds the difference of two entries; left out, it is the rounding of a matrix
+    product, with room. The shape of a traced matrix is checked too.
 
     **Raises:** `InputError` that names it and what was seen.
     """
+    shape = np.shape(matrix)
+    if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
+        raise InputError(f"{name} must be a square matrix, got shape {shape}.")
     if is_traced(matrix):
         return
     array = np.asarray(matrix)
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
-        raise InputError(f"{name} must be a square matrix, got shape {array.shape}.")
     require_finite(name, array)
+    if tolerance is None:
+        tolerance = np.sqrt(np.finfo(array.dtype).eps) * np.abs(array).max()
     gap = np.abs(array - array.conj().T)
     row, column = np.unravel_index(np.argmax(gap), gap.shape)
-    # The rounding of a matrix product, with room.
-    if gap[row, column] > np.sqrt(np.finfo(array.dtype).eps) * np.abs(array).max():
+    if gap[row, column] > tolerance:
         raise InputError(
             f"{name} must be Hermitian: [{row}, {column}] is {array[row, column].item()!r} but "
             f"[{column}, {row}] is {array[column, row].item()!r}."

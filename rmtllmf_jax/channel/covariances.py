@@ -16,8 +16,8 @@ from jaxtyping import Array, Complex, Float, Real
 from rmtllmf_jax.channel.attacks import require_rank
 from rmtllmf_jax.channel.checks import require_covariance, require_powers
 from rmtllmf_jax.channel.equalise import error_covariance_of, mmse_equaliser
-from rmtllmf_jax.channel.linalg import inverse
-from rmtllmf_jax.channel.matrix_functions import congruence, eigenbasis, product
+from rmtllmf_jax.channel.linalg import inverse, product
+from rmtllmf_jax.channel.matrix_functions import congruence, eigenbasis
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.realisation import gram, received_power
 from rmtllmf_jax.channel.receivers import receiver_mse
@@ -55,17 +55,11 @@ def effective_gram(
 ) -> Complex[Array, "users users"]:
     """G = H~^H C^-1 H~ for a covariance C of all noise, floor included.
 
-    **Raises:** `InputError` outside jit if `covariance` is not Hermitian, not positive
-    semidefinite or of another size than the channel.
+    **Raises:** `InputError` if `covariance` is of another size than the channel, and outside jit
+    if it is not Hermitian or positive semidefinite.
     """
-    antennas = h_tilde.shape[0]
-    if covariance.shape != (antennas, antennas):
-        raise InputError(
-            f"covariance must be {antennas} x {antennas} for {antennas} antennas, got shape "
-            f"{covariance.shape}."
-        )
-    require_covariance("covariance", covariance)
-    return congruence(h_tilde.conj().T, inverse(covariance))
+    _require_fitting("covariance", covariance, h_tilde)
+    return _seen_through(h_tilde, covariance)
 
 
 def user_mse_from_covariance(
@@ -78,12 +72,13 @@ def user_mse_from_covariance(
 
     The counterpart of `user_mse_from_channel`. Differentiable in all arrays.
 
-    **Raises:** `InputError` outside jit if `attack` is not Hermitian or positive semidefinite.
+    **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit if it
+    is not Hermitian or positive semidefinite.
     """
     require_powers(0.0, noise)
-    require_covariance("attack", attack)
+    _require_fitting("attack", attack, h_tilde)
     total = attack + noise * jnp.eye(len(attack), dtype=attack.dtype)
-    return receiver_mse(effective_gram(h_tilde, total), received_power(gram(h_tilde)), order)
+    return receiver_mse(_seen_through(h_tilde, total), received_power(gram(h_tilde)), order)
 
 
 def mismatched_mse(
@@ -97,13 +92,28 @@ def mismatched_mse(
     Its filters are those for the floor `noise` > 0 alone; cancellation is perfect. Never below
     `user_mse_from_covariance`, and not bounded by one: the receiver trusts what it should not.
 
-    **Raises:** `InputError` outside jit if `attack` is not Hermitian or positive semidefinite.
+    **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit if it
+    is not Hermitian or positive semidefinite.
     """
     require_powers(0.0, noise)
-    require_covariance("attack", attack)
+    _require_fitting("attack", attack, h_tilde)
     floor = jnp.asarray(noise) * jnp.eye(len(attack), dtype=attack.dtype)
     errors = error_covariance_of(mmse_equaliser(h_tilde, floor, order), h_tilde, attack + floor)
     return jnp.real(jnp.diagonal(errors))
+
+
+def _require_fitting(name: str, covariance: Array, h_tilde: Array) -> None:
+    antennas = h_tilde.shape[0]
+    if covariance.shape != (antennas, antennas):
+        raise InputError(
+            f"{name} must be {antennas} x {antennas} for {antennas} antennas, got shape "
+            f"{covariance.shape}."
+        )
+    require_covariance(name, covariance)
+
+
+def _seen_through(h_tilde: Array, covariance: Array) -> Array:
+    return congruence(h_tilde.conj().T, inverse(covariance))
 
 
 def _none(h_tilde: Array, budget: Array, noise: Array) -> Array:

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
+from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.channel.realisation import gram, received_power
 from rmtllmf_jax.channel.receivers import sic_order
 
@@ -59,13 +59,13 @@ def mmse_equaliser(
     _, whitened = cholesky(noise_covariance, jnp.concatenate([h_tilde, eye], axis=1))
     channel, whitener = whitened[:, :users], whitened[:, users:]
     m = jnp.eye(users, dtype=h_tilde.dtype) + gram(channel)
-    matched = _matmul(channel.conj().T, whitener)
+    matched = product(channel.conj().T, whitener)
     if order is None:
         # With R = L^-1, M^-1 = R^H R, whose diagonal is the columns' squared norms.
         _, solved = cholesky(m, jnp.concatenate([jnp.eye(users, dtype=m.dtype), matched], axis=1))
         root, forward = solved[:, :users], solved[:, users:]
         mse = jnp.sum(jnp.real(root * root.conj()), axis=0)
-        joint = _matmul(root.conj().T, forward)
+        joint = product(root.conj().T, forward)
         return Equaliser(joint, jnp.zeros_like(m), mse, jnp.arange(users))
 
     sequence = sic_order(received_power(gram(h_tilde)), order)
@@ -89,31 +89,8 @@ def error_covariance_of(
     cancellation is perfect. The diagonal is the users' MSE.
     """
     eye = jnp.eye(h_tilde.shape[1], dtype=h_tilde.dtype)
-    left = _matmul(equaliser.feedforward, h_tilde) - equaliser.feedback - eye
-    noise = _matmul(
-        _matmul(equaliser.feedforward, noise_covariance), equaliser.feedforward.conj().T
+    left = product(equaliser.feedforward, h_tilde) - equaliser.feedback - eye
+    noise = product(
+        product(equaliser.feedforward, noise_covariance), equaliser.feedforward.conj().T
     )
-    return _matmul(left, left.conj().T) + noise
-
-
-def cholesky(
-    matrix: Complex[Array, "n n"], right: Complex[Array, "n m"]
-) -> tuple[Complex[Array, "n n"], Complex[Array, "n m"]]:
-    """L and L^-1 B for a Hermitian positive definite L L^H, by elimination of [A | B].
-
-    Plain elimination because batched LAPACK calls can hang on the CPU (`channel.linalg`).
-    """
-
-    def eliminate(m: Array, k: Array) -> tuple[Array, Array]:
-        root = jnp.sqrt(jnp.real(m[k, k]))
-        row = m[k] / root
-        return m - (m[:, k] / root)[:, None] * row, row
-
-    size = matrix.shape[0]
-    both = jnp.concatenate([matrix, right], axis=1)
-    _, rows = jax.lax.scan(eliminate, both, jnp.arange(size))
-    return jnp.triu(rows[:, :size]).conj().T, rows[:, size:]
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")
+    return product(left, left.conj().T) + noise

@@ -16,7 +16,13 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Complex, Float, Inexact, Key, Real
 
-from rmtllmf_jax.channel.checks import is_traced, require_decibels, require_within
+from rmtllmf_jax.channel.checks import (
+    is_traced,
+    require_decibels,
+    require_hermitian,
+    require_within,
+)
+from rmtllmf_jax.channel.linalg import correlation_root, product
 from rmtllmf_jax.common.errors import InputError, require_at_least
 
 # What the key of a Rician draw is folded with.
@@ -132,27 +138,7 @@ def kronecker(
         correlation_root(matrix.astype(white.dtype))
         for matrix in (receive_correlation, transmit_correlation)
     )
-    coloured = jnp.matmul(receive, white, precision="highest")
-    return jnp.matmul(coloured, transmit.conj().T, precision="highest")
-
-
-def correlation_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
-    """L with L L^H = R: the Cholesky factor, by outer products (see `channel.linalg` for why).
-
-    Smooth at full rank, at repeated eigenvalues too. A rank-deficient R is met up to the root of
-    the rounding error only.
-    """
-    least = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
-
-    def peel(rest: Array, k: Array) -> tuple[Array, Array]:
-        pivot = jnp.real(rest[k, k])
-        # The inner choice keeps the derivative of the root finite where the outer one drops it.
-        safe = jnp.where(pivot > least, pivot, 1)
-        column = jnp.where(pivot > least, rest[:, k] / jnp.sqrt(safe), 0)
-        return rest - column[:, None] * column.conj(), column
-
-    _, columns = jax.lax.scan(peel, matrix, jnp.arange(matrix.shape[0]))
-    return columns.T
+    return product(product(receive, white), transmit.conj().T)
 
 
 def require_correlation(name: str, matrix: Inexact[Array, "rows columns"]) -> None:
@@ -162,17 +148,11 @@ def require_correlation(name: str, matrix: Inexact[Array, "rows columns"]) -> No
 
     **Raises:** `InputError` that says which property fails, and by how much.
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 1:
-        raise InputError(f"{name} must be a square matrix, got shape {matrix.shape}.")
+    tolerance = 100 * max(matrix.shape, default=1) * float(jnp.finfo(matrix.dtype).eps)
+    require_hermitian(name, matrix, tolerance)
     if is_traced(matrix):
         return
-    tolerance = 100 * len(matrix) * float(jnp.finfo(matrix.dtype).eps)
     seen = np.asarray(matrix, np.complex128)
-    if not np.isfinite(seen).all():
-        raise InputError(f"{name} must be finite, got {seen[~np.isfinite(seen)][0]!r}.")
-    skew = np.abs(seen - seen.conj().T).max()
-    if skew > tolerance:
-        raise InputError(f"{name} must be Hermitian; it differs from its adjoint by {skew:.3g}.")
     diagonal = np.diagonal(seen).real
     off = diagonal[np.abs(diagonal - 1).argmax()]
     if abs(off - 1) > tolerance:

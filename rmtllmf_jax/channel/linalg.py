@@ -28,6 +28,11 @@ _Columns = tuple[Array, Array]
 """Real and imaginary part, each (columns, rows, batch)."""
 
 
+def product(left: Inexact[Array, "*m k"], right: Inexact[Array, "k n"]) -> Inexact[Array, "*m n"]:
+    """A B in full precision, which accelerators do not give by default."""
+    return jnp.matmul(left, right, precision="highest")
+
+
 def ldl(
     matrix: Inexact[Array, "n n"],
 ) -> tuple[Float[Array, " n"], Inexact[Array, "n n"]]:
@@ -59,7 +64,7 @@ def pivots(matrix: Inexact[Array, "n n"]) -> Float[Array, " n"]:
 @pivots.defjvp
 def _pivots_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     values, e = ldl(*primals)
-    moved = jnp.matmul(e, *tangents, precision="highest")
+    moved = product(e, *tangents)
     return values, jnp.real(jnp.sum(moved * e.conj(), axis=1))
 
 
@@ -67,14 +72,49 @@ def _pivots_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, A
 def inverse(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """Inverse of a Hermitian positive definite matrix."""
     values, e = ldl(matrix)
-    return jnp.matmul(e.conj().T / values, e, precision="highest")
+    return product(e.conj().T / values, e)
 
 
 @inverse.defjvp
 def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     inverted = inverse(*primals)
-    moved = jnp.matmul(inverted, *tangents, precision="highest")
-    return inverted, -jnp.matmul(moved, inverted, precision="highest")
+    moved = product(inverted, *tangents)
+    return inverted, -product(moved, inverted)
+
+
+def cholesky(
+    matrix: Complex[Array, "n n"], right: Complex[Array, "n m"]
+) -> tuple[Complex[Array, "n n"], Complex[Array, "n m"]]:
+    """L and L^-1 B for a Hermitian positive definite L L^H, by elimination of [A | B]."""
+
+    def eliminate(m: Array, k: Array) -> tuple[Array, Array]:
+        root = jnp.sqrt(jnp.real(m[k, k]))
+        row = m[k] / root
+        return m - (m[:, k] / root)[:, None] * row, row
+
+    size = matrix.shape[0]
+    both = jnp.concatenate([matrix, right], axis=1)
+    _, rows = jax.lax.scan(eliminate, both, jnp.arange(size))
+    return jnp.triu(rows[:, :size]).conj().T, rows[:, size:]
+
+
+def correlation_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
+    """L with L L^H = R for a correlation matrix R, singular ones included, by outer products.
+
+    Smooth at full rank, at repeated eigenvalues too. A rank-deficient R is met up to the root of
+    the rounding error only.
+    """
+    least = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
+
+    def peel(rest: Array, k: Array) -> tuple[Array, Array]:
+        pivot = jnp.real(rest[k, k])
+        # The inner choice keeps the derivative of the root finite where the outer one drops it.
+        safe = jnp.where(pivot > least, pivot, 1)
+        column = jnp.where(pivot > least, rest[:, k] / jnp.sqrt(safe), 0)
+        return rest - column[:, None] * column.conj(), column
+
+    _, columns = jax.lax.scan(peel, matrix, jnp.arange(matrix.shape[0]))
+    return columns.T
 
 
 @jax.jit

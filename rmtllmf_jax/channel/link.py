@@ -20,7 +20,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel import modem
-from rmtllmf_jax.channel.equalise import cholesky, mmse_equaliser
+from rmtllmf_jax.channel.equalise import mmse_equaliser
+from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
 from rmtllmf_jax.common.errors import require_known
 
@@ -88,15 +89,15 @@ def transmit(
     symbols = code.encode(unit).astype(h_tilde.dtype)
     signal = propagate(symbols, h_tilde, noise_covariance, jax.random.fold_in(key, _NOISE))
 
-    forward = _matmul(equaliser.feedforward, signal)
+    forward = product(equaliser.feedforward, signal)
     mse = equaliser.mse[:, None]
     if cancellation == "genie" or order is None:
-        estimates = forward - _matmul(equaliser.feedback, symbols)
+        estimates = forward - product(equaliser.feedback, symbols)
         decisions = code.decide(estimates, mse)
     else:
 
         def receive(decisions: Array, user: Array) -> tuple[Array, Array]:
-            estimate = forward[user] - _matmul(equaliser.feedback[user], decisions)
+            estimate = forward[user] - product(equaliser.feedback[user], decisions)
             return decisions.at[user].set(code.decide(estimate, mse[user])), estimate
 
         decisions, in_turn = jax.lax.scan(receive, jnp.zeros_like(symbols), equaliser.sequence)
@@ -121,7 +122,7 @@ def propagate(
     """What the antennas receive: Y = H~ X + L w with C = L L^H and w ~ CN(0, I)."""
     factor, _ = cholesky(noise_covariance, jnp.zeros_like(h_tilde))
     white = jax.random.normal(key, (h_tilde.shape[0], symbols.shape[1]), h_tilde.dtype)
-    return _matmul(h_tilde, symbols) + _matmul(factor, white)
+    return product(h_tilde, symbols) + product(factor, white)
 
 
 class _Code(NamedTuple):
@@ -164,7 +165,3 @@ def _analogue(unit: Array) -> _Code:
         return pairs.reshape(unit.shape[0], -1)[:, :size]
 
     return _Code(encode, lambda estimates, mse: estimates, decode)
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")

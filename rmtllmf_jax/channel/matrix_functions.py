@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Inexact
 
-from rmtllmf_jax.channel.linalg import eigh, off_zero
+from rmtllmf_jax.channel.linalg import eigh, off_zero, product
 
 
 def eigenbasis(
@@ -57,11 +57,6 @@ def congruence(
 ) -> Inexact[Array, "m m"]:
     """A B A^H in full precision."""
     return product(product(matrix, middle), matrix.conj().T)
-
-
-def product(left: Inexact[Array, "m k"], right: Inexact[Array, "k n"]) -> Inexact[Array, "m n"]:
-    """A B in full precision, which accelerators do not give by default."""
-    return jnp.matmul(left, right, precision="highest")
 
 
 def divide(

@@ -71,9 +71,7 @@ def min_max_rate(
     real = jnp.real(gram).dtype
     gram, budget, noise = own_units(gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
     amplitude = jnp.sqrt(min_max_weights(gram))
-    weighted = amplitude[:, None] * gram * amplitude
-    values, vectors = eigenbasis(weighted)
-    here = in_basis(weighted, values, vectors)
+    here, vectors = _in_own_basis(amplitude[:, None] * gram * amplitude)
     root = square_root(here)
     per_root = budget / jnp.real(jnp.trace(root))
     eye = jnp.eye(len(gram), dtype=gram.dtype)
@@ -83,10 +81,13 @@ def min_max_rate(
 
 def _root_diagonal(gram: Array, weights: Array) -> Array:
     amplitude = jnp.sqrt(weights)
-    weighted = amplitude[:, None] * gram * amplitude
-    values, vectors = eigenbasis(weighted)
-    root = congruence(vectors, square_root(in_basis(weighted, values, vectors)))
-    return jnp.real(jnp.diagonal(root))
+    here, vectors = _in_own_basis(amplitude[:, None] * gram * amplitude)
+    return jnp.real(jnp.diagonal(congruence(vectors, square_root(here))))
+
+
+def _in_own_basis(matrix: Array) -> tuple[Array, Array]:
+    values, vectors = eigenbasis(matrix)
+    return in_basis(matrix, values, vectors), vectors
 
 
 def _fixed_point(gram: Array, start: Array) -> Array:

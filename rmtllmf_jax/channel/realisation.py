@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float, Key
+from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Float, Integer, Key
 
 from rmtllmf_jax.channel.geometry import PLACEMENTS, REFERENCE_DISTANCE_M
+from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.channel.presets import ChannelPreset
 from rmtllmf_jax.common.errors import InputError, require_at_least
@@ -60,13 +62,16 @@ def draw_channel(preset: ChannelPreset, key: Key[Array, ""]) -> Complex[Array, "
     return channel_at(preset, draw_distances(preset, key), key)
 
 
-def draw_keys(key: Key[Array, ""], draws: int) -> Key[Array, " draws"]:
-    """Keys of draws 0 .. draws - 1: `fold_in(key, k)`, so that draw k is the same in every batch.
+def draw_keys(
+    key: Key[Array, ""], draws: int, first: Integer[ArrayLike, ""] = 0
+) -> Key[Array, " draws"]:
+    """Keys of draws first .. first + draws - 1: `fold_in(key, k)`, the same in every batch.
 
     **Raises:** `InputError` if `draws` is not positive.
     """
     require_at_least("draws", draws, 1)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(draws))
+    numbers = jnp.asarray(first, jnp.uint32) + jnp.arange(draws, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
 def draw_channels(
@@ -78,8 +83,8 @@ def draw_channels(
 
 def gram(h_tilde: Complex[Array, "antennas users"]) -> Complex[Array, "users users"]:
     """K = H~^H H~, all that rates, errors and attacks depend on."""
-    # Accelerators default to a reduced precision that the near-far spread does not survive.
-    return jnp.matmul(h_tilde.conj().T, h_tilde, precision="highest")
+    # In a reduced precision the near-far spread would not survive.
+    return product(h_tilde.conj().T, h_tilde)
 
 
 def received_power(gram_matrix: Complex[Array, "users users"]) -> Float[Array, " users"]:

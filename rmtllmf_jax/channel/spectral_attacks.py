@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
+from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.matrix_functions import (
     congruence,
     eigenbasis,
     in_basis,
     own_units,
-    product,
 )
 
 

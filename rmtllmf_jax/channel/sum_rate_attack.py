@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
 from rmtllmf_jax.channel.checks import checked_attack
-from rmtllmf_jax.channel.matrix_functions import divide, positive_part, product, square_root
+from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.matrix_functions import divide, positive_part, square_root
 from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_attack
 
 # Four steps reach 5e-15 with eigenvalues and budget spread over 160 dB; one to spare.

@@ -16,7 +16,13 @@ from rmtllmf_jax.channel.covariances import attack_covariance
 from rmtllmf_jax.channel.equalise import mmse_equaliser
 from rmtllmf_jax.channel.link import transmit
 from rmtllmf_jax.channel.presets import ChannelPreset, DirectPreset, Preset
-from rmtllmf_jax.channel.realisation import draw_channel, draw_channels, gram, received_power
+from rmtllmf_jax.channel.realisation import (
+    draw_channel,
+    draw_channels,
+    draw_keys,
+    gram,
+    received_power,
+)
 from rmtllmf_jax.channel.receivers import unbiased_sinr
 from rmtllmf_jax.channel.scenarios import user_mse_from_channel
 
@@ -45,13 +51,12 @@ def mse_over_drops(
 ) -> Iterator[Float[np.ndarray, "drops attacks users"]]:
     """`mse_by_power` of drops 0 .. draws - 1, `CHUNK` at a time from one compiled program.
 
-    Drop k has the key `fold_in(key, k)`, as in `draw_keys`, so that chunks do not show.
+    The keys are those of `draw_keys`, so that chunks do not show.
     """
 
     @jax.jit
     def chunk(key: Array, first: Array) -> Array:
-        numbers = first + jnp.arange(CHUNK, dtype=jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+        keys = draw_keys(key, CHUNK, first)
         return jax.vmap(lambda key: mse_by_power(preset, attacks, key))(keys)
 
     for first in range(0, draws, CHUNK):

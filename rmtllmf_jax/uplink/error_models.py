@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Inexact, Real
 
+from rmtllmf_jax.channel.linalg import correlation_root
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 
 
@@ -165,7 +166,7 @@ class Lmmse(ErrorModel):
         variance = jnp.diagonal(real)
         scale = 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
         same = jnp.eye(std.size, dtype=bool)  # 1 also for a user whose E_qq is zero
-        return std[:, None] * _cholesky(jnp.where(same, 1.0, real * scale[:, None] * scale))
+        return std[:, None] * correlation_root(jnp.where(same, 1.0, real * scale[:, None] * scale))
 
     def check(self, users: int) -> None:
         """Refuse what is not the covariance of `users` errors."""
@@ -240,21 +241,3 @@ def get_error_model(
 def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return the square root with derivative 0 at 0, where a perfect uplink sits."""
     return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
-
-
-def _cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """A factor L L^T of a positive semidefinite matrix, by elimination.
-
-    Not LAPACK's, which refuses singular matrices and can deadlock in batches on the CPU
-    (`channel.linalg`).
-    """
-    size = matrix.shape[0]
-
-    def eliminate(m: Array, k: Array) -> tuple[Array, Array]:
-        pivot = m[k, k]
-        positive = pivot > size * jnp.finfo(m.dtype).eps
-        column = jnp.where(positive, m[:, k] / jnp.sqrt(jnp.where(positive, pivot, 1.0)), 0.0)
-        return m - column[:, None] * column, column
-
-    _, columns = jax.lax.scan(eliminate, matrix, jnp.arange(size))
-    return columns.T
