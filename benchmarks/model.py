@@ -24,8 +24,18 @@ from transformers import ViTConfig, ViTModel
 
 from rmtllmf_jax.models import vit
 from rmtllmf_jax.models.layers import LayerNorm
+from rmtllmf_jax.models.shapes import ViTShape
 
-SHAPE = vit.ViTShape(64, 16, 3, 192, 12, 3, 768, "gelu", 1e-6)
+SHAPE = ViTShape(
+    image_size=64,
+    patch_size=16,
+    width=192,
+    depth=12,
+    heads=3,
+    mlp_width=768,
+    activation="gelu",
+    layer_norm_eps=1e-6,
+)
 BATCH, ROUNDS = 32, 15
 
 

@@ -60,16 +60,18 @@ def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tup
 
 def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) -> None:
     """Fine-tune what is not finished, then print what the task vectors look like."""
-    from rmtllmf_jax.common.files import file_hash
-    from rmtllmf_jax.models.backbone import WEIGHTS, load_backbone
+    from rmtllmf_jax.models.backbone import load_backbone
+    from rmtllmf_jax.models.checkpoint import weights_hash
+    from rmtllmf_jax.models.hub import local_directory
     from rmtllmf_jax.training.recipes import Recipe
     from rmtllmf_jax.training.users import Setting, train_users
 
     recipe = Recipe(options.steps, options.batch_size, options.learning_rate, options.weight_decay)
-    backbone, base = load_backbone(options.model, options.image_size)
+    model = local_directory(options.model)
+    backbone, base = load_backbone(model, options.image_size)
     setting = Setting(
         model=str(options.model),
-        model_hash=file_hash(options.model / WEIGHTS),
+        model_hash=weights_hash(model),
         data=str(options.data),
         image_size=options.image_size,
         validation_fraction=options.validation_fraction,

@@ -30,8 +30,8 @@ Cache = Annotated[
 class FinetuneOptions:
     """What is fine-tuned, on what, and how."""
 
-    model: Path
-    """Hugging Face directory of the pretrained model (config.json, model.safetensors)."""
+    model: str
+    """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
     data: Path
     """Folder with <task>/train.parquet, test.parquet and classes.json."""
     tasks: tuple[str, ...] = TASK_NAMES

@@ -106,9 +106,11 @@ def sweep(
     """Run the grid on a run folder's users and write its tables."""
     from rmtllmf_jax.cli.finetune import load_tasks
     from rmtllmf_jax.common.errors import InputError
-    from rmtllmf_jax.common.files import content_hash, file_hash, write_json
+    from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.data.tasks import validate_tasks
-    from rmtllmf_jax.models.backbone import WEIGHTS, load_backbone
+    from rmtllmf_jax.models.backbone import load_backbone
+    from rmtllmf_jax.models.checkpoint import weights_hash
+    from rmtllmf_jax.models.hub import local_directory
     from rmtllmf_jax.sweep.inputs import load_inputs
     from rmtllmf_jax.sweep.journal import Journal
     from rmtllmf_jax.sweep.run import run_grid
@@ -120,11 +122,11 @@ def sweep(
     setting, records = load_manifest(out)
     names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
     settings, grid = check(options, names, seed)
-    backbone, base = load_backbone(Path(setting.model), setting.image_size)
-    weights = Path(setting.model) / WEIGHTS
-    if file_hash(weights) != setting.model_hash:
+    model = local_directory(setting.model)
+    backbone, base = load_backbone(model, setting.image_size)
+    if weights_hash(model) != setting.model_hash:
         raise InputError(
-            f"{weights}: not the weights that {out} was fine-tuned from; put those back, or run "
+            f"{model}: not the weights that {out} was fine-tuned from; put those back, or run "
             "`rmtllmf finetune` again."
         )
     data = load_tasks(setting, names, cache_dir)

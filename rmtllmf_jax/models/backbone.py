@@ -1,4 +1,4 @@
-"""A pretrained backbone from a Hugging Face directory: uint8 images in, features out."""
+"""An image tower from a Hugging Face model: uint8 images in, features out."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.models.clip import CLIPVision
+from rmtllmf_jax.models.configs import ModelConfig
+from rmtllmf_jax.models.layouts import VISION
 from rmtllmf_jax.models.positions import interpolate_positions
-from rmtllmf_jax.models.vit import VisionTransformer, ViTShape
-from rmtllmf_jax.models.weights import assign, read_safetensors
+from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
+from rmtllmf_jax.models.vit import VisionTransformer
+from rmtllmf_jax.models.weights import assign
 
-WEIGHTS = "model.safetensors"
-"""File of the weights inside a Hugging Face directory."""
-
-_NOT_BACKBONE = ("classifier.", "pooler.", "vit.pooler.")
-_SIZES = (
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-)
+_VIT_HEADS = ("classifier/", "pooler/")
+_CLIP_REST = ("text_model/", "text_projection/", "visual_projection/", "logit_scale", "classifier/")
+_VIT_POSITIONS = "embeddings/position_embeddings"
+_CLIP_POSITIONS = "embeddings/position_embedding/embedding"
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Backbone:
     `mean` and `std` are the model's own, a channel, for images in 0..1.
     """
 
-    module: VisionTransformer
+    module: VisionTransformer | CLIPVision
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -64,113 +59,74 @@ class Backbone:
         return features
 
 
-def _shape(config: Any, path: Path) -> ViTShape:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import ViTConfig  # a second of import, paid only when a model is loaded
-
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != "vit":
-        raise InputError(
-            f"{path}: model_type is {model_type!r}; expected 'vit' "
-            "(a Hugging Face ViTModel or ViTForImageClassification directory)."
-        )
-    try:
-        full = ViTConfig.from_dict(
-            {k: v for k, v in config.items() if k not in ("id2label", "label2id")}
-        )
-    except StrictDataclassError as error:
-        raise InputError(f"{path}: {error}") from error
-    for key in _SIZES:
-        value = getattr(full, key)
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{path}: {key} must be a whole number >= 1, got {value!r}.")
-    if full.hidden_size % full.num_attention_heads:
-        raise InputError(
-            f"{path}: hidden_size {full.hidden_size} is not a multiple of num_attention_heads "
-            f"{full.num_attention_heads}."
-        )
-    return ViTShape(
-        image_size=full.image_size,
-        patch_size=full.patch_size,
-        channels=full.num_channels,
-        width=full.hidden_size,
-        depth=full.num_hidden_layers,
-        heads=full.num_attention_heads,
-        mlp_width=full.intermediate_size,
-        activation=full.hidden_act,
-        layer_norm_eps=full.layer_norm_eps,
-        qkv_bias=full.qkv_bias,
-    )
-
-
-def _image_statistics(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std of the directory's preprocessor, or of Hugging Face's ViT processor."""
-    from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
-
-    path = directory / "preprocessor_config.json"
-    config = read_json(path) if path.exists() else {}
-    try:
-        mean = tuple(float(x) for x in config.get("image_mean", IMAGENET_STANDARD_MEAN))
-        std = tuple(float(x) for x in config.get("image_std", IMAGENET_STANDARD_STD))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: image_mean and image_std must be lists of numbers ({error})."
-        ) from error
-    return mean, std
-
-
-def _to_leaf(key: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """Turn a torch key and layout into a flax path and layout."""
-    path = key.removeprefix("vit.").replace(".", "/")
-    if not path.endswith("/weight"):
-        return path, tensor
-    stem = path.removesuffix("/weight")
-    if tensor.ndim == 4:
-        return f"{stem}/kernel", tensor.transpose(2, 3, 1, 0)
-    if tensor.ndim == 2:
-        return f"{stem}/kernel", tensor.T
-    return f"{stem}/scale", tensor
-
-
-def load_backbone(directory: Path, image_size: int | None = None) -> tuple[Backbone, PyTree]:
-    """Load a ViT from a Hugging Face directory (``config.json``, ``model.safetensors``).
+def load_backbone(
+    model: str | Path,
+    image_size: int | None = None,
+    *,
+    dtype: str = "float32",
+    remat: bool = False,
+    normalise: bool = True,
+) -> tuple[Backbone, PyTree]:
+    """Load the image tower of a Hugging Face model.
 
     **Arguments:**
 
-    - `directory`: of `ViTForImageClassification` or `ViTModel`; classifier and pooler are left out.
+    - `model`: a directory or a hub id, of `CLIPModel`, `CLIPVisionModel`, `ViTModel` or
+      `ViTForImageClassification`; text tower, projections, classifier and pooler are left out.
     - `image_size`: in pixels, a multiple of the patch size; the position embeddings are
       interpolated to it. `None` keeps the checkpoint's own.
+    - `dtype`: what the tower computes in, `float32` or `bfloat16`; `remat`: compute activations
+      again in the backward pass.
+    - `normalise`: with the model's own mean and standard deviation; otherwise images stay in 0..1.
 
     **Returns:** the backbone, and its parameters in float32.
 
     **Raises:** `InputError` that names the file, option or keys that do not fit.
     """
-    if not directory.is_dir():
-        raise InputError(
-            f"{directory}: no such directory; expected a Hugging Face model directory."
-        )
-    shape = _shape(read_json(directory / "config.json"), directory / "config.json")
+    return backbone_of(
+        read_pretrained(model), image_size, dtype=dtype, remat=remat, normalise=normalise
+    )
+
+
+def backbone_of(
+    found: Pretrained,
+    image_size: int | None = None,
+    *,
+    dtype: str = "float32",
+    remat: bool = False,
+    normalise: bool = True,
+) -> tuple[Backbone, PyTree]:
+    """Return what `load_backbone` does, of a model that has been read."""
+    shape = found.config.vision
     size = shape.image_size if image_size is None else image_size
     if size < shape.patch_size or size % shape.patch_size:
         raise InputError(
             f"image size {size} is not a positive multiple of the patch size {shape.patch_size} "
-            f"of {directory}."
+            f"of {found.directory}."
         )
-    shape = replace(shape, image_size=size)
-    path = directory / WEIGHTS
-    tensors = dict(
-        _to_leaf(key, tensor)
-        for key, tensor in read_safetensors(path).items()
-        if not key.startswith(_NOT_BACKBONE)
-    )
-    positions = tensors.get("embeddings/position_embeddings")
-    if positions is not None and positions.ndim == 3:
-        tensors["embeddings/position_embeddings"] = interpolate_positions(positions, shape.grid)
-    module = VisionTransformer(shape)
-    mean, std = _image_statistics(directory)
-    backbone = Backbone(module, mean, std)
-    params = assign(tensors, abstract_params(backbone), path)
-    return backbone, params
+    shape = replace(shape, image_size=size, dtype=dtype, remat=remat)
+    is_vit = found.config.kind == "vit"
+    tensors = tower_tensors(found.tensors, found.config)
+    positions = _VIT_POSITIONS if is_vit else _CLIP_POSITIONS
+    if positions in tensors:
+        tensors[positions] = _fitted(tensors[positions], shape.grid)
+    identity = ((0.0,) * shape.channels, (1.0,) * shape.channels)
+    mean, std = _image_statistics(found.directory, found.config) if normalise else identity
+    backbone = Backbone(VisionTransformer(shape) if is_vit else CLIPVision(shape), mean, std)
+    return backbone, assign(tensors, abstract_params(backbone), found.origin)
+
+
+def tower_tensors(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
+    """Return the image tower's part of a checkpoint, by the paths of the tower's own tree.
+
+    What belongs to no known part keeps its path, so that it is reported as unexpected.
+    """
+    others = _VIT_HEADS if config.kind == "vit" else _CLIP_REST
+    return {
+        path.removeprefix(VISION): tensor
+        for path, tensor in tensors.items()
+        if not path.startswith(others)
+    }
 
 
 def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
@@ -180,3 +136,31 @@ def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
         (1, shape.image_size, shape.image_size, shape.channels), jnp.float32
     )
     return jax.eval_shape(backbone.module.init, jax.random.key(0), images)["params"]
+
+
+def _fitted(positions: np.ndarray, grid: int) -> np.ndarray:
+    """Interpolate a table of position embeddings, (tokens, width) or with a leading one."""
+    if positions.ndim == 2:
+        return interpolate_positions(positions[None], grid)[0]
+    return interpolate_positions(positions, grid) if positions.ndim == 3 else positions
+
+
+def _image_statistics(
+    directory: Path, config: ModelConfig
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of the directory's preprocessor, or of the model's own kind."""
+    from transformers import image_utils
+
+    path = directory / "preprocessor_config.json"
+    said: Any = read_json(path) if path.exists() else {}
+    kind = "IMAGENET_STANDARD" if config.kind == "vit" else "OPENAI_CLIP"
+    try:
+        mean, std = (
+            tuple(float(x) for x in said.get(key, getattr(image_utils, f"{kind}_{name}")))
+            for key, name in (("image_mean", "MEAN"), ("image_std", "STD"))
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: image_mean and image_std must be lists of numbers ({error})."
+        ) from error
+    return mean, std

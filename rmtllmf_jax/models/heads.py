@@ -17,17 +17,31 @@ PADDED_LOGIT = -1e9
 """Logit of a class that a padded head does not have: its probability is exactly zero."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["kernel", "bias"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["kernel", "bias", "projection"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class Head:
-    """``logits = features @ kernel + bias``. Stacked heads have a leading axis of tasks."""
+    """``logits = features @ kernel + bias``. Stacked heads have a leading axis of tasks.
 
-    kernel: Float[Array, "*tasks width classes"]
+    With a `projection` (CLIP's, into the space that it shares with texts) the features are first
+    projected and scaled to unit length.
+    """
+
+    kernel: Float[Array, "*tasks inputs classes"]
     bias: Float[Array, "*tasks classes"]
+    projection: Float[Array, "*tasks width inputs"] | None = None
 
     def __call__(self, features: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
         """Return the logits of one task's head."""
+        if self.projection is not None:
+            features = unit_length(features @ self.projection)
         return features @ self.kernel + self.bias
+
+
+def unit_length(vectors: Float[Array, "*batch inputs"]) -> Float[Array, "*batch inputs"]:
+    """Return vectors scaled to length one, along the last axis."""
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def lda_head(
@@ -83,6 +97,7 @@ def stack_heads(heads: list[Head]) -> Head:
         return Head(
             jnp.pad(head.kernel, ((0, 0), (0, missing))),
             jnp.pad(head.bias, (0, missing), constant_values=PADDED_LOGIT),
+            head.projection,
         )
 
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad(head) for head in heads])
@@ -96,5 +111,10 @@ def logits_by_task(
     Every head is applied to every sample and the sample's own is selected: gathering one kernel
     a sample would move far more memory.
     """
-    logits = jnp.einsum("bw,twc->btc", features, heads.kernel) + heads.bias
+    if heads.projection is None:
+        logits = jnp.einsum("bw,twc->btc", features, heads.kernel)
+    else:
+        inputs = unit_length(jnp.einsum("bw,twi->bti", features, heads.projection))
+        logits = jnp.einsum("bti,tic->btc", inputs, heads.kernel)
+    logits = logits + heads.bias
     return jnp.take_along_axis(logits, task[:, None, None], axis=1)[:, 0]

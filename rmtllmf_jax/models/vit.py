@@ -8,74 +8,23 @@ Reference: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmtllmf_jax.common.errors import require_known
-from rmtllmf_jax.models.layers import LayerNorm
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-}
-"""Hugging Face's names of the activations that occur in vision transformers."""
-
-
-@dataclass(frozen=True)
-class ViTShape:
-    """The sizes and constants of a Vision Transformer, as in Hugging Face's `ViTConfig`."""
-
-    image_size: int
-    patch_size: int
-    channels: int
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    activation: str
-    layer_norm_eps: float
-    qkv_bias: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse activations that are not implemented."""
-        require_known("activation", self.activation, ACTIVATIONS)
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-
-class PatchProjection(nn.Module):
-    """The patch embedding as reshape and matmul; its kernel keeps the convolution's HWIO shape."""
-
-    width: int
-    patch_size: int
-
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch size size channels"]
-    ) -> Float[Array, "batch patches width"]:
-        batch, size, _, channels = images.shape
-        patch, grid = self.patch_size, size // self.patch_size
-        kernel = self.param(
-            "kernel",
-            nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
-            (patch, patch, channels, self.width),
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        patches = images.reshape(batch, grid, patch, grid, patch, channels)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, -1)
-        return patches @ kernel.reshape(-1, self.width) + bias
+from rmtllmf_jax.models.activations import ACTIVATIONS
+from rmtllmf_jax.models.layers import (
+    LayerNorm,
+    Layers,
+    PatchProjection,
+    attend,
+    dense,
+    in_dtype,
+    in_full,
+)
+from rmtllmf_jax.models.shapes import TransformerShape, ViTShape
 
 
 class PatchEmbeddings(nn.Module):
@@ -87,7 +36,10 @@ class PatchEmbeddings(nn.Module):
     def __call__(
         self, images: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch patches width"]:
-        return PatchProjection(self.shape.width, self.shape.patch_size, name="projection")(images)
+        shape = self.shape
+        return PatchProjection(shape.width, shape.patch_size, shape.dtype, name="projection")(
+            images
+        )
 
 
 class Embeddings(nn.Module):
@@ -104,18 +56,22 @@ class Embeddings(nn.Module):
         class_token = self.param("cls_token", init, (1, 1, width))
         positions = self.param("position_embeddings", init, (1, tokens, width))
         patches = PatchEmbeddings(self.shape, name="patch_embeddings")(images)
-        class_tokens = jnp.broadcast_to(class_token, (images.shape[0], 1, width))
-        return jnp.concatenate([class_tokens, patches], axis=1) + positions
+        class_tokens = jnp.broadcast_to(
+            in_dtype(class_token, self.shape.dtype), (images.shape[0], 1, width)
+        )
+        embedded = jnp.concatenate([class_tokens, patches], axis=1)
+        return embedded + in_dtype(positions, self.shape.dtype)
 
 
 class DenseIn(nn.Module):
     """One dense layer called ``dense``, the level of names that checkpoints put around it."""
 
+    shape: TransformerShape
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
-        return nn.Dense(self.features, name="dense")(x)
+        return dense(self.shape, self.features, name="dense")(x)
 
 
 class SelfAttention(nn.Module):
@@ -125,14 +81,12 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        heads = self.shape.heads
-
-        def project(name: str) -> Array:
-            y = nn.Dense(self.shape.width, use_bias=self.shape.qkv_bias, name=name)(x)
-            return y.reshape(*x.shape[:2], heads, self.shape.width // heads)
-
-        y = jax.nn.dot_product_attention(project("query"), project("key"), project("value"))
-        return y.reshape(x.shape)
+        shape = self.shape
+        query, key, value = (
+            dense(shape, shape.width, use_bias=shape.qkv_bias, name=name)(x)
+            for name in ("query", "key", "value")
+        )
+        return attend(query, key, value, shape.heads)
 
 
 class Attention(nn.Module):
@@ -143,7 +97,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         x = SelfAttention(self.shape, name="attention")(x)
-        return DenseIn(self.shape.width, name="output")(x)
+        return DenseIn(self.shape, self.shape.width, name="output")(x)
 
 
 class Layer(nn.Module):
@@ -153,23 +107,11 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
-        x = x + Attention(self.shape, name="attention")(norm(name="layernorm_before")(x))
-        y = DenseIn(self.shape.mlp_width, name="intermediate")(norm(name="layernorm_after")(x))
-        y = ACTIVATIONS[self.shape.activation](y)
-        return x + DenseIn(self.shape.width, name="output")(y)
-
-
-class Layers(nn.Module):
-    """The blocks, unrolled so that every layer keeps its own named leaves."""
-
-    shape: ViTShape
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        for index in range(self.shape.depth):
-            x = Layer(self.shape, name=str(index))(x)
-        return x
+        shape = self.shape
+        norm = partial(LayerNorm, epsilon=shape.layer_norm_eps)
+        x = x + Attention(shape, name="attention")(norm(name="layernorm_before")(x))
+        y = DenseIn(shape, shape.mlp_width, name="intermediate")(norm(name="layernorm_after")(x))
+        return x + DenseIn(shape, shape.width, name="output")(ACTIVATIONS[shape.activation](y))
 
 
 class Encoder(nn.Module):
@@ -179,7 +121,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        return Layers(self.shape, name="layer")(x)
+        return Layers(self.shape, Layer, name="layer")(x)
 
 
 class VisionTransformer(nn.Module):
@@ -194,4 +136,4 @@ class VisionTransformer(nn.Module):
         x = Embeddings(self.shape, name="embeddings")(images)
         x = Encoder(self.shape, name="encoder")(x)
         # The class token alone is read, and LayerNorm works token by token.
-        return LayerNorm(epsilon=self.shape.layer_norm_eps, name="layernorm")(x[:, 0])
+        return LayerNorm(epsilon=self.shape.layer_norm_eps, name="layernorm")(in_full(x[:, 0]))

@@ -1,0 +1,120 @@
+"""The weight files of a Hugging Face directory, whichever of its formats they are in."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import content_hash, file_hash, read_json
+from rmtllmf_jax.models.weights import read_safetensors
+
+SAFETENSORS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
+MSGPACK = "flax_model.msgpack"
+TORCH = "pytorch_model.bin"
+FORMATS = (SAFETENSORS, SHARDS, MSGPACK, TORCH)
+"""Files that hold weights or name those that do; the first that exists is read."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by the keys of their file: `torch` names and layouts, or flax's paths and layouts."""
+
+    tensors: dict[str, np.ndarray]
+    torch: bool
+    origin: Path
+    """The file that error messages name."""
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """Return the files that hold a directory's weights; one, or all shards in order.
+
+    **Raises:** `InputError` if there are none, or if a shard is missing.
+    """
+    for name in FORMATS:
+        path = directory / name
+        if not path.is_file():
+            continue
+        if name != SHARDS:
+            return (path,)
+        shards = tuple(directory / shard for shard in sorted(set(_weight_map(path).values())))
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise InputError(
+                f"{path}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}."
+            )
+        return shards
+    raise InputError(f"{directory}: no weights; expected one of {', '.join(FORMATS)}.")
+
+
+def weights_hash(directory: Path) -> str:
+    """Return a hash of the content of a directory's weight files."""
+    hashes = [file_hash(path) for path in weight_files(directory)]
+    return hashes[0] if len(hashes) == 1 else content_hash(hashes)
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Read a directory's weights.
+
+    A `pytorch_model.bin` is a pickle: it is read only where torch is installed, which then refuses
+    whatever is no tensor (`weights_only`).
+
+    **Raises:** `InputError` that names a missing, truncated or otherwise unreadable file.
+    """
+    first, *more = weight_files(directory)
+    if first.name == MSGPACK:
+        return Checkpoint(_read_msgpack(first), torch=False, origin=first)
+    if first.name == TORCH:
+        return Checkpoint(_read_torch(first), torch=True, origin=first)
+    if first.name == SAFETENSORS and not more:
+        return Checkpoint(read_safetensors(first), torch=True, origin=first)
+    index = directory / SHARDS
+    tensors: dict[str, np.ndarray] = {}
+    for shard in (first, *more):
+        tensors |= read_safetensors(shard)
+    absent = [key for key in _weight_map(index) if key not in tensors]
+    if absent:
+        raise InputError(f"{index}: names keys that no shard holds: {', '.join(absent)}.")
+    return Checkpoint(tensors, torch=True, origin=index)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{index}: expected an object `weight_map` from keys to files.")
+    for key, name in names.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index}: {key} must name a file beside the index, got {name!r}.")
+    return names
+
+
+def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
+    from flax.serialization import msgpack_restore
+    from flax.traverse_util import flatten_dict
+
+    try:
+        tree = msgpack_restore(path.read_bytes())
+        return {key: np.asarray(leaf) for key, leaf in flatten_dict(tree, sep="/").items()}
+    except Exception as error:  # msgpack raises its own kinds, flax assertions
+        raise InputError(f"{path}: not a readable flax checkpoint ({error}).") from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{path}: reading it needs torch, which is not installed; install torch, or convert "
+            f"the file to {SAFETENSORS}."
+        ) from None
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: tensor.float().numpy() for key, tensor in state.items()}
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable torch checkpoint ({error}).") from error

@@ -1,0 +1,124 @@
+"""From a Hugging Face `config.json` to the shapes of a model's towers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
+
+KINDS = ("vit", "clip", "clip_vision_model")
+"""Hugging Face's `model_type` of what can be loaded."""
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_IMAGE_SIZES = ("image_size", "patch_size", "num_channels")
+_TEXT_SIZES = ("vocab_size", "max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a configuration says: `kind` is one of `KINDS`; the towers that it describes.
+
+    `text` and `projection` are `None` where the model has no text tower.
+    """
+
+    kind: str
+    vision: ViTShape
+    text: TextShape | None = None
+    projection: int | None = None
+
+    def clip(self, path: Path) -> CLIPShape:
+        """Return both towers.
+
+        **Raises:** `InputError` that names `path` if there is no text tower.
+        """
+        if self.text is None or self.projection is None:
+            raise InputError(
+                f"{path}: model_type is {self.kind!r}, which has no text tower; expected 'clip'."
+            )
+        return CLIPShape(self.vision, self.text, self.projection)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read a `config.json`.
+
+    **Raises:** `InputError` that names the file and the field if it is not one of `KINDS`, or not
+    one that can be built.
+    """
+    content = read_json(path)
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in KINDS:
+        raise InputError(
+            f"{path}: model_type is {kind!r}; expected one of {', '.join(KINDS)} (a Hugging Face "
+            "ViTModel, ViTForImageClassification, CLIPModel or CLIPVisionModel)."
+        )
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import (  # a second of import, paid only when a model is loaded
+        CLIPConfig,
+        CLIPVisionConfig,
+        ViTConfig,
+    )
+
+    # Long tables of class names, which transformers checks against a count that may be missing.
+    content = {k: v for k, v in content.items() if k not in ("id2label", "label2id")}
+    reader = {"vit": ViTConfig, "clip": CLIPConfig, "clip_vision_model": CLIPVisionConfig}[kind]
+    try:
+        full = reader.from_dict(content)
+    except (StrictDataclassError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if kind != "clip":
+        return ModelConfig(kind, _vision(full, path))
+    text = full.text_config
+    _require_sizes(text, (*_SIZES, *_TEXT_SIZES), path, "text_config.")
+    _require_sizes(full, ("projection_dim",), path, "")
+    end = text.eos_token_id
+    if not isinstance(end, int):
+        raise InputError(f"{path}: text_config.eos_token_id must be one token, got {end!r}.")
+    return ModelConfig(
+        kind,
+        _vision(full.vision_config, path, "vision_config."),
+        TextShape(
+            **_transformer(text),
+            vocabulary=text.vocab_size,
+            positions=text.max_position_embeddings,
+            end_token=end,
+        ),
+        full.projection_dim,
+    )
+
+
+def _vision(config: Any, path: Path, where: str = "") -> ViTShape:
+    _require_sizes(config, (*_SIZES, *_IMAGE_SIZES), path, where)
+    return ViTShape(
+        **_transformer(config),
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        channels=config.num_channels,
+        qkv_bias=getattr(config, "qkv_bias", True),  # CLIP's always have one
+    )
+
+
+def _transformer(config: Any) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "activation": config.hidden_act,
+        "layer_norm_eps": config.layer_norm_eps,
+    }
+
+
+def _require_sizes(config: Any, names: tuple[str, ...], path: Path, where: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{path}: {where}{name} must be a whole number >= 1, got {value!r}.")
+    if "num_attention_heads" in names and config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"{path}: {where}hidden_size {config.hidden_size} is not a multiple of "
+            f"num_attention_heads {config.num_attention_heads}."
+        )

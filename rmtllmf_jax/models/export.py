@@ -1,0 +1,95 @@
+"""A merged or fine-tuned model as a Hugging Face directory that transformers opens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+from safetensors.numpy import save_file
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import read_json, sync, write_json
+from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models.checkpoint import SAFETENSORS
+from rmtllmf_jax.models.layouts import VISION, to_torch
+from rmtllmf_jax.models.pretrained import Pretrained
+
+_CARRIED = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_CARRIED += ("special_tokens_map.json", "added_tokens.json")
+_PROCESSOR = "preprocessor_config.json"
+
+
+def export_model(folder: Path, base: Pretrained, tower: PyTree, image_size: int) -> None:
+    """Write the pretrained model with another image tower as a Hugging Face directory.
+
+    Text tower, projections, classifier, tokenizer and image processor are the pretrained model's.
+    CLIP keys keep the prefix ``vision_model.``, which transformers 4 and 5 read as `CLIPModel` and
+    as `CLIPVisionModel`. The folder appears by one rename, whole.
+
+    **Arguments:**
+
+    - `tower`: parameters of the image tower (`backbone.load_backbone`).
+    - `image_size`: in pixels, of the images that the tower takes.
+
+    **Raises:** `InputError` if `folder` exists already, or cannot be written.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists already; name a new folder, or remove this one.")
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.mkdir(parents=True)
+        save_file(_torch_tensors(base, tower), part / SAFETENSORS, {"format": "pt"})
+        sync(part / SAFETENSORS)
+        config = read_json(base.directory / "config.json")
+        write_json(part / "config.json", _with_image_size(config, base.config.kind, image_size))
+        if (base.directory / _PROCESSOR).is_file():
+            processor = read_json(base.directory / _PROCESSOR)
+            write_json(part / _PROCESSOR, _with_processed_size(processor, image_size))
+        for name in _CARRIED:
+            if (base.directory / name).is_file():
+                shutil.copyfile(base.directory / name, part / name)
+        os.rename(part, folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}).") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _torch_tensors(base: Pretrained, tower: PyTree) -> dict[str, np.ndarray]:
+    is_vit = base.config.kind == "vit"
+    leaves = {("" if is_vit else VISION) + p: leaf for p, leaf in leaves_by_path(tower).items()}
+    paths = base.tensors | {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    classifies = any(path.startswith("classifier/") for path in paths)
+    tensors = {}
+    for path, leaf in paths.items():
+        key, tensor = to_torch(path, np.asarray(leaf))
+        if is_vit and classifies and not path.startswith("classifier/"):
+            key = f"vit.{key}"
+        # Safetensors writes the memory as it lies, whatever the strides say.
+        tensors[key] = np.ascontiguousarray(tensor) if tensor.ndim else tensor
+    return tensors
+
+
+def _with_image_size(config: dict[str, Any], kind: str, image_size: int) -> dict[str, Any]:
+    if kind != "clip":
+        return config | {"image_size": image_size}
+    # An old configuration says it twice, and the second one wins in transformers.
+    sections = [name for name in ("vision_config", "vision_config_dict") if config.get(name)]
+    changed = {name: config[name] | {"image_size": image_size} for name in sections}
+    return {"vision_config": {"image_size": image_size}} | config | changed
+
+
+def _with_processed_size(processor: dict[str, Any], image_size: int) -> dict[str, Any]:
+    def resized(size: Any) -> Any:
+        if isinstance(size, dict):
+            return dict.fromkeys(size, image_size)
+        return image_size
+
+    sizes = {name: resized(processor[name]) for name in ("size", "crop_size") if name in processor}
+    return processor | sizes

@@ -1,0 +1,65 @@
+"""Between the keys of checkpoints and the paths of our trees, both ways.
+
+Our paths are those of Hugging Face's flax checkpoints: ``/`` between names, and ``kernel``,
+``scale`` or ``embedding`` where torch says ``weight``. Kernels are (inputs, outputs) and, for
+convolutions, (height, width, inputs, outputs).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VISION = "vision_model/"
+"""What the paths of CLIP's image tower begin with."""
+
+_VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/")
+_TABLES = ("token_embedding/weight", "position_embedding/weight")
+
+
+def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str, np.ndarray]:
+    """Return a checkpoint's tensors by the paths of our trees.
+
+    Takes the layouts of `CLIPModel`, of `CLIPVisionModel` with the prefix ``vision_model.``
+    (transformers 4) and without (5), of `CLIPVisionModelWithProjection`, and of `ViTModel` with and
+    without ``vit.``; buffers (``position_ids``) are left out.
+    """
+    renamed = {}
+    for key, tensor in tensors.items():
+        path = key.replace(".", "/") if torch else key
+        if path.endswith("position_ids"):
+            continue
+        for prefix in ("vit/", "clip/"):
+            path = path.removeprefix(prefix)
+        if kind != "vit" and path.startswith(_VISION_PARTS):
+            path = VISION + path
+        if torch:
+            path, tensor = _from_torch(path, tensor)
+        if path == "logit_scale":
+            tensor = tensor.reshape(())
+        renamed[path] = tensor
+    return renamed
+
+
+def _from_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+    if not path.endswith("/weight"):
+        return path, tensor
+    stem = path.removesuffix("weight")
+    if path.endswith(_TABLES):
+        return f"{stem}embedding", tensor
+    if tensor.ndim == 4:
+        return f"{stem}kernel", tensor.transpose(2, 3, 1, 0)
+    if tensor.ndim == 2:
+        return f"{stem}kernel", tensor.T
+    return f"{stem}scale", tensor
+
+
+def to_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+    """Return a leaf as torch names it and lays it out; undoes `to_paths` for one leaf."""
+    stem, _, last = path.rpartition("/")
+    name = path.replace("/", ".")
+    if last not in ("kernel", "scale", "embedding"):
+        return name, tensor
+    name = f"{stem.replace('/', '.')}.weight"
+    if last == "kernel":
+        tensor = tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
+    return name, tensor

@@ -1,0 +1,70 @@
+"""A pretrained model from a hub id or a directory: its configuration and its tensors by path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from rmtllmf_jax.models.checkpoint import read_checkpoint
+from rmtllmf_jax.models.clip import CLIP
+from rmtllmf_jax.models.configs import ModelConfig, read_config
+from rmtllmf_jax.models.hub import local_directory
+from rmtllmf_jax.models.layouts import to_paths
+from rmtllmf_jax.models.weights import assign
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a Hugging Face directory holds; `tensors` are all of its, by path (`layouts`)."""
+
+    directory: Path
+    config: ModelConfig
+    tensors: dict[str, np.ndarray]
+    origin: Path
+    """The file of the weights that error messages name."""
+
+
+def read_pretrained(model: str | Path) -> Pretrained:
+    """Read configuration and weights of a model, from a directory or by its hub id.
+
+    **Raises:** `InputError` that names the file, or says what the hub said (`local_directory`).
+    """
+    directory = local_directory(model)
+    config = read_config(directory / "config.json")
+    checkpoint = read_checkpoint(directory)
+    tensors = to_paths(checkpoint.tensors, config.kind, checkpoint.torch)
+    return Pretrained(directory, config, tensors, checkpoint.origin)
+
+
+def load_clip(model: str | Path, *, dtype: str = "float32") -> tuple[CLIP, PyTree]:
+    """Load CLIP with both towers from a directory or by its hub id.
+
+    `dtype` is what the towers compute in; parameters are float32.
+
+    **Raises:** `InputError` that names the file and every key that does not fit, or if the model
+    has no text tower.
+    """
+    found = read_pretrained(model)
+    shape = found.config.clip(found.directory / "config.json")
+    clip = CLIP(
+        replace(
+            shape, vision=replace(shape.vision, dtype=dtype), text=replace(shape.text, dtype=dtype)
+        )
+    )
+    return clip, assign(found.tensors, abstract_clip(clip), found.origin)
+
+
+def abstract_clip(clip: CLIP) -> Any:
+    """Return shapes and dtypes of the parameters of CLIP, without making them."""
+    vision = clip.shape.vision
+    images = jax.ShapeDtypeStruct(
+        (1, vision.image_size, vision.image_size, vision.channels), jnp.float32
+    )
+    tokens = jax.ShapeDtypeStruct((1, clip.shape.text.positions), jnp.int32)
+    return jax.eval_shape(clip.init, jax.random.key(0), images, tokens)["params"]

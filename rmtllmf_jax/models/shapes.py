@@ -1,0 +1,70 @@
+"""Sizes and constants of the transformers, named as the field does: static, hashable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.models.activations import ACTIVATIONS
+
+DTYPES = ("float32", "bfloat16")
+"""Types that a tower can compute in; parameters stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerShape:
+    """A stack of pre-norm blocks.
+
+    `dtype` is what the tower computes in: `float32` follows the parameters, `bfloat16` is for
+    accelerators (LayerNorm, softmax and the features stay in float32). With `remat` the backward
+    pass computes every block again in place of keeping its activations.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    activation: str
+    layer_norm_eps: float
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse activations and types that are not implemented."""
+        require_known("activation", self.activation, ACTIVATIONS)
+        require_known("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTShape(TransformerShape):
+    """An image tower: Hugging Face's `ViTConfig` and `CLIPVisionConfig`."""
+
+    image_size: int
+    patch_size: int
+    channels: int = 3
+    qkv_bias: bool = True
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextShape(TransformerShape):
+    """A text tower: Hugging Face's `CLIPTextConfig`."""
+
+    vocabulary: int
+    positions: int
+    """Longest text in tokens, start and end included."""
+    end_token: int
+    """The token whose feature stands for the text; 2 (an old slip) means the largest one."""
+
+
+@dataclass(frozen=True)
+class CLIPShape:
+    """Both towers and the length of the space they share."""
+
+    vision: ViTShape
+    text: TextShape
+    projection: int
