@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +141,27 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_model: Path) -> tuple[Backbone, dict]:
     """The tiny backbone and its parameters."""
     return load_backbone(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def x64() -> Iterator[None]:
+    """Double precision for a module: `pytestmark = pytest.mark.usefixtures("x64")`."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def compile_fast() -> Iterator[None]:
+    """No XLA optimisations for a module: for few calls these cost more than they save."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Return circular complex Gaussians of variance 1."""
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
 
 
 def assert_trees_equal(a: object, b: object) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,15 +16,7 @@ from rmtllmf_jax.common.errors import InputError
 
 ANTENNAS, USERS = 16, 8
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def complex_normal(rng, *shape):
-    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def near_far_channel(rng, antennas=ANTENNAS, users=USERS, spread=1.0):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,15 +17,7 @@ ANTENNAS, USERS = 8, 4
 # Compiling costs most of the time here, running little.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def complex_normal(rng, *shape):
-    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def draw(rng, draws=8):

@@ -31,11 +31,7 @@ FADINGS = (
     Kronecker(receive_correlation=0.7, transmit_correlation=-0.4),
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def draws_of(fading, antennas=4, users=3, draws=DRAWS):

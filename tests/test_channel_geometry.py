@@ -22,12 +22,7 @@ from rmtllmf_jax.channel.geometry import (
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.common.errors import InputError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("x64")
 
 MODELS = (
     PowerLaw(2.1),

@@ -7,21 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 
 from rmtllmf_jax import channel
 
 ANTENNAS, USERS = 16, 8
 WEIGHTS = np.linspace(1, 2, USERS)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def complex_normal(rng, *shape):
-    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def rayleigh(rng):

@@ -23,11 +23,7 @@ SMOOTH = ("sum_rate", "sum_rate_floor_aware", "sum_mse", "min_max_rate")
 # Two directions of H, log budget, log noise.
 STEPS = np.array([0.001, 0.001, 0.01, 0.01])
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @functools.cache

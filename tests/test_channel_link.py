@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,10 +57,6 @@ def _x64_compiled_fast():
     with jax.enable_x64(True):
         yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-def complex_normal(rng, *shape):
-    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
 
 
 def system(seed: int = 0, users: int = 4, antennas: int = 6, gain: float = 3.0):

@@ -17,11 +17,7 @@ from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.channel.presets import PRESETS
 from rmtllmf_jax.common.errors import InputError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 # Link budget

@@ -25,11 +25,7 @@ nearest_symbols = jax.jit(modem.nearest_symbols, static_argnums=1)
 soft_demodulate = jax.jit(modem.soft_demodulate, static_argnums=(2, 3))
 every_order = pytest.mark.parametrize("order", ORDERS)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def labels(order: int) -> np.ndarray:

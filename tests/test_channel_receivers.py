@@ -4,21 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.common.errors import InputError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def complex_normal(rng, *shape):
-    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def random_system(rng, users, antennas):

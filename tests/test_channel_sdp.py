@@ -1,9 +1,9 @@
 """Optimal attacks against semidefinite programs solved by an independent solver."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 
 from rmtllmf_jax import channel
 
@@ -11,17 +11,12 @@ cp = pytest.importorskip("cvxpy")
 
 ANTENNAS, USERS, BUDGET = 5, 3, 20.0
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def draw(seed):
     rng = np.random.default_rng(seed)
-    h = (rng.normal(size=(ANTENNAS, USERS)) + 1j * rng.normal(size=(ANTENNAS, USERS))) / np.sqrt(2)
-    return h * 10 ** rng.uniform(-0.5, 0.5, USERS)
+    return complex_normal(rng, ANTENNAS, USERS) * 10 ** rng.uniform(-0.5, 0.5, USERS)
 
 
 def in_range(h):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -26,13 +26,7 @@ USERS = 3
 MSE = jnp.array([0.0129, 0.16, 0.9])
 KAPPA = jnp.array([1.7, 0.02, 0.4])
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def stacked(rows: int = 200, users: int = USERS) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +20,7 @@ WEIGHTS = jnp.array([1.0, 0.5, -2.0])
 SENT = {"a": jnp.zeros((USERS, 15, 2)), "b": jnp.zeros((USERS, 7))}
 PARAMETERS = 37
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def drawn(jaxpr: Any) -> int:

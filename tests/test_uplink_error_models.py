@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
@@ -40,13 +40,7 @@ MSE = jnp.array([0.0129, 0.16, 0.9, 0.3])
 KAPPA = jnp.array([1.7, 0.02, 0.4, 1.0])
 WEIGHTS = jnp.array([1.0, 0.5, -2.0, 0.3])
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def channel_gram(seed: int, users: int = USERS, antennas: int = 5) -> np.ndarray:
@@ -142,12 +136,8 @@ def test_cosine_between_the_noises_of_users_with_equal_mse(model: str, cosine: f
 def test_lmmse_is_the_law_of_simulated_receiver_errors():
     """Errors of x^ = (K + I)^-1 H^H y, real parts, against the model with E = (I + K)^-1."""
     random, symbols = np.random.default_rng(0), 200_000
-
-    def normal(*shape: int) -> np.ndarray:
-        return (random.normal(size=shape) + 1j * random.normal(size=shape)) / np.sqrt(2)
-
-    h = 1.5 * normal(3, USERS)
-    x, z = normal(USERS, symbols), normal(3, symbols)
+    h = 1.5 * complex_normal(random, 3, USERS)
+    x, z = complex_normal(random, USERS, symbols), complex_normal(random, 3, symbols)
     gram = h.conj().T @ h
     error = np.linalg.solve(gram + np.eye(USERS), h.conj().T @ (h @ x + z)) - x
     covariance = np.linalg.inv(np.eye(USERS) + gram)
