@@ -89,6 +89,12 @@ def test_run_json_says_how_the_tables_came_about(
         "image_size": 16,
         "validation_fraction": 0.1,
         "seed": 0,
+        "source": "folder",
+        "head": "lda",
+        "prompts": "ensemble",
+        "fit": "crop",
+        "normalise": True,
+        "dtype": "float32",
     }
     assert (run["users"]["recipe"]["steps"], run["users"]["recipe"]["batch_size"]) == (120, 8)
     assert (run["settings"]["seed"], run["settings"]["shots"]) == (0, 3)
@@ -117,7 +123,7 @@ def test_the_same_command_again_does_nothing_twice(
     for work in (
         "rmtllmf_jax.data.cache.decode_split",
         "rmtllmf_jax.training.users.extract_features",
-        "rmtllmf_jax.training.users.finetune",
+        "rmtllmf_jax.training.task_models.finetune",
         "rmtllmf_jax.sweep.runner.Runner.protected",
         "rmtllmf_jax.sweep.runner.Runner.accuracy",
         "rmtllmf_jax.sweep.cosines._receive",
@@ -196,7 +202,7 @@ def test_a_changed_recipe_trains_anew_beside_the_old(
     def base_itself(backbone: Any, base: Any, *_: object, **__: object) -> Any:
         return base
 
-    monkeypatch.setattr("rmtllmf_jax.training.users.finetune", base_itself)
+    monkeypatch.setattr("rmtllmf_jax.training.task_models.finetune", base_itself)
     run = finished.copy(tmp_path / "run")
     before = stamps(run, "heads", "finetuned")
     main(["finetune", "--out", str(run), *finished.users, "--learning-rate", "0.01"])
@@ -245,7 +251,7 @@ def test_options_of_reproduce_are_those_of_its_parts() -> None:
     del sweep["tasks"]  # those of the run folder, where reproduce takes the eight
     assert whole.items() >= finetune.items()
     assert whole.items() >= sweep.items()
-    assert set(whole) == {*finetune, *sweep, "recipe", "quick"}
+    assert set(whole) == {*finetune, *sweep, "recipe", "quick", "dry_run"}
 
 
 def test_a_scenario_given_twice_counts_once() -> None:

@@ -17,17 +17,17 @@ import pytest
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data import build
-from rmtllmf_jax.data.cache import Images, load_split
+from rmtllmf_jax.data.cache import Images, build, load_split
 from rmtllmf_jax.data.decode import decode_image
 from rmtllmf_jax.data.source import Example
+from rmtllmf_jax.models.images import resize
 
 COUNT, SIZE = 50, 12
 
 
-def png(seed: int) -> bytes:
+def png(seed: int, height: int = 16, width: int = 20) -> bytes:
     buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
@@ -36,12 +36,13 @@ def png(seed: int) -> bytes:
 class Listed:
     """A source over lists that counts how often it is read and can lie about its size."""
 
-    images: list[bytes] = field(default_factory=lambda: [png(seed) for seed in range(COUNT)])
+    images: list[Any] = field(default_factory=lambda: [png(seed) for seed in range(COUNT)])
     labels: list[int] = field(default_factory=lambda: [row % 3 for row in range(COUNT)])
     names: tuple[str, ...] = ("a", "b", "c")
     announced: int = COUNT
     prints: list[str] = field(default_factory=lambda: ["content"])
     reads: int = 0
+    rows_read: list[int] = field(default_factory=list)
 
     def tasks(self) -> tuple[str, ...]:
         return ("dtd",)
@@ -55,10 +56,12 @@ class Listed:
     def fingerprint(self, task: str, split: str) -> str:
         return self.prints.pop(0) if len(self.prints) > 1 else self.prints[0]
 
-    def examples(self, task: str, split: str) -> Iterator[Example]:
+    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
         self.reads += 1
-        for row, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
-            yield Example(image, label, f"a.parquet: row {row} (id 'n{row}')")
+        for row in range(start, len(self.images)):
+            self.rows_read.append(row)
+            origin = f"a.parquet: row {row} (id 'n{row}')"
+            yield Example(self.images[row], self.labels[row], origin)
 
 
 def load(source: Listed, folder: Path, size: int = SIZE, **options: Any) -> Images:
@@ -250,17 +253,237 @@ def test_a_full_disk_is_an_error_and_not_a_crash(
     assert names_in(tmp_path) == set()
 
 
+class Stopped(BaseException):
+    """What ends a build without being an error of the input, as Ctrl-C does."""
+
+
+@dataclass
+class Stopping(Listed):
+    """A source that stops before a row."""
+
+    stop: int = 40
+
+    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
+        for example in super().examples(task, split, start):
+            if len(self.rows_read) > self.stop:
+                raise Stopped
+            yield example
+
+
+@pytest.fixture
+def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The part folder of a build that stopped with some rows marked as done."""
+    monkeypatch.setattr(build, "SAVE_ROWS", 8)
+    monkeypatch.setattr(build, "_GROUP", 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with pytest.raises(Stopped):
+        load(Stopping(), tmp_path)
+    (name,) = names_in(tmp_path)
+    assert name.endswith(".part")
+    return tmp_path / "images" / name
+
+
+def rows_marked(part: Path) -> int:
+    return json.loads((part / "meta.json").read_text())["rows"]
+
+
+def test_an_interrupted_build_goes_on_where_it_was(part: Path, tmp_path: Path) -> None:
+    marked = rows_marked(part)
+    assert marked in range(8, COUNT)
+    source = Listed()
+    resumed = load(source, tmp_path)
+    assert source.rows_read == list(range(marked, COUNT))
+    assert names_in(tmp_path) == {resumed.fingerprint}
+    undisturbed = load(Listed(), tmp_path / "other")
+    files = [
+        {path.name: path.read_bytes() for path in entry_of(images, folder).iterdir()}
+        for images, folder in ((resumed, tmp_path), (undisturbed, tmp_path / "other"))
+    ]
+    assert files[0] == files[1]
+    assert load(Listed(), tmp_path, verify=True).fingerprint == resumed.fingerprint
+
+
+def remark(change: int) -> Any:
+    def damage(part: Path) -> None:
+        meta = json.loads((part / "meta.json").read_text())
+        meta["rows"] += change
+        (part / "meta.json").write_text(json.dumps(meta))
+
+    return damage
+
+
+def remake(name: str, value: Any) -> Any:
+    def damage(part: Path) -> None:
+        meta = json.loads((part / "meta.json").read_text())
+        meta[name] = value
+        (part / "meta.json").write_text(json.dumps(meta))
+
+    return damage
+
+
+def in_file(name: str, damage: Any) -> Any:
+    return lambda part: damage(part / name)
+
+
+def flip_a_pixel(path: Path) -> None:
+    flip(path, 200)
+
+
+DAMAGES = {
+    "images truncated": in_file("images.npy", truncate),
+    "images gone": in_file("images.npy", Path.unlink),
+    "images of another type": in_file("images.npy", retype),
+    "a pixel flipped": in_file("images.npy", flip_a_pixel),
+    "labels truncated": in_file("labels.npy", truncate),
+    "a label flipped": in_file("labels.npy", lambda path: flip(path, 128)),
+    "progress one too far": remark(1),
+    "progress one too short": remark(-1),
+    "progress beyond the end": remark(COUNT),
+    "progress negative": remake("rows", -3),
+    "progress no number": remake("rows", "eight"),
+    "progress a fraction": remake("rows", 8.0),
+    "progress gone": in_file("meta.json", Path.unlink),
+    "progress cut": in_file("meta.json", truncate),
+    "progress null": in_file("meta.json", null),
+    "progress empty": in_file("meta.json", no_files),
+    "no checksums": remake("files", {}),
+    "another Pillow": remake("pillow", "0.0"),
+    "another content": remake("source", "other"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_part_that_is_not_what_it_says_is_not_trusted(
+    part: Path, tmp_path: Path, damage: Any
+) -> None:
+    damage(part)
+    source = Listed()
+    loaded = load(source, tmp_path)
+    assert source.rows_read == list(range(COUNT))
+    expected = np.stack([decode_image(data, SIZE, "") for data in source.images])
+    np.testing.assert_array_equal(loaded.images, expected)
+    np.testing.assert_array_equal(loaded.labels, source.labels)
+    assert names_in(tmp_path) == {loaded.fingerprint}
+
+
+def test_a_part_of_other_content_is_left_alone(part: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in part.iterdir()}
+    source = Listed(prints=["other"])
+    loaded = load(source, tmp_path)
+    assert source.rows_read == list(range(COUNT))
+    assert {path.name: path.read_bytes() for path in part.iterdir()} == before
+    assert names_in(tmp_path) == {loaded.fingerprint, part.name}
+
+
+def test_rows_are_marked_by_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with pytest.raises(Stopped):
+        load(Stopping(stop=49), tmp_path)  # of the three groups of 16, the first is waited for
+    (name,) = names_in(tmp_path)
+    assert rows_marked(tmp_path / "images" / name) == 16
+
+
+def test_a_mark_that_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"images: cannot be used .*No space left"):
+        load(Listed(), tmp_path)
+    assert names_in(tmp_path) == set()
+
+
+def test_the_bar_starts_where_the_build_goes_on(
+    part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked, seen = rows_marked(part), []
+
+    @contextmanager
+    def bar(description: str, total: int, done: int) -> Iterator[Any]:
+        seen.append((description, total, done))
+        yield seen.append
+
+    monkeypatch.setattr(build, "progress_bar", bar)
+    load(Listed(), tmp_path)
+    assert seen[0] == ("decoding dtd train", COUNT, marked)
+    assert sum(seen[1:]) == COUNT - marked
+
+
+def test_squash_is_another_entry_and_crop_the_default(tmp_path: Path) -> None:
+    source = Listed()
+    default, crop = load(source, tmp_path), load(source, tmp_path, fit="crop")
+    squash = load(source, tmp_path, fit="squash")
+    assert default.fingerprint == crop.fingerprint != squash.fingerprint
+    assert source.reads == 2
+    image = Image.open(io.BytesIO(source.images[3]))
+    expected = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(squash.images[3], expected)
+    assert not np.array_equal(crop.images[3], expected)
+
+
+def test_the_keys_of_entries_do_not_change_by_accident(tmp_path: Path) -> None:
+    # content_hash of what the first release of the cache put into the key
+    assert load(Listed(), tmp_path).fingerprint == "6d36a37b4ed1e0ff"
+
+
+def test_an_unknown_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="squeeze"):
+        load(Listed(), tmp_path, fit="squeeze")
+
+
+def test_arrays_are_cached_like_files(tmp_path: Path) -> None:
+    files, arrays = Listed(), Listed(prints=["arrays"])
+    arrays.images = [np.asarray(Image.open(io.BytesIO(data))) for data in files.images]
+    np.testing.assert_array_equal(load(arrays, tmp_path).images, load(files, tmp_path).images)
+
+
 def test_the_progress_bar_counts_every_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
     @contextmanager
-    def bar(description: str, total: int) -> Iterator[Any]:
-        seen.append((description, total))
+    def bar(description: str, total: int, done: int) -> Iterator[Any]:
+        seen.append((description, total, done))
         yield seen.append
 
     monkeypatch.setattr(build, "progress_bar", bar)
     load(Listed(), tmp_path)
-    assert seen[0] == ("decoding dtd train", COUNT)
+    assert seen[0] == ("decoding dtd train", COUNT, 0)
     assert sum(seen[1:]) == COUNT
+
+
+# Small squares, kept as they are
+
+
+def squares(last: int = 16) -> Listed:
+    """Images of 16 x 16 pixels, but for the last one."""
+    sides = [*[16] * (COUNT - 1), last]
+    return Listed(images=[png(seed, side, side) for seed, side in enumerate(sides)])
+
+
+def test_small_squares_are_kept_in_their_own_size(tmp_path: Path) -> None:
+    larger = load(squares(), tmp_path, 40)
+    source = squares()
+    kept = load(source, tmp_path, 40, native=16)
+    assert kept.images.shape == (COUNT, 16, 16, 3)
+    assert kept.fingerprint == larger.fingerprint
+    np.testing.assert_array_equal(kept.labels, larger.labels)
+    resized = resize(np.asarray(kept.images), 40)
+    np.testing.assert_array_equal(np.asarray(resized), larger.images)
+    load(source, tmp_path, 40, native=16)
+    assert source.reads == 1
+
+
+@pytest.mark.parametrize(("last", "native"), [(17, 16), (16, 8), (16, 20), (16, 40), (16, 64)])
+def test_images_of_another_size_are_resized_like_any_others(
+    tmp_path: Path, last: int, native: int
+) -> None:
+    plain = load(squares(last), tmp_path, 40)
+    same = load(squares(last), tmp_path, 40, native=native)
+    assert same.fingerprint == plain.fingerprint
+    np.testing.assert_array_equal(same.images, plain.images)
+    assert len(names_in(tmp_path)) == 1

@@ -19,7 +19,7 @@ from PIL import Image
 
 import rmtllmf_jax
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.parquet import ParquetFolder
 
 COUNT = 60
 
@@ -27,11 +27,13 @@ COUNT = 60
 BUILDER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from rmtllmf_jax.data import build
+from rmtllmf_jax.data.cache import build
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.parquet import ParquetFolder
 
-root, cache, step, at, deed, pause = sys.argv[1:]
+root, cache, step, at, deed, pause, save_rows = sys.argv[1:]
+build.SAVE_ROWS, build._GROUP = int(save_rows), min(16, int(save_rows) // 16)
+os.cpu_count = lambda: 2
 calls = {}
 
 def watched(owner, name):
@@ -86,9 +88,16 @@ def built(root: Path, cache: Path) -> dict[str, bytes]:
 
 
 def start(
-    root: Path, cache: Path, step: str = "", at: int = 0, deed: str = "kill", pause: float = 0
+    root: Path,
+    cache: Path,
+    step: str = "",
+    at: int = 0,
+    deed: str = "kill",
+    *,
+    pause: float = 0,
+    save_rows: int = 2048,
 ) -> subprocess.Popen[str]:
-    arguments = [str(root), str(cache), step, str(at), deed, str(pause)]
+    arguments = [str(value) for value in (root, cache, step, at, deed, pause, save_rows)]
     return subprocess.Popen(
         [sys.executable, "-c", BUILDER, *arguments],
         cwd=Path(rmtllmf_jax.__file__).parents[1],
@@ -144,6 +153,32 @@ def test_kill_leaves_nothing_or_all(
     assert built(root, tmp_path) == whole
     assert len(names_in(tmp_path)) == 1
     assert not names_in(tmp_path)[0].startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("step", "at", "rows"),
+    [
+        ("decode_image", 45, 32),
+        ("fsync", 5, 16),  # the images, before the second mark
+        ("replace", 2, 16),  # meta.json of the second mark
+        ("replace", 3, 32),
+        ("rename", 1, COUNT),  # all is there but the name
+    ],
+)
+def test_a_killed_build_goes_on_where_it_was(
+    root: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int, rows: int
+) -> None:
+    with start(root, tmp_path, step, at, save_rows=16) as process:
+        release(process)
+        assert process.wait(60) == -signal.SIGKILL
+    (part,) = names_in(tmp_path)
+    assert json.loads((tmp_path / "images" / part / "meta.json").read_text())["rows"] == rows
+    with start(root, tmp_path) as process:
+        release(process)
+        decoded, _ = json.loads(process.communicate(timeout=60)[0])
+    assert decoded == COUNT - rows
+    assert built(root, tmp_path) == whole
+    assert len(names_in(tmp_path)) == 1
 
 
 def test_two_builders_at_once_build_once(

@@ -1,4 +1,4 @@
-"""Pixels: parity with Pillow and torchvision's rule, every colour mode, unreadable bytes."""
+"""Pixels: parity with Pillow and transformers' rule, every colour mode, unreadable bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.decode import decode_image
+from rmtllmf_jax.data.decode import decode_image, read_rgb
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)
@@ -31,11 +31,11 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "size", "resized", "box"),
     [
-        # resized (width, height) and crop box by torchvision's Resize and CenterCrop
+        # resized (width, height) and crop box by transformers' processor
         (20, 31, 8, (12, 8), (2, 0, 10, 8)),
         (31, 20, 8, (8, 12), (0, 2, 8, 10)),
-        (20, 29, 8, (11, 8), (2, 0, 10, 8)),  # a width of 11.6 is cut, a margin of 1.5 rounds to 2
-        (20, 33, 8, (13, 8), (2, 0, 10, 8)),  # a margin of 2.5 rounds to 2
+        (20, 29, 8, (11, 8), (1, 0, 9, 8)),  # a width of 11.6 is cut, and a margin of 1.5 too
+        (20, 33, 8, (13, 8), (2, 0, 10, 8)),  # so is one of 2.5
         (7, 9, 32, (41, 32), (4, 0, 36, 32)),
         (20, 20, 64, (64, 64), (0, 0, 64, 64)),
     ],
@@ -112,3 +112,84 @@ def test_unreadable_bytes_name_their_origin(data: bytes) -> None:
 def test_formats_that_run_programs_are_not_opened() -> None:
     with pytest.raises(InputError, match=r"known format \(PNG, JPEG"):
         decode_image(encoded(Image.fromarray(PIXELS), "EPS"), 20, "here")
+
+
+SHAPES = [
+    *((28, 28), (32, 32), (64, 64), (50, 31), (31, 50), (300, 200), (200, 301), (333, 500)),
+    *((64, 1000), (480, 640), (40, 57), (224, 224), (224, 227), (229, 224), (7, 5)),
+]
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_crop_is_transformers(height: int, width: int, size: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    theirs = np.asarray(processor(Image.fromarray(pixels))["pixel_values"][0]).transpose(1, 2, 0)
+    ours = decode_image(pixels, size, "here")
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_squash_is_pillows_resize_and_transformers(height: int, width: int, size: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    squashed = decode_image(encoded(image), size, "here", fit="squash")
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(squashed, np.asarray(resized))
+    processor = transformers.CLIPImageProcessorPil(
+        size={"height": size, "width": size},
+        do_center_crop=False,
+        do_rescale=False,
+        do_normalize=False,
+    )
+    theirs = np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0)
+    np.testing.assert_array_equal(squashed, theirs)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_arrays_give_the_pixels_of_their_files(fit: Any) -> None:
+    colour = RNG.integers(0, 256, (13, 21, 3), dtype=np.uint8)
+    grey = np.ascontiguousarray(colour[..., 0])
+    from_file = decode_image(encoded(Image.fromarray(colour)), 8, "here", fit)
+    np.testing.assert_array_equal(decode_image(colour, 8, "here", fit), from_file)
+    np.testing.assert_array_equal(decode_image(colour[::-1][::-1], 8, "here", fit), from_file)
+    from_file = decode_image(encoded(Image.fromarray(grey)), 8, "here", fit)
+    for same in (grey, grey[..., None], colour[..., 0]):
+        np.testing.assert_array_equal(decode_image(same, 8, "here", fit), from_file)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((16,), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_image(pixels: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"^there: expected uint8 pixels .* got (float32|uint8) "):
+        decode_image(pixels, 8, "there")
+
+
+def test_read_rgb_keeps_the_size() -> None:
+    image = read_rgb(encoded(Image.fromarray(PIXELS[:7])), "here")
+    assert (image.mode, image.size) == ("RGB", (20, 7))
+    np.testing.assert_array_equal(np.asarray(image), PIXELS[:7])
+
+
+def test_a_strip_too_long_to_resize_is_an_error_of_its_image() -> None:
+    strip = np.zeros((1, 200_000), np.uint8)
+    with pytest.raises(InputError, match=r"^strip: cannot be resized to 100000 pixels"):
+        decode_image(strip, 100_000, "strip")

@@ -19,7 +19,7 @@ from conftest import assert_trees_equal
 from rmtllmf_jax import fusion
 from rmtllmf_jax.channel import get_preset, user_mse
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.parquet import ParquetFolder
 from rmtllmf_jax.data.task_data import Rows, load_task
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.features import extract_features
@@ -222,7 +222,7 @@ def test_control_is_the_base_realigned(results: pd.DataFrame, inputs: SweepInput
     train = jax.jit(partial(realign, backbone=inputs.backbone, recipe=RECIPE))
     for combination in GRID.combinations:
         for seed in range(2):
-            pool, places = shot_pool(inputs.data, SETTINGS.shots, SETTINGS.seed + seed)
+            pool, places = shot_pool(inputs.data, SETTINGS.shots, SETTINGS.seed + seed, 16)
             chosen = [places[TASKS.index(task)] for task in combination]
             batches = balanced_batches(chosen, 5, 8, SETTINGS.seed + seed)
             model, _ = train(inputs.base, trainable, inputs.heads, pool, jnp.asarray(batches))

@@ -18,18 +18,19 @@ from conftest import assert_trees_equal, write_task
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import file_hash
-from rmtllmf_jax.data.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.parquet import ParquetFolder
 from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.resilience import frozen_leaves
 from rmtllmf_jax.training import finetune as finetune_module
-from rmtllmf_jax.training import users
+from rmtllmf_jax.training import task_models, user_heads
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
 from rmtllmf_jax.training.finetune import finetune, train_step
 from rmtllmf_jax.training.realign import Shots, realign
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
+from rmtllmf_jax.training.task_models import FineTuned
 from rmtllmf_jax.training.users import Setting, UserRecord, load_manifest, load_user, train_users
 
 Tiny = tuple[Backbone, dict]
@@ -374,7 +375,8 @@ class Users:
         report: Callable[[str, UserRecord], None] = lambda task, record: None,
     ) -> dict[str, UserRecord]:
         tasks = [self.tasks[name] for name in names]
-        return train_users(*self.tiny, tasks, setting, recipe, run, report)
+        models = FineTuned(*self.tiny, recipe, setting.seed)
+        return train_users(*self.tiny, tasks, setting, models, run, report)
 
 
 def load(folder: Path, name: str, cache: Path) -> TaskData:
@@ -403,8 +405,8 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("this was finished before")
 
-    monkeypatch.setattr(users, "finetune", refuse)
-    monkeypatch.setattr(users, "lda_head", refuse)
+    monkeypatch.setattr(task_models, "finetune", refuse)
+    monkeypatch.setattr(user_heads, "lda_head", refuse)
 
 
 @pytest.fixture
@@ -416,7 +418,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(description)
         return base
 
-    monkeypatch.setattr(users, "finetune", copy)
+    monkeypatch.setattr(task_models, "finetune", copy)
     return done
 
 

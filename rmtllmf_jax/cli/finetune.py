@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from rmtllmf_jax.data.task_data import TaskData
     from rmtllmf_jax.models.backbone import Backbone
+    from rmtllmf_jax.training.recipes import Recipe
+    from rmtllmf_jax.training.task_models import TaskModels
     from rmtllmf_jax.training.users import Setting, UserRecord
 
 
@@ -40,17 +42,18 @@ class Finetune(FinetuneOptions):
 
 def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tuple[TaskData, ...]:
     """Return the tasks' data through the cache, as a setting describes it."""
-    from rmtllmf_jax.data.parquet import ParquetFolder
+    from rmtllmf_jax.data.sources import get_source
     from rmtllmf_jax.data.task_data import load_task
     from rmtllmf_jax.data.tasks import validate_tasks
 
-    source = ParquetFolder(Path(setting.data))
+    source = get_source(setting.source, None if setting.data is None else Path(setting.data))
     return tuple(
         load_task(
             source,
             name,
             setting.image_size,
             cache_dir,
+            fit=setting.fit,
             validation_fraction=setting.validation_fraction,
             seed=setting.seed,
         )
@@ -58,26 +61,107 @@ def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tup
     )
 
 
-def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) -> None:
-    """Fine-tune what is not finished, then print what the task vectors look like."""
+def load_tower(setting: Setting, remat: bool = False) -> tuple[Backbone, PyTree]:
+    """Return the image tower as a setting describes it.
+
+    **Raises:** `InputError` if the weights are others than those that the setting was made with.
+    """
+    from rmtllmf_jax.common.errors import InputError
     from rmtllmf_jax.models.backbone import load_backbone
     from rmtllmf_jax.models.checkpoint import weights_hash
     from rmtllmf_jax.models.hub import local_directory
-    from rmtllmf_jax.training.recipes import Recipe
-    from rmtllmf_jax.training.users import Setting, train_users
 
-    recipe = Recipe(options.steps, options.batch_size, options.learning_rate, options.weight_decay)
-    model = local_directory(options.model)
-    backbone, base = load_backbone(model, options.image_size)
-    setting = Setting(
-        model=str(options.model),
-        model_hash=weights_hash(model),
-        data=str(options.data),
+    directory = local_directory(setting.model)
+    if weights_hash(directory) != setting.model_hash:
+        raise InputError(
+            f"{directory}: not the weights that the run was fine-tuned from; put those back, or "
+            "run `rmtllmf finetune` again."
+        )
+    return load_backbone(
+        directory,
+        setting.image_size,
+        dtype=setting.dtype,
+        remat=remat,
+        normalised=setting.normalise,
+    )
+
+
+def setting_of(options: FinetuneOptions, seed: int) -> Setting:
+    """Return the library's setting for the options.
+
+    **Raises:** `InputError` for an option that cannot be used, or a model that is not there.
+    """
+    from rmtllmf_jax.common.errors import InputError, require_known
+    from rmtllmf_jax.data.prompts import PROMPTS
+    from rmtllmf_jax.data.sources import SOURCES
+    from rmtllmf_jax.models.checkpoint import weights_hash
+    from rmtllmf_jax.models.configs import read_config
+    from rmtllmf_jax.models.hub import local_directory
+    from rmtllmf_jax.training.users import HEADS, Setting
+
+    for option, known in (("source", SOURCES), ("prompts", PROMPTS)):
+        require_known(f"--{option}", getattr(options, option), known)
+    directory = local_directory(options.model)
+    has_text = read_config(directory / "config.json").text is not None
+    head = options.head or ("zero-shot" if has_text else "lda")
+    if require_known("--head", head, HEADS) == "zero-shot" and not has_text:
+        raise InputError(
+            f"--head zero-shot needs a text tower, and {options.model} has none: take --head lda, "
+            "or a CLIP model."
+        )
+    return Setting(
+        model=options.model,
+        model_hash=weights_hash(directory),
+        data=None if options.data is None else str(options.data),
         image_size=options.image_size,
         validation_fraction=options.validation_fraction,
         seed=seed,
+        source=options.source,
+        head=head,
+        prompts=options.prompts,
+        fit=options.fit,
+        normalise=options.normalise,
+        dtype=compute_dtype(options.dtype),
     )
+
+
+def recipe_of(options: FinetuneOptions) -> Recipe:
+    """Return the recipe of fine-tuning that the options describe."""
+    from rmtllmf_jax.training.recipes import Recipe
+
+    return Recipe(
+        options.steps,
+        options.batch_size,
+        options.learning_rate,
+        options.weight_decay,
+        options.warmup,
+        options.clip_norm,
+    )
+
+
+def compute_dtype(name: str) -> str:
+    """Return what the image tower computes in on the devices found.
+
+    **Raises:** `InputError` for an unknown name.
+    """
+    from rmtllmf_jax.common.errors import require_known
+    from rmtllmf_jax.models.shapes import DTYPES
+
+    if require_known("--dtype", name, (*DTYPES, "auto")) != "auto":
+        return name
+    import jax
+
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) -> None:
+    """Get what models are not there yet, then print what the task vectors look like."""
+    from rmtllmf_jax.training.users import train_users
+
+    setting = setting_of(options, seed)
+    backbone, base = load_tower(setting, options.remat)
     data = load_tasks(setting, options.tasks, cache_dir)
+    models = _task_models(options, setting, backbone, base, out)
 
     def report(task: str, record: UserRecord) -> None:
         print(
@@ -87,8 +171,23 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
             flush=True,
         )
 
-    records = train_users(backbone, base, data, setting, recipe, out, report)
+    records = train_users(backbone, base, data, setting, models, out, report)
     print_vectors(out, backbone, base, records)
+
+
+def _task_models(
+    options: FinetuneOptions, setting: Setting, backbone: Backbone, base: PyTree, out: Path
+) -> TaskModels:
+    from rmtllmf_jax.cli.import_task_vector import PUBLISHED, import_published
+    from rmtllmf_jax.training.task_models import FineTuned, Imported
+
+    if options.task_vectors is None:
+        return FineTuned(backbone, base, recipe_of(options), setting.seed)
+    folder = Path(options.task_vectors)
+    if options.task_vectors == PUBLISHED:
+        folder = out / "task_vectors"
+        import_published(setting, options.tasks, folder)
+    return Imported(base, setting.model_hash, backbone.module.shape.grid, folder)
 
 
 def print_vectors(

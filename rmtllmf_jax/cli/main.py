@@ -1,7 +1,7 @@
 """The entry point: parse, run, and turn bad input into one clear line.
 
-Exit codes: 0 done, 2 bad input or usage, 130 stopped by Ctrl-C. Anything else is a bug and keeps
-its traceback.
+Exit codes: 0 done, 1 `doctor` found an error, 2 bad input or usage, 130 stopped by Ctrl-C. Anything
+else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,16 +9,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import tyro
 
 from rmtllmf_jax.cli.channel import Channel
+from rmtllmf_jax.cli.doctor import Doctor
+from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
+from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.report import Report
-from rmtllmf_jax.cli.reproduce import QUICK, Reproduce
+from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
 from rmtllmf_jax.cli.sweep import Sweep
 from rmtllmf_jax.common.errors import InputError
+
+
+@runtime_checkable
+class Command(Protocol):
+    """A sub-command: options that have been read."""
+
+    def run(self) -> None:
+        """Run it."""
+        ...
 
 
 def _defaults(changes: Mapping[str, Any]) -> Reproduce:
@@ -33,16 +45,18 @@ def _defaults(changes: Mapping[str, Any]) -> Reproduce:
     return options
 
 
-def parse(argv: Sequence[str]) -> Channel | Finetune | Report | Reproduce | Sweep:
+def parse(argv: Sequence[str]) -> Command:
     """Return the sub-command that the arguments describe."""
     subcommand = tyro.conf.subcommand
-    # --quick changes defaults, so that options given beside it win and --help shows the truth.
-    reproduce = _defaults(QUICK if "--quick" in argv else {})
+    reproduce = _defaults(changed_defaults(argv))
     commands = (
         Annotated[Reproduce, subcommand("reproduce", default=reproduce)]
         | Annotated[Finetune, subcommand("finetune")]
         | Annotated[Sweep, subcommand("sweep")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[ImportTaskVector, subcommand("import-task-vector")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Doctor, subcommand("doctor")]
         | Annotated[Channel, subcommand("channel")]
     )
     return tyro.cli(

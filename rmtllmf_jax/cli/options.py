@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -32,12 +32,28 @@ class FinetuneOptions:
 
     model: str
     """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
-    data: Path
-    """Folder with <task>/train.parquet, test.parquet and classes.json."""
+    source: str = "folder"
+    """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
+    tfds (tensorflow-datasets) or arrays (<task>.npz)."""
+    data: Path | None = None
+    """Folder of the images: <task>/train.parquet, test.parquet and classes.json, or
+    <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""
     tasks: tuple[str, ...] = TASK_NAMES
     """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
+    task_vectors: str | None = None
+    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or
+    tanganke (the published models of CLIP ViT-B/16, which are then imported)."""
+    head: str | None = None
+    """Frozen heads: zero-shot (of CLIP's text tower) or lda (closed form, from features); by
+    default zero-shot where the model has a text tower."""
+    prompts: str = "ensemble"
+    """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
     image_size: int = 64
     """Height and width in pixels; a multiple of the model's patch size."""
+    fit: Literal["crop", "squash"] = "crop"
+    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size)."""
+    normalise: bool = True
+    """Normalise images with the model's own mean and standard deviation."""
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
     steps: int = FINETUNE.steps
@@ -48,6 +64,15 @@ class FinetuneOptions:
     """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
     weight_decay: float = FINETUNE.weight_decay
     """Decoupled weight decay of fine-tuning."""
+    warmup: float = FINETUNE.warmup
+    """Share of the fine-tuning steps that warm up."""
+    clip_norm: float | None = FINETUNE.clip_norm
+    """Largest global gradient norm of fine-tuning; none does not clip."""
+    dtype: str = "auto"
+    """What the image tower computes in: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
+    accelerators). Parameters stay in float32."""
+    remat: bool = False
+    """Save memory: compute activations again in the backward pass."""
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,10 @@ import tyro
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.training.presets import PRESETS
 
-RECIPES = ("vit-tiny",)
+VIT = "vit-tiny"
+RECIPES = (VIT, *PRESETS)
 
 QUICK: dict[str, Any] = {
     "steps": 100,
@@ -23,20 +26,28 @@ QUICK: dict[str, Any] = {
 }
 """What `--quick` sets: minutes in place of hours on two cores."""
 
+_FLAGS = ("--quick", "--dry-run", "--remat", "--no-normalise")
+
 
 @dataclass(kw_only=True)
 class Reproduce(FinetuneOptions, SweepOptions):
     """Fine-tune, transmit, merge, protect, evaluate and report; goes on where it was stopped.
 
-    Example: rmtllmf reproduce vit-tiny --model MODEL --data DATA --out runs/a --quick
+    Examples: rmtllmf reproduce paper --out runs/paper;
+    rmtllmf reproduce vit-tiny --model MODEL --data DATA --out runs/a --quick
     """
 
     recipe: tyro.conf.Positional[str]
-    """What to reproduce: vit-tiny (a Hugging Face ViT with closed-form heads)."""
+    """What to reproduce: paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight
+    tasks from the Hugging Face hub, by the recipe of that name), or vit-tiny (a Hugging Face ViT
+    with closed-form heads). The recipe sets the defaults of the options below."""
     out: Out
     quick: bool = False
-    """Use fewer steps, samples and combinations: ends within 30 minutes on two cores. Options that
-    are given keep their values."""
+    """Use fewer steps, samples and combinations: ends within 30 minutes on two cores with a
+    ViT-Ti. Options that are given keep their values."""
+    dry_run: bool = False
+    """Print what the run needs and takes on the devices found (files, memory, operations, hours,
+    what is missing offline) and stop."""
     seed: int = 0
     """Root of all random numbers."""
     cache_dir: Cache = field(default_factory=default_cache)
@@ -49,9 +60,52 @@ class Reproduce(FinetuneOptions, SweepOptions):
         from rmtllmf_jax.common.errors import require_known
 
         require_known("recipe", self.recipe, RECIPES)
-        check(self, self.tasks, self.seed)
+        settings, grid = check(self, self.tasks, self.seed)
+        if self.dry_run:
+            from rmtllmf_jax.cli.plan import dry_run
+
+            dry_run(self, settings, grid)
+            return
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
             finetune(self, self.out, self.seed, self.cache_dir)
             sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
             report(self.out)
+
+
+def changed_defaults(argv: Sequence[str]) -> dict[str, Any]:
+    """Return what the recipe and `--quick` on a command line make of the options' defaults.
+
+    So that options given beside them win, and `--help` shows the truth.
+    """
+    changes: dict[str, Any] = {}
+    before = ""
+    for word in argv[1:]:
+        is_value = before.startswith("--") and "=" not in before and before not in _FLAGS
+        if word in PRESETS and not is_value:
+            changes |= preset_options(word)
+            break
+        before = word
+    return changes | (QUICK if "--quick" in argv else {})
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """Return the options that a preset of `training.presets` sets."""
+    preset = PRESETS[name]
+    return {
+        "model": preset.model,
+        "source": "hub",
+        "prompts": preset.prompts,
+        "image_size": preset.image_size,
+        "fit": preset.fit,
+        "normalise": preset.normalise,
+        "steps": preset.finetune.steps,
+        "batch_size": preset.finetune.batch_size,
+        "learning_rate": preset.finetune.learning_rate,
+        "weight_decay": preset.finetune.weight_decay,
+        "warmup": preset.finetune.warmup,
+        "clip_norm": preset.finetune.clip_norm,
+        "realign_steps": preset.realign.steps,
+        "realign_batch_size": preset.realign.batch_size,
+        "realign_learning_rate": preset.realign.learning_rate,
+    }

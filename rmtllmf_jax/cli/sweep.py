@@ -104,13 +104,9 @@ def sweep(
     options: SweepOptions, out: Path, tasks: tuple[str, ...], seed: int, cache_dir: Path
 ) -> None:
     """Run the grid on a run folder's users and write its tables."""
-    from rmtllmf_jax.cli.finetune import load_tasks
-    from rmtllmf_jax.common.errors import InputError
+    from rmtllmf_jax.cli.finetune import load_tasks, load_tower
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.data.tasks import validate_tasks
-    from rmtllmf_jax.models.backbone import load_backbone
-    from rmtllmf_jax.models.checkpoint import weights_hash
-    from rmtllmf_jax.models.hub import local_directory
     from rmtllmf_jax.sweep.inputs import load_inputs
     from rmtllmf_jax.sweep.journal import Journal
     from rmtllmf_jax.sweep.run import run_grid
@@ -122,13 +118,7 @@ def sweep(
     setting, records = load_manifest(out)
     names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
     settings, grid = check(options, names, seed)
-    model = local_directory(setting.model)
-    backbone, base = load_backbone(model, setting.image_size)
-    if weights_hash(model) != setting.model_hash:
-        raise InputError(
-            f"{model}: not the weights that {out} was fine-tuned from; put those back, or run "
-            "`rmtllmf finetune` again."
-        )
+    backbone, base = load_tower(setting)
     data = load_tasks(setting, names, cache_dir)
     inputs = load_inputs(out, backbone, base, data, records, setting.key())
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})

@@ -1,8 +1,9 @@
-"""From the bytes of an image file to a square of pixels."""
+"""From an image file's bytes, or its pixels, to a square of pixels."""
 
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,32 +11,97 @@ from PIL import Image, UnidentifiedImageError
 
 from rmtllmf_jax.common.errors import InputError
 
-RESIZE_RULE = "RGB; bicubic, shorter side to image_size; centre crop (torchvision rounding)"
-"""Goes into the key of the cache: change it whenever `decode_image` gives other pixels."""
+Fit = Literal["crop", "squash"]
+"""How an image becomes a square: `crop` keeps its proportions, `squash` all of its content."""
+
+FITS: tuple[Fit, ...] = ("crop", "squash")
+
+Rule = Literal["crop", "squash", "exact"]
+"""What is done to an image: a `Fit`, or nothing to those that have the size already."""
+
+RESIZE_RULES: dict[Rule, str] = {
+    "crop": "RGB; bicubic, shorter side to image_size; centre crop, offsets rounded down",
+    "squash": "RGB; bicubic, both sides to image_size",
+    "exact": "RGB; every image has image_size already",
+}
+"""Go into the key of the cache: change one whenever `decode_image` gives other pixels."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """Pillow also opens formats that run other programs (EPS); data sets need none of those."""
 
 
-def decode_image(image_bytes: bytes, image_size: int, origin: str) -> UInt8[np.ndarray, "s s 3"]:
-    """Decode an image, resize its shorter side to `image_size` and crop the centre.
+def decode_image(
+    image: bytes | np.ndarray, image_size: int, origin: str, fit: Rule = "crop"
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Decode an image and make it a square of `image_size` pixels.
 
-    This is CLIP's preprocessing up to the normalisation (torchvision's `Resize(bicubic)` and
-    `CenterCrop` on a Pillow image): transparency is dropped, the EXIF orientation is not applied.
-    16-bit grey values keep their upper eight bits.
+    `crop` is CLIP's preprocessing up to the normalisation: the shorter side becomes `image_size`
+    (bicubic) and the centre is cut out, as `CLIPImageProcessorPil` of transformers does it;
+    torchvision's `CenterCrop` cuts one pixel later where what is cut off is 3, 7, 11, ... pixels in
+    all. `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
     **Returns:** (image_size, image_size, 3), RGB, 0 to 255.
 
-    **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image.
+    **Raises:** `InputError` that begins with `origin` (see `read_rgb`), for `exact` also
+    `OtherSize`.
     """
     try:
-        with Image.open(io.BytesIO(image_bytes), formats=FORMATS) as image:
-            return np.asarray(_centre_square(_to_rgb(image), image_size))
+        rgb = read_rgb(image, origin)
+        if fit == "exact":
+            return _as_it_is(rgb, image_size, origin)
+        if fit == "squash":
+            return np.asarray(rgb.resize((image_size, image_size), Image.Resampling.BICUBIC))
+        return np.asarray(_centre_square(rgb, image_size))
+    except (ValueError, MemoryError, OverflowError) as error:  # a strip a million pixels long
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{origin}: cannot be resized to {image_size} pixels ({error})."
+        ) from error
+
+
+def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
+    """Return an image in full size and RGB, from an image file's bytes or from its pixels.
+
+    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). Transparency is dropped, the EXIF orientation
+    is not applied, 16-bit grey values keep their upper eight bits.
+
+    **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
+    array is none of these.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_pixels(image, origin)
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            return _to_rgb(opened)
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise InputError(f"{origin}: not an image file of a known format ({known}).") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise InputError(f"{origin}: not a readable image ({error}).") from error
+
+
+class OtherSize(InputError):
+    """An image is not of the size that all images of its set were said to have."""
+
+
+def _as_it_is(image: Image.Image, size: int, origin: str) -> UInt8[np.ndarray, "s s 3"]:
+    if image.size != (size, size):
+        width, height = image.size
+        raise OtherSize(f"{origin}: {width} x {height} pixels, expected {size} x {size}.")
+    return np.asarray(image)
+
+
+def _from_pixels(pixels: np.ndarray, origin: str) -> Image.Image:
+    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
+    colour = pixels.ndim == 3 and pixels.shape[2] == 3
+    if pixels.dtype != np.uint8 or not (grey or colour) or 0 in pixels.shape:
+        raise InputError(
+            f"{origin}: expected uint8 pixels of shape (h, w, 3), (h, w, 1) or (h, w), "
+            f"got {pixels.dtype} {pixels.shape}."
+        )
+    plane = pixels.reshape(pixels.shape[:2]) if grey else pixels
+    return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -52,5 +118,5 @@ def _centre_square(image: Image.Image, size: int) -> Image.Image:
     shorter = min(image.size)
     width, height = (int(size * side / shorter) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    left, top = (width - size) // 2, (height - size) // 2
     return resized.crop((left, top, left + size, top + size))

@@ -6,26 +6,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import UInt8
+
 SPLITS = ("train", "test")
 """The splits that every task has. Validation images are taken from `train` (see `splits.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One encoded image.
+    """One image with its label.
 
-    `image_bytes` is the image file as stored, `label` an index into the task's classes, `origin`
-    names the file and row for error messages.
+    `image` is an image file as stored, or its pixels from 0 to 255: (h, w, 3) RGB, or (h, w, 1) or
+    (h, w) grey. `label` is an index into the task's classes, `origin` names the file and row for
+    error messages.
     """
 
-    image_bytes: bytes
+    image: bytes | UInt8[np.ndarray, "h w c"] | UInt8[np.ndarray, "h w"]
     label: int
     origin: str
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Tasks, each with class names and two splits of encoded images in a fixed order.
+    """Tasks, each with class names and two splits of images in a fixed order.
 
     All methods raise `InputError` for an unknown task or split and for unreadable files.
     """
@@ -46,6 +50,9 @@ class Source(Protocol):
         """Return a hash of the content: it changes when any image, label or their order does."""
         ...
 
-    def examples(self, task: str, split: str) -> Iterator[Example]:
-        """Yield the images of a split one by one, always in the same order."""
+    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
+        """Yield the images of a split one by one, always in the same order, from row `start` on.
+
+        What is before `start` is not decoded, and not read as far as the format allows.
+        """
         ...

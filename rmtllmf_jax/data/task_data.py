@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from rmtllmf_jax.data.cache import Images, load_split
-from rmtllmf_jax.data.source import Source
+from rmtllmf_jax.data.decode import Fit
+from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.data.source import SPLITS, Source
 from rmtllmf_jax.data.splits import split_validation
+from rmtllmf_jax.data.tasks import TASK_NAMES
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,21 @@ def load_task(
     image_size: int,
     cache_dir: Path,
     *,
+    fit: Fit = "crop",
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> TaskData:
     """Load a task through the cache; `seed` chooses the validation part, class by class.
 
+    Sets whose images are all small squares are kept in their own size (`load_split`).
+
     **Raises:** `InputError` that names the file, row or option (`load_split`, `split_validation`).
     """
-    train = load_split(source, task, "train", image_size, cache_dir)
-    test = load_split(source, task, "test", image_size, cache_dir)
+    native = task_facts(task).pixels if task in TASK_NAMES else None
+    train, test = (
+        load_split(source, task, split, image_size, cache_dir, fit=fit, native=native)
+        for split in SPLITS
+    )
     kept, validation = split_validation(train.labels, validation_fraction, seed)
     return TaskData(
         task,

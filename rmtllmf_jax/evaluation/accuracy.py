@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt8
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.images import resize
 
 
 @partial(
@@ -25,6 +26,10 @@ class EvaluationBatch:
     images: UInt8[Array, "batch size size channels"]
     labels: Int[Array, " batch"]
     valid: Bool[Array, " batch"]
+
+    def at_size(self, image_size: int) -> EvaluationBatch:
+        """Return the batch with images of another size in pixels, resized on the device."""
+        return replace(self, images=resize(self.images, image_size))
 
 
 def count_correct(

@@ -15,6 +15,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.configs import ModelConfig
+from rmtllmf_jax.models.images import normalise
 from rmtllmf_jax.models.layouts import VISION
 from rmtllmf_jax.models.positions import interpolate_positions
 from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
@@ -23,8 +24,7 @@ from rmtllmf_jax.models.weights import assign
 
 _VIT_HEADS = ("classifier/", "pooler/")
 _CLIP_REST = ("text_model/", "text_projection/", "visual_projection/", "logit_scale", "classifier/")
-_VIT_POSITIONS = "embeddings/position_embeddings"
-_CLIP_POSITIONS = "embeddings/position_embedding/embedding"
+_POSITIONS = ("embeddings/position_embeddings", "embeddings/position_embedding/embedding")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class Backbone:
         self, params: PyTree, images: UInt8[Array, "batch size size channels"]
     ) -> Float[Array, "batch width"]:
         """Return the features of raw images, which are normalised on the device."""
-        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-        normalised = (images.astype(jnp.float32) / 255 - mean) / std
+        normalised = normalise(images, self.mean, self.std)
         features = self.module.apply({"params": params}, normalised)
         assert isinstance(features, jax.Array)  # apply's type allows for mutable collections
         return features
@@ -65,7 +64,7 @@ def load_backbone(
     *,
     dtype: str = "float32",
     remat: bool = False,
-    normalise: bool = True,
+    normalised: bool = True,
 ) -> tuple[Backbone, PyTree]:
     """Load the image tower of a Hugging Face model.
 
@@ -77,14 +76,14 @@ def load_backbone(
       interpolated to it. `None` keeps the checkpoint's own.
     - `dtype`: what the tower computes in, `float32` or `bfloat16`; `remat`: compute activations
       again in the backward pass.
-    - `normalise`: with the model's own mean and standard deviation; otherwise images stay in 0..1.
+    - `normalised`: with the model's own mean and standard deviation; otherwise images stay in 0..1.
 
     **Returns:** the backbone, and its parameters in float32.
 
     **Raises:** `InputError` that names the file, option or keys that do not fit.
     """
     return backbone_of(
-        read_pretrained(model), image_size, dtype=dtype, remat=remat, normalise=normalise
+        read_pretrained(model), image_size, dtype=dtype, remat=remat, normalised=normalised
     )
 
 
@@ -94,7 +93,7 @@ def backbone_of(
     *,
     dtype: str = "float32",
     remat: bool = False,
-    normalise: bool = True,
+    normalised: bool = True,
 ) -> tuple[Backbone, PyTree]:
     """Return what `load_backbone` does, of a model that has been read."""
     shape = found.config.vision
@@ -106,12 +105,9 @@ def backbone_of(
         )
     shape = replace(shape, image_size=size, dtype=dtype, remat=remat)
     is_vit = found.config.kind == "vit"
-    tensors = tower_tensors(found.tensors, found.config)
-    positions = _VIT_POSITIONS if is_vit else _CLIP_POSITIONS
-    if positions in tensors:
-        tensors[positions] = _fitted(tensors[positions], shape.grid)
+    tensors = with_positions(tower_tensors(found.tensors, found.config), shape.grid)
     identity = ((0.0,) * shape.channels, (1.0,) * shape.channels)
-    mean, std = _image_statistics(found.directory, found.config) if normalise else identity
+    mean, std = _image_statistics(found.directory, found.config) if normalised else identity
     backbone = Backbone(VisionTransformer(shape) if is_vit else CLIPVision(shape), mean, std)
     return backbone, assign(tensors, abstract_params(backbone), found.origin)
 
@@ -129,6 +125,17 @@ def tower_tensors(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[s
     }
 
 
+def with_positions(tensors: dict[str, np.ndarray], grid: int) -> dict[str, np.ndarray]:
+    """Return a tower's tensors with position embeddings for ``grid x grid`` patches."""
+    fitted = dict(tensors)
+    for path in _POSITIONS:
+        table = tensors.get(path)
+        if table is not None and table.ndim in (2, 3):
+            moved = interpolate_positions(table if table.ndim == 3 else table[None], grid)
+            fitted[path] = moved if table.ndim == 3 else moved[0]
+    return fitted
+
+
 def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
     """Return shapes and dtypes of the backbone's parameters, without making them."""
     shape = backbone.module.shape
@@ -136,13 +143,6 @@ def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
         (1, shape.image_size, shape.image_size, shape.channels), jnp.float32
     )
     return jax.eval_shape(backbone.module.init, jax.random.key(0), images)["params"]
-
-
-def _fitted(positions: np.ndarray, grid: int) -> np.ndarray:
-    """Interpolate a table of position embeddings, (tokens, width) or with a leading one."""
-    if positions.ndim == 2:
-        return interpolate_positions(positions[None], grid)[0]
-    return interpolate_positions(positions, grid) if positions.ndim == 3 else positions
 
 
 def _image_statistics(

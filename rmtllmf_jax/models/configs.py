@@ -13,6 +13,27 @@ from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
 KINDS = ("vit", "clip", "clip_vision_model")
 """Hugging Face's `model_type` of what can be loaded."""
 
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "openai/clip-vit-base-patch32": {"vision_config": {"patch_size": 32}},
+    "openai/clip-vit-base-patch16": {"vision_config": {"patch_size": 16}},
+    "openai/clip-vit-large-patch14": {
+        "vision_config": {
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
+        "text_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+        },
+        "projection_dim": 768,
+    },
+}
+"""Where they differ from the defaults of Hugging Face's `CLIPConfig`."""
+
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _IMAGE_SIZES = ("image_size", "patch_size", "num_channels")
 _TEXT_SIZES = ("vocab_size", "max_position_embeddings")
@@ -42,6 +63,16 @@ class ModelConfig:
         return CLIPShape(self.vision, self.text, self.projection)
 
 
+def published_config(model: str) -> ModelConfig | None:
+    """Return the configuration of an OpenAI CLIP by its hub id, without reading it; else `None`."""
+    from transformers import CLIPConfig
+
+    if model not in _PUBLISHED:
+        return None
+    full = CLIPConfig(**_PUBLISHED[model])
+    return _both_towers(full, Path(model))
+
+
 def read_config(path: Path) -> ModelConfig:
     """Read a `config.json`.
 
@@ -69,8 +100,10 @@ def read_config(path: Path) -> ModelConfig:
         full = reader.from_dict(content)
     except (StrictDataclassError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
-    if kind != "clip":
-        return ModelConfig(kind, _vision(full, path))
+    return _both_towers(full, path) if kind == "clip" else ModelConfig(kind, _vision(full, path))
+
+
+def _both_towers(full: Any, path: Path) -> ModelConfig:
     text = full.text_config
     _require_sizes(text, (*_SIZES, *_TEXT_SIZES), path, "text_config.")
     _require_sizes(full, ("projection_dim",), path, "")
@@ -78,7 +111,7 @@ def read_config(path: Path) -> ModelConfig:
     if not isinstance(end, int):
         raise InputError(f"{path}: text_config.eos_token_id must be one token, got {end!r}.")
     return ModelConfig(
-        kind,
+        "clip",
         _vision(full.vision_config, path, "vision_config."),
         TextShape(
             **_transformer(text),

@@ -19,8 +19,14 @@ from rmtllmf_jax.models.checkpoint import SAFETENSORS
 from rmtllmf_jax.models.layouts import VISION, to_torch
 from rmtllmf_jax.models.pretrained import Pretrained
 
-_CARRIED = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-_CARRIED += ("special_tokens_map.json", "added_tokens.json")
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _PROCESSOR = "preprocessor_config.json"
 
 

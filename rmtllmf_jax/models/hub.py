@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.checkpoint import MSGPACK, SAFETENSORS, SHARDS, TORCH, weight_files
@@ -94,6 +95,8 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
+    # The base of HfHubHTTPError is the HTTP client's own error, whichever client it is.
+    client_error: Any = HfHubHTTPError.__bases__[0]
     try:
         yield
     except GatedRepoError as error:
@@ -117,8 +120,7 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise InputError(f"{name}: the Hugging Face hub refused ({error}).") from error
-    # The base of HfHubHTTPError is the HTTP client's own error, whichever client it is.
-    except (LocalEntryNotFoundError, ConnectionError, HfHubHTTPError.__bases__[0]) as error:
+    except (LocalEntryNotFoundError, ConnectionError, client_error) as error:
         raise InputError(
             f"{name}: not in the local hub cache, and the Hugging Face hub cannot be reached "
             f"({str(error) or type(error).__name__}); check the network, or name a directory."

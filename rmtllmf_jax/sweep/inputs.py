@@ -17,6 +17,7 @@ from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.realign import Shots
 from rmtllmf_jax.training.users import UserRecord, load_user
@@ -88,9 +89,11 @@ def evaluation_sets(rows: list[Rows], samples: int, settings: Settings) -> list[
 
 
 def shot_pool(
-    data: tuple[TaskData, ...], per_class: int, seed: int
+    data: tuple[TaskData, ...], per_class: int, seed: int, image_size: int
 ) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
     """Return the few-shot samples of all tasks as one pool, and each task's places in it.
+
+    Images come at `image_size` pixels, whatever size the tasks are kept in.
 
     **Raises:** `InputError` that names a task and class with too few training images.
     """
@@ -104,7 +107,7 @@ def shot_pool(
     ends = np.cumsum([len(part) for part in parts])
     places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
     pool = Shots(
-        jnp.asarray(np.concatenate([part.images for part in parts])),
+        jnp.concatenate([resize(part.images, image_size) for part in parts]),
         jnp.asarray(np.concatenate([part.labels for part in parts])),
         jnp.asarray(np.repeat(np.arange(len(parts)), [len(part) for part in parts])),
     )

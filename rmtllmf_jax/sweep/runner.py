@@ -121,8 +121,9 @@ class Runner:
         """
         sets = self.test if split == "test" else self.validation
         user = self.inputs.tasks.index(task)
+        size = self.inputs.backbone.image_size
         counts = [
-            self.programs.count(params, self.inputs.heads, jnp.asarray(user), batch)
+            self.programs.count(params, self.inputs.heads, jnp.asarray(user), batch.at_size(size))
             for batch in sets[user].batches
         ]
         return int(sum(counts)) / sets[user].count
@@ -177,7 +178,12 @@ class Runner:
         """Return a model realigned on the combination's few-shot samples."""
         if seed not in self._pools:
             pool_seed = self.settings.seed + seed
-            self._pools[seed] = shot_pool(self.inputs.data, self.settings.shots, pool_seed)
+            self._pools[seed] = shot_pool(
+                self.inputs.data,
+                self.settings.shots,
+                pool_seed,
+                self.inputs.backbone.image_size,
+            )
         pool, places = self._pools[seed]
         recipe = self.settings.realign
         batches = balanced_batches(

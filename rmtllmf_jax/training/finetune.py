@@ -17,6 +17,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.training.batches import epoch_batch
 from rmtllmf_jax.training.recipes import Recipe
 
@@ -65,7 +66,8 @@ def finetune(
     **Arguments:**
 
     - `base`: the pretrained parameters; `head`: frozen, possibly padded.
-    - `images`, `labels`: the training split; the images may be a memory map.
+    - `images`, `labels`: the training split; the images may be a memory map, and of another size
+      than the backbone's: they are resized on the device.
     - `seed`: of the order of the samples.
     - `checkpoints`: folder of orbax steps; the newest is gone on from, so that a run that was
       killed ends at the same parameters as one that was not.
@@ -92,8 +94,9 @@ def finetune(
         with progress_bar(description, recipe.steps, first) as advance:
             for step in range(first, recipe.steps):
                 batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
+                square = resize(images[batch], backbone.image_size)
                 state, value = train_step(
-                    state, images[batch], labels[batch], head, backbone=backbone, recipe=recipe
+                    state, square, labels[batch], head, backbone=backbone, recipe=recipe
                 )
                 advance(1)
                 if (step + 1) % every == 0:

@@ -14,7 +14,14 @@ if TYPE_CHECKING:  # the command line reads these defaults without loading jax
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up, cosine decay to zero and clipping by the global norm."""
+    """AdamW with linear warm-up, cosine decay to zero and clipping by the global norm.
+
+    With `weight_decay` 0 it is Adam. Steps are those of `torch.optim.AdamW` to rounding (checked
+    in tests/parity/test_optimiser.py): betas .9 and .999, eps 1e-8 outside the root, and a decay
+    that is multiplied by the learning rate of the step. Two things differ from the field's torch
+    code: `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm that it divides by, and open_clip's
+    warm-up is one step ahead (its first step has 1 / warm-up of the peak, here it has 0).
+    """
 
     steps: int
     """Optimiser steps."""
@@ -25,9 +32,9 @@ class Recipe:
     weight_decay: float
     """Decoupled weight decay, on all parameters."""
     warmup: float = 0.1
-    """Share of the steps that warm up."""
-    clip_norm: float = 1.0
-    """Largest global gradient norm."""
+    """Share of the steps that warm up; 0 starts at the peak."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; `None` does not clip."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot train a model."""
@@ -35,26 +42,35 @@ class Recipe:
         require_at_least("batch size", self.batch_size, 1)
         for field in fields(self)[2:]:
             value = getattr(self, field.name)
-            require_non_negative(field.name.replace("_", " "), value)
+            if value is not None or field.name != "clip_norm":
+                require_non_negative(field.name.replace("_", " "), value)
         if self.warmup > 1:
             raise InputError(f"warmup is a share of the steps, at most 1, got {self.warmup!r}.")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps that warm up: optax wants at least one step of decay after them."""
+        return min(math.ceil(self.warmup * self.steps), self.steps - 1)
+
+    def schedule(self) -> optax.Schedule:
+        """Return the learning rate as a function of the step, which counts from 0."""
+        import optax
+
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if self.warmup_steps else self.learning_rate,
+            self.learning_rate,
+            self.warmup_steps,
+            self.steps,
+        )
 
     def optimiser(self) -> optax.GradientTransformation:
         """Return the optax transformation."""
         import optax
 
-        # optax wants at least one step of decay after the warm-up.
-        warmup_steps = min(math.ceil(self.warmup * self.steps), self.steps - 1)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup_steps else self.learning_rate,
-            self.learning_rate,
-            warmup_steps,
-            self.steps,
-        )
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(schedule, weight_decay=self.weight_decay),
-        )
+        adamw = optax.adamw(self.schedule(), weight_decay=self.weight_decay)
+        if self.clip_norm is None:
+            return adamw
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
 
 
 FINETUNE = Recipe(steps=200, batch_size=64, learning_rate=3e-4, weight_decay=0.1)

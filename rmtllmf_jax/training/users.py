@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import content_hash, read_json, write_json
+from rmtllmf_jax.data.decode import Fit
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
-from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
+from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.weights import load_tree, save_tree
-from rmtllmf_jax.training.finetune import finetune
-from rmtllmf_jax.training.recipes import Recipe
+from rmtllmf_jax.training.task_models import TaskModels
+from rmtllmf_jax.training.user_heads import (
+    MakeHead,
+    closed_form_heads,
+    load_user_head,
+    zero_shot_heads,
+)
 
 MANIFEST = "finetuned.json"
-_FORMAT = 1  # of the artefacts; goes into their hashes
+HEADS = ("lda", "zero-shot")
+"""Shrinkage LDA on the base model's features, or the text tower's embeddings of class prompts."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +41,39 @@ class Setting:
     """What all users share, and what the artefacts' names are hashed from."""
 
     model: str
-    """Directory of the pretrained model."""
+    """Directory or hub id of the pretrained model."""
     model_hash: str
     """SHA-256 of its weights."""
-    data: str
-    """Folder of the data."""
+    data: str | None
+    """Folder of the data, if it is in one."""
     image_size: int
     validation_fraction: float
     seed: int
+    source: str = "folder"
+    """Where the images come from, one of `data.sources.SOURCES`."""
+    head: str = "lda"
+    """Kind of the frozen heads, one of `HEADS`."""
+    prompts: str = "ensemble"
+    """Prompts of zero-shot heads, one of `data.prompts.PROMPTS`."""
+    fit: Fit = "crop"
+    """How images become squares."""
+    normalise: bool = True
+    """Whether images are normalised with the model's own mean and standard deviation."""
+    dtype: str = "float32"
+    """What the image tower computes in, one of `models.shapes.DTYPES`."""
 
     def key(self) -> dict[str, Any]:
-        """Return what the numbers depend on: contents, not places."""
+        """Return what the numbers depend on: contents, not places.
+
+        Options at their defaults are left out if there were artefacts before there was the option.
+        """
         values = asdict(self)
-        del values["model"], values["data"]
+        del values["model"], values["data"], values["source"]
+        if self.head != "zero-shot":
+            del values["prompts"]
+        for field in fields(self):
+            if field.default is not MISSING and values.get(field.name) == field.default:
+                del values[field.name]
         return values
 
 
@@ -66,29 +94,37 @@ def train_users(
     base: PyTree,
     tasks: Sequence[TaskData],
     setting: Setting,
-    recipe: Recipe,
+    models: TaskModels,
     run: Path,
     report: Callable[[str, UserRecord], None] = lambda task, record: None,
 ) -> dict[str, UserRecord]:
-    """Build a head and fine-tune a model for each task; what is finished already is kept.
+    """Build a head and get a fine-tuned model for each task; what is finished already is kept.
 
     Artefacts carry a hash of everything that they depend on, so that a changed option makes new
     ones; `run/finetuned.json` names those in use. `report` is called after each task.
 
-    **Raises:** `InputError` from training, or that names a damaged artefact.
+    **Raises:** `InputError` from training or importing, or that names a damaged artefact.
     """
-    heads = {task.name: _head(backbone, base, task, setting, run) for task in tasks}
+    make = _head_maker(backbone, base, setting, run)
+    heads = {task.name: make(task) for task in tasks}
     # Padded to one shape, so that one compiled step serves every task.
     stacked = stack_heads([head for head, _ in heads.values()])
     records = {}
     for index, task in enumerate(tasks):
         head = jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
         head_path = heads[task.name][1]
-        record = _train_user(backbone, base, task, head, head_path, setting, recipe, run)
+        record = _train_user(backbone, base, task, head, head_path, setting, models, run)
         records[task.name] = record
         _write_manifest(run, setting, {task.name: record})
         report(task.name, record)
     return records
+
+
+def _head_maker(backbone: Backbone, base: PyTree, setting: Setting, run: Path) -> MakeHead:
+    folder = run / "heads"
+    if require_known("head", setting.head, HEADS) == "lda":
+        return closed_form_heads(backbone, base, setting.key(), folder)
+    return zero_shot_heads(local_directory(setting.model), setting.prompts, folder)
 
 
 def load_manifest(run: Path) -> tuple[Setting, dict[str, UserRecord]]:
@@ -112,27 +148,8 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
 
     **Raises:** `InputError` that names a missing or damaged file.
     """
-    head = _blank_head(width, record.classes)
-    return load_tree(run / record.finetuned, base), load_tree(run / record.head, head)
-
-
-def _blank_head(width: int, classes: int) -> Head:
-    return Head(jnp.zeros((width, classes), jnp.float32), jnp.zeros(classes, jnp.float32))
-
-
-def _head(
-    backbone: Backbone, base: PyTree, task: TaskData, setting: Setting, run: Path
-) -> tuple[Head, Path]:
-    key = content_hash({"data": task.train.split.fingerprint, "v": _FORMAT, **setting.key()})
-    path = run / "heads" / f"{task.name}-{key}.safetensors"
-    if path.exists():
-        return load_tree(path, _blank_head(backbone.width, len(task.classes))), path
-    features = extract_features(
-        backbone, base, task.train.images, description=f"features {task.name}"
-    )
-    head = lda_head(features, task.train.labels, len(task.classes))
-    save_tree(path, head)
-    return head, path
+    head = load_user_head(run / record.head, width, record.classes)
+    return load_tree(run / record.finetuned, base), head
 
 
 def _train_user(
@@ -142,34 +159,27 @@ def _train_user(
     head: Head,
     head_path: Path,
     setting: Setting,
-    recipe: Recipe,
+    models: TaskModels,
     run: Path,
 ) -> UserRecord:
-    key = content_hash({"head": head_path.name, "recipe": asdict(recipe), **setting.key()})
+    made_from = models.key(task.name)
+    # A closed-form head's name covers the images that it was made from; a zero-shot head has none.
+    data = {} if setting.head == "lda" else {"data": task.train.split.fingerprint}
+    key = content_hash({"head": head_path.name, **data, **made_from, **setting.key()})
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
     summary = path.with_suffix(".json")
     if path.exists() and summary.exists():
         load_tree(path, base)  # a damaged file is named here, not in the middle of a sweep
         return UserRecord(**read_json(summary))
     checkpoints = run / "training" / f"{task.name}-{key}"
-    params = finetune(
-        backbone,
-        base,
-        head,
-        task.train.images,
-        task.train.labels,
-        recipe,
-        setting.seed,
-        checkpoints,
-        description=f"fine-tuning {task.name}",
-    )
+    params = models.params(task, head, checkpoints)
     # One entry alone: safetensors writes several in a random order, and the file's hash counts.
     save_tree(path, params, {"user": path.stem})
     record = UserRecord(
         head=str(head_path.relative_to(run)),
         finetuned=str(path.relative_to(run)),
         classes=len(task.classes),
-        recipe=asdict(recipe),
+        recipe=made_from["recipe"],
         base_validation_accuracy=_accuracy(backbone, base, head, task.validation),
         finetuned_validation_accuracy=_accuracy(backbone, params, head, task.validation),
     )
@@ -182,8 +192,8 @@ def _accuracy(backbone: Backbone, params: PyTree, head: Head, rows: Rows) -> flo
     if not len(rows):
         return math.nan  # nothing was set aside
     features = extract_features(backbone, params, rows.images, description="validation")
-    logits = features @ np.asarray(head.kernel) + np.asarray(head.bias)
-    return float(np.mean(np.argmax(logits, axis=1) == rows.labels))
+    logits = head(jnp.asarray(features))
+    return float(np.mean(np.asarray(jnp.argmax(logits, axis=1)) == rows.labels))
 
 
 def _write_manifest(run: Path, setting: Setting, new: dict[str, UserRecord]) -> None:

@@ -1,0 +1,52 @@
+"""`rmtllmf export`: a merged or fine-tuned model as a Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(kw_only=True)
+class Export:
+    """Write a fine-tuned model, or the merge of several, as a directory that transformers opens.
+
+    Example: rmtllmf export runs/a --tasks mnist svhn dtd --scale 0.3 --to merged
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder that `finetune` or `reproduce` made."""
+    to: Path
+    """The directory to write; it must not exist."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to merge, or one; none means all of the run folder."""
+    scale: float | None = None
+    """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
+    fine-tuned model itself), and the power law of the number of tasks for several."""
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        from rmtllmf_jax import fusion
+        from rmtllmf_jax.cli.finetune import load_tower
+        from rmtllmf_jax.common.errors import require_non_negative
+        from rmtllmf_jax.data.tasks import validate_tasks
+        from rmtllmf_jax.models.export import export_model
+        from rmtllmf_jax.models.pretrained import read_pretrained
+        from rmtllmf_jax.training.users import load_manifest, load_user
+
+        setting, records = load_manifest(self.run_folder)
+        names = validate_tasks(self.tasks or tuple(records), records)
+        scale = self.scale
+        if scale is None:
+            scale = 1.0 if len(names) == 1 else fusion.power_law(len(names))
+        require_non_negative("--scale", scale)
+        backbone, base = load_tower(setting)
+        total = fusion.TaskVector.between(base, base)
+        for name in names:
+            finetuned, _ = load_user(self.run_folder, records[name], base, backbone.width)
+            total = total + fusion.TaskVector.between(finetuned, base)
+        export_model(
+            self.to, read_pretrained(setting.model), base + scale * total, setting.image_size
+        )
+        print(f"{self.to}: base + {scale:g} * ({' + '.join(names)})")

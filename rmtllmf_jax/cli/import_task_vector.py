@@ -1,0 +1,77 @@
+"""`rmtllmf import-task-vector`: a checkpoint that was fine-tuned elsewhere as a task vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.data.tasks import TASK_NAMES
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.fusion import TaskVector
+    from rmtllmf_jax.training.users import Setting
+
+PUBLISHED = "tanganke"
+"""Name of the eight published models fine-tuned from CLIP ViT-B/16, one a task."""
+
+
+@dataclass(kw_only=True)
+class ImportTaskVector:
+    """Write fine-tuned minus base parameters of the image tower as a task vector.
+
+    Example: rmtllmf import-task-vector openai/clip-vit-base-patch16 tanganke --task dtd
+    """
+
+    base: tyro.conf.Positional[str]
+    """The pretrained model: a Hugging Face directory or hub id."""
+    finetuned: tyro.conf.Positional[str]
+    """The model that was fine-tuned from it: a directory, a hub id, or tanganke for the published
+    model of the task."""
+    task: str
+    """Name of the task; the file is named after it."""
+    out: Path = Path("task_vectors")
+    """Folder of the task vectors, for `finetune` and `reproduce` --task-vectors."""
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        from rmtllmf_jax.training.task_models import import_vector
+
+        if not self.task or Path(self.task).name != self.task:
+            raise InputError(f"--task must be a name without slashes, got {self.task!r}.")
+        finetuned = published(self.task) if self.finetuned == PUBLISHED else self.finetuned
+        vector = import_vector(self.base, finetuned, self.task, self.out)
+        print(f"{self.out / self.task}.safetensors: {_summary(vector)}")
+
+
+def published(task: str) -> str:
+    """Return the hub id of a task's published model.
+
+    **Raises:** `InputError` if the task is none of the eight.
+    """
+    from rmtllmf_jax.data.registry import task_facts
+
+    require_known("task", task, TASK_NAMES)
+    return f"{PUBLISHED}/clip-vit-base-patch16_{task_facts(task).finetuned}"
+
+
+def import_published(setting: Setting, tasks: tuple[str, ...], folder: Path) -> None:
+    """Import the published models of tasks, those alone that are not there yet."""
+    from rmtllmf_jax.training.task_models import import_vector, is_imported
+
+    for task in tasks:
+        if not is_imported(setting.model_hash, task, folder):
+            vector = import_vector(setting.model, published(task), task, folder)
+            print(f"{task}: imported {published(task)}: {_summary(vector)}", flush=True)
+
+
+def _summary(vector: TaskVector) -> str:
+    from rmtllmf_jax.fusion import leaves_by_path
+
+    return (
+        f"{len(leaves_by_path(vector.tree))} leaves, {vector.size:,} parameters, "
+        f"norm {float(vector.norm()):.4g}, rms {float(vector.rms()):.3g}"
+    )

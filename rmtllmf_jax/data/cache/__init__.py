@@ -1,0 +1,119 @@
+"""Images decoded once, then mapped from disk: `load_split`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from jaxtyping import Int32, UInt8
+
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.data.cache.build import decode_split
+from rmtllmf_jax.data.cache.entry import FORMAT, Arrays, Entry
+from rmtllmf_jax.data.cache.part import IMAGES, LABELS
+from rmtllmf_jax.data.decode import FITS, RESIZE_RULES, Fit, OtherSize, Rule
+from rmtllmf_jax.data.source import Source
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split as arrays: `images` (n, s, s, 3) uint8 RGB, `labels` (n,) int32; both read-only.
+
+    `images` is mapped from disk. `fingerprint` is a hash of the source's content, the class names,
+    the image size asked for and the resize rule: equal fingerprints mean equal pixels at that size,
+    as far as Pillow and its JPEG decoder are the same.
+    """
+
+    images: UInt8[np.ndarray, "n s s 3"]
+    labels: Int32[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def load_split(
+    source: Source,
+    task: str,
+    split: str,
+    image_size: int,
+    cache_dir: Path,
+    *,
+    fit: Fit = "crop",
+    native: int | None = None,
+    verify: bool = False,
+) -> Images:
+    """Return a split of a task as `image_size` x `image_size` RGB pixels.
+
+    The first call decodes every image (see `decode_image` for `fit`) into
+    `cache_dir/images/<fingerprint>`, later ones map that entry. A killed process leaves no half
+    entry, and the next call goes on where it was; a damaged entry is built again; of several
+    processes that ask at once one builds while the others wait. `verify` checks every byte of an
+    entry that is there already, not only its sizes.
+
+    With `native`, the side in pixels of the small squares that all images are said to be, they are
+    kept and returned in that size if it is below `image_size` and they are: `models.images.resize`
+    makes the same pixels of them on the device, and 32 pixels take a fiftieth of the room of 224.
+
+    **Raises:** `InputError` if `image_size` < 1, if `fit` is unknown, if the split is empty, if an
+    image cannot be decoded or a label is no index into the classes (the message names file and
+    row), if the source changes meanwhile, or if `cache_dir` cannot be written.
+    """
+    require_at_least("image_size", image_size, 1)
+    require_known("fit", fit, FITS)
+    classes = source.classes(task)
+    if source.size(task, split) < 1:
+        raise InputError(f"task {task!r}: split {split!r} holds no images.")
+    made_from = {"source": source.fingerprint(task, split), "classes": classes, "format": FORMAT}
+    asked_for = {**made_from, "image_size": image_size, "resize": RESIZE_RULES[fit]}
+    # Of what was asked for, so that it does not tell in which size images are kept.
+    fingerprint = content_hash(asked_for)
+    if native is not None and native < image_size:
+        as_stored = {**made_from, "image_size": native, "resize": RESIZE_RULES["exact"]}
+        try:
+            arrays = _entry(source, task, split, cache_dir, as_stored, "exact", verify)
+            return Images(*arrays, classes, fingerprint)
+        except OtherSize:
+            pass  # not the set that it is named after: kept at `image_size` like any other
+    arrays = _entry(source, task, split, cache_dir, asked_for, fit, verify)
+    return Images(*arrays, classes, fingerprint)
+
+
+def _entry(
+    source: Source,
+    task: str,
+    split: str,
+    cache_dir: Path,
+    made_from: dict[str, Any],
+    rule: Rule,
+    verify: bool,
+) -> Arrays:
+    """Open the entry of what it is made from, or decode it first."""
+    count, image_size = source.size(task, split), made_from["image_size"]
+    entry = Entry(cache_dir / "images" / content_hash(made_from), count, image_size)
+    arrays = entry.open(verify=verify)
+    if arrays is None:
+        with entry.locked():
+            arrays = entry.open(verify=verify)  # built while this process waited?
+            if arrays is None:
+                about = {**made_from, "task": task, "split": split, "pillow": PIL.__version__}
+                with entry.creating(about) as part:
+                    decode_split(
+                        source,
+                        task,
+                        split,
+                        len(made_from["classes"]),
+                        part.arrays[IMAGES],
+                        part.arrays[LABELS],
+                        fit=rule,
+                        start=part.rows,
+                        save=part.save,
+                    )
+                    if source.fingerprint(task, split) != made_from["source"]:
+                        raise InputError(f"task {task!r}, split {split!r}: changed while read.")
+                arrays = entry.open()
+    if arrays is None:
+        raise InputError(f"{entry.folder}: could not be read back; is the disk failing?")
+    return arrays

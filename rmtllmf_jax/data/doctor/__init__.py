@@ -1,0 +1,126 @@
+"""Check a task's data against the registry, and against itself: `examine`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.doctor.classes import (
+    check_classes,
+    check_labels,
+    check_sizes,
+    class_counts,
+)
+from rmtllmf_jax.data.doctor.finding import LEVELS, Finding
+from rmtllmf_jax.data.doctor.images import (
+    check_image_sizes,
+    check_near_duplicates,
+    check_overlap,
+    check_reading,
+)
+from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, scan_split
+from rmtllmf_jax.data.registry import TaskFacts, task_facts
+from rmtllmf_jax.data.source import SPLITS, Source
+from rmtllmf_jax.data.tasks import TASK_NAMES
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """A split in numbers: images read, the registry's number, images a class, sides in pixels.
+
+    `full` is `None` for a task that is not in the registry; the ranges are (smallest, largest),
+    `None` where nothing could be read.
+    """
+
+    images: int
+    full: int | None
+    images_a_class: tuple[int, int] | None
+    shorter_side: tuple[int, int] | None
+    longer_side: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `examine` found in a task's data; the gravest findings come first.
+
+    `classes` is `None` where the names could not be read.
+    """
+
+    task: str
+    classes: int | None
+    splits: Mapping[str, SplitFigures]
+    findings: tuple[Finding, ...]
+
+
+def examine(source: Source, task: str, *, near: int | None = None) -> Examination:
+    """Check one task of a source.
+
+    Against the registry: split sizes, class names, their order, published numbers a class, image
+    sizes. Against itself: labels outside the classes, classes without images, imbalance, test
+    images that are in train (equal pixels, however encoded), equal images with different labels,
+    repeated, unreadable, tiny and odd-sized images. Nothing about the content raises: a truncated
+    file becomes a finding that names it, and what can be checked without it is checked.
+
+    **Arguments:**
+
+    - `near`: also report test images whose perceptual hash (256 bits) is at most this many bits
+      from one of train.
+
+    **Raises:** `InputError` if the source has no such task, or if `near` is not in 0..256.
+    """
+    if near is not None and not 0 <= near <= HASH_BITS:
+        raise InputError(f"near must be in 0 to {HASH_BITS} bits, got {near!r}.")
+    known = source.tasks()
+    if task not in known:
+        raise InputError(f"the source has no task {task!r}. It has: {', '.join(known)}.")
+    facts = task_facts(task) if task in TASK_NAMES else None
+    findings: list[Finding] = []
+    classes: tuple[str, ...] | None = None
+    try:
+        classes = source.classes(task)
+    except InputError as error:
+        follows = "a run stops here; neither names nor labels could be checked"
+        findings.append(Finding("error", "class names", task, str(error), follows))
+    scans = {
+        split: scan_split(source, task, split, perceptual=near is not None) for split in SPLITS
+    }
+    findings += check_reading(task, scans)
+    if facts is None:
+        what = f"{task!r} is not in the registry, which has {', '.join(TASK_NAMES)}"
+        follows = "split sizes and class names could not be checked"
+        findings.append(Finding("note", "registry", task, what, follows))
+    else:
+        findings += check_sizes(facts, scans)
+        findings += check_classes(facts, classes) if classes else []
+    if classes:
+        findings += check_labels(task, classes, scans, facts)
+    train, test = (scans[split] for split in SPLITS)
+    findings += check_overlap(task, train, test)
+    if near is not None:
+        findings += check_near_duplicates(task, train, test, near)
+    findings += check_image_sizes(task, scans, facts)
+    return Examination(
+        task,
+        None if classes is None else len(classes),
+        {split: _figures(split, scan, classes, facts) for split, scan in scans.items()},
+        tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
+    )
+
+
+def _figures(
+    split: str, scan: Scan, classes: tuple[str, ...] | None, facts: TaskFacts | None
+) -> SplitFigures:
+    images = scan.readable
+    counts = class_counts(scan, len(classes)) if classes and scan.images else None
+    sides = np.array([(min(x.width, x.height), max(x.width, x.height)) for x in images])
+    low, high = (sides.min(axis=0), sides.max(axis=0)) if len(images) else (None, None)
+    return SplitFigures(
+        len(scan.images),
+        None if facts is None else {"train": facts.train, "test": facts.test}[split],
+        None if counts is None else (int(counts.min()), int(counts.max())),
+        None if low is None or high is None else (int(low[0]), int(high[0])),
+        None if low is None or high is None else (int(low[1]), int(high[1])),
+    )

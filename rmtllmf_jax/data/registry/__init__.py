@@ -1,0 +1,139 @@
+"""What is known about the eight tasks: class names, prompts, split sizes and where to get them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.data.tasks import TASK_NAMES
+
+SINGLE_PROMPT = "a photo of a {}"
+"""The one prompt of the recipes that use no ensemble; `{}` stands for the class name."""
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set on the Hugging Face hub: id, configuration, splits and columns."""
+
+    id: str
+    config: str | None
+    train: str
+    test: str
+    image: str
+    label: str
+
+
+@dataclass(frozen=True)
+class TfdsSet:
+    """A `tensorflow-datasets` builder, perhaps with its config after a slash.
+
+    `train` and `test` are split strings of TFDS (`train+validation`), `image` and `label` features.
+    """
+
+    builder: str
+    train: str
+    test: str
+    image: str
+    label: str
+
+
+@dataclass(frozen=True)
+class OtherSize:
+    """A number of images that a split is known to have elsewhere.
+
+    `follows` says what such a split is and what follows for a run that uses it; `level` is `error`
+    where the run's accuracies would mean nothing.
+    """
+
+    split: str
+    size: int
+    level: Literal["error", "warning"]
+    follows: str
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """One task at full size, as the task-arithmetic literature uses it.
+
+    `classes` are CLIP's spellings, which go into the prompts and which the hub sets of `tanganke`
+    carry; `dataset_classes` are the names of the data set itself and `other_classes` further
+    spellings of all classes; each is in the order of the labels. A prompt holds `{}` once.
+    `train` and `test` are numbers of images, `train_counts` and `test_counts` those of each class
+    where they tell classes apart; `pixels` is the side of the images where all of them
+    are squares of one small size. `tfds_note` says why there is no `tfds`, or what to know of it.
+    `finetuned` is the suffix of the published models `tanganke/clip-vit-base-patch16_<suffix>`.
+    `note` says in which order the labels are, and where other copies of the set differ.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    dataset_classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    train: int
+    test: int
+    train_counts: tuple[int, ...] | None
+    test_counts: tuple[int, ...] | None
+    pixels: int | None
+    hub: HubSet
+    tfds: TfdsSet | None
+    tfds_note: str
+    finetuned: str
+    note: str
+    other_sizes: tuple[OtherSize, ...]
+    other_classes: tuple[tuple[str, ...], ...]
+
+    def labels_of(self, names: Iterable[str]) -> tuple[int | None, ...]:
+        """Return this task's label for each class name, None for a name that it does not have.
+
+        A name may be any known spelling (see `plain_name`), in any order and number.
+        """
+        known: dict[str, int] = {}
+        for spelling in (self.classes, self.dataset_classes, *self.other_classes):
+            known |= {plain_name(name): label for label, name in enumerate(spelling)}
+        return tuple(known.get(plain_name(name)) for name in names)
+
+
+def plain_name(name: str) -> str:
+    """Return a class name without what its spellings differ in.
+
+    Case, separators and punctuation go, so do leading zeros of a number and the initial that
+    SUN397's folders begin with: `/f/field/wild` and `Field Wild` are the same, and `00007` and `7`.
+    """
+    name = re.sub(r"^/[a-z]/", "", name.casefold())
+    letters = re.sub(r"[\W_]+", "", name)
+    return str(int(letters)) if letters.isdecimal() else letters
+
+
+@cache
+def task_facts(name: str) -> TaskFacts:
+    """Return what is known about a task.
+
+    **Raises:** `InputError` for a name that is not in `TASK_NAMES`; it gives the nearest.
+    """
+    require_known("task", name, TASK_NAMES)
+    path = files(__name__) / f"{name}.json"
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    tfds = facts.pop("tfds")
+    return TaskFacts(
+        name=name,
+        classes=tuple(facts.pop("classes")),
+        dataset_classes=tuple(facts.pop("dataset_classes")),
+        prompts=tuple(facts.pop("prompts")),
+        train_counts=_numbers(facts.pop("train_counts")),
+        test_counts=_numbers(facts.pop("test_counts")),
+        hub=HubSet(**facts.pop("hub")),
+        tfds=None if tfds is None else TfdsSet(**tfds),
+        other_sizes=tuple(OtherSize(**size) for size in facts.pop("other_sizes")),
+        other_classes=tuple(tuple(names) for names in facts.pop("other_classes")),
+        **facts,
+    )
+
+
+def _numbers(listed: list[int] | None) -> tuple[int, ...] | None:
+    return None if listed is None else tuple(listed)

@@ -1,0 +1,34 @@
+"""The sources by name, as the command line offers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.data.source import Source
+from rmtllmf_jax.data.sources.arrays import ArraySource
+from rmtllmf_jax.data.sources.folder import DataFolder
+from rmtllmf_jax.data.sources.hub import HubSource
+from rmtllmf_jax.data.sources.tfds import TfdsSource
+
+SOURCES = ("hub", "tfds", "folder", "arrays")
+"""Hugging Face hub, TensorFlow Datasets, parquet or image files, and `.npz` files."""
+
+
+def get_source(name: str, data: Path | None = None) -> Source:
+    """Return a source by its name.
+
+    `data` is the folder of `folder` and `arrays`; for `hub` and `tfds` it may be left out, and else
+    takes the place of the folders where `datasets` and TFDS keep their files.
+
+    **Raises:** `InputError` for an unknown name, and if a source that needs `data` has none.
+    """
+    require_known("source", name, SOURCES)
+    if name == "hub":
+        return HubSource(cache_dir=data)
+    if name == "tfds":
+        return TfdsSource(data_dir=data)
+    if data is None:
+        holds = "parquet or image files" if name == "folder" else "<task>.npz files"
+        raise InputError(f"source {name!r} needs --data: the folder with the {holds}.")
+    return DataFolder(data) if name == "folder" else ArraySource.from_npz(data)

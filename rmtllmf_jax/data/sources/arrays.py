@@ -1,0 +1,152 @@
+"""Images that are in memory already, or in one `.npz` file a task, as a source."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.data.source import SPLITS, Example
+
+_NAMES = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+
+
+@dataclass(frozen=True)
+class TaskArrays:
+    """One task: images uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), labels integers (n,).
+
+    **Raises:** `InputError` that names the array if its type or shape is another, if a label is no
+    index into `classes`, or if `classes` is empty or holds a name twice.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check types and shapes."""
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"classes: expected names, each once, got {list(self.classes)}.")
+        for split in SPLITS:
+            _check(split, *self.split(split), len(self.classes))
+
+    def split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images and labels of a split."""
+        if split == "train":
+            return self.train_images, self.train_labels
+        return self.test_images, self.test_labels
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """The `Source` over arrays, or over `.npz` files that are read when they are first asked for.
+
+    **Raises:** every method raises `InputError` for an unknown task or split, and for a file that
+    does not hold what `TaskArrays` wants (it names file and array).
+    """
+
+    arrays: Mapping[str, TaskArrays | Path]
+    _read: dict[str, TaskArrays] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_npz(cls, folder: Path) -> ArraySource:
+        """Return the source over `<folder>/<task>.npz`.
+
+        A file holds `train_images`, `train_labels`, `test_images`, `test_labels` and `classes` (an
+        array of strings), as `TaskArrays` wants them; `numpy.savez` writes such files.
+
+        **Raises:** `InputError` that names the folder if it is missing or holds no such file.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder.")
+        paths = {path.stem: path for path in folder.glob("*.npz") if path.name[0] != "."}
+        if not paths:
+            raise InputError(f"{folder}: holds no task; expected <task>.npz.")
+        return cls(paths)
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of the tasks, sorted."""
+        return tuple(sorted(self.arrays))
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Return the class names in label order."""
+        return self._task(task).classes
+
+    def size(self, task: str, split: str) -> int:
+        """Return the number of images in a split."""
+        return len(self._split(task, split)[1])
+
+    def fingerprint(self, task: str, split: str) -> str:
+        """Return the SHA-256 of the images' and labels' shapes and values."""
+        images, labels = self._split(task, split)
+        digest = hashlib.sha256(f"{images.shape}\n".encode())
+        digest.update(np.ascontiguousarray(images).data)
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
+        """Yield the rows from `start` on."""
+        images, labels = self._split(task, split)
+        for row in range(start, len(images)):
+            yield Example(images[row], int(labels[row]), f"{task}: {split}_images[{row}]")
+
+    def _task(self, task: str) -> TaskArrays:
+        arrays = self.arrays[require_known("task", task, self.tasks())]
+        if isinstance(arrays, TaskArrays):
+            return arrays
+        if task not in self._read:
+            self._read[task] = _read_npz(arrays)
+        return self._read[task]
+
+    def _split(self, task: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        return self._task(task).split(require_known("split", split, SPLITS))
+
+
+def _read_npz(path: Path) -> TaskArrays:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            missing = [name for name in _NAMES if name not in file.files]
+            if missing:
+                listed = ", ".join(file.files)
+                raise InputError(f"{path}: no array {', '.join(missing)}; it has {listed}.")
+            arrays = {name: file[name] for name in _NAMES}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable .npz file ({error}).") from error
+    classes = arrays.pop("classes")
+    if classes.ndim != 1 or classes.dtype.kind != "U":
+        raise InputError(
+            f"{path}: classes must be a list of strings, got {classes.dtype} {classes.shape}."
+        )
+    try:
+        return TaskArrays(**arrays, classes=tuple(classes.tolist()))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _check(split: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    grey = images.ndim == 3
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] in (1, 3))):
+        raise InputError(
+            f"{split}_images: expected uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), "
+            f"got {images.dtype} {images.shape}."
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"{split}_labels: expected integers of shape {images.shape[:1]}, "
+            f"got {labels.dtype} {labels.shape}."
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise InputError(
+            f"{split}_labels[{wrong[0]}]: label {labels[wrong[0]]} is not one of the {classes} "
+            f"classes (0 to {classes - 1})."
+        )

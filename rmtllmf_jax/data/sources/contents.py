@@ -1,0 +1,80 @@
+"""Hashes of what files and examples hold; large amounts in threads, with a progress bar."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.data.source import Example
+
+_MIB = 1 << 20
+_SETTLED = 2_000_000_000  # nanoseconds; coarser than any file system's clock
+
+_Stamp = tuple[int, int, int, int, int]
+_KNOWN: dict[_Stamp, str] = {}
+
+
+def file_hashes(paths: Sequence[Path], description: str) -> list[str]:
+    """Return the SHA-256 of each file, as hexadecimal.
+
+    Within a process a file is read once, unless its inode, size or times have changed since: a
+    process asks for the same fingerprint before and after it decodes a split.
+
+    **Raises:** `OSError` if a file cannot be read.
+    """
+    total = sum(path.stat().st_size for path in paths)
+    with (
+        progress_bar(description, total // _MIB) as advance,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        lock, done = Lock(), 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            with lock:
+                advance((done + size) // _MIB - done // _MIB)
+                done += size
+
+        return list(pool.map(lambda path: _hash(path, count), paths))
+
+
+def examples_hash(examples: Iterable[Example], total: int, description: str) -> str:
+    """Return the SHA-256 over the images and labels of some examples, in their order."""
+    digest = hashlib.sha256()
+    with progress_bar(description, total) as advance:
+        for example in examples:
+            image = example.image
+            if isinstance(image, np.ndarray):
+                digest.update(f"{image.dtype.str} {image.shape} {example.label}\n".encode())
+                digest.update(np.ascontiguousarray(image).data)
+            else:
+                digest.update(f"{len(image)} {example.label}\n".encode())
+                digest.update(image)
+            advance(1)
+    return digest.hexdigest()
+
+
+def _hash(path: Path, count: Callable[[int], None]) -> str:
+    now = time.time_ns()
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if stamp in _KNOWN:
+            count(stat.st_size)
+            return _KNOWN[stamp]
+        digest = hashlib.sha256()
+        while chunk := file.read(4 * _MIB):
+            digest.update(chunk)
+            count(len(chunk))
+    # A file changed a moment ago may change again without a new time stamp.
+    if max(stat.st_mtime_ns, stat.st_ctime_ns) + _SETTLED < now:
+        _KNOWN[stamp] = digest.hexdigest()
+    return digest.hexdigest()

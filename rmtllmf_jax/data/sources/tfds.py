@@ -1,0 +1,190 @@
+"""TensorFlow Datasets as a source: prepared array_record sets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, task_facts
+from rmtllmf_jax.data.source import SPLITS, Example
+from rmtllmf_jax.data.sources.contents import examples_hash
+from rmtllmf_jax.data.tasks import TASK_NAMES
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """The `Source` over sets that were prepared as `array_record` (extra `tfds`).
+
+    `data_dir` replaces TFDS's own folder. Images come as the files that TFDS keeps; without
+    `encoded`, TFDS decodes them to arrays. Labels follow the registry: where TFDS has the same
+    class names in another order (`sun397`), they are renumbered by name. `facts` says which
+    builder, splits and features a task has.
+
+    **Raises:** every method raises `InputError`: for a task without a usable builder (it names the
+    data set on the Hugging Face hub), a set that is not prepared (it says how), class names other
+    than the registry's, an unreadable file, or if the extra is not installed.
+    """
+
+    data_dir: Path | None = None
+    encoded: bool = True
+    facts: Callable[[str], TaskFacts] = task_facts
+    _opened: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+    _hashes: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the eight tasks; those without a builder say so when they are used."""
+        return TASK_NAMES
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Return the registry's names of the set's classes, after a look at TFDS's own."""
+        self._labels(task)
+        return self.facts(task).dataset_classes
+
+    def size(self, task: str, split: str) -> int:
+        """Return the number of examples in a split."""
+        return len(self._open(task, split))
+
+    def fingerprint(self, task: str, split: str) -> str:
+        """Return a hash over all images and labels in their order; read once for each object.
+
+        A prepared set is not written to again (TFDS gives a new version a new folder), so a change
+        under the feet of a running process is not looked for.
+        """
+        key = (task, split)
+        if key not in self._hashes:
+            total, doing = self.size(task, split), f"hashing {task} {split}"
+            self._hashes[key] = examples_hash(self.examples(task, split), total, doing)
+        return self._hashes[key]
+
+    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
+        """Yield the examples from `start` on; what is before is not read."""
+        opened, labels = self._open(task, split), self._labels(task)
+        known = self._builder_facts(task)
+        for row in range(start, len(opened)):
+            origin = f"tfds {known.builder}: {_split_of(known, split)} row {row}"
+            try:
+                item = opened[row]
+                image, label = item[known.image], int(item[known.label])
+            except Exception as error:  # array_record raises RuntimeError, the parsers many more
+                raise InputError(
+                    f"{origin}: cannot be read ({_brief(error)}). Prepare the set again."
+                ) from error
+            if not 0 <= label < len(labels):
+                raise InputError(f"{origin}: label {label} is none of {len(labels)}.")
+            pixels = isinstance(image, np.ndarray)
+            yield Example(image if pixels else bytes(image), labels[label], origin)
+
+    def _builder_facts(self, task: str) -> TfdsSet:
+        known = self.facts(require_known("task", task, TASK_NAMES))
+        if known.tfds is None:
+            hint = "" if known.hub.id in known.tfds_note else f" Use --source hub ({known.hub.id})."
+            raise InputError(
+                f"task {task!r} cannot come from TensorFlow Datasets: {known.tfds_note}{hint}"
+            )
+        return known.tfds
+
+    def _builder(self, task: str) -> Any:
+        known = self._builder_facts(task)
+        tfds = _import_tfds()
+        directory = None if self.data_dir is None else str(self.data_dir)
+        try:
+            return tfds.builder(known.builder, data_dir=directory)
+        except Exception as error:  # DatasetNotFoundError, and whatever a builder's code raises
+            raise InputError(
+                f"tfds {known.builder}: no such builder or version here ({_brief(error)})."
+            ) from error
+
+    def _open(self, task: str, split: str) -> Any:
+        require_known("split", split, SPLITS)
+        known = self._builder_facts(task)
+        if (task, split) not in self._opened:
+            tfds, builder = _import_tfds(), self._builder(task)
+            decoders = {known.image: tfds.decode.SkipDecoding()} if self.encoded else None
+            wanted = _split_of(known, split)
+            try:
+                opened = builder.as_data_source(split=wanted, decoders=decoders)
+                len(opened)
+            except ImportError as error:
+                raise _missing_extra(error) from error
+            except Exception as error:
+                if isinstance(error, NotImplementedError) or not builder.is_prepared():
+                    raise InputError(self._how_to_prepare(task, known)) from error
+                raise InputError(
+                    f"tfds {known.builder}, split {wanted!r}: cannot be opened ({_brief(error)})."
+                ) from error
+            self._opened[task, split] = opened
+        return self._opened[task, split]
+
+    def _labels(self, task: str) -> list[int]:
+        """Return the registry's label for each of TFDS's."""
+        known, facts = self._builder_facts(task), self.facts(task)
+        features = self._builder(task).info.features
+        for name in (known.image, known.label):
+            if name not in features:
+                listed = ", ".join(features)
+                raise InputError(f"tfds {known.builder}: no feature {name!r}; it has {listed}.")
+        names = getattr(features[known.label], "names", None)
+        if not names:
+            raise InputError(f"tfds {known.builder}: feature {known.label!r} has no class names.")
+        return _positions(known.builder, list(names), facts.dataset_classes)
+
+    def _how_to_prepare(self, task: str, known: TfdsSet) -> str:
+        folder = "TFDS's own folder" if self.data_dir is None else str(self.data_dir)
+        option = "" if self.data_dir is None else f", data_dir={str(self.data_dir)!r}"
+        return (
+            f"tfds {known.builder}: not prepared as array_record in {folder}. Prepare it once "
+            'where TensorFlow is installed: python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder({known.builder!r}{option}, file_format='array_record')"
+            f'.download_and_prepare()". Or use --source hub ({self.facts(task).hub.id}).'
+        )
+
+
+def _positions(builder: str, names: list[str], classes: tuple[str, ...]) -> list[int]:
+    """Return where each of TFDS's names stands among the registry's.
+
+    Case, separators and SUN397's leading letter (`/a/abbey`) do not count.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]+", " ", re.sub(r"^/[a-z]/", "", name.casefold())).strip()
+
+    wanted = {plain(name): position for position, name in enumerate(classes)}
+    found = [plain(name) for name in names]
+    if len(wanted) < len(classes) or sorted(found) != sorted(wanted):
+        strange = [name for name in names if plain(name) not in wanted][:5]
+        lacking = [name for name in classes if plain(name) not in found][:5]
+        raise InputError(
+            f"tfds {builder}: {len(names)} classes that are not the registry's {len(classes)}; "
+            f"unknown {strange}, lacking {lacking}. Labels cannot be told apart safely."
+        )
+    return [wanted[name] for name in found]
+
+
+def _split_of(known: TfdsSet, split: str) -> str:
+    return known.train if split == "train" else known.test
+
+
+def _import_tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise _missing_extra(error) from error
+    return tensorflow_datasets
+
+
+def _missing_extra(error: ImportError) -> InputError:
+    return InputError(
+        "the source 'tfds' needs the packages tensorflow-datasets and array-record "
+        f"({_brief(error)}). Install them: pip install 'rmtllmf-jax[tfds]'."
+    )
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

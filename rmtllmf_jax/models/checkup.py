@@ -1,0 +1,147 @@
+"""Look at a checkpoint: does it fit its configuration, and are its numbers those of a model?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.models.backbone import backbone_of
+from rmtllmf_jax.models.clip import CLIP
+from rmtllmf_jax.models.pretrained import Pretrained, abstract_clip, read_pretrained
+from rmtllmf_jax.models.weights import assign
+
+Level = Literal["error", "warning", "note"]
+
+_SHOWN = 3  # leaves that a fault names
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with leaves of a checkpoint (or good to know), and what follows from it."""
+
+    level: Level
+    check: str
+    what: str
+    follows: str
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """`kind` is Hugging Face's `model_type`; `parameters` counts those of all `tensors`."""
+
+    kind: str
+    tensors: int
+    parameters: int
+    faults: tuple[Fault, ...]
+
+
+def check_model(model: str | Path) -> Checkup:
+    """Check a checkpoint against its configuration, and its tensors one by one.
+
+    **Arguments:**
+
+    - `model`: Hugging Face directory, or hub id.
+
+    **Raises:** `InputError` if configuration or weights cannot be read at all.
+    """
+    found = read_pretrained(model)
+    return Checkup(
+        found.config.kind,
+        len(found.tensors),
+        sum(tensor.size for tensor in found.tensors.values()),
+        (*_check_fit(found), *check_tensors(found.tensors)),
+    )
+
+
+def _check_fit(found: Pretrained) -> list[Fault]:
+    try:
+        backbone_of(found)
+    except InputError as error:
+        follows = "it cannot be loaded; config.json and weights belong to different models"
+        return [Fault("error", "fit", str(error), follows)]
+    if found.config.text is not None:
+        shape = found.config.clip(found.directory / "config.json")
+        try:
+            assign(found.tensors, abstract_clip(CLIP(shape)), found.origin)
+        except InputError as error:
+            follows = "its image tower can be used, but no zero-shot heads can be made with it"
+            return [Fault("warning", "fit", str(error), follows)]
+    return []
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray]) -> list[Fault]:
+    """Report leaves that are not finite, all zero, constant, empty or not float32.
+
+    Constant vectors are common (biases of 0, scales of 1 that were never trained) and only noted.
+    """
+    broken: list[str] = []
+    zero: list[str] = []
+    constant: list[str] = []
+    untrained: list[str] = []
+    kinds: dict[str, list[str]] = {}
+    for path, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            kinds.setdefault(str(tensor.dtype), []).append(path)
+        values = np.asarray(tensor, np.float32)
+        wrong = int(values.size - np.isfinite(values).sum())
+        if wrong:
+            broken.append(f"{path} ({wrong:,} of {values.size:,})")
+        elif values.size > 1 and values.min() == values.max():
+            if tensor.ndim < 2:
+                untrained.append(path)
+            else:
+                (constant if values.flat[0] else zero).append(path)
+    findings: list[tuple[Level, str, list[str], str, str]] = [
+        (
+            "error",
+            "finite",
+            broken,
+            "hold NaN or infinite values",
+            "every feature becomes NaN; fetch or train the model again",
+        ),
+        (
+            "error",
+            "zero",
+            zero,
+            "are all zero",
+            "these layers pass nothing on; an interrupted or failed conversion, perhaps",
+        ),
+        (
+            "warning",
+            "constant",
+            constant,
+            "have one value throughout",
+            "these layers cannot have been trained",
+        ),
+        (
+            "note",
+            "constant",
+            untrained,
+            "are vectors of one value",
+            "biases of 0 and scales of 1 are untrained ones; harmless in small numbers",
+        ),
+    ]
+    rounded = "read as float32; differences of fine-tuned models have lost digits"
+    findings += [
+        ("note", "dtype", leaves, f"are {kind}", rounded) for kind, leaves in kinds.items()
+    ]
+    return [
+        Fault(
+            level,
+            check,
+            f"{len(leaves)} of {len(tensors)} tensors {what}: {_some(leaves)}",
+            follows,
+        )
+        for level, check, leaves, what, follows in findings
+        if leaves
+    ]
+
+
+def _some(leaves: list[str]) -> str:
+    shown, more = ", ".join(leaves[:_SHOWN]), len(leaves) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

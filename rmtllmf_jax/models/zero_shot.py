@@ -1,0 +1,241 @@
+"""Zero-shot heads: a class is the mean direction of its prompts in CLIP's shared space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models.clip import CLIP
+from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.tokens import fill_templates, require_tokenizer, tokenise
+from rmtllmf_jax.models.weights import read_metadata, read_safetensors, save_tree
+
+_TEXT_PARTS = ("text_model", "text_projection", "logit_scale")
+_METADATA = "head"
+_FORMAT = 1
+"""Part of the cache's key: raise it when the same inputs give another head."""
+_ROUND = 16  # texts are cut to a multiple of this many tokens, so that few programs are compiled
+
+
+def class_embeddings(
+    encode: Callable[[Int[Array, "batch tokens"]], Float[Array, "batch features"]],
+    tokens: Int[np.ndarray, "classes templates tokens"],
+    *,
+    batch_size: int = 64,
+    description: str = "class prompts",
+) -> Float[np.ndarray, "classes features"]:
+    """Return a direction a class: the normalised mean of its prompts' normalised embeddings.
+
+    **Arguments:**
+
+    - `encode`: the text tower, called on batches of one size (the last one is filled up).
+
+    **Raises:** `InputError` if an embedding is zero or not finite.
+    """
+    classes, templates, length = tokens.shape
+    prompts = tokens.reshape(-1, length)
+    embeddings: list[np.ndarray] = []
+    with progress_bar(description, len(prompts)) as advance:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            padded = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(batch), axis=0)])
+            embeddings.append(np.asarray(encode(jnp.asarray(padded)), np.float64)[: len(batch)])
+            advance(len(batch))
+    directions = _directions(np.concatenate(embeddings))
+    mean = directions.reshape(classes, templates, -1).mean(axis=1)
+    return _directions(mean).astype(np.float32)
+
+
+def _directions(vectors: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n features"]:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise InputError("an embedding of a prompt is zero or not finite: are the weights whole?")
+    return vectors / lengths
+
+
+@partial(jax.jit, static_argnames="clip")
+def _text_features(
+    params: PyTree, tokens: Int[Array, "batch tokens"], *, clip: CLIP
+) -> Float[Array, "batch features"]:
+    features = clip.apply({"params": params}, tokens, method="text_features")
+    assert isinstance(features, jax.Array)  # apply's type allows for mutable collections
+    return features
+
+
+def _prompt_tokens(
+    clip: CLIP, tokenizer: Any, classes: Sequence[str], templates: Sequence[str]
+) -> Int[np.ndarray, "classes templates tokens"]:
+    """Tokenise all prompts and drop the columns in which no text has a token.
+
+    What follows the end token does not matter, and prompts fill a fifth of CLIP's 77 places.
+    """
+    require_tokenizer(tokenizer, clip.shape.text, tokenizer.name_or_path)
+    context = clip.shape.text.positions
+    tokens = tokenise(fill_templates(classes, templates), tokenizer, context)
+    longest = int(np.argmax(tokens == tokenizer.eos_token_id, axis=1).max()) + 1
+    length = min(context, -(-longest // _ROUND) * _ROUND)
+    return tokens[:, :length].reshape(len(classes), len(templates), length)
+
+
+def _in_float32(clip: CLIP) -> CLIP:
+    """Return CLIP with a text tower whose results depend on no option of speed."""
+    text = replace(clip.shape.text, dtype="float32", remat=False)
+    return CLIP(replace(clip.shape, text=text))
+
+
+def zero_shot_head(
+    clip: CLIP,
+    params: PyTree,
+    tokenizer: Any,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 64,
+) -> Head:
+    """Return CLIP's head for classes that it knows by name alone.
+
+    Its logits are ``exp(logit_scale)`` times the cosine of the projected image feature and the
+    class's direction (`class_embeddings`). The text tower computes in float32 at full precision,
+    whatever `clip` computes in.
+
+    **Arguments:**
+
+    - `params`: of `clip`, both towers and projections.
+    - `tokenizer`: that of the model (`tokens.load_tokenizer`).
+    - `classes`: names as they stand in a prompt, in the order of the labels.
+    - `templates`: such as ``"a photo of a {}."``; several of them are an ensemble.
+    - `batch_size`: prompts a call of the text tower.
+
+    **Returns:** a head with kernel (features, classes), no bias, and the visual projection
+    (width, features).
+
+    **Raises:** `InputError` for templates, texts or weights that cannot be used.
+    """
+    tokens = _prompt_tokens(clip, tokenizer, classes, templates)
+    text = {part: params[part] for part in _TEXT_PARTS}
+    encode = partial(_text_features, text, clip=_in_float32(clip))
+    with jax.default_matmul_precision("highest"):
+        embeddings = class_embeddings(encode, tokens, batch_size=batch_size)
+    kernel = jnp.exp(params["logit_scale"]).astype(jnp.float32) * embeddings.T
+    projection = jnp.asarray(params["visual_projection"]["kernel"], jnp.float32)
+    return Head(kernel, jnp.zeros(len(classes), jnp.float32), projection)
+
+
+def cached_zero_shot_head(
+    folder: Path,
+    clip: CLIP,
+    params: PyTree,
+    tokenizer: Any,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 64,
+) -> tuple[Head, Path]:
+    """Return `zero_shot_head` and its file in `folder`, named after the hash of its content.
+
+    The hash covers what the head depends on: the weights of the text tower and the projections,
+    the tower's constants, the class names and templates, and the tokens that they became.
+
+    **Raises:** what `zero_shot_head` raises, and `InputError` that names a damaged file.
+    """
+    tokens = _prompt_tokens(clip, tokenizer, classes, templates)
+    parts = {part: params[part] for part in (*_TEXT_PARTS, "visual_projection")}
+    key = content_hash(
+        {
+            "format": _FORMAT,
+            "tower": repr(_in_float32(clip).shape.text),
+            "weights": _tree_hash(parts),
+            "classes": list(classes),
+            "templates": list(templates),
+            "tokens": _tree_hash({"tokens": tokens}),
+        }
+    )
+    path = folder / f"zero-shot-{key}.safetensors"
+    if path.exists():
+        head, names = load_head(path)
+        require_classes(head, classes, path, names)
+        return head, path
+    head = zero_shot_head(clip, params, tokenizer, classes, templates, batch_size=batch_size)
+    save_head(path, head, classes)
+    return head, path
+
+
+def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
+    """Write a head as safetensors, with the names of its classes and a checksum, atomically.
+
+    **Raises:** `InputError` if there are more or fewer names than classes.
+    """
+    require_classes(head, classes, path)
+    names = json.dumps(list(classes))
+    tensors = leaves_by_path(head)
+    about = {"classes": list(classes), "sha256": _tree_hash(tensors, names)}
+    # One entry alone: safetensors writes several in a random order, and the file's hash counts.
+    save_tree(path, tensors, {_METADATA: json.dumps(about)})
+
+
+def load_head(path: Path) -> tuple[Head, tuple[str, ...]]:
+    """Return a head that `save_head` wrote, and the names of its classes.
+
+    **Raises:** `InputError` that names the file if it is missing or damaged.
+    """
+    again = "Delete it, and it is made again."
+    try:
+        tensors, metadata = read_safetensors(path), read_metadata(path)
+    except InputError as error:
+        raise InputError(f"{error} {again}") from error
+    about = json.loads(metadata.get(_METADATA, "{}"))
+    names = about.get("classes", [])
+    if about.get("sha256") != _tree_hash(tensors, json.dumps(names)):
+        raise InputError(
+            f"{path}: a damaged head: its content is not what its checksum says. {again}"
+        )
+    head = Head(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    return head, tuple(names)
+
+
+def require_classes(
+    head: Head, classes: Sequence[str], origin: Path, names: Sequence[str] | None = None
+) -> None:
+    """Check that a head is one for these classes, in this order.
+
+    **Arguments:**
+
+    - `origin`: the file that the error names, of the head or of the classes.
+    - `names`: those that the head was made for, where they are known.
+
+    **Raises:** `InputError` with both counts, or with the first name that differs.
+    """
+    count = head.bias.shape[-1]
+    if len(classes) != count:
+        raise InputError(
+            f"{origin}: the head has {count} classes, but {len(classes)} are expected."
+        )
+    for index, (name, expected) in enumerate(zip(names or classes, classes)):
+        if name != expected:
+            raise InputError(
+                f"{origin}: the head's class {index} is {name!r}, but {expected!r} is expected."
+            )
+
+
+def _tree_hash(tree: PyTree, text: str = "") -> str:
+    """Return a hash of a text, and of path, type, shape and values of all leaves."""
+    digest = hashlib.sha256(text.encode())
+    for path, leaf in sorted(leaves_by_path(tree).items()):
+        array = np.asarray(leaf, order="C")
+        digest.update(f"\n{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,252 @@
+"""The plan of a run before any of it is done: work, memory, disk, and what is missing offline."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.registry import TaskFacts
+from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
+from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.sweep.cost import (
+    FLOAT,
+    Speed,
+    Work,
+    forward_flops,
+    head_parameters,
+    image_tower,
+    sweep_memory,
+    tower_parameters,
+    train_flops,
+    training_memory,
+)
+from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
+from rmtllmf_jax.training.presets import Preset
+
+_CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Something that comes from outside: `size` in bytes, `None` where it is not known."""
+
+    what: str
+    where: str
+    size: int | None
+    present: bool
+
+
+@dataclass(frozen=True)
+class File:
+    """Something that the run writes: `where` is the cache or the run folder, `size` in bytes."""
+
+    what: str
+    where: Literal["cache", "run"]
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; memory in bytes by part, on one device."""
+
+    parameters: int
+    forward_flops: float
+    dtype: str
+    remat: bool
+    cells: dict[str, int]
+    """Cells of the grid under each protection."""
+    work: tuple[Work, ...]
+    training: dict[str, int] | None
+    """Memory of fine-tuning; `None` where nothing is fine-tuned."""
+    sweep: dict[str, int]
+    files: tuple[File, ...]
+    needed: tuple[Needed, ...]
+
+    @property
+    def flops(self) -> float:
+        """Operations of the whole run, memory traffic left out."""
+        return sum((work.amount for work in self.work if work.kind != "memory"), 0.0)
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the run writes."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def missing(self) -> tuple[Needed, ...]:
+        """What has to be downloaded."""
+        return tuple(item for item in self.needed if not item.present)
+
+    def hours(self, speed: Speed) -> float:
+        """Return the hours of all parts on one device; downloads and decoding come on top."""
+        return sum((work.hours(speed, self.dtype) for work in self.work), 0.0)
+
+
+def plan(
+    model: CLIPShape | ViTShape,
+    preset: Preset,
+    tasks: Sequence[TaskFacts],
+    grid: Grid,
+    settings: Settings,
+    *,
+    ready_vectors: bool = False,
+    validation_fraction: float = 0.1,
+    needed: tuple[Needed, ...] = (),
+) -> Plan:
+    """Return the plan of fine-tuning, sweep and evaluation on one device; nothing is computed.
+
+    **Arguments:**
+
+    - `model`: CLIP has zero-shot heads from its text tower; a plain ViT closed-form ones, from the
+      features of the training images. The image size, type and remat are those of its image tower.
+    - `settings`: of the sweep; its `realign` is the recipe of realignment.
+    - `ready_vectors`: published models are used, nothing is fine-tuned.
+    - `validation_fraction`: share of each training split that is set aside.
+    - `needed`: what comes from outside; passed on.
+
+    **Raises:** `InputError` if the grid has a task that is not among `tasks`.
+    """
+    _require_tasks(grid, tasks)
+    shape = image_tower(model)
+    recipe = None if ready_vectors else preset.finetune
+    cells = grid.cells()
+    realigned = any(PROTECTIONS[cell.protection].realign for cell in cells)
+    realign_batch = settings.realign.batch_size if realigned else None
+    shots = settings.shots * sum(len(task.classes) for task in tasks) if realigned else 0
+    parts = _users_work(model, preset, tasks, validation_fraction, ready_vectors)
+    parts += _sweep_work(model, tasks, grid, settings, validation_fraction)
+    return Plan(
+        tower_parameters(model),
+        forward_flops(shape),
+        shape.dtype,
+        shape.remat,
+        dict(Counter(cell.protection for cell in cells)),
+        tuple(work for work in parts if work.count),
+        training_memory(model, recipe.batch_size) if recipe else None,
+        sweep_memory(
+            model,
+            len(tasks),
+            eval_batch=settings.eval_batch_size,
+            test_bytes=sum(
+                _padded(_subset(settings.eval_samples, task.test), settings) * _pixels(task, shape)
+                for task in tasks
+            ),
+            realign_batch=realign_batch,
+            shot_bytes=shots * shape.image_size**2 * shape.channels,
+        ),
+        _files(model, tasks, training=recipe is not None),
+        needed,
+    )
+
+
+def _users_work(
+    model: CLIPShape | ViTShape,
+    preset: Preset,
+    tasks: Sequence[TaskFacts],
+    fraction: float,
+    ready: bool,
+) -> list[Work]:
+    """Return the work of heads, fine-tuning and its validation (before and after)."""
+    shape = image_tower(model)
+    kept = [task.train - _validation(task, fraction) for task in tasks]
+    if isinstance(model, CLIPShape):
+        single = preset.prompts == "single"
+        texts = sum(len(task.classes) * (1 if single else len(task.prompts)) for task in tasks)
+        heads = Work("heads", texts, "texts", texts * forward_flops(model.text), "forward")
+    else:
+        heads = Work("heads", sum(kept), "images", sum(kept) * forward_flops(shape), "forward")
+    work = [heads]
+    if not ready:
+        images = len(tasks) * preset.finetune.steps * preset.finetune.batch_size
+        work.append(Work("fine-tuning", images, "images", images * train_flops(shape), "train"))
+    seen = 2 * sum(_validation(task, fraction) for task in tasks)
+    return [*work, _evaluation("validation of the users", seen, shape)]
+
+
+def _sweep_work(
+    model: CLIPShape | ViTShape,
+    tasks: Sequence[TaskFacts],
+    grid: Grid,
+    settings: Settings,
+    fraction: float,
+) -> list[Work]:
+    """Return the work of all cells, of the references, and of the scale rule `validation`."""
+    shape, cells = image_tower(model), grid.cells()
+    test = {
+        task.name: _padded(_subset(settings.eval_samples, task.test), settings) for task in tasks
+    }
+    merges = sum(PROTECTIONS[cell.protection].fuse for cell in cells)
+    realigned = sum(PROTECTIONS[cell.protection].realign for cell in cells)
+    images = realigned * settings.realign.steps * settings.realign.batch_size
+    work = [
+        Work("realignment", images, "images", images * train_flops(shape), "train"),
+        _evaluation(
+            "evaluation", sum(test[task] for cell in cells for task in cell.combination), shape
+        ),
+        _evaluation("base and fine-tuned models", 2 * sum(test.values()), shape),
+    ]
+    if settings.scale == "validation":
+        rows = {
+            task.name: _padded(
+                _subset(settings.validation_samples, _validation(task, fraction)), settings
+            )
+            for task in tasks
+        }
+        tried = len(VALIDATION_SCALES)
+        seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
+        merges += tried * len(grid.combinations)
+        work.append(_evaluation("choice of the scale", seen + sum(rows.values()), shape))
+    # Base and vectors are read, the result is written; sum and noise go out and come back.
+    moved = float(merges * (len(tasks) + 6) * FLOAT * tower_parameters(model))
+    return [Work("merging", merges, "models", moved, "memory"), *work]
+
+
+def _files(
+    model: CLIPShape | ViTShape, tasks: Sequence[TaskFacts], *, training: bool
+) -> tuple[File, ...]:
+    shape, vector = image_tower(model), FLOAT * tower_parameters(model)
+    files = [
+        File(f"images {task.name}", "cache", (task.train + task.test) * _pixels(task, shape))
+        for task in tasks
+    ]
+    heads = sum(head_parameters(model, len(task.classes)) for task in tasks)
+    files += [File("heads", "run", FLOAT * heads)]
+    files += [File("fine-tuned models", "run", len(tasks) * vector)]
+    if training:  # parameters and two moments, of one task at a time
+        files.append(File("training state, while it runs", "run", _CHECKPOINTS * 3 * vector))
+    return tuple(files)
+
+
+def _require_tasks(grid: Grid, tasks: Sequence[TaskFacts]) -> None:
+    wanted = {task for combination in grid.combinations for task in combination}
+    unknown = sorted(wanted - {task.name for task in tasks})
+    if unknown:
+        names = ", ".join(task.name for task in tasks)
+        raise InputError(f"the grid has {', '.join(unknown)}, and the plan's tasks are {names}.")
+
+
+def _evaluation(what: str, images: int, shape: ViTShape) -> Work:
+    return Work(what, images, "images", images * forward_flops(shape), "forward")
+
+
+def _validation(task: TaskFacts, fraction: float) -> int:
+    return round(fraction * task.train)
+
+
+def _subset(samples: int, there: int) -> int:
+    return min(samples, there) if samples else there
+
+
+def _padded(images: int, settings: Settings) -> int:
+    """Return the images that are computed: the last batch is padded."""
+    return math.ceil(images / settings.eval_batch_size) * settings.eval_batch_size
+
+
+def _pixels(task: TaskFacts, shape: ViTShape) -> int:
+    """Return the bytes of an image as cached: its own small size, or the model's."""
+    return (task.pixels or shape.image_size) ** 2 * 3

@@ -1,0 +1,177 @@
+"""Where a user's fine-tuned model comes from: training here, or a checkpoint made elsewhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import file_hash
+from rmtllmf_jax.data.task_data import TaskData
+from rmtllmf_jax.models.backbone import (
+    Backbone,
+    abstract_params,
+    backbone_of,
+    tower_tensors,
+    with_positions,
+)
+from rmtllmf_jax.models.checkpoint import weights_hash
+from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.pretrained import read_pretrained
+from rmtllmf_jax.models.weights import assign, read_metadata, read_safetensors, save_tree
+from rmtllmf_jax.training.finetune import finetune
+from rmtllmf_jax.training.recipes import Recipe
+
+_METADATA = "task vector"
+
+
+@runtime_checkable
+class TaskModels(Protocol):
+    """Gives fine-tuned parameters a task, and says what they depend on."""
+
+    def key(self, task: str) -> dict[str, Any]:
+        """Return what the parameters depend on besides base model, data and head."""
+        ...
+
+    def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
+        """Return the parameters; what training must keep to go on lies in `folder`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Models fine-tuned here, all by one recipe."""
+
+    backbone: Backbone
+    base: PyTree
+    recipe: Recipe
+    seed: int
+
+    def key(self, task: str) -> dict[str, Any]:
+        """Return the recipe."""
+        return {"recipe": asdict(self.recipe)}
+
+    def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
+        """Fine-tune, or go on where a killed run was."""
+        return finetune(
+            self.backbone,
+            self.base,
+            head,
+            task.train.images,
+            task.train.labels,
+            self.recipe,
+            self.seed,
+            folder,
+            description=f"fine-tuning {task.name}",
+        )
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Models that others fine-tuned: base plus the task vectors of a folder (`import_vector`)."""
+
+    base: PyTree
+    base_hash: str
+    grid: int
+    """Patches along one side of this run's images."""
+    folder: Path
+
+    def key(self, task: str) -> dict[str, Any]:
+        """Return the hash of the task vector's file."""
+        path = self._path(task)
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file; make it with `rmtllmf import-task-vector BASE FINETUNED "
+                f"--task {task} --out {self.folder}`."
+            )
+        return {"recipe": {"imported": _read_about(path)["origin"], "sha256": file_hash(path)}}
+
+    def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
+        """Return base plus task vector.
+
+        **Raises:** `InputError` if the vector belongs to another base model.
+        """
+        path = self._path(task.name)
+        about = _read_about(path)
+        if about["base"] != self.base_hash:
+            raise InputError(
+                f"{path}: a task vector of another base model ({about['base_origin']}); import it "
+                "again with the base model of this run."
+            )
+        # Linear, so that a vector moves to another image size as its two checkpoints do.
+        tensors = with_positions(read_safetensors(path), self.grid)
+        return fusion.add_to_base(self.base, assign(tensors, self.base, path), 1.0)
+
+    def _path(self, task: str) -> Path:
+        return self.folder / f"{task}.safetensors"
+
+
+def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.TaskVector:
+    """Write the task vector of a checkpoint that was fine-tuned elsewhere, and return it.
+
+    `folder/<task>.safetensors` then holds fine-tuned minus base parameters of the image tower in
+    float32, by leaf path, at the checkpoints' own image size.
+
+    **Arguments:**
+
+    - `base`, `finetuned`: directories or hub ids of one architecture, in any format that
+      `models.backbone.load_backbone` takes.
+
+    **Raises:** `InputError` that names the file, or every leaf by which the two differ.
+    """
+    origin = read_pretrained(base)
+    backbone, before = backbone_of(origin)
+    other = read_pretrained(finetuned)
+    if (other.config.kind == "vit") != (origin.config.kind == "vit"):
+        raise InputError(
+            f"{finetuned}: a {other.config.kind} model, and {base} is a {origin.config.kind} "
+            "model; a task vector needs two of one architecture."
+        )
+    try:
+        after = assign(
+            tower_tensors(other.tensors, other.config), abstract_params(backbone), other.origin
+        )
+    except InputError as error:
+        raise InputError(f"{finetuned} is not of the architecture of {base}. {error}") from error
+    vector = fusion.TaskVector.between(after, before)
+    _require_finite(vector, finetuned)
+    about = {
+        "task": task,
+        "base": weights_hash(origin.directory),
+        "base_origin": base,
+        "origin": finetuned,
+    }
+    # One entry alone: safetensors writes several in a random order, and the file's hash counts.
+    save_tree(folder / f"{task}.safetensors", vector.tree, {_METADATA: json.dumps(about)})
+    return vector
+
+
+def is_imported(base_hash: str, task: str, folder: Path) -> bool:
+    """Return whether a folder holds a task's vector of this base model already."""
+    path = folder / f"{task}.safetensors"
+    return path.is_file() and _read_about(path)["base"] == base_hash
+
+
+def _read_about(path: Path) -> dict[str, str]:
+    about = read_metadata(path).get(_METADATA)
+    if about is None:
+        raise InputError(
+            f"{path}: not a task vector that `rmtllmf import-task-vector` wrote (no metadata)."
+        )
+    return json.loads(about)
+
+
+def _require_finite(vector: fusion.TaskVector, origin: str) -> None:
+    bad = [
+        path
+        for path, leaf in fusion.leaves_by_path(vector.tree).items()
+        if not bool(jnp.isfinite(leaf).all())
+    ]
+    if bad:
+        raise InputError(f"{origin}: not finite: {', '.join(bad[:8])}.")

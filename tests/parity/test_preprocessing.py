@@ -1,0 +1,92 @@
+"""Preprocessing on the device against CLIP's processor, Pillow's bicubic and torch's."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import PIL
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from rmtllmf_jax.models.images import normalise, resize
+
+PILLOW = int(PIL.__version__.split(".")[0])
+TALL = pytest.mark.skipif(PILLOW < 13, reason="older Pillow takes the passes in the other order")
+SHAPES = [
+    (32, 32),
+    (37, 91),
+    (224, 300),
+    (375, 500),
+    (500, 375),
+    (223, 224),
+    pytest.param((91, 37), marks=TALL),
+    pytest.param((500, 161), marks=TALL),
+]
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """Return waves, hard edges, a ramp and grain: what photographs have."""
+    y, x = np.mgrid[:height, :width]
+    waves = 127 + 127 * np.sin(x / 7 + y / 11)
+    edges = 255 * ((x // 9 + y // 5) % 2)
+    ramp = 255 * x / max(width - 1, 1)
+    grain = np.random.default_rng(0).normal(0, 9, (height, width, 3))
+    return np.clip(np.stack([waves, edges, ramp], -1) + grain, 0, 255).astype(np.uint8)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def processor(size: int, **options: bool) -> CLIPImageProcessorPil:
+    crop = {"height": size, "width": size}
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop, **options)
+
+
+def processed(image: np.ndarray, size: int, **options: bool) -> np.ndarray:
+    values = processor(size, **options)(
+        [image], return_tensors="np", input_data_format="channels_last"
+    )
+    return values["pixel_values"].transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("make", [photo, noise])
+@pytest.mark.parametrize("size", [224, 33])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pixels_are_those_of_the_processor(shape: tuple[int, int], size: int, make):
+    image = make(*shape)
+    expected = processed(image, size, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(resize(jnp.asarray(image[None]), size), expected)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (375, 500)], ids=str)
+def test_the_whole_pipeline(shape: tuple[int, int]):
+    image, clip = photo(*shape), processor(224)
+    pixels = resize(jnp.asarray(image[None]), 224)
+    values = normalise(pixels, clip.image_mean, clip.image_std)
+    np.testing.assert_allclose(values, processed(image, 224), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [photo, noise])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_squashed_pixels_are_pillow_s(shape: tuple[int, int], make):
+    image = make(*shape)
+    expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(resize(jnp.asarray(image[None]), 224, "squash")[0], expected)
+
+
+@pytest.mark.parametrize("size", [224, 33])
+def test_pixels_are_torch_s_up_to_the_roundings_of_both_passes(size: int):
+    y, x = np.mgrid[:64, :64]
+    image = np.stack([127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 8), x + y], -1)
+    image = np.round(image).astype(np.uint8)
+    tensor = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
+    exact = torch.nn.functional.interpolate(
+        tensor, size=(size, size), mode="bicubic", antialias=True
+    )
+    expected = exact[0].numpy().transpose(1, 2, 0)
+    actual = np.asarray(resize(jnp.asarray(image[None]), size))[0]
+    # Half a level a pass, and the second pass amplifies the first one's by at most 5/4.
+    assert np.abs(actual - expected).max() < 0.5 + 0.5 * 1.25

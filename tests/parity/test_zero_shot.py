@@ -1,0 +1,114 @@
+"""Zero-shot heads against transformers' CLIPModel in torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.tokens import load_tokenizer
+from rmtllmf_jax.models.zero_shot import zero_shot_head
+
+CLASSES = ("annual crop land", "forest", "brushland or shrubland", "sea or lake")
+TEMPLATES = (
+    "a centered satellite photo of {}.",
+    "a centered satellite photo of a {}.",
+    "a photo of a {} from above, in which there is much more to see",
+)
+TOWER = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "quick_gelu",
+}
+RAGGED_BATCH = 5  # 12 prompts: two batches and a part
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write CLIP's two files with every byte, alone and as the end of a word, and one merge."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "ph"]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\np h\n")
+
+
+def model_directory(folder: Path, end_token: int) -> transformers.CLIPModel:
+    """Write a random CLIP, large enough for texts to differ, with its tokenizer; return it."""
+    write_tokenizer(folder)
+    text = {"vocab_size": 515, "max_position_embeddings": 77}
+    text |= {"bos_token_id": 513, "eos_token_id": end_token, "pad_token_id": 514}
+    config = transformers.CLIPConfig(
+        text_config=TOWER | text | {"hidden_size": 16},
+        vision_config=TOWER | {"hidden_size": 12, "image_size": 8, "patch_size": 4},
+        projection_dim=10,
+    )
+    model = transformers.CLIPModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name != "logit_scale":
+                parameter.copy_(0.8 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("end_token", [514, 2], ids=["end token by name", "largest token"])
+def test_class_embeddings_and_logits(tmp_path: Path, end_token: int):
+    model = model_directory(tmp_path, end_token)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+    with torch.no_grad():
+        directions = []
+        for name in CLASSES:
+            prompts = [template.format(name) for template in TEMPLATES]
+            inputs = tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")
+            text = model.text_projection(model.text_model(**inputs).pooler_output)
+            mean = (text / text.norm(dim=-1, keepdim=True)).mean(dim=0)
+            directions.append(mean / mean.norm())
+        classes = torch.stack(directions)
+        features = model.vision_model(torch.from_numpy(images.transpose(0, 3, 1, 2))).pooler_output
+        image = model.visual_projection(features)
+        image = image / image.norm(dim=-1, keepdim=True)
+        logits = (model.logit_scale.exp() * image @ classes.T).numpy()
+        scale = model.logit_scale.exp().item()
+
+    clip, params = load_clip(tmp_path)
+    head = zero_shot_head(
+        clip,
+        params,
+        load_tokenizer(tmp_path, clip.shape.text),
+        CLASSES,
+        TEMPLATES,
+        batch_size=RAGGED_BATCH,
+    )
+    assert np.ptp(classes.numpy(), axis=0).max() > 0.1
+    np.testing.assert_allclose(head.kernel.T / scale, classes.numpy(), rtol=1e-4, atol=1e-6)
+    vision = jax.jit(
+        lambda p, x: clip.apply({"params": p}, x, method=lambda m, x: m.vision_model(x))
+    )
+    ours = head(vision(params, jnp.asarray(images)))
+    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_one_template_gives_the_logits_of_clip(tmp_path: Path):
+    model = model_directory(tmp_path, 514)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    images = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    prompts = [TEMPLATES[2].format(name) for name in CLASSES]
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        expected = model(**inputs, pixel_values=pixels).logits_per_image.numpy()
+        features = model.vision_model(pixels).pooler_output.numpy()
+    clip, params = load_clip(tmp_path)
+    head = zero_shot_head(clip, params, load_tokenizer(tmp_path), CLASSES, TEMPLATES[2:])
+    np.testing.assert_allclose(head(jnp.asarray(features)), expected, rtol=1e-4, atol=1e-5)

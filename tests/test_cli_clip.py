@@ -1,0 +1,256 @@
+"""The command with CLIP: zero-shot heads, imported task vectors, export, presets, dry run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import command, environment
+from safetensors.numpy import load_file
+from tiny_clip import write_clip
+
+from rmtllmf_jax.cli.main import main, parse
+from rmtllmf_jax.models.backbone import load_backbone
+from rmtllmf_jax.training.presets import PRESETS
+
+TASKS = ("mnist", "svhn")
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run the command in this process and return what it printed."""
+    main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert stop.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP, and two of its image towers that others fine-tuned."""
+    folder = tmp_path_factory.mktemp("clip")
+    write_clip(folder / "base")
+    for seed, task in enumerate(TASKS, start=1):
+        write_clip(folder / task, seed, near=folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vectors(models: Path) -> Path:
+    for task in TASKS:
+        words = ["import-task-vector", models / "base", models / task, "--task", task]
+        main([str(word) for word in (*words, "--out", models / "vectors")])
+    return models / "vectors"
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    models: Path, vectors: Path, tiny_data: Path, cache_dir: Path, tmp_path_factory
+) -> Path:
+    """The whole job on imported task vectors, through the installed command."""
+    out = tmp_path_factory.mktemp("clip-run") / "run"
+    words = ["reproduce", "paper", "--model", models / "base", "--source", "folder"]
+    words += ["--data", tiny_data, "--task-vectors", vectors, "--tasks", *TASKS, "--image-size", 16]
+    words += ["--realign-steps", 3, "--realign-batch-size", 4, "--shots", 2, "--out", out]
+    words += ["--cache-dir", cache_dir, "--eval-batch-size", 16, "--validation-fraction", 0.2]
+    done = subprocess.run(command(*words), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_an_imported_vector_is_the_difference_of_the_towers(models: Path, vectors: Path):
+    tensors = load_file(vectors / "mnist.safetensors")
+    before, after = (load_file(models / name / "model.safetensors") for name in ("base", "mnist"))
+    key = "encoder/layers/0/self_attn/q_proj/kernel"
+    name = f"vision_model.{key.replace('/', '.').replace('kernel', 'weight')}"
+    np.testing.assert_allclose(tensors[key], (after[name] - before[name]).T, atol=1e-7)
+    assert len(tensors) == len([key for key in before if key.startswith("vision_model.")])
+    assert not any("text" in key or "projection" in key for key in tensors)
+
+
+def test_the_whole_job_runs_on_imported_vectors(finished_run: Path, models: Path):
+    results = pd.read_parquet(finished_run / "results.parquet")
+    assert set(results["task"]) == set(TASKS)
+    assert set(results["scenario"]) == {"clean", "ideal", "strongest_user", "sum_rate"}
+    manifest = json.loads((finished_run / "finetuned.json").read_text())
+    assert manifest["setting"]["head"] == "zero-shot"
+    for task in TASKS:
+        record = manifest["users"][task]
+        assert record["recipe"]["imported"] == str(models / task)
+        assert "zero-shot" in record["head"]
+        tower = load_file(finished_run / record["finetuned"])
+        _, expected = load_backbone(models / task)
+        np.testing.assert_allclose(
+            tower["encoder/layers/0/mlp/fc1/kernel"],
+            expected["encoder"]["layers"]["0"]["mlp"]["fc1"]["kernel"],
+            atol=1e-6,
+        )
+
+
+def test_an_exported_merge_is_base_plus_scaled_sum(
+    finished_run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    printed = run(
+        capsys, "export", finished_run, "--tasks", *TASKS, "--scale", 0.3, "--to", tmp_path / "m"
+    )
+    assert "base + 0.3 * (mnist + svhn)" in printed
+    towers = [load_file(models / name / "model.safetensors") for name in ("base", *TASKS)]
+    merged = load_file(tmp_path / "m" / "model.safetensors")
+    for key, base in towers[0].items():
+        tau = sum(tower[key] - base for tower in towers[1:])
+        expected = base + 0.3 * tau if key.startswith("vision_model.") else base
+        np.testing.assert_allclose(merged[key], expected, atol=2e-6, err_msg=key)
+    assert (tmp_path / "m" / "merges.txt").is_file()
+    run(capsys, "export", finished_run, "--tasks", "svhn", "--to", tmp_path / "one")
+    key = "vision_model.post_layernorm.bias"
+    np.testing.assert_allclose(
+        load_file(tmp_path / "one" / "model.safetensors")[key], towers[2][key], atol=1e-6
+    )
+    error = refused(capsys, "export", finished_run, "--tasks", "svhn", "--to", tmp_path / "one")
+    assert "exists already" in error
+
+
+def test_fine_tuning_under_zero_shot_heads(
+    models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--image-size", 16, "--steps", 3, "--batch-size", 4, "--out", tmp_path / "run"]
+    printed = run(capsys, *words, "--cache-dir", cache_dir, "--prompts", "single", "--remat")
+    assert "mnist: validation accuracy" in printed
+    (head,) = (tmp_path / "run" / "heads").iterdir()
+    tensors = load_file(head)
+    assert tensors["projection"].shape == (16, 12)
+    assert tensors["kernel"].shape == (12, 2)
+
+
+# What is refused
+
+
+def test_another_architecture_is_refused_leaf_by_leaf(models: Path, tmp_path: Path, capsys):
+    write_clip(tmp_path / "wide", intermediate_size=24)
+    error = refused(
+        capsys, "import-task-vector", models / "base", tmp_path / "wide", "--task", "dtd"
+    )
+    assert "is not of the architecture of" in error
+    assert "misshapen: encoder/layers/0/mlp/fc1/kernel is (16, 24), expected (16, 32)" in error
+    deep = write_clip(tmp_path / "deep", num_hidden_layers=2)
+    error = refused(capsys, "import-task-vector", models / "base", deep, "--task", "dtd")
+    assert "unexpected: encoder/layers/1/layer_norm1/bias" in error
+
+
+def test_a_vit_is_no_clip(models: Path, tiny_model: Path, capsys):
+    error = refused(capsys, "import-task-vector", models / "base", tiny_model, "--task", "dtd")
+    assert "a vit model, and" in error
+
+
+def test_a_vector_of_another_base_is_refused(
+    models: Path, vectors: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    other = write_clip(tmp_path / "other", seed=9)
+    words = ["finetune", "--model", other, "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
+    error = refused(capsys, *words, "--task-vectors", vectors)
+    assert "mnist.safetensors: a task vector of another base model" in error
+
+
+def test_a_missing_vector_says_how_to_make_it(
+    models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
+    error = refused(capsys, *words, "--task-vectors", tmp_path)
+    assert "mnist.safetensors: no such file; make it with `rmtllmf import-task-vector" in error
+
+
+def test_a_file_of_another_kind_is_no_vector(
+    models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "mnist.safetensors").write_bytes((models / "base/model.safetensors").read_bytes())
+    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
+    error = refused(capsys, *words, "--task-vectors", tmp_path)
+    assert "not a task vector that `rmtllmf import-task-vector` wrote" in error
+
+
+def test_zero_shot_heads_need_a_text_tower(tiny_model: Path, tiny_data: Path, tmp_path, capsys):
+    words = ["finetune", "--model", tiny_model, "--data", tiny_data, "--out", tmp_path / "run"]
+    error = refused(capsys, *words, "--head", "zero-shot")
+    assert "--head zero-shot needs a text tower" in error
+    assert not list((tmp_path / "run").glob("heads/*"))
+
+
+def test_a_clip_without_its_tokenizer_is_refused(
+    tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    model = write_clip(tmp_path / "clip")
+    (model / "merges.txt").unlink()
+    words = ["finetune", "--model", model, "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
+    assert "merges.txt" in refused(capsys, *words)
+
+
+def test_published_models_are_those_of_the_eight_tasks(models: Path, tmp_path, capsys):
+    words = ["import-task-vector", models / "base", "tanganke", "--task", "flowers"]
+    assert "unknown task 'flowers'" in refused(capsys, *words, "--out", tmp_path)
+
+
+# Presets and the plan
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_the_defaults_and_options_win(name: str):
+    options = parse(["reproduce", name, "--out", "o", "--steps", "7"])
+    preset = PRESETS[name]
+    assert (options.model, options.source, options.steps) == (preset.model, "hub", 7)
+    assert options.batch_size == preset.finetune.batch_size
+    assert options.clip_norm == preset.finetune.clip_norm
+    assert options.warmup == preset.finetune.warmup
+    assert (options.fit, options.normalise) == (preset.fit, preset.normalise)
+    assert options.prompts == preset.prompts
+    assert options.realign_steps == preset.realign.steps
+
+
+def test_the_channel_preset_of_that_name_is_none():
+    words = ["reproduce", "vit-tiny", "--preset", "paper", "--model", "m", "--out", "o"]
+    assert parse(words).source == "folder"
+    assert parse(["reproduce", "--out", "paper", "peta"]).fit == "squash"
+    assert parse(["reproduce", "--quick", "paper", "--out", "o"]).steps == 100
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "COLUMNS": "120"}
+    words = command("reproduce", "paper", "--out", tmp_path / "run", "--dry-run")
+    done = subprocess.run(
+        words, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "openai/clip-vit-base-patch16",
+        "tanganke/sun397",
+        "85,799,424 parameters",
+        "4,199 cells",
+        "fine-tuned models",
+        "Missing offline (9 of 9)",
+    ):
+        assert expected in done.stdout, expected
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_network_the_paper_says_what_is_missing(tmp_path: Path):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    words = command("reproduce", "paper", "--out", tmp_path / "run")
+    done = subprocess.run(
+        words, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "openai/clip-vit-base-patch16: not in the local hub cache" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,197 @@
+"""The registry of the eight tasks, against the literature's numbers and TFDS's own label files."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.registry import SINGLE_PROMPT, plain_name, task_facts
+from rmtllmf_jax.data.tasks import TASK_NAMES
+
+# Hub id and configuration, classes, images of train and test, prompts.
+FULL_SIZE = {
+    "sun397": ("tanganke/sun397", None, 397, 19_850, 19_850, 2),
+    "cars": ("tanganke/stanford_cars", None, 196, 8_144, 8_041, 8),
+    "resisc45": ("tanganke/resisc45", None, 45, 18_900, 6_300, 18),
+    "eurosat": ("tanganke/eurosat", None, 10, 21_600, 2_700, 3),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits", 10, 73_257, 26_032, 1),
+    "gtsrb": ("tanganke/gtsrb", None, 43, 26_640, 12_630, 3),
+    "mnist": ("ylecun/mnist", None, 10, 60_000, 10_000, 1),
+    "dtd": ("tanganke/dtd", None, 47, 3_760, 1_880, 8),
+}
+
+# Labels that many public lists agree on.
+SPOTS = {
+    "cars": {0: "AM General Hummer SUV 2000", 100: "Ferrari FF Coupe 2012",
+             195: "smart fortwo Convertible 2012"},
+    "dtd": {0: "banded", 30: "polka-dotted", 46: "zigzagged"},
+    "eurosat": {0: "annual crop land", 2: "brushland or shrubland", 9: "lake or sea"},
+    "gtsrb": {0: "red and white circle 20 kph speed limit", 14: "stop",
+              13: "red and white upside down triangle yield right-of-way",
+              25: "red and white triangle with person digging / construction / road work warning",
+              40: "blue circle with white arrows indicating a traffic circle"},
+    "mnist": {0: "0", 9: "9"},
+    "resisc45": {0: "airplane", 23: "medium residential", 44: "wetland"},
+    "sun397": {0: "abbey", 46: "beach", 396: "youth hostel"},
+    "svhn": {0: "0", 9: "9"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tfds_files() -> Path:
+    """Where tensorflow-datasets keeps its builders; found without importing it."""
+    found = importlib.util.find_spec("tensorflow_datasets")
+    if found is None or found.origin is None:
+        pytest.skip("tensorflow-datasets is not installed")
+    return Path(found.origin).parent / "image_classification"
+
+
+def names_in(path: Path, variable: str) -> list[str]:
+    """Return the list of strings that a Python file assigns to a variable."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == variable:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} assigns no {variable}")
+
+
+def test_the_registry_has_exactly_the_eight_tasks():
+    assert set(FULL_SIZE) == set(TASK_NAMES)
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_sizes_are_those_of_the_literature(task: str):
+    facts = task_facts(task)
+    hub = facts.hub
+    counts = len(facts.classes), facts.train, facts.test, len(facts.prompts)
+    assert (hub.id, hub.config, *counts) == FULL_SIZE[task]
+    assert (hub.train, hub.test, hub.image, hub.label) == ("train", "test", "image", "label")
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_known_labels_have_their_names(task: str):
+    classes = task_facts(task).classes
+    assert {label: classes[label] for label in SPOTS[task]} == SPOTS[task]
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_a_name_means_one_label_in_every_spelling(task: str):
+    facts = task_facts(task)
+    meant: dict[str, set[int]] = {}
+    for spelling in (facts.classes, facts.dataset_classes, *facts.other_classes):
+        assert len(spelling) == len(facts.classes)
+        for label, name in enumerate(spelling):
+            meant.setdefault(plain_name(name), set()).add(label)
+            assert name == name.strip() != ""
+    assert {name: labels for name, labels in meant.items() if len(labels) > 1} == {}
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_prompts_have_one_place_for_the_class(task: str):
+    prompts = task_facts(task).prompts
+    assert len(set(prompts)) == len(prompts)
+    for prompt in (*prompts, SINGLE_PROMPT):
+        assert prompt.count("{}") == 1
+        assert "{" not in prompt.format("x")
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_counts_a_class_add_up(task: str):
+    facts = task_facts(task)
+    for counts, size in ((facts.train_counts, facts.train), (facts.test_counts, facts.test)):
+        assert counts is None or (sum(counts), len(counts)) == (size, len(facts.classes))
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_other_sizes_are_other_and_explained(task: str):
+    facts = task_facts(task)
+    known = [(other.split, other.size) for other in facts.other_sizes]
+    assert len(set(known)) == len(known)
+    assert not {("train", facts.train), ("test", facts.test)} & set(known)
+    for other in facts.other_sizes:
+        assert other.level in ("error", "warning")
+        assert other.split in ("train", "test")
+        assert len(other.follows) > 20
+
+
+@pytest.mark.parametrize("task", ["cars", "dtd", "mnist", "svhn", "gtsrb"])
+def test_train_and_test_together_are_a_known_leak(task: str):
+    facts = task_facts(task)
+    together = [o for o in facts.other_sizes if o.size == facts.train + facts.test]
+    assert [(other.split, other.level) for other in together] == [("train", "error")]
+    assert "seen its test set" in together[0].follows
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_a_task_without_builder_names_the_hub_set(task: str):
+    facts = task_facts(task)
+    assert (facts.tfds is None) == (task in ("cars", "gtsrb", "resisc45"))
+    assert facts.tfds_note
+    if facts.tfds is None:
+        assert facts.hub.id in facts.tfds_note
+
+
+def test_eurosat_slices_of_tfds_do_not_overlap():
+    facts = task_facts("eurosat")
+    assert facts.tfds is not None
+    rows = range(27_000)
+    train = rows[: int(facts.tfds.train.removeprefix("train[:").removesuffix("]"))]
+    test = rows[int(facts.tfds.test.removeprefix("train[").removesuffix(":]")) :]
+    assert (len(train), len(test)) == (facts.train, facts.test)
+    assert not set(train) & set(test)
+    assert "not comparable" in facts.tfds_note
+
+
+def test_finetuned_models_have_their_published_suffixes():
+    suffixes = {task_facts(task).finetuned for task in TASK_NAMES}
+    assert suffixes == set(TASK_NAMES) - {"cars"} | {"stanford-cars"}
+
+
+def test_sun397_differs_from_tfds_in_one_pair_alone(tfds_files: Path):
+    labels = task_facts("sun397").labels_of((tfds_files / "sun397_labels.txt").read_text().split())
+    moved = [(place, label) for place, label in enumerate(labels) if place != label]
+    assert moved == [(206, 207), (207, 206)]
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "variable"),
+    [("eurosat", "eurosat.py", "_LABELS"), ("cars", "cars196.py", "_NAMES")],
+)
+def test_names_are_those_of_tfds_builders(task: str, file: str, variable: str, tfds_files: Path):
+    names = names_in(tfds_files / file, variable)
+    assert task_facts(task).labels_of(names) == tuple(range(len(task_facts(task).classes)))
+
+
+def test_textures_are_those_of_tfds(tfds_files: Path):
+    names = (tfds_files / "dtd_key_attributes.txt").read_text().split()
+    assert list(task_facts("dtd").classes) == names
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "label"),
+    [
+        ("eurosat", "SeaLake", 9),
+        ("eurosat", "Lake or Sea", 9),
+        ("eurosat", "HERBACEOUS_VEGETATION", 2),
+        ("sun397", "/f/field/wild", 152),
+        ("sun397", "field wild", 152),
+        ("mnist", "7 - seven", 7),
+        ("svhn", "seven", 7),
+        ("gtsrb", "00014", 14),
+        ("gtsrb", "stop", 14),
+        ("resisc45", "medium_residential", 23),
+        ("resisc45", "residential", None),
+        ("gtsrb", "43", None),
+        ("dtd", "", None),
+    ],
+)
+def test_labels_are_found_by_any_spelling(task: str, name: str, label: int | None):
+    assert task_facts(task).labels_of([name]) == (label,)
+
+
+def test_an_unknown_task_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"unknown task 'sun39'.*Did you mean 'sun397'"):
+        task_facts("sun39")

@@ -1,0 +1,579 @@
+"""The plan of a run: operations, parameters, memory, disk and hours, before anything is done."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from rich.console import Console
+
+from rmtllmf_jax import uplink
+from rmtllmf_jax.cli.plan import (
+    Devices,
+    find_devices,
+    find_speed,
+    measured_speed,
+    plan_sentences,
+    print_plan,
+    size_text,
+    what_is_needed,
+)
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.registry import TaskFacts, task_facts
+from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.models.clip import CLIP, CLIPText, CLIPVision
+from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
+from rmtllmf_jax.models.vit import VisionTransformer
+from rmtllmf_jax.sweep.cost import (
+    Speed,
+    Work,
+    activation_bytes,
+    all_parameters,
+    forward_flops,
+    head_parameters,
+    known_speed,
+    sweep_memory,
+    tower_parameters,
+    train_flops,
+    training_memory,
+)
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.plan import Plan, plan
+from rmtllmf_jax.sweep.programs import receive_and_merge
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.presets import PRESETS, Preset
+from rmtllmf_jax.training.recipes import Recipe
+
+CONSTANTS: dict[str, Any] = {"activation": "quick_gelu", "layer_norm_eps": 1e-5}
+B16 = CLIPShape(
+    ViTShape(
+        image_size=224, patch_size=16, width=768, depth=12, heads=12, mlp_width=3072, **CONSTANTS
+    ),
+    TextShape(
+        width=512,
+        depth=12,
+        heads=8,
+        mlp_width=2048,
+        vocabulary=49408,
+        positions=77,
+        end_token=2,
+        **CONSTANTS,
+    ),
+    512,
+)
+TINY = ViTShape(image_size=4, patch_size=2, width=4, depth=1, heads=2, mlp_width=8, **CONSTANTS)
+TINY_TEXT = TextShape(
+    width=4, depth=1, heads=2, mlp_width=8, vocabulary=10, positions=3, end_token=9, **CONSTANTS
+)
+TINY_CLIP = CLIPShape(TINY, TINY_TEXT, 3)
+SMALL = ViTShape(
+    image_size=32, patch_size=4, width=128, depth=2, heads=2, mlp_width=512, **CONSTANTS
+)
+
+
+def count(tree: object) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def parameters_of(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> Any:
+    """Return the shapes of a module's parameters."""
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def images(shape: ViTShape, batch: int = 1) -> jax.ShapeDtypeStruct:
+    size = shape.image_size
+    return jax.ShapeDtypeStruct((batch, size, size, shape.channels), jnp.float32)
+
+
+def flops(lowered: jax.stages.Lowered) -> float:
+    analysis = lowered.cost_analysis()
+    return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+
+
+# Parameters
+
+
+def test_parameters_of_a_tiny_tower_by_hand():
+    block = 4 * (4 * 4 + 4) + (4 * 8 + 8) + (8 * 4 + 4) + 2 * 8
+    patches, token, positions, last = 2 * 2 * 3 * 4, 4, 5 * 4, 8
+    assert tower_parameters(TINY) == patches + 4 + token + positions + block + last == 256
+    assert tower_parameters(TINY_CLIP) == patches + token + positions + 8 + block + last == 260
+    text = (10 + 3) * 4 + block + 8
+    assert all_parameters(TINY_CLIP) == 260 + text + 4 * 3 + 4 * 3 + 1
+    assert head_parameters(TINY, 7) == 4 * 7 + 7
+    assert head_parameters(TINY_CLIP, 7) == 4 * 3 + 3 * 7 + 7
+
+
+def test_clip_vit_b_16_has_the_published_parameters():
+    assert tower_parameters(B16) == 85_799_424
+    assert all_parameters(B16) == 149_620_737
+
+
+@pytest.mark.parametrize("shape", [TINY, SMALL, replace(SMALL, qkv_bias=False)])
+def test_a_plain_vits_parameters_are_the_modules(shape: ViTShape):
+    assert tower_parameters(shape) == count(parameters_of(VisionTransformer(shape), images(shape)))
+    assert all_parameters(shape) == tower_parameters(shape)
+
+
+@pytest.mark.parametrize("model", [TINY_CLIP, replace(TINY_CLIP, vision=SMALL), B16])
+def test_clips_parameters_are_the_modules(model: CLIPShape):
+    tokens = jax.ShapeDtypeStruct((1, model.text.positions), jnp.int32)
+    tree = parameters_of(CLIP(model), images(model.vision), tokens)
+    assert tower_parameters(model) == count(tree["vision_model"])
+    assert all_parameters(model) == count(tree)
+
+
+# Operations
+
+
+def test_operations_of_a_tiny_tower_by_hand():
+    embedding = 2 * 4 * 12 * 4
+    projections, attention, mlp = 4 * 2 * 5 * 4 * 4, 2 * 2 * 5 * 5 * 4, 2 * 2 * 5 * 4 * 8
+    assert forward_flops(TINY) == embedding + projections + attention + mlp == 2064
+    text = 4 * 2 * 3 * 4 * 4 + 2 * 2 * 3 * 3 * 4 + 2 * 2 * 3 * 4 * 8
+    assert forward_flops(TINY_TEXT) == text
+    assert train_flops(TINY) == 3 * 2064
+    again = projections + attention + mlp // 2  # the last product of the block is not needed
+    assert train_flops(replace(TINY, remat=True)) == 3 * 2064 + again
+
+
+def test_clip_vit_b_16_takes_17_and_a_half_billion_multiply_adds():
+    assert forward_flops(B16.vision) / 2 == pytest.approx(17.56e9, rel=1e-3)
+
+
+def test_operations_are_those_that_xla_counts():
+    module, batch = CLIPVision(SMALL), 4
+    params = parameters_of(module, images(SMALL))
+
+    def features(params: Any, x: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, x)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        return features(params, x).sum()
+
+    forward = flops(jax.jit(features).lower(params, images(SMALL, batch)))
+    assert forward / batch == pytest.approx(forward_flops(SMALL), rel=0.04)
+    training = flops(jax.jit(jax.grad(loss)).lower(params, images(SMALL, batch)))
+    assert training / batch == pytest.approx(train_flops(SMALL), rel=0.05)
+
+
+def test_operations_of_a_text_are_those_that_xla_counts():
+    shape = replace(TINY_TEXT, width=128, mlp_width=512, positions=32)
+    tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
+    module = CLIPText(shape)
+    params = parameters_of(module, tokens)
+    lowered = jax.jit(lambda p, x: module.apply({"params": p}, x)).lower(params, tokens)
+    assert flops(lowered) / 4 == pytest.approx(forward_flops(shape), rel=0.04)
+
+
+def test_rematerialised_operations_are_those_that_xla_counts():
+    shape = replace(SMALL, remat=True)
+    module = CLIPVision(shape)
+    params = parameters_of(module, images(shape))
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, x).sum()
+
+    training = flops(jax.jit(jax.grad(loss)).lower(params, images(shape, 4)))
+    assert training / 4 == pytest.approx(train_flops(shape), rel=0.05)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [
+        (replace(SMALL, depth=1, width=64, mlp_width=512, heads=1), 64),  # the MLP weighs most
+        (replace(SMALL, depth=1, width=32, mlp_width=32, heads=8), 32),  # attention maps do
+    ],
+    ids=["mlp", "attention"],
+)
+def test_training_memory_is_what_xla_allocates(shape: ViTShape, batch: int):
+    module, optimiser = CLIPVision(shape), Recipe(10, batch, 1e-5, 0.1).optimiser()
+    params = parameters_of(module, images(shape))
+    state = jax.eval_shape(lambda p: (p, optimiser.init(p)), params)
+
+    def step(state: Any, x: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits = module.apply({"params": params}, x.astype(jnp.float32) / 255)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, moments = optimiser.update(jax.grad(loss)(state[0]), state[1], state[0])
+        return optax.apply_updates(state[0], updates), moments
+
+    pixels = jax.ShapeDtypeStruct(images(shape, batch).shape, jnp.uint8)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, pixels, labels).compile()
+    memory = compiled.memory_analysis()
+    # The donated state comes back in its own place.
+    allocated = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    estimate = sum(training_memory(shape, batch).values()) - 4 * tower_parameters(shape)
+    assert 0.6 < estimate / allocated < 1.6
+    activations = activation_bytes(shape, batch, training=True)
+    assert activations > 0.5 * allocated  # what was estimated is what weighs
+
+
+def test_merging_memory_is_what_xla_allocates():
+    users = 8
+    params = parameters_of(CLIPVision(SMALL), images(SMALL))
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((users, *x.shape), x.dtype), params)
+    flags = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), bool), params)
+    each, number = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((users,), ()))
+    model = uplink.get_error_model("independent", users)
+    arguments = (params, stacked, each, each, each, model, number, jax.random.key(0), flags)
+    memory = jax.jit(receive_and_merge).lower(*arguments).compile().memory_analysis()
+    allocated = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    )
+    shape = replace(TINY_CLIP, vision=SMALL)
+    parts = sweep_memory(shape, users, eval_batch=1, test_bytes=0, realign_batch=None, shot_bytes=0)
+    fixed = parts["base model"] + parts["8 task vectors"] + parts["merged model"]
+    assert fixed + 8 * tower_parameters(shape) == pytest.approx(allocated, rel=0.15)
+
+
+def test_training_memory_of_a_tiny_tower_by_hand():
+    assert training_memory(TINY, 3) == {
+        "base model": 4 * 256,
+        "parameters, gradients, moments": 16 * 256,
+        "activations, batch 3": 3 * (5 * (10 * 4 + 3 * 8) * 4 + 2 * 25 * 12 + 48 * 9),
+    }
+    half = training_memory(replace(TINY, dtype="bfloat16"), 3)
+    assert half["parameters in bfloat16"] == 2 * 256
+    assert half["activations, batch 3"] == 3 * (5 * 64 * 2 + 2 * 25 * 10 + 48 * 7)
+
+
+def test_rematerialisation_keeps_one_block_and_the_inputs_of_all():
+    deep = replace(SMALL, depth=12)
+    all_blocks = activation_bytes(deep, 1, training=True)
+    kept = activation_bytes(replace(deep, remat=True), 1, training=True)
+    one = activation_bytes(deep, 1, training=False)
+    assert one < kept < 0.2 * all_blocks
+    assert kept - one == 11 * 65 * 128 * 4
+
+
+def test_sweep_memory_holds_the_busiest_step_alone():
+    common = {"eval_batch": 2, "test_bytes": 7, "shot_bytes": 5}
+    quiet = sweep_memory(TINY, 2, realign_batch=None, **common)
+    assert list(quiet.values())[:5] == [1024, 2048, 1024, 7, 5]
+    evaluating = 2 * (20 * 4 + 5 * 64 * 4 + 2 * 25 * 12 + 48 * 9)
+    assert quiet["busiest step: evaluating"] == evaluating
+    busy = sweep_memory(TINY, 2, realign_batch=3, **common)
+    trained = sum(training_memory(TINY, 3).values()) - 4 * 256
+    assert busy["busiest step: realigning"] == trained
+    many = sweep_memory(TINY, 8, realign_batch=None, **common)
+    assert many["busiest step: the cosines"] == 8 * 256 * 8
+
+
+# The plan
+
+
+def tiny_task(name: str, classes: int, train: int, test: int, pixels: int | None) -> TaskFacts:
+    names = tuple(f"class {index}" for index in range(classes))
+    prompts = ("a {}", "the {}")
+    facts = task_facts(name)
+    return replace(facts, classes=names, prompts=prompts, train=train, test=test, pixels=pixels)
+
+
+TASKS = (tiny_task("dtd", 3, 20, 10, None), tiny_task("mnist", 2, 40, 7, 2))
+PRESET = Preset(Recipe(5, 6, 1e-5, 0.1), image_size=4)
+SETTINGS = Settings(eval_batch_size=4, shots=2, realign=Recipe(3, 8, 1e-5, 0.0))
+GRID = Grid((("dtd", "mnist"),), ("clean", "ideal"), ("none", "r-mtllmf", "control"), 2, 2)
+
+
+def tiny_plan(**changes: Any) -> Plan:
+    arguments = {"model": TINY_CLIP, "preset": PRESET, "tasks": TASKS, "grid": GRID}
+    return plan(**{**arguments, "settings": SETTINGS, **changes})
+
+
+def amounts(result: Plan) -> dict[str, tuple[int, float]]:
+    return {work.what: (work.count, work.amount) for work in result.work}
+
+
+def test_work_of_a_tiny_plan_by_hand():
+    result = tiny_plan()
+    # clean: one draw; none once, the others for each of two seeds. ideal: two draws, two seeds.
+    assert result.cells == {"none": 1 + 4, "r-mtllmf": 2 + 4, "control": 2}
+    forward, text = 2064, forward_flops(TINY_TEXT)
+    padded = 12 + 8  # test images of both tasks in batches of four
+    assert amounts(result) == {
+        "heads": (10, 10 * text),
+        "fine-tuning": (2 * 5 * 6, 60 * 3 * forward),
+        "validation of the users": (2 * (2 + 4), 12 * forward),
+        "merging": (5 + 6, 11 * (2 + 6) * 4 * 260),
+        "realignment": ((6 + 2) * 3 * 8, 192 * 3 * forward),
+        "evaluation": (13 * padded, 13 * padded * forward),
+        "base and fine-tuned models": (2 * padded, 2 * padded * forward),
+    }
+    assert result.flops == 10 * text + (180 + 12 + 576 + 260 + 40) * forward
+    assert result.parameters == 260
+
+
+def test_files_of_a_tiny_plan_by_hand():
+    result = tiny_plan()
+    assert [(file.what, file.where, file.size) for file in result.files] == [
+        ("images dtd", "cache", 30 * 4 * 4 * 3),
+        ("images mnist", "cache", 47 * 2 * 2 * 3),
+        ("heads", "run", 4 * (2 * 4 * 3 + (3 + 1) * 5)),
+        ("fine-tuned models", "run", 2 * 4 * 260),
+        ("training state, while it runs", "run", 3 * 3 * 4 * 260),
+    ]
+    assert result.disk == 1440 + 564 + 176 + 2080 + 9360
+
+
+def test_memory_of_a_tiny_plan_by_hand():
+    result = tiny_plan()
+    assert result.training == training_memory(TINY_CLIP, 6)
+    assert result.sweep["test images"] == 12 * 48 + 8 * 12
+    assert result.sweep["few-shot pool"] == 2 * 5 * 48
+    assert "busiest step: realigning" in result.sweep
+
+
+def test_ready_vectors_leave_out_training():
+    result = tiny_plan(ready_vectors=True)
+    assert result.training is None
+    assert "fine-tuning" not in amounts(result)
+    assert "training state, while it runs" not in [file.what for file in result.files]
+    assert result.flops == tiny_plan().flops - 180 * 2064
+
+
+def test_the_single_prompt_makes_fewer_texts():
+    result = tiny_plan(preset=replace(PRESET, prompts="single"))
+    assert amounts(result)["heads"][0] == 5
+
+
+def test_a_plain_vits_heads_come_from_training_images():
+    result = tiny_plan(model=TINY)
+    assert amounts(result)["heads"] == (18 + 36, 54 * 2064)
+
+
+def test_no_realignment_needs_no_shots():
+    result = tiny_plan(grid=replace(GRID, protections=("none", "freeze")))
+    assert "realignment" not in amounts(result)
+    assert result.sweep["few-shot pool"] == 0
+
+
+def test_the_scale_on_validation_images_is_counted():
+    result = amounts(tiny_plan(settings=replace(SETTINGS, scale="validation")))
+    padded = 4 + 4  # two and four validation images in batches of four
+    assert result["choice of the scale"][0] == 10 * padded + padded
+    assert result["merging"][0] == 11 + 10
+
+
+def test_a_subset_of_the_test_images_is_counted():
+    result = amounts(tiny_plan(settings=replace(SETTINGS, eval_samples=4)))
+    assert result["evaluation"][0] == 13 * 8
+
+
+def test_a_task_of_the_grid_must_be_among_the_tasks():
+    with pytest.raises(InputError, match=r"the grid has mnist, and the plan's tasks are dtd\."):
+        tiny_plan(tasks=TASKS[:1])
+
+
+def paper_plan(model: CLIPShape = B16, **changes: Any) -> Plan:
+    tasks = tuple(task_facts(name) for name in TASK_NAMES)
+    scenarios = ("clean", "ideal", "strongest_user", "sum_rate")
+    protections = ("none", "freeze", "realign", "r-mtllmf", "control")
+    grid = Grid(choose_combinations(TASK_NAMES, None, 0), scenarios, protections, 1, 1)
+    settings = Settings(realign=PRESETS["paper"].realign)
+    return plan(model, PRESETS["paper"], tasks, grid, settings, **changes)
+
+
+def test_the_papers_experiment_in_numbers():
+    result = paper_plan()
+    assert sum(result.cells.values()) == 247 * (5 + 3 * 4)
+    work = amounts(result)
+    assert work["fine-tuning"][0] == 8 * 2000 * 128
+    assert work["heads"][0] == 397 * 2 + 196 * 8 + 45 * 18 + 10 * 3 + 10 + 43 * 3 + 10 + 47 * 8
+    # Every task is in 127 of the 247 combinations; 87,433 test images, batches of 128.
+    padded = 8064 + 1920 + 2816 + 12672 + 10112 + 6400 + 19968 + 26112
+    assert work["evaluation"][0] == 127 * 17 * padded
+    sizes = {file.what: file.size for file in result.files}
+    assert sizes["images sun397"] == 39_700 * 224 * 224 * 3
+    assert sizes["images mnist"] == 70_000 * 28 * 28 * 3
+    assert sizes["fine-tuned models"] == 8 * 85_799_424 * 4
+    assert result.sweep["few-shot pool"] == 7580 * 224 * 224 * 3
+
+
+# Devices
+
+
+def test_hours_by_hand():
+    speed = Speed(bfloat16=4e12, float32=1e12, bandwidth=1e11)
+    assert Work("x", 1, "images", 0.4 * 3.6e15, "train").hours(speed, "float32") == 1
+    assert Work("x", 1, "images", 0.5 * 3.6e15, "forward").hours(speed, "bfloat16") == 0.25
+    assert Work("x", 1, "models", 0.5 * 3.6e14, "memory").hours(speed, "bfloat16") == 1
+    result = tiny_plan()
+    train = (60 + 192) * 3 * 2064 / 0.4e12
+    forward = (10 * forward_flops(TINY_TEXT) + (12 + 260 + 40) * 2064) / 0.5e12
+    moved = 11 * 8 * 4 * 260 / 0.5e11
+    assert result.hours(speed) == pytest.approx((train + forward + moved) / 3600)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Tesla V100-SXM2-16GB", 15.7e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+    ],
+)
+def test_known_devices_have_the_peaks_of_their_data_sheets(kind: str, peak: float):
+    speed = known_speed(kind)
+    assert speed is not None
+    assert speed.peak("bfloat16") == peak
+    assert not speed.measured
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cpu",
+        "",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "TPU v4 lite",
+        "TPU v7",
+    ],
+)
+def test_an_unknown_device_is_not_guessed(kind: str):
+    assert known_speed(kind) is None
+    assert find_speed(Devices(kind, 1, None)) is None
+
+
+def test_a_cpu_is_found_and_measured():
+    devices = find_devices()
+    assert (devices.kind, devices.cpu) == ("cpu", True)
+    assert devices.count == jax.device_count()
+    assert devices.memory is not None
+    assert devices.memory > 1e9
+    speed = measured_speed(256)
+    assert speed.measured
+    assert 1e8 < speed.float32 < 1e14
+    assert 1e8 < speed.bandwidth < 1e13
+
+
+# Printing
+
+
+def printed(result: Plan, devices: Devices, speed: Speed | None, width: int = 200) -> str:
+    stream = io.StringIO()
+    print_plan(result, devices, speed, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+H100 = Devices("NVIDIA H100 80GB HBM3", 2, 60_000_000_000)
+
+
+def paper_needs(model_there: bool = False, **changes: Any) -> tuple:
+    return what_is_needed(
+        B16,
+        PRESETS["paper"],
+        [task_facts(name) for name in TASK_NAMES],
+        model_there=lambda name: model_there,
+        data_there=lambda task: task.name == "mnist" or model_there,
+        **changes,
+    )
+
+
+def test_what_is_needed_names_models_and_data_sets():
+    needed = paper_needs()
+    assert needed[0].where == "openai/clip-vit-base-patch16"
+    assert needed[0].size == 4 * 149_620_737
+    assert {item.what: item.where for item in needed[1:]}["images svhn"] == (
+        "ufldl-stanford/svhn (cropped_digits)"
+    )
+    assert [item.what for item in needed if item.present] == ["images mnist"]
+    ready = paper_needs(ready_vectors=True)
+    assert len(ready) == 1 + 8 + 8
+    names = {item.what: item for item in ready}
+    assert names["fine-tuned cars"].where == "tanganke/clip-vit-base-patch16_stanford-cars"
+    assert names["fine-tuned cars"].size == 4 * 85_799_424
+
+
+def test_a_printed_plan_holds_its_numbers():
+    half = replace(B16, vision=replace(B16.vision, dtype="bfloat16"))
+    text = printed(paper_plan(half, needed=paper_needs()), H100, find_speed(H100))
+    for number in (
+        "85,799,424 parameters",
+        "35.1 GFLOP an image",
+        "4,199 cells (none 988, freeze 988, realign 988, r-mtllmf 988, control 247)",
+        "2,048,000",  # images of fine-tuning
+        "598 MB",  # the download of CLIP
+        "5.98 GB",  # decoded images of SUN397
+        "2.75 GB",  # eight models
+        "17.5 GB",  # activations of fine-tuning
+        "2 x NVIDIA H100 80GB HBM3 with 60.0 GB",
+        "989 TFLOP/s (by its data sheet)",
+        "training is assumed to reach 40 % and evaluation 50 %",
+        "Missing offline (8 of 9): openai/clip-vit-base-patch16, tanganke/stanford_cars",
+        "computed in bfloat16.",
+    ):
+        assert number in text, number
+    assert "may not fit" not in text
+
+
+def test_a_narrow_terminal_loses_no_number():
+    text = printed(paper_plan(), H100, find_speed(H100), width=60)
+    assert "2,048,000" in text
+    assert "5.98 GB" in text
+
+
+def test_an_unknown_device_gets_operations_and_no_hours():
+    result = tiny_plan()
+    text = printed(result, Devices("Abacus 9000", 1, None), None)
+    assert "Abacus 9000, whose speed is not known here: no hours" in text
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("fine-tuning")]
+    assert rows[-1][-1] == "-"
+
+
+def test_a_measured_speed_is_said_to_be_one():
+    speed = Speed(1e11, 1.5e11, 1e10, measured=True)
+    sentences = " ".join(plan_sentences(tiny_plan(), Devices("cpu", 1, None, True), speed))
+    assert "0.15 TFLOP/s (measured just now on a matrix product)" in sentences
+
+
+def test_too_little_memory_is_said():
+    small = Devices("NVIDIA H100 80GB HBM3", 1, 16_000_000_000)
+    text = " ".join(plan_sentences(paper_plan(), small, find_speed(small)))
+    assert "Fine-tuning may not fit: about" in text
+    assert "The sweep may not fit: about" in text
+    assert "a device has 16.0 GB" in text
+
+
+def test_nothing_missing_is_said():
+    result = paper_plan(needed=paper_needs(model_there=True))
+    assert "Nothing is missing offline." in list(plan_sentences(result, H100, None))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (None, "unknown"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1.00 MB"),
+        (12_340_000, "12.3 MB"),
+        (99_960_000, "100 MB"),
+        (598_482_948, "598 MB"),
+        (25_600_000_000, "25.6 GB"),
+        (3_200_000_000_000_000, "3200 TB"),
+    ],
+)
+def test_sizes_are_written_with_three_digits(size: int | None, text: str):
+    assert size_text(size) == text
