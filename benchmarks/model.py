@@ -1,100 +1,202 @@
-"""Gradient of a ViT-Ti/16 at 64 pixels: our LayerNorm against flax's, and against torch.
+"""Forward pass and training step of ViT-B/16 and a small ViT, against torch; memory; a GPU's use.
 
-Interleaved in one run after an equality check; prints medians and ratios. Random weights; needs
-the `parity` extra.
+The same weights in both, one interleaved run after an equality check (features, gradients, losses);
+prints medians, images a second and ratios. Needs the `parity` extra, but not for `--accelerator`.
 
-    python benchmarks/model.py
+    python benchmarks/model.py [--model vit-b16|small|all]
+                               [--what forward|train|layer-norm|memory|all] [--rounds N]
+    python benchmarks/model.py --accelerator [--model vit-b16|small] [--batch 128] [--rounds N]
 
-Two CPU cores, float32, batch 32, medians of 15: ours 182 ms, with flax's LayerNorm 299 ms (1.64 x),
-transformers' ViT in torch 166 ms (0.92 x).
+`vit-b16` is CLIP's image tower (transformers' `CLIPVisionModel`), `small` a ViT-Ti/16 at 64 pixels
+(`ViTModel`); torch runs eager, with its fused AdamW. A training step is cross-entropy under a
+frozen head, clipping and AdamW on all parameters; images enter as uint8 and are normalised in the
+time measured. `layer-norm`: the gradient of the small ViT with our LayerNorm and with flax's.
+`memory`: peak of a process that fine-tunes ViT-B/16 for five steps on batches of two.
+
+Two CPU cores, float32, medians:
+
+| model, images a call | ours | torch | ours / torch |
+| --- | --- | --- | --- |
+| vit-b16, forward, 8 | 1702 ms | 1974 ms | 0.86 |
+| vit-b16, train, 2 | 1624 ms | 1633 ms | 0.99 |
+| small, forward, 32 | 51.8 ms | 55.0 ms | 0.94 |
+| small, train, 32 | 179 ms | 166 ms | 1.08 |
+
+flax's LayerNorm / ours, gradient of the small ViT: 1.64 (288 and 175 ms). Peak memory of fine-tuning
+ViT-B/16, batch 2: 2.31 GiB.
+
+`--accelerator` is JAX alone in bfloat16, state donated and images on the device, with and without
+remat. Utilisation is the model's operations (`sweep.cost`; what remat computes again does not
+count) over the data sheet's peak; goal on an H100: 60 % forward, 50 % training. Not
+measured yet: no accelerator was to be had.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
+import argparse
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import flax.linen as nn
 import jax
 import numpy as np
-import torch
-from transformers import ViTConfig, ViTModel
+import optax
+from model_sides import CASES, Torch, Training, batch_of, random_backbone
+from timing import interleaved, machine, peak_memory
 
+from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models import vit
+from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.layers import LayerNorm
-from rmtllmf_jax.models.shapes import ViTShape
+from rmtllmf_jax.sweep.cost import forward_flops, known_speed, train_flops
 
-SHAPE = ViTShape(
-    image_size=64,
-    patch_size=16,
-    width=192,
-    depth=12,
-    heads=3,
-    mlp_width=768,
-    activation="gelu",
-    layer_norm_eps=1e-6,
-)
-BATCH, ROUNDS = 32, 15
+MEMORY_STEPS, MEMORY_BATCH = 5, 2
+REPEATS = 20  # calls a round on an accelerator
+
+features = jax.jit(Backbone.features, static_argnums=0)
 
 
-def jax_gradient(layer_norm: Callable[..., nn.Module]) -> Callable[[], object]:
-    """Return a call that computes the gradient of a loss, built with one kind of LayerNorm."""
-    vit.LayerNorm = layer_norm  # type: ignore[misc, assignment]
-    images = jax.random.normal(jax.random.key(0), (BATCH, 64, 64, 3))
-    module = vit.VisionTransformer(SHAPE)
-    params = module.init(jax.random.key(1), images)["params"]
-    gradient = jax.jit(jax.grad(lambda p: (module.apply({"params": p}, images) ** 2).mean()))
-    gradient(params)  # traced while this LayerNorm is in place
-    return lambda: jax.block_until_ready(gradient(params))
+def against_torch(name: str, what: str, rounds: int) -> None:
+    """Check and time the forward pass, the training step, or both."""
+    case = CASES[name]
+    peer = Torch(case)
+    backbone, params = peer.loaded()
+    if what in ("forward", "all"):
+        images = jax.device_put(batch_of(case, case.forward)[0])
+        calls = {
+            "ours": partial(features, backbone, params, images),
+            "torch": peer.forward(case.forward, backbone),
+        }
+        np.testing.assert_allclose(calls["ours"](), calls["torch"](), rtol=1e-4, atol=1e-5)
+        report(f"{name}, forward", case.forward, interleaved(calls, rounds))
+    if what in ("train", "all"):
+        ours = Training(case, backbone, params, case.train)
+        calls = {"ours": ours, "torch": peer.training(case.train, backbone)}
+        check_losses(calls)
+        check_gradients(ours, peer)
+        medians = interleaved(calls, rounds)
+        check_losses(calls)
+        report(f"{name}, train", case.train, medians)
 
 
-def torch_gradient() -> Callable[[], object]:
-    """Return the same with transformers' ViT in torch."""
-    config = ViTConfig(
-        hidden_size=192,
-        num_hidden_layers=12,
-        num_attention_heads=3,
-        intermediate_size=768,
-        image_size=64,
-        layer_norm_eps=1e-6,
+def check_losses(calls: dict[str, Callable[[], object]]) -> None:
+    """Take a step on both sides and compare their losses."""
+    (_, ours), theirs = calls["ours"](), calls["torch"]()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def check_gradients(ours: Training, peer: Torch) -> None:
+    """Compare Adam's first moments after one step, which are a tenth of the clipped gradients."""
+    moments = leaves_by_path(optax.tree.get(ours.state["optimiser"], "mu"))
+    expected = leaves_by_path(peer.first_moments())
+    assert moments.keys() == expected.keys()
+    largest = max(np.abs(moment).max() for moment in expected.values())
+    for path, moment in moments.items():
+        # Exactly zero are the gradients of the keys' biases, up to rounding.
+        scale = max(np.abs(expected[path]).max(), 1e-3 * largest)
+        np.testing.assert_allclose(
+            moment / scale, expected[path] / scale, rtol=0, atol=1e-3, err_msg=path
+        )
+
+
+def layer_norm(rounds: int) -> None:
+    """Time the gradient of the small ViT with our LayerNorm and with flax's."""
+    case = CASES["small"]
+    backbone, params = random_backbone(case)
+    images = jax.device_put(batch_of(case, case.train)[0])
+    flax_norm = partial(nn.LayerNorm, use_fast_variance=False)
+    calls = {}
+    for name, kind in (("ours", LayerNorm), ("flax LayerNorm", flax_norm)):
+        with mock.patch.object(vit, "LayerNorm", kind):
+            gradient = jax.grad(lambda p: (backbone.features(p, images) ** 2).mean())
+            calls[name] = partial(jax.jit(gradient).lower(params).compile(), params)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
+        *(call() for call in calls.values()),
     )
-    model = ViTModel(config, add_pooling_layer=False)
-    images = torch.randn(BATCH, 3, 64, 64)
+    report("small, gradient", case.train, interleaved(calls, rounds))
 
-    def gradient() -> None:
-        model.zero_grad()
-        (model(images).last_hidden_state[:, 0] ** 2).mean().backward()
 
-    return gradient
+def memory() -> None:
+    """Fine-tune ViT-B/16 for a few steps in this process and print the most that it has held."""
+    case = CASES["vit-b16"]
+    train = Training(case, *random_backbone(case), MEMORY_BATCH)
+    losses = ", ".join(f"{float(train()[1]):.3f}" for _ in range(MEMORY_STEPS))
+    print(f"vit-b16, {MEMORY_STEPS} training steps, batch {MEMORY_BATCH}, float32: losses {losses}")
+    print(f"  peak memory of the process {peak_memory():.2f} GiB")
+
+
+def report(title: str, images: int, medians: dict[str, float]) -> None:
+    """Print times, images a second and ratios to ours."""
+    print(f"{title}, {images} images a call")
+    for name, seconds in medians.items():
+        ratio = medians["ours"] / seconds
+        print(
+            f"  {name:16s} {1e3 * seconds:9.1f} ms {images / seconds:8.1f} images/s"
+            + ("" if name == "ours" else f"   ours takes {ratio:.2f} x the time")
+        )
+
+
+def accelerator(name: str, batch: int, rounds: int) -> None:
+    """Time JAX alone in bfloat16 and print the share of the device's peak that is used."""
+    case = CASES[name]
+    device = jax.devices()[0]
+    speed = known_speed(device.device_kind)
+    backbone, params = random_backbone(case, dtype="bfloat16")
+    again, _ = random_backbone(case, dtype="bfloat16", remat=True)
+    images = jax.device_put(batch_of(case, batch)[0])
+    calls = {
+        "forward": partial(features, backbone, params, images),
+        "train": Training(case, backbone, params, batch),
+        "train, remat": Training(case, again, params, batch),
+    }
+    for call in calls.values():
+        jax.block_until_ready(call())
+    medians = interleaved(calls, rounds, 1 if device.platform == "cpu" else REPEATS)
+    print(f"{name}, bfloat16, batch {batch}")
+    for kind, seconds in medians.items():
+        flops = batch * (forward_flops if kind == "forward" else train_flops)(case.shape) / seconds
+        share = f"{flops / speed.peak('bfloat16'):.1%}" if speed else "unknown for this device"
+        print(
+            f"  {kind:16s} {1e3 * seconds:9.1f} ms {batch / seconds:8.1f} images/s "
+            f"{flops / 1e12:8.2f} TFLOP/s   model FLOPs utilisation {share}"
+        )
 
 
 def main() -> None:
-    """Check equality, time the three in turn, print medians and ratios."""
-    flax_norm = partial(nn.LayerNorm, use_fast_variance=False)
-    calls = {
-        "ours": jax_gradient(LayerNorm),
-        "flax LayerNorm": jax_gradient(flax_norm),
-        "torch": torch_gradient(),
-    }
-    for ours, theirs in zip(
-        jax.tree.leaves(calls["ours"]()), jax.tree.leaves(calls["flax LayerNorm"]()), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    ours = statistics.median(times["ours"])
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(
-            f"{name:16s} median {1e3 * median:7.1f} ms   {BATCH / median:6.1f} images/s   "
-            f"{median / ours:.2f} x ours"
-        )
+    """Check, then time."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=(*CASES, "all"), default="all")
+    parts = ("forward", "train", "layer-norm", "memory", "all")
+    parser.add_argument("--what", choices=parts, default="all")
+    parser.add_argument("--rounds", type=int, help="5 for vit-b16, 15 for small")
+    parser.add_argument("--accelerator", action="store_true", help="JAX alone, bfloat16")
+    parser.add_argument("--batch", type=int, default=128, help="images a call of --accelerator")
+    options = parser.parse_args()
+    names = list(CASES) if options.model == "all" else [options.model]
+    if options.what == "memory":
+        memory()
+        return
+    if options.accelerator:
+        print(machine("jax", "jaxlib", "flax"))
+        for name in names:
+            accelerator(name, options.batch, options.rounds or CASES[name].rounds)
+        return
+    print(machine("jax", "flax", "torch", "transformers"))
+    if options.what != "layer-norm":
+        for name in names:
+            against_torch(name, options.what, options.rounds or CASES[name].rounds)
+    if options.what == "layer-norm" or (options.what == "all" and "small" in names):
+        layer_norm(options.rounds or CASES["small"].rounds)
+    if options.what == "all" and "vit-b16" in names:
+        # In a process of its own: this one holds torch's models as well.
+        sys.stdout.flush()
+        subprocess.run([sys.executable, __file__, "--what", "memory"], check=True)
 
 
 if __name__ == "__main__":

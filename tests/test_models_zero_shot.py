@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from conftest import assert_trees_equal
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tokenizers.pre_tokenizers import ByteLevel
+from tiny_clip import write_tokenizer
 from transformers import CLIPTokenizer
 
 from rmtllmf_jax.common.errors import InputError
@@ -35,19 +34,6 @@ from rmtllmf_jax.models.zero_shot import (
 
 CLASSES = ("cat", "dog", "photo")
 TEMPLATES = ("a photo of a {}.", "a {} in a photo.")
-MERGES = ("p h", "o t", "ph ot", "phot o</w>", "c a", "ca t</w>")
-SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-
-
-def write_tokenizer(folder: Path, *, alphabet: Sequence[str] | None = None) -> Path:
-    """Write CLIP's two files with the bytes, their ends of words, and a few merges."""
-    letters = sorted(ByteLevel.alphabet()) if alphabet is None else list(alphabet)
-    merged = [merge.replace(" ", "") for merge in MERGES]
-    words = [*letters, *(letter + "</w>" for letter in letters), *merged, *SPECIAL]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rmtllmf_jax.models.configs import read_config
 from rmtllmf_jax.models.layouts import to_torch
 from rmtllmf_jax.models.pretrained import abstract_clip
 
-MERGES = ("p h", "ph o", "t o</w>", "pho to</w>", "c a", "d o", "do g</w>")
+MERGES = ("p h", "o t", "ph ot", "phot o</w>", "c a", "ca t</w>")
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _TOWER = {
     "hidden_size": 16,
@@ -31,7 +31,7 @@ CLIP_CONFIG: dict[str, Any] = {
     "architectures": ["CLIPModel"],
     "projection_dim": 12,
     "vision_config": _TOWER | {"image_size": 16, "patch_size": 4},
-    "text_config": _TOWER | {"vocab_size": 521, "max_position_embeddings": 77, "eos_token_id": 520},
+    "text_config": _TOWER | {"vocab_size": 520, "max_position_embeddings": 77, "eos_token_id": 519},
 }
 
 

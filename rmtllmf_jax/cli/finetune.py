@@ -160,6 +160,7 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
     setting = setting_of(options, seed)
     backbone, base = load_tower(setting, options.remat)
+    _print_notes(setting, options.tasks)
     data = load_tasks(setting, options.tasks, cache_dir)
     models = _task_models(options, setting, backbone, base, out)
 
@@ -173,6 +174,16 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
     records = train_users(backbone, base, data, setting, models, out, report)
     print_vectors(out, backbone, base, records)
+
+
+def _print_notes(setting: Setting, tasks: tuple[str, ...]) -> None:
+    """Say what sets of TensorFlow Datasets do not have in common with the field's."""
+    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.data.tasks import TASK_NAMES
+
+    for task in tasks if setting.source == "tfds" else ():
+        if task in TASK_NAMES and task_facts(task).tfds_note:
+            print(f"{task}: {task_facts(task).tfds_note}", flush=True)
 
 
 def _task_models(

@@ -118,6 +118,8 @@ class SweepOptions:
     """Peak learning rate of realignment."""
     eval_batch_size: int = 128
     """Images a step of evaluation; changes speed and memory alone."""
+    remat: bool = False
+    """Save memory: compute activations again in the backward pass."""
 
     def per_size(self) -> int | None:
         """Return how many combinations of each size are asked for; `None` is all.

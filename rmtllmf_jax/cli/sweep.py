@@ -118,7 +118,7 @@ def sweep(
     setting, records = load_manifest(out)
     names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
     settings, grid = check(options, names, seed)
-    backbone, base = load_tower(setting)
+    backbone, base = load_tower(setting, options.remat)
     data = load_tasks(setting, names, cache_dir)
     inputs = load_inputs(out, backbone, base, data, records, setting.key())
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})

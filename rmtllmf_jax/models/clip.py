@@ -29,7 +29,6 @@ from rmtllmf_jax.models.layers import (
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape, TransformerShape, ViTShape
 
 _INIT = nn.initializers.normal(0.02)
-_LEGACY_END_TOKEN = 2
 _FIRST_LOGIT_SCALE = 2.6592  # log(1 / 0.07)
 
 
@@ -164,8 +163,8 @@ class CLIPText(nn.Module):
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch width"]:
         x = TextEmbeddings(self.shape, name="embeddings")(tokens)
         x = Encoder(self.shape, CausalLayer, name="encoder")(x)
-        legacy = self.shape.end_token == _LEGACY_END_TOKEN
-        end = jnp.argmax(tokens if legacy else tokens == self.shape.end_token, axis=1)
+        by_size = self.shape.largest_is_end
+        end = jnp.argmax(tokens if by_size else tokens == self.shape.end_token, axis=1)
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         norm = LayerNorm(epsilon=self.shape.layer_norm_eps, name="final_layer_norm")
         return norm(in_full(x))

@@ -58,7 +58,12 @@ class TextShape(TransformerShape):
     positions: int
     """Longest text in tokens, start and end included."""
     end_token: int
-    """The token whose feature stands for the text; 2 (an old slip) means the largest one."""
+    """The token whose feature stands for the text, as the configuration has it."""
+
+    @property
+    def largest_is_end(self) -> bool:
+        """Whether the end token is the largest of a text: what 2 means, a slip of old files."""
+        return self.end_token == 2
 
 
 @dataclass(frozen=True)

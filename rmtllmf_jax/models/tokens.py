@@ -16,9 +16,6 @@ TOKENIZER = "tokenizer.json"
 VOCABULARY = ("vocab.json", "merges.txt")
 """Files of a tokenizer inside a Hugging Face directory: the one, or the other two."""
 
-_LARGEST_IS_END = 2
-"""The end token in old configurations, where towers read the largest token's feature instead."""
-
 
 def load_tokenizer(directory: Path, text: TextShape | None = None) -> Any:
     """Return the `transformers.CLIPTokenizer` of a Hugging Face model directory, offline.
@@ -59,7 +56,7 @@ def require_tokenizer(tokenizer: Any, text: TextShape, origin: Path | str) -> No
             f"{origin}: the tokenizer has {size} tokens, but text_config.vocab_size of the "
             f"model is {text.vocabulary}; take the tokenizer that belongs to the model."
         )
-    expected = size - 1 if text.end_token == _LARGEST_IS_END else text.end_token
+    expected = size - 1 if text.largest_is_end else text.end_token
     if end != expected:
         raise InputError(
             f"{origin}: the tokenizer ends texts with token {end} ({tokenizer.eos_token!r}), "

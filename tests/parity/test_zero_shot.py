@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers.pre_tokenizers import ByteLevel
+from tiny_clip import write_tokenizer
 
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.tokens import load_tokenizer
@@ -32,20 +31,11 @@ TOWER = {
 RAGGED_BATCH = 5  # 12 prompts: two batches and a part
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write CLIP's two files with every byte, alone and as the end of a word, and one merge."""
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "ph"]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\np h\n")
-
-
 def model_directory(folder: Path, end_token: int) -> transformers.CLIPModel:
     """Write a random CLIP, large enough for texts to differ, with its tokenizer; return it."""
     write_tokenizer(folder)
-    text = {"vocab_size": 515, "max_position_embeddings": 77}
-    text |= {"bos_token_id": 513, "eos_token_id": end_token, "pad_token_id": 514}
+    text = {"vocab_size": 520, "max_position_embeddings": 77}
+    text |= {"bos_token_id": 518, "eos_token_id": end_token, "pad_token_id": 519}
     config = transformers.CLIPConfig(
         text_config=TOWER | text | {"hidden_size": 16},
         vision_config=TOWER | {"hidden_size": 12, "image_size": 8, "patch_size": 4},
@@ -61,7 +51,7 @@ def model_directory(folder: Path, end_token: int) -> transformers.CLIPModel:
     return model
 
 
-@pytest.mark.parametrize("end_token", [514, 2], ids=["end token by name", "largest token"])
+@pytest.mark.parametrize("end_token", [519, 2], ids=["end token by name", "largest token"])
 def test_class_embeddings_and_logits(tmp_path: Path, end_token: int):
     model = model_directory(tmp_path, end_token)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
@@ -100,7 +90,7 @@ def test_class_embeddings_and_logits(tmp_path: Path, end_token: int):
 
 
 def test_one_template_gives_the_logits_of_clip(tmp_path: Path):
-    model = model_directory(tmp_path, 514)
+    model = model_directory(tmp_path, 519)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     images = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
     prompts = [TEMPLATES[2].format(name) for name in CLASSES]
