@@ -22,8 +22,8 @@ Two CPU cores, float32, medians:
 | small, forward, 32 | 51.8 ms | 55.0 ms | 0.94 |
 | small, train, 32 | 179 ms | 166 ms | 1.08 |
 
-flax's LayerNorm / ours, gradient of the small ViT: 1.64 (288 and 175 ms). Peak memory of fine-tuning
-ViT-B/16, batch 2: 2.31 GiB.
+flax's LayerNorm / ours, gradient of the small ViT: 1.64 (288 and 175 ms). Peak memory of
+fine-tuning ViT-B/16, batch 2: 2.31 GiB.
 
 `--accelerator` is JAX alone in bfloat16, state donated and images on the device, with and without
 remat. Utilisation is the model's operations (`sweep.cost`; what remat computes again does not

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from rmtllmf_jax.sweep.plan import Needed, Plan
     from rmtllmf_jax.sweep.settings import Settings
     from rmtllmf_jax.training.presets import Preset
-
-READY_VECTORS = "tanganke/clip-vit-base-patch16_{}"
-"""Hugging Face ids of published fine-tuned models, by `TaskFacts.finetuned`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     task that the registry does not know.
     """
     from rmtllmf_jax.cli.finetune import recipe_of
+    from rmtllmf_jax.cli.import_task_vector import PUBLISHED
     from rmtllmf_jax.data.registry import task_facts
     from rmtllmf_jax.models.hub import in_cache
     from rmtllmf_jax.sweep.plan import plan
@@ -59,7 +58,8 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         tasks,
         model_there=in_cache,
         data_there=lambda task: _data_there(options, task),
-        ready_vectors=ready,
+        data=None if options.source == "hub" else options.data,
+        ready_vectors=options.task_vectors == PUBLISHED,
     )
     numbers = plan(
         model,
@@ -73,6 +73,8 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     )
     devices = find_devices()
     print_plan(numbers, devices, find_speed(devices))
+    if options.source != "hub":
+        print("Images are counted as in the full sets of the registry; smaller sets take less.")
 
 
 def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
@@ -172,19 +174,26 @@ def what_is_needed(
     *,
     model_there: Callable[[str], bool],
     data_there: Callable[[TaskFacts], bool],
+    data: Path | None = None,
     ready_vectors: bool = False,
 ) -> tuple[Needed, ...]:
-    """Return what a run reads: models (sizes from their parameters) and the hub's data sets."""
+    """Return what a run reads: models (sizes from their parameters) and data sets.
+
+    `data` is the folder that images come from, `None` for the sets of the hub.
+    """
+    from rmtllmf_jax.cli.import_task_vector import published
     from rmtllmf_jax.sweep.cost import FLOAT, all_parameters, tower_parameters
     from rmtllmf_jax.sweep.plan import Needed
 
     size = FLOAT * all_parameters(model)
     found = [Needed("model", preset.model, size, model_there(preset.model))]
     for task in tasks if ready_vectors else ():
-        name, size = READY_VECTORS.format(task.finetuned), FLOAT * tower_parameters(model)
+        name, size = published(task.name), FLOAT * tower_parameters(model)
         found.append(Needed(f"fine-tuned {task.name}", name, size, model_there(name)))
     for task in tasks:
         where = task.hub.id if task.hub.config is None else f"{task.hub.id} ({task.hub.config})"
+        if data is not None:
+            where = str(data / task.name)
         found.append(Needed(f"images {task.name}", where, None, data_there(task)))
     return tuple(found)
 

@@ -249,4 +249,4 @@ def _padded(images: int, settings: Settings) -> int:
 
 def _pixels(task: TaskFacts, shape: ViTShape) -> int:
     """Return the bytes of an image as cached: its own small size, or the model's."""
-    return (task.pixels or shape.image_size) ** 2 * 3
+    return min(task.pixels or shape.image_size, shape.image_size) ** 2 * 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, task_facts
+from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, plain_name, task_facts
 from rmtllmf_jax.data.source import SPLITS, Example
 from rmtllmf_jax.data.sources.contents import examples_hash
 from rmtllmf_jax.data.tasks import TASK_NAMES
@@ -146,19 +145,12 @@ class TfdsSource:
 
 
 def _positions(builder: str, names: list[str], classes: tuple[str, ...]) -> list[int]:
-    """Return where each of TFDS's names stands among the registry's.
-
-    Case, separators and SUN397's leading letter (`/a/abbey`) do not count.
-    """
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^a-z0-9]+", " ", re.sub(r"^/[a-z]/", "", name.casefold())).strip()
-
-    wanted = {plain(name): position for position, name in enumerate(classes)}
-    found = [plain(name) for name in names]
+    """Return where each of TFDS's names stands among the registry's, as `plain_name` reads them."""
+    wanted = {plain_name(name): position for position, name in enumerate(classes)}
+    found = [plain_name(name) for name in names]
     if len(wanted) < len(classes) or sorted(found) != sorted(wanted):
-        strange = [name for name in names if plain(name) not in wanted][:5]
-        lacking = [name for name in classes if plain(name) not in found][:5]
+        strange = [name for name in names if plain_name(name) not in wanted][:5]
+        lacking = [name for name in classes if plain_name(name) not in found][:5]
         raise InputError(
             f"tfds {builder}: {len(names)} classes that are not the registry's {len(classes)}; "
             f"unknown {strange}, lacking {lacking}. Labels cannot be told apart safely."
