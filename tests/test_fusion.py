@@ -288,3 +288,49 @@ def test_power_law_follows_the_public_sweep():
     public = {2: 0.69, 3: 0.56, 4: 0.47, 5: 0.40, 6: 0.35, 7: 0.30}
     for tasks, scale in public.items():
         assert fusion.power_law(tasks) == pytest.approx(scale, abs=0.03)
+
+
+# Views and selection
+
+
+def named() -> TaskVector:
+    leaves = {
+        "embeddings": {"cls": jnp.ones((1, 2))},
+        "layers": {"0": {"w": 2 * jnp.ones(3)}, "1": {"w": 3 * jnp.ones(2), "b": jnp.zeros(1)}},
+    }
+    return TaskVector(leaves)
+
+
+def test_leaves_and_layers_are_views_by_name():
+    vector = named()
+    assert list(vector.by_leaf()) == ["embeddings/cls", "layers/0/w", "layers/1/b", "layers/1/w"]
+    layers = vector.by_layer()
+    assert list(layers) == ["embeddings", "layers/0", "layers/1"]
+    assert float(layers["layers/1"].norm()) == pytest.approx(18**0.5)
+    assert len(vector.by_layer("tensor")) == 4
+    total = sum(float(layer.dot(layer)) for layer in layers.values())
+    assert total == pytest.approx(float(vector.dot(vector)))
+
+
+def test_selection_keeps_the_structure_and_adds_up():
+    vector = named()
+    chosen = vector.select("embeddings/.*", r"layers/\d/b")
+    assert jax.tree.structure(chosen) == jax.tree.structure(vector)
+    np.testing.assert_array_equal(flat(chosen), [1, 1, 0, 0, 0, 0, 0, 0])
+    assert_trees_equal((vector - chosen) + chosen, vector)
+
+
+def test_a_pattern_without_a_leaf_gives_the_nearest():
+    with pytest.raises(InputError, match=r"no leaf matches 'layers/0' as a whole.*layers/0/w"):
+        named().select("layers/0")
+    with pytest.raises(InputError, match=r"'\(' is not a regular expression"):
+        named().select("(")
+
+
+def test_task_vectors_stack_and_unstack_whole():
+    vectors = [named(), 2 * named()]
+    both = fusion.stack(vectors)
+    assert isinstance(both, TaskVector)
+    norms = jax.vmap(lambda vector: vector.norm())(both)
+    np.testing.assert_allclose(norms, [float(vector.norm()) for vector in vectors], rtol=1e-6)
+    assert_trees_equal(fusion.unstack(both)[1], vectors[1])

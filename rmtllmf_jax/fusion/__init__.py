@@ -1,12 +1,14 @@
 """Task-vector algebra and merging, for anyone with pytrees: needs nothing else of this package."""
 
+from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.merge import add_to_base, weighted_sum
-from rmtllmf_jax.fusion.scale import power_law
-from rmtllmf_jax.fusion.similarity import cosine_matrix, rms
+from rmtllmf_jax.fusion.scale import SCALES, ScaleSearch, power_law, scale_of, search_scale
+from rmtllmf_jax.fusion.similarity import cosine_matrix, exact_cosines, layer_cosines, rms
 from rmtllmf_jax.fusion.task_vectors import TaskVector
 from rmtllmf_jax.fusion.trees import (
     leaf_path,
     leaves_by_path,
+    matching_paths,
     require_same_structure,
     stack,
     stack_size,
@@ -14,14 +16,25 @@ from rmtllmf_jax.fusion.trees import (
 )
 
 __all__ = [
+    "GRANULARITIES",
+    "SCALES",
+    "ScaleSearch",
     "TaskVector",
     "add_to_base",
     "cosine_matrix",
+    "exact_cosines",
+    "group_by_layer",
+    "layer_cosines",
+    "layer_of",
+    "layers_of",
     "leaf_path",
     "leaves_by_path",
+    "matching_paths",
     "power_law",
     "require_same_structure",
     "rms",
+    "scale_of",
+    "search_scale",
     "stack",
     "stack_size",
     "unstack",

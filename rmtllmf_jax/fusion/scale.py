@@ -1,6 +1,17 @@
-"""The merging coefficient by the number of tasks."""
+"""The merging coefficient: rules by the number of tasks, and the best on a validation split."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 
 
 def power_law(tasks: int) -> float:
@@ -11,3 +22,68 @@ def power_law(tasks: int) -> float:
     at a higher learning rate, want a smaller one: choose it on validation data.
     """
     return 1.13 * tasks**-0.655
+
+
+SCALES: dict[str, Callable[[int], float]] = {
+    "power-law": power_law,
+    "1/N": lambda tasks: 1 / tasks,
+    "1/sqrt(N)": lambda tasks: 1 / math.sqrt(tasks),
+}
+"""Rules that give the coefficient from the number of tasks alone."""
+
+
+def scale_of(rule: str, tasks: int) -> float:
+    """Return the coefficient of a rule of `SCALES`, or the number that `rule` is.
+
+    **Raises:** `InputError` if it is neither, not finite, or if there is no task.
+    """
+    require_at_least("the number of tasks", tasks, 1)
+    try:
+        value = float(rule)
+    except ValueError:
+        return SCALES[require_known("scale", rule, SCALES)](tasks)
+    if not math.isfinite(value):
+        raise InputError(f"the scale must be a finite number, got {rule}.")
+    return value
+
+
+class ScaleSearch(NamedTuple):
+    """What `search_scale` found: the best coefficient, and the whole curve that it is the best of.
+
+    Of equal scores the smaller coefficient wins.
+    """
+
+    best: float
+    scales: Float[np.ndarray, " candidates"]
+    scores: Float[np.ndarray, " candidates"]
+
+
+def search_scale(
+    score: Callable[[Float[Array, ""]], Float[Array, ""]],
+    candidates: Sequence[float] | Float[np.ndarray, " candidates"],
+    split: str,
+) -> ScaleSearch:
+    """Return the coefficient with the highest score; all candidates run in one compiled program.
+
+    **Arguments:**
+
+    - `score`: a pure function of the coefficient, such as the accuracy of ``base + scale * merged``
+      on validation samples.
+    - `split`: name of the split that `score` looks at. A coefficient that is chosen on the test
+      split makes the test accuracy meaningless, so a name with `test` in it is refused.
+
+    **Raises:** `InputError` for a test split, for no candidates or candidates that are not finite,
+    or if a score is NaN.
+    """
+    if "test" in split.casefold():
+        raise InputError(
+            f"the scale must not be chosen on the split {split!r}: set samples of train aside."
+        )
+    scales = np.unique(np.asarray(candidates, np.float64))
+    if not scales.size or not np.isfinite(scales).all():
+        raise InputError(f"expected finite candidates of the scale, got {list(candidates)}.")
+    curve = jax.jit(lambda all_of_them: jax.lax.map(score, all_of_them))
+    scores = np.asarray(curve(jnp.asarray(scales)), np.float64)
+    if np.isnan(scores).any():
+        raise InputError(f"the score is NaN at the scale {scales[np.isnan(scores)][0]}.")
+    return ScaleSearch(float(scales[np.argmax(scores)]), scales, scores)

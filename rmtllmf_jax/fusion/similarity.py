@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from rmtllmf_jax.fusion.layers import layers_of
+from rmtllmf_jax.fusion.trees import leaves_by_path, stack_size
+
+_CHUNK = 1 << 20  # coordinates that are widened to float64 at a time
 
 
 def cosine_matrix(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "users users"]:
     """Return the cosines between all pairs of stacked task vectors, over all coordinates.
 
-    A vector that is zero has cosine NaN with every other: it has no direction.
+    Under jit and on accelerators, in the vectors' own precision; `exact_cosines` for figures. A
+    vector that is zero has cosine NaN with every other: it has no direction.
     """
 
     def gram(leaf: Array) -> Array:
@@ -22,6 +31,31 @@ def cosine_matrix(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "u
     return total / (norms[:, None] * norms[None, :])
 
 
+def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarray, "users users"]:
+    """Return `cosine_matrix` with products and sums in float64, on the host.
+
+    Over all coordinates: no sampling, which distorts the small cosines of task vectors.
+    """
+    users = stack_size(stacked)
+    total = sum((_gram(leaf) for _, leaf in _leaves(stacked)), np.zeros((users, users)))
+    return _normalised(total)
+
+
+def layer_cosines(
+    stacked: PyTree[Float[Array, "users ..."]], granularity: str = "block"
+) -> dict[str, Float[np.ndarray, "users users"]]:
+    """Return `exact_cosines` of each layer (`layers.layer_of`), in the order of the leaves.
+
+    **Raises:** `InputError` for an unknown granularity.
+    """
+    users = stack_size(stacked)
+    layers = layers_of(leaves_by_path(stacked), granularity)
+    totals = {layer: np.zeros((users, users)) for layer in layers.values()}
+    for path, leaf in _leaves(stacked):
+        totals[layers[path]] += _gram(leaf)
+    return {layer: _normalised(total) for layer, total in totals.items()}
+
+
 def rms(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, " users"]:
     """Return the root mean square of each stacked task vector over all its parameters."""
     squares = jax.tree.map(
@@ -30,3 +64,22 @@ def rms(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, " users"]:
     # A float, because jax refuses Python integers beyond 32 bits.
     size = float(sum(leaf[0].size for leaf in jax.tree.leaves(stacked)))
     return jnp.sqrt(jax.tree.reduce(lambda a, b: a + b, squares) / size)
+
+
+def _leaves(stacked: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in leaves_by_path(stacked).items():
+        yield path, np.asarray(leaf).reshape(np.shape(leaf)[0], -1)
+
+
+def _gram(rows: np.ndarray) -> Float[np.ndarray, "users users"]:
+    total = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], _CHUNK):
+        chunk = rows[:, start : start + _CHUNK].astype(np.float64)
+        total += chunk @ chunk.T
+    return total
+
+
+def _normalised(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    norms = np.sqrt(np.diag(gram))
+    with np.errstate(invalid="ignore"):  # a zero vector's NaN is meant
+        return gram / (norms[:, None] * norms[None, :])

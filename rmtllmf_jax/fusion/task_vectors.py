@@ -20,7 +20,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from rmtllmf_jax.fusion.trees import require_same_structure
+from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.trees import (
+    leaf_path,
+    leaves_by_path,
+    matching_paths,
+    require_same_structure,
+)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["tree"], meta_fields=[])
@@ -67,6 +73,34 @@ class TaskVector:
     def __truediv__(self, scale: float | int | Float[Array, ""]) -> TaskVector:
         """Divide by a number."""
         return TaskVector(jax.tree.map(lambda leaf: leaf / scale, self.tree))
+
+    def by_leaf(self) -> dict[str, Array]:
+        """Return the leaves by path, such as ``encoder/layers/0/mlp/fc1/kernel``."""
+        return leaves_by_path(self.tree)
+
+    def by_layer(self, granularity: str = "block") -> dict[str, TaskVector]:
+        """Return each layer's part (`layers.layer_of`) as a task vector of its leaves by path."""
+        leaves = self.by_leaf()
+        return {
+            layer: TaskVector({path: leaves[path] for path in paths})
+            for layer, paths in group_by_layer(leaves, granularity).items()
+        }
+
+    def select(self, *patterns: str) -> TaskVector:
+        """Return the vector with the leaves alone whose whole path matches a regular expression.
+
+        The others are zero, so that the result adds up with whole vectors:
+        ``vector - vector.select("embeddings/.*")`` leaves the embeddings as they were.
+
+        **Raises:** `InputError` for a pattern that is none or matches no leaf.
+        """
+        chosen = matching_paths(self.by_leaf(), patterns)
+        return TaskVector(
+            jax.tree_util.tree_map_with_path(
+                lambda path, leaf: leaf if leaf_path(path) in chosen else jnp.zeros_like(leaf),
+                self.tree,
+            )
+        )
 
     def dot(self, other: TaskVector) -> Float[Array, ""]:
         """Return the inner product over all parameters."""

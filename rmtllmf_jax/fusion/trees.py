@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +40,28 @@ def require_same_structure(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", 
         raise InputError(
             f"the trees {names[0]} and {names[1]} do not match:\n  " + "\n  ".join(sorted(problems))
         )
+
+
+def matching_paths(paths: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """Return the paths that match one of the regular expressions as a whole.
+
+    **Raises:** `InputError` for a pattern that is no regular expression, or that matches no path;
+    it gives the nearest ones.
+    """
+    known, chosen = list(paths), set()
+    for pattern in patterns:
+        try:
+            matches = [path for path in known if re.fullmatch(pattern, path)]
+        except re.error as error:
+            raise InputError(f"{pattern!r} is not a regular expression ({error}).") from error
+        if not matches:
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)
+            raise InputError(
+                f"no leaf matches {pattern!r} as a whole; of {len(known)} leaves the nearest are "
+                f"{', '.join(near)}."
+            )
+        chosen |= set(matches)
+    return chosen
 
 
 def stack(trees: list[PyTree]) -> PyTree:

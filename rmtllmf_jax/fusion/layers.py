@@ -1,0 +1,55 @@
+"""Layers: which leaves of a model belong together, read from their names.
+
+>>> layer_of("encoder/layers/11/mlp/fc1/kernel")
+'encoder/layers/11'
+>>> layer_of("model.layers.3.self_attn.q_proj.weight")
+'model.layers.3'
+>>> layer_of("embeddings/patch_embedding/kernel"), layer_of("lm_head.weight")
+('embeddings', 'lm_head')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rmtllmf_jax.common.errors import require_known
+
+GRANULARITIES = ("block", "tensor")
+"""All leaves of a transformer block as one layer, or every leaf as its own."""
+
+# A name, then a number: encoder/layer/3, model.layers.3, transformer.h.3, blocks.3, resblocks.3.
+_BLOCK = re.compile(r"(?:.*?[./])?(?:layers?|blocks?|resblocks|h)[./]\d+(?=[./]|$)")
+
+
+def layer_of(path: str, granularity: str = "block") -> str:
+    """Return the name of the layer that a leaf belongs to.
+
+    Names may be separated by ``/`` or ``.``. With granularity `block` it is the path up to the
+    block's number; a leaf of no block belongs to its module, all leaves of ``embeddings`` together.
+
+    **Raises:** `InputError` for an unknown granularity.
+    """
+    if require_known("granularity", granularity, GRANULARITIES) == "tensor":
+        return path
+    block = _BLOCK.match(path)
+    if block:
+        return block.group()
+    separator = "/" if "/" in path else "."
+    module = path.split(separator)[:-1] or [path]
+    if "embeddings" in module:
+        module = module[: module.index("embeddings") + 1]
+    return separator.join(module)
+
+
+def layers_of(paths: Iterable[str], granularity: str = "block") -> dict[str, str]:
+    """Return the layer of each leaf, in the order of the leaves."""
+    return {path: layer_of(path, granularity) for path in paths}
+
+
+def group_by_layer(paths: Iterable[str], granularity: str = "block") -> dict[str, list[str]]:
+    """Return the leaves of each layer, layers in the order in which they first appear."""
+    groups: dict[str, list[str]] = {}
+    for path, layer in layers_of(paths, granularity).items():
+        groups.setdefault(layer, []).append(path)
+    return groups

@@ -1,0 +1,54 @@
+"""Layers read from the names of leaves."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion import layers
+from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
+
+
+@pytest.mark.parametrize(
+    ("path", "layer"),
+    [
+        ("encoder/layer/3/output/dense/kernel", "encoder/layer/3"),
+        ("vision_model/encoder/layers/11/mlp/fc1/kernel", "vision_model/encoder/layers/11"),
+        ("model.layers.10.self_attn.q_proj.weight", "model.layers.10"),
+        ("transformer.h.0.attn.weight", "transformer.h.0"),
+        ("visual.transformer.resblocks.1.ln_1.weight", "visual.transformer.resblocks.1"),
+        ("vision_model/embeddings/class_embedding", "vision_model/embeddings"),
+        ("vision_model/embeddings/patch_embedding/kernel", "vision_model/embeddings"),
+        ("embeddings/cls_token", "embeddings"),
+        ("model.embed_tokens.weight", "model.embed_tokens"),
+        ("model.norm.weight", "model.norm"),
+        ("lm_head.weight", "lm_head"),
+        ("layernorm/scale", "layernorm"),
+        ("logit_scale", "logit_scale"),
+    ],
+)
+def test_a_leaf_belongs_to_its_block_or_module(path: str, layer: str):
+    assert layer_of(path) == layer
+    assert layer_of(path, "tensor") == path
+
+
+def test_layers_keep_the_order_of_the_leaves():
+    paths = ["a/layers/1/x", "a/layers/0/x", "a/layers/1/y", "norm/scale"]
+    assert layers_of(paths)["a/layers/1/y"] == "a/layers/1"
+    assert group_by_layer(paths) == {
+        "a/layers/1": ["a/layers/1/x", "a/layers/1/y"],
+        "a/layers/0": ["a/layers/0/x"],
+        "norm": ["norm/scale"],
+    }
+    assert list(group_by_layer(paths, "tensor")) == paths
+
+
+def test_unknown_granularities_are_refused():
+    with pytest.raises(InputError, match=r"unknown granularity 'blok'\. Did you mean 'block'"):
+        layer_of("a", "blok")
+
+
+def test_examples_run():
+    assert doctest.testmod(layers).failed == 0
