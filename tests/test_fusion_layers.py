@@ -34,15 +34,18 @@ def test_a_leaf_belongs_to_its_block_or_module(path: str, layer: str):
     assert layer_of(path, "tensor") == path
 
 
-def test_layers_keep_the_order_of_the_leaves():
-    paths = ["a/layers/1/x", "a/layers/0/x", "a/layers/1/y", "norm/scale"]
-    assert layers_of(paths)["a/layers/1/y"] == "a/layers/1"
-    assert group_by_layer(paths) == {
-        "a/layers/1": ["a/layers/1/x", "a/layers/1/y"],
-        "a/layers/0": ["a/layers/0/x"],
+def test_layers_come_by_number_whatever_the_order_of_the_leaves():
+    paths = ["a/layers/10/x", "norm/scale", "a/layers/2/x", "a/layers/10/y"]
+    assert layers_of(paths)["a/layers/10/y"] == "a/layers/10"
+    groups = group_by_layer(paths)
+    assert groups == {
+        "a/layers/2": ["a/layers/2/x"],
+        "a/layers/10": ["a/layers/10/x", "a/layers/10/y"],
         "norm": ["norm/scale"],
     }
-    assert list(group_by_layer(paths, "tensor")) == paths
+    assert list(groups) == list(group_by_layer(paths[::-1]))
+    assert list(groups) == ["a/layers/2", "a/layers/10", "norm"]
+    assert next(iter(group_by_layer(paths, "tensor"))) == "a/layers/2/x"
 
 
 def test_unknown_granularities_are_refused():

@@ -204,12 +204,13 @@ def _task_models(
 def print_vectors(
     out: Path, backbone: Backbone, base: PyTree, records: Mapping[str, UserRecord]
 ) -> None:
-    """Print norms, rms and cosines of the task vectors."""
-    import numpy as np
+    """Print norms, rms and cosines of the task vectors, and draw the cosines layer by layer."""
     from rich.console import Console
 
     from rmtllmf_jax import fusion
+    from rmtllmf_jax.common.files import replacing
     from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.similarity import similarity_figure
     from rmtllmf_jax.report.terminal import print_sheet
     from rmtllmf_jax.training.users import load_user
 
@@ -217,7 +218,8 @@ def print_vectors(
     for record in records.values():
         finetuned, _ = load_user(out, record, base, backbone.width)
         vectors.append(fusion.TaskVector.between(finetuned, base))
-    cosines = np.asarray(fusion.cosine_matrix(fusion.stack([vector.tree for vector in vectors])))
+    stacked = fusion.stack([vector.tree for vector in vectors])
+    cosines = fusion.exact_cosines(stacked)
     rows = [
         [task, f"{float(vector.norm()):.2f}", f"{float(vector.rms()):.1e}"]
         + [f"{value:.3f}" for value in cosines[row]]
@@ -225,3 +227,8 @@ def print_vectors(
     ]
     header = ["task", "norm", "rms", *records]
     print_sheet(Sheet("Task vectors: norm, root mean square, cosines", header, rows), Console())
+    if len(records) > 1:
+        figure = similarity_figure(list(records), cosines, fusion.layer_cosines(stacked))
+        with replacing(out / "task_vectors.png") as path:
+            figure.savefig(path, format="png", dpi=150)
+        print(out / "task_vectors.png")

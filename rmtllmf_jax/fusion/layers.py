@@ -48,8 +48,16 @@ def layers_of(paths: Iterable[str], granularity: str = "block") -> dict[str, str
 
 
 def group_by_layer(paths: Iterable[str], granularity: str = "block") -> dict[str, list[str]]:
-    """Return the leaves of each layer, layers in the order in which they first appear."""
+    """Return the leaves of each layer; layers by name, numbers by size (block 2 before block 10).
+
+    The order does not depend on that of the leaves, so that ranks of layers do not either.
+    """
     groups: dict[str, list[str]] = {}
     for path, layer in layers_of(paths, granularity).items():
         groups.setdefault(layer, []).append(path)
-    return groups
+    return dict(sorted(groups.items(), key=lambda item: _by_number(item[0])))
+
+
+def _by_number(layer: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", layer)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rmtllmf_jax.fusion.layers import layers_of
+from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.trees import leaves_by_path, stack_size
 
 _CHUNK = 1 << 20  # coordinates that are widened to float64 at a time
@@ -44,16 +44,15 @@ def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarra
 def layer_cosines(
     stacked: PyTree[Float[Array, "users ..."]], granularity: str = "block"
 ) -> dict[str, Float[np.ndarray, "users users"]]:
-    """Return `exact_cosines` of each layer (`layers.layer_of`), in the order of the leaves.
+    """Return `exact_cosines` of each layer (`layers.layer_of`), blocks by number.
 
     **Raises:** `InputError` for an unknown granularity.
     """
-    users = stack_size(stacked)
-    layers = layers_of(leaves_by_path(stacked), granularity)
-    totals = {layer: np.zeros((users, users)) for layer in layers.values()}
-    for path, leaf in _leaves(stacked):
-        totals[layers[path]] += _gram(leaf)
-    return {layer: _normalised(total) for layer, total in totals.items()}
+    grams = {path: _gram(leaf) for path, leaf in _leaves(stacked)}
+    return {
+        layer: _normalised(np.sum([grams[path] for path in paths], axis=0))
+        for layer, paths in group_by_layer(grams, granularity).items()
+    }
 
 
 def rms(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, " users"]:

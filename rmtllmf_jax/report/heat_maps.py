@@ -48,9 +48,7 @@ def _heat_maps(cosines: pd.DataFrame, scenario: str, protections: list[str]) -> 
         means = chosen.pivot_table(
             index="task_a", columns="task_b", values="cosine", aggfunc="mean"
         )
-        image = _draw_matrix(
-            panel, means.reindex(index=tasks, columns=tasks).to_numpy(float), tasks
-        )
+        image = draw_matrix(panel, means.reindex(index=tasks, columns=tasks).to_numpy(float), tasks)
         panel.set_title(PROTECTIONS.get(protection, protection), fontsize=11)
     bar = figure.colorbar(image, ax=list(panels), fraction=0.05, pad=0.02)
     bar.set_label("Cosine similarity")
@@ -61,7 +59,8 @@ def _heat_maps(cosines: pd.DataFrame, scenario: str, protections: list[str]) -> 
     return figure
 
 
-def _draw_matrix(panel: Axes, values: np.ndarray, tasks: list[str]) -> AxesImage:
+def draw_matrix(panel: Axes, values: np.ndarray, tasks: list[str]) -> AxesImage:
+    """Draw cosines between tasks, with their numbers; the colour scale is -1 to 1."""
     image = panel.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(values):
         text = "-" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
