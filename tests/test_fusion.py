@@ -290,6 +290,12 @@ def test_power_law_follows_the_public_sweep():
         assert fusion.power_law(tasks) == pytest.approx(scale, abs=0.03)
 
 
+def test_forgetting_is_the_base_minus_the_vector():
+    base = tree_of(np.arange(SIZE, dtype=np.float32))
+    tau = TaskVector(tree_of(np.ones(SIZE, np.float32)))
+    np.testing.assert_allclose(flat(base - 0.5 * tau), np.arange(SIZE) - 0.5)
+
+
 # Views and selection
 
 

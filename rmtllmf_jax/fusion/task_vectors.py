@@ -64,6 +64,10 @@ class TaskVector:
         """Subtract another task vector."""
         return self + (-other)
 
+    def __rsub__(self, other: Any) -> Any:
+        """Support ``base - vector``, forgetting."""
+        return -self + other
+
     def __mul__(self, scale: float | int | Float[Array, ""]) -> TaskVector:
         """Scale by a number."""
         return TaskVector(jax.tree.map(lambda leaf: scale * leaf, self.tree))

@@ -20,7 +20,7 @@ def similarity_figure(
     """Draw the cosines of task vectors (`fusion.exact_cosines`) beside those of their layers.
 
     The right panel has one mark a layer (`fusion.layer_cosines`): the mean over pairs of tasks, and
-    from the smallest to the largest of them.
+    from the smallest to the largest of them; none where a layer is zero in all pairs.
 
     **Raises:** `InputError` if there are less than two tasks.
     """
@@ -35,12 +35,14 @@ def similarity_figure(
     figure.colorbar(image, ax=left, fraction=0.05, pad=0.02).set_label("Cosine similarity")
 
     pairs = np.triu_indices(len(tasks), k=1)
-    values = np.stack([matrix[pairs] for matrix in by_layer.values()])
-    mean, low, high = (reduce(values, axis=1) for reduce in (np.nanmean, np.nanmin, np.nanmax))
-    places = np.arange(len(by_layer))
-    right.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color="C0", capsize=2)
+    for place, matrix in enumerate(by_layer.values()):
+        values = matrix[pairs][np.isfinite(matrix[pairs])]
+        if values.size:  # a layer that a task left as it was has no direction
+            mean = values.mean()
+            reach = [[mean - values.min()], [values.max() - mean]]
+            right.errorbar(mean, place, xerr=reach, fmt="o", color="C0", capsize=2)
     right.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    right.set_yticks(places, list(by_layer), fontsize=8)
+    right.set_yticks(range(len(by_layer)), list(by_layer), fontsize=8)
     right.invert_yaxis()
     right.set_xlabel("Cosine between two tasks: mean, smallest, largest")
     right.set_title("Layer by layer", fontsize=11)
