@@ -137,6 +137,7 @@ def test_the_same_command_again_does_nothing_twice(
     assert_same_tables(run, finished.folder)
 
 
+@pytest.mark.slow
 def test_separate_commands_give_the_same_tables(
     finished: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_where_it_was_stopped(
     finished: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
     assert_same_tables(run, finished)
 
 
+@pytest.mark.slow
 def test_the_sweep_goes_on_where_it_was_stopped(finished: TinyRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run", sweep=False)
     cache = finished.users[finished.users.index("--cache-dir") + 1]
@@ -127,6 +129,7 @@ def test_the_sweep_goes_on_where_it_was_stopped(finished: TinyRun, tmp_path: Pat
 
 
 @pytest.mark.parametrize("cut", [1, 30])
+@pytest.mark.slow
 def test_a_line_that_a_crash_cut_short_is_done_again(
     finished: TinyRun, tmp_path: Path, cut: int
 ) -> None:

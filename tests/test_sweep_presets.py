@@ -63,6 +63,7 @@ def test_every_attack_reaches_the_report(run: Path, sweep: Sweep) -> None:
     assert set(SCENARIOS) <= set(summary["scenario"])
 
 
+@pytest.mark.slow
 def test_an_error_model_has_a_journal_of_its_own(run: Path, sweep: Sweep) -> None:
     (old,) = (run / "sweep").iterdir()
     before = old.read_bytes()

@@ -17,6 +17,7 @@ from rmtllmf_jax.cli.channel import Channel
 from rmtllmf_jax.cli.doctor import Doctor
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
+from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
@@ -54,6 +55,7 @@ def parse(argv: Sequence[str]) -> Command:
         | Annotated[Finetune, subcommand("finetune")]
         | Annotated[Sweep, subcommand("sweep")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Fuse, subcommand("fuse")]
         | Annotated[ImportTaskVector, subcommand("import-task-vector")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Doctor, subcommand("doctor")]

@@ -1,5 +1,6 @@
 """Task-vector algebra and merging, for anyone with pytrees: needs nothing else of this package."""
 
+from rmtllmf_jax.fusion import rules
 from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.merge import add_to_base, weighted_sum
 from rmtllmf_jax.fusion.scale import SCALES, ScaleSearch, power_law, scale_of, search_scale
@@ -33,6 +34,7 @@ __all__ = [
     "power_law",
     "require_same_structure",
     "rms",
+    "rules",
     "scale_of",
     "search_scale",
     "stack",

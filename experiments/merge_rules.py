@@ -1,0 +1,195 @@
+"""Which merge rule is best on the eight real tasks, and do layer-wise weights help?
+
+    python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA
+
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`, or
+experiments/main_job.py) and merges 2, 4 and 8 of them with every rule of `fusion.rules`. For each
+number of tasks, options and scale of a rule are those with the highest average normalised accuracy
+on *validation* samples, of the candidates in merge_rules_study.py and over the same combinations
+that are then tested; the test split plays no part in the choice. Some rules see more than task
+vectors: AdaMerging the test images that are evaluated, without their labels (its own protocol),
+Fisher merging and RegMean a few training images of each task. LATA's reference is the mean of the
+other tasks' vectors.
+
+Written to results/merge_rules/: README.md (average normalised accuracy, mean and standard deviation
+over combinations; with and without tasks that fine-tuning did not teach), results.csv (every task's
+test accuracy), choices.csv (every candidate's validation score). What is finished is kept in the
+run folder, so that a killed run goes on. Takes about TO FILL on two cores; --combinations,
+--eval-samples and --validation-samples make it cheaper.
+
+Result: TO FILL
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import tyro
+from merge_rules_study import VARIANTS, Candidate, Options, Study, choose, measure
+
+from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
+from rmtllmf_jax.cli.finetune import load_tasks, load_tower
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.sheets import Sheet, percent
+from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
+from rmtllmf_jax.sweep.grid import Combination
+from rmtllmf_jax.sweep.inputs import SweepInputs, load_inputs
+from rmtllmf_jax.sweep.journal import Journal
+from rmtllmf_jax.training.users import load_manifest
+
+
+def tested_rows(study: Study, one: Candidate, combination: Combination) -> Iterator[dict[str, Any]]:
+    """Yield a row a task: what a merge reached on test samples, beside base and fine-tuned."""
+    accuracies = study.journal[one.name(combination, "test")]
+    for task, accuracy in zip(combination, accuracies, strict=True):
+        alone = study.runner.finetuned_accuracy(task, "test")
+        yield {
+            "rule": one.variant,
+            "options": one.options,
+            "scale": one.scale,
+            "size": len(combination),
+            "combination": "+".join(combination),
+            "task": task,
+            "accuracy": accuracy,
+            "base_accuracy": study.runner.reference(task, "base", "test"),
+            "finetuned_accuracy": alone,
+            "normalised_accuracy": accuracy / alone,
+        }
+
+
+def base_rows(study: Study, combination: Combination) -> Iterator[dict[str, Any]]:
+    """Yield a row a task of the base model under the tasks' heads: what merging has to beat."""
+    one = Candidate("base", "{}", 0.0)
+    name = one.name(combination, "test")
+    if name not in study.journal:
+        values = [study.runner.reference(task, "base", "test") for task in combination]
+        study.journal.add(name, values)
+    yield from tested_rows(study, one, combination)
+
+
+def compare(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the test accuracies of what was chosen, and the validation score of candidates."""
+    rules, sizes = study.options.rules, study.options.sizes
+    merges = [len(VARIANTS[rule].options) * len(VARIANTS[rule].scales) + 1 for rule in rules]
+    results, choices = [], []
+    for combination in study.combinations:
+        results += base_rows(study, combination)
+    # Merges that are in the journal already advance the bar at once.
+    with progress_bar("merge rules", sum(merges) * len(study.combinations)) as advance:
+        for rule in rules:
+            for size in sizes:
+                best, rows = choose(study, rule, size, advance)
+                choices += rows
+                for combination in study.of_size(size):
+                    measure(study, [best], combination, "test", advance)
+                    results += tested_rows(study, best, combination)
+    return pd.DataFrame(results), pd.DataFrame(choices)
+
+
+def by_rule(results: pd.DataFrame, title: str) -> Sheet:
+    """Return mean ± standard deviation over combinations, a row a rule and a column a size."""
+    cells = results.groupby(["rule", "size", "combination"], sort=False, as_index=False).agg(
+        score=("normalised_accuracy", "mean"),
+        options=("options", "first"),
+        scale=("scale", "first"),
+    )
+    sizes = sorted(cells["size"].unique())
+    rows = []
+    for rule, group in cells.groupby("rule", sort=False):
+        texts, chosen = [], []
+        for size in sizes:
+            scores = group[group["size"] == size]
+            spread = f" ± {percent(scores['score'].std())}" if len(scores) > 1 else ""
+            texts.append(f"{percent(scores['score'].mean())}{spread}" if len(scores) else "-")
+            chosen += [described(scores.iloc[0])] if len(scores) else []
+        rows.append([str(rule), "; ".join(dict.fromkeys(chosen)), *texts])
+    return Sheet(title, ["rule", "options chosen", *(f"N = {size}" for size in sizes)], rows)
+
+
+def described(row: pd.Series) -> str:
+    """Return options and scale as a reader writes them."""
+    options = {**json.loads(row["options"]), "scale": row["scale"]}
+    return f"N = {row['combination'].count('+') + 1}: " + " ".join(
+        f"{name}={value}" for name, value in options.items()
+    )
+
+
+def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
+    """Return the markdown page of the tables."""
+    title = "Average normalised accuracy (%), mean ± standard deviation over combinations"
+    sheets = [by_rule(results, title)]
+    weak, note = weak_tasks(results), caveat(results)
+    if weak and len(without_weak_tasks(results)):
+        left = f"{title}, without {', '.join(weak)}"
+        sheets.append(by_rule(without_weak_tasks(results), left))
+    made = provenance()
+    command = " ".join(["python", "experiments/merge_rules.py", *sys.argv[1:]])
+    lines = [
+        f"`{command}`: seed {options.seed}, {seconds:.0f} s{' (went on)' if resumed else ''}, "
+        f"{made['machine']['cpus']} cores ({made['machine']['device']}), jax "
+        f"{made['versions']['jax']}, commit {made['commit']}. What it shows: the docstring of the "
+        "script. Test accuracies; options and scales were chosen on validation samples.",
+        *([note] if note else []),
+        "`base` is the model without any task vector. Every task: results.csv; every candidate: "
+        "choices.csv.",
+    ]
+    parts = ["# Every merge rule on the eight tasks", *lines]
+    for sheet in sheets:
+        parts += [f"## {sheet.title}", table(sheet)]
+    return "\n\n".join(parts) + "\n"
+
+
+def load(options: Options) -> SweepInputs:
+    """Return base model, task vectors, heads and samples of the run."""
+    setting, records = load_manifest(options.run)
+    if options.model is not None:
+        setting = replace(setting, model=options.model)
+    if options.data is not None:
+        setting = replace(setting, data=str(options.data))
+    names = tuple(sorted(options.tasks or records))
+    for name in names:
+        require_known("--tasks", name, records)
+    backbone, base = load_tower(setting)
+    data = load_tasks(setting, names, options.cache_dir)
+    return load_inputs(options.run, backbone, base, data, records, setting.key())
+
+
+def main(options: Options) -> None:
+    """Compare the rules; print and write the tables."""
+    started = time.perf_counter()
+    for rule in options.rules:
+        require_known("--rules", rule, VARIANTS)
+    require_at_least("--combinations", options.combinations, 1)
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    if max(options.sizes) > len(inputs.tasks) or min(options.sizes) < 2:
+        raise InputError(
+            f"--sizes must lie between 2 and the number of tasks, {len(inputs.tasks)}; got "
+            f"{', '.join(map(str, options.sizes))}."
+        )
+    kept = ("eval_samples", "validation_samples", "adamerging_steps", "adamerging_batch")
+    kept += ("statistics_samples", "seed")
+    meaning = {name: getattr(options, name) for name in kept}
+    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    with Journal(options.run / "merge_rules" / f"{name}.jsonl") as journal:
+        resumed = journal.path.stat().st_size > 0
+        results, choices = compare(Study(inputs, options, journal))
+    text = page(results, options, time.perf_counter() - started, resumed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results.to_csv(options.out / "results.csv", index=False, float_format="%.6g")
+    choices.to_csv(options.out / "choices.csv", index=False, float_format="%.6g")
+    write_bytes(options.out / "README.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

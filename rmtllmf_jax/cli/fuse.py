@@ -1,0 +1,168 @@
+"""`rmtllmf fuse`: checkpoints on disk merged tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rmtllmf_jax.cli.method_options import parse_options
+from rmtllmf_jax.cli.run_folder import working_in
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.fusion.files.fusing import Fusing
+    from rmtllmf_jax.fusion.files.plan import Plan
+    from rmtllmf_jax.fusion.files.programs import LayerWeights
+    from rmtllmf_jax.fusion.files.recipe import Recipe
+
+PLOT = "layer_weights.png"
+
+
+@dataclass(kw_only=True)
+class Fuse:
+    """Merge fine-tuned checkpoints with their base into a directory that transformers opens.
+
+    Any safetensors checkpoints: CLIP, ViT, language models. Tensors are read one by one, so memory
+    does not grow with the model. The same command goes on after an interruption.
+
+    Example: rmtllmf fuse --base base --models a b --method ties --scale 0.3 --out merged
+    """
+
+    base: Path
+    """The model that the others were fine-tuned from: a safetensors file, an index of shards, or a
+    Hugging Face directory, whose configuration and tokenizer go into the output."""
+    models: tuple[Path, ...]
+    """The fine-tuned models, each a file, an index or a directory."""
+    out: Path
+    """The directory to write; it must not exist."""
+    method: str = "task_arithmetic"
+    """Merge rule: task_arithmetic, average, ties, dare, dare_ties, layer_wise or lata."""
+    options: tuple[str, ...] = ()
+    """Options of the merge rule as NAME=VALUE. All take weights=1,0.5 (one number a model);
+    ties: density=0.2 normalise=true; dare: drop=0.9; dare_ties: drop=0.9 normalise=false;
+    layer_wise: layers='{"model.layers.0": 0.5, "lm_head": 1}' default=none (the weight of all
+    others) granularity=block;
+    lata: weighting=linear (or logarithmic, threshold) sigma=0.5 granularity=block (or tensor)."""
+    scale: str | None = None
+    """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model
+    and for rules that average (average, ties), and power-law for those that sum. A negative one
+    forgets."""
+    reference: Path | None = None
+    """For lata: the model whose difference from the base the layers are compared to (instruct where
+    the base is pretrained). By default, for each model, the mean of the other task vectors."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
+    shard_size: str = "5GB"
+    """Largest size of a file of the output, such as 5GB or 500MiB."""
+    seed: int = 0
+    """Root of the masks of dare and dare_ties."""
+    dry_run: bool = False
+    """Only print what would be merged: every tensor with its shape, type, size and method."""
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        from rmtllmf_jax.fusion.files.fusing import fusing
+        from rmtllmf_jax.fusion.files.part import part_folder
+        from rmtllmf_jax.fusion.files.plan import plan_fusion
+        from rmtllmf_jax.fusion.files.shards import bytes_of
+
+        plan = plan_fusion(
+            self.out,
+            self.base,
+            self.models,
+            self._recipe(),
+            reference=self.reference,
+            shard_bytes=bytes_of(self.shard_size),
+        )
+        if self.dry_run:
+            print("\n".join(_listing(plan)))
+            return
+        with working_in(part_folder(self.out)), fusing(plan) as under_way:
+            _say_what_is_there(under_way)
+            weights = under_way.layer_weights()
+            if weights is not None:
+                _show_weights(weights, under_way)
+            under_way.merge(weights)
+            under_way.finish(weights, PLOT if weights is not None else None)
+        print(f"{self.out}: {_summary(plan)}")
+
+    def _recipe(self) -> Recipe:
+        from rmtllmf_jax.fusion.files.recipe import Recipe, require_method
+        from rmtllmf_jax.fusion.rules import get_rule
+        from rmtllmf_jax.fusion.scale import scale_of
+
+        rule = get_rule(require_method(self.method))
+        options = parse_options(self.options, rule.options, self.method)
+        is_mean = self.method == "average" or getattr(options, "normalise", False)
+        default = "1" if is_mean or len(self.models) == 1 else "power-law"
+        scale = scale_of(default if self.scale is None else self.scale, len(self.models) or 1)
+        return Recipe(self.method, options, scale, self.seed, self.dtype)
+
+
+def _say_what_is_there(under_way: Fusing) -> None:
+    total = len(under_way.plan.shards)
+    if under_way.part.restarted:
+        print(f"{under_way.part.root}: was of other inputs or options; starting again.", flush=True)
+    elif under_way.finished:
+        print(f"{under_way.finished} of {total} shards are finished already.", flush=True)
+
+
+def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
+    """Print the weights by layer as a table, and draw them beside the weights of the model."""
+    from collections import Counter
+
+    from rich.console import Console
+
+    from rmtllmf_jax.fusion.layers import layers_of
+    from rmtllmf_jax.report.layer_weights import layer_weights_sheet, write_layer_weights
+    from rmtllmf_jax.report.terminal import print_sheet
+
+    plan = under_way.plan
+    rows = {layer: [float(weight) for weight in row] for layer, row in weights.items()}
+    layers = layers_of(plan.matching.merged, plan.recipe.options.granularity)
+    title = f"Weights by layer: {plan.recipe.method}"
+    sheet = layer_weights_sheet(rows, plan.names, Counter(layers.values()), title)
+    print_sheet(sheet, Console())
+    write_layer_weights(under_way.folder / PLOT, rows, plan.names, title)
+
+
+def _summary(plan: Plan) -> str:
+    size = sum(shard.size for shard in plan.shards)
+    count = len(plan.shards)
+    return (
+        f"{plan.formula}; {len(plan.matching.merged)} tensors merged, "
+        f"{len(plan.matching.copied)} copied, {size / 1e9:.3f} GB in {_files(count)}"
+    )
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' if count > 1 else ''}"
+
+
+def _listing(plan: Plan) -> Iterator[str]:
+    """Yield the lines of a dry run: every tensor of every file, then the inputs and the sum."""
+    for shard in plan.shards:
+        rows = [
+            (
+                tensor.base.key,
+                "x".join(map(str, tensor.base.shape)) or "scalar",
+                tensor.dtype
+                if tensor.dtype == tensor.base.dtype
+                else (f"{tensor.base.dtype}->{tensor.dtype}"),
+                f"{tensor.size:,}",
+                plan.recipe.method if tensor.merged else "from the base",
+            )
+            for tensor in shard.tensors
+        ]
+        widths = [max(len(row[place]) for row in rows) for place in range(4)]
+        yield f"{shard.name} ({shard.size:,} bytes)"
+        for key, shape, dtype, size, how in rows:
+            yield (
+                f"  {key:<{widths[0]}}  {shape:>{widths[1]}}  {dtype:<{widths[2]}}  "
+                f"{size:>{widths[3]}}  {how}"
+            )
+    for checkpoint in (plan.base, *plan.others):
+        count = len(checkpoint.files)
+        yield f"reads {checkpoint.given}: {checkpoint.size:,} bytes in {_files(count)}"
+    yield f"would write {plan.out}: {_summary(plan)}"

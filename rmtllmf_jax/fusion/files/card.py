@@ -1,0 +1,76 @@
+"""The model card of a merge, and the same facts for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
+
+
+def input_record(
+    role: str, label: str, checkpoint: Checkpoint, hashes: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the card says of an input: its files with their sizes and SHA-256."""
+    files = [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(checkpoint.files, hashes, strict=True)
+    ]
+    return {"role": role, "name": label, "files": files}
+
+
+def card(name: str, record: Mapping[str, Any], carried: Sequence[Path], plot: str | None) -> str:
+    """Return the page `README.md` of a merged model.
+
+    **Arguments:**
+
+    - `record`: `method`, `formula`, `reference`, `scale`, `options`, `dtype`, `tensors`, `inputs`
+      (each as `input_record`), `versions`, and `layer_weights` (None, or the `models` and the
+      weights by layer).
+    - `carried`: files copied from the base.
+    - `plot`: file name of the figure of the weights by layer.
+    """
+    settings = [
+        ("method", f"`{record['method']}` ({record['reference']})"),
+        ("formula", f"`{record['formula']}`"),
+        ("scale", f"{record['scale']:.6g}"),
+        *((f"option `{key}`", f"`{json.dumps(value)}`") for key, value in _options(record)),
+        ("type of the weights", record["dtype"]),
+        ("tensors", f"{record['tensors']['merged']} merged, {record['tensors']['copied']} copied"),
+        *((f"version of {key}", value) for key, value in record["versions"].items()),
+    ]
+    files = [
+        (each["role"], each["name"], file["name"], f"{file['bytes']:,}", f"`{file['sha256']}`")
+        for each in record["inputs"]
+        for file in each["files"]
+    ]
+    parts = [
+        "---\ntags:\n- merge\n- task-vectors\n---",
+        f"# {name}",
+        "A merge of fine-tuned models with their common base, made by `rmtllmf fuse`.",
+        "## How",
+        _table(("what", "value"), settings),
+        "## Inputs",
+        _table(("role", "model", "file", "bytes", "SHA-256"), files),
+    ]
+    weights = record["layer_weights"]
+    if weights:
+        rows = [(layer, *(f"{w:.4f}" for w in row)) for layer, row in weights["layers"].items()]
+        parts += ["## Weights by layer", _table(("layer", *weights["models"]), rows)]
+        if plot:
+            parts.append(f"![Weights by layer]({plot})")
+    if carried:
+        names = ", ".join(f"`{path.as_posix()}`" for path in carried)
+        parts += ["## From the base", f"Copied: {names}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _options(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(record["options"].items())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(c).replace('|', '/') for c in row)} |" for row in lines)

@@ -1,0 +1,91 @@
+"""What a merge of checkpoints will do, with everything checked that can be before the long work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.fusion.files.carried import require_mergeable
+from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, labels, open_checkpoint
+from rmtllmf_jax.fusion.files.dtypes import KEEP, NAMES
+from rmtllmf_jax.fusion.files.matching import Matching, match, require_equal
+from rmtllmf_jax.fusion.files.part import require_absent
+from rmtllmf_jax.fusion.files.programs import weights_of_layers
+from rmtllmf_jax.fusion.files.recipe import LATA, LAYER_WISE, Recipe, require_method
+from rmtllmf_jax.fusion.files.shards import Shard, plan_shards
+from rmtllmf_jax.fusion.rules.leaves import user_weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge of checkpoints that fit together."""
+
+    recipe: Recipe
+    out: Path
+    base: Checkpoint
+    models: list[Checkpoint]
+    reference: Checkpoint | None
+    matching: Matching
+    shards: list[Shard]
+
+    @property
+    def others(self) -> list[Checkpoint]:
+        """The models, then the reference if there is one."""
+        return [*self.models, *([self.reference] if self.reference else [])]
+
+    @property
+    def names(self) -> list[str]:
+        """Short names of the models."""
+        return list(labels(self.models))
+
+    @property
+    def formula(self) -> str:
+        """What is done, in one line."""
+        return f"base + {self.recipe.scale:.4g} * {self.recipe.method}({', '.join(self.names)})"
+
+
+def plan_fusion(
+    out: Path,
+    base: Path,
+    models: Sequence[Path],
+    recipe: Recipe,
+    *,
+    reference: Path | None = None,
+    shard_bytes: int = 5 * 10**9,
+) -> Plan:
+    """Return the plan of a merge; reads headers and the few tensors that must be equal.
+
+    **Arguments:**
+
+    - `out`: a folder that does not exist yet.
+    - `base`, `models`, `reference`: safetensors files, indexes of shards, or directories.
+    - `shard_bytes`: largest size of the tensors of one file of the output.
+
+    **Raises:** `InputError` for whatever keeps the checkpoints from being merged.
+    """
+    require_absent(out)
+    require_method(recipe.method)
+    if recipe.dtype != KEEP:
+        require_known("dtype", recipe.dtype, NAMES)
+    if not models:
+        raise InputError("there is no model to merge: name at least one.")
+    if reference is not None and recipe.method != LATA:
+        raise InputError(f"a reference is for the method {LATA} alone, not {recipe.method}.")
+    if reference is None and recipe.method == LATA and len(models) == 1:
+        raise InputError(f"the method {LATA} needs a reference, or more than one model.")
+    user_weights(recipe.options.weights, len(models))
+    start, *others = [open_checkpoint(path) for path in (base, *models)]
+    guide = open_checkpoint(reference) if reference is not None else None
+    compared = [*others, *([guide] if guide else [])]
+    for checkpoint in (start, *compared):
+        require_mergeable(checkpoint.directory)
+    matching = match(start, compared)
+    if not matching.merged:
+        raise InputError(f"{base}: holds no floating-point tensor to merge.")
+    require_equal(start, compared, matching.copied)
+    if recipe.method == LAYER_WISE:
+        weights_of_layers(matching.merged, recipe.options, len(models))
+    shards = plan_shards(start, matching, recipe.dtype, shard_bytes)
+    return Plan(recipe, out, start, others, guide, matching, shards)

@@ -1,0 +1,138 @@
+"""AdaMerging: weights learned by making predictions on unlabelled inputs certain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
+from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.merge import add_to_base
+from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
+from rmtllmf_jax.fusion.rules.leaves import check_stacked
+from rmtllmf_jax.fusion.trees import leaves_by_path, require_same_structure, stack_size
+
+ADAMERGING_GRANULARITIES = ("task", "block", "tensor")
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class AdaMergingOptions:
+    """Options of `adamerging`."""
+
+    granularity: str = "tensor"
+    """One weight a task vector (`task`), or one in each layer (`block`; `tensor` as published)."""
+    initial: float = 0.3
+    """All weights before the first step."""
+    learning_rate: float = 1e-3
+    """Of Adam, with its usual decay rates .9 and .999."""
+    clip: bool = True
+    """Keep weights within [0, 1]."""
+
+    def __post_init__(self) -> None:
+        """Check the names and numbers."""
+        require_known("granularity", self.granularity, ADAMERGING_GRANULARITIES)
+        require_non_negative("initial", self.initial)
+        require_non_negative("learning_rate", self.learning_rate)
+        if self.clip and self.initial > 1:
+            raise InputError(
+                f"initial must be at most 1 where weights are clipped, {self.initial!r}."
+            )
+
+
+class AdaMerged(NamedTuple):
+    """What `adamerging` found."""
+
+    weights: dict[str, Float[Array, " users"]]
+    """By layer; with granularity `task` all layers have the same."""
+    merged: PyTree
+    """The merged task vector: the model is the base plus it, scale 1."""
+    losses: Float[Array, " steps"]
+    """The entropy before each step, on the step's batch."""
+
+
+def adamerging(
+    stacked: PyTree[Array],
+    base: PyTree[Array],
+    entropy: Callable[[PyTree, PyTree], Float[Array, ""]],
+    batches: PyTree[Array],
+    options: AdaMergingOptions,
+) -> AdaMerged:
+    """Learn ``w`` to minimise the entropy of ``base + sum_q w_lq tau_lq`` on unlabelled batches.
+
+    One step of Adam a batch: ``w <- w - rate m^ / (sqrt(v^) + 1e-8)``, m^ and v^ the corrected
+    running means of the gradient and its square; the model sees w clipped to [0, 1] while Adam
+    keeps the unclipped, as published.
+
+    **Arguments:**
+
+    - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
+    - `base`: the base parameters, of the same structure without the leading axis.
+    - `entropy`: `(parameters, batch) -> scalar`, the mean entropy (`prediction_entropy`) over all
+      tasks; compiled once for a function, so hand in the same function again, not a new lambda.
+    - `batches`: one batch a step, stacked: leaves with a leading axis of steps.
+    - `options`: granularity, initial weight and learning rate.
+
+    **Returns:** the weights by layer, the merged task vector, and the entropy of each step.
+
+    **Raises:** `InputError` if base and task vectors do not match (with every differing path), if
+    the task vectors hold integers, or if there is no batch.
+
+    Reference: Yang et al., "AdaMerging", arXiv 2310.02575.
+    """
+    check_stacked(stacked)
+    one = jax.tree.map(lambda leaf: leaf[0], stacked)
+    require_same_structure(one, base, ("task vectors", "base"))
+    if stack_size(batches) == 0:
+        raise InputError("there is no batch to learn the weights from: the leading axis is 0.")
+    return _learn(stacked, base, batches, entropy, options)
+
+
+@partial(jax.jit, static_argnames=("entropy", "options"))
+def _learn(
+    stacked: PyTree[Array],
+    base: PyTree[Array],
+    batches: PyTree[Array],
+    entropy: Callable[[PyTree, PyTree], Float[Array, ""]],
+    options: AdaMergingOptions,
+) -> AdaMerged:
+    granularity = "tensor" if options.granularity == "task" else options.granularity
+    layers = list(group_by_layer(leaves_by_path(stacked), granularity))
+    rows = 1 if options.granularity == "task" else len(layers)
+
+    def by_layer(raw: Array) -> dict[str, Array]:
+        table = jnp.clip(raw, 0, 1) if options.clip else raw
+        return dict(zip(layers, jnp.broadcast_to(table, (len(layers), raw.shape[1])), strict=True))
+
+    def loss(raw: Array, batch: PyTree) -> Array:
+        merged = merge_by_layer(stacked, by_layer(raw), granularity)
+        return entropy(add_to_base(base, merged, 1.0), batch)
+
+    def step(state: tuple, numbered: tuple) -> tuple[tuple, Array]:
+        raw, mean, square = state
+        number, batch = numbered
+        value, gradient = jax.value_and_grad(loss)(raw, batch)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        towards = mean / (1 - 0.9**number)
+        spread = jnp.sqrt(square / (1 - 0.999**number)) + 1e-8
+        return (raw - options.learning_rate * towards / spread, mean, square), value
+
+    first = jnp.full((rows, stack_size(stacked)), options.initial)
+    numbers = jnp.arange(1, stack_size(batches) + 1, dtype=first.dtype)
+    start = (first, jnp.zeros_like(first), jnp.zeros_like(first))
+    (raw, _, _), losses = jax.lax.scan(step, start, (numbers, batches))
+    weights = by_layer(raw)
+    return AdaMerged(weights, merge_by_layer(stacked, weights, granularity), losses)
+
+
+def prediction_entropy(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
+    """Return the mean entropy ``-sum_c p_c log p_c`` of softmax predictions, in nats."""
+    logarithms = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.mean(jnp.sum(jnp.exp(logarithms) * logarithms, axis=-1))

@@ -1,0 +1,199 @@
+"""LATA-style merging: layers that look like the reference count less.
+
+**What is public and what is ours.** The paper (Chen et al., "Layer-Aware Task Arithmetic", arXiv
+2502.20186) ranks a model's layers by the cosine of task vector and instruction vector and lowers
+the weights of those most alike, linearly by rank, logarithmically by rank, or to 0 above a
+threshold. Its exact offsets, what it calls a layer, and its treatment of ties are not public. Ours
+are: weights from 0 (first rank) to 1 (last), layers as an option, ties by the order of the layers'
+names, the mean of the other task vectors where there is no instruction model. Hence "LATA-style".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer
+from rmtllmf_jax.fusion.merge import add_to_base
+from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
+from rmtllmf_jax.fusion.rules.leaves import check_stacked, check_weights, user_weights
+from rmtllmf_jax.fusion.trees import leaves_by_path, require_same_structure
+
+WEIGHTINGS = ("linear", "logarithmic", "threshold")
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["reference"],
+    meta_fields=["weighting", "sigma", "granularity", "weights"],
+)
+@dataclass(frozen=True)
+class LataOptions:
+    """Options of `lata`."""
+
+    weighting: str = "linear"
+    """Weights by rank, `linear` or `logarithmic`, or by cosine, `threshold`."""
+    sigma: float = 0.5
+    """With `threshold`: layers whose cosine is above it count nothing; 1 is task arithmetic."""
+    granularity: str = "block"
+    """What a layer is: `block` or `tensor`."""
+    weights: tuple[float, ...] = ()
+    """One weight a task vector, times those by layer; none: 1 for each."""
+    reference: PyTree = field(default=None, metadata={"tree": True})
+    """The vector iota (for LLMs: instruct minus pretrained), shaped as one task vector; none: for
+    each task the mean of the other task vectors."""
+
+    def __post_init__(self) -> None:
+        """Check the names and numbers."""
+        check_weights(self.weights)
+        require_known("weighting", self.weighting, WEIGHTINGS)
+        require_known("granularity", self.granularity, GRANULARITIES)
+        if not -1 <= self.sigma <= 1:
+            raise InputError(f"sigma must be a cosine, -1 to 1, got {self.sigma!r}.")
+
+
+def lata(
+    stacked: PyTree[Array],
+    options: LataOptions,
+    key: Key[Array, ""] | None = None,
+    *,
+    weights: Float[Array, " users"] | None = None,
+) -> PyTree[Array]:
+    """Return ``sum_q w_q w_lq tau_lq``, the w_lq from how much tau_lq is like the reference.
+
+    In each layer l ``s_lq = cos(tau_lq, iota_l)``; over the layers of one task r is the rank by
+    falling s, 1 to L; ties go by the order of the layers' names, numbers in them as numbers. Then
+    ``w_lq = (r - 1) / (L - 1)`` (linear), ``log r / log L`` (logarithmic) or ``1{s_lq <= sigma}``
+    (threshold). A model of one layer has nothing to rank: weight 1. A layer in which tau or iota
+    is zero has s = 0. Weights by layer lie in [0, 1], do not change if tau or iota is multiplied by
+    a positive number, and are constants to differentiation.
+
+    Merging adds the result to the base; forgetting subtracts it (`forget`, or a negative scale).
+
+    For files, leaf by leaf: sum `leaf_gram` over the leaves of each layer, `layer_cosines` and
+    `lata_weights` of the sums, then `layer_wise.merge_by_layer` of each leaf.
+
+    **Arguments:**
+
+    - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
+    - `options`: weighting, layers, and the reference.
+    - `key`: not used.
+    - `weights`: w_q in place of the options' weights. A user of weight 0 is as if left out: not a
+      part of the mean of the others either.
+
+    **Returns:** leaves without the leading axis, of the same types; sums are in float32 or wider.
+
+    **Raises:** `InputError` if there is neither a reference nor a second task vector, if the
+    reference does not match the task vectors (with every differing path), if the number of weights
+    is not Q, if the leaves have no common leading axis, or hold integers.
+
+    Reference: Chen et al., arXiv 2502.20186; see the module for what is ours.
+    """
+    users = check_stacked(stacked)
+    by_user = user_weights(options.weights, users, weights)
+    grams = layer_grams(stacked, options)
+    cosines = layer_cosines(grams, users, active=by_user != 0)
+    by_layer = {layer: by_user * w for layer, w in lata_weights(cosines, options).items()}
+    return merge_by_layer(stacked, by_layer, options.granularity)
+
+
+def layer_grams(
+    stacked: PyTree[Array], options: LataOptions
+) -> dict[str, Float[Array, "vectors vectors"]]:
+    """Return the inner products of the task vectors, the reference last, in each layer.
+
+    **Raises:** `InputError` if the reference does not match the task vectors.
+    """
+    leaves = leaves_by_path(stacked)
+    reference: dict[str, Any] = dict.fromkeys(leaves)
+    if options.reference is not None:
+        one = jax.tree.map(lambda leaf: leaf[0], stacked)
+        require_same_structure(one, options.reference, ("task vectors", "reference"))
+        reference = leaves_by_path(options.reference)
+    return {
+        layer: jnp.asarray(sum(leaf_gram(leaves[path], reference[path]) for path in paths))
+        for layer, paths in group_by_layer(leaves, options.granularity).items()
+    }
+
+
+def leaf_gram(
+    leaf: Float[Array, "users ..."], reference: Float[Array, "..."] | None = None
+) -> Float[Array, "vectors vectors"]:
+    """Return the inner products of the users' rows of one leaf, the reference as a last row."""
+    rows = leaf.reshape(leaf.shape[0], -1)
+    if reference is not None:
+        rows = jnp.concatenate([rows, reference.reshape(1, -1).astype(rows.dtype)])
+    rows = jax.lax.stop_gradient(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
+    return jnp.matmul(rows, rows.T, precision="highest")
+
+
+def layer_cosines(
+    grams: Mapping[str, Float[Array, "vectors vectors"]],
+    users: int,
+    active: Bool[Array, " users"] | None = None,
+) -> dict[str, Float[Array, " users"]]:
+    """Return ``cos(tau_lq, iota_l)`` of each layer and user from the inner products.
+
+    A row more than users is the reference; without one iota is, for each user, the mean of the
+    other active users' vectors (of which the cosine sees the direction alone). Zero if either
+    vector is zero.
+
+    **Raises:** `InputError` if there is neither a reference nor a second user.
+    """
+    active = jnp.ones(users, bool) if active is None else active
+
+    def cosines(gram: Array) -> Array:
+        if len(gram) == users + 1:
+            mix = jnp.zeros((users, users + 1), gram.dtype).at[:, users].set(1)
+        elif users > 1:
+            mix = jnp.where(active, 1 - jnp.eye(users, dtype=gram.dtype), 0)
+        else:
+            raise InputError(
+                "lata compares layers to a reference: give one, or at least two task vectors, "
+                "of which each is compared to the mean of the others."
+            )
+        products = jnp.sum(mix * gram[:users], axis=1)
+        others = jnp.sum(jnp.matmul(mix, gram, precision="highest") * mix, axis=1)
+        cosine = products * _inverse_root(jnp.diag(gram)[:users]) * _inverse_root(others)
+        return jnp.clip(cosine, -1, 1)
+
+    return {layer: cosines(gram) for layer, gram in grams.items()}
+
+
+def lata_weights(
+    cosines: Mapping[str, Float[Array, " users"]], options: LataOptions
+) -> dict[str, Float[Array, " users"]]:
+    """Return the weights by layer, in [0, 1], from the cosines (formulas: `lata`)."""
+    layers = list(group_by_layer(cosines, "tensor"))  # by name, whatever order a file has
+    table = jnp.stack([cosines[layer] for layer in layers])
+    if options.weighting == "threshold":
+        rows = (table <= options.sigma).astype(table.dtype)
+    elif len(layers) == 1:
+        rows = jnp.ones_like(table)
+    else:
+        order = jnp.argsort(-table, axis=0, stable=True)
+        rank = jnp.argsort(order, axis=0).astype(table.dtype)  # from 0
+        if options.weighting == "linear":
+            rows = rank / (len(layers) - 1)
+        else:
+            rows = jnp.log(rank + 1) / jnp.log(jnp.asarray(len(layers), table.dtype))
+    weights = dict(zip(layers, rows, strict=True))
+    return {layer: weights[layer] for layer in cosines}
+
+
+def forget(base: PyTree, vector: PyTree, scale: float | Float[Array, ""]) -> PyTree:
+    """Return ``base - scale * vector``: what merging would add is taken away."""
+    return add_to_base(base, vector, -scale)
+
+
+def _inverse_root(squares: Array) -> Array:
+    """Return 1 / sqrt(x), and 0 where x is not above 0: a zero vector is like no other."""
+    positive = squares > 0
+    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, squares, 1)), 0)

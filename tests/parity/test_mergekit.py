@@ -1,0 +1,174 @@
+"""Merge rules against mergekit's command on the same files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.fusion import rules
+from rmtllmf_jax.fusion.rules.dare import keep_mask
+
+pytest.importorskip("torch", reason="mergekit needs torch: pip install 'rmtllmf-jax[parity]'")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # theirs
+    pytest.importorskip("mergekit", reason="mergekit is not installed: pip install mergekit")
+    import mergekit.sparsify
+    import torch
+    from click.testing import CliRunner
+    from mergekit.scripts.merge_raw_pytorch import main as mergekit_pytorch
+
+TOLERANCE = 1e-6
+SHAPES = {
+    "embeddings.token.weight": (50, 16),
+    "layers.0.attention.weight": (16, 16),
+    "layers.0.attention.bias": (16,),
+    "layers.10.mlp.weight": (64, 16),
+    "norm.weight": (16,),
+}
+WEIGHTS = (1.0, 0.5, 0.75)
+DROP = 0.4
+
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base and three models fine-tuned from it: weights of .05, changes of .01."""
+    folder = tmp_path_factory.mktemp("models")
+    random = np.random.default_rng(0)
+
+    def normal(std: float) -> Tensors:
+        return {k: (std * random.normal(size=s)).astype(np.float32) for k, s in SHAPES.items()}
+
+    base = normal(0.05)
+    models = [base]
+    for _ in WEIGHTS:
+        change = normal(0.01)
+        models.append({name: base[name] + change[name] for name in SHAPES})
+    paths = [folder / f"{name}.safetensors" for name in ("base", "a", "b", "c")]
+    for path, tensors in zip(paths, models, strict=True):
+        save_file(tensors, path)
+    return paths
+
+
+def theirs(
+    files: list[Path], folder: Path, method: str, weights: tuple[float, ...], **parameters: Any
+) -> Tensors:
+    """Return what mergekit's command for arbitrary checkpoints writes."""
+    of_model = {name: parameters.pop(name) for name in ("density",) if name in parameters}
+    models = [
+        {"model": str(path), "parameters": {"weight": weight, **of_model}}
+        for path, weight in zip(files[1:], weights, strict=True)
+    ]
+    config = {
+        "merge_method": method,
+        "base_model": str(files[0]),
+        "models": models,
+        "parameters": parameters,
+    }
+    (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        words = [str(folder / "config.yml"), str(folder / "out")]
+        done = CliRunner().invoke(mergekit_pytorch, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return load_file(folder / "out" / "model.safetensors")
+
+
+def ours(files: list[Path], merge: Callable[[dict], dict]) -> Tensors:
+    """Return the base plus the merged task vectors of the same files."""
+    base, *models = (jax.tree.map(jnp.asarray, load_file(path)) for path in files)
+    taus = [fusion.TaskVector.between(model, base).tree for model in models]
+    return jax.tree.map(np.asarray, fusion.add_to_base(base, merge(fusion.stack(taus)), 1.0))
+
+
+def assert_same(ours: Tensors, theirs: Tensors, base: Path) -> None:
+    assert set(ours) == set(theirs)
+    before = load_file(base)
+    for name, tensor in ours.items():
+        assert np.abs(tensor - before[name]).max() > 1e-3, f"{name}: nothing was merged"
+        np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS, (0.3, -0.2, 0.0)])
+def test_task_arithmetic(files: list[Path], tmp_path: Path, weights: tuple[float, ...]):
+    expected = theirs(files, tmp_path, "task_arithmetic", weights)
+    options = rules.TaskArithmeticOptions(weights=weights)
+    assert_same(ours(files, lambda tree: rules.task_arithmetic(tree, options)), expected, files[0])
+
+
+def test_average(files: list[Path], tmp_path: Path):
+    expected = theirs(files, tmp_path, "task_arithmetic", WEIGHTS, normalize=True)
+    options = rules.AverageOptions(weights=WEIGHTS)
+    assert_same(ours(files, lambda tree: rules.average(tree, options)), expected, files[0])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS, (1.0, -0.5, 0.0)])
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+def test_ties(
+    files: list[Path], tmp_path: Path, density: float, normalise: bool, weights: tuple[float, ...]
+):
+    expected = theirs(files, tmp_path, "ties", weights, density=density, normalize=normalise)
+    options = rules.TiesOptions(density=density, normalise=normalise, weights=weights)
+    assert_same(ours(files, lambda tree: rules.ties(tree, options)), expected, files[0])
+
+
+@pytest.fixture
+def fixed_masks(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> jax.Array:
+    """Let mergekit drop the entries that our key drops; the rest of it is its own."""
+    key = jax.random.key(3)
+    base, *models = (load_file(path) for path in files)
+    masks = {
+        (model[name] - base[name]).tobytes(): keep_mask(key, user, name, shape, DROP)
+        for user, model in enumerate(models)
+        for name, shape in SHAPES.items()
+    }
+
+    def drop(delta: Any, density: float, rescale_norm: Any = None) -> Any:
+        assert density == pytest.approx(1 - DROP)
+        mask = torch.from_numpy(np.array(masks[delta.numpy().tobytes()], np.float32))
+        return mergekit.sparsify.rescaled_masked_tensor(delta, mask, rescale_norm)
+
+    monkeypatch.setattr(mergekit.sparsify, "bernoulli", drop)
+    return key
+
+
+@pytest.mark.parametrize("method", ["dare", "dare_ties"])
+def test_dare_with_the_same_masks(
+    files: list[Path], tmp_path: Path, fixed_masks: jax.Array, method: str
+):
+    """Mergekit rescales to the norm of the tensor before; DARE's 1 / (1 - p) goes in as weights."""
+    rescaled = tuple(weight / (1 - DROP) for weight in WEIGHTS)
+    name = {"dare": "dare_linear", "dare_ties": "dare_ties"}[method]
+    density = {"density": 1 - DROP, "rescale": False, "normalize": False}
+    expected = theirs(files, tmp_path, name, rescaled, **density)
+    rule = rules.RULES[method]
+    options = rule.options(drop=DROP, weights=WEIGHTS)
+    assert_same(
+        ours(files, lambda tree: rule.merge(tree, options, fixed_masks)), expected, files[0]
+    )
+
+
+def test_dare_ties_as_a_mean_with_the_same_masks(
+    files: list[Path], tmp_path: Path, fixed_masks: jax.Array
+):
+    density = {"density": 1 - DROP, "rescale": False, "normalize": True}
+    expected = theirs(files, tmp_path, "dare_ties", WEIGHTS, **density)
+    options = rules.DareTiesOptions(drop=DROP, normalise=True, weights=WEIGHTS)
+
+    def merge(tree: dict) -> dict:  # theirs without the rescaling, which weights cannot give a mean
+        rescaled = rules.dare_ties(tree, options, fixed_masks)
+        return jax.tree.map(lambda leaf: leaf * (1 - DROP), rescaled)
+
+    assert_same(ours(files, merge), expected, files[0])

@@ -1,0 +1,436 @@
+"""Merge rules: what all have in common, and the linear and sparse ones against plain numpy."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_equal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion import rules
+from rmtllmf_jax.fusion.rules.dare import keep_mask
+from rmtllmf_jax.fusion.rules.ties import kth_largest
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+SHAPES = {
+    "layers": {"0": {"kernel": (4, 3), "bias": (5,)}, "1": {"bias": (5,)}},
+    "norm": {"scale": (5,)},
+    "temperature": (),
+}
+KEY = jax.random.key(7)
+few = settings(max_examples=12, deadline=None)
+
+
+def is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+def normal(seed: int, users: int = 3) -> dict:
+    """Return stacked task vectors of normal numbers."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(random.normal(size=(users, *shape)), jnp.float32),
+        SHAPES,
+        is_leaf=is_shape,
+    )
+
+
+def options_of(name: str, stacked: dict) -> Any:
+    """Return options with which each rule does something of its own."""
+    users = len(stacked["temperature"])
+    if name == "layer_wise":
+        by_user = tuple(0.1 * (user + 1) for user in range(users))
+        return rules.LayerWiseOptions({"layers/1": by_user, "layers/.*": 2.0}, default=0.5)
+    if name == "fisher":
+        return rules.FisherOptions(fishers=jax.tree.map(jnp.square, normal(11, users)))
+    if name == "regmean":
+        inputs = np.random.default_rng(12).normal(size=(users, 9, 4)).astype(np.float32)
+        gram = jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs))
+        return rules.RegMeanOptions(grams={"layers/0/kernel": gram})
+    chosen: dict[str, dict] = {"ties": {"density": 0.5}, "dare": {"drop": 0.4}}
+    return rules.RULES[name].options(**chosen.get(name, {}))
+
+
+def merge(name: str, stacked: dict, **more: Any) -> dict:
+    return rules.get_rule(name).merge(stacked, options_of(name, stacked), KEY, **more)
+
+
+def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    left, right = fusion.leaves_by_path(actual), fusion.leaves_by_path(expected)
+    assert list(left) == list(right)
+    for path in left:
+        assert left[path].shape == np.shape(right[path]), path
+        np.testing.assert_allclose(
+            np.asarray(left[path], np.float64), right[path], rtol=rtol, atol=atol, err_msg=path
+        )
+
+
+every_rule = pytest.mark.parametrize("name", list(rules.RULES))
+
+
+# What all rules have in common
+
+
+@every_rule
+def test_compiled_is_the_same_with_one_trace_a_structure(name: str):
+    chex.clear_trace_counter()
+    compiled = jax.jit(chex.assert_max_traces(rules.RULES[name].merge, n=1))
+    for seed in (0, 1):
+        stacked = normal(seed)
+        close(compiled(stacked, options_of(name, stacked), KEY), merge(name, stacked))
+
+
+@every_rule
+def test_bfloat16_comes_out_as_it_went_in_and_is_summed_in_float32(name: str):
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), normal(2))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    merged = merge(name, narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), merge(name, wide))
+    assert_trees_equal(
+        *(jax.tree.map(lambda x: x.astype(jnp.float32), t) for t in (merged, rounded))
+    )
+
+
+@pytest.mark.parametrize("name", ["average", "ties", "dare_ties", "lata"])
+def test_float64_is_kept(name: str):
+    narrow = normal(3)
+    expected = merge(name, narrow)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), narrow)
+        merged = merge(name, jax.tree.map(jnp.asarray, wide))
+        assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("float64")}
+    close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_rule
+def test_rules_map_over_weights(name: str):
+    stacked = normal(4)
+    weights = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.5, 2.0, 0.25]])
+    mapped = jax.vmap(lambda w: merge(name, stacked, weights=w))(weights)
+    for tree, w in zip(fusion.unstack(mapped), weights, strict=True):
+        close(tree, merge(name, stacked, weights=w))
+
+
+@every_rule
+def test_weights_of_the_options_and_of_the_call_are_the_same(name: str):
+    stacked = normal(5)
+    options = options_of(name, stacked)
+    given = dataclasses.replace(options, weights=(1.0, 0.0, 0.5))
+    in_options = rules.get_rule(name).merge(stacked, given, KEY)
+    assert_trees_equal(in_options, merge(name, stacked, weights=jnp.array([1.0, 0.0, 0.5])))
+
+
+@every_rule
+def test_a_user_of_weight_zero_is_as_if_left_out(name: str):
+    stacked, two = normal(6), jax.tree.map(lambda leaf: leaf[:2], normal(6))
+    options = options_of(name, stacked)
+    if name == "layer_wise":
+        fewer = dataclasses.replace(options, layers={"layers/1": (0.1, 0.2), "layers/.*": 2.0})
+    elif name in ("fisher", "regmean"):
+        fewer = jax.tree.map(lambda leaf: leaf[:2], options)
+    else:
+        fewer = options
+    without = rules.get_rule(name).merge(two, fewer, KEY)
+    close(merge(name, stacked, weights=jnp.array([1.0, 1.0, 0.0])), without)
+
+
+@every_rule
+def test_what_is_not_finite_does_not_vanish(name: str):
+    stacked = normal(7)
+    stacked["norm"]["scale"] = stacked["norm"]["scale"].at[1].set(jnp.nan)
+    stacked["layers"]["0"]["bias"] = stacked["layers"]["0"]["bias"].at[1].set(jnp.inf)
+    merged = merge(name, stacked)
+    assert jnp.isnan(merged["norm"]["scale"]).all()
+    assert not jnp.isfinite(merged["layers"]["0"]["bias"]).any()
+
+
+@every_rule
+def test_wrong_input_is_refused(name: str):
+    stacked = normal(8)
+    options = dataclasses.replace(options_of(name, stacked), weights=(1.0, 2.0))
+    with pytest.raises(InputError, match="weights: 2 given for 3 task vectors; give one for each"):
+        rules.RULES[name].merge(stacked, options, KEY)
+    with pytest.raises(InputError, match=r"weights must be finite numbers, got \[1.0, nan\]"):
+        dataclasses.replace(options, weights=(1.0, float("nan")))
+    with pytest.raises(InputError, match=r"norm/scale: task vectors must hold .* got int32; leave"):
+        merge(name, stacked | {"norm": {"scale": jnp.ones((3, 5), jnp.int32)}})
+    with pytest.raises(InputError, match="one common leading axis"):
+        rules.RULES[name].merge({"a": jnp.zeros((2, 3)), "b": jnp.zeros((3, 3))}, options, KEY)
+    with pytest.raises(InputError, match="no task vector to merge"):
+        rules.RULES[name].merge({"a": jnp.zeros((0, 3))}, options, KEY)
+
+
+@every_rule
+def test_per_leaf_rules_see_a_leaf_at_a_time(name: str):
+    if not rules.RULES[name].per_leaf:
+        return
+    whole, options = fusion.leaves_by_path(normal(9)), options_of(name, normal(9))
+    merged = rules.RULES[name].merge(whole, options_of_paths(options, list(whole)), KEY)
+    for path, leaf in whole.items():
+        alone = rules.RULES[name].merge({path: leaf}, options_of_paths(options, [path]), KEY)
+        assert_trees_equal(alone, {path: merged[path]})
+
+
+def options_of_paths(options: Any, paths: list[str]) -> Any:
+    """Cut the trees among the options to the given leaves, flat."""
+    if isinstance(options, rules.FisherOptions):
+        fishers = fusion.leaves_by_path(options.fishers)
+        return dataclasses.replace(options, fishers={path: fishers[path] for path in paths})
+    if isinstance(options, rules.RegMeanOptions):
+        grams = {path: gram for path, gram in options.grams.items() if path in paths}
+        return dataclasses.replace(options, grams=grams)
+    return options
+
+
+@every_rule
+def test_options_are_documented_static_and_have_defaults(name: str):
+    rule = rules.RULES[name]
+    assert dataclasses.is_dataclass(rule.options)
+    body = ast.parse(inspect.getsource(rule.options)).body[0].body  # type: ignore[attr-defined]
+    for node, after in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), ast.unparse(node)
+    names = {field.name for field in dataclasses.fields(rule.options)}
+    assert set(rule.trees) <= names
+    if not rule.trees:
+        assert jax.tree.leaves(rule.options()) == []
+        assert hash(rule.options()) == hash(rule.options())
+    assert "arXiv" in rule.merge.__doc__
+    assert "2" in rule.reference
+
+
+def test_a_rule_that_does_not_exist():
+    with pytest.raises(InputError, match=r"unknown merge rule 'tias'. Did you mean 'ties'"):
+        rules.get_rule("tias")
+
+
+# Task arithmetic and the average
+
+
+@few
+@given(st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3), st.integers(0, 99))
+def test_task_arithmetic_and_average(weights: list[float], seed: int):
+    stacked = normal(seed)
+    w = np.array(weights)
+    expected = jax.tree.map(lambda leaf: np.tensordot(w, np.asarray(leaf), 1), stacked)
+    options = rules.TaskArithmeticOptions(weights=tuple(weights))
+    close(rules.task_arithmetic(stacked, options), expected, atol=1e-5)
+    if abs(w.sum()) > 0.1:
+        mean = jax.tree.map(lambda leaf: leaf / w.sum(), expected)
+        options = rules.AverageOptions(weights=tuple(weights))
+        close(rules.average(stacked, options), mean, rtol=1e-4, atol=1e-3)
+
+
+def test_without_weights_it_is_the_sum_and_the_mean():
+    stacked = normal(20)
+    as_before = fusion.weighted_sum(stacked, jnp.ones(3))
+    assert_trees_equal(rules.task_arithmetic(stacked, rules.TaskArithmeticOptions()), as_before)
+    mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=0), stacked)
+    close(rules.average(stacked, rules.AverageOptions()), mean)
+
+
+def test_an_average_of_nobody_is_zero():
+    merged = rules.average(normal(21), rules.AverageOptions(weights=(0.0, 0.0, 0.0)))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(merged))
+
+
+# TIES
+
+
+def ties_in_numpy(leaf: np.ndarray, density: float, weights: np.ndarray, mean: bool) -> np.ndarray:
+    """Return TIES of one leaf, entry by entry in float64, from the paper's three steps."""
+    rows = np.asarray(leaf, np.float64).reshape(len(leaf), -1)
+    kept = max(1, int(density * rows.shape[1]))
+    trimmed = np.zeros_like(rows)
+    for user, row in enumerate(rows):
+        largest = sorted(range(row.size), key=lambda i: -abs(row[i]))[:kept]
+        trimmed[user, largest] = row[largest]
+    merged = np.zeros(rows.shape[1])
+    for i in range(rows.shape[1]):
+        votes = weights * trimmed[:, i]
+        elected = 1.0 if votes.sum() >= 0 else -1.0
+        agree = [user for user in range(len(rows)) if votes[user] * elected > 0]
+        if agree:
+            total, share = votes[agree].sum(), weights[agree].sum()
+            merged[i] = total / share if mean and share else total
+    return merged.reshape(leaf.shape[1:])
+
+
+@few
+@given(
+    st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]),
+    st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0, 2.0]), min_size=3, max_size=3),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_ties(density: float, weights: list[float], mean: bool, seed: int):
+    stacked = normal(seed)
+    expected = jax.tree.map(
+        lambda leaf: ties_in_numpy(np.asarray(leaf), density, np.array(weights), mean), stacked
+    )
+    options = rules.TiesOptions(density=density, normalise=mean, weights=tuple(weights))
+    close(rules.ties(stacked, options), expected)
+
+
+def test_ties_of_one_vector_is_the_vector_trimmed():
+    stacked = {"w": jnp.array([[0.1, -5.0, 3.0, -0.2, 0.3]])}
+    merged = rules.ties(stacked, rules.TiesOptions(density=0.4))["w"]
+    np.testing.assert_array_equal(merged, np.array([0, -5, 3, 0, 0], np.float32))
+    whole = rules.ties(stacked, rules.TiesOptions(density=1.0))
+    np.testing.assert_array_equal(whole["w"], stacked["w"][0])
+
+
+def test_ties_of_identical_vectors_is_the_vector():
+    one = normal(22, users=1)
+    stacked = jax.tree.map(lambda leaf: jnp.tile(leaf, (4, *[1] * (leaf.ndim - 1))), one)
+    merged = rules.ties(stacked, rules.TiesOptions(density=1.0))
+    close(merged, jax.tree.map(lambda leaf: leaf[0], one), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_ties_of_zeros_is_zero(density: float):
+    stacked = jax.tree.map(jnp.zeros_like, normal(23))
+    merged = rules.ties(stacked, rules.TiesOptions(density=density))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(merged))
+
+
+def test_ties_keeps_all_that_tie_whatever_their_order():
+    row = jnp.array([2.0, -1.0, 1.0, 0.5, 1.0, 3.0, 0.1, 0.2])
+    options = rules.TiesOptions(density=0.4)  # 3 of 8: 3, 2 and a tie at 1
+    merged = rules.ties({"w": row[None]}, options)["w"]
+    np.testing.assert_array_equal(merged, np.where(np.abs(row) >= 1, row, 0))
+    np.testing.assert_array_equal(rules.ties({"w": row[None, ::-1]}, options)["w"], merged[::-1])
+
+
+def test_a_tied_vote_elects_plus():
+    merged = rules.ties({"w": jnp.array([[1.5], [-1.5]])}, rules.TiesOptions(density=1.0))
+    np.testing.assert_array_equal(merged["w"], [1.5])
+
+
+@few
+@given(st.integers(0, 999), st.integers(1, 40), st.booleans())
+def test_the_kth_largest_is_that_of_sorting(seed: int, k: int, coarse: bool):
+    random = np.random.default_rng(seed)
+    rows = np.abs(random.normal(size=(3, 40)) * 10.0 ** random.integers(-38, 38, size=(3, 40)))
+    rows = np.round(rows % 4) if coarse else rows  # many ties and zeros
+    rows = rows.astype(np.float32)
+    expected = np.sort(rows, axis=1)[:, ::-1][:, k - 1]
+    np.testing.assert_array_equal(kth_largest(jnp.asarray(rows), k), expected)
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
+def test_a_density_out_of_range_is_refused(density: float):
+    with pytest.raises(InputError, match="density must be above 0 and at most 1, got"):
+        rules.TiesOptions(density=density)
+
+
+def test_the_gradient_of_ties_reaches_those_who_agree():
+    leaf = jnp.array([[1.0, 2.0], [3.0, -1.0]])
+    gradient = jax.grad(lambda x: rules.ties({"w": x}, rules.TiesOptions(density=1.0))["w"].sum())
+    np.testing.assert_allclose(gradient(leaf), [[0.5, 1.0], [0.5, 0.0]])
+
+
+# DARE
+
+
+@pytest.mark.parametrize("name", ["dare", "dare_ties"])
+def test_dare_without_dropping_is_the_rule_below_it(name: str):
+    stacked = normal(30)
+    if name == "dare":
+        below = rules.task_arithmetic(stacked, rules.TaskArithmeticOptions())
+    else:
+        below = rules.ties(stacked, rules.TiesOptions(density=1.0, normalise=False))
+    merged = rules.RULES[name].merge(stacked, rules.RULES[name].options(drop=0.0), KEY)
+    assert_trees_equal(merged, below)
+
+
+def kept(name: str, stacked: dict, drop: float) -> dict[str, np.ndarray]:
+    """Return which entries survive, seen from outside: by merging one user at a time."""
+    rows = []
+    for weights in jnp.eye(3):
+        options = rules.RULES[name].options(drop=drop)
+        rows.append(rules.RULES[name].merge(stacked, options, KEY, weights=weights))
+    return {p: np.asarray(x) != 0 for p, x in fusion.leaves_by_path(fusion.stack(rows)).items()}
+
+
+def test_dare_is_a_sum_of_what_is_kept_rescaled():
+    stacked, weights = normal(31), (1.0, 0.5, -2.0)
+    masks = kept("dare", stacked, 0.4)
+    merged = rules.dare(stacked, rules.DareOptions(drop=0.4, weights=weights), KEY)
+    for path, leaf in fusion.leaves_by_path(stacked).items():
+        sparse = np.asarray(leaf, np.float64) * masks[path] / 0.6
+        expected = np.tensordot(weights, sparse, 1)
+        np.testing.assert_allclose(
+            fusion.leaves_by_path(merged)[path], expected, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_dare_ties_elects_among_what_is_kept(mean: bool):
+    stacked, weights = normal(32), (1.0, 0.5, 2.0)
+    masks = kept("dare_ties", stacked, 0.4)
+    options = rules.DareTiesOptions(drop=0.4, normalise=mean, weights=weights)
+    merged = fusion.leaves_by_path(rules.dare_ties(stacked, options, KEY))
+    for path, leaf in fusion.leaves_by_path(stacked).items():
+        sparse = np.asarray(leaf, np.float64) * masks[path] / 0.6
+        expected = ties_in_numpy(sparse, 1.0, np.array(weights), mean)
+        np.testing.assert_allclose(merged[path], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("drop", [0.3, 0.9])
+def test_dare_drops_as_often_as_it_says_and_independently(drop: float):
+    stacked = {"a": jnp.ones((2, 20_000)), "b": jnp.ones((2, 20_000))}
+    users = [rules.dare(stacked, rules.DareOptions(drop=drop), KEY, weights=w) for w in jnp.eye(2)]
+    masks = [np.asarray(leaf) != 0 for tree in users for leaf in jax.tree.leaves(tree)]
+    for mask in masks:
+        assert abs(mask.mean() - (1 - drop)) < 5 * np.sqrt(drop * (1 - drop) / mask.size)
+    correlation = np.corrcoef(masks)[np.triu_indices(4, 1)]
+    assert np.abs(correlation).max() < 5 / np.sqrt(20_000)
+
+
+def test_the_mean_of_dare_over_keys_is_task_arithmetic():
+    stacked = {"scale": normal(33)["norm"]["scale"]}
+    options = rules.DareOptions(drop=0.5)
+    keys = jax.random.split(KEY, 2000)
+    draws = jax.jit(jax.vmap(lambda key: rules.dare(stacked, options, key)))(keys)
+    expected = rules.task_arithmetic(stacked, rules.TaskArithmeticOptions())
+    for path, leaf in fusion.leaves_by_path(draws).items():
+        error = np.abs(np.mean(leaf, axis=0) - fusion.leaves_by_path(expected)[path])
+        assert np.all(error < 5 * np.std(leaf, axis=0) / np.sqrt(len(keys)) + 1e-5), path
+
+
+def test_masks_follow_from_the_path_and_the_user_not_from_the_order():
+    stacked = {"a": jnp.ones((2, 50)), "b": jnp.ones((2, 50))}
+    options = rules.DareOptions(drop=0.5)
+    both, alone = rules.dare(stacked, options, KEY), rules.dare({"b": stacked["b"]}, options, KEY)
+    np.testing.assert_array_equal(both["b"], alone["b"])
+    expected = sum(2.0 * keep_mask(KEY, user, "b", (50,), 0.5) for user in range(2))
+    np.testing.assert_array_equal(alone["b"], expected)
+    other = rules.dare(stacked, options, jax.random.key(8))
+    assert not np.array_equal(other["b"], both["b"])
+
+
+@pytest.mark.parametrize(
+    ("merge_rule", "options"),
+    [(rules.dare, rules.DareOptions), (rules.dare_ties, rules.DareTiesOptions)],
+)
+def test_dare_needs_a_key_and_a_probability(merge_rule: Callable, options: type):
+    with pytest.raises(InputError, match="draws random masks: give it a key"):
+        merge_rule(normal(34), options())
+    for drop in (1.0, -0.1):
+        with pytest.raises(InputError, match="drop must be at least 0 and below 1"):
+            options(drop=drop)

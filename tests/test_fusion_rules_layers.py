@@ -1,0 +1,349 @@
+"""Rules that weigh layer by layer, `layer_wise` and `lata`, against plain numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_equal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion import rules
+from rmtllmf_jax.fusion.layers import layers_of
+
+PATHS = [
+    "embeddings/token",
+    *(f"layers/{n}/{leaf}" for n in (10, 2, 0, 1) for leaf in ("bias", "kernel")),
+    "norm/scale",
+]
+LAYERS = ["embeddings", "layers/0", "layers/1", "layers/2", "layers/10", "norm"]
+few = settings(max_examples=10, deadline=None)
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def flat(seed: int, users: int = 3) -> dict[str, np.ndarray]:
+    """Return stacked task vectors, flat as files have them."""
+    random = np.random.default_rng(seed)
+    return {path: random.normal(size=(users, 3, 2)).astype(np.float32) for path in PATHS}
+
+
+def as_jax(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def by_layer(stacked: dict, weights: dict[str, Any], granularity: str = "block") -> dict:
+    """Return the sum weighted by layer, in float64."""
+    return {
+        path: np.tensordot(np.asarray(weights[layer], float), stacked[path].astype(float), 1)
+        for path, layer in layers_of(stacked, granularity).items()
+    }
+
+
+def close(actual: dict, expected: dict, rtol: float = 1e-5) -> None:
+    assert set(actual) == set(expected)
+    for path, leaf in actual.items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=rtol, atol=1e-5, err_msg=path)
+
+
+# Weights by layer
+
+
+def test_names_expressions_and_the_default():
+    stacked = flat(0)
+    options = rules.LayerWiseOptions(
+        {"layers/.*": 0.5, "layers/1": (1.0, 2.0, 3.0), r".*/\d+": 9.0, "norm": 0.0}, default=-1.0
+    )
+    half = (0.5, 0.5, 0.5)
+    weights = dict(zip(LAYERS, [(-1,) * 3, half, (1, 2, 3), half, half, (0,) * 3], strict=True))
+    close(rules.layer_wise(as_jax(stacked), options), by_layer(stacked, weights))
+
+
+def test_each_tensor_may_be_a_layer():
+    stacked = flat(1)
+    options = rules.LayerWiseOptions({".*/bias": 0.0, ".*": 2.0}, granularity="tensor")
+    weights = {path: (0.0 if path.endswith("bias") else 2.0,) * 3 for path in PATHS}
+    close(rules.layer_wise(as_jax(stacked), options), by_layer(stacked, weights, "tensor"))
+
+
+def test_equal_weights_are_task_arithmetic():
+    stacked = as_jax(flat(2))
+    merged = rules.layer_wise(stacked, rules.LayerWiseOptions(default=1.0))
+    assert_trees_equal(merged, rules.task_arithmetic(stacked, rules.TaskArithmeticOptions()))
+
+
+def test_layer_wise_of_one_leaf_at_a_time_is_that_of_all():
+    stacked = as_jax(flat(3))
+    options = rules.LayerWiseOptions({"layers/.*": (1.0, 2.0, 3.0)}, default=0.5)
+    whole = rules.layer_wise(stacked, options)
+    weights = rules.layer_wise_weights(stacked, options, users=3)
+    assert list(weights) == LAYERS
+    for path, leaf in stacked.items():
+        alone = rules.merge_by_layer({path: leaf}, weights, "block")
+        assert_trees_equal(alone, {path: whole[path]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": {"layer/1": 1.0}}, r"'layer/1' matches no layer. Did you mean 'layers/1'\?"),
+        ({"layers": {"layers/.*": 1.0}}, r"no weight for embeddings, norm: name them in layers"),
+        ({"layers": {".*": (1.0, 2.0)}}, r"layer embeddings: 2 weights given for 3 task vectors"),
+        ({"layers": {"layers/(": 1.0}}, r"'layers/\(' is neither a name nor a regular expression"),
+        ({"layers": {".*": math.inf}}, r"weights must be finite numbers, got \[inf\]"),
+        ({"granularity": "blocks"}, r"unknown granularity 'blocks'. Did you mean 'block'"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(options: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        rules.layer_wise(as_jax(flat(4)), rules.LayerWiseOptions(**options))
+
+
+def test_a_leaf_without_weights_is_refused():
+    with pytest.raises(InputError, match=r"norm/scale: no weights for its layer norm. Layers: x"):
+        rules.merge_by_layer({"norm/scale": jnp.ones((2, 3))}, {"x": jnp.ones(2)}, "block")
+
+
+def test_options_by_layer_compare_and_hash_by_content_and_order():
+    one, same, other = (
+        rules.LayerWiseOptions(layers)
+        for layers in ({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0})
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != "a"
+
+
+# LATA
+
+
+def lata_in_numpy(
+    stacked: dict, reference: dict | None, weighting: str, sigma: float, granularity: str
+) -> dict[str, list[float]]:
+    """Return the weights by layer, from the formulas, in float64 and plain Python."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(
+        stacked, key=lambda p: [int(x) if x.isdigit() else -1 for x in p.split("/")]
+    ):
+        groups.setdefault(layers_of([path], granularity)[path], []).append(path)
+    users = len(next(iter(stacked.values())))
+    weights: dict[str, list[float]] = {layer: [] for layer in groups}
+    for user in range(users):
+        cosines = {}
+        for layer, paths in groups.items():
+            tau = np.concatenate([stacked[path][user].ravel() for path in paths]).astype(float)
+            others = [
+                np.concatenate([stacked[path][u].ravel() for path in paths]).astype(float)
+                for u in range(users)
+                if u != user
+            ]
+            iota = (
+                np.mean(others, axis=0)
+                if reference is None
+                else np.concatenate([reference[path].ravel() for path in paths]).astype(float)
+            )
+            cosines[layer] = tau @ iota / np.linalg.norm(tau) / np.linalg.norm(iota)
+        falling = sorted(cosines, key=lambda layer: -cosines[layer])
+        for layer in groups:
+            rank, depth = falling.index(layer) + 1, len(falling)
+            weights[layer].append(
+                {
+                    "linear": (rank - 1) / (depth - 1),
+                    "logarithmic": math.log(rank) / math.log(depth),
+                    "threshold": float(cosines[layer] <= sigma),
+                }[weighting]
+            )
+    return weights
+
+
+@pytest.mark.parametrize("weighting", ["linear", "logarithmic", "threshold"])
+@pytest.mark.parametrize("granularity", ["block", "tensor"])
+@pytest.mark.parametrize("referenced", [True, False])
+def test_lata(weighting: str, granularity: str, referenced: bool):
+    for seed in range(4):
+        stacked = flat(seed)
+        reference = {p: leaf[0] for p, leaf in flat(seed + 50).items()} if referenced else None
+        options = rules.LataOptions(weighting, 0.1, granularity, reference=as_jax(reference))
+        expected = lata_in_numpy(stacked, reference, weighting, 0.1, granularity)
+        merged = jax.jit(rules.lata)(as_jax(stacked), options)
+        close(merged, by_layer(stacked, expected, granularity))
+
+
+def weights_of(stacked: dict, options: rules.LataOptions) -> dict[str, np.ndarray]:
+    users = len(next(iter(stacked.values())))
+    cosines = rules.layer_cosines(rules.layer_grams(as_jax(stacked), options), users)
+    return {k: np.asarray(w) for k, w in rules.lata_weights(cosines, options).items()}
+
+
+weightings = st.sampled_from(["linear", "logarithmic", "threshold"])
+
+
+@few
+@given(weightings, st.integers(0, 999), st.sampled_from([2, 5]))
+def test_lata_weights_lie_in_0_to_1(weighting: str, seed: int, users: int):
+    weights = weights_of(flat(seed, users), rules.LataOptions(weighting, sigma=0.0))
+    table = np.stack(list(weights.values()))
+    assert table.min() >= 0
+    assert table.max() <= 1
+    if weighting != "threshold":  # every task has all ranks
+        np.testing.assert_allclose(table.min(axis=0), 0)
+        np.testing.assert_allclose(table.max(axis=0), 1, rtol=1e-6)
+
+
+@few
+@given(weightings, st.integers(0, 999), st.floats(-12, 12), st.floats(-12, 12))
+def test_lata_weights_do_not_see_positive_factors(weighting: str, seed: int, a: float, b: float):
+    stacked, reference = flat(seed), {p: leaf[0] for p, leaf in flat(seed + 1000).items()}
+    options = rules.LataOptions(weighting, sigma=0.03, reference=as_jax(reference))
+    before = weights_of(stacked, options)
+    stacked = {path: leaf * np.float32(10.0**a) for path, leaf in stacked.items()}
+    scaled = {path: leaf * np.float32(10.0**b) for path, leaf in reference.items()}
+    after = weights_of(stacked, dataclasses.replace(options, reference=as_jax(scaled)))
+    assert_trees_equal(before, after)
+
+
+@few
+@given(weightings, st.integers(0, 999), st.permutations(range(3)))
+def test_lata_weights_move_with_the_tasks(weighting: str, seed: int, order: list[int]):
+    options = rules.LataOptions(weighting, sigma=0.03)
+    before = weights_of(flat(seed), options)
+    after = weights_of({path: leaf[order] for path, leaf in flat(seed).items()}, options)
+    assert_trees_equal({layer: w[order] for layer, w in before.items()}, after)
+
+
+@few
+@given(weightings, st.integers(0, 999), st.permutations(["0", "1", "2", "10"]))
+def test_lata_weights_move_with_the_layers(weighting: str, seed: int, order: list[str]):
+    new = dict(zip(["0", "1", "2", "10"], order, strict=True))
+
+    def rename(name: str) -> str:
+        head, _, rest = name.partition("layers/")
+        number, slash, leaf = rest.partition("/")
+        return f"layers/{new[number]}{slash}{leaf}" if rest else head
+
+    options = rules.LataOptions(weighting, sigma=0.03)
+    before = weights_of(flat(seed), options)
+    after = weights_of({rename(path): leaf for path, leaf in flat(seed).items()}, options)
+    for layer, w in before.items():
+        np.testing.assert_array_equal(after[rename(layer)], w)
+
+
+@pytest.mark.parametrize("weighting", ["linear", "logarithmic"])
+def test_lata_breaks_ties_by_the_names_of_the_layers_whatever_their_order(weighting: str):
+    same = np.random.default_rng(5).normal(size=(2, 3)).astype(np.float32)
+    paths = [f"layers/{n}/w" for n in (0, 1, 2, 10, 11)]
+    expected = np.arange(5) / 4 if weighting == "linear" else np.log(np.arange(1, 6)) / np.log(5)
+    for order in (paths, paths[::-1], [paths[3], *paths[:3], paths[4]]):
+        weights = weights_of(dict.fromkeys(order, same), rules.LataOptions(weighting))
+        for path, weight in zip(paths, expected, strict=True):
+            np.testing.assert_allclose(weights[path.removesuffix("/w")], weight, rtol=1e-6)
+
+
+def test_a_threshold_of_1_is_task_arithmetic():
+    stacked = as_jax(flat(6))
+    stacked |= {"layers/0/bias": jnp.tile(stacked["layers/0/bias"][:1], (3, 1, 1))}  # cosine 1
+    for granularity in ("block", "tensor"):
+        options = rules.LataOptions("threshold", sigma=1.0, granularity=granularity)
+        merged = rules.lata(stacked, options)
+        assert_trees_equal(merged, rules.task_arithmetic(stacked, rules.TaskArithmeticOptions()))
+
+
+def test_layers_like_the_reference_count_less():
+    reference = {path: leaf[0] for path, leaf in flat(7).items()}
+    stacked = {path: leaf[1:] for path, leaf in flat(7).items()}
+    alike = {f"layers/1/{leaf}" for leaf in ("bias", "kernel")}
+    stacked |= {path: np.stack([reference[path]] * 2) for path in alike}
+    options = rules.LataOptions("threshold", 0.9, reference=as_jax(reference))
+    merged = rules.lata(as_jax(stacked), options)
+    for path, leaf in merged.items():
+        expected = 0 * leaf if path in alike else stacked[path].sum(axis=0)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+    assert (
+        weights_of(stacked, rules.LataOptions(reference=as_jax(reference)))["layers/1"].max() == 0
+    )
+
+
+def test_forgetting_takes_away_what_merging_adds():
+    stacked, base = as_jax(flat(8)), {p: leaf[0] for p, leaf in as_jax(flat(9)).items()}
+    merged = rules.lata(stacked, rules.LataOptions())
+    forgotten = rules.forget(base, merged, 0.4)
+    assert_trees_equal(forgotten, fusion.add_to_base(base, merged, -0.4))
+    close(fusion.add_to_base(forgotten, merged, 0.4), base)
+
+
+def test_a_layer_of_zeros_is_like_nothing_and_harms_nobody():
+    stacked = flat(10)
+    stacked["norm/scale"] = np.zeros_like(stacked["norm/scale"])
+    options = rules.LataOptions("threshold", sigma=-0.5)
+    cosines = rules.layer_cosines(rules.layer_grams(as_jax(stacked), options), 3)
+    np.testing.assert_array_equal(cosines["norm"], 0)
+    assert all(np.isfinite(leaf).all() for leaf in rules.lata(as_jax(stacked), options).values())
+
+
+def test_a_model_of_one_layer_is_task_arithmetic():
+    stacked = {"w": jnp.array([[1.0, 2.0], [3.0, -1.0]])}
+    for weighting in ("linear", "logarithmic"):
+        merged = rules.lata(stacked, rules.LataOptions(weighting))
+        np.testing.assert_array_equal(merged["w"], [4.0, 1.0])
+
+
+@pytest.mark.parametrize("referenced", [True, False])
+def test_lata_of_files_leaf_by_leaf_is_that_of_all(referenced: bool):
+    stacked = as_jax(flat(11))
+    reference = {p: leaf[0] for p, leaf in as_jax(flat(12)).items()} if referenced else None
+    options = rules.LataOptions("logarithmic", reference=reference)
+    grams: dict[str, Any] = {}
+    for path, leaf in reversed(stacked.items()):  # a file's order is not a tree's
+        layer = layers_of([path])[path]
+        gram = rules.leaf_gram(leaf, reference[path] if reference else None)
+        grams[layer] = grams.get(layer, 0) + gram
+    plain = dataclasses.replace(options, reference=None)
+    weights = rules.lata_weights(rules.layer_cosines(grams, 3), plain)
+    merged = rules.lata(stacked, options)
+    for path, leaf in stacked.items():
+        alone = rules.merge_by_layer({path: leaf}, weights, "block")
+        assert_trees_equal(alone, {path: merged[path]})
+
+
+def test_lata_weights_are_constants_to_differentiation():
+    stacked, options = as_jax(flat(13)), rules.LataOptions()
+    weights = weights_of(flat(13), options)
+
+    def total(tree: dict) -> jax.Array:
+        return sum(leaf.sum() for leaf in rules.lata(tree, options).values())
+
+    gradient = jax.grad(total)(stacked)
+    for path, layer in layers_of(PATHS).items():
+        expected = np.broadcast_to(weights[layer][:, None, None], (3, 3, 2))
+        np.testing.assert_allclose(gradient[path], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rules.LataOptions("log"), r"unknown weighting 'log'.*Known: linear, logarithmic"),
+        (lambda: rules.LataOptions(granularity="layer"), r"unknown granularity 'layer'"),
+        (lambda: rules.LataOptions(sigma=1.5), r"sigma must be a cosine, -1 to 1, got 1.5"),
+        (
+            lambda: rules.lata(as_jax(flat(14, users=1)), rules.LataOptions()),
+            r"compares layers to a reference: give one, or at least two task vectors",
+        ),
+        (
+            lambda: rules.lata(
+                as_jax(flat(14)), rules.LataOptions(reference={"norm/scale": jnp.ones(2)})
+            ),
+            r"norm/scale: \(3, 2\) in task vectors, \(2,\) in reference",
+        ),
+    ],
+)
+def test_bad_options_of_lata_are_refused(make: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        make()
