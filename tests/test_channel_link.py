@@ -57,6 +57,7 @@ def _x64_compiled_fast():
     with jax.enable_x64(True):
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 def system(seed: int = 0, users: int = 4, antennas: int = 6, gain: float = 3.0):

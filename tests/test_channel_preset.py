@@ -41,6 +41,7 @@ def optimised(on):
 def _compiled_fast():
     with optimised(False):
         yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -232,6 +232,7 @@ def test_figures_beside_json(installed) -> None:
         assert len(data) > 20_000
 
 
+@pytest.mark.slow
 def test_figures_by_default(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = run("--attack", "none", "none", "--draws", 3, "--order", "lmmse").splitlines()

@@ -209,6 +209,7 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("granularity", ["block", "tensor"])
+@pytest.mark.slow
 def test_lata_of_language_models_opens_and_generates(
     llamas: dict[str, Path],
     tmp_path: Path,

@@ -320,6 +320,7 @@ print(json.dumps([before, peak(), 4 * rows]))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="VmHWM is Linux's")
 @pytest.mark.parametrize(("method", "more", "count"), [("task_arithmetic", 2, 10), ("ties", 4, 5)])
+@pytest.mark.slow
 def test_memory_is_that_of_a_few_tensors(tmp_path: Path, method: str, more: int, count: int):
     words = [sys.executable, "-c", MEMORY, str(tmp_path), method, str(count)]
     done = subprocess.run(words, capture_output=True, text=True)

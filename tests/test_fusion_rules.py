@@ -85,6 +85,7 @@ every_rule = pytest.mark.parametrize("name", list(rules.RULES))
 
 
 @every_rule
+@pytest.mark.slow
 def test_compiled_is_the_same_with_one_trace_a_structure(name: str):
     chex.clear_trace_counter()
     compiled = jax.jit(chex.assert_max_traces(rules.RULES[name].merge, n=1))
@@ -117,6 +118,7 @@ def test_float64_is_kept(name: str):
 
 
 @every_rule
+@pytest.mark.slow
 def test_rules_map_over_weights(name: str):
     stacked = normal(4)
     weights = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.5, 2.0, 0.25]])

@@ -179,7 +179,7 @@ def test_lata(weighting: str, granularity: str, referenced: bool):
 
 def weights_of(stacked: dict, options: rules.LataOptions) -> dict[str, np.ndarray]:
     users = len(next(iter(stacked.values())))
-    cosines = rules.layer_cosines(rules.layer_grams(as_jax(stacked), options), users)
+    cosines = rules.reference_cosines(rules.layer_grams(as_jax(stacked), options), users)
     return {k: np.asarray(w) for k, w in rules.lata_weights(cosines, options).items()}
 
 
@@ -283,7 +283,7 @@ def test_a_layer_of_zeros_is_like_nothing_and_harms_nobody():
     stacked = flat(10)
     stacked["norm/scale"] = np.zeros_like(stacked["norm/scale"])
     options = rules.LataOptions("threshold", sigma=-0.5)
-    cosines = rules.layer_cosines(rules.layer_grams(as_jax(stacked), options), 3)
+    cosines = rules.reference_cosines(rules.layer_grams(as_jax(stacked), options), 3)
     np.testing.assert_array_equal(cosines["norm"], 0)
     assert all(np.isfinite(leaf).all() for leaf in rules.lata(as_jax(stacked), options).values())
 
@@ -306,7 +306,7 @@ def test_lata_of_files_leaf_by_leaf_is_that_of_all(referenced: bool):
         gram = rules.leaf_gram(leaf, reference[path] if reference else None)
         grams[layer] = grams.get(layer, 0) + gram
     plain = dataclasses.replace(options, reference=None)
-    weights = rules.lata_weights(rules.layer_cosines(grams, 3), plain)
+    weights = rules.lata_weights(rules.reference_cosines(grams, 3), plain)
     merged = rules.lata(stacked, options)
     for path, leaf in stacked.items():
         alone = rules.merge_by_layer({path: leaf}, weights, "block")

@@ -58,6 +58,7 @@ def _compiled_fast() -> Iterator[None]:
         patch.setattr(cosines, "_receive", receive)
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

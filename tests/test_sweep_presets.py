@@ -52,6 +52,7 @@ def test_a_direct_preset(run: Path, sweep: Sweep) -> None:
     assert settings(run)["preset"] == preset
 
 
+@pytest.mark.slow
 def test_every_attack_reaches_the_report(run: Path, sweep: Sweep) -> None:
     results, _ = sweep("--scenarios", *SCENARIOS)
     main(["report", str(run)])

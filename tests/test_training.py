@@ -44,6 +44,7 @@ def _compile_fast_and_count_traces_from_zero() -> Iterator[None]:
     chex.clear_trace_counter()
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -386,3 +386,18 @@ def test_no_user_is_refused():
     for model in (INDEPENDENT, NoisyReference(), Equicorrelated(0.0), Lmmse(np.zeros((0, 0)))):
         with pytest.raises(InputError, match="users must be at least 1, got 0"):
             get_error_model(model, 0)
+
+
+def test_every_model_has_a_structure_of_its_own() -> None:
+    """Or a program that was compiled for one would run with another."""
+    kinds = [
+        uplink.get_error_model("independent", 2),
+        uplink.get_error_model("noisy_reference", 2),
+        uplink.get_error_model("equicorrelated=0.3", 2),
+        uplink.get_error_model("lmmse", 2, jnp.eye(2)),
+    ]
+    structures = [jax.tree.structure(kind) for kind in kinds]
+    for i, one in enumerate(structures):
+        assert [one == other for other in structures] == [i == j for j in range(len(kinds))]
+        again = jax.tree.unflatten(one, jax.tree.leaves(kinds[i]))
+        assert type(again) is type(kinds[i])

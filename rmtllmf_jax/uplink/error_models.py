@@ -8,11 +8,10 @@ Gaussian again, whose standard deviation `ErrorModel.std_of_sum` knows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,26 @@ from jaxtyping import Array, Float, Inexact, Real
 
 from rmtllmf_jax.channel.linalg import correlation_root
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+
+_Model = TypeVar("_Model", bound=type)
+
+
+def _pytree(*fields: str) -> Callable[[_Model], _Model]:
+    """Register a class whose `fields` are its leaves as a pytree of its own type.
+
+    For `jax.tree_util.register_dataclass` two classes with equal fields have equal structures, so
+    that a compiled program of one may be run with the other.
+    """
+
+    def register(model: _Model) -> _Model:
+        jax.tree_util.register_pytree_node(
+            model,
+            lambda instance: (tuple(getattr(instance, name) for name in fields), model),
+            lambda _, leaves: model(*leaves),
+        )
+        return model
+
+    return register
 
 
 class ErrorModel(ABC):
@@ -68,7 +87,7 @@ class ErrorModel(ABC):
         require_at_least("users", users, 1)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@_pytree()
 @dataclass(frozen=True)
 class Independent(ErrorModel):
     """Errors of different users are independent: exact for MMSE-SIC, whoever attacks."""
@@ -96,7 +115,7 @@ class Independent(ErrorModel):
 INDEPENDENT = Independent()
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["rho"], meta_fields=[])
+@_pytree("rho")
 @dataclass(frozen=True)
 class Equicorrelated(ErrorModel):
     """Every two users' errors have the correlation `rho`, in [-1/(Q - 1), 1].
@@ -129,7 +148,7 @@ class Equicorrelated(ErrorModel):
             )
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@_pytree()
 @dataclass(frozen=True)
 class NoisyReference(ErrorModel):
     """Whole models are sent and differenced against one noisy base: e_q - e_0.
@@ -147,7 +166,7 @@ class NoisyReference(ErrorModel):
         return jnp.concatenate([jnp.diag(std), -base], axis=1)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["error_covariance"], meta_fields=[])
+@_pytree("error_covariance")
 @dataclass(frozen=True)
 class Lmmse(ErrorModel):
     """Errors of the joint LMMSE receiver, with the correlations of Re(E), E = (I + G)^-1.

@@ -13,7 +13,7 @@ from rmtllmf_jax.fusion.files.recipe import Recipe
 from rmtllmf_jax.fusion.layers import layer_of
 from rmtllmf_jax.fusion.rules import get_rule
 from rmtllmf_jax.fusion.rules.dare import DareOptions, DareTiesOptions, keep_mask
-from rmtllmf_jax.fusion.rules.lata import LataOptions, lata_weights, layer_cosines
+from rmtllmf_jax.fusion.rules.lata import LataOptions, lata_weights, reference_cosines
 from rmtllmf_jax.fusion.rules.layer_wise import LayerWiseOptions, layer_wise_weights
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.rules.linear import TaskArithmeticOptions
@@ -106,6 +106,6 @@ def weights_from_grams(
     by_user = user_weights(options.weights, users)
     # Cosines do not change with a common factor, and the squares stay within float32.
     unit = {layer: jnp.asarray(gram / (gram.max() or 1.0), float) for layer, gram in grams.items()}
-    cosines = layer_cosines(unit, users, active=by_user != 0)
+    cosines = reference_cosines(unit, users, active=by_user != 0)
     by_layer = lata_weights(cosines, options)
     return {layer: np.asarray(by_user * weights) for layer, weights in by_layer.items()}

@@ -77,7 +77,7 @@ def lata(
 
     Merging adds the result to the base; forgetting subtracts it (`forget`, or a negative scale).
 
-    For files, leaf by leaf: sum `leaf_gram` over the leaves of each layer, `layer_cosines` and
+    For files, leaf by leaf: sum `leaf_gram` over the leaves of each layer, `reference_cosines` and
     `lata_weights` of the sums, then `layer_wise.merge_by_layer` of each leaf.
 
     **Arguments:**
@@ -99,7 +99,7 @@ def lata(
     users = check_stacked(stacked)
     by_user = user_weights(options.weights, users, weights)
     grams = layer_grams(stacked, options)
-    cosines = layer_cosines(grams, users, active=by_user != 0)
+    cosines = reference_cosines(grams, users, active=by_user != 0)
     by_layer = {layer: by_user * w for layer, w in lata_weights(cosines, options).items()}
     return merge_by_layer(stacked, by_layer, options.granularity)
 
@@ -134,7 +134,7 @@ def leaf_gram(
     return jnp.matmul(rows, rows.T, precision="highest")
 
 
-def layer_cosines(
+def reference_cosines(
     grams: Mapping[str, Float[Array, "vectors vectors"]],
     users: int,
     active: Bool[Array, " users"] | None = None,
