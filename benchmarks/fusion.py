@@ -14,18 +14,13 @@ is `rmtllmf fuse` (which also hashes its inputs), torch's a script in the dict i
 memory (VmHWM, mapped files included) of `rmtllmf fuse` for two vectors and a model with so many
 times the layers; with --times 10 it writes 14 GB.
 
-Two CPU cores, float32, medians of TO FILL:
+Two CPU cores, float32, medians of 5; what is not in the table has not been timed yet:
 
 | what | time | ours takes |
 | --- | --- | --- |
-| memory, ours | TO FILL | |
-| memory, torch addmv | TO FILL | TO FILL (goal 1.1 x at most) |
-| memory, torch dict idiom | TO FILL | TO FILL (goal 0.2 x at most) |
-| disk, `rmtllmf fuse` | TO FILL | |
-| disk, torch dict idiom | TO FILL | TO FILL (goal 0.2 x at most) |
-| disk, mergekit-pytorch | TO FILL | TO FILL (goal 0.2 x at most) |
-
-Peak memory of `rmtllmf fuse`: TO FILL GiB for ViT-B/16, TO FILL GiB for ten times its size.
+| memory, ours | 0.108 s | |
+| memory, torch addmv | 0.229 s | 0.47 x (goal 1.1 x at most) |
+| memory, torch dict idiom | 0.442 s | 0.24 x (goal 0.2 x at most) |
 """
 
 from __future__ import annotations
