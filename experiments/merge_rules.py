@@ -34,7 +34,7 @@ import tyro
 from merge_rules_study import VARIANTS, Candidate, Options, Study, choose, measure
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
-from rmtllmf_jax.cli.finetune import load_tasks, load_tower
+from rmtllmf_jax.cli.finetune import load_tasks, load_tower, require_same_weights
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
@@ -158,6 +158,7 @@ def load(options: Options) -> SweepInputs:
     names = tuple(sorted(options.tasks or records))
     for name in names:
         require_known("--tasks", name, records)
+    require_same_weights(setting)
     backbone, base = load_tower(setting)
     data = load_tasks(setting, names, options.cache_dir)
     return load_inputs(options.run, backbone, base, data, records, setting.key())

@@ -28,7 +28,7 @@ class Export:
     def run(self) -> None:
         """Run the sub-command."""
         from rmtllmf_jax import fusion
-        from rmtllmf_jax.cli.finetune import load_tower
+        from rmtllmf_jax.cli.finetune import load_tower, require_same_weights
         from rmtllmf_jax.common.errors import require_non_negative
         from rmtllmf_jax.data.tasks import validate_tasks
         from rmtllmf_jax.models.export import export_model
@@ -41,6 +41,7 @@ class Export:
         if scale is None:
             scale = 1.0 if len(names) == 1 else fusion.power_law(len(names))
         require_non_negative("--scale", scale)
+        require_same_weights(setting)
         backbone, base = load_tower(setting)
         total = fusion.TaskVector.between(base, base)
         for name in names:

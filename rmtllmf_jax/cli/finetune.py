@@ -62,12 +62,24 @@ def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tup
 
 
 def load_tower(setting: Setting, remat: bool = False) -> tuple[Backbone, PyTree]:
-    """Return the image tower as a setting describes it.
+    """Return the image tower as a setting describes it."""
+    from rmtllmf_jax.models.backbone import load_backbone
 
-    **Raises:** `InputError` if the weights are others than those that the setting was made with.
+    return load_backbone(
+        setting.model,
+        setting.image_size,
+        dtype=setting.dtype,
+        remat=remat,
+        normalised=setting.normalise,
+    )
+
+
+def require_same_weights(setting: Setting) -> None:
+    """Check that the pretrained weights are those that a run folder's setting was made with.
+
+    **Raises:** `InputError` if they are others.
     """
     from rmtllmf_jax.common.errors import InputError
-    from rmtllmf_jax.models.backbone import load_backbone
     from rmtllmf_jax.models.checkpoint import weights_hash
     from rmtllmf_jax.models.hub import local_directory
 
@@ -77,13 +89,6 @@ def load_tower(setting: Setting, remat: bool = False) -> tuple[Backbone, PyTree]
             f"{directory}: not the weights that the run was fine-tuned from; put those back, or "
             "run `rmtllmf finetune` again."
         )
-    return load_backbone(
-        directory,
-        setting.image_size,
-        dtype=setting.dtype,
-        remat=remat,
-        normalised=setting.normalise,
-    )
 
 
 def setting_of(options: FinetuneOptions, seed: int) -> Setting:

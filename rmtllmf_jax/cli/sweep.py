@@ -104,7 +104,7 @@ def sweep(
     options: SweepOptions, out: Path, tasks: tuple[str, ...], seed: int, cache_dir: Path
 ) -> None:
     """Run the grid on a run folder's users and write its tables."""
-    from rmtllmf_jax.cli.finetune import load_tasks, load_tower
+    from rmtllmf_jax.cli.finetune import load_tasks, load_tower, require_same_weights
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.data.tasks import validate_tasks
     from rmtllmf_jax.sweep.inputs import load_inputs
@@ -118,6 +118,7 @@ def sweep(
     setting, records = load_manifest(out)
     names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
     settings, grid = check(options, names, seed)
+    require_same_weights(setting)
     backbone, base = load_tower(setting, options.remat)
     data = load_tasks(setting, names, cache_dir)
     inputs = load_inputs(out, backbone, base, data, records, setting.key())

@@ -15,6 +15,12 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line, without a full stop; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def require_known(kind: str, name: str, known: Iterable[str]) -> str:
     """Return `name` if it is one of `known`.
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import content_hash, file_hash, read_json
+from rmtllmf_jax.common.files import content_hash, file_hash
+from rmtllmf_jax.fusion.files.checkpoint import weight_map
 from rmtllmf_jax.models.weights import read_safetensors
 
 SAFETENSORS = "model.safetensors"
@@ -42,7 +43,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
             continue
         if name != SHARDS:
             return (path,)
-        shards = tuple(directory / shard for shard in sorted(set(_weight_map(path).values())))
+        shards = tuple(directory / shard for shard in sorted(set(weight_map(path).values())))
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise InputError(
@@ -77,21 +78,10 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     tensors: dict[str, np.ndarray] = {}
     for shard in (first, *more):
         tensors |= read_safetensors(shard)
-    absent = [key for key in _weight_map(index) if key not in tensors]
+    absent = [key for key in weight_map(index) if key not in tensors]
     if absent:
         raise InputError(f"{index}: names keys that no shard holds: {', '.join(absent)}.")
     return Checkpoint(tensors, torch=True, origin=index)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise InputError(f"{index}: expected an object `weight_map` from keys to files.")
-    for key, name in names.items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index}: {key} must name a file beside the index, got {name!r}.")
-    return names
 
 
 def _read_msgpack(path: Path) -> dict[str, np.ndarray]:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.layers import (
+    Encoder,
     LayerNorm,
-    Layers,
     PatchProjection,
     attend,
     dense,
@@ -88,17 +88,6 @@ class CausalLayer(Layer):
     causal: bool = True
 
 
-class Encoder(nn.Module):
-    """A level of names around the blocks, as in the checkpoint."""
-
-    shape: TransformerShape
-    block: type[nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        return Layers(self.shape, self.block, name="layers")(x)
-
-
 class VisionEmbeddings(nn.Module):
     """Patch embeddings behind the class token, plus position embeddings."""
 
@@ -134,7 +123,7 @@ class CLIPVision(nn.Module):
         norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
         x = VisionEmbeddings(self.shape, name="embeddings")(images)
         x = norm(name="pre_layrnorm")(x)  # spelt so in every checkpoint
-        x = Encoder(self.shape, Layer, name="encoder")(x)
+        x = Encoder(self.shape, Layer, "layers", name="encoder")(x)
         return norm(name="post_layernorm")(in_full(x[:, 0]))
 
 
@@ -162,7 +151,7 @@ class CLIPText(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch width"]:
         x = TextEmbeddings(self.shape, name="embeddings")(tokens)
-        x = Encoder(self.shape, CausalLayer, name="encoder")(x)
+        x = Encoder(self.shape, CausalLayer, "layers", name="encoder")(x)
         by_size = self.shape.largest_is_end
         end = jnp.argmax(tokens if by_size else tokens == self.shape.end_token, axis=1)
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]

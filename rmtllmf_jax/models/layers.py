@@ -86,6 +86,18 @@ class Layers(nn.Module):
         return x
 
 
+class Encoder(nn.Module):
+    """A level of names around the blocks, as checkpoints have it; `layers` is the blocks' own."""
+
+    shape: TransformerShape
+    block: type[nn.Module]
+    layers: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        return Layers(self.shape, self.block, name=self.layers)(x)
+
+
 def in_dtype(x: Array, dtype: str) -> Array:
     """Return `x` in the type to compute in; `float32` leaves it as it is, float64 too."""
     return x.astype(jnp.bfloat16) if dtype == "bfloat16" else x

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.layers import (
+    Encoder,
     LayerNorm,
-    Layers,
     PatchProjection,
     attend,
     dense,
@@ -114,16 +114,6 @@ class Layer(nn.Module):
         return x + DenseIn(shape, shape.width, name="output")(ACTIVATIONS[shape.activation](y))
 
 
-class Encoder(nn.Module):
-    """A level of names around the blocks, as in the checkpoint."""
-
-    shape: ViTShape
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        return Layers(self.shape, Layer, name="layer")(x)
-
-
 class VisionTransformer(nn.Module):
     """Normalised images in, the class token's feature after the last LayerNorm out."""
 
@@ -134,6 +124,6 @@ class VisionTransformer(nn.Module):
         self, images: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch width"]:
         x = Embeddings(self.shape, name="embeddings")(images)
-        x = Encoder(self.shape, name="encoder")(x)
+        x = Encoder(self.shape, Layer, "layer", name="encoder")(x)
         # The class token alone is read, and LayerNorm works token by token.
         return LayerNorm(epsilon=self.shape.layer_norm_eps, name="layernorm")(in_full(x[:, 0]))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, first_line
 
 OFFLINE_SETTINGS = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -50,16 +50,16 @@ def explained(error: Exception, name: str, revision: str | None) -> InputError:
     ):
         return InputError(
             f"{name}: no such data set on the Hugging Face hub, or a private one. Check the id; "
-            f"for a private one log in with `hf auth login` ({_first_line(error)})."
+            f"for a private one log in with `hf auth login` ({first_line(error)})."
         )
     if isinstance(error, DatasetGenerationError):
         return InputError(
-            f"{name}: its files cannot be read ({_first_line(causes[-1])}). Delete them from the "
+            f"{name}: its files cannot be read ({first_line(causes[-1])}). Delete them from the "
             "cache and download them again."
         )
     if isinstance(error, HfHubHTTPError):
-        return InputError(f"{name}: the Hugging Face hub refused ({_first_line(error)}).")
-    return InputError(f"{name}: cannot be loaded ({_first_line(error)}).")
+        return InputError(f"{name}: the Hugging Face hub refused ({first_line(error)}).")
+    return InputError(f"{name}: cannot be loaded ({first_line(error)}).")
 
 
 @contextmanager
@@ -88,8 +88,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.errors import InputError, first_line, require_known
 from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, plain_name, task_facts
 from rmtllmf_jax.data.source import SPLITS, Example
 from rmtllmf_jax.data.sources.contents import examples_hash
@@ -72,7 +72,7 @@ class TfdsSource:
                 image, label = item[known.image], int(item[known.label])
             except Exception as error:  # array_record raises RuntimeError, the parsers many more
                 raise InputError(
-                    f"{origin}: cannot be read ({_brief(error)}). Prepare the set again."
+                    f"{origin}: cannot be read ({first_line(error)}). Prepare the set again."
                 ) from error
             if not 0 <= label < len(labels):
                 raise InputError(f"{origin}: label {label} is none of {len(labels)}.")
@@ -96,7 +96,7 @@ class TfdsSource:
             return tfds.builder(known.builder, data_dir=directory)
         except Exception as error:  # DatasetNotFoundError, and whatever a builder's code raises
             raise InputError(
-                f"tfds {known.builder}: no such builder or version here ({_brief(error)})."
+                f"tfds {known.builder}: no such builder or version here ({first_line(error)})."
             ) from error
 
     def _open(self, task: str, split: str) -> Any:
@@ -115,7 +115,8 @@ class TfdsSource:
                 if isinstance(error, NotImplementedError) or not builder.is_prepared():
                     raise InputError(self._how_to_prepare(task, known)) from error
                 raise InputError(
-                    f"tfds {known.builder}, split {wanted!r}: cannot be opened ({_brief(error)})."
+                    f"tfds {known.builder}, split {wanted!r}: cannot be opened "
+                    f"({first_line(error)})."
                 ) from error
             self._opened[task, split] = opened
         return self._opened[task, split]
@@ -173,10 +174,5 @@ def _import_tfds() -> Any:
 def _missing_extra(error: ImportError) -> InputError:
     return InputError(
         "the source 'tfds' needs the packages tensorflow-datasets and array-record "
-        f"({_brief(error)}). Install them: pip install 'rmtllmf-jax[tfds]'."
+        f"({first_line(error)}). Install them: pip install 'rmtllmf-jax[tfds]'."
     )
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

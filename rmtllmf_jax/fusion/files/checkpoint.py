@@ -89,7 +89,7 @@ def _files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     if path.is_dir():
         path = _in_directory(path)
     if path.name.endswith(INDEX):
-        names = _weight_map(path)
+        names = weight_map(path)
         shards = tuple(path.parent / name for name in sorted(set(names.values())))
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
@@ -126,7 +126,11 @@ def _in_directory(folder: Path) -> Path:
     raise InputError(f"{folder}: expected {SINGLE} or an index of shards, found {what}.")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each key, from the index of a sharded checkpoint.
+
+    **Raises:** `InputError` that names the index if it is no such file, or names files elsewhere.
+    """
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
