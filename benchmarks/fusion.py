@@ -10,17 +10,28 @@ One interleaved run after an equality check; prints medians, ratios and peak mem
 in all). Ours is `fusion.weighted_sum` and `add_to_base`, compiled; `addmv` is torch's one call on
 flat vectors; the dict idiom is what public code does, a new state dict for every sum of two
 vectors. `disk`: whole processes, from safetensors files to safetensors files that are fsynced: ours
-is `rmtllmf fuse` (which also hashes its inputs), torch's a script in the dict idiom. `size`: peak
+is `rmtllmf fuse` (which also hashes its inputs), torch's a script in the dict idiom (which neither
+checks nor hashes anything); `--method ties` leaves that out. `size`: peak
 memory (VmHWM, mapped files included) of `rmtllmf fuse` for two vectors and a model with so many
 times the layers; with --times 10 it writes 14 GB.
 
-Two CPU cores, float32, medians of 5; what is not in the table has not been timed yet:
+Two CPU cores, float32, medians of 5 in memory and of 3 on disk (files in the page cache):
 
-| what | time | ours takes |
-| --- | --- | --- |
-| memory, ours | 0.108 s | |
-| memory, torch addmv | 0.229 s | 0.47 x (goal 1.1 x at most) |
-| memory, torch dict idiom | 0.442 s | 0.24 x (goal 0.2 x at most) |
+| what | time | peak memory | ours takes |
+| --- | --- | --- | --- |
+| memory, ours | 0.108 s | | |
+| memory, torch addmv | 0.229 s | | 0.47 x (goal 1.1 x at most) |
+| memory, torch dict idiom | 0.442 s | | 0.24 x (goal 0.2 x at most) |
+| disk, task arithmetic, ours | 3.96 s | 0.33 GiB | |
+| disk, task arithmetic, torch | 3.61 s | 1.98 GiB | 1.10 x |
+| disk, task arithmetic, mergekit | 8.99 s | 3.79 GiB | 0.44 x (goal 0.2 x at most) |
+| disk, TIES, ours | 17.1 s | 0.40 GiB | |
+| disk, TIES, mergekit | 91.6 s | 4.00 GiB | 0.19 x |
+| size, 2 vectors of 86 M | 2.6 s | 0.25 GiB | |
+| size, 2 vectors of 858 M | 17.4 s | 0.26 GiB | |
+
+On disk, 1.1 of our 4 seconds start Python and JAX, and one core hashes all 3.1 GB for the model
+card, which the others do not (2 s); the goal for mergekit is out of reach with both.
 """
 
 from __future__ import annotations
@@ -51,6 +62,8 @@ from rmtllmf_jax.common.files import sync
 from rmtllmf_jax.models.backbone import Backbone, abstract_params
 
 SCALE = 0.3
+DENSITY = 0.2  # of TIES; our default
+TIED = 1e-5  # of entries: equal ones at the threshold, all of which ours keeps and mergekit some
 SIZE_VECTORS = 2  # of the run that measures memory: the disk has to hold them
 POLL = 0.01  # seconds
 GIB = 2**30
@@ -167,20 +180,22 @@ def count(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def fuse_command(base: Path, models: list[Path], out: Path) -> list[str]:
-    """Return the command that merges with task arithmetic."""
+def fuse_command(base: Path, models: list[Path], out: Path, method: str) -> list[str]:
+    """Return the command that merges."""
     words = ["fuse", "--base", base, "--models", *models, "--out", out]
-    words += ["--method", "task_arithmetic", "--scale", SCALE]
+    words += ["--method", method, "--scale", SCALE]
     return [str(Path(sys.executable).with_name("rmtllmf")), *map(str, words)]
 
 
 def mergekit_command(
-    program: str, config: Path, base: Path, models: list[Path], out: Path
+    program: str, config: Path, base: Path, models: list[Path], out: Path, method: str
 ) -> list[str]:
-    """Return mergekit's command for the same merge."""
-    parts = [{"model": str(model), "parameters": {"weight": SCALE}} for model in models]
-    content = {"merge_method": "task_arithmetic", "base_model": str(base), "models": parts}
-    content |= {"dtype": "float32", "parameters": {"normalize": False}}
+    """Return mergekit's command for the same merge; a mean for TIES, a sum otherwise."""
+    ties = method == "ties"
+    options = {"weight": 1.0} | ({"density": DENSITY} if ties else {})
+    parts = [{"model": str(model), "parameters": options} for model in models]
+    content = {"merge_method": method, "base_model": str(base), "models": parts}
+    content |= {"dtype": "float32", "parameters": {"normalize": ties, "lambda": SCALE}}
     config.write_text(json.dumps(content))  # JSON is YAML
     return [program, str(config), str(out)]
 
@@ -210,21 +225,28 @@ def high_water(pid: int) -> float:
     return next((int(line.split()[1]) / 2**20 for line in lines if line[:6] == "VmHWM:"), 0.0)
 
 
-def from_disk_to_disk(vectors: int, rounds: int, mergekit: str | None, folder: Path) -> None:
+def from_disk_to_disk(
+    vectors: int, rounds: int, mergekit: str | None, folder: Path, method: str
+) -> None:
     """Check and time whole processes that read models and write a merged one."""
     base, *models = (write_model(folder / str(seed), seed, 1) for seed in range(vectors + 1))
     files = [path / "model.safetensors" for path in (base, *models)]
     peaks: dict[str, float] = {}
-    outs = {"ours": folder / "ours", "torch dict idiom": folder / "torch.safetensors"}
-    commands = {
-        "ours": fuse_command(base, models, outs["ours"]),
-        "torch dict idiom": [sys.executable, "-c", TORCH_PROCESS]
-        + [str(path) for path in (*files, outs["torch dict idiom"])],
-    }
+    outs = {"ours": folder / "ours"}
+    commands = {"ours": fuse_command(base, models, outs["ours"], method)}
+    if method == "task_arithmetic":
+        outs["torch dict idiom"] = folder / "torch.safetensors"
+        paths = [str(path) for path in (*files, outs["torch dict idiom"])]
+        commands["torch dict idiom"] = [sys.executable, "-c", TORCH_PROCESS, *paths]
     if mergekit:
         outs["mergekit-pytorch"] = folder / "mergekit"
         commands["mergekit-pytorch"] = mergekit_command(
-            mergekit, folder / "mergekit.yaml", files[0], files[1:], outs["mergekit-pytorch"]
+            mergekit,
+            folder / "mergekit.yaml",
+            files[0],
+            files[1:],
+            outs["mergekit-pytorch"],
+            method,
         )
     else:
         print("mergekit: no --mergekit, left out")
@@ -236,9 +258,11 @@ def from_disk_to_disk(vectors: int, rounds: int, mergekit: str | None, folder: P
     calls = {name: partial(call, name) for name in commands}
     for run in calls.values():
         run()
-    compare(outs)
+    compare(outs, TIED if method == "ties" else 0.0)
     os.sync()
-    title = f"{vectors} vectors of {count(vit_b16()) / 1e6:.1f} M parameters, disk to disk"
+    title = (
+        f"{vectors} vectors of {count(vit_b16()) / 1e6:.1f} M parameters, disk to disk, {method}"
+    )
     report(title, interleaved(calls, rounds), peaks)
 
 
@@ -249,16 +273,15 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def compare(outs: dict[str, Path]) -> None:
-    """Check that all merged models hold the same tensors."""
+def compare(outs: dict[str, Path], may_differ: float) -> None:
+    """Check that all merged models hold the same tensors, but for a share of their entries."""
     expected = tensors_of(outs["ours"])
     for name, out in outs.items():
         found = tensors_of(out)
         assert found.keys() == expected.keys(), name
         for key in expected:
-            np.testing.assert_allclose(
-                found[key](), expected[key](), rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}"
-            )
+            differs = ~np.isclose(found[key](), expected[key](), rtol=1e-5, atol=1e-6)
+            assert differs.mean() <= may_differ, f"{name}: {key}: {differs.sum()} entries differ"
 
 
 def tensors_of(out: Path) -> dict[str, Callable[[], np.ndarray]]:
@@ -284,7 +307,8 @@ def by_size(times: int, folder: Path) -> None:
         )
         peaks: dict[str, float] = {}
         start = time.perf_counter()
-        process(fuse_command(base, models, place / "out"), place / "out", peaks, "ours")
+        command = fuse_command(base, models, place / "out", "task_arithmetic")
+        process(command, place / "out", peaks, "ours")
         took = time.perf_counter() - start
         parameters = factor * count(vit_b16())
         print(
@@ -313,6 +337,9 @@ def main() -> None:
     parser.add_argument("--what", choices=("memory", "disk", "size", "all"), default="all")
     parser.add_argument("--rounds", type=int, help="9 in memory, 3 from disk to disk")
     parser.add_argument("--vectors", type=int, default=8)
+    parser.add_argument(
+        "--method", choices=("task_arithmetic", "ties"), default="task_arithmetic", help="on disk"
+    )
     parser.add_argument("--mergekit", help="the program mergekit-pytorch, of any environment")
     parser.add_argument("--times", type=int, default=4, help="size of the larger model")
     parser.add_argument("--folder", type=Path, help="where models are written; default: tmp")
@@ -325,7 +352,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                 if what == "disk":
                     rounds, peer = options.rounds or 3, options.mergekit
-                    from_disk_to_disk(options.vectors, rounds, peer, Path(folder))
+                    from_disk_to_disk(options.vectors, rounds, peer, Path(folder), options.method)
                 else:
                     by_size(options.times, Path(folder))
 

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from rmtllmf_jax.common.errors import (
     require_known,
     require_non_negative,
 )
+from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
 
 
@@ -163,3 +165,34 @@ def test_a_bar_on_a_terminal_goes_to_standard_error(
     assert out == ""
     assert "images" in err
     assert "5/10" in err
+
+
+def test_ctrl_c_waits_for_the_end_of_the_block():
+    reached = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted():
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert reached == ["end"]
+    assert signal.getsignal(signal.SIGINT) is before
+    with interrupts_held():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_is_not_held_outside_the_main_thread():
+    seen = []
+
+    def hold():
+        with interrupts_held():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
@@ -84,11 +85,15 @@ def finetune(
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, save_interval_steps=every, enable_async_checkpointing=False
     )
-    with ocp.CheckpointManager(checkpoints.absolute(), options=options) as manager:
+    # orbax runs event loops, which Ctrl-C would leave half-made.
+    with interrupts_held():
+        manager = ocp.CheckpointManager(checkpoints.absolute(), options=options)
+    with manager:
         first = manager.latest_step() or 0
         if first:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
+            with interrupts_held():
+                state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
             logging.getLogger(__name__).info("going on from step %d of %s", first, checkpoints)
         value = jnp.zeros(())
         with progress_bar(description, recipe.steps, first) as advance:
@@ -101,7 +106,8 @@ def finetune(
                 advance(1)
                 if (step + 1) % every == 0:
                     _require_finite(value, step, description)
-                    manager.save(step + 1, args=ocp.args.StandardSave(state))
+                    with interrupts_held():
+                        manager.save(step + 1, args=ocp.args.StandardSave(state))
     _require_finite(value, recipe.steps - 1, description)
     return state["params"]
 
