@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -127,10 +128,7 @@ def keep_mask(
     drop: float,
 ) -> Bool[Array, "..."]:
     """Return which entries of a user's leaf are kept, each with probability ``1 - drop``."""
-    leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    # In float32 always, so that the masks are the same with and without 64-bit mode.
-    uniform = jax.random.uniform(jax.random.fold_in(leaf_key, user), shape, jnp.float32)
-    return uniform >= drop
+    return _kept(jax.random.fold_in(key, zlib.crc32(path.encode())), user, shape, drop)
 
 
 def drop_entries(
@@ -139,15 +137,32 @@ def drop_entries(
     """Return each user's leaf with entries dropped and the rest rescaled by 1 / (1 - drop)."""
     if drop == 0:
         return leaf
+    leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return _dropped(leaf, leaf_key, drop)
+
+
+@partial(jax.jit, static_argnames="drop")
+def _dropped(
+    leaf: Float[Array, "users ..."], leaf_key: Key[Array, ""], drop: float
+) -> Float[Array, "users ..."]:
+    """Compiled once a shape, not once a leaf, where the caller does not compile it himself."""
 
     def drop_from(numbered: tuple[Array, Array]) -> Array:
         user, row = numbered
-        kept = keep_mask(key, user, path, row.shape, drop)
+        kept = _kept(leaf_key, user, row.shape, drop)
         # What is not finite must not vanish by chance.
         return jnp.where(kept | ~jnp.isfinite(row), row * (1 / (1 - drop)), 0)
 
     # One after the other: a generator for each user takes as many times as long to compile.
     return jax.lax.map(drop_from, (jnp.arange(leaf.shape[0]), leaf))
+
+
+def _kept(
+    leaf_key: Key[Array, ""], user: int | Int[Array, ""], shape: tuple[int, ...], drop: float
+) -> Bool[Array, "..."]:
+    # In float32 always, so that the masks are the same with and without 64-bit mode.
+    uniform = jax.random.uniform(jax.random.fold_in(leaf_key, user), shape, jnp.float32)
+    return uniform >= drop
 
 
 def _required(key: Key[Array, ""] | None) -> Key[Array, ""]:
