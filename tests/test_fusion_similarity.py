@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.similarity import sign_agreement
 
 SHAPES = {
     "embeddings": {"cls": (1, 8), "patch": {"kernel": (3, 8)}},
@@ -71,3 +73,17 @@ def test_a_zero_vector_has_no_direction():
     found = fusion.exact_cosines(tree)
     assert found[0, 0] == 1
     assert np.isnan(found[0, 1])
+
+
+def test_sign_agreement_is_the_share_of_equal_signs():
+    tree = stacked()
+    rows = rows_of(list(fusion.leaves_by_path(tree).values()))
+    expected = np.mean(np.sign(rows)[:, None] == np.sign(rows)[None], axis=2)
+    assert len(np.unique(expected)) == 4  # else it means nothing
+    np.testing.assert_allclose(sign_agreement(tree), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(sign_agreement)(tree), expected, atol=1e-6)
+
+
+def test_a_zero_agrees_half_and_an_opposite_vector_not_at_all():
+    tree = {"w": jnp.asarray([[1.0, -2.0, 0.0, 3.0], [-1.0, 2.0, 5.0, -3.0]])}
+    np.testing.assert_allclose(sign_agreement(tree), [[7 / 8, 1 / 8], [1 / 8, 1.0]], atol=1e-7)

@@ -89,13 +89,13 @@ class Fuse:
 
     def _recipe(self) -> Recipe:
         from rmtllmf_jax.fusion.files.recipe import Recipe, require_method
-        from rmtllmf_jax.fusion.rules import get_rule
+        from rmtllmf_jax.fusion.rules import averages, get_rule
         from rmtllmf_jax.fusion.scale import scale_of
 
         rule = get_rule(require_method(self.method))
         options = parse_options(self.options, rule.options, self.method)
-        is_mean = self.method == "average" or getattr(options, "normalise", False)
-        default = "1" if is_mean or len(self.models) == 1 else "power-law"
+        mean = averages(self.method, options)
+        default = "1" if mean or len(self.models) == 1 else "power-law"
         scale = scale_of(default if self.scale is None else self.scale, len(self.models) or 1)
         return Recipe(self.method, options, scale, self.seed, self.dtype)
 

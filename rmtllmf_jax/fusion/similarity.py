@@ -31,6 +31,22 @@ def cosine_matrix(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "u
     return total / (norms[:, None] * norms[None, :])
 
 
+def sign_agreement(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "users users"]:
+    """Return the share of coordinates in which two task vectors have the same sign, for all pairs.
+
+    ``(1 + sum_i sgn(a_i) sgn(b_i) / n) / 2``: a coordinate in which either is zero counts one half.
+    What TIES' election of signs goes by; .5 for unrelated vectors.
+    """
+
+    def signs(leaf: Array) -> Array:
+        rows = jnp.sign(leaf.reshape(leaf.shape[0], -1))
+        return jnp.matmul(rows, rows.T, precision="highest")
+
+    total = jax.tree.reduce(lambda a, b: a + b, jax.tree.map(signs, stacked))
+    size = float(sum(leaf[0].size for leaf in jax.tree.leaves(stacked)))
+    return (1 + jnp.asarray(total) / size) / 2
+
+
 def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarray, "users users"]:
     """Return `cosine_matrix` with products and sums in float64, on the host.
 

@@ -29,7 +29,7 @@ from rmtllmf_jax.fusion.rules.linear import (
     average,
     task_arithmetic,
 )
-from rmtllmf_jax.fusion.rules.registry import RULES, Rule, get_rule
+from rmtllmf_jax.fusion.rules.registry import RULES, Rule, averages, get_rule
 from rmtllmf_jax.fusion.rules.regmean import RegMeanOptions, regmean
 from rmtllmf_jax.fusion.rules.ties import TiesOptions, ties
 
@@ -49,6 +49,7 @@ __all__ = [
     "TiesOptions",
     "adamerging",
     "average",
+    "averages",
     "dare",
     "dare_ties",
     "fisher",

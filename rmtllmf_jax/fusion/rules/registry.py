@@ -80,3 +80,12 @@ def get_rule(name: str) -> Rule:
     **Raises:** `InputError` that lists the rules and the nearest one.
     """
     return RULES[require_known("merge rule", name, RULES)]
+
+
+def averages(name: str, options: Any) -> bool:
+    """Return whether a rule gives a mean of the task vectors, whose natural scale is 1, not a sum.
+
+    >>> averages("ties", TiesOptions()), averages("task_arithmetic", TaskArithmeticOptions())
+    (True, False)
+    """
+    return name == "average" or bool(getattr(options, "normalise", False))
