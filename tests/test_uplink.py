@@ -151,6 +151,48 @@ def test_independent_errors_are_keyed_by_leaf_and_user():
     np.testing.assert_array_equal(total, expected)
 
 
+MODELS = {
+    "independent": uplink.Independent(),
+    "equicorrelated": uplink.Equicorrelated(0.4),
+    "anticorrelated": uplink.Equicorrelated(-0.3),
+    "noisy_reference": uplink.NoisyReference(),
+    "lmmse": uplink.Lmmse(np.array([[0.5, 0.2j, 0.3], [-0.2j, 0.6, 0.1], [0.3, 0.1, 0.9]])),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_what_arrives_is_what_was_sent_and_the_factor_times_the_sources(model: Any):
+    """Whoever keeps the sources has the errors of every MSE: exactly these Gaussians, e = F z."""
+    sent = stacked(rows=20)
+    for key in (KEY, jax.random.key(8)):
+        sources = uplink.draw_sources(sent, key, model)
+        assert_trees_equal(uplink.draw_sources(sent, key, type(model)), sources)
+        for mse in (MSE, jnp.array([0.3, 0.0, 1e-3])):
+            factor = np.asarray(model.factor(KAPPA * jnp.sqrt(mse)), np.float64)
+            received = transmit(sent, mse, KAPPA, key, model)
+            for path, leaf in fusion.leaves_by_path(sent).items():
+                z = np.asarray(fusion.leaves_by_path(sources)[path], np.float64)
+                assert z.shape == (USERS + model.shared, *leaf.shape[1:])
+                error = np.tensordot(factor, z, axes=1)
+                np.testing.assert_allclose(
+                    fusion.leaves_by_path(received)[path],
+                    np.asarray(leaf, np.float64) + error,
+                    rtol=1e-5,
+                    atol=1e-5,
+                )
+
+
+def test_sources_are_standard_and_the_users_own_whatever_the_model():
+    sent = stacked()
+    own = uplink.draw_sources(sent, KEY)
+    for row in rows_of(own):
+        assert_variance(row, 1.0)
+        assert stats.kstest(row, "norm").pvalue > 1e-4
+    shared = rows_of(uplink.draw_sources(sent, KEY, uplink.NoisyReference))
+    np.testing.assert_array_equal(shared[:USERS], rows_of(own))
+    assert np.abs(np.corrcoef(shared) - np.eye(USERS + 1)).max() < 5 / np.sqrt(shared.shape[1])
+
+
 # The sum, drawn once
 
 

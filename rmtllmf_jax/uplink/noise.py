@@ -16,10 +16,11 @@ the MSEs, under the default model).
 from __future__ import annotations
 
 import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from rmtllmf_jax.fusion import leaf_path, stack_size
 from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel, safe_sqrt
@@ -44,16 +45,41 @@ def transmit(
     - `key`: the same key gives the same Gaussians, whatever the MSE (common random numbers).
     - `error_model`: how the users' errors hang together.
     """
+    sources = draw_sources(stacked, key, error_model)
+
+    def send(leaf: Array, noise: Array, kappa_leaf: Array) -> Array:
+        return leaf + error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
+
+    return jax.tree.map(send, stacked, sources, _kappa_tree(kappa, stacked))
+
+
+def draw_sources(
+    stacked: PyTree[Float[Array, "users ..."]],
+    key: Key[Array, ""],
+    error_model: ErrorModel | type[ErrorModel] = INDEPENDENT,
+) -> PyTree[Float[Array, "sources ..."]]:
+    """Return the standard Gaussians z that all errors are made of, e = F z (`ErrorModel.factor`).
+
+    The users' own come first, then what all share. `transmit` draws the same: whoever keeps them
+    has the errors of every MSE, kappa and combination of users without drawing again.
+    """
     sources = jnp.arange(stack_size(stacked), dtype=jnp.uint32)
     if error_model.shared:
         sources = jnp.append(sources, jnp.uint32(_SHARED))
 
-    def send(path: tuple, leaf: Array, kappa_leaf: Array) -> Array:
-        keys = jax.vmap(lambda source: jax.random.fold_in(_leaf_key(key, path), source))(sources)
-        noise = jax.vmap(lambda k: jax.random.normal(k, leaf.shape[1:], leaf.dtype))(keys)
-        return leaf + error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
+    def draw(path: tuple, leaf: Array) -> Array:
+        return _normals(_leaf_key(key, path), sources, leaf.shape[1:], leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(send, stacked, _kappa_tree(kappa, stacked))
+    return jax.tree_util.tree_map_with_path(draw, stacked)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _normals(
+    key: Key[Array, ""], sources: UInt[Array, " sources"], shape: tuple[int, ...], dtype: jnp.dtype
+) -> Float[Array, "sources ..."]:
+    """Compiled once a shape, not once a leaf, where the caller does not compile it himself."""
+    keys = jax.vmap(lambda source: jax.random.fold_in(key, source))(sources)
+    return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
 
 
 def noise_of_sum(
