@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtllmf_jax.common import files
+from rmtllmf_jax.common import files, progress
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -165,6 +166,100 @@ def test_a_bar_on_a_terminal_goes_to_standard_error(
     assert out == ""
     assert "images" in err
     assert "5/10" in err
+    assert "/s" not in err
+
+
+class Clock:
+    """Stands in for `monotonic`."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "monotonic", clock)
+    return clock
+
+
+def test_a_bar_with_a_unit_shows_rates_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: Clock
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bar("sweep", 100, done=20, unit="cells") as advance:
+        clock.now += 10
+        advance(4, images=12_000)
+    _, err = capfd.readouterr()
+    assert "24/100" in err
+    assert "0.4 cells/s, 1,200 images/s" in err
+
+
+def test_a_line_a_minute_is_logged_without_a_terminal(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], clock: Clock
+):
+    caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
+    with progress_bar("sweep", 4199, done=20, unit="cells") as advance:
+        for _ in range(1000):
+            clock.now += 0.125
+            advance(1, images=100)
+    assert caplog.messages == [
+        "sweep: 500 of 4,199 cells, 8 cells/s, 800 images/s, 8 min left",
+        "sweep: 980 of 4,199 cells, 8 cells/s, 800 images/s, 7 min left",
+    ]
+    assert {record.name for record in caplog.records} == {"rmtllmf_jax.progress"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_of_less_than_a_minute_logs_nothing(caplog: pytest.LogCaptureFixture, clock: Clock):
+    caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
+    with progress_bar("sweep", 59, unit="cells") as advance:
+        for _ in range(59):
+            clock.now += 1
+            advance(1)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("total", "unit", "seconds", "line"),
+    [
+        (10, "", 100, "x: 2 of 10, 0.02/s, 7 min left"),
+        (2, "cells", 100, "x: 2 of 2 cells, 0.02 cells/s"),
+        (0, "files", 100, "x: 2 files, 0.02 files/s"),
+        (3, "cells", 60, "x: 2 of 3 cells, 0.033 cells/s, 30 s left"),
+        (1000, "cells", 60, "x: 2 of 1,000 cells, 0.033 cells/s, 8.3 h left"),
+        (10**5, "cells", 60, "x: 2 of 100,000 cells, 0.033 cells/s, 34.7 d left"),
+    ],
+)
+def test_lines_of_every_length_of_work(
+    caplog: pytest.LogCaptureFixture,
+    clock: Clock,
+    total: int,
+    unit: str,
+    seconds: float,
+    line: str,
+):
+    caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
+    with progress_bar("x", total, unit=unit) as advance:
+        clock.now += seconds
+        advance(2)
+    assert caplog.messages == [line]
+
+
+def test_rates_are_those_of_the_last_minutes(caplog: pytest.LogCaptureFixture, clock: Clock):
+    caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
+    with progress_bar("sweep", 10_000, unit="cells") as advance:
+        clock.now += 600  # compiling
+        advance(1)
+        for _ in range(400):
+            clock.now += 1
+            advance(5)
+    assert "0.0017 cells/s" in caplog.messages[0]
+    assert "5 cells/s" in caplog.messages[-1]
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block():

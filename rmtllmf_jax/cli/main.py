@@ -6,8 +6,10 @@ else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -70,11 +72,26 @@ def parse(argv: Sequence[str]) -> Command:
     )
 
 
+@contextmanager
+def _progress_in_log() -> Iterator[None]:
+    """Write the lines that stand for a progress bar where there is no terminal (a batch job)."""
+    logger = logging.getLogger("rmtllmf_jax.progress")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        parse(arguments).run()
+        with _progress_in_log():
+            parse(arguments).run()
     except InputError as error:
         print(f"rmtllmf: {error}", file=sys.stderr)
         sys.exit(2)

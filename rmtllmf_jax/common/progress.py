@@ -1,23 +1,46 @@
-"""Progress bars on standard error that say nothing when it is not a terminal."""
+"""Progress on standard error: a bar on a terminal, else a line a minute in the log."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
+from typing import Protocol, runtime_checkable
 
-Advance = Callable[[int], None]
-"""Advances a bar by so many units."""
+WINDOW = 300.0
+"""Seconds over which rates are taken: a long job tells how fast it is, not how fast it was."""
+LINE_EVERY = 60.0
+"""Least seconds between two lines in the log."""
+
+_log = logging.getLogger("rmtllmf_jax.progress")
+
+
+@runtime_checkable
+class Advance(Protocol):
+    """Advances a bar by `count` units; `also` counts other things done, as `images=5000`."""
+
+    def __call__(self, count: int, **also: int) -> None: ...
 
 
 @contextmanager
-def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+def progress_bar(
+    description: str, total: int, done: int = 0, *, unit: str = ""
+) -> Iterator[Advance]:
     """Yield a function that advances a bar of `total` units, `done` of which are finished already.
 
-    Silent (and free of rich's import) when standard error is not a terminal.
+    `unit` is the plural of what is counted (`cells`); with it the bar shows the rate, and that of
+    whatever else `advance` is told of: ``3.1 cells/s, 410 images/s``. A total of 0 is unknown.
+
+    When standard error is not a terminal, nothing is written there (and rich is not imported): the
+    logger `rmtllmf_jax.progress` gets a line of level INFO at most once a minute, as
+    ``sweep: 120 of 4,199 cells, 3.1 cells/s, 410 images/s, 22 min left``.
     """
+    rates = _Rates()
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield _logging(description, total, done, unit, rates)
         return
 
     from rich.console import Console
@@ -30,13 +53,86 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Advanc
         TimeRemainingColumn,
     )
 
-    columns = (
+    columns = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *([TextColumn("{task.fields[rate]}")] if unit else []),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-    )
+    ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
+        task = progress.add_task(description, total=total, completed=done, rate="")
+
+        def advance(count: int, **also: int) -> None:
+            rates.add({unit: count} | also)
+            progress.update(task, advance=count, rate=", ".join(rates.texts()))
+
+        yield advance
+
+
+class _Rates:
+    """How fast some counts grow, over the last `WINDOW` seconds."""
+
+    def __init__(self) -> None:
+        self._totals: Counter[str] = Counter()
+        self._samples = deque([(monotonic(), Counter[str]())])
+
+    def add(self, counts: dict[str, int]) -> None:
+        """Count more."""
+        now = monotonic()
+        self._totals.update(counts)
+        if now - self._samples[-1][0] >= 1:
+            self._samples.append((now, self._totals.copy()))
+        while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
+            self._samples.popleft()
+
+    def total(self, unit: str) -> int:
+        """Return what was counted."""
+        return self._totals[unit]
+
+    def rates(self) -> dict[str, float]:
+        """Return counts a second; nothing before time has passed."""
+        then, before = self._samples[0]
+        seconds = monotonic() - then
+        if seconds <= 0:
+            return {}
+        return {unit: (count - before[unit]) / seconds for unit, count in self._totals.items()}
+
+    def texts(self) -> list[str]:
+        """Return the rates in words."""
+        return [f"{_number(rate)} {unit}".rstrip() + "/s" for unit, rate in self.rates().items()]
+
+
+def _logging(description: str, total: int, done: int, unit: str, rates: _Rates) -> Advance:
+    """Return a function that counts, and logs a line at most once a minute."""
+    logged = monotonic()
+
+    def advance(count: int, **also: int) -> None:
+        nonlocal logged
+        rates.add({unit: count} | also)
+        if (now := monotonic()) - logged < LINE_EVERY:
+            return
+        logged = now
+        finished = done + rates.total(unit)
+        words = [f"{finished:,}" + (f" of {total:,}" if total else ""), *rates.texts()]
+        words[0] += f" {unit}" if unit else ""
+        rate = rates.rates().get(unit, 0)
+        if rate > 0 and total > finished:
+            words.append(f"{_duration((total - finished) / rate)} left")
+        _log.info("%s: %s", description, ", ".join(words))
+
+    return advance
+
+
+def _number(value: float) -> str:
+    """Return two digits of a small number, all before the point of a large one."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for size, name, digits in ((1, "s", 0), (60, "min", 0), (3600, "h", 1)):
+        if seconds < 90 * size:
+            return f"{seconds / size:.{digits}f} {name}"
+    return f"{seconds / 86400:.1f} d"
