@@ -1,0 +1,361 @@
+"""Does the noise of the uplink make fused tasks interfere? The weight disentanglement error.
+
+    python experiments/disentanglement.py --run runs/vit-tiny --model MODEL --data DATA
+
+needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`, or
+experiments/main_job.py). R-MTLLMF's eqs. (7) and (8): the share of test samples whose class changes
+between base + a tau_i, task vector as sent, and the merged model, task vectors as received. For a
+few pairs as a heat map over both scales; for two and more tasks as a number, at the merging
+coefficient of their number (a the same). Scenarios and draws share the Gaussians of the noise:
+draw k is the k-th channel and the k-th noise, whatever is merged.
+
+Written to results/disentanglement/: README.md, pairs.csv (every point of the heat maps),
+combinations.csv (every task's term), pairs and sizes as PNG and SVG. What is finished is kept in
+the run folder, so that a killed run goes on. About a million images go through a model: an
+estimated 30 to 60 minutes on two cores for ViT-Ti/16 at 64 pixels. `--quick` takes minutes: a
+coarse map of one pair, two combinations a size, 50 samples a task, one draw.
+
+Not run in full yet, so there is no result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import tyro
+from study import load, made_by, write_figure
+
+from rmtllmf_jax import channel, fusion, uplink
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.data.splits import evaluation_subset
+from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set
+from rmtllmf_jax.evaluation.disentanglement import (
+    pair_wde,
+    single_outputs,
+    task_samples,
+    wde_terms,
+)
+from rmtllmf_jax.evaluation.distances import get_distance
+from rmtllmf_jax.report.disentanglement import by_size, pairs_figure, sizes_figure
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.sweep.grid import Combination, choose_combinations
+from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.sweep.journal import Journal
+
+# Folded into the root key, so that channel and parameter noise are independent.
+_CHANNEL, _NOISE = 0, 1
+_QUICK = {"points": 5, "samples": 50, "draws": 1, "combinations": 2, "pair_count": 1}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    run: Path
+    """Run folder of `rmtllmf finetune`."""
+    model: str | None = None
+    """Pretrained model; by default where it was when the run was fine-tuned."""
+    data: Path | None = None
+    """Folder of the images; by default where they were."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; none named is all of the run. User q of the channel sends the alphabet's q-th."""
+    pairs: tuple[str, ...] = ()
+    """Pairs with a heat map, as TASK+TASK; none named draws --pair-count."""
+    pair_count: int = 3
+    """Pairs that are drawn where none is named, so that tasks occur about equally often."""
+    points: int = 9
+    """Scales a side of a heat map."""
+    lowest: float = -2.0
+    """Smallest scale of a heat map."""
+    highest: float = 2.0
+    """Largest scale of a heat map."""
+    combinations: int = 5
+    """Combinations of each number of tasks, drawn likewise; 0 is all of them."""
+    scale: str = "power-law"
+    """Merging coefficient of combinations: a rule of `fusion.SCALES`, or a number."""
+    scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
+    """Scenarios of the channel; clean has no noise."""
+    draws: int = 2
+    """Draws of channel and noise."""
+    distance: str = "disagreement"
+    """Share of samples that change class (disagreement), or KL(single || merged) in nats (kl)."""
+    samples: int = 200
+    """Test images a task; 0 is all."""
+    eval_batch_size: int = 100
+    """Images a step; changes speed and memory alone."""
+    points_at_once: int | None = None
+    """Points of a heat map at once; none is one after another, best on a CPU."""
+    preset: str = "paper"
+    """Channel preset."""
+    c0: float = uplink.DEFAULT_C0_DB
+    """Parameter-domain SNR (dB) of a user with MSE 1."""
+    seed: int = 0
+    """Root of pairs, combinations, samples, channels and noise."""
+    quick: bool = False
+    """A coarse version in minutes; overrides points, samples, draws, combinations, pair_count."""
+    out: Path = Path(__file__).parent / "results" / "disentanglement"
+    """Where the tables and figures go."""
+    cache_dir: Path = field(default_factory=default_cache)
+    """Folder of decoded images and compiled programs."""
+
+
+class Study:
+    """The models of a run beside one another; what was measured is in the journal."""
+
+    def __init__(self, inputs: SweepInputs, options: Options, journal: Journal) -> None:
+        self.inputs, self.options, self.journal = inputs, options, journal
+        self.preset = channel.get_preset(options.preset)
+        size = inputs.backbone.image_size
+        self.samples = task_samples([self._test(user) for user in range(len(inputs.tasks))], size)
+        self.kappa = uplink.kappa_from_c0(inputs.vectors, options.c0)
+        self.combinations = choose_combinations(
+            inputs.tasks, options.combinations or None, options.seed
+        )
+        self.pairs = chosen_pairs(inputs.tasks, options)
+        self.grid = np.linspace(options.lowest, options.highest, options.points, dtype=np.float32)
+        same = {"features": inputs.backbone.features, "distance": options.distance}
+        self.pair_wde = jax.jit(partial(pair_wde, **same, batch_size=options.points_at_once))
+        self.single_outputs = jax.jit(partial(single_outputs, **same))
+        self.wde_terms = jax.jit(partial(wde_terms, **same))
+        self._singles: dict[float, jax.Array] = {}
+
+    def _test(self, user: int) -> EvaluationSet:
+        rows = self.inputs.data[user].test
+        part = rows.take(evaluation_subset(len(rows), self.options.samples, self.options.seed))
+        return evaluation_set(part.images, part.labels, self.options.eval_batch_size)
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Return every scenario with its draws; clean draws nothing and has one."""
+        return [
+            (scenario, draw)
+            for scenario in self.options.scenarios
+            for draw in range(1 if scenario == "clean" else self.options.draws)
+        ]
+
+    def noise(self, scenario: str, draw: int) -> Any:
+        """Return the errors of all task vectors, stacked."""
+        root = jax.random.key(self.options.seed)
+        keys = channel.draw_keys(jax.random.fold_in(root, _CHANNEL), draw + 1)
+        mse = _mse(keys[draw], scenario, self.preset)[: len(self.inputs.tasks)]
+        key = jax.random.fold_in(jax.random.fold_in(root, _NOISE), draw)
+        silent = jax.tree.map(jnp.zeros_like, self.inputs.vectors)
+        return _transmit(silent, mse, self.kappa, key)
+
+    def heat_map(self, pair: Combination, noise: Any) -> list[list[float]]:
+        """Return the error of a pair over both scales."""
+        users = np.array([self.inputs.tasks.index(task) for task in pair])
+        parts = (self.inputs.vectors, self.inputs.heads, self.samples, noise)
+        vectors, heads, samples, errors = (
+            jax.tree.map(lambda leaf: leaf[users], part) for part in parts
+        )
+        scales = jnp.asarray(self.grid)
+        found = self.pair_wde(
+            self.inputs.base, vectors, heads, samples, scales, scales, noise=errors
+        )
+        return np.asarray(found).tolist()
+
+    def terms(self, combination: Combination, received: Any) -> list[float]:
+        """Return the term of every task of a combination; one program serves all combinations."""
+        inputs, scale = self.inputs, fusion.scale_of(self.options.scale, len(combination))
+        scales = jnp.array([scale])
+        if scale not in self._singles:  # of no noise and no combination
+            self._singles[scale] = self.single_outputs(
+                inputs.base, inputs.vectors, inputs.heads, self.samples, scales
+            )
+        weights = np.array([task in combination for task in inputs.tasks], np.float32)
+        found = self.wde_terms(
+            inputs.base,
+            received,
+            inputs.heads,
+            self.samples,
+            jnp.asarray(weights)[None],
+            scales,
+            self._singles[scale],
+            jnp.array([0]),
+        )
+        return np.asarray(found)[0, weights > 0].tolist()
+
+
+@partial(jax.jit, static_argnames=("scenario", "preset"))
+def _mse(key: jax.Array, scenario: str, preset: channel.Preset) -> jax.Array:
+    return channel.user_mse(scenario, preset, key)
+
+
+_transmit = jax.jit(uplink.transmit)
+_received = jax.jit(lambda vectors, noise: jax.tree.map(jnp.add, vectors, noise))
+
+
+def chosen_pairs(tasks: tuple[str, ...], options: Options) -> list[Combination]:
+    """Return the pairs that get a heat map.
+
+    **Raises:** `InputError` if one that is named is no pair of the tasks.
+    """
+    if not options.pairs:
+        drawn = choose_combinations(tasks, options.pair_count, options.seed)
+        return [pair for pair in drawn if len(pair) == 2]
+    pairs = []
+    for text in options.pairs:
+        names = tuple(sorted(set(text.split("+"))))
+        if len(names) != 2:
+            raise InputError(f"--pairs takes TASK+TASK of two tasks, got {text!r}.")
+        for name in names:
+            require_known("task of --pairs", name, tasks)
+        pairs.append(names)
+    return pairs
+
+
+def measure(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of pairs and of combinations, computing what the journal lacks."""
+    cells, journal = study.cells(), study.journal
+    work: list[tuple[str, Combination, Callable[..., Any]]] = [
+        *(("pair", pair, study.heat_map) for pair in study.pairs),
+        *(("terms", combination, study.terms) for combination in study.combinations),
+    ]
+    with progress_bar("disentanglement", len(cells) * len(work)) as advance:
+        for scenario, draw in cells:
+            names = [f"{kind}/{'+'.join(chosen)}/{scenario}/{draw}" for kind, chosen, _ in work]
+            missing = [name not in journal for name in names]
+            advance(len(names) - sum(missing))
+            if not any(missing):
+                continue
+            noise = study.noise(scenario, draw)
+            received = _received(study.inputs.vectors, noise)
+            for name, (kind, chosen, compute) in zip(names, work, strict=True):
+                if name not in journal:
+                    journal.add(name, compute(chosen, noise if kind == "pair" else received))
+                    advance(1)
+    return pd.DataFrame(pair_rows(study)), pd.DataFrame(term_rows(study))
+
+
+def pair_rows(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield a row a point of every heat map."""
+    for task_a, task_b in study.pairs:
+        for scenario, draw in study.cells():
+            values = study.journal[f"pair/{task_a}+{task_b}/{scenario}/{draw}"]
+            for scale_a, row in zip(study.grid.tolist(), values, strict=True):
+                for scale_b, value in zip(study.grid.tolist(), row, strict=True):
+                    yield {
+                        "task_a": task_a,
+                        "task_b": task_b,
+                        "scenario": scenario,
+                        "draw": draw,
+                        "seed": study.options.seed,
+                        "distance": study.options.distance,
+                        "scale_a": scale_a,
+                        "scale_b": scale_b,
+                        "wde": value,
+                    }
+
+
+def term_rows(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield a row a task of every combination."""
+    for combination in study.combinations:
+        text = "+".join(combination)
+        for scenario, draw in study.cells():
+            values = study.journal[f"terms/{text}/{scenario}/{draw}"]
+            for task, value in zip(combination, values, strict=True):
+                yield {
+                    "combination": text,
+                    "size": len(combination),
+                    "scenario": scenario,
+                    "draw": draw,
+                    "seed": study.options.seed,
+                    "distance": study.options.distance,
+                    "scale": fusion.scale_of(study.options.scale, len(combination)),
+                    "task": task,
+                    "wde": value,
+                }
+
+
+def sizes_sheet(combinations: pd.DataFrame, unit: str) -> Sheet:
+    """Return mean ± standard deviation of xi / N, a row a scenario and a column a size."""
+    means = by_size(combinations)
+    sizes, rows = sorted(means["size"].unique()), []
+    for scenario, group in means.groupby("scenario", sort=False):
+        found = group.set_index("size")
+        spreads = found["std"].map(lambda std: "" if np.isnan(std) else f" ± {std:.3f}")
+        texts = [f"{found['mean'][n]:.3f}{spreads[n]}" if n in found.index else "-" for n in sizes]
+        rows.append([str(scenario), unit, *texts])
+    title = "Mean over tasks (xi / N), mean ± standard deviation over combinations and draws"
+    return Sheet(title, ["scenario", "unit", *(f"N = {size}" for size in sizes)], rows)
+
+
+def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
+    """Return the markdown page of table and figures."""
+    lines = [
+        made_by("disentanglement.py", options.seed, seconds, resumed=resumed),
+        f"Distance: {options.distance}, {options.samples or 'all'} test samples a task, "
+        f"{options.draws} draws, scale {options.scale}. Every point of the heat maps: pairs.csv; "
+        "every task's term: combinations.csv.",
+    ]
+    sheet = sizes_sheet(combinations, get_distance(options.distance).unit)
+    parts = ["# Weight disentanglement error under every scenario", *lines]
+    parts += [f"## {sheet.title}", table(sheet), "![By number of tasks](sizes.png)"]
+    parts += ["## Pairs, over both scales", "![Heat maps of pairs](pairs.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def require_usable(options: Options) -> None:
+    """Refuse options that no study can use.
+
+    **Raises:** `InputError` that names the option.
+    """
+    for scenario in options.scenarios:
+        require_known("--scenarios", scenario, channel.SCENARIOS)
+    for name, least in (("points", 2), ("draws", 1), ("pair_count", 1), ("combinations", 0)):
+        require_at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
+    if not options.scenarios or not options.lowest < options.highest:
+        raise InputError(
+            "expected a scenario, and --lowest below --highest; got "
+            f"{len(options.scenarios)} scenarios and {options.lowest} to {options.highest}."
+        )
+    get_distance(options.distance)
+    fusion.scale_of(options.scale, 2)
+
+
+def main(options: Options) -> None:
+    """Measure pairs and combinations; write tables, figures and the page."""
+    started = time.perf_counter()
+    if options.quick:
+        options = replace(options, **_QUICK)
+    require_usable(options)
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    users = channel.get_preset(options.preset).users
+    if not 2 <= len(inputs.tasks) <= users:
+        raise InputError(
+            f"expected 2 to {users} tasks (users of the preset {options.preset!r}), got "
+            f"{len(inputs.tasks)}."
+        )
+    kept = ("points", "lowest", "highest", "scale", "distance", "samples", "preset", "c0", "seed")
+    meaning = {name: getattr(options, name) for name in kept}
+    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    with Journal(options.run / "disentanglement" / f"{name}.jsonl") as journal:
+        resumed = journal.path.stat().st_size > 0
+        pairs, combinations = measure(Study(inputs, options, journal))
+    options.out.mkdir(parents=True, exist_ok=True)
+    pairs.to_csv(options.out / "pairs.csv", index=False, float_format="%.6g")
+    combinations.to_csv(options.out / "combinations.csv", index=False, float_format="%.6g")
+    write_figure(options.out / "pairs", pairs_figure(pairs))
+    write_figure(options.out / "sizes", sizes_figure(combinations))
+    text = page(combinations, options, time.perf_counter() - started, resumed)
+    write_bytes(options.out / "README.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

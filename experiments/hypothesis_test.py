@@ -1,0 +1,330 @@
+"""Where does first-order theory predict what noise in the parameters does to the logits?
+
+    python experiments/hypothesis_test.py --run runs/vit-tiny --model MODEL --data DATA
+
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`, or
+experiments/main_job.py). It merges 2, 4 and 8 of them, and for every task of a combination takes
+the hypothesis test (9)-(12) of the paper on test images: exact gradient norms of all logits, the
+standard deviation that they predict for R = z / z', thresholds and rejection rates, and the chance
+that a decision flips; each beside Monte Carlo with disturbed models, from an MSE so small that the
+theory holds to the means of the preset (.0129 ideal, .0327 strongest user, .208 sum rate). All
+users have the same MSE. What the functions are: rmtllmf_jax/evaluation/hypothesis.py.
+
+Asked of it: up to which MSE the theory is right, whether those of the preset are among them, and
+whether beyond it fails by the ratio's own law (R is no Gaussian) or by the model's curvature.
+
+Written to results/hypothesis_test/: README.md, results.csv (a row a combination, task and MSE;
+columns: `COLUMNS` of rmtllmf_jax/report/hypothesis.py), and the figures spread, rejection and flips
+(PNG and SVG). What is finished is kept in the run folder, so that a killed run goes on. --quick is
+two tasks, 8 images, 5 levels and 16 draws: a few minutes on two cores.
+
+Not run in full yet, so there is no result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+from study import load, made_by, write_figure
+
+from rmtllmf_jax import fusion, uplink
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.common.errors import (
+    InputError,
+    require_at_least,
+    require_non_negative,
+)
+from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.data.splits import evaluation_subset
+from rmtllmf_jax.evaluation import hypothesis
+from rmtllmf_jax.evaluation.accuracy import evaluation_set
+from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
+from rmtllmf_jax.report.hypothesis import (
+    COLUMNS,
+    first_order_holds_up_to,
+    flip_figure,
+    rejection_figure,
+    spread_figure,
+)
+from rmtllmf_jax.report.markdown import table as markdown
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.sweep.grid import Combination, choose_combinations
+from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.sweep.journal import Journal
+
+# Folded into the root key: noise of the Monte Carlo check.
+_NOISE = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    run: Path
+    """Run folder of `rmtllmf finetune`."""
+    model: str | None = None
+    """Pretrained model; by default where it was when the run was fine-tuned."""
+    data: Path | None = None
+    """Folder of the images; by default where they were."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; none named is all of the run."""
+    sizes: tuple[int, ...] = (2, 4, 8)
+    """Numbers of tasks to merge."""
+    combinations: int = 1
+    """Combinations of each number of tasks, drawn so that tasks occur about equally often."""
+    samples: int = 32
+    """Test images a task."""
+    mse: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.0129, 0.0327, 0.208)
+    """Mean MSEs of the users; the last three are those of the preset `paper`."""
+    reference_mse: float = 0.0129
+    """MSE of the reference that the power of the test is drawn against."""
+    confidence: float = 0.95
+    """beta of (12), two-sided."""
+    tolerance: float = 0.1
+    """Fixed limit of |R - 1| beside T."""
+    draws: int = 128
+    """Disturbed models at every MSE."""
+    scale: str = "power-law"
+    """Merging coefficient: a rule of `fusion.SCALES`, or a number."""
+    c0_db: float = uplink.DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1; sets kappa for each user."""
+    error_model: str = "independent"
+    """How the users' errors hang together: independent, equicorrelated=RHO or noisy_reference."""
+    chunk: int = 8
+    """Logits whose gradients are computed at once; changes speed and memory alone."""
+    seed: int = 0
+    """Root of combinations, images and noise."""
+    out: Path = Path(__file__).parent / "results" / "hypothesis_test"
+    """Where tables and figures go."""
+    cache_dir: Path = field(default_factory=default_cache)
+    """Folder of decoded images and compiled programs."""
+    quick: bool = False
+    """Two tasks, 8 images, 5 levels, 16 draws, whatever else is said."""
+
+    def checked(self) -> Options:
+        """Return what is to be run.
+
+        **Raises:** `InputError` for numbers that cannot be used.
+        """
+        require_at_least("--samples", self.samples, 1)
+        require_at_least("--draws", self.draws, 2)
+        require_at_least("--combinations", self.combinations, 1)
+        for name, value in (("--mse", min(self.mse, default=0.0)), ("--tolerance", self.tolerance)):
+            if require_non_negative(name, value) == 0:
+                raise InputError(f"{name} must be above 0: without noise there is nothing to test.")
+        hypothesis.two_sided_quantile(self.confidence)
+        if not self.quick:
+            return self
+        levels = (1e-6, 1e-4, 1e-3, 0.0129, 0.208)
+        return replace(self, sizes=(2,), combinations=1, samples=8, mse=levels, draws=16)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The merged model of a combination, and how strong the noise on it is."""
+
+    params: Any
+    scale: float
+    unit_std: float
+    """Standard deviation of a parameter's noise at MSE 1."""
+
+
+def merged(inputs: SweepInputs, combination: Combination, options: Options) -> Merged:
+    """Merge the task vectors of a combination, all with the same scale, without noise."""
+    users = np.array([inputs.tasks.index(task) for task in combination])
+    vectors = jax.tree.map(lambda leaf: leaf[users], inputs.vectors)
+    scale = fusion.scale_of(options.scale, len(users))
+    weights, same = jnp.full(len(users), scale), jnp.ones(len(users))
+    kappa = uplink.kappa_from_c0(vectors, options.c0_db)
+    model = uplink.get_error_model(options.error_model, len(users))
+    params = fusion.add_to_base(inputs.base, fusion.weighted_sum(vectors, weights), 1.0)
+    return Merged(params, scale, float(model.std_of_sum(weights, kappa, same)))
+
+
+def task_rows(
+    inputs: SweepInputs, model: Merged, combination: Combination, task: str, options: Options
+) -> Iterator[dict[str, Any]]:
+    """Yield a row a MSE: the theory, from one computation of the gradients, and Monte Carlo."""
+    user = inputs.tasks.index(task)
+    test = inputs.data[user].test
+    test = test.take(evaluation_subset(len(test), options.samples, options.seed))
+    (batch,) = evaluation_set(test.images, test.labels, len(test)).batches
+    batch = batch.at_size(inputs.backbone.image_size)
+    what = (model.params, inputs.heads, jnp.asarray(user), batch)
+    logits = logit_jacobian_norms(*what, backbone=inputs.backbone, chunk=options.chunk)
+    margin = margin_jacobian_norms(*what, backbone=inputs.backbone)
+    noise = model.unit_std * np.sqrt(np.array(options.mse))
+    reference = model.unit_std * np.sqrt(options.reference_mse)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), _NOISE), options.draws)
+    moved = hypothesis.disturbed_logits(
+        *what, jnp.asarray(noise, jnp.float32), keys, backbone=inputs.backbone
+    )
+    for level, (mse, std) in enumerate(zip(options.mse, noise.tolist(), strict=True)):
+        yield {
+            "combination": "+".join(combination),
+            "size": len(combination),
+            "task": task,
+            "mse": mse,
+            "scale": model.scale,
+            "noise_std": std,
+            "samples": len(test),
+            "draws": options.draws,
+            **numbers(logits, margin, std, float(reference), moved[:, level], options),
+        }
+
+
+def numbers(
+    logits: Any, margin: Any, std: float, reference: float, moved: jax.Array, options: Options
+) -> dict[str, float]:
+    """Return what is compared at one noise level, by the names of `COLUMNS`."""
+    keep = np.asarray(logits.counted)
+    predicted = hypothesis.ratio_std(logits, std)
+    own = hypothesis.threshold(predicted, options.confidence)
+    ratio, change = hypothesis.ratio_spread(logits, std, moved)
+    gap = hypothesis.margin_spread(margin, std, logits.values, moved)
+    measured = hypothesis.robust_std(hypothesis.ratios(logits, moved), axis=0)
+    row = {
+        "predicted_std": float(np.median(np.asarray(predicted)[keep])),
+        "measured_std": float(np.median(measured)),
+        "blind": float((np.asarray(own)[keep] >= 1).mean()),
+    }
+    for name, spread in (("ratio", ratio), ("change", change), ("margin", gap)):
+        row |= {f"{name}_rms": spread.std, f"{name}_robust": spread.robust}
+        row[f"{name}_spread_error"] = spread.error
+    limits = {
+        "own": own,
+        "reference": hypothesis.threshold(
+            hypothesis.ratio_std(logits, reference), options.confidence
+        ),
+        "tolerance": options.tolerance,
+    }
+    for name, limit in limits.items():
+        rate, law = hypothesis.rejections(logits, std, moved, limit)
+        row |= {f"{name}_{part}": value for part, value in asdict(rate).items()}
+        row[f"{name}_ratio_law"] = law
+    overtaken, changed = hypothesis.flips(margin, std, logits.values, moved)
+    row |= {f"overtaken_{part}": value for part, value in asdict(overtaken).items()}
+    return row | {"changed_measured": changed.measured, "changed_error": changed.error}
+
+
+def study(inputs: SweepInputs, options: Options, journal: Journal) -> pd.DataFrame:
+    """Return the table; a (combination, task) that is in the journal is not computed again."""
+    chosen = [
+        combination
+        for combination in choose_combinations(inputs.tasks, options.combinations, options.seed)
+        if len(combination) in options.sizes
+    ]
+    rows = []
+    with progress_bar("hypothesis test", sum(map(len, chosen))) as advance:
+        for combination in chosen:
+            model = None
+            for task in combination:
+                name = f"{'+'.join(combination)}/{task}"
+                if name not in journal:
+                    model = model or merged(inputs, combination, options)
+                    journal.add(name, list(task_rows(inputs, model, combination, task, options)))
+                rows += journal[name]
+                advance(1)
+    return pd.DataFrame(rows)
+
+
+def figures(table: pd.DataFrame, options: Options) -> dict[str, Figure]:
+    """Return the figures by the stems of their files."""
+    note = f"{options.error_model} errors, {options.draws} draws, {options.samples} images a task"
+    return {
+        "spread": spread_figure(table, note),
+        "rejection": rejection_figure(table, options.confidence, note),
+        "flips": flip_figure(table, note),
+    }
+
+
+def sheet(table: pd.DataFrame) -> Sheet:
+    """Return medians over combinations and tasks, a row a MSE."""
+    shown = ["predicted_std", "measured_std", "ratio_robust", "change_robust", "margin_robust"]
+    shown += ["own_measured", "own_ratio_law", "reference_measured", "tolerance_measured", "blind"]
+    shown += ["overtaken_predicted", "overtaken_measured", "changed_measured"]
+    middle = table.groupby("mse")[shown].median()
+    rows = [
+        [f"{mse:.3g}", *(f"{value:.3g}" for value in row)]
+        for mse, row in zip(middle.index, middle.to_numpy(), strict=True)
+    ]
+    return Sheet("Medians over combinations and tasks", ["mse", *shown], rows)
+
+
+def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
+    """Return the markdown page."""
+    ends = [
+        f"{what} up to an MSE of {end:.3g}" if np.isfinite(end) else f"{what} at none of the MSEs"
+        for what, end in (
+            (what, first_order_holds_up_to(table, column))
+            for what, column in (
+                ("R", "ratio"),
+                ("z'/z", "change"),
+                ("the margin", "margin"),
+            )
+        )
+    ]
+    lines = [
+        made_by("hypothesis_test.py", options.seed, seconds, resumed=resumed),
+        "Every combination and task: results.csv.",
+        f"Combinations: {table['combination'].nunique()}; {options.samples} test images a task, "
+        f"{options.draws} disturbed models at each MSE, {options.error_model} errors, all users "
+        f"with the same MSE; confidence {options.confidence}, reference MSE "
+        f"{options.reference_mse}, tolerance {options.tolerance}.",
+        "First order within 10 % of Monte Carlo (median spread by quantiles, two standard errors "
+        f"granted): {'; '.join(ends)}.",
+    ]
+    legend = [f"- `{name}`: {what}" for name, what in COLUMNS.items()]
+    parts = ["# The hypothesis test (9)-(12), theory beside Monte Carlo", *lines]
+    parts += [markdown(sheet(table)), *(f"![{stem}]({stem}.png)" for stem in STEMS)]
+    return "\n\n".join([*parts, "## Columns", "\n".join(legend)]) + "\n"
+
+
+STEMS = ("spread", "rejection", "flips")
+"""Files of the figures."""
+
+
+def main(options: Options) -> None:
+    """Run the study; print the page and write table and figures."""
+    started = time.perf_counter()
+    options = options.checked()
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    if not options.sizes or not 2 <= min(options.sizes) <= max(options.sizes) <= len(inputs.tasks):
+        raise InputError(
+            f"--sizes must lie between 2 and the number of tasks, {len(inputs.tasks)}; got "
+            f"{', '.join(map(str, options.sizes)) or 'none'}."
+        )
+    speed = ("run", "model", "data", "chunk", "out", "cache_dir", "quick", "sizes", "combinations")
+    meaning = {name: value for name, value in asdict(options).items() if name not in speed}
+    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    # TF32, the default on some devices, is coarser than the smallest noise.
+    with (
+        jax.default_matmul_precision("highest"),
+        Journal(options.run / "hypothesis_test" / f"{name}.jsonl") as journal,
+    ):
+        resumed = journal.path.stat().st_size > 0
+        table = study(inputs, options, journal)
+    text = page(table, options, time.perf_counter() - started, resumed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "results.csv", index=False, float_format="%.6g")
+    for stem, figure in figures(table, options).items():
+        write_figure(options.out / stem, figure)
+    write_bytes(options.out / "README.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

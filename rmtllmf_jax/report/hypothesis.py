@@ -1,0 +1,216 @@
+"""Figures of the hypothesis test (9)-(12), from its table: first-order theory beside Monte Carlo.
+
+One row of the table is a (combination, task, mse); the columns are those of `COLUMNS`. Lines are
+medians over combinations and tasks, bands go from the least to the largest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.report.looks import add_legend
+
+TESTS = {
+    "own": "$T$ for the noise that there is",
+    "reference": "$T$ for the reference MSE",
+    "tolerance": "Fixed tolerance",
+}
+"""The thresholds that |R - 1| is held against, each with its printed name."""
+
+COLUMNS: Mapping[str, str] = {
+    "mse": "mean MSE of the users",
+    "predicted_std": "first-order standard deviation of R - 1, median over samples and logits",
+    "measured_std": "half the central 68.27 % of a logit's R over draws, median likewise",
+    "ratio_rms": "root mean square of (R - 1) / its predicted std",
+    "ratio_robust": "half the central 68.27 % of the same",
+    "ratio_spread_error": "standard error of ratio_robust over draws",
+    "change_rms": "as ratio_rms, of z' / z - 1",
+    "change_robust": "as ratio_robust, of z' / z - 1",
+    "change_spread_error": "standard error of change_robust over draws",
+    "margin_rms": "as ratio_rms, of the margin's change",
+    "margin_robust": "as ratio_robust, of the margin's change",
+    "margin_spread_error": "standard error of margin_robust over draws",
+    "blind": "share of logits with T >= 1",
+    **{
+        f"{test}_{part}": f"rate of |R - 1| > {limit}, {what}"
+        for test, limit in (
+            ("own", "T for this MSE"),
+            ("reference", "T for the reference MSE"),
+            ("tolerance", "the tolerance"),
+        )
+        for part, what in (
+            ("predicted", "first order"),
+            ("ratio_law", "exact if the logit were linear in the parameters"),
+            ("measured", "Monte Carlo"),
+            ("error", "standard error of the Monte Carlo rate over draws"),
+        )
+    },
+    "overtaken_predicted": "chance that the second class overtakes the first, first order",
+    "overtaken_measured": "how often it does, Monte Carlo",
+    "overtaken_error": "standard error over draws",
+    "changed_measured": "how often the decision changes to whatever class, Monte Carlo",
+    "changed_error": "standard error over draws",
+}
+"""The numbers of the table, and what they are."""
+
+# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
+_THEORY, _LAW = ("#000000", "", "--"), ("#E69F00", "", "-.")
+_RATIO, _CHANGE = ("#0072B2", "o", "-"), ("#009E73", "^", "-")
+_MARGIN, _ANY = ("#CC79A7", "D", "-"), ("#D55E00", "s", "-")
+_AGREE = 0.1
+
+
+def first_order_holds_up_to(
+    table: pd.DataFrame, what: str = "ratio", within: float = _AGREE
+) -> float:
+    """Return the largest MSE up to which Monte Carlo over theory is `within` of 1.
+
+    The median of ``<what>_robust`` over combinations and tasks, with two of its median standard
+    errors granted, at that MSE and at every smaller one of the table; NaN if the smallest fails
+    already. `what` is `ratio`, `change` or `margin`.
+    """
+    curve = _curve(table, f"{what}_robust")["middle"]
+    error = _curve(table, f"{what}_spread_error")["middle"].fillna(0.0)
+    fails = np.flatnonzero(~(np.abs(curve - 1) <= within + 2 * error))
+    end = fails[0] if len(fails) else len(curve)
+    return float(curve.index[end - 1]) if end else float("nan")
+
+
+def spread_figure(table: pd.DataFrame, note: str = "") -> Figure:
+    """Draw the spread of R against the MSE, predicted and by Monte Carlo, and their ratio.
+
+    The dotted line is where the first order stops being right for R: the ratio of the robust
+    spreads leaves 0.9 to 1.1, the grey band, by more than two standard errors. `note` goes into
+    the title.
+
+    **Raises:** `InputError` if the table has no row or lacks a column.
+    """
+    _require(table)
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    size, ratio = figure.subplots(1, 2)
+    _draw(size, table, "predicted_std", _THEORY, "First order (11)")
+    _draw(size, table, "measured_std", _RATIO, "$R$, by quantiles")
+    size.set_ylabel("Standard deviation of $R - 1$, median logit")
+    ratio.axhspan(1 - _AGREE, 1 + _AGREE, color="0.9", zorder=0)
+    ratio.axhline(1, color="0.3", linewidth=0.8)
+    for name, style, what in (
+        ("ratio", _RATIO, "$R = z/z'$"),
+        ("change", _CHANGE, "$z'/z$"),
+        ("margin", _MARGIN, "margin"),
+    ):
+        _draw(ratio, table, f"{name}_robust", style, f"{what}, by quantiles")
+        faint = (style[0], "", ":")
+        _draw(ratio, table, f"{name}_rms", faint, f"{what}, by moments", band=False)
+    ratio.set_ylabel("Monte Carlo over first order")
+    end = first_order_holds_up_to(table)
+    for panel in (size, ratio):
+        panel.set_yscale("log")
+        if np.isfinite(end):
+            label = f"$R$: within {_AGREE:.0%} up to here"
+            panel.axvline(end, color="0.4", linestyle=":", linewidth=1.2, label=label)
+        _tidy(panel)
+    _finish(figure, [size, ratio], f"Spread of the logits' ratio{_after(note)}")
+    return figure
+
+
+def rejection_figure(table: pd.DataFrame, confidence: float, note: str = "") -> Figure:
+    """Draw the rate of |R - 1| > T against the MSE, a panel for each threshold of `TESTS`.
+
+    The dotted line is the nominal rate 1 - `confidence`. `note` goes into the title.
+
+    **Raises:** `InputError` if the table has no row or lacks a column.
+    """
+    _require(table)
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(TESTS), sharey=True)
+    for panel, (test, title) in zip(panels, TESTS.items()):
+        _draw(panel, table, f"{test}_predicted", _THEORY, "First order")
+        _draw(panel, table, f"{test}_ratio_law", _LAW, "Exact for a linear logit")
+        _draw(panel, table, f"{test}_measured", _RATIO, "Monte Carlo")
+        if test != "tolerance":
+            look = {"color": "0.4", "linestyle": ":", "linewidth": 1.2}
+            panel.axhline(1 - confidence, label=f"nominal {1 - confidence:.3g}", **look)
+        panel.set_title(title, fontsize=11)
+        panel.set_ylim(-0.02, 1.02)
+        _tidy(panel)
+    panels[0].set_ylabel("Share of samples and logits rejected")
+    _finish(figure, list(panels), f"Rejections of H0 by |R - 1| > T{_after(note)}")
+    return figure
+
+
+def flip_figure(table: pd.DataFrame, note: str = "") -> Figure:
+    """Draw how often decisions flip against the MSE: predicted from the margin, and counted.
+
+    The theory is about the second class alone, so the rate of any change lies above it. `note` goes
+    into the title.
+
+    **Raises:** `InputError` if the table has no row or lacks a column.
+    """
+    _require(table)
+    figure = Figure(figsize=(6.8, 4.8), layout="constrained")
+    panel = figure.subplots()
+    _draw(panel, table, "overtaken_predicted", _THEORY, "Second overtakes first: first order")
+    _draw(panel, table, "overtaken_measured", _MARGIN, "Second overtakes first: Monte Carlo")
+    _draw(panel, table, "changed_measured", _ANY, "Decision changes: Monte Carlo")
+    panel.set_ylabel("Share of samples")
+    panel.set_ylim(-0.02, 1.02)
+    _tidy(panel)
+    _finish(figure, [panel], f"Decisions that noise flips{_after(note)}")
+    return figure
+
+
+def _require(table: pd.DataFrame) -> None:
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise InputError(f"the table of the hypothesis test lacks columns: {', '.join(missing)}.")
+    if table.empty:
+        raise InputError("the table of the hypothesis test has no row.")
+
+
+def _curve(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return median, least and largest of a column by MSE, which is the index, rising."""
+    groups = table.groupby("mse")[column]
+    return pd.DataFrame({"middle": groups.median(), "low": groups.min(), "high": groups.max()})
+
+
+def _draw(
+    panel: Axes,
+    table: pd.DataFrame,
+    column: str,
+    style: tuple[str, str, str],
+    label: str,
+    band: bool = True,
+) -> None:
+    colour, marker, line = style
+    curve = _curve(table, column)
+    # A moment of R may be infinite; a line has a gap there.
+    curve = curve.where(np.isfinite(curve))
+    x = curve.index.to_numpy(float)
+    (drawn,) = panel.plot(x, curve["middle"], color=colour, linestyle=line, label=label)
+    drawn.set(marker=marker, markersize=5)
+    if band and not np.array_equal(curve["low"], curve["high"]):
+        panel.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.13, linewidth=0)
+
+
+def _tidy(panel: Axes) -> None:
+    panel.set_xscale("log")
+    panel.set_xlabel("Mean MSE of the users")
+    panel.set_axisbelow(True)
+    panel.grid(color="0.92", linewidth=0.8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _finish(figure: Figure, panels: list[Axes], title: str) -> None:
+    add_legend(figure, panels, columns=2 if figure.get_figwidth() < 8 else 4)
+    bands = "median over combinations and tasks; shading: the least to the largest of them"
+    figure.suptitle(f"{title}\n{bands}", fontsize=10)
+
+
+def _after(note: str) -> str:
+    return f", {note}" if note else ""
