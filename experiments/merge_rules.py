@@ -23,18 +23,16 @@ Not run in full yet, so there is no result.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import tyro
 from merge_rules_study import VARIANTS, Candidate, Options, Study, choose, measure
+from study import load, made_by
 
-from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
-from rmtllmf_jax.cli.finetune import load_tasks, load_tower, require_same_weights
+from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
@@ -42,16 +40,14 @@ from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 from rmtllmf_jax.sweep.grid import Combination
-from rmtllmf_jax.sweep.inputs import SweepInputs, load_inputs
 from rmtllmf_jax.sweep.journal import Journal
-from rmtllmf_jax.training.users import load_manifest
 
 
 def tested_rows(study: Study, one: Candidate, combination: Combination) -> Iterator[dict[str, Any]]:
     """Yield a row a task: what a merge reached on test samples, beside base and fine-tuned."""
     accuracies = study.journal[one.name(combination, "test")]
     for task, accuracy in zip(combination, accuracies, strict=True):
-        alone = study.runner.finetuned_accuracy(task, "test")
+        alone = study.reference(task, "finetuned", "test")
         yield {
             "rule": one.variant,
             "options": one.options,
@@ -60,7 +56,7 @@ def tested_rows(study: Study, one: Candidate, combination: Combination) -> Itera
             "combination": "+".join(combination),
             "task": task,
             "accuracy": accuracy,
-            "base_accuracy": study.runner.reference(task, "base", "test"),
+            "base_accuracy": study.reference(task, "base", "test"),
             "finetuned_accuracy": alone,
             "normalised_accuracy": accuracy / alone,
         }
@@ -71,7 +67,7 @@ def base_rows(study: Study, combination: Combination) -> Iterator[dict[str, Any]
     one = Candidate("base", "{}", 0.0)
     name = one.name(combination, "test")
     if name not in study.journal:
-        values = [study.runner.reference(task, "base", "test") for task in combination]
+        values = [study.reference(task, "base", "test") for task in combination]
         study.journal.add(name, values)
     yield from tested_rows(study, one, combination)
 
@@ -131,13 +127,9 @@ def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool)
     if weak and len(without_weak_tasks(results)):
         left = f"{title}, without {', '.join(weak)}"
         sheets.append(by_rule(without_weak_tasks(results), left))
-    made = provenance()
-    command = " ".join(["python", "experiments/merge_rules.py", *sys.argv[1:]])
     lines = [
-        f"`{command}`: seed {options.seed}, {seconds:.0f} s{' (went on)' if resumed else ''}, "
-        f"{made['machine']['cpus']} cores ({made['machine']['device']}), jax "
-        f"{made['versions']['jax']}, commit {made['commit']}. What it shows: the docstring of the "
-        "script. Test accuracies; options and scales were chosen on validation samples.",
+        made_by("merge_rules.py", options.seed, seconds, resumed=resumed),
+        "Test accuracies; options and scales were chosen on validation samples.",
         *([note] if note else []),
         "`base` is the model without any task vector. Every task: results.csv; every candidate: "
         "choices.csv.",
@@ -146,22 +138,6 @@ def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool)
     for sheet in sheets:
         parts += [f"## {sheet.title}", table(sheet)]
     return "\n\n".join(parts) + "\n"
-
-
-def load(options: Options) -> SweepInputs:
-    """Return base model, task vectors, heads and samples of the run."""
-    setting, records = load_manifest(options.run)
-    if options.model is not None:
-        setting = replace(setting, model=options.model)
-    if options.data is not None:
-        setting = replace(setting, data=str(options.data))
-    names = tuple(sorted(options.tasks or records))
-    for name in names:
-        require_known("--tasks", name, records)
-    require_same_weights(setting)
-    backbone, base = load_tower(setting)
-    data = load_tasks(setting, names, options.cache_dir)
-    return load_inputs(options.run, backbone, base, data, records, setting.key())
 
 
 def main(options: Options) -> None:

@@ -30,10 +30,11 @@ from rmtllmf_jax.fusion.rules import (
 )
 from rmtllmf_jax.models.heads import logits_by_task
 from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
 from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.journal import Journal
-from rmtllmf_jax.sweep.runner import Runner
+from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.batches import balanced_batches
 
@@ -157,7 +158,7 @@ class Study:
             eval_batch_size=options.eval_batch_size,
             seed=options.seed,
         )
-        self.runner = Runner(inputs, settings, journal)
+        self.engine = Engine(inputs, settings, one_device())
         self.combinations = [
             combination
             for combination in choose_combinations(inputs.tasks, options.combinations, options.seed)
@@ -281,12 +282,21 @@ class Study:
 
     def accuracies(self, name: str, params: Any, combination: Combination, split: str) -> None:
         """Record the accuracy of every task of the combination."""
-        values = [self.runner.accuracy(params, task, split) for task in combination]
+        values = [self.engine.accuracy(params, task, split) for task in combination]
         self.journal.add(name, values)
+
+    def reference(self, task: str, model: str, split: str) -> float:
+        """Return the accuracy of the `base` or of the task's own `finetuned` model."""
+        name = f"reference/{task}/{model}/{split}"
+        if name not in self.journal:
+            user = self.inputs.tasks.index(task)
+            params = self.inputs.base if model == "base" else self.inputs.finetuned(user)
+            self.journal.add(name, self.engine.accuracy(params, task, split))
+        return self.journal[name]
 
     def normalised(self, name: str, combination: Combination, split: str) -> float:
         """Return the average normalised accuracy that was recorded."""
-        alone = [self.runner.finetuned_accuracy(task, split) for task in combination]
+        alone = [self.reference(task, "finetuned", split) for task in combination]
         return float(np.mean(np.array(self.journal[name]) / alone))
 
 

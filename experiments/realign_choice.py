@@ -22,10 +22,12 @@ import pandas as pd
 from rmtllmf_jax.cli.finetune import load_tasks
 from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.models.backbone import load_backbone
+from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.inputs import load_inputs
+from rmtllmf_jax.sweep.job import Job, finetuned_job
 from rmtllmf_jax.sweep.journal import Journal
-from rmtllmf_jax.sweep.runner import Runner
+from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN
 from rmtllmf_jax.training.users import load_manifest
@@ -53,12 +55,12 @@ def main(run: Path) -> None:
             for learning_rate in CANDIDATES["learning_rate"]:
                 recipe = replace(REALIGN, steps=int(steps), learning_rate=learning_rate)
                 settings = Settings(realign=recipe, validation_samples=100)
-                runner = Runner(inputs, settings, journal)
+                engine = Engine(inputs, settings, one_device())
                 row = {"steps": steps, "learning_rate": learning_rate}
                 for scenario in ("ideal", "sum_rate"):
                     name = f"{steps}/{learning_rate}/{scenario}"
                     if name not in journal:
-                        journal.add(name, score(runner, scenario))
+                        journal.add(name, score(engine, scenario))
                     row[scenario] = journal[name]
                 rows.append(row)
                 print(row, flush=True)
@@ -66,17 +68,18 @@ def main(run: Path) -> None:
     table.to_csv(Path(__file__).parent / "results" / "realign_choice.csv", index=False)
 
 
-def score(runner: Runner, scenario: str) -> float:
+def score(engine: Engine, scenario: str) -> float:
     """Return R-MTLLMF's mean normalised validation accuracy over the combinations."""
-    mse = runner.mse(scenario, 1)[0]
     values = []
     for combination in COMBINATIONS:
         cell = Cell(tuple(sorted(combination)), scenario, 0, 0, "r-mtllmf")
-        model = runner.protected(cell, mse, SCALES[len(combination)])
+        jobs = [Job(cell, SCALES[len(combination)], "validation")]
+        jobs += [finetuned_job(task, "validation") for task in combination]
+        found = {job: correct for chunk in engine.run(jobs) for job, correct in chunk}
         values += [
-            runner.accuracy(model, task, "validation")
-            / runner.finetuned_accuracy(task, "validation")
-            for task in combination
+            found[jobs[0]][task] / correct[task]
+            for job in jobs[1:]
+            for task, correct in [(*job.cell.combination, found[job])]
         ]
     return float(np.mean(values))
 

@@ -24,6 +24,8 @@ from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 
+pytest_plugins = ["sweep_fixtures"]
+
 TINY_CONFIG = {
     "model_type": "vit",
     "architectures": ["ViTForImageClassification"],
@@ -44,8 +46,9 @@ TINY_CONFIG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares compiled programs or a finished run on one worker (--dist loadgroup)."""
     for item in items:
-        shared = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished run" if shared else item.path.name))
+        names = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("finished", "sweep_engine") if name in names), None)
+        item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
 
 
 def hugging_face_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from rmtllmf_jax.cli.reproduce import QUICK
 from rmtllmf_jax.cli.sweep import grid_of
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.parts import read_parts
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 
 TASKS = ("dtd", "mnist", "svhn")
@@ -36,15 +37,24 @@ def assert_same_tables(a: Path, b: Path) -> None:
         pd.testing.assert_frame_equal(table(a, name), table(b, name), check_exact=True)
 
 
-def journal(folder: Path) -> Path:
+def store(folder: Path) -> Path:
+    """Return the folder of a run's only configuration."""
     (path,) = (folder / "sweep").iterdir()
     return path
 
 
 def stamps(folder: Path, *parts: str) -> dict[str, tuple[int, bytes]]:
     """Return times and contents of the files in some sub-folders."""
-    files = [path for part in parts for path in sorted((folder / part).iterdir())]
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    files = [path for part in parts for path in sorted((folder / part).rglob("*"))]
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in files
+        if path.is_file()
+    }
+
+
+def finished_cells(folder: Path) -> pd.DataFrame:
+    return read_parts(store(folder) / "cells")
 
 
 def sweep(run: Path, finished: TinyRun, *options: str) -> None:
@@ -67,8 +77,8 @@ def test_the_main_job_leaves_tables_and_report(finished: TinyRun) -> None:
     assert results["accuracy"].between(0, 1).all()
     assert set(table(finished.folder, "cosines")["scenario"]) == set(SCENARIOS)
     report = {path.name for path in (finished.folder / "report").iterdir()}
-    figures = {f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg")}
-    assert report == figures | {"summary.md", "summary.csv"}
+    figures = {f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg", "pdf")}
+    assert report == figures | {"index.html", "summary.md", "summary.csv"}
     assert {path.name for path in (finished.folder / "training").iterdir()} == set()
     assert len(list((finished.folder / "finetuned").glob("*.safetensors"))) == 3
 
@@ -100,8 +110,12 @@ def test_run_json_says_how_the_tables_came_about(
     assert (run["settings"]["seed"], run["settings"]["shots"]) == (0, 3)
     assert run["settings"]["realign"]["steps"] == 5
     assert run["grid"]["draws"] == run["grid"]["seeds"] == 1
-    assert run["scales"] == pytest.approx({"2": 0.7176, "3": 0.5503}, abs=1e-4)
-    assert run["journal"] == f"sweep/{journal(finished.folder).name}"
+    scales = run["scales"]["task_arithmetic"]
+    assert scales == pytest.approx({"2": 0.7176, "3": 0.5503}, abs=1e-4)
+    assert set(run["scales"]) == {"task_arithmetic"}
+    assert run["layout"] == dict.fromkeys(run["layout"], 1)  # a CPU, one cell at once
+    assert set(run["layout"]) == {"devices", "cells_at_once", "image_devices", "processes"}
+    assert run["store"] == f"sweep/{store(finished.folder).name}"
     assert run["machine"]["devices"] >= 1
 
 
@@ -124,8 +138,7 @@ def test_the_same_command_again_does_nothing_twice(
         "rmtllmf_jax.data.cache.decode_split",
         "rmtllmf_jax.training.users.extract_features",
         "rmtllmf_jax.training.task_models.finetune",
-        "rmtllmf_jax.sweep.runner.Runner.protected",
-        "rmtllmf_jax.sweep.runner.Runner.accuracy",
+        "rmtllmf_jax.sweep.engine.Engine.models",
         "rmtllmf_jax.sweep.cosines._receive",
     ):
         monkeypatch.setattr(work, refuse)
@@ -146,11 +159,13 @@ def test_separate_commands_give_the_same_tables(
     sweep(run, finished)
     main(["report", str(run)])
     assert_same_tables(run, finished.folder)
-    for part in ("heads", "finetuned", "sweep", "report"):
+    pd.testing.assert_frame_equal(finished_cells(run), finished_cells(finished.folder))
+    for part in ("heads", "finetuned", "report"):
         here = {name: content for name, (_, content) in stamps(run, part).items()}
         there = {name: content for name, (_, content) in stamps(finished.folder, part).items()}
         if part == "report":  # these name the run folder and the time
-            del here["summary.md"], there["summary.md"]
+            for page in ("summary.md", "index.html"):
+                del here[f"report/{page}"], there[f"report/{page}"]
         assert here == there
     assert capsys.readouterr().err == ""
 
@@ -160,41 +175,58 @@ def test_separate_commands_give_the_same_tables(
 
 def test_more_draws_keep_the_old_cells(finished: TinyRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run")
-    before = journal(run).read_bytes()
+    before = stamps(run, "sweep")
     sweep(run, finished, "--draws", "2")
-    assert journal(run).read_bytes().startswith(before)
+    assert before.items() <= stamps(run, "sweep").items()
     larger = table(run)
     assert len(larger) == len(table(run).drop_duplicates(KEYS))
     assert set(larger["draw"]) == {0, 1}
     old = larger[larger["draw"] == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(old, table(finished.folder), check_exact=True)
+    after = stamps(run, "sweep")
     sweep(run, finished)
+    assert stamps(run, "sweep") == after
     assert_same_tables(run, finished.folder)
 
 
-def test_other_settings_have_another_journal(finished: TinyRun, tmp_path: Path) -> None:
+def test_other_settings_have_another_store(finished: TinyRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run")
-    old, before = journal(run), journal(run).read_bytes()
+    old, before = store(run), stamps(run, "sweep")
     sweep(run, finished, "--shots", "2", "--scenarios", "clean", "--protections", "none", "realign")
-    journals = set((run / "sweep").iterdir())
-    assert len(journals) == 2
-    assert old.read_bytes() == before
+    stores = set((run / "sweep").iterdir())
+    assert len(stores) == 2
+    assert before.items() <= stamps(run, "sweep").items()
     results, whole = table(run), table(finished.folder)
     assert set(results["protection"]) == {"none", "realign"}
     both = results.merge(whole, on=KEYS, suffixes=("", "_before"))
     unlike = both[both["accuracy"] != both["accuracy_before"]]
     assert set(unlike["protection"]) == {"realign"}
-    used = json.loads((run / "run.json").read_text())["journal"]
-    assert {run / used, old} == journals
+    used = json.loads((run / "run.json").read_text())["store"]
+    assert {run / used, old} == stores
+
+
+def test_the_store_may_be_elsewhere(finished: TinyRun, tmp_path: Path) -> None:
+    """Several run folders of one configuration then share their cells."""
+    few = ("--scenarios", "clean", "--protections", "none", "--store", str(tmp_path / "store"))
+    runs = [finished.copy(tmp_path / name, sweep=False) for name in ("one", "two")]
+    sweep(runs[0], finished, *few)
+    before = stamps(tmp_path, "store")
+    sweep(runs[1], finished, *few)
+    assert stamps(tmp_path, "store") == before  # the second computed nothing
+    assert not any((run / "sweep").exists() for run in runs)
+    (here,) = (tmp_path / "store").iterdir()
+    assert here.name == store(finished.folder).name
+    assert json.loads((runs[0] / "run.json").read_text())["store"] == str(here)
+    assert_same_tables(*runs)
 
 
 def test_an_evaluation_in_other_batches_is_the_same_sweep(
     finished: TinyRun, tmp_path: Path
 ) -> None:
     run = finished.copy(tmp_path / "run")
-    before = journal(run).read_bytes()
-    sweep(run, finished, "--eval-batch-size", "999")
-    assert journal(run).read_bytes() == before
+    before = stamps(run, "sweep")
+    sweep(run, finished, "--eval-batch-size", "999", "--cells-at-once", "3")
+    assert stamps(run, "sweep") == before
 
 
 def test_a_changed_recipe_trains_anew_beside_the_old(

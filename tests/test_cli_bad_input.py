@@ -16,6 +16,7 @@ from conftest import TinyRun, command
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.main import main
+from rmtllmf_jax.sweep.parts import Parts
 
 Refused = Callable[..., str]
 
@@ -94,6 +95,8 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--protections", "rmtllmf", "protection", "r-mtllmf", "freeze"),
         ("--order", "weakest", "order", "weakest_first", "lmmse"),
         ("--error-model", "independant", "error model", "independent", "noisy_reference"),
+        ("--rules", "tie", "merge rule", "ties", "dare"),
+        ("--axis", "snr", "axis", "snr_db", "budget_db"),
     ],
 )
 def test_unknown_names(
@@ -159,6 +162,7 @@ def test_the_installed_command_exits_with_2(tmp_path: Path) -> None:
         ("--seed", "-1", "seed must be at least 0, got -1"),
         ("--shots", "0", "shots must be at least 1, got 0"),
         ("--eval-samples", "-1", "eval samples must be at least 0, got -1"),
+        ("--axis", "mse=.1", "the scenario 'strongest_user' attacks a channel"),
         ("--eval-batch-size", "0", "eval batch size must be at least 1, got 0"),
         ("--validation-fraction", "1", "validation fraction must be >= 0 and < 1, got 1.0"),
         ("--validation-fraction", "nan", "validation fraction must be >= 0 and < 1, got nan"),
@@ -308,6 +312,9 @@ def test_options_of_a_sweep(sweep: Refused) -> None:
     assert "'white' attacks a channel" in sweep("--preset", "mse=.1,.1,.1", "--scenarios", "white")
     assert "the order lmmse" in sweep("--error-model", "lmmse")
     assert "3 users' errors" in sweep("--error-model", "equicorrelated=-0.6")
+    assert "cells at once must be at least 1, got 0" in sweep("--cells-at-once", "0")
+    assert "--image-devices 3 must divide the number of devices, 1" in sweep("--image-devices", "3")
+    assert "choose the axis mse" in sweep("--preset", "mse=.1,.1,.1", "--axis", "snr_db=1")
 
 
 def test_more_shots_than_a_class_has(sweep: Refused) -> None:
@@ -340,11 +347,13 @@ def test_a_damaged_manifest(sweep: Refused, run: Path, content: str) -> None:
     assert str(run / "finetuned.json") in sweep()
 
 
-def test_a_damaged_journal(sweep: Refused, run: Path) -> None:
-    (path,) = run.glob("sweep/*.jsonl")
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:4], b"\0\0\n", *lines[5:]]))
-    assert f"{path}, line 5: damaged" in sweep()
+def test_a_part_of_another_program_in_the_store(sweep: Refused, run: Path, tmp_path: Path) -> None:
+    with Parts(tmp_path / "other") as parts:
+        parts.add("0123", [{"another": 1}])
+    (part,) = (tmp_path / "other").iterdir()
+    (folder,) = run.glob("sweep/*/cells")
+    shutil.copy(part, folder)
+    assert f"{folder}/{part.name}: lacks column kind" in sweep()
 
 
 def test_a_model_that_changed_after_fine_tuning(sweep: Refused, run: Path, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import time
@@ -12,8 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import TinyRun, command, environment
+from sweep_fixtures import MIXED, Tables, Worker, tables_of
 
 from rmtllmf_jax.cli.main import main
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.parts import Parts, read_parts
+from rmtllmf_jax.sweep.stage import _NOTICE
 from rmtllmf_jax.training import finetune
 
 KILL, CTRL_C = signal.SIGKILL, signal.SIGINT
@@ -104,40 +109,71 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
 
 
 @pytest.mark.slow
-def test_the_sweep_goes_on_where_it_was_stopped(finished: TinyRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [KILL, CTRL_C])
+def test_the_sweep_goes_on_where_it_was_stopped(
+    finished: TinyRun, tmp_path: Path, sign: signal.Signals
+) -> None:
     run = finished.copy(tmp_path / "run", sweep=False)
     cache = finished.users[finished.users.index("--cache-dir") + 1]
     words = ["sweep", "--out", str(run), "--cache-dir", cache, *finished.grid]
-    (whole,) = files(finished.folder / "sweep").values()
+    (whole,) = (finished.folder / "sweep").iterdir()
 
-    def journal() -> bytes:
-        return b"".join(path.read_bytes() for path in run.glob("sweep/*.jsonl"))
+    def references_done() -> bool:
+        return any(run.glob("sweep/*/cells/part-*.parquet"))
 
-    written = 0
-    for lines, sign in ((1, KILL), (20, CTRL_C), (45, KILL)):
-        errors = stop(command(*words), lambda least=lines: journal().count(b"\n") >= least, sign)
-        assert whole.startswith(journal())
-        assert written < len(journal()) < len(whole)
-        written = len(journal())
-        if sign == CTRL_C:
-            assert errors == "rmtllmf: stopped; the same command goes on from here.\n"
+    errors = stop(command(*words), references_done, sign)
+    (store,) = (run / "sweep").iterdir()
+    every = set(read_parts(whole / "cells")["cell"])
+    begun = set(read_parts(store / "cells")["cell"])
+    assert 4 <= len(begun) < len(every)
+    assert begun < every
+    if sign == CTRL_C:
+        stopped = "rmtllmf: stopped; the same command goes on from here.\n"
+        assert errors in (_NOTICE + "\n" + stopped, stopped)  # in a chunk, or between two
     assert not (run / "results.parquet").exists()
 
     main(words)
-    assert files(run / "sweep") == files(finished.folder / "sweep")
+    assert set(read_parts(store / "cells")["cell"]) == every
     assert_same_tables(run, finished)
 
 
-@pytest.mark.parametrize("cut", [1, 30])
-@pytest.mark.slow
-def test_a_line_that_a_crash_cut_short_is_done_again(
-    finished: TinyRun, tmp_path: Path, cut: int
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_sweep_killed_at_random_ends_with_the_same_tables(
+    sweep_engine: Engine, mixed_tables: Tables, worker: Worker, tmp_path: Path, kills: int
 ) -> None:
+    """With a part a cell, so that the kills hit the writing as well as the computing."""
+    cells, seen, moments = tmp_path / "store" / "1,1,1" / "cells", 0, random.Random(kills)
+    words = ["--store", tmp_path / "store", "--layout", "1,1,1", "--out", tmp_path, "--every", 0]
+    for _ in range(kills):
+        process = worker(*words)
+        deadline = time.monotonic() + 120
+        while sum(1 for _ in cells.glob("part-*")) == seen and process.poll() is None:
+            assert time.monotonic() < deadline, "no cell was finished"
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        _, errors = process.communicate()
+        before, seen = seen, sum(1 for _ in cells.glob("part-*"))
+        assert seen > before, errors
+        if process.returncode == 0:
+            break  # it was done first
+    with Parts(cells) as parts:
+        assert not parts.damaged
+        assert 0 < len(parts) <= len(MIXED.cells()) + 4
+    found = tables_of(sweep_engine, MIXED, tmp_path / "store" / "1,1,1")
+    for name, table in mixed_tables.items():
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_part_that_a_crash_cut_short_is_done_again(finished: TinyRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run")
-    (journal,) = (run / "sweep").iterdir()
-    whole = journal.read_bytes()
-    journal.write_bytes(whole[:-cut])
+    (store,) = (run / "sweep").iterdir()
+    whole = read_parts(store / "cells")
+    for part in sorted((store / "cells").iterdir())[::2]:
+        part.write_bytes(part.read_bytes()[:-30])
+    assert len(read_parts(store / "cells")) < len(whole)
     cache = finished.users[finished.users.index("--cache-dir") + 1]
     main(["sweep", "--out", str(run), "--cache-dir", cache, *finished.grid])
-    assert journal.read_bytes() == whole
+    pd.testing.assert_frame_equal(read_parts(store / "cells"), whole)
     assert_same_tables(run, finished)

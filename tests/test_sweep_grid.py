@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 from math import comb
 
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.sweep.grid import Cell, Grid, choose_combinations
+from rmtllmf_jax.sweep.axis import Axis
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job
 
 PAIRS = (("dtd", "mnist"), ("dtd", "svhn"))
 SCENARIOS = ("clean", "ideal", "sum_rate")
@@ -97,10 +101,95 @@ def test_cells_are_the_product_less_what_means_the_same() -> None:
     assert len(grid().cells()) == len(seen)
 
 
-def test_names_are_unique_and_say_what_the_cell_is() -> None:
-    names = [cell.name for cell in grid(combinations=(*PAIRS, ("dtd", "mnist", "svhn"))).cells()]
-    assert len(set(names)) == len(names)
-    assert Cell(("dtd", "svhn"), "ideal", 2, 1, "freeze").name == "dtd+svhn/ideal/2/1/freeze"
+def test_control_stands_once_and_a_random_rule_keeps_its_seeds() -> None:
+    cells = grid(rules=("dare", "ties")).cells()
+    assert len(set(cells)) == len(cells)
+    assert {cell.rule for cell in cells if cell.protection == "control"} == {"dare"}
+    assert {cell.scenario for cell in cells if cell.protection == "control"} == {"clean"}
+
+    def seeds(rule: str, protection: str) -> set[int]:
+        clean = [cell for cell in cells if cell.scenario == "clean"]
+        return {c.seed for c in clean if (c.rule, c.protection) == (rule, protection)}
+
+    for protection in ("none", "freeze"):
+        assert seeds("dare", protection) == {0, 1}
+        assert seeds("ties", protection) == {0}
+    assert seeds("dare", "realign") == seeds("ties", "realign") == {0, 1}
+
+
+def test_every_rule_and_level_is_a_cell_of_its_own() -> None:
+    plain, axis = grid(), Axis("snr_db", (-5.0, 0.0, 5.0))
+    cells = grid(rules=("average", "ties"), axis=axis).cells()
+    assert len(set(cells)) == len(cells)
+    seen = Counter((c.scenario, c.rule, c.axis, c.level) for c in cells if c.scenario != "clean")
+    assert set(seen) == {
+        (scenario, rule, "snr_db", level)
+        for scenario, rule, level in product(
+            ("ideal", "sum_rate"), ("average", "ties"), (-5.0, 0.0, 5.0)
+        )
+    }
+    noisy = sum(cell.scenario == "ideal" for cell in plain.cells())
+    assert seen["ideal", "ties", "snr_db", 0.0] == noisy
+    clean = [cell for cell in cells if cell.scenario == "clean"]
+    assert {(cell.axis, cell.level) for cell in clean} == {("", None)}
+    before = [cell for cell in plain.cells() if cell.scenario == "clean"]
+    merged = [cell for cell in before if cell.protection != "control"]
+    assert len(clean) == 2 * len(merged) + len(before) - len(merged)
+
+
+def test_a_scenario_without_meaning_on_the_axis_is_refused() -> None:
+    with pytest.raises(InputError, match="attacks a channel"):
+        grid(axis=Axis("mse", (0.1,)))
+    with pytest.raises(InputError, match="no attacker"):
+        grid(axis=Axis("budget_db", (10.0,)))
+
+
+# Jobs
+
+
+def every_job(wide: Grid) -> list[Job]:
+    jobs = [Job(cell, scale) for cell in wide.cells() for scale in (0.3, 0.5)]
+    jobs += [replace(job, split="validation") for job in jobs]
+    tasks = ("dtd", "mnist", "svhn")
+    for split in ("test", "validation"):
+        jobs += [base_job(tasks, split), *(finetuned_job(task, split) for task in tasks)]
+    return jobs
+
+
+def test_jobs_have_hashes_of_their_own_that_say_what_they_are() -> None:
+    wide = grid(rules=("task_arithmetic", "dare"), axis=Axis("snr_db", (0.0, 5.0)))
+    jobs = every_job(wide)
+    assert len({job.hash for job in jobs}) == len(set(jobs)) == len(jobs)
+    for job in jobs[::7]:
+        content = {
+            "cell": {
+                "combination": list(job.cell.combination),
+                "scenario": job.cell.scenario,
+                "draw": job.cell.draw,
+                "seed": job.cell.seed,
+                "protection": job.cell.protection,
+                "rule": job.cell.rule,
+                "axis": job.cell.axis,
+                "level": job.cell.level,
+            },
+            "scale": job.scale,
+            "split": job.split,
+            "kind": job.kind,
+        }
+        assert job.hash == content_hash(content)
+
+
+def test_a_job_is_the_same_in_every_grid_that_holds_it() -> None:
+    """A larger grid of levels, rules, draws or seeds finds the cells of a smaller one."""
+    axis, more = Axis("snr_db", (0.0,)), Axis("snr_db", (5.0, 0.0, -5.0))
+    small = {Job(cell, 0.3).hash for cell in grid(axis=axis, draws=1, seeds=1).cells()}
+    large = grid(
+        axis=more,
+        rules=("task_arithmetic", "ties"),
+        combinations=(("mnist", "svhn"), *PAIRS),
+        scenarios=("sum_rate", "white", "clean", "ideal"),
+    )
+    assert small < {Job(cell, 0.3).hash for cell in large.cells()}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +198,7 @@ def test_names_are_unique_and_say_what_the_cell_is() -> None:
         ({"combinations": ()}, "combinations"),
         ({"scenarios": ()}, "scenarios"),
         ({"protections": ()}, "protections"),
+        ({"rules": ()}, "rules"),
         ({"draws": 0}, "draws"),
         ({"seeds": -1}, "seeds"),
         ({"scenarios": ("ideal",), "protections": ("control",)}, "control"),

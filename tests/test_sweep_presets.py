@@ -13,6 +13,7 @@ from conftest import TinyRun
 
 from rmtllmf_jax.channel import PRESETS, SCENARIOS
 from rmtllmf_jax.cli.main import main
+from rmtllmf_jax.cli.sweep import SWEPT_RULES
 from rmtllmf_jax.sweep.settings import RECEIVERS
 from rmtllmf_jax.uplink import ERROR_MODELS
 
@@ -64,16 +65,43 @@ def test_every_attack_reaches_the_report(run: Path, sweep: Sweep) -> None:
     assert set(SCENARIOS) <= set(summary["scenario"])
 
 
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
-def test_an_error_model_has_a_journal_of_its_own(run: Path, sweep: Sweep) -> None:
+def test_an_error_model_has_a_store_of_its_own(run: Path, sweep: Sweep) -> None:
     (old,) = (run / "sweep").iterdir()
-    before = old.read_bytes()
+    before = files(old)
     tables = sweep("--scenarios", "ideal", "--order", "lmmse", "--error-model", "lmmse")
     for table in tables:
         assert set(table["error_model"]) == {"lmmse"}
     assert settings(run).items() >= {"error_model": "lmmse", "order": "lmmse"}.items()
     assert len(list((run / "sweep").iterdir())) == 2
-    assert old.read_bytes() == before
+    assert files(old) == before
+
+
+def test_rules_and_levels(run: Path, sweep: Sweep) -> None:
+    options = (
+        "--scenarios",
+        "clean",
+        "ideal",
+        "--axis",
+        "snr_db=0,9",
+        "--rules",
+        "ties",
+        "average",
+    )
+    results, cosines = sweep(*options)
+    assert set(results["rule"]) == {"ties", "average"}
+    assert set(results["scale"]) == {1.0}  # rules that average
+    for table in (results, cosines):
+        assert set(table.loc[table["scenario"] == "ideal", "level"]) == {0.0, 9.0}
+        assert table.loc[table["scenario"] == "clean", "level"].isna().all()
+        assert set(table["axis"]) == {"", "snr_db"}
+    described = json.loads((run / "run.json").read_text())
+    assert described["grid"]["axis"] == {"name": "snr_db", "levels": [0.0, 9.0]}
+    assert described["scales"] == {rule: {"2": 1.0, "3": 1.0} for rule in ("ties", "average")}
 
 
 @pytest.mark.parametrize("command", ["sweep", "reproduce"])
@@ -81,8 +109,9 @@ def test_help_names_what_can_be_chosen(command: str, capfd: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main([command, "--help"])
     words = capfd.readouterr().out.replace(",", " ").split()
-    for name in (*PRESETS, *SCENARIOS, *RECEIVERS, *ERROR_MODELS):
+    for name in (*PRESETS, *SCENARIOS, *RECEIVERS, *ERROR_MODELS, *SWEPT_RULES):
         named = [word for word in words if word.strip("().:=RHO") == name]
         assert named, name
     assert any(word.startswith("mse=.01") for word in words)
     assert any(word.startswith("snr_db=10") for word in words)
+    assert any(word.startswith("budget_db=10") for word in words)

@@ -86,6 +86,12 @@ class SweepOptions:
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
     """Protections; `control` is the base model realigned without any task vector."""
+    rules: tuple[str, ...] = ("task_arithmetic",)
+    """Merge rules with their default options: task_arithmetic, average, ties, dare, dare_ties,
+    lata."""
+    axis: str = ""
+    """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
+    power over the noise) or mse=.01,.1 (every user's). The noise of a draw is the same at all."""
     draws: int = 1
     """Channel realisations."""
     seeds: int = 1
@@ -110,6 +116,9 @@ class SweepOptions:
     """Validation images a task for --scale validation; 0 is all."""
     shots: int = 10
     """Samples a class for realignment."""
+    frozen: tuple[str, ...] = ()
+    """Regular expressions for whole paths of the leaves that freeze and r-mtllmf take from the
+    base model; none: class, position and patch embeddings and CLIP's pre-LayerNorm."""
     realign_steps: int = REALIGN.steps
     """Realignment steps."""
     realign_batch_size: int = REALIGN.batch_size
@@ -120,6 +129,27 @@ class SweepOptions:
     """Images a step of evaluation; changes speed and memory alone."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
+    cells_at_once: int | None = None
+    """Cells that a device computes side by side; by default as many as its memory holds, one on a
+    CPU. Changes speed and memory alone."""
+    image_devices: int = 1
+    """Devices that share the evaluation batches of a cell; the others take other cells."""
+    store: str | None = None
+    """Where finished cells are kept, as a folder or a URL (gs://..., s3://...); by default in the
+    run folder. All processes of a sweep write there."""
+    distributed: bool = False
+    """Join the other processes of a cluster or TPU slice (jax.distributed finds them): each takes
+    a share of the cells, the first one writes the tables. The run folder and --store must be
+    reached by all."""
+    coordinator: str | None = None
+    """Address HOST:PORT of the first process, with --distributed where no cluster or TPU slice
+    says it; --processes and --process go with it."""
+    processes: int | None = None
+    """How many processes there are, with --coordinator."""
+    process: int | None = None
+    """Which one this is, from 0, with --coordinator."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the progress is reported besides: tensorboard, wandb."""
 
     def per_size(self) -> int | None:
         """Return how many combinations of each size are asked for; `None` is all.

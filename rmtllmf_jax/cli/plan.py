@@ -1,4 +1,4 @@
-"""`rmtllmf reproduce --dry-run`: what a run needs and takes on the devices found, as tables."""
+"""`--dry-run`: what a run needs and takes on the devices found, as tables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rmtllmf_jax.cli.reproduce import Reproduce
+    from rmtllmf_jax.cli.sweep import Sweep
     from rmtllmf_jax.data.registry import TaskFacts
     from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
     from rmtllmf_jax.report.sheets import Sheet
@@ -75,6 +76,67 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     print_plan(numbers, devices, find_speed(devices))
     if options.source != "hub":
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
+
+
+def sweep_dry_run(options: Sweep) -> None:
+    """Print the plan of `rmtllmf sweep`, on the models and images of its run folder.
+
+    **Raises:** `InputError` for what the sweep itself would refuse, before any work.
+    """
+    from dataclasses import replace
+
+    from rmtllmf_jax.cli.finetune import load_tasks, load_tower
+    from rmtllmf_jax.cli.sweep import check, layout_of
+    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.data.tasks import validate_tasks
+    from rmtllmf_jax.sweep.inputs import load_inputs
+    from rmtllmf_jax.sweep.plan import plan
+    from rmtllmf_jax.training.presets import Preset
+    from rmtllmf_jax.training.recipes import Recipe
+    from rmtllmf_jax.training.users import load_manifest
+
+    setting, records = load_manifest(options.out)
+    names = tuple(sorted(validate_tasks(options.tasks or tuple(records), records)))
+    settings, grid = check(options, names, options.seed)
+    backbone, base = load_tower(setting, options.remat)
+    data = load_tasks(setting, names, options.cache_dir)
+    inputs = load_inputs(options.out, backbone, base, data, records, setting.key())
+    tasks = tuple(
+        replace(
+            task_facts(task.name),
+            classes=task.classes,
+            train=len(task.train) + len(task.validation),
+            test=len(task.test),
+            pixels=task.test.split.images.shape[1],
+        )
+        for task in data
+    )
+    recipe = Recipe(**records[names[0]].recipe)
+    numbers = plan(
+        _with_vision(setting.model, backbone.module.shape),
+        Preset(recipe, settings.realign, model=setting.model, image_size=setting.image_size),
+        tasks,
+        grid,
+        settings,
+        ready_vectors=True,
+        validation_fraction=setting.validation_fraction,
+        cells_at_once=layout_of(options, inputs, settings).cells_at_once,
+        heads=False,
+    )
+    devices = find_devices()
+    print_plan(numbers, devices, find_speed(devices))
+
+
+def _with_vision(model: str, vision: ViTShape) -> CLIPShape | ViTShape:
+    """Return the sizes of a model on this machine, with those of its image tower as it is run."""
+    from rmtllmf_jax.models.configs import read_config
+    from rmtllmf_jax.models.hub import local_directory
+    from rmtllmf_jax.models.shapes import CLIPShape
+
+    config = read_config(local_directory(model) / "config.json")
+    if config.text is None or config.projection is None:
+        return vision
+    return CLIPShape(vision, config.text, config.projection)
 
 
 def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
@@ -223,11 +285,17 @@ def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
     def hours(value: float) -> str:
         return f"{value:,.2f}" if value >= 0.01 else "< 0.01"
 
+    protections = list(dict.fromkeys(name for found in plan.cells.values() for name in found))
+    cells = [
+        [scenario, *(f"{found.get(name, 0):,}" for name in protections)]
+        for scenario, found in plan.cells.items()
+    ]
     needed = [
         [item.what, item.where, size_text(item.size), "yes" if item.present else "no"]
         for item in plan.needed
     ]
     files = [[file.what, file.where, size_text(file.size)] for file in plan.files]
+    written = [*files, _total(plan.disk)]
     phases = {"fine-tuning": plan.training, "sweep": plan.sweep}
     memory = [
         [phase, part, size_text(size)]
@@ -248,7 +316,8 @@ def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
     total = "-" if speed is None else hours(plan.hours(speed))
     work.append(["together", "", "", f"{plan.flops / 1e12:,.0f}", total])
     sheets = [
-        Sheet("Written to disk", ["what", "where", "size"], [*files, _total(plan.disk)]),
+        Sheet("Cells", ["scenario", *protections], cells),
+        *([Sheet("Written to disk", ["what", "where", "size"], written)] if files else []),
         Sheet("Memory on a device, estimated", ["while", "what", "size"], memory),
         Sheet("Work", ["part", "of", "number", "TFLOP", "hours"], work),
     ]
@@ -263,8 +332,8 @@ def _total(size: int) -> list[str]:
 
 def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterator[str]:
     """Yield what the tables rest on, and what stands in the way."""
-    cells = ", ".join(f"{name} {count:,}" for name, count in plan.cells.items())
-    yield f"Grid: {sum(plan.cells.values()):,} cells ({cells})."
+    counts = [count for found in plan.cells.values() for count in found.values()]
+    yield f"Grid: {sum(counts):,} cells."
     yield (
         f"Image tower: {plan.parameters:,} parameters, {plan.forward_flops / 1e9:.1f} GFLOP an "
         f"image, computed in {plan.dtype}{', blocks rematerialised' if plan.remat else ''}."

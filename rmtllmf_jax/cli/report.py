@@ -1,4 +1,4 @@
-"""`rmtllmf report`: figures and tables of a run folder."""
+"""`rmtllmf report`: the page, figures and tables of a run folder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import tyro
 
 @dataclass
 class Report:
-    """Make figures and tables from the tables of a run folder alone.
+    """Make a page with figures and tables from the tables of a run folder alone.
 
-    Example: rmtllmf report runs/a
+    Example: rmtllmf report runs/a, then open runs/a/report/index.html
     """
 
     run_folder: tyro.conf.Positional[Path]
-    """Run folder with results.parquet."""
+    """Run folder with results.parquet; the report goes into its folder report."""
 
     def run(self) -> None:
         """Run the sub-command."""

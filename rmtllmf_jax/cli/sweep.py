@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.common.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from rmtllmf_jax.sweep.grid import Grid
+    from rmtllmf_jax.sweep.inputs import SweepInputs
+    from rmtllmf_jax.sweep.layout import Layout
     from rmtllmf_jax.sweep.settings import Settings
+
+SWEPT_RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
+"""Merge rules that need nothing but task vectors."""
 
 
 @dataclass(kw_only=True)
@@ -28,13 +35,76 @@ class Sweep(SweepOptions):
     """Tasks; none means all that were fine-tuned in the run folder."""
     seed: int = 0
     """Root of channel, noise, few-shot samples and evaluation subsets."""
+    dry_run: bool = False
+    """Print the cells, and what they take on the devices found (memory, operations, hours), and
+    stop."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
+        if self.dry_run:
+            from rmtllmf_jax.cli.plan import sweep_dry_run
+
+            sweep_dry_run(self)
+            return
         use_compilation_cache(self.cache_dir)
-        with working_in(self.out):
+        process = join(self)
+        with working_in(self.out) if process == 0 else nullcontext():
             sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
+
+
+def join(options: SweepOptions) -> int:
+    """Join the other processes of a distributed sweep; return the number of this one.
+
+    **Raises:** `InputError` if it is not said who they are.
+    """
+    given = (options.coordinator, options.processes, options.process)
+    if not options.distributed:
+        if given != (None, None, None):
+            raise InputError("--coordinator, --processes and --process need --distributed.")
+        return 0
+    if given != (None, None, None):
+        _require_all(options)
+    import jax
+
+    try:
+        jax.distributed.initialize(*given)
+    except ValueError as error:  # nothing has been waited for
+        raise InputError(
+            f"the other processes cannot be found ({first_line(error)}): give --coordinator "
+            "HOST:PORT, --processes N and --process I, with I from 0 to N - 1."
+        ) from error
+    return jax.process_index()
+
+
+def _require_all(options: SweepOptions) -> None:
+    if options.coordinator is None or options.processes is None or options.process is None:
+        raise InputError("--coordinator, --processes and --process go together: give all three.")
+    if not 0 <= options.process < options.processes:
+        raise InputError(
+            f"--process must be one of 0 to {options.processes - 1} with --processes "
+            f"{options.processes}, got {options.process}."
+        )
+
+
+def layout_of(options: SweepOptions, inputs: SweepInputs, settings: Settings) -> Layout:
+    """Return the devices of this process, and how many cells they compute at once.
+
+    **Raises:** `InputError` if the devices cannot be laid out so.
+    """
+    import jax
+
+    from rmtllmf_jax.sweep.layout import Layout
+    from rmtllmf_jax.sweep.room import cells_that_fit
+
+    devices = tuple(jax.local_devices())
+    at_once = options.cells_at_once
+    if at_once is None:
+        at_once = cells_that_fit(inputs, settings, devices[0])
+    layout = Layout(devices, at_once, options.image_devices)
+    if not options.distributed:
+        return layout
+    return replace(layout, process=jax.process_index(), processes=jax.process_count())
 
 
 def settings_of(options: SweepOptions, seed: int) -> Settings:
@@ -42,6 +112,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
 
     **Raises:** `InputError` for an option that cannot be used.
     """
+    from rmtllmf_jax.resilience import EMBEDDINGS
     from rmtllmf_jax.sweep.settings import Settings
     from rmtllmf_jax.training.recipes import REALIGN, Recipe
 
@@ -57,6 +128,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
         shots=options.shots,
         eval_batch_size=options.eval_batch_size,
         seed=seed,
+        frozen=options.frozen or EMBEDDINGS,
         realign=Recipe(
             options.realign_steps,
             options.realign_batch_size,
@@ -74,14 +146,20 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     """
     from rmtllmf_jax.channel import SCENARIOS, DirectPreset, get_preset
     from rmtllmf_jax.common.errors import require_known
+    from rmtllmf_jax.fusion.rules import RULES
     from rmtllmf_jax.resilience import PROTECTIONS
+    from rmtllmf_jax.sweep.axis import parse_axis
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 
-    preset = get_preset(options.preset)
+    preset, axis = get_preset(options.preset), parse_axis(options.axis)
+    rules = {name: rule for name, rule in RULES.items() if name in SWEPT_RULES}
+    for rule in options.rules:
+        require_known("merge rule", rule, rules)
     for scenario in options.scenarios:
         require_known("scenario", scenario, SCENARIOS)
         if isinstance(preset, DirectPreset):
             preset.require_no_attack(scenario)
+            axis.require_fitting(preset)
     for protection in options.protections:
         require_known("protection", protection, PROTECTIONS)
     return Grid(
@@ -90,6 +168,8 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
         tuple(dict.fromkeys(options.protections)),
         options.draws,
         options.seeds,
+        tuple(dict.fromkeys(options.rules)),
+        axis,
     )
 
 
@@ -107,11 +187,11 @@ def sweep(
     from rmtllmf_jax.cli.finetune import load_tasks, load_tower, require_same_weights
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.data.tasks import validate_tasks
+    from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.inputs import load_inputs
-    from rmtllmf_jax.sweep.journal import Journal
     from rmtllmf_jax.sweep.run import run_grid
-    from rmtllmf_jax.sweep.runner import Runner
     from rmtllmf_jax.sweep.tables import write_table
+    from rmtllmf_jax.sweep.trackers import get_tracker
     from rmtllmf_jax.training.users import load_manifest
 
     started = time.time()
@@ -123,21 +203,35 @@ def sweep(
     data = load_tasks(setting, names, cache_dir)
     inputs = load_inputs(out, backbone, base, data, records, setting.key())
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
-    with Journal(out / "sweep" / f"{key}.jsonl") as journal:
-        runner = Runner(inputs, settings, journal)
-        tables = run_grid(runner, grid)
-    if "scales" not in tables:
-        (out / "scales.parquet").unlink(missing_ok=True)  # of another scale rule
-    for name, rows in tables.items():
-        write_table(out / f"{name}.parquet", rows)
+    store = f"{options.store or out / 'sweep'}/{key}"
+    layout = layout_of(options, inputs, settings)
     configuration: dict[str, Any] = {
         **provenance(),
         "tasks": names,
         "users": {"setting": asdict(setting), "recipe": records[names[0]].recipe},
         "settings": asdict(settings),
         "grid": asdict(grid),
-        "scales": {row["size"]: row["scale"] for row in tables["results"] if row["scale"]},
-        "journal": f"sweep/{key}.jsonl",
-        "seconds": round(time.time() - started, 1),
+        "layout": {
+            "devices": len(layout.devices),
+            "cells_at_once": layout.cells_at_once,
+            "image_devices": layout.image_devices,
+            "processes": layout.processes,
+        },
+        "store": store if options.store else f"sweep/{key}",
     }
+    trackers = options.trackers if layout.process == 0 else ()
+    with get_tracker(trackers, out, configuration) as tracker:
+        tables = run_grid(Engine(inputs, settings, layout), grid, store, tracker)
+    if layout.process:
+        return  # the first process writes the tables of all
+    if "scales" not in tables:
+        (out / "scales.parquet").unlink(missing_ok=True)  # of another scale rule
+    for name, rows in tables.items():
+        write_table(out / f"{name}.parquet", rows)
+    used = {(row["rule"], row["size"]): row["scale"] for row in tables["results"] if row["scale"]}
+    configuration["scales"] = {
+        rule: {size: scale for (name, size), scale in used.items() if name == rule}
+        for rule in grid.rules
+    }
+    configuration["seconds"] = round(time.time() - started, 1)
     write_json(out / "run.json", configuration)

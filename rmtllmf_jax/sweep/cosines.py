@@ -1,70 +1,109 @@
-"""Cosines between task vectors as the base station receives them."""
+"""How alike the task vectors are as the base station receives them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, PyTree
 
-from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.runner import Runner
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.fusion.similarity import sign_agreement
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.grid import Cell, Grid
+from rmtllmf_jax.sweep.parts import Parts
 
 
-def cosine_rows(runner: Runner, grid: Grid) -> list[dict[str, Any]]:
-    """Return one row a (scenario, draw, seed, protection, pair of tasks).
+def cosine_rows(engine: Engine, grid: Grid, parts: Parts) -> list[dict[str, Any]]:
+    """Return one row a (scenario, level, draw, seed, protection, pair of tasks).
 
-    `protection` is `none`, or `freeze` for vectors whose sensitive embeddings were reloaded from
-    the base model. The clean scenario draws nothing and has draw 0 and seed 0 alone. The errors
-    of different users hang together as the settings' error model says.
+    `protection` is `none`, or `freeze` for vectors whose frozen leaves were reloaded from the base
+    model, i.e. left out. The clean scenario draws nothing and has draw 0 and seed 0 alone. The
+    errors of different users hang together as the settings' error model says; they are the same as
+    in the merges. `norm_a` is the norm of the received vector of `task_a`.
     """
-    rows = []
-    tasks = runner.inputs.tasks
-    for scenario in grid.scenarios:
-        clean = scenario == "clean"
-        mse = runner.mse(scenario, grid.draws)
-        for draw in range(1 if clean else grid.draws):
-            for seed in range(1 if clean else grid.seeds):
-                name = f"cosines/{scenario}/{draw}/{seed}"
-                if name not in runner.journal:
-                    runner.journal.add(name, _matrices(runner, scenario, mse[draw], seed, draw))
-                for protection, matrix in runner.journal[name].items():
-                    rows += [
-                        {
-                            "scenario": scenario,
-                            "draw": draw,
-                            "seed": seed,
-                            "protection": protection,
-                            "task_a": task_a,
-                            "task_b": task_b,
-                            "error_model": runner.settings.error_model,
-                            "cosine": matrix[a][b],
-                        }
-                        for a, task_a in enumerate(tasks)
-                        for b, task_b in enumerate(tasks)
-                    ]
+    cells = list(_cells(grid))
+    names = [
+        content_hash({"cosines": [c.scenario, c.axis, c.level, c.draw, c.seed]}) for c in cells
+    ]
+    done = sum(name in parts for name in names)
+    with progress_bar("cosines", len(cells), done, unit="cells") as advance:
+        for cell, name in zip(cells, names, strict=True):
+            if name not in parts:
+                parts.add(name, _rows(engine, cell))
+                advance(1)
+    parts.flush()
+    return [row for name in names for row in parts[name]]
+
+
+def _cells(grid: Grid) -> Iterator[Cell]:
+    """Yield each channel and noise once; those with the same noise stand together."""
+    for seed in range(grid.seeds):
+        for draw in range(grid.draws):
+            for scenario in grid.scenarios:
+                if scenario == "clean" and (seed or draw):
+                    continue
+                for level in grid.axis.levels_of(scenario):
+                    yield Cell((), scenario, draw, seed, "none", "task_arithmetic", *level)
+
+
+def _rows(engine: Engine, cell: Cell) -> list[dict[str, Any]]:
+    received = _receive(
+        engine.arrays["vectors"],
+        engine.sources(cell.seed, cell.draw),
+        jnp.asarray(engine.uplinks.factor(cell)),
+    )
+    frozen = fusion.leaves_by_path(engine.frozen)
+    whole = fusion.leaves_by_path(received)
+    rest = {path: leaf for path, leaf in whole.items() if not frozen[path]}
+    tasks, rows = engine.inputs.tasks, []
+    for protection, vectors in (("none", whole), ("freeze", rest)):
+        cosines, signs, norms = (np.asarray(found, float) for found in _compare(vectors))
+        rows += [
+            {
+                "scenario": cell.scenario,
+                "axis": cell.axis,
+                "level": float("nan" if cell.level is None else cell.level),
+                "draw": cell.draw,
+                "seed": cell.seed,
+                "protection": protection,
+                "task_a": task_a,
+                "task_b": task_b,
+                "error_model": engine.settings.error_model,
+                "cosine": float(cosines[a, b]),
+                "sign_agreement": float(signs[a, b]),
+                "norm_a": float(norms[a]),
+            }
+            for a, task_a in enumerate(tasks)
+            for b, task_b in enumerate(tasks)
+        ]
     return rows
 
 
-def _matrices(
-    runner: Runner, scenario: str, mse: Float[np.ndarray, " users"], seed: int, draw: int
-) -> dict[str, list[list[float]]]:
-    key = runner.noise_key(seed, draw, "cosines")
-    received = _receive(
-        runner.inputs.vectors,
-        jnp.asarray(mse, jnp.float32),
-        runner.kappa,
-        key,
-        runner.error_model(scenario, draw),
+@jax.jit
+def _receive(
+    stacked: PyTree[Float[Array, "users ..."]],
+    sources: PyTree[Float[Array, "sources ..."]],
+    factor: Float[Array, "users sources"],
+) -> PyTree[Float[Array, "users ..."]]:
+    return jax.tree.map(
+        lambda leaf, z: (
+            leaf + jnp.tensordot(factor.astype(z.dtype), z, axes=1, precision="highest")
+        ),
+        stacked,
+        sources,
     )
-    reloaded = jax.tree.map(
-        lambda frozen, leaf: jnp.where(frozen, jnp.zeros_like(leaf), leaf), runner.frozen, received
-    )
-    return {"none": _cosines(received).tolist(), "freeze": _cosines(reloaded).tolist()}
 
 
-_receive = jax.jit(uplink.transmit)
-_cosines = jax.jit(fusion.cosine_matrix)
+@jax.jit
+def _compare(
+    vectors: PyTree[Float[Array, "users ..."]],
+) -> tuple[Float[Array, "users users"], Float[Array, "users users"], Float[Array, " users"]]:
+    size = float(sum(leaf[0].size for leaf in jax.tree.leaves(vectors)))
+    norms = fusion.rms(vectors) * jnp.sqrt(size)
+    return fusion.cosine_matrix(vectors), sign_agreement(vectors), norms

@@ -153,31 +153,32 @@ def sweep_memory(
     test_bytes: int,
     realign_batch: int | None,
     shot_bytes: int,
+    cells_at_once: int = 1,
 ) -> dict[str, int]:
     """Return the bytes on a device during a sweep, part by part; their sum counts.
 
-    With P parameters in float32: ``4 P`` the base model, ``4 P Q`` the stacked vectors of Q users,
-    ``4 P`` the merged model; test images and few-shot pool stay on the device. On top the busiest
-    of four steps: merging (``8 P``: the weighted sum and the noise), realigning (``16 P`` and the
-    activations, `training_memory`), evaluating (activations), and the cosines (``8 P Q``: vectors
-    as received beside their noise, then with their embeddings reloaded). Heads are left out.
+    With P parameters in float32: ``4 P`` the base model, ``4 P Q`` the stacked vectors of Q users
+    and as much the noise of a draw, ``4 P`` the merged model of each cell; test images and few-shot
+    pool stay on the device. On top the busiest of three steps: realigning (``16 P`` and the
+    activations a cell, `training_memory`), evaluating (activations a cell), and the cosines (``4 P
+    Q``: vectors as received). Merging needs nothing besides: it is one pass. Heads are left out.
 
     `realign_batch` is `None` where no cell is realigned.
     """
     shape, parameters = image_tower(model), tower_parameters(model)
-    steps = {
-        "merging": 2 * FLOAT * parameters,
-        "evaluating": activation_bytes(shape, eval_batch, training=False),
-        "the cosines": 2 * FLOAT * parameters * users,
-    }
+    evaluating = activation_bytes(shape, eval_batch, training=False)
+    steps = {"evaluating": cells_at_once * evaluating, "the cosines": FLOAT * parameters * users}
     if realign_batch is not None:
         state = sum(_trained(shape, parameters).values())
-        steps["realigning"] = state + activation_bytes(shape, realign_batch, training=True)
+        activations = activation_bytes(shape, realign_batch, training=True)
+        steps["realigning"] = cells_at_once * (state + activations)
     busiest = max(steps, key=lambda name: steps[name])
+    merged = "merged model" if cells_at_once == 1 else f"{cells_at_once} merged models"
     return {
         "base model": FLOAT * parameters,
         f"{users} task vectors": FLOAT * parameters * users,
-        "merged model": FLOAT * parameters,
+        "noise of a draw": FLOAT * parameters * users,
+        merged: FLOAT * parameters * cells_at_once,
         "test images": test_bytes,
         "few-shot pool": shot_bytes,
         f"busiest step: {busiest}": steps[busiest],

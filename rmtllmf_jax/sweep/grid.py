@@ -1,4 +1,4 @@
-"""What a sweep covers: a grid of cells, each named by its meaning."""
+"""What a sweep covers: a grid of cells."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from itertools import combinations
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, require_at_least
+from rmtllmf_jax.fusion.rules import get_rule
+from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 
 Combination = tuple[str, ...]
 """Task names, sorted."""
@@ -16,19 +18,18 @@ Combination = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """One merged model: which tasks, over which channel, protected how."""
+    """One merged model: which tasks, over which channel, merged and protected how."""
 
     combination: Combination
     scenario: str
     draw: int
     seed: int
     protection: str
-
-    @property
-    def name(self) -> str:
-        """The cell as text; what its results are stored under."""
-        tasks = "+".join(self.combination)
-        return f"{tasks}/{self.scenario}/{self.draw}/{self.seed}/{self.protection}"
+    rule: str = "task_arithmetic"
+    """Merge rule, of `fusion.rules.RULES`."""
+    axis: str = ""
+    """What `level` is, one of `axis.AXES`; empty where the channel preset says it all."""
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ class Grid:
     protections: tuple[str, ...]
     draws: int
     seeds: int
+    rules: tuple[str, ...] = ("task_arithmetic",)
+    axis: Axis = NO_AXIS
 
     def __post_init__(self) -> None:
-        """Refuse an empty grid."""
+        """Refuse an empty grid, and what its parts cannot be together."""
         require_at_least("draws", self.draws, 1)
         require_at_least("seeds", self.seeds, 1)
-        for name in ("combinations", "scenarios", "protections"):
+        for name in ("combinations", "scenarios", "protections", "rules"):
             if not getattr(self, name):
                 raise InputError(f"the grid has no cell: {name} is empty.")
+        for scenario in self.scenarios:
+            self.axis.require_meaning(scenario)
         if not self.cells():
             raise InputError(
                 "the grid has no cell: the protection control stands under the scenario clean "
@@ -57,19 +62,26 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return the cells in a fixed order, each once.
 
-        `clean` has no channel and so a single draw; `control` has no uplink and so stands under
-        `clean` alone; a clean merge that is not realigned draws nothing and so has a single seed.
+        `clean` has no channel and so a single draw and no level; `control` has no uplink and so
+        stands under `clean` alone, and under the first rule, as nothing is merged; a clean merge
+        that is not realigned draws nothing (but for a random rule) and so has a single seed.
         """
         return [
-            Cell(combination, scenario, draw, seed, protection)
+            Cell(combination, scenario, draw, seed, protection, rule, *level)
             for combination in self.combinations
             for seed in range(self.seeds)
             for scenario in self.scenarios
             for draw in range(1 if scenario == "clean" else self.draws)
+            for level in self.axis.levels_of(scenario)
+            for rule in self.rules
             for protection in self.protections
-            if not (protection == "control" and scenario != "clean")
-            and not (scenario == "clean" and protection in ("none", "freeze") and seed > 0)
+            if not (protection == "control" and (scenario != "clean" or rule != self.rules[0]))
+            and not (scenario == "clean" and seed > 0 and _draws_nothing(rule, protection))
         ]
+
+
+def _draws_nothing(rule: str, protection: str) -> bool:
+    return protection in ("none", "freeze") and not get_rule(rule).random
 
 
 def choose_combinations(

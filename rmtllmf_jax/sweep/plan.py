@@ -24,7 +24,7 @@ from rmtllmf_jax.sweep.cost import (
     train_flops,
     training_memory,
 )
-from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
 from rmtllmf_jax.training.presets import Preset
 
@@ -58,8 +58,8 @@ class Plan:
     forward_flops: float
     dtype: str
     remat: bool
-    cells: dict[str, int]
-    """Cells of the grid under each protection."""
+    cells: dict[str, dict[str, int]]
+    """Cells of the grid by scenario and protection."""
     work: tuple[Work, ...]
     training: dict[str, int] | None
     """Memory of fine-tuning; `None` where nothing is fine-tuned."""
@@ -97,6 +97,8 @@ def plan(
     ready_vectors: bool = False,
     validation_fraction: float = 0.1,
     needed: tuple[Needed, ...] = (),
+    cells_at_once: int = 1,
+    heads: bool = True,
 ) -> Plan:
     """Return the plan of fine-tuning, sweep and evaluation on one device; nothing is computed.
 
@@ -108,6 +110,8 @@ def plan(
     - `ready_vectors`: published models are used, nothing is fine-tuned.
     - `validation_fraction`: share of each training split that is set aside.
     - `needed`: what comes from outside; passed on.
+    - `cells_at_once`: cells that a device computes side by side.
+    - `heads`: `False` for a sweep alone, whose users are there already.
 
     **Raises:** `InputError` if the grid has a task that is not among `tasks`.
     """
@@ -118,14 +122,16 @@ def plan(
     realigned = any(PROTECTIONS[cell.protection].realign for cell in cells)
     realign_batch = settings.realign.batch_size if realigned else None
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realigned else 0
-    parts = _users_work(model, preset, tasks, validation_fraction, ready_vectors)
+    parts = []
+    if heads:
+        parts += _users_work(model, preset, tasks, validation_fraction, ready_vectors)
     parts += _sweep_work(model, tasks, grid, settings, validation_fraction)
     return Plan(
         tower_parameters(model),
         forward_flops(shape),
         shape.dtype,
         shape.remat,
-        dict(Counter(cell.protection for cell in cells)),
+        _count_cells(cells),
         tuple(work for work in parts if work.count),
         training_memory(model, recipe.batch_size) if recipe else None,
         sweep_memory(
@@ -138,10 +144,18 @@ def plan(
             ),
             realign_batch=realign_batch,
             shot_bytes=shots * shape.image_size**2 * shape.channels,
+            cells_at_once=cells_at_once,
         ),
-        _files(model, tasks, training=recipe is not None),
+        _files(model, tasks, training=recipe is not None) if heads else (),
         needed,
     )
+
+
+def _count_cells(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for cell in cells:
+        counts.setdefault(cell.scenario, Counter())[cell.protection] += 1
+    return {scenario: dict(found) for scenario, found in counts.items()}
 
 
 def _users_work(
@@ -197,12 +211,12 @@ def _sweep_work(
             )
             for task in tasks
         }
-        tried = len(VALIDATION_SCALES)
+        tried = len(VALIDATION_SCALES) * len(grid.rules)
         seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
         merges += tried * len(grid.combinations)
         work.append(_evaluation("choice of the scale", seen + sum(rows.values()), shape))
-    # Base and vectors are read, the result is written; sum and noise go out and come back.
-    moved = float(merges * (len(tasks) + 6) * FLOAT * tower_parameters(model))
+    # Base, vectors and noise are read in one pass, and the result is written.
+    moved = float(merges * (2 * len(tasks) + 2) * FLOAT * tower_parameters(model))
     return [Work("merging", merges, "models", moved, "memory"), *work]
 
 

@@ -1,8 +1,8 @@
-"""The three compiled programs of a sweep: merge, realign, count. Each compiles once.
+"""The three compiled programs of a sweep: merge, realign, count, each over a chunk of cells.
 
 What differs between cells is data: a combination is a vector of weights and a table of sample
-indices, a scenario is a vector of MSEs and the numbers of the error model, a protection is a flag a
-leaf, a task is an index into padded heads.
+indices, a channel is the factor of the users' errors, a protection is a flag, a task is an index
+into padded heads. Each program compiles once for each merge rule (`merge`), or once (the others).
 """
 
 from __future__ import annotations
@@ -10,58 +10,152 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.evaluation.accuracy import count_correct
+from rmtllmf_jax import fusion
+from rmtllmf_jax.evaluation.accuracy import EvaluationBatch, count_correct
+from rmtllmf_jax.fusion.rules import get_rule
 from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.resilience import reload_leaves
-from rmtllmf_jax.training.realign import realign
+from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
+from rmtllmf_jax.training.realign import Shots
+from rmtllmf_jax.training.realign import realign as realign_one
 from rmtllmf_jax.training.recipes import Recipe
 
 
+class Merges(NamedTuple):
+    """What is merged in each cell of a chunk."""
+
+    weights: Float[Array, "cells users"]
+    """1 for the tasks of the combination, 0 for the others."""
+    factor: Float[Array, "cells users sources"]
+    """F: the users' errors are F z."""
+    scale: Float[Array, " cells"]
+    key: Key[Array, " cells"]
+    """For random rules."""
+    reload: Bool[Array, " cells"]
+    """Whether the frozen leaves are taken from the base."""
+
+
 def receive_and_merge(
+    merge: Merges,
     base: PyTree,
     stacked: PyTree[Float[Array, "users ..."]],
-    weights: Float[Array, " users"],
-    mse: Float[Array, " users"],
-    kappa: Float[Array, " users"],
-    error_model: uplink.ErrorModel,
-    scale: Float[Array, ""],
-    key: Key[Array, ""],
+    sources: PyTree[Float[Array, "sources ..."]],
     frozen: PyTree[Bool[Array, ""]],
+    *,
+    rule: str,
 ) -> PyTree:
-    """Return ``base + scale sum_q weights_q (tau_q + e_q)`` with the frozen leaves from the base.
+    """Return ``base + scale rule(tau_1 + e_1, ..., tau_Q + e_Q)`` of one cell (no `cells` axis).
 
-    R-MTLLMF, eq. (6). The errors of the users are one draw (`uplink.noise_of_sum`), whatever the
-    error model. A user of weight zero is not in the combination, but still one of the run: the base
-    of `uplink.NoisyReference` is sent once, with the mean variance of all users, and serves every
-    combination.
+    R-MTLLMF, eq. (6), frozen leaves from the base where the cell says so. The errors are ``e = F
+    z`` with the `sources` z. A user of weight zero is not in the combination, but still one of the
+    run: the base of `uplink.NoisyReference` is sent once, with the mean variance of all users, and
+    serves every combination.
     """
-    total = fusion.weighted_sum(stacked, weights)
-    noise = uplink.noise_of_sum(stacked, weights, mse, kappa, key, error_model)
-    received = jax.tree.map(lambda a, b: a + b, total, noise)
-    return reload_leaves(fusion.add_to_base(base, received, scale), base, frozen)
+    if rule == "task_arithmetic":
+        # Linear: the errors' weighted sum is one sum over the sources, in one pass over memory.
+        total = fusion.weighted_sum(stacked, merge.weights)
+        by_source = jnp.matmul(merge.weights, merge.factor, precision="highest")
+        received = jax.tree.map(jnp.add, total, fusion.weighted_sum(sources, by_source))
+    else:
+        received = jax.tree.map(
+            lambda leaf, z: (
+                leaf + jnp.tensordot(merge.factor.astype(z.dtype), z, axes=1, precision="highest")
+            ),
+            stacked,
+            sources,
+        )
+        chosen = get_rule(rule)
+        key = merge.key if chosen.random else None
+        received = chosen.merge(received, chosen.options(), key, weights=merge.weights)
+    kept = jax.tree.map(lambda flag: flag & merge.reload, frozen)
+    return reload_leaves(fusion.add_to_base(base, received, merge.scale), base, kept)
 
 
 @dataclass(frozen=True)
 class Programs:
-    """Compiled functions; see `receive_and_merge`, `realign` and `count_correct`."""
+    """Compiled functions; models have a leading axis of the cells of a chunk."""
 
-    merge: Callable[..., Any]
-    realign: Callable[..., Any]
-    count: Callable[..., Any]
+    merge: Callable[..., PyTree]
+    """(rule, Merges, base, stacked, sources, frozen) -> models; `rule` is static."""
+    realign: Callable[..., PyTree]
+    """(models, reload, batches, frozen, heads, shots) -> models."""
+    count: Callable[..., Int[Array, " cells"]]
+    """(models, heads, task, batch) -> correct samples of each model."""
 
 
 def build_programs(
-    backbone: Backbone, recipe: Recipe, jit: Callable[..., Any] = jax.jit
+    backbone: Backbone,
+    recipe: Recipe,
+    layout: Layout,
+    jit: Callable[..., Any] = jax.jit,
 ) -> Programs:
     """Compile the programs of a sweep; `jit` can be replaced to count traces."""
+    cells, images, every = PartitionSpec(CELLS), PartitionSpec(IMAGES), PartitionSpec()
+    at_once = layout.cells_at_once
+
+    def merge(
+        rule: str, merges: Merges, base: PyTree, stacked: PyTree, sources: PyTree, frozen: PyTree
+    ) -> PyTree:
+        def one(each: Merges) -> PyTree:
+            return receive_and_merge(each, base, stacked, sources, frozen, rule=rule)
+
+        return over_cells(one, merges, 1)  # bound by memory: side by side would gain nothing
+
+    def realign(
+        models: PyTree,
+        reload: Bool[Array, " cells"],
+        batches: Int[Array, "cells steps batch"],
+        frozen: PyTree,
+        heads: Head,
+        shots: Shots,
+    ) -> PyTree:
+        def one(each: tuple[PyTree, Array, Array]) -> PyTree:
+            params, keep, rows = each
+            trainable = jax.tree.map(lambda flag: ~(flag & keep), frozen)
+            return realign_one(
+                params, trainable, heads, shots, rows, backbone=backbone, recipe=recipe
+            )[0]
+
+        return over_cells(one, (models, reload, batches), at_once)
+
+    def count(
+        models: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch
+    ) -> Int[Array, " cells"]:
+        def one(params: PyTree) -> Int[Array, ""]:
+            return count_correct(params, heads, task, batch, backbone=backbone)
+
+        found = over_cells(one, models, at_once)
+        return found if layout.mesh is None else jax.lax.psum(found, IMAGES)
+
+    by_rule: dict[str, Callable[..., PyTree]] = {}
+
+    def merge_by(rule: str, *arrays: Any) -> PyTree:
+        if rule not in by_rule:
+            program = layout.shard(partial(merge, rule), (cells, *[every] * 4), cells)
+            by_rule[rule] = jit(program)
+        return by_rule[rule](*arrays)
+
     return Programs(
-        merge=jit(receive_and_merge),
-        realign=jit(partial(realign, backbone=backbone, recipe=recipe)),
-        count=jit(partial(count_correct, backbone=backbone)),
+        merge=merge_by,
+        realign=jit(layout.shard(realign, (cells, cells, cells, every, every, every), cells)),
+        count=jit(layout.shard(count, (cells, every, every, images), cells)),
     )
+
+
+def over_cells(one: Callable[[Any], Any], cells: Any, at_once: int) -> Any:
+    """Map over the leading axis, `at_once` cells side by side; a single cell is not batched."""
+    number = jax.tree.leaves(cells)[0].shape[0]
+    if number == 1:
+        found = one(jax.tree.map(lambda leaf: leaf[0], cells))
+        return jax.tree.map(lambda leaf: leaf[None], found)
+    if at_once == 1:
+        return jax.lax.map(one, cells)
+    return jax.lax.map(one, cells, batch_size=min(at_once, number))

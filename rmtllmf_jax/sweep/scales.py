@@ -7,70 +7,80 @@ from typing import Any
 import numpy as np
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.common.progress import progress_bar
-from rmtllmf_jax.sweep.grid import Combination
-from rmtllmf_jax.sweep.runner import Runner
-from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
+from rmtllmf_jax.fusion.rules import averages, get_rule
+from rmtllmf_jax.sweep.grid import Cell, Combination, Grid
+from rmtllmf_jax.sweep.job import Job
+from rmtllmf_jax.sweep.references import finetuned_accuracy
+from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
+from rmtllmf_jax.sweep.stage import Stage
+
+Scales = dict[tuple[str, int], float]
+"""By merge rule and number of tasks."""
 
 
-def scales_by_size(
-    runner: Runner, combinations: tuple[Combination, ...]
-) -> tuple[dict[int, float], list[dict[str, Any]]]:
-    """Return the coefficient for every size, and the validation curve if one was measured.
+def validation_jobs(grid: Grid) -> list[Job]:
+    """Return the merges that the rule `validation` compares: noiseless and unprotected."""
+    return [
+        _validation_job(combination, rule, scale)
+        for rule in grid.rules
+        for combination in grid.combinations
+        for scale in VALIDATION_SCALES
+    ]
+
+
+def _validation_job(combination: Combination, rule: str, scale: float) -> Job:
+    return Job(Cell(combination, "clean", 0, 0, "none", rule), scale, "validation")
+
+
+def scales_by_size(stage: Stage, grid: Grid) -> tuple[Scales, list[dict[str, Any]]]:
+    """Return the coefficient for every rule and size, and the validation curve if one is measured.
 
     The rule `validation` takes the coefficient with the highest mean normalised accuracy of the
     noiseless, unprotected merges of that size on validation samples. The test split plays no part.
+    Under `power-law` merge rules that average have 1, as in `rmtllmf fuse`.
     """
-    sizes = sorted({len(combination) for combination in combinations})
-    fixed = runner.settings.fixed_scale()
+    settings = stage.engine.settings
+    sizes = sorted({len(combination) for combination in grid.combinations})
+    if settings.scale == "validation":
+        stage.complete(validation_jobs(grid), "scale on validation")
+        curve = _curve(stage, grid)
+        return {(rule, n): _best(curve, rule, n) for rule in grid.rules for n in sizes}, curve
+    return {(rule, n): _given(settings, rule, n) for rule in grid.rules for n in sizes}, []
+
+
+def _given(settings: Settings, rule: str, size: int) -> float:
+    fixed = settings.fixed_scale()
     if fixed is not None:
-        return dict.fromkeys(sizes, fixed), []
-    if runner.settings.scale == "power-law":
-        return {size: fusion.power_law(size) for size in sizes}, []
-    curve = _validation_curve(runner, combinations)
-    return {size: _best(curve, size) for size in sizes}, curve
+        return fixed
+    return 1.0 if averages(rule, get_rule(rule).options()) else fusion.power_law(size)
 
 
-def _best(curve: list[dict[str, Any]], size: int) -> float:
+def _best(curve: list[dict[str, Any]], rule: str, size: int) -> float:
     """Return the coefficient with the best mean over the combinations of one size."""
 
     def mean(scale: float) -> float:
-        wanted = (size, scale)
-        rows = [row for row in curve if (row["size"], row["scale"]) == wanted]
+        wanted = (rule, size, scale)
+        rows = [row for row in curve if (row["rule"], row["size"], row["scale"]) == wanted]
         return float(np.mean([row["normalised_accuracy"] for row in rows]))
 
     return max(VALIDATION_SCALES, key=mean)
 
 
-def _validation_curve(
-    runner: Runner, combinations: tuple[Combination, ...]
-) -> list[dict[str, Any]]:
+def _curve(stage: Stage, grid: Grid) -> list[dict[str, Any]]:
     curve = []
-    silent, errors = np.zeros(len(runner.inputs.tasks)), runner.error_model("clean", 0)
-    key = runner.noise_key(0, 0, "scale")  # multiplies zero
-    names = [
-        (combination, scale, f"scale/{'+'.join(combination)}/{scale}")
-        for combination in combinations
-        for scale in VALIDATION_SCALES
-    ]
-    done = sum(name in runner.journal for *_, name in names)
-    with progress_bar("scale on validation", len(names), done) as advance:
-        for combination, scale, name in names:
-            if name not in runner.journal:
-                model = runner.merge(combination, silent, errors, scale, key, reload=False)
-                ratios = [
-                    runner.accuracy(model, task, "validation")
-                    / runner.finetuned_accuracy(task, "validation")
-                    for task in combination
-                ]
-                runner.journal.add(name, float(np.mean(ratios)))
-                advance(1)
-            curve.append(
-                {
-                    "combination": "+".join(combination),
-                    "size": len(combination),
-                    "scale": scale,
-                    "normalised_accuracy": runner.journal[name],
-                }
-            )
+    for job in validation_jobs(grid):
+        combination = job.cell.combination
+        ratios = [
+            stage.accuracy(job, task) / finetuned_accuracy(stage, task, job.split)
+            for task in combination
+        ]
+        curve.append(
+            {
+                "combination": "+".join(combination),
+                "size": len(combination),
+                "rule": job.cell.rule,
+                "scale": job.scale,
+                "normalised_accuracy": float(np.mean(ratios)),
+            }
+        )
     return curve

@@ -12,6 +12,7 @@ from rmtllmf_jax.common.errors import (
     require_known,
     require_non_negative,
 )
+from rmtllmf_jax.resilience import EMBEDDINGS
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
 
@@ -49,6 +50,9 @@ class Settings:
     """Validation images a task for the scale rule `validation`; 0 is all."""
     shots: int = 10
     """Samples a class for realignment."""
+    frozen: tuple[str, ...] = EMBEDDINGS
+    """Leaves that `freeze` and `r-mtllmf` take from the base and keep: regular expressions that
+    match whole paths."""
     eval_batch_size: int = 128
     """Images a step of evaluation."""
     seed: int = 0
@@ -113,16 +117,10 @@ class Settings:
         return preset
 
     def key(self) -> dict[str, Any]:
-        """Return what the numbers depend on, ready for `content_hash`.
-
-        Options at their defaults are left out if there were journals before there was the option.
-        """
+        """Return what the numbers depend on, ready for `content_hash`."""
         values = asdict(self)
         del values["eval_batch_size"]  # a knob of speed, not of meaning
         values["error_model"] = parse_error_model(self.error_model)
-        for name, default in (("order", None), ("error_model", ("independent", None))):
-            if values[name] == default:
-                del values[name]
         return values
 
 

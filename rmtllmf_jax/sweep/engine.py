@@ -1,0 +1,222 @@
+"""Making and counting the models of a sweep, a chunk of cells at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Int64, PyTree
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.evaluation.accuracy import EvaluationSet
+from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
+from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets, shot_pool
+from rmtllmf_jax.sweep.job import Job
+from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
+from rmtllmf_jax.sweep.programs import Merges, build_programs
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.sweep.uplinks import Uplinks
+from rmtllmf_jax.training.batches import balanced_batches
+from rmtllmf_jax.training.realign import Shots
+
+Counted = tuple[Job, dict[str, int]]
+"""A job, and how many samples of each of its tasks the model classifies right."""
+
+
+class Engine:
+    """The arrays of a sweep on the devices, and its compiled programs."""
+
+    def __init__(
+        self,
+        inputs: SweepInputs,
+        settings: Settings,
+        layout: Layout,
+        jit: Callable[..., Any] = jax.jit,
+    ) -> None:
+        self.inputs, self.settings, self.layout = inputs, settings, layout
+        self.uplinks = Uplinks(inputs, settings)
+        self.programs = build_programs(inputs.backbone, settings.realign, layout, jit)
+        self.frozen = frozen_leaves(inputs.base, settings.frozen)
+        self._sources: tuple[tuple[int, int], PyTree] | None = None
+        self._pools: dict[int, tuple[Shots, list[Int64[np.ndarray, " shots"]]]] = {}
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[list[Counted]]:
+        """Compute jobs chunk by chunk, and yield each chunk when it is done.
+
+        Jobs that share a draw of the noise stand together, whatever their order was.
+
+        **Raises:** `InputError` if a device runs out of memory, with what to do about it.
+        """
+        for group in _groups(jobs):
+            for start in range(0, len(group), self.layout.chunk):
+                chunk = group[start : start + self.layout.chunk]
+                try:
+                    yield self._counted(chunk)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    raise InputError(_out_of_memory(self.layout.cells_at_once, error)) from error
+
+    def models(self, jobs: Sequence[Job]) -> PyTree:
+        """Return the models of jobs that share rule, seed, draw and realignment, stacked.
+
+        There are as many as a chunk has cells; the last job fills up what is left.
+        """
+        chunk = [*jobs, *[jobs[-1]] * (self.layout.chunk - len(jobs))]
+        cell = chunk[0].cell
+        merges = self.layout.put(self._merges(chunk), CELLS)
+        sources = self.sources(cell.seed, cell.draw)
+        models = self.programs.merge(
+            cell.rule,
+            merges,
+            self.arrays["base"],
+            self.arrays["vectors"],
+            sources,
+            self.arrays["frozen"],
+        )
+        if PROTECTIONS[cell.protection].realign:
+            pool, places = self._pool(cell.seed)
+            rows = [self._shots(places, job, cell.seed) for job in chunk]
+            models = self.programs.realign(
+                models,
+                merges.reload,
+                np.stack(rows),
+                self.arrays["frozen"],
+                self.arrays["heads"],
+                pool,
+            )
+        return models
+
+    def accuracy(self, params: PyTree, task: str, split: str) -> float:
+        """Return the accuracy on a task of a model that was made elsewhere."""
+        models = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.layout.chunk), params)
+        found = jax.device_get(self._count(self.layout.put(models, CELLS), task, split))
+        return int(np.sum(found, axis=0)[0]) / self.sets(split)[self.inputs.tasks.index(task)].count
+
+    def sets(self, split: str) -> list[EvaluationSet]:
+        """Return the evaluation batches of every task; `split` is `test` or `validation`."""
+        return self._test if split == "test" else self._validation
+
+    def sources(self, seed: int, draw: int) -> PyTree:
+        """Return the Gaussians of a seed and draw; the last ones are kept."""
+        if self._sources is None or self._sources[0] != (seed, draw):
+            self._sources = None  # two at a time may not fit
+            drawn = self.layout.put(self.uplinks.sources(seed, draw))
+            self._sources = ((seed, draw), drawn)
+        return self._sources[1]
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """The `base` model, task `vectors`, `frozen` flags and `heads`, on all devices."""
+        arrays = {"base": self.inputs.base, "vectors": self.inputs.vectors}
+        arrays |= {"frozen": self.frozen, "heads": self.inputs.heads}
+        return self.layout.put(arrays)
+
+    @cached_property
+    def _test(self) -> list[EvaluationSet]:
+        rows = [task.test for task in self.inputs.data]
+        return self._placed(evaluation_sets(rows, self.settings.eval_samples, self.settings))
+
+    @cached_property
+    def _validation(self) -> list[EvaluationSet]:
+        without = [task.name for task in self.inputs.data if not len(task.validation)]
+        if without:
+            raise InputError(
+                f"no validation image of {', '.join(without)}, and --scale validation needs some: "
+                "fine-tune with a --validation-fraction above 0, or choose another --scale."
+            )
+        rows = [task.validation for task in self.inputs.data]
+        return self._placed(evaluation_sets(rows, self.settings.validation_samples, self.settings))
+
+    def _placed(self, sets: list[EvaluationSet]) -> list[EvaluationSet]:
+        if self.settings.eval_batch_size % self.layout.image_devices:
+            raise InputError(
+                f"--eval-batch-size {self.settings.eval_batch_size} must be a multiple of "
+                f"--image-devices, {self.layout.image_devices}."
+            )
+        return [
+            EvaluationSet(tuple(self.layout.put(b, IMAGES) for b in each.batches), each.count)
+            for each in sets
+        ]
+
+    def _counted(self, chunk: list[Job]) -> list[Counted]:
+        models = self.models(chunk)
+        split = chunk[0].split
+        tasks = sorted({task for job in chunk for task in job.cell.combination})
+        found = {task: self._count(models, task, split) for task in tasks}
+        totals = {task: np.sum(jax.device_get(counts), axis=0) for task, counts in found.items()}
+        return [
+            (job, {task: int(totals[task][place]) for task in job.cell.combination})
+            for place, job in enumerate(chunk)
+        ]
+
+    def _count(self, models: PyTree, task: str, split: str) -> list[Int[Array, " cells"]]:
+        """Return what each batch of a task adds up to; nothing waits for the devices yet."""
+        user, size = self.inputs.tasks.index(task), self.inputs.backbone.image_size
+        heads, number = self.arrays["heads"], np.asarray(user)
+        return [
+            self.programs.count(models, heads, number, batch.at_size(size))
+            for batch in self.sets(split)[user].batches
+        ]
+
+    def _merges(self, chunk: list[Job]) -> Merges:
+        users, tasks = len(self.inputs.tasks), self.inputs.tasks
+        weights = np.zeros((len(chunk), users), np.float32)
+        for row, job in enumerate(chunk):
+            if job.kind != "base" and PROTECTIONS[job.cell.protection].fuse:
+                weights[row] = [task in job.cell.combination for task in tasks]
+        keys = [jax.random.key(self.settings.seed + job.cell.seed) for job in chunk]
+        return Merges(
+            jnp.asarray(weights),
+            jnp.asarray(np.stack([self.uplinks.factor(job.cell) for job in chunk])),
+            jnp.asarray([job.scale for job in chunk], jnp.float32),
+            jnp.stack(keys),
+            jnp.asarray([PROTECTIONS[job.cell.protection].reload for job in chunk]),
+        )
+
+    def _pool(self, seed: int) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
+        if seed not in self._pools:
+            pool, places = shot_pool(
+                self.inputs.data,
+                self.settings.shots,
+                self.settings.seed + seed,
+                self.inputs.backbone.image_size,
+            )
+            self._pools[seed] = self.layout.put(pool), places
+        return self._pools[seed]
+
+    def _shots(
+        self, places: list[Int64[np.ndarray, " _"]], job: Job, seed: int
+    ) -> Int64[np.ndarray, "steps batch"]:
+        recipe = self.settings.realign
+        groups = [places[self.inputs.tasks.index(task)] for task in job.cell.combination]
+        return balanced_batches(groups, recipe.steps, recipe.batch_size, self.settings.seed + seed)
+
+
+def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return jobs by what the cells of a chunk must share, in the order in which it first comes."""
+    groups: dict[tuple, list[Job]] = {}
+    for job in jobs:
+        cell = job.cell
+        realigned = PROTECTIONS[cell.protection].realign
+        groups.setdefault((cell.seed, cell.draw, job.split, cell.rule, realigned), []).append(job)
+    by_noise = sorted(groups, key=lambda shared: shared[:2])  # stable
+    return [groups[shared] for shared in by_noise]
+
+
+def _out_of_memory(cells_at_once: int, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    if cells_at_once > 1:
+        return (
+            f"a device ran out of memory with --cells-at-once {cells_at_once} ({reason}); "
+            f"--cells-at-once {cells_at_once // 2} takes about half of what a chunk takes. "
+            "Finished cells are kept."
+        )
+    return (
+        f"a device ran out of memory with a single cell at once ({reason}): take a smaller "
+        "--eval-batch-size or --realign-batch-size, or --remat. Finished cells are kept."
+    )

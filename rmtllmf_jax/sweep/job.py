@@ -1,0 +1,64 @@
+"""A unit of work of a sweep: one model and the samples that it is counted on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.sweep.grid import Cell
+
+Kind = Literal["merged", "base", "finetuned"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and a split: a cell of the grid, or a reference that cells are compared with."""
+
+    cell: Cell
+    scale: float
+    """Merging coefficient. A part of the meaning: the rule `validation` may choose another one
+    when the grid grows."""
+    split: str = "test"
+    kind: Kind = "merged"
+
+    @cached_property
+    def hash(self) -> str:
+        """What the job's results are kept under, within a configuration."""
+        return content_hash(asdict(self))
+
+    def rows(self, correct: dict[str, int], counts: dict[str, int]) -> list[dict[str, Any]]:
+        """Return a row a task: what was done, and how many samples were classified right."""
+        cell = self.cell
+        return [
+            {
+                "kind": self.kind,
+                "split": self.split,
+                "combination": "+".join(cell.combination),
+                "size": len(cell.combination),
+                "scenario": cell.scenario,
+                "axis": cell.axis,
+                "level": float("nan" if cell.level is None else cell.level),
+                "draw": cell.draw,
+                "seed": cell.seed,
+                "protection": cell.protection,
+                "rule": cell.rule,
+                "scale": float(self.scale),
+                "task": task,
+                "correct": correct[task],
+                "count": counts[task],
+                "accuracy": correct[task] / counts[task],
+            }
+            for task in cell.combination
+        ]
+
+
+def base_job(tasks: tuple[str, ...], split: str) -> Job:
+    """Return the pretrained model under the heads of all tasks."""
+    return Job(Cell(tasks, "clean", 0, 0, "none"), 0.0, split, "base")
+
+
+def finetuned_job(task: str, split: str) -> Job:
+    """Return a task's own fine-tuned model."""
+    return Job(Cell((task,), "clean", 0, 0, "none"), 1.0, split, "finetuned")

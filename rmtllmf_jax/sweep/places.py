@@ -1,0 +1,131 @@
+"""A flat folder of whole files, on a disk or in an object store."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rmtllmf_jax.common.errors import InputError, first_line
+from rmtllmf_jax.common.files import write_bytes
+
+
+class Place(ABC):
+    """Where files are; all methods raise `InputError` that names the place if it fails."""
+
+    name: str
+
+    @abstractmethod
+    def names(self) -> list[str] | None:
+        """Return the names of the files in order; None if there is no such folder."""
+
+    @abstractmethod
+    def read(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yield the content of files, in the order of `names`."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file: when this returns it is stored, and before it is not there."""
+
+
+class Folder(Place):
+    """A folder of this machine's file system; it appears with its first file."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+
+    def names(self) -> list[str] | None:
+        """Return the names of the files in order; None if there is no such folder."""
+        with _failing(self.name, "read", OSError):
+            try:
+                return sorted(os.listdir(self._path))
+            except FileNotFoundError:
+                return None
+
+    def read(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yield the content of files one by one."""
+        for name in names:
+            with _failing(f"{self.name}/{name}", "read", OSError):
+                data = (self._path / name).read_bytes()
+            yield data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write beside, fsync, rename, fsync the folder."""
+        with _failing(self.name, "written", OSError):
+            write_bytes(self._path / name, data)
+
+
+class Bucket(Place):
+    """A folder of an object store, through an fsspec file system; a file is one object put."""
+
+    def __init__(self, url: str, system: Any, root: str) -> None:
+        self.name, self._system, self._root = url, system, root.rstrip("/")
+
+    # Every fsspec file system has exceptions of its own, some of them no OSError.
+
+    def names(self) -> list[str] | None:
+        """Return the names of the objects in order, as the store lists them now."""
+        with _failing(self.name, "read", Exception):
+            self._system.invalidate_cache(self._root)
+            try:
+                paths = self._system.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return None
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+    def read(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yield the content of objects; they are fetched side by side."""
+        paths = [f"{self._root}/{name}" for name in names]
+        with _failing(self.name, "read", Exception):
+            found = self._system.cat_ranges(paths, None, None, on_error="raise")
+        yield from found
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put one object."""
+        with _failing(self.name, "written", Exception):
+            self._system.pipe_file(f"{self._root}/{name}", data)
+
+
+def get_place(folder: str | os.PathLike[str]) -> Place:
+    """Return a place for a path, or for a URL (`gs://...`, `s3://...`) as fsspec knows them.
+
+    **Raises:** `InputError` for a kind of URL that fsspec does not know, or whose package is not
+    installed.
+    """
+    if "://" not in (url := os.fspath(folder)):
+        return Folder(Path(url))
+
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        system, root = url_to_fs(url)
+    except ImportError as error:
+        raise InputError(
+            f"{url}: needs a package that is not installed ({first_line(error)}). Install it "
+            "(gcsfs for gs://, s3fs for s3://), or name a local folder."
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{url}: no such kind of storage ({first_line(error)}). Expected a local folder, or "
+            "the URL of an object store such as gs://bucket/folder or s3://bucket/folder."
+        ) from error
+    except Exception as error:
+        raise InputError(f"{url}: cannot be reached ({first_line(error)}).") from error
+    if isinstance(system, LocalFileSystem):
+        return Folder(Path(root))
+    return Bucket(url, system, root)
+
+
+@contextmanager
+def _failing(name: str, what: str, kind: type[Exception]) -> Iterator[None]:
+    """Turn what a file system raises into an `InputError`."""
+    try:
+        yield
+    except kind as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+        reason = reason or first_line(error)
+        raise InputError(f"{name}: cannot be {what} ({reason}).") from error

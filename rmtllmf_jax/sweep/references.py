@@ -1,0 +1,30 @@
+"""What the cells are compared with: the base model, and each task's own fine-tuned model."""
+
+from __future__ import annotations
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job
+from rmtllmf_jax.sweep.stage import Stage
+
+
+def reference_jobs(stage: Stage) -> list[Job]:
+    """Return the references that the results, and the rule `validation`, are computed from."""
+    tasks = stage.engine.inputs.tasks
+    jobs = [base_job(tasks, "test"), *(finetuned_job(task, "test") for task in tasks)]
+    if stage.engine.settings.scale == "validation":
+        jobs += [finetuned_job(task, "validation") for task in tasks]
+    return jobs
+
+
+def finetuned_accuracy(stage: Stage, task: str, split: str = "test") -> float:
+    """Return what accuracies on a task are divided by.
+
+    **Raises:** `InputError` if it is zero, which nothing can be divided by.
+    """
+    accuracy = stage.accuracy(finetuned_job(task, split), task)
+    if accuracy == 0:
+        raise InputError(
+            f"the fine-tuned model of {task} has accuracy 0 on the {split} samples: "
+            "fine-tune it longer, or evaluate on more samples."
+        )
+    return accuracy

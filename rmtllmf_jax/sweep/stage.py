@@ -1,0 +1,95 @@
+"""A stage of a sweep: jobs of which each is done once, by whichever process, whatever stops it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmtllmf_jax.common.interrupts import interrupts_held
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.job import Job
+from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.trackers import Tracker
+
+_NOTICE = "rmtllmf: finishing the running chunk; press Ctrl-C again to stop at once."
+_POLL = 2.0  # seconds
+_log = logging.getLogger(__name__)
+
+
+class Stage:
+    """What the stages of a sweep share: engine, store, and who is told of the progress."""
+
+    def __init__(self, engine: Engine, folder: Path | str, tracker: Tracker | None = None) -> None:
+        self.engine, self.folder, self.tracker = engine, folder, tracker
+        self.parts = self._open()
+        self._steps = 0
+        self._accuracies: dict[str, dict[str, float]] = {}
+
+    def _open(self) -> Parts:
+        every = 60.0 if "://" in str(self.folder) else 10.0  # an object store: few, large parts
+        return Parts(self.folder, process=self.engine.layout.process, every=every)
+
+    def __enter__(self) -> Stage:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *ending: Any) -> None:
+        """Write what is finished, whatever ended the block."""
+        self.parts.__exit__(*ending)
+
+    def complete(self, jobs: Sequence[Job], description: str) -> None:
+        """Do this process's share of the jobs that are not done, and wait for the others' shares.
+
+        All processes are given the same jobs. When this returns, all of them are in `parts`.
+        """
+        mine = self.engine.layout.mine(jobs)
+        missing = [job for job in mine if job.hash not in self.parts]
+        counts = {
+            (job.split, task): self.engine.sets(job.split)[place].count
+            for job in missing
+            for place, task in enumerate(self.engine.inputs.tasks)
+        }
+        seen, images, started = 0, 0, time.monotonic()
+        chunks = self.engine.run(missing)
+        with progress_bar(description, len(mine), len(mine) - len(missing), unit="cells") as bar:
+            while seen < len(missing):
+                before = images
+                with interrupts_held(_NOTICE):
+                    for job, correct in (chunk := next(chunks)):
+                        sizes = {task: counts[job.split, task] for task in correct}
+                        self.parts.add(job.hash, job.rows(correct, sizes))
+                        images += sum(sizes.values())
+                seen += len(chunk)
+                bar(len(chunk), images=images - before)
+                self._tell(description, len(chunk), seen, images, started)
+        self.parts.flush()
+        self._wait(jobs, description)
+
+    def accuracy(self, job: Job, task: str) -> float:
+        """Return the accuracy of a finished job's model on a task."""
+        if job.hash not in self._accuracies:
+            rows = self.parts[job.hash]
+            self._accuracies[job.hash] = {row["task"]: row["accuracy"] for row in rows}
+        return self._accuracies[job.hash][task]
+
+    def _tell(self, description: str, cells: int, seen: int, images: int, started: float) -> None:
+        if self.tracker is None:
+            return
+        self._steps += cells
+        seconds = time.monotonic() - started
+        speeds = {"cells a second": seen / seconds, "images a second": images / seconds}
+        self.tracker.log(self._steps, {f"{description}/{k}": v for k, v in speeds.items()})
+
+    def _wait(self, jobs: Sequence[Job], description: str) -> None:
+        """Read what other processes write, until nothing is missing."""
+        said = float("-inf")
+        while missing := sum(job.hash not in self.parts for job in jobs):
+            if time.monotonic() - said >= 60:
+                _log.warning("%s: waiting for %d cells of other processes", description, missing)
+                said = time.monotonic()
+            time.sleep(_POLL)
+            self.parts = self._open()

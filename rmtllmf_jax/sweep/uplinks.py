@@ -1,0 +1,87 @@
+"""What the users of a draw send through: their MSE, and the factor of their errors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from rmtllmf_jax import uplink
+from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.sweep.axis import error_covariance, user_mse
+from rmtllmf_jax.sweep.grid import Cell
+from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.sweep.settings import Settings
+
+# Folded into the root key, so that channel and parameter noise are independent.
+_CHANNEL, _NOISE = 0, 1
+
+
+class Uplinks:
+    """The channels of a sweep; task q of the inputs is user q of every draw."""
+
+    def __init__(self, inputs: SweepInputs, settings: Settings) -> None:
+        self.inputs, self.settings = inputs, settings
+        self.preset = settings.channel(len(inputs.tasks))
+        self._key = jax.random.key(settings.seed)
+        self._mse: dict[tuple, Float[np.ndarray, " users"]] = {}
+
+    @cached_property
+    def kappa(self) -> Float[Array, " users"]:
+        """Noise scale of every user."""
+        if self.settings.kappa is not None:
+            return jnp.full(len(self.inputs.tasks), self.settings.kappa, jnp.float32)
+        return uplink.kappa_from_c0(self.inputs.vectors, self.settings.c0_db)
+
+    def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
+        """Return the MSE of the tasks' users in a cell's draw.
+
+        One by one: the size of a batch moves the last bit, and a longer sweep keeps its old cells.
+        """
+        where = (cell.scenario, cell.draw, cell.axis, cell.level)
+        if where not in self._mse:
+            key = self._draw_key(cell.draw)
+            mse = user_mse(key, cell.scenario, self.preset, cell.axis, cell.level)
+            self._mse[where] = np.asarray(mse)[: len(self.inputs.tasks)]
+        return self._mse[where]
+
+    def error_model(self, cell: Cell) -> uplink.ErrorModel:
+        """Return how the errors of the tasks' users hang together in a cell's draw.
+
+        The model gives correlations alone; how large the errors are is the MSE's to say. So under
+        `lmmse` the scenario `clean`, whose MSE is zero, may have those of the ideal channel.
+        """
+        users, covariance = len(self.inputs.tasks), None
+        if self.settings.error_model == "lmmse" and isinstance(self.preset, ChannelPreset):
+            key = self._draw_key(cell.draw)
+            whole = error_covariance(key, cell.scenario, self.preset, cell.axis, cell.level)
+            covariance = whole[:users, :users]
+        return uplink.get_error_model(self.settings.error_model, users, covariance)
+
+    def factor(self, cell: Cell) -> Float[np.ndarray, "users sources"]:
+        """Return F: the errors of the users in a cell are ``F z``, z being `sources`."""
+        return np.asarray(_factor(self.error_model(cell), self.kappa, self.mse(cell)))
+
+    def sources(self, seed: int, draw: int) -> PyTree[Float[Array, "sources ..."]]:
+        """Return the Gaussians of a seed and draw, one a user (and what all users share).
+
+        Scenarios, levels, combinations, rules and protections share them (common random numbers).
+        """
+        key = jax.random.fold_in(self._key, _NOISE)
+        key = jax.random.fold_in(jax.random.fold_in(key, seed), draw)
+        name, _ = uplink.parse_error_model(self.settings.error_model)
+        return uplink.draw_sources(self.inputs.vectors, key, uplink.ERROR_MODELS[name])
+
+    def _draw_key(self, draw: int) -> Key[Array, ""]:
+        return jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)
+
+
+@jax.jit
+def _factor(
+    model: uplink.ErrorModel, kappa: Float[Array, " users"], mse: Float[Array, " users"]
+) -> Float[Array, "users sources"]:
+    root = jnp.where(mse == 0, 0.0, jnp.sqrt(mse))
+    return model.factor(kappa * root)

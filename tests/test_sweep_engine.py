@@ -1,0 +1,205 @@
+"""The engine: one compile for all cells, which jobs stand together, and what it has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from sweep_fixtures import (
+    GRID,
+    OTHER,
+    PAIR,
+    SETTINGS,
+    TASKS,
+    Tables,
+    accuracy,
+    engine_like,
+    model,
+    quick_jit,
+    tables_of,
+)
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.sweep.axis import Axis
+from rmtllmf_jax.sweep.cost import activation_bytes
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.grid import Cell, Grid
+from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.sweep.job import Job
+from rmtllmf_jax.sweep.layout import one_device
+from rmtllmf_jax.sweep.room import MOST, cells_that_fit
+
+# One compile
+
+
+def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `jit` whose programs refuse to be traced a second time."""
+    named = getattr(function, "func", function)  # chex wants the name behind a partial
+
+    @wraps(named)
+    def program(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    # chex tells programs by their names: those of two rules are two.
+    program.__name__ = "_".join((named.__name__, *getattr(function, "args", ())))
+    return quick_jit(chex.assert_max_traces(program, n=1))
+
+
+def test_one_trace_a_rule_and_one_for_everything_else(
+    sweep_inputs: SweepInputs, tmp_path: Path
+) -> None:
+    """Combinations, scenarios, levels, draws, seeds, protections, scales and splits are data."""
+    chex.clear_trace_counter()
+    engine = Engine(sweep_inputs, SETTINGS, one_device(), at_most_once)
+    scenarios, axis = ("clean", "ideal", "strongest_user"), Axis("snr_db", (0.0, 9.0))
+    rules = ("task_arithmetic", "ties")
+    grid = Grid((PAIR, OTHER, TASKS), scenarios, tuple(PROTECTIONS), 2, 2, rules, axis)
+    cells = grid.cells()
+    some = [cells[place] for place in range(0, len(cells), 13)]
+    for name in ("combination", "scenario", "protection", "rule", "level", "draw", "seed"):
+        assert len({getattr(cell, name) for cell in some}) > 1, name
+    for number, cell in enumerate(some):
+        split = "validation" if number % 2 else "test"
+        list(engine.run([Job(cell, 0.1 + number / 100, split)]))
+    tables_of(engine, Grid((PAIR,), ("clean",), ("none",), 1, 1), tmp_path)
+    engine.accuracy(sweep_inputs.base, "mnist", "test")
+    two = jax.tree.map(lambda leaf: np.stack([leaf] * 2), sweep_inputs.base)
+    with pytest.raises(AssertionError, match="'count' is traced > 1"):
+        engine._count(two, "mnist", "test")
+
+
+# Jobs
+
+
+def test_jobs_with_the_same_noise_stand_together_and_all_are_done(sweep_engine: Engine) -> None:
+    """The noise of a draw is drawn once, in whatever order the jobs come."""
+    jobs = [Job(cell, 0.3) for cell in GRID.cells() if cell.combination == PAIR]
+    jobs = [jobs[place] for place in np.random.default_rng(0).permutation(len(jobs))]
+    drawn: list[tuple[int, int]] = []
+    engine = engine_like(sweep_engine)
+    draw = engine.uplinks.sources
+
+    def noting(seed: int, number: int) -> Any:
+        drawn.append((seed, number))
+        return draw(seed, number)
+
+    engine.uplinks.sources = noting  # type: ignore[method-assign]
+    chunks = list(engine.run(jobs))
+    assert {job for chunk in chunks for job, _ in chunk} == set(jobs)
+    assert sum(map(len, chunks)) == len(jobs)
+    assert drawn == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    noises = [(job.cell.seed, job.cell.draw) for chunk in chunks for job, _ in chunk]
+    assert sum(a != b for a, b in pairwise(noises)) == 3
+
+
+def test_counts_are_those_of_the_jobs_own_tasks_and_split(sweep_engine: Engine) -> None:
+    inputs = sweep_engine.inputs
+    for split in ("test", "validation"):
+        cell = Cell(OTHER, "ideal", 0, 0, "none")
+        (((job, correct),),) = sweep_engine.run([Job(cell, 0.4, split)])
+        assert set(correct) == set(OTHER)
+        params = model(sweep_engine, cell, 0.4)
+        for task, right in correct.items():
+            count = sweep_engine.sets(split)[TASKS.index(task)].count
+            assert right / count == accuracy(inputs, params, task, split)
+            assert sweep_engine.accuracy(params, task, split) == right / count
+        (row, _) = job.rows(correct, dict.fromkeys(OTHER, 100))
+        assert (row["split"], row["accuracy"]) == (split, correct["mnist"] / 100)
+
+
+def test_no_job_is_no_work(sweep_engine: Engine) -> None:
+    assert list(sweep_engine.run([])) == []
+
+
+# Settings
+
+
+def test_more_tasks_than_users_are_refused(sweep_inputs: SweepInputs) -> None:
+    many = replace(sweep_inputs, tasks=tuple("abcdefghi"))
+    with pytest.raises(InputError, match=r"9 tasks need as many users; .* has 8"):
+        Engine(many, SETTINGS, one_device())
+
+
+def test_evaluation_in_other_batches_counts_the_same(
+    sweep_engine: Engine, sweep_tables: Tables, tmp_path: Path
+) -> None:
+    other = replace(SETTINGS, eval_batch_size=7)
+    assert other.key() == SETTINGS.key()
+    assert replace(SETTINGS, shots=4).key() != SETTINGS.key()
+    grid = Grid((TASKS,), ("clean", "ideal"), ("none",), 1, 1)
+    found = tables_of(engine_like(sweep_engine, other), grid, tmp_path)["results"]
+    keys = ["combination", "scenario", "protection", "draw", "seed", "task"]
+    both = found.merge(sweep_tables["results"], on=keys, validate="1:1")
+    assert len(both) == len(found) == 2 * 3
+    assert (both["accuracy_x"] == both["accuracy_y"]).all()
+
+
+def test_a_subset_of_the_test_images(sweep_engine: Engine) -> None:
+    few = engine_like(sweep_engine, replace(SETTINGS, eval_samples=5)).sets("test")
+    assert [len(each.batches) for each in few] == [1, 1, 1]
+    assert [each.count for each in few] == [5, 5, 5]
+    every = [len(task.test) for task in sweep_engine.inputs.data]
+    assert [each.count for each in sweep_engine.sets("test")] == every
+
+
+def test_too_many_shots_name_task_and_class(sweep_engine: Engine) -> None:
+    greedy = engine_like(sweep_engine, replace(SETTINGS, shots=19))
+    with pytest.raises(InputError, match=r"'dtd'.*class 0 .* has 18 images, 19 are asked"):
+        model(greedy, Cell(PAIR, "clean", 0, 0, "realign"), 0.3)
+
+
+def test_an_axis_that_the_preset_has_not_is_refused_before_any_work(
+    sweep_engine: Engine, tmp_path: Path
+) -> None:
+    direct = engine_like(sweep_engine, replace(SETTINGS, preset="mse=.1,.1,.1"))
+    grid = Grid((PAIR,), ("ideal",), ("none",), 1, 1, axis=Axis("snr_db", (1.0,)))
+    with pytest.raises(InputError, match="a direct preset of mse or snr_db has none"):
+        tables_of(direct, grid, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+# Room
+
+
+def device(limit: int | None, platform: str = "gpu") -> Any:
+    stats = None if limit is None else {"bytes_limit": limit, "bytes_in_use": 0}
+    return SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+
+
+def test_as_many_cells_as_there_is_room_for(sweep_inputs: SweepInputs) -> None:
+    params = 4 * sum(leaf.size for leaf in jax.tree.leaves(sweep_inputs.base))
+    images = sum(len(task.test) for task in sweep_inputs.data) * 16 * 16 * 3
+    shape = sweep_inputs.backbone.module.shape
+    evaluating = activation_bytes(shape, SETTINGS.eval_batch_size, training=False)
+    realigning = 4 * params + activation_bytes(shape, SETTINGS.realign.batch_size, training=True)
+    fixed, each = 7 * params + images, params + max(evaluating, realigning)
+
+    def fit(memory: float) -> int:
+        return cells_that_fit(sweep_inputs, SETTINGS, device(int(memory)))
+
+    for cells in (1, 2, 5):
+        needed = (fixed + cells * each) / 0.8
+        assert fit(needed * 1.001) == cells
+        assert fit(needed * 0.999) == max(1, cells - 1)
+    assert fit(1000 * needed) == MOST
+    assert fit(0) == 1  # one is tried, and the device may refuse it
+
+
+def test_room_is_asked_of_accelerators_that_know_it(sweep_inputs: SweepInputs) -> None:
+    for unknown in (device(10**12, "cpu"), device(None)):
+        assert cells_that_fit(sweep_inputs, SETTINGS, unknown) == 1
+    assert cells_that_fit(sweep_inputs, SETTINGS, device(10**12, "tpu")) == MOST
+    whole = replace(SETTINGS, eval_batch_size=4096)
+    few = replace(SETTINGS, eval_batch_size=16, eval_samples=5)
+    room = device(3 * activation_bytes(sweep_inputs.backbone.module.shape, 4096, training=False))
+    assert cells_that_fit(sweep_inputs, whole, room) < cells_that_fit(sweep_inputs, few, room)

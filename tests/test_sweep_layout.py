@@ -1,0 +1,150 @@
+"""Where cells are computed changes no number: chunks, devices, and the cut among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sweep_fixtures import MIXED, SETTINGS, Tables, Worker, laid_out, tables_of
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.layout import Layout, one_device
+from rmtllmf_jax.sweep.programs import over_cells
+
+TIMEOUT = 300
+
+DEVICE = jax.local_devices()[0]
+
+
+# Chunks
+
+
+@pytest.mark.parametrize(
+    "cells_at_once", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 8))]
+)
+def test_cells_side_by_side_give_the_same_table(
+    sweep_engine: Engine, mixed_tables: Tables, tmp_path: Path, cells_at_once: int
+) -> None:
+    found = tables_of(laid_out(sweep_engine, cells_at_once), MIXED, tmp_path)
+    for name, table in mixed_tables.items():
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5])
+def test_every_cell_is_mapped_once(number: int, at_once: int) -> None:
+    cells = {"x": jnp.arange(2.0 * number).reshape(number, 2), "y": jnp.arange(number)}
+    found = over_cells(lambda cell: cell["x"].sum() + 100 * cell["y"], cells, at_once)
+    np.testing.assert_array_equal(found, 4.0 * np.arange(number) + 1 + 100 * np.arange(number))
+
+
+def test_a_chunk_is_the_cells_of_all_devices() -> None:
+    devices: Any = (DEVICE,) * 6
+    assert Layout(devices, 3, 2).chunk == 9
+    assert Layout(devices, 1, 6).chunk == 1
+    assert one_device().chunk == 1
+    assert one_device().mesh is None
+
+
+# What does not go together
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_devices": 2}, "--image-devices 2 must divide the number of devices, 1"),
+        ({"cells_at_once": 0}, "cells at once must be at least 1"),
+        ({"image_devices": 0}, "image devices must be at least 1"),
+        ({"processes": 0}, "processes must be at least 1"),
+        ({"process": 2, "processes": 2}, "the process must be one of 0 to 1, got 2"),
+        ({"process": -1}, "the process must be one of 0 to 0, got -1"),
+    ],
+)
+def test_a_layout_that_cannot_be(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Layout((DEVICE,), **options)
+
+
+def test_image_devices_must_divide_the_evaluation_batch(sweep_engine: Engine) -> None:
+    layout = Layout((DEVICE,) * 2, image_devices=2)
+    engine = Engine(sweep_engine.inputs, replace(SETTINGS, eval_batch_size=15), layout)
+    message = "--eval-batch-size 15 must be a multiple of --image-devices, 2"
+    with pytest.raises(InputError, match=message):
+        engine.sets("test")
+
+
+# Processes
+
+
+@given(work=st.lists(st.integers(), max_size=50), processes=st.integers(1, 9))
+def test_shares_are_the_whole_work_in_order_and_about_equal(
+    work: Sequence[int], processes: int
+) -> None:
+    shares = [
+        Layout((DEVICE,), process=process, processes=processes).mine(work)
+        for process in range(processes)
+    ]
+    assert [item for share in shares for item in share] == list(work)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("devices", "layouts", "more"),
+    [
+        (4, ["4,2,1"], ["--merges"]),
+        pytest.param(8, ["8,1,1", "8,2,1", "8,4,1", "8,2,3", "1,1,1"], [], marks=pytest.mark.slow),
+    ],
+)
+def test_many_devices_count_what_one_does(
+    mixed_tables: Tables,
+    worker: Worker,
+    tmp_path: Path,
+    devices: int,
+    layouts: list[str],
+    more: list[str],
+) -> None:
+    """Devices, devices that share images, and cells at once.
+
+    A device's order of summation may move the last bit of a model, and so one sample at the edge
+    of two classes; more than that is an error.
+    """
+    words = [word for layout in layouts for word in ("--layout", layout)]
+    process = worker(
+        "--store", tmp_path / "store", "--out", tmp_path, "--devices", devices, *words, *more
+    )
+    try:
+        _, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    one = mixed_tables["results"]
+    if more:
+        some = (one["protection"] == "none") & (one["rule"] == "task_arithmetic")
+        one = one[some].reset_index(drop=True)
+    for layout in layouts:
+        many = pd.read_parquet(tmp_path / f"results-{layout}.parquet")
+        apart = many["accuracy"] != one["accuracy"]
+        assert apart.mean() <= 0.01, layout
+        assert (
+            many["accuracy"] - one["accuracy"]
+        ).abs().max() < 1.5 / 20  # one sample of the least
+        measured = ["accuracy", "normalised_accuracy"]
+        pd.testing.assert_frame_equal(
+            many.drop(columns=measured), one.drop(columns=measured), check_exact=True
+        )
+        cosines = pd.read_parquet(tmp_path / f"cosines-{layout}.parquet")
+        pd.testing.assert_frame_equal(cosines, mixed_tables["cosines"], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,177 @@
+"""Several processes share a sweep: one table, that of a single process, written by the first."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import TinyRun, command, environment
+from sweep_fixtures import MIXED, Tables, Worker, engine_like, tables_of
+
+from rmtllmf_jax.cli.main import main
+from rmtllmf_jax.sweep import stage as stage_module
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.layout import Layout
+from rmtllmf_jax.sweep.parts import Parts
+
+TIMEOUT = 300
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Wait for processes; return what they wrote to standard error."""
+    try:
+        errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0] * len(processes), errors
+    return errors
+
+
+def test_the_shares_of_two_processes_are_one_table(
+    sweep_engine: Engine,
+    mixed_tables: Tables,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each on a thread of this process, so that nothing but the store connects them."""
+    monkeypatch.setattr(stage_module, "_POLL", 0.05)
+    engines = []
+    for process in range(2):
+        engine = engine_like(sweep_engine)
+        engine.layout = Layout(sweep_engine.layout.devices, process=process, processes=2)
+        engines.append(engine)
+    found: dict[int, Any] = {}
+
+    def run(process: int) -> None:
+        found[process] = tables_of(engines[process], MIXED, tmp_path)
+
+    threads = [threading.Thread(target=run, args=(process,), daemon=True) for process in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert found.keys() == {0, 1}
+    assert found[1] == {}  # the first process writes the tables of all
+    for name, table in mixed_tables.items():
+        pd.testing.assert_frame_equal(found[0][name], table, check_exact=True)
+    names = [path.name for path in (tmp_path / "cells").iterdir()]
+    assert {name.split("-")[1] for name in names} == {"0000", "0001"}
+    assert {path.name.split("-")[1] for path in (tmp_path / "cosines").iterdir()} == {"0000"}
+    with Parts(tmp_path / "cells") as parts:
+        assert len(parts) == len(MIXED.cells()) + 4
+
+
+@pytest.mark.slow
+def test_two_processes_on_a_store(mixed_tables: Tables, worker: Worker, tmp_path: Path) -> None:
+    words = ["--store", tmp_path / "store", "--layout", "1,1,1", "--processes", 2]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    finish([worker(*words, "--process", n, "--out", folders[n]) for n in range(2)])
+    for name, table in mixed_tables.items():
+        found = pd.read_parquet(folders[0] / f"{name}-1,1,1.parquet")
+        pd.testing.assert_frame_equal(found, table, check_exact=True)
+    assert not list(folders[1].iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_replaced_by_the_same_command(
+    mixed_tables: Tables, worker: Worker, tmp_path: Path
+) -> None:
+    words = ["--store", tmp_path / "store", "--layout", "1,1,1", "--processes", 2]
+    words += ["--out", tmp_path]
+    first, second = (worker(*words, "--process", n) for n in range(2))
+    try:
+        second.wait(0.5)
+    except subprocess.TimeoutExpired:
+        second.send_signal(signal.SIGKILL)
+    second.communicate()
+    finish([first, worker(*words, "--process", 1)])
+    found = pd.read_parquet(tmp_path / "results-1,1,1.parquet")
+    pd.testing.assert_frame_equal(found, mixed_tables["results"], check_exact=True)
+
+
+# The command
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_a_distributed_sweep_is_the_sweep(finished: TinyRun, tmp_path: Path) -> None:
+    """Through the installed command and JAX's own coordinator, on a store beside the run folder."""
+    run = finished.copy(tmp_path / "run", sweep=False)
+    cache = finished.users[finished.users.index("--cache-dir") + 1]
+    words = ["sweep", "--out", run, "--cache-dir", cache, *finished.grid, "--distributed"]
+    words += ["--coordinator", f"localhost:{free_port()}", "--processes", 2]
+    words += ["--store", tmp_path / "store"]
+    finish(
+        [
+            subprocess.Popen(
+                command(*words, "--process", process),
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+    )
+    for name in ("results", "cosines"):
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(run / f"{name}.parquet"),
+            pd.read_parquet(finished.folder / f"{name}.parquet"),
+            check_exact=True,
+        )
+    (store,) = (tmp_path / "store").iterdir()
+    wrote = {path.name.split("-")[1] for path in (store / "cells").iterdir()}
+    assert wrote == {"0000", "0001"}
+    described = json.loads((run / "run.json").read_text())
+    assert described["layout"]["processes"] == 2
+    assert described["store"] == str(store)
+    assert not (run / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--processes", "2"], "--processes and --process need --distributed"),
+        (["--distributed", "--processes", "2"], "go together: give all three"),
+        (
+            ["--distributed", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"],
+            "--process must be one of 0 to 1 with --processes 2, got 2",
+        ),
+        (["--distributed"], "cannot be found (no address): give --coordinator HOST:PORT"),
+    ],
+)
+def test_processes_that_cannot_be_found(
+    tmp_path: Path,
+    cache_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    def initialize(*given: object) -> None:
+        assert given == (None, None, None)  # JAX looks for them itself, and finds no cluster here
+        raise ValueError("no address.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "--out", str(tmp_path / "run"), "--cache-dir", str(cache_dir), *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,245 @@
+"""Finished cells are read, not computed; whatever is missing, damaged or stopped is done again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+import pytest
+from sweep_fixtures import (
+    CELL,
+    GRID,
+    OTHER,
+    PAIR,
+    SETTINGS,
+    TASKS,
+    Tables,
+    engine_like,
+    tables_of,
+)
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.sweep import stage as stage_module
+from rmtllmf_jax.sweep.axis import Axis
+from rmtllmf_jax.sweep.engine import Counted, Engine
+from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.job import Job
+from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.programs import Programs
+from rmtllmf_jax.sweep.run import run_grid
+from rmtllmf_jax.sweep.stage import Stage
+from rmtllmf_jax.sweep.trackers import Tracker
+
+SMALL = Grid((PAIR,), ("clean", "ideal"), ("none",), 2, 1)
+JOBS = [Job(cell, 0.3) for cell in GRID.cells() if cell.protection == "none"][:8]
+
+
+def assert_same(a: Tables, b: Tables) -> None:
+    assert a.keys() == b.keys()
+    for name, table in a.items():
+        pd.testing.assert_frame_equal(table, b[name], check_exact=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def refuse(*_: object, **__: object) -> Any:
+    raise AssertionError("computed twice")
+
+
+class Counting(Engine):
+    """An engine that notes what it computes."""
+
+    @property
+    def computed(self) -> list[Job]:
+        return vars(self).setdefault("noted", [])
+
+    def run(self, jobs: Any) -> Iterator[list[Counted]]:
+        for chunk in super().run(jobs):
+            self.computed.extend(job for job, _ in chunk)
+            yield chunk
+
+
+def test_finished_cells_are_read_not_computed(
+    sweep_engine: Engine,
+    sweep_folder: Path,
+    sweep_tables: Tables,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = files(sweep_folder)
+    again = engine_like(sweep_engine)
+    again.programs = Programs(refuse, refuse, refuse)
+    monkeypatch.setattr("rmtllmf_jax.sweep.cosines._receive", refuse)
+    assert_same(tables_of(again, GRID, sweep_folder), sweep_tables)
+    assert files(sweep_folder) == before
+
+
+def test_a_part_of_the_grid_gives_the_same_rows(
+    sweep_engine: Engine, sweep_tables: Tables, tmp_path: Path
+) -> None:
+    part = Grid((TASKS, OTHER), ("sum_rate",), ("r-mtllmf", "none"), 1, 1)
+    for name, rows in tables_of(sweep_engine, part, tmp_path).items():
+        whole = sweep_tables[name]
+        keys = [*CELL, "task"]
+        if name == "cosines":
+            keys = ["scenario", "axis", "level", "draw", "seed", "protection", "task_a", "task_b"]
+        both = rows.merge(whole, on=keys, suffixes=("", "_whole"), validate="1:1")
+        assert len(both) == len(rows) > 0
+        for column in set(whole.columns) - set(keys):
+            pd.testing.assert_series_equal(
+                both[column], both[f"{column}_whole"], check_exact=True, check_names=False
+            )
+
+
+def test_a_larger_grid_computes_what_is_new(sweep_engine: Engine, tmp_path: Path) -> None:
+    first = engine_like(sweep_engine, kind=Counting)
+    tables_of(first, SMALL, tmp_path)
+    more = Grid((PAIR,), ("clean", "ideal"), ("none", "freeze"), 2, 1, axis=Axis("mse", (0.1,)))
+    for grid in (Grid((PAIR,), ("clean", "ideal"), ("none", "freeze"), 3, 1), more):
+        second = engine_like(sweep_engine, kind=Counting)
+        tables_of(second, grid, tmp_path)
+        done = {job.cell for job in first.computed}
+        new = [cell for cell in grid.cells() if cell not in done]
+        assert sorted(map(str, new)) == sorted(str(job.cell) for job in second.computed)
+        first.computed.extend(second.computed)
+    assert len(new) == 4  # two draws and protections at the level
+
+
+def test_a_damaged_part_is_skipped_reported_and_computed_again(
+    sweep_engine: Engine,
+    sweep_folder: Path,
+    sweep_tables: Tables,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = Path(shutil.copytree(sweep_folder, tmp_path / "store"))
+    for kind in ("cells", "cosines"):
+        part = max((folder / kind).iterdir(), key=lambda path: path.stat().st_size)
+        part.write_bytes(part.read_bytes()[:-30])
+    with Parts(folder / "cells") as parts:
+        left = len(parts)
+    assert left < len(GRID.cells())
+    engine = engine_like(sweep_engine, kind=Counting)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert_same(tables_of(engine, GRID, folder), sweep_tables)
+    said = [record.message for record in caplog.records if "damaged" in record.message]
+    assert len(said) == 2
+    assert all(part.name in said[n] for n, part in [(1, part)])
+    assert len(engine.computed) == len(GRID.cells()) + 4 - left
+    before = files(folder)
+    assert_same(tables_of(sweep_engine, GRID, folder), sweep_tables)
+    assert files(folder) == before
+
+
+# Ctrl-C
+
+
+class Interrupted(Engine):
+    """An engine in whose chunk `at` Ctrl-C is pressed `times`."""
+
+    at, times = 2, 1
+
+    def _counted(self, chunk: list[Job]) -> list[Counted]:
+        number = vars(self).setdefault("chunks", [])
+        number.append(chunk)
+        if len(number) == self.at:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+        return super()._counted(chunk)
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C as Python handles it, even where these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize(("times", "kept"), [(1, 2), (2, 1)])
+def test_ctrl_c_finishes_the_chunk_and_a_second_one_does_not(
+    sweep_engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], times: int, kept: int
+) -> None:
+    engine = engine_like(sweep_engine, kind=Interrupted)
+    engine.times = times
+    with pytest.raises(KeyboardInterrupt), Stage(engine, tmp_path) as stage:
+        stage.complete(JOBS, "sweep")
+    assert capsys.readouterr().err == stage_module._NOTICE + "\n"
+    with Parts(tmp_path) as parts:
+        assert list(parts) == [job.hash for chunk in vars(engine)["chunks"][:kept] for job in chunk]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# What is told, and what goes wrong
+
+
+def test_a_tracker_hears_of_the_speed(sweep_engine: Engine, tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+
+    class Noting(Tracker):
+        def log(self, step: int, values: dict[str, float]) -> None:
+            told.append((step, values))
+
+    run_grid(sweep_engine, SMALL, tmp_path, Noting())
+    assert [step for step, _ in told] == list(range(1, 4 + len(SMALL.cells()) + 1))
+    names = {name for _, values in told for name in values}
+    assert names == {
+        f"{stage}/{what} a second"
+        for stage in ("references", "sweep")
+        for what in ("cells", "images")
+    }
+    assert all(value > 0 for _, values in told for value in values.values())
+
+
+@pytest.mark.parametrize("cells_at_once", [1, 6])
+def test_memory_that_runs_out_says_what_to_do(
+    sweep_engine: Engine, tmp_path: Path, cells_at_once: int
+) -> None:
+    def full(*_: object) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 3 GiB")
+
+    def broken(*_: object) -> Any:
+        raise jax.errors.JaxRuntimeError("INTERNAL: of another kind")
+
+    options = {1: "smaller --eval-batch-size", 6: "--cells-at-once 3 takes about half"}
+    layout = sweep_engine.layout.__class__(sweep_engine.layout.devices, cells_at_once)
+    engine = Engine(sweep_engine.inputs, SETTINGS, layout)
+    engine.programs = Programs(full, full, full)
+    with pytest.raises(InputError, match=options[cells_at_once]) as caught:
+        tables_of(engine, SMALL, tmp_path)
+    assert "Out of memory" in str(caught.value)
+    assert "3 GiB" not in str(caught.value)
+    assert "Finished cells are kept" in str(caught.value)
+    engine.programs = Programs(sweep_engine.programs.merge, full, broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        tables_of(engine, SMALL, tmp_path)
+
+
+def test_what_was_finished_before_memory_ran_out_is_kept(
+    sweep_engine: Engine, tmp_path: Path
+) -> None:
+    calls = []
+
+    def count(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 7:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return sweep_engine.programs.count(*arguments)
+
+    engine = engine_like(sweep_engine)
+    engine.programs = Programs(sweep_engine.programs.merge, refuse, count)
+    with pytest.raises(InputError, match="ran out of memory"), Stage(engine, tmp_path) as stage:
+        stage.complete(JOBS, "sweep")
+    with Parts(tmp_path) as parts:
+        assert 0 < len(parts) < len(JOBS)
+        assert set(parts) < {job.hash for job in JOBS}
