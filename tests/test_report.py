@@ -39,6 +39,7 @@ Row = dict[str, Any]
 TASKS = ("dtd", "mnist", "svhn")
 SCENARIOS = ("clean", "ideal", "sum_rate", "a_new_attack")
 PROTECTIONS = ("none", "freeze", "realign", "r-mtllmf")
+BASE = "Base model, its own heads"
 LABELS = {
     "none": "Unprotected",
     "freeze": "Freeze only",
@@ -334,7 +335,7 @@ def test_figure_2_draws_the_means_bands_and_control(rows: list[Row], results: pd
     assert len({panel.get_ylim() for panel in figure.axes}) == 1
     for panel, scenario in zip(figure.axes, ("clean", "ideal", "sum_rate", "a_new_attack")):
         lines = {line.get_label(): line for line in panel.get_lines()}
-        assert list(lines) == [*LABELS.values(), "Control (realigned base)"]
+        assert list(lines) == [*LABELS.values(), "Control (realigned base)", BASE]
         for place, (protection, label) in enumerate(LABELS.items()):
             values = [groups[size, scenario, protection] for size in (2, 3)]
             means = [100 * statistics.mean(v) for v in values]
@@ -346,9 +347,10 @@ def test_figure_2_draws_the_means_bands_and_control(rows: list[Row], results: pd
             np.testing.assert_allclose([corners.min(), corners.max()], edges)
         control = [100 * statistics.mean(groups[size, "clean", "control"]) for size in (2, 3)]
         np.testing.assert_allclose(lines["Control (realigned base)"].get_ydata(), control)
+        np.testing.assert_allclose(lines[BASE].get_ydata(), [50, 50])  # half of the fine-tuned
     assert "± 1 standard deviation" in figure.get_suptitle()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == [*LABELS.values(), "Control (realigned base)"]
+    assert legend == [*LABELS.values(), "Control (realigned base)", BASE]
 
 
 def test_figure_2_with_one_cell_spreads_its_points() -> None:
@@ -413,9 +415,11 @@ def test_cosine_heat_map_names_what_is_missing() -> None:
 
 def test_tables_are_read_as_written(tmp_path: Path, rows: list[Row]) -> None:
     run = write_run(tmp_path / "run", rows, cosine_rows())
-    read = read_results(run / "results.parquet")
+    added = ["rule", "axis", "level"]  # of older tables, see test_report_levels.py
+    read = read_results(run / "results.parquet").drop(columns=added)
     assert read.to_dict("records") == rows
-    assert read_cosines(run / "cosines.parquet").to_dict("records") == cosine_rows()
+    cosines = read_cosines(run / "cosines.parquet").drop(columns=added)
+    assert cosines.to_dict("records") == cosine_rows()
 
 
 @pytest.mark.parametrize("read", [read_results, read_cosines])
@@ -463,7 +467,8 @@ def test_spoilt_results_are_refused(
 
 # Writing and printing
 
-FILES = [f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg")]
+FILES = [f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg", "pdf")]
+PAGES = ["summary.md", "summary.csv", "index.html"]
 
 
 def test_write_report(tmp_path: Path, rows: list[Row]) -> None:
@@ -471,7 +476,7 @@ def test_write_report(tmp_path: Path, rows: list[Row]) -> None:
     settings = {"command": "rmtllmf sweep a|b", "configuration": configuration}
     run = write_run(tmp_path / "run", rows, cosine_rows(), settings)
     written = write_report(run)
-    assert [path.name for path in written] == [*FILES, "summary.md", "summary.csv"]
+    assert [path.name for path in written] == [*FILES, *PAGES]
     assert sorted(path.name for path in (run / "report").iterdir()) == sorted(
         path.name for path in written
     )
@@ -496,6 +501,7 @@ def test_write_report(tmp_path: Path, rows: list[Row]) -> None:
     assert "skipped" not in page
 
     stored = pd.read_csv(run / "report" / "summary.csv")
+    stored["axis"] = stored["axis"].astype(object).fillna("")
     pd.testing.assert_frame_equal(stored, summary(pd.DataFrame(rows)), check_dtype=False)
 
 
@@ -512,7 +518,7 @@ def test_figures_without_data_are_skipped_and_old_ones_removed(tmp_path: Path) -
     write_report(run)
     write_run(run, rows, cosine_rows(("ideal",)))
     names = [path.name for path in write_report(run)]
-    assert names == [*FILES[:4], "summary.md", "summary.csv"]
+    assert names == [*FILES[:6], *PAGES]
     assert not list((run / "report").glob("figure_4*"))
     page = (run / "report" / "summary.md").read_text()
     assert "- figure_4 skipped: cosines.parquet has no scenario sum_rate." in page
@@ -522,7 +528,7 @@ def test_figures_without_data_are_skipped_and_old_ones_removed(tmp_path: Path) -
     (run / "cosines.parquet").unlink()
     controls = [row for row in rows if row["protection"] == "control"]
     write_run(run, controls, None)
-    assert [path.name for path in write_report(run)] == ["summary.md", "summary.csv"]
+    assert [path.name for path in write_report(run)] == PAGES
     page = (run / "report" / "summary.md").read_text()
     assert "- figure_2 skipped: results.parquet holds control rows only." in page
     assert "- figure_3 skipped: the run has no cosines.parquet." in page

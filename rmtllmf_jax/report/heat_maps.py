@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.report.order import PROTECTIONS, SCENARIOS, arrange
 
 
@@ -18,9 +18,10 @@ def cosine_heat_map(cosines: pd.DataFrame, scenario: str, protection: str) -> Fi
     """Draw the cosines between received task vectors, averaged over draws and seeds.
 
     Cell (i, j) holds the cosine of tasks i and j, tasks in alphabetical order; the colour scale is
-    -1 to 1 in every figure.
+    -1 to 1 in every figure. The title names the error model where the table does.
 
-    **Raises:** `InputError` if the table has no such scenario or protection.
+    **Raises:** `InputError` if the table has no such scenario or protection, or several levels of
+    an axis, which have no common mean.
     """
     return _heat_maps(cosines, scenario, [protection])
 
@@ -37,6 +38,8 @@ def cosine_figure(cosines: pd.DataFrame, scenario: str) -> Figure:
 def _heat_maps(cosines: pd.DataFrame, scenario: str, protections: list[str]) -> Figure:
     require_known("scenario", scenario, arrange(cosines["scenario"], SCENARIOS))
     rows = cosines[cosines["scenario"] == scenario]
+    if "level" in rows and rows["level"].nunique(dropna=False) > 1:
+        raise InputError("cosines: several levels of an axis, expected one or none.")
     tasks = sorted(set(rows["task_a"]) | set(rows["task_b"]))
     side = max(0.55 * len(tasks), 2.2)
     width = len(protections) * (side + 0.9) + 1.0
@@ -53,9 +56,10 @@ def _heat_maps(cosines: pd.DataFrame, scenario: str, protections: list[str]) -> 
     bar = figure.colorbar(image, ax=list(panels), fraction=0.05, pad=0.02)
     bar.set_label("Cosine similarity")
     name = SCENARIOS.get(scenario, scenario)
-    figure.suptitle(
-        f"{name}: cosines of received task vectors\nmean over channel draws and seeds", fontsize=11
-    )
+    title = f"{name}: cosines of received task vectors\nmean over channel draws and seeds"
+    if "error_model" in rows:
+        title += f"; error model: {', '.join(sorted(rows['error_model'].unique()))}"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

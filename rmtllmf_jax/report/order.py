@@ -1,4 +1,4 @@
-"""The names of scenarios and protections, how they read in print, and the order they stand in."""
+"""Names of scenarios, protections, rules and axes: how they read in print and in which order."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ PROTECTIONS = {
 }
 """Known protections in their order, each with its printed name."""
 
+RULES = {"task_arithmetic": "task arithmetic"}
+"""The rule that stands first; the others follow by name."""
+
+AXES = {
+    "snr_db": "SNR per antenna of a user at 1 km (dB)",
+    "mse": "MSE of every user",
+    "budget_db": "Attacker's power over the noise of one antenna (dB)",
+}
+"""Known axes of a sweep, each with what its levels are."""
+
 
 def arrange(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Return the distinct `names`: those `known` in that order, then the others alphabetically."""
@@ -37,11 +47,11 @@ def arrange(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def in_order(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Sort `frame` by the columns `by`; `scenario` and `protection` sort in the order of this file.
+    """Sort `frame` by `by`; `scenario`, `protection` and `rule` sort in the order of this file.
 
     Rows are renumbered from 0.
     """
-    orders = {"scenario": SCENARIOS, "protection": PROTECTIONS}
+    orders = {"scenario": SCENARIOS, "protection": PROTECTIONS, "rule": RULES}
 
     def positions(column: pd.Series) -> pd.Series:
         if column.name not in orders:

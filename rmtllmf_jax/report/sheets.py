@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rmtllmf_jax.report.order import in_order
+from rmtllmf_jax.report.parts import Part, parts
 from rmtllmf_jax.report.tables import by_size, per_task, summary
 from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 
@@ -18,24 +19,43 @@ _MAIN = ("none", "r-mtllmf", "control")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled table of strings; the first two columns are names, the others numbers."""
+    """A titled table of strings; the first columns are names or words, the others numbers."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    names: int = 2
+    """How many columns hold names or words."""
 
 
 def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
     """Return every table of a report; averages are given without weak tasks too.
 
-    `spread` adds standard deviations to the table by number of tasks.
+    Each merge rule has tables of its own, and so has an axis, whose columns are its levels.
+    `spread` adds standard deviations to the tables by number of tasks and by level.
     """
-    sheets = [summary_sheet(results), size_sheet(results, spread=spread)]
-    weak, informative = weak_tasks(results), without_weak_tasks(results)
+    sheets = []
+    for part in parts(results):
+        for sheet in _part_sheets(part, spread):
+            title = f"{sheet.title}, {part.title}" if part.title else sheet.title
+            sheets.append(replace(sheet, title=title))
+    return sheets
+
+
+def _part_sheets(part: Part, spread: bool) -> Iterator[Sheet]:
+    weak, informative = weak_tasks(part.results), without_weak_tasks(part.results)
+    versions = {"": part.results}
     if weak and len(informative):
-        for sheet in (summary_sheet(informative), size_sheet(informative, spread=spread)):
-            sheets.append(replace(sheet, title=f"{sheet.title}, without {', '.join(weak)}"))
-    return [*sheets, task_sheet(results)]
+        versions[f", without {', '.join(weak)}"] = informative
+    for note, results in versions.items():
+        if part.axis:
+            sheets = [level_sheet(results, part.axis, spread=spread)]
+        else:
+            sheets = [summary_sheet(results), size_sheet(results, spread=spread)]
+        for sheet in sheets:
+            yield replace(sheet, title=sheet.title + note)
+    if not part.axis:
+        yield task_sheet(part.results)
 
 
 def summary_sheet(results: pd.DataFrame) -> Sheet:
@@ -72,6 +92,26 @@ def size_sheet(results: pd.DataFrame, *, spread: bool) -> Sheet:
     what = "mean ± standard deviation" if spread else "mean"
     title = f"Average normalised accuracy (%) by number of tasks, {what}"
     return Sheet(title, ["scenario", "protection", *(str(size) for size in sizes)], rows)
+
+
+def level_sheet(results: pd.DataFrame, axis: str, *, spread: bool) -> Sheet:
+    """Return the means over combinations, draws and seeds of one rule, one column a level.
+
+    The levels are those of `axis`; the control has none, and its mean stands in every column.
+    `spread` adds the standard deviation over the cells.
+    """
+    table = summary(results).rename(columns={"cells": "count"})
+    levels = sorted(table.loc[table["axis"] == axis, "level"].unique())
+    rows = []
+    for keys, group in _groups(table):
+        values = {row["level"]: row for row in group.to_dict("records")}
+        if keys[0] == "-":
+            values = dict.fromkeys(levels, next(iter(values.values())))
+        cells = [_mean(values[level], spread) if level in values else "-" for level in levels]
+        rows.append([*keys, *cells])
+    what = "mean ± standard deviation" if spread else "mean"
+    title = f"Average normalised accuracy (%) by {axis}, {what}"
+    return Sheet(title, ["scenario", "protection", *(f"{level:.4g}" for level in levels)], rows)
 
 
 def task_sheet(results: pd.DataFrame) -> Sheet:

@@ -7,37 +7,41 @@ from typing import Any
 
 import pandas as pd
 
-from rmtllmf_jax.report.order import SCENARIOS, arrange
-from rmtllmf_jax.report.tables import cell_scores
+from rmtllmf_jax.report.order import SCENARIOS, in_order
+from rmtllmf_jax.report.parts import rule_name
+from rmtllmf_jax.report.tables import SETTING, cell_scores
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 
+_VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be told from", "is worse than"
 _TIE = 1e-9  # below it two means differ by rounding only
-_PAIR = ["combination", "scenario", "draw", "seed"]
+_PAIR = [*SETTING, "combination", "scenario", "draw", "seed"]
+_NO_GAIN = " The fused task vectors bring no measurable gain over the same shots without them."
 
 
 def comparisons(results: pd.DataFrame) -> pd.DataFrame:
     """Compare R-MTLLMF with no protection and with the control, pair by pair.
 
     A pair shares combination, draw and seed (with the control, which has no uplink: combination and
-    seed); cells without a partner are left out. One row a (scenario, `against`), for each scenario
-    that has R-MTLLMF cells. Columns: `scenario`, `against` (`none` or `control`), `protected` and
-    `other` (mean average normalised accuracy over the pairs), `difference`, its standard `error`
-    (NaN for fewer than two pairs; pairs that share tasks are not independent, so it is a lower
-    bound), `better` (number of pairs in which R-MTLLMF is better) and `pairs`. Without a pair the
-    means are NaN.
+    seed); cells without a partner are left out. One row a (rule, axis, level, scenario, `against`),
+    for each scenario that has R-MTLLMF cells. Columns: these five (`against`: `none` or `control`),
+    `protected` and `other` (mean average normalised accuracy over the pairs), `difference`, its
+    standard `error` (NaN for fewer than two pairs; pairs that share tasks are not independent, so
+    it is a lower bound), `better` (number of pairs in which R-MTLLMF is better) and `pairs`.
+    Without a pair the means are NaN.
     """
     cells = cell_scores(results)
     unprotected = cells[cells["protection"] == "none"][[*_PAIR, "score"]]
     unprotected = unprotected.rename(columns={"score": "none"})
     protected = cells[cells["protection"] == "r-mtllmf"].merge(unprotected, on=_PAIR, how="left")
+    keys = [*SETTING, "scenario"]
     rows = []
-    for scenario in arrange(protected["scenario"], SCENARIOS):
+    for names, group in in_order(protected, keys).groupby(keys, dropna=False, sort=False):
         for against in ("none", "control"):
-            pairs = protected[protected["scenario"] == scenario].dropna(subset=[against])
+            pairs = group.dropna(subset=[against])
             gain = pairs["score"] - pairs[against]
             rows.append(
                 {
-                    "scenario": scenario,
+                    **dict(zip(keys, names)),
                     "against": against,
                     "protected": pairs["score"].mean(),
                     "other": pairs[against].mean(),
@@ -48,7 +52,7 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
                 }
             )
     means = ["protected", "other", "difference", "error"]
-    return pd.DataFrame(rows, columns=["scenario", "against", *means, "better", "pairs"])
+    return pd.DataFrame(rows, columns=[*keys, "against", *means, "better", "pairs"])
 
 
 def verdict(results: pd.DataFrame) -> list[str]:
@@ -61,25 +65,61 @@ def verdict(results: pd.DataFrame) -> list[str]:
 
 
 def sentences(results: pd.DataFrame) -> list[str]:
-    """Return one sentence a row of `comparisons`, or one that says there is nothing to compare."""
-    rows = comparisons(results)
-    if rows.empty:
+    """Return what `comparisons` shows, or one sentence that says there is nothing to compare.
+
+    One sentence a row; along an axis, one for all levels. With several rules each says which.
+    """
+    table = comparisons(results)
+    if table.empty:
         return ["No scenario has R-MTLLMF cells: whether the protection helps cannot be said."]
-    return [_sentence(row) for row in rows.to_dict("records")]
+    several = table["rule"].nunique() > 1
+    said = []
+    keys = ["rule", "axis", "scenario", "against"]
+    for (rule, axis, *_), group in table.groupby(keys, sort=False):
+        rows = group.to_dict("records")
+        lead = f"{rule_name(rule).capitalize()}, " if several else ""
+        said.append(lead + (_along(axis, rows) if axis else _sentence(rows[0])))
+    return said
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    scenario = SCENARIOS.get(str(row["scenario"]), str(row["scenario"]))
-    other = "unprotected" if row["against"] == "none" else "the control"
+    scenario, other = _names(row)
     if not row["pairs"]:
         return f"{scenario}: protected cannot be compared with {other}, no cell has both."
-    difference = row["difference"]
-    spread = 0.0 if math.isnan(row["error"]) else 2 * row["error"]
-    verb = "beats" if difference > 0 else "is worse than"
-    if abs(difference) <= max(spread, _TIE):
-        verb = "cannot be told from"
+    verb, spread = _verb(row)
+    no_gain = _NO_GAIN if row["against"] == "control" and verb != _BEATS else ""
     return (
         f"{scenario}: protected {verb} {other}: {row['protected']:.1%} against {row['other']:.1%} "
-        f"({100 * difference:+.2f} ± {100 * spread:.2f} points, twice the standard error; "
-        f"better in {row['better']} of {row['pairs']} pairs)."
+        f"({100 * row['difference']:+.2f} ± {100 * spread:.2f} points, twice the standard error; "
+        f"better in {row['better']} of {row['pairs']} pairs).{no_gain}"
     )
+
+
+def _along(axis: str, rows: list[dict[str, Any]]) -> str:
+    scenario, other = _names(rows[0])
+    paired = [row for row in rows if row["pairs"]]
+    lead = f"{scenario}, over {axis}: protected"
+    if not paired:
+        return f"{lead} cannot be compared with {other}, no cell has both."
+    found: dict[str, list[str]] = {}
+    for row in paired:
+        found.setdefault(_verb(row)[0], []).append(f"{row['level']:.4g}")
+    where = [f"{verb} {other} at {', '.join(found[verb])}" for verb in _VERBS if verb in found]
+    first, last = (
+        f"{100 * row['difference']:+.1f} at {row['level']:.4g}" for row in (paired[0], paired[-1])
+    )
+    no_gain = _NO_GAIN if rows[0]["against"] == "control" and _BEATS not in found else ""
+    return f"{lead} {'; '.join(where)} (points: {first}, {last}).{no_gain}"
+
+
+def _names(row: dict[str, Any]) -> tuple[str, str]:
+    scenario = SCENARIOS.get(str(row["scenario"]), str(row["scenario"]))
+    return scenario, "unprotected" if row["against"] == "none" else "the control"
+
+
+def _verb(row: dict[str, Any]) -> tuple[str, float]:
+    """Return who wins, and twice the standard error that a winner has to exceed."""
+    spread = 0.0 if math.isnan(row["error"]) else 2 * row["error"]
+    if abs(row["difference"]) <= max(spread, _TIE):
+        return _TIES, spread
+    return (_BEATS if row["difference"] > 0 else _LOSES), spread

@@ -3,83 +3,93 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import read_json, write_bytes
-from rmtllmf_jax.report.figures import cosine_figure, figure_2
+from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.report.html import html_page
 from rmtllmf_jax.report.markdown import page
-from rmtllmf_jax.report.tables import read_cosines, read_results, summary
-from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
+from rmtllmf_jax.report.paper import paper_sheet
+from rmtllmf_jax.report.parts import parts
+from rmtllmf_jax.report.plates import STEMS, plates
+from rmtllmf_jax.report.provenance import read_configuration
+from rmtllmf_jax.report.scale_law import scale_sheet
+from rmtllmf_jax.report.sheets import Sheet, all_sheets
+from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, summary
+from rmtllmf_jax.report.verdict import verdict
 
-_HEAT_MAPS = {"figure_3": "ideal", "figure_4": "sum_rate"}
+# What would tell one writing from another.
+_DATES: dict[str, dict[str, None]] = {
+    "png": {},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 
 
 def write_report(run: Path) -> list[Path]:
-    """Write `<run>/report/` from `results.parquet`, `cosines.parquet` and `run.json` of a run.
+    """Write `<run>/report/` from the tables of a run and `run.json`.
 
-    Returns the files written: `figure_2` (and `figure_2_informative`, without the tasks that
-    fine-tuning did not teach, if there are such), `figure_3` (cosines, ideal) and `figure_4`
-    (cosines, sum rate) as PNG and SVG, `summary.md` and `summary.csv`. A figure whose scenario the
-    tables lack is skipped, its older files removed, and `summary.md` says why. Same tables, same
-    bytes.
+    Returns the files written: `index.html` (one page that needs no other file), the figures as PNG,
+    SVG and PDF, `summary.md` and `summary.csv`. The figures: `figure_2` (one a merge rule, if there
+    are several; `_informative`: without the tasks that fine-tuning did not teach, if there are
+    such), `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate)
+    and `scale_law`. One that the tables cannot give is skipped, its older files are removed, and
+    the pages say why. Same tables, same bytes.
 
-    **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet` and
-    `run.json` may be) or cannot be used.
+    **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet`,
+    `scales.parquet` and `run.json` may be) or cannot be used.
     """
     results = read_results(run / "results.parquet")
-    configuration = read_json(run / "run.json") if (run / "run.json").exists() else {}
-    if not isinstance(configuration, dict):
-        raise InputError(f"{run / 'run.json'}: expected a JSON object, got {configuration!r}.")
-    figures, skipped = _figures(run, results)
+    there = {name: run / f"{name}.parquet" for name in ("cosines", "scales")}
+    cosines = read_cosines(there["cosines"]) if there["cosines"].exists() else None
+    scales = read_scales(there["scales"]) if there["scales"].exists() else None
+    configuration = read_configuration(run)
 
-    files: dict[str, bytes] = {}
-    for stem, figure in figures.items():
-        files[f"{stem}.png"] = _image(figure, "png")
-        files[f"{stem}.svg"] = _image(figure, "svg")
-    reasons = list(skipped.values())
     name = run.resolve().name
-    files["summary.md"] = page(name, results, configuration, list(figures), reasons).encode()
+    said = verdict(results)
+    drawn, skipped = plates(results, cosines, scales)
+    sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
+    paper = paper_sheet(results, cosines, configuration)
+    files: dict[str, bytes] = {}
+    for plate in drawn:
+        for kind in _DATES:
+            files[f"{plate.stem}.{kind}"] = _image(plate.figure, kind)
+    with_svg = [(plate, files[f"{plate.stem}.svg"].decode()) for plate in drawn]
+    html = html_page(name, said, with_svg, skipped, sheets, paper, configuration)
+    files["summary.md"] = page(name, said, drawn, skipped, [*sheets, paper], configuration).encode()
     files["summary.csv"] = summary(results).to_csv(index=False, lineterminator="\n").encode()
+    files["index.html"] = html.encode()
 
     folder = run / "report"
-    for stem in {"figure_2_informative", *skipped} - figures.keys():
-        for suffix in (".png", ".svg"):
-            (folder / f"{stem}{suffix}").unlink(missing_ok=True)
-    for file, data in files.items():
-        write_bytes(folder / file, data)
-    return [folder / file for file in files]
+    for pattern in STEMS:
+        for kind in _DATES:
+            for file in folder.glob(f"{pattern}.{kind}"):
+                if file.name not in files:
+                    file.unlink()
+    for file_name, data in files.items():
+        write_bytes(folder / file_name, data)
+    return [folder / file_name for file_name in files]
 
 
-def _figures(run: Path, results: pd.DataFrame) -> tuple[dict[str, Figure], dict[str, str]]:
-    figures: dict[str, Figure] = {}
-    skipped: dict[str, str] = {}
-    if (results["protection"] != "control").any():
-        figures["figure_2"] = figure_2(results)
-        weak, informative = weak_tasks(results), without_weak_tasks(results)
-        if weak and (informative["protection"] != "control").any():
-            figures["figure_2_informative"] = figure_2(informative, f"without {', '.join(weak)}")
-    else:
-        skipped["figure_2"] = "figure_2 skipped: results.parquet holds control rows only."
-    path = run / "cosines.parquet"
-    cosines = read_cosines(path) if path.exists() else None
-    for stem, scenario in _HEAT_MAPS.items():
-        if cosines is None:
-            skipped[stem] = f"{stem} skipped: the run has no cosines.parquet."
-        elif scenario not in set(cosines["scenario"]):
-            skipped[stem] = f"{stem} skipped: cosines.parquet has no scenario {scenario}."
-        else:
-            figures[stem] = cosine_figure(cosines, scenario)
-    return figures, skipped
+def _scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterator[Sheet]:
+    told = {part.rule: part for part in parts(results)}
+    for rule, part in told.items():
+        own = None if scales is None else scales[scales["rule"] == rule]
+        sheet = scale_sheet(part.results, own if own is not None and len(own) else None)
+        if sheet is not None:
+            title = f"{sheet.title}, {part.title}" if len(told) > 1 else sheet.title
+            yield replace(sheet, title=title)
 
 
 def _image(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    dateless = {"Date": None} if kind == "svg" else {}
     with mpl.rc_context({"svg.hashsalt": "rmtllmf"}):
-        figure.savefig(buffer, format=kind, dpi=200, metadata=dateless)
+        figure.savefig(buffer, format=kind, dpi=200, metadata=_DATES[kind])
+    # The first drawing has found the places; the others keep them.
+    figure.set_layout_engine(None)
     return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""What the figures share: colours and markers of the protections, and panels without clutter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rmtllmf_jax.report.order import PROTECTIONS
+
+# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
+_STYLES = {
+    "none": ("#D55E00", "s"),
+    "freeze": ("#56B4E9", "^"),
+    "realign": ("#CC79A7", "v"),
+    "r-mtllmf": ("#0072B2", "o"),
+    "control": ("#000000", "x"),
+}
+_SPARE = [("#009E73", "D"), ("#E69F00", "P"), ("#F0E442", "*")]
+
+SEQUENCE = [*_SPARE[:2], *_STYLES.values()]
+"""Colours and markers of lines that are no protections, in their order."""
+
+BASE = "Base model, its own heads"
+"""How the line of the base model is called."""
+
+
+def styles(protections: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return colour and marker of every protection; unknown ones get spare colours."""
+    others = [name for name in protections if name not in _STYLES]
+    return _STYLES | {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(others)}
+
+
+def draw_line(
+    panel: Axes,
+    x: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    style: tuple[str, str],
+    label: str,
+) -> None:
+    """Draw fractions in percent: a line with a band of one `std`, or a point with a bar.
+
+    A `std` that is NaN (a single cell) is drawn as none.
+    """
+    colour, marker = style
+    mean, std = 100 * mean, 100 * np.nan_to_num(std)
+    joined = "-" if len(x) > 1 else "none"
+    panel.plot(x, mean, color=colour, marker=marker, markersize=5, linestyle=joined, label=label)
+    if len(x) > 1:
+        panel.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    else:
+        panel.vlines(x, mean - std, mean + std, color=colour, linewidth=1.6)
+
+
+def draw_reference(panel: Axes, x: np.ndarray, mean: np.ndarray, what: str) -> None:
+    """Draw what needs no uplink across a panel, in percent: `control` dashed, `base` dotted."""
+    if what == "control":
+        colour, dashes, width, label = "#000000", (0, (4.0, 2.0)), 1.3, PROTECTIONS["control"]
+    else:
+        colour, dashes, width, label = "#4d4d4d", (0, (1.0, 1.2)), 1.6, BASE
+    panel.plot(
+        x, 100 * mean, color=colour, linestyle=dashes, linewidth=width, label=label, zorder=1.5
+    )
+
+
+def tidy(panel: Axes, title: str) -> None:
+    """Give a panel its title and a light grid, and take away what says nothing."""
+    panel.set_title(title, fontsize=11)
+    panel.set_axisbelow(True)
+    panel.grid(axis="y", color="0.9", linewidth=0.8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+    """Put one legend of all panels below them, each label once."""
+    handles = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels())
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )

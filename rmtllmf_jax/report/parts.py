@@ -1,0 +1,64 @@
+"""The results taken apart into what may be averaged: one merge rule, over one axis or none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from rmtllmf_jax.report.order import AXES, RULES, arrange
+from rmtllmf_jax.report.reading import completed
+
+_MERGE = ["combination", "seed", "task"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one rule and one axis (empty: none), and the controls, which have neither."""
+
+    rule: str
+    axis: str
+    results: pd.DataFrame
+    title: str = ""
+    """Its rule in print; empty if the run has only one."""
+    stem: str = ""
+    """The same for the end of a file's name."""
+
+    @property
+    def beside_an_axis(self) -> bool:
+        """Whether the part holds only what an axis leaves out: clean merges and controls."""
+        return not self.axis and set(self.results["scenario"]) <= {"clean"}
+
+
+def parts(results: pd.DataFrame) -> list[Part]:
+    """Return the parts of a run's results: the rules in their order, without an axis first."""
+    results = completed(results)
+    controls = results[results["protection"] == "control"].drop_duplicates(_MERGE)
+    merged = results[results["protection"] != "control"]
+    if merged.empty:
+        return [Part(str(results["rule"].iloc[0]), "", results)]
+    found = []
+    for axis in arrange(merged["axis"], ["", *AXES]):
+        for rule in arrange(merged.loc[merged["axis"] == axis, "rule"], RULES):
+            own = merged[(merged["rule"] == rule) & (merged["axis"] == axis)]
+            there = controls[controls["combination"].isin(own["combination"])].assign(rule=rule)
+            found.append(Part(rule, axis, pd.concat([own, there], ignore_index=True)))
+    return list(_told_apart(found))
+
+
+def rule_name(rule: str) -> str:
+    """Return how a merge rule reads in print."""
+    return RULES.get(rule, rule.replace("_", " "))
+
+
+def _told_apart(found: list[Part]) -> Iterator[Part]:
+    several = len({part.rule for part in found}) > 1
+    stems: set[str] = set()
+    for part in found:
+        stem = f"_{re.sub(r'[^A-Za-z0-9]+', '_', part.rule).strip('_')}" if several else ""
+        while f"{part.axis}{stem}" in stems:  # names that differ in other characters only
+            stem += "_"
+        stems.add(f"{part.axis}{stem}")
+        yield replace(part, title=rule_name(part.rule) if several else "", stem=stem)

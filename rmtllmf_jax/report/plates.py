@@ -1,0 +1,126 @@
+"""Which figures a run's tables ask for, each with what a reader has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rmtllmf_jax.report.axis_figure import axis_figure
+from rmtllmf_jax.report.figures import figure_2
+from rmtllmf_jax.report.heat_maps import cosine_figure
+from rmtllmf_jax.report.order import AXES, RULES, SCENARIOS, arrange
+from rmtllmf_jax.report.parts import Part, parts, rule_name
+from rmtllmf_jax.report.scale_law import LAW, scale_figure
+from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
+
+STEMS = ("figure_2*", "figure_3*", "figure_4*", "axis_*", "scale_law*")
+"""What the files of a report's figures may be called."""
+
+_HEAT_MAPS = {"figure_3": "ideal", "figure_4": "sum_rate"}
+_LINES = (
+    "A line a protection: mean over combinations, channel draws and seeds; the shading (a bar "
+    "where there is one point) is ± 1 sample standard deviation over them. Dashed: the control, "
+    "the base model realigned on the same shots without any task vector. Dotted: the base model "
+    "under the tasks' own heads."
+)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with its file's stem, its title and the caption that says what is drawn."""
+
+    stem: str
+    figure: Figure
+    title: str
+    caption: str
+
+
+def plates(
+    results: pd.DataFrame, cosines: pd.DataFrame | None, scales: pd.DataFrame | None
+) -> tuple[list[Plate], list[str]]:
+    """Return the figures of a run, and a sentence for each of the paper's that it cannot have."""
+    found: list[Plate] = []
+    skipped: list[str] = []
+    whole = parts(results)
+    for part in whole:
+        if (part.results["protection"] == "control").all():
+            skipped.append("figure_2 skipped: results.parquet holds control rows only.")
+        elif part.axis:
+            found += _along(part)
+        elif part.beside_an_axis and any(other.axis for other in whole):
+            skipped.append("figure_2 skipped: only clean merges have no axis; see axis_* instead.")
+        else:
+            found += _by_size(part)
+    for stem, scenario in _HEAT_MAPS.items():
+        if cosines is None:
+            skipped.append(f"{stem} skipped: the run has no cosines.parquet.")
+        elif scenario not in set(cosines["scenario"]):
+            skipped.append(f"{stem} skipped: cosines.parquet has no scenario {scenario}.")
+        elif (cosines.loc[cosines["scenario"] == scenario, "axis"] != "").any():
+            skipped.append(f"{stem} skipped: the cosines of {scenario} lie along an axis.")
+        else:
+            found.append(_heat_map(stem, cosines, scenario))
+    if scales is not None:
+        found += _scales(scales)
+    return found, list(dict.fromkeys(skipped))
+
+
+def _by_size(part: Part) -> Iterator[Plate]:
+    title = f"Figure 2: accuracy by number of tasks{_comma(part.title)}"
+    caption = f"Average normalised accuracy by number of fused tasks, a panel a scenario. {_LINES}"
+    for note, results, stem in _versions(part):
+        drawn = figure_2(results, ", ".join(filter(None, (part.title, note))))
+        yield Plate(f"figure_2{part.stem}{stem}", drawn, title + _comma(note), caption)
+
+
+def _along(part: Part) -> Iterator[Plate]:
+    title = f"Accuracy along {part.axis}{_comma(part.title)}"
+    one = part.results.loc[part.results["axis"] != "", "scenario"].nunique() == 1
+    panel = "number of tasks" if one else "scenario (all sizes together)"
+    what = AXES.get(part.axis, part.axis)
+    caption = f"Average normalised accuracy by {what}, a panel a {panel}. {_LINES}"
+    for note, results, stem in _versions(part):
+        drawn = axis_figure(results, part.axis, ", ".join(filter(None, (part.title, note))))
+        yield Plate(f"axis_{part.axis}{part.stem}{stem}", drawn, title + _comma(note), caption)
+
+
+def _versions(part: Part) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    yield "", part.results, ""
+    weak, informative = weak_tasks(part.results), without_weak_tasks(part.results)
+    if weak and (informative["protection"] != "control").any():
+        yield f"without {', '.join(weak)}", informative, "_informative"
+
+
+def _heat_map(stem: str, cosines: pd.DataFrame, scenario: str) -> Plate:
+    number, name = stem.rsplit("_", 1)[1], SCENARIOS[scenario]
+    rows = cosines[cosines["scenario"] == scenario]
+    model = ", ".join(sorted(rows["error_model"].unique())) if "error_model" in rows else None
+    errors = f"Errors of different users: {model}." if model else "The error model is not recorded."
+    caption = (
+        "Cosines between the task vectors as received, mean over channel draws and seeds; a panel "
+        "a protection (freeze: the embeddings are those of the base model and count as zero). "
+        f"{errors} The colour scale is -1 to 1 in every figure."
+    )
+    title = f"Figure {number}: cosines of task vectors, {name}"
+    return Plate(stem, cosine_figure(cosines, scenario), title, caption)
+
+
+def _scales(scales: pd.DataFrame) -> Iterator[Plate]:
+    rules = arrange(scales["rule"], RULES)
+    for rule in rules:
+        note = rule_name(rule) if len(rules) > 1 else ""
+        stem = f"scale_law_{rule}" if len(rules) > 1 else "scale_law"
+        caption = (
+            "Left: normalised accuracy of the noiseless merge on validation samples, mean over the "
+            "combinations of a size. Right: the best coefficient of each size next to the public "
+            f"law {LAW}; a triangle marks one at the edge of what was tried."
+        )
+        title = f"Merging coefficient by number of tasks{_comma(note)}"
+        yield Plate(stem, scale_figure(scales[scales["rule"] == rule], note), title, caption)
+
+
+def _comma(note: str) -> str:
+    return f", {note}" if note else ""

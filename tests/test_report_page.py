@@ -1,0 +1,234 @@
+"""The page opens anywhere, asks for nothing, and says what the tables say."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import report_tables as made
+from chromium import Chromium, chromium_path
+
+from rmtllmf_jax.report.inline_svg import inline_svg
+from rmtllmf_jax.report.sheets import all_sheets
+from rmtllmf_jax.report.tables import read_results
+from rmtllmf_jax.report.verdict import verdict
+from rmtllmf_jax.report.write import write_report
+
+_VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text that a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [found for _, held in self.elements if (found := held.get(attribute)) is not None]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def write_run(folder: Path) -> Path:
+    folder.mkdir()
+    results = made.results(("ideal", "sum_rate"), protections=("none", "r-mtllmf"))
+    results.to_parquet(folder / "results.parquet")
+    made.cosines().to_parquet(folder / "cosines.parquet")
+    made.scales().to_parquet(folder / "scales.parquet")
+    (folder / "run.json").write_text(json.dumps(made.RUN | {"note": "<script>alert(1)</script>"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_run(tmp_path_factory.mktemp("report") / "a run & <more>")
+    write_report(run)
+    return run / "report"
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return Page((report / "index.html").read_text())
+
+
+FIGURES = ("figure_2", "figure_3", "figure_4", "scale_law")
+
+
+def test_the_folder_holds_page_figures_and_tables(report: Path):
+    figures = {f"{stem}.{kind}" for stem in FIGURES for kind in ("png", "svg", "pdf")}
+    names = {path.name for path in report.iterdir()}
+    assert names == figures | {"index.html", "summary.md", "summary.csv"}
+    for path in report.glob("*.pdf"):
+        data = path.read_bytes()
+        assert data.startswith(b"%PDF-")
+        assert b"CreationDate" not in data
+
+
+def test_same_tables_give_the_same_bytes(report: Path):
+    first = {path.name: path.read_bytes() for path in report.iterdir()}
+    write_report(report.parent)
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
+
+
+def test_the_page_asks_for_nothing(report: Path, page: Page):
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    files = {path.name for path in report.iterdir()}
+    for target in [*page.values("href"), *page.values("src"), *page.values("xlink:href")]:
+        assert target.startswith(("#", "data:image/png;base64,")) or target in files
+    whole = (report / "index.html").read_text()
+    assert not re.findall(r"url\((?!#)", whole)
+    assert "@import" not in whole
+    policies = [held.get("content") for tag, held in page.elements if "http-equiv" in held]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_ids_are_unique_and_references_meet_them(page: Page):
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    wanted = [name for key in ("href", "xlink:href") for name in page.values(key)]
+    wanted = [name[1:] for name in wanted if name.startswith("#")]
+    wanted += page.values("aria-describedby") + page.values("aria-labelledby")
+    wanted += re.findall(
+        r"url\(#([^)]+)\)", " ".join([*page.values("clip-path"), *page.values("style")])
+    )
+    assert wanted
+    assert set(wanted) <= set(ids)
+
+
+def test_a_screen_reader_finds_its_way(page: Page):
+    assert page.elements[0] == ("html", {"lang": "en"})
+    assert not page.open
+    pictures = [held for tag, held in page.elements if tag == "svg"]
+    assert len(pictures) == len(FIGURES)
+    assert all(held["role"] == "img" and held["aria-label"] for held in pictures)
+    heads = [held.get("scope") for tag, held in page.elements if tag == "th"]
+    assert set(heads) == {"row", "col"}
+    tables = sum(tag == "table" for tag, _ in page.elements)
+    assert tables == sum(tag == "caption" for tag, _ in page.elements) >= 5
+    assert [tag for tag, _ in page.elements].count("h1") == 1
+
+
+def test_the_page_says_what_the_tables_say(report: Path, page: Page):
+    results = read_results(report.parent / "results.parquet")
+    assert "Report of a run & <more>" in page.text
+    for sentence in verdict(results):
+        assert " ".join(sentence.split()) in page.text
+    for sheet in all_sheets(results, spread=True):
+        assert sheet.title in page.text
+        for row in sheet.rows:
+            assert " ".join(cell for cell in row) in re.sub(r"\s+", " ", page.text)
+    for word in ("rmtllmf sweep --out runs/a", "0123abc", '{"jax": "0.10.2"}', "seconds 12.5"):
+        assert word in page.text
+    assert "<script>alert(1)</script>" in page.text
+    assert "± 1 sample standard deviation" in page.text
+    assert "public law 1.13 N^-0.655 0.72 0.55" in page.text
+
+
+def test_old_figures_go_and_other_files_stay(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    made.results(("ideal",), draws=1, protections=("none",)).to_parquet(run / "results.parquet")
+    (run / "report").mkdir()
+    for name in ("figure_4.pdf", "axis_mse.svg", "scale_law.png", "notes.txt"):
+        (run / "report" / name).write_text("old")
+    write_report(run)
+    kinds = ("png", "svg", "pdf")
+    assert {path.name for path in (run / "report").iterdir()} == {
+        *(f"figure_2.{kind}" for kind in kinds),
+        *("index.html", "summary.md", "summary.csv", "notes.txt"),
+    }
+    text = Page((run / "report" / "index.html").read_text()).text
+    assert "figure_3 skipped: the run has no cosines.parquet." in text
+    assert "The run has no run.json: nothing is recorded." in text
+
+
+def test_an_inline_figure_keeps_its_own_names():
+    svg = (
+        '<?xml version="1.0"?><!DOCTYPE svg>\n<svg height="9pt" viewBox="0 0 30 9" width="30pt">'
+        '<metadata><a id="m"/></metadata><g id="p"/><use xlink:href="#p"/>'
+        '<g clip-path="url(#p)"/></svg>\n'
+    )
+    found = inline_svg(svg, "f", 'a "b"', "c")
+    assert found.startswith('<svg viewBox="0 0 30 9" style="width:40px;min-width:40px;')
+    assert 'aria-label="a &quot;b&quot;" aria-describedby="c"' in found
+    body = '<g id="f-p"/><use xlink:href="#f-p"/><g clip-path="url(#f-p)"/></svg>'
+    assert found.endswith(body)
+    assert "metadata" not in found
+    with pytest.raises(ValueError, match="view box"):
+        inline_svg("<svg></svg>", "f", "a", "c")
+
+
+_PICTURES = """[...document.querySelectorAll("svg")].map(svg => {
+  const outer = svg.getBoundingClientRect(), inner = svg.getBBox();
+  return [outer.width, outer.height, inner.width, inner.height, svg.querySelectorAll("path").length]
+})"""
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_every_figure_without_a_word(report: Path, tmp_path: Path, width: int):
+    binary = chromium_path()
+    if binary is None:
+        pytest.skip("no chromium on the PATH")
+    url = (report / "index.html").as_uri()
+    with Chromium(binary, tmp_path / "profile") as browser:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.open(url)
+        pictures = browser.evaluate(_PICTURES)
+        overflow = browser.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+    assert len(pictures) == len(FIGURES)
+    for outer_width, outer_height, inner_width, inner_height, paths in pictures:
+        assert outer_width > 200
+        assert outer_height > 100
+        assert min(inner_width, inner_height) > 100
+        assert paths > 10
+    assert overflow <= 0  # wide tables and figures scroll by themselves
+    for kind in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+        assert browser.said(kind) == []
+    asked = [event["request"]["url"] for event in browser.said("Network.requestWillBeSent")]
+    assert {address for address in asked if not address.startswith("data:")} == {url}
+
+
+def test_the_browser_sees_what_a_broken_page_does(tmp_path: Path):
+    binary = chromium_path()
+    if binary is None:
+        pytest.skip("no chromium on the PATH")
+    broken = tmp_path / "broken.html"
+    broken.write_text(
+        '<!DOCTYPE html><svg></svg><img src="missing.png"><script>throw Error("x")</script>'
+    )
+    with Chromium(binary, tmp_path / "profile") as browser:
+        browser.open(broken.as_uri())
+        (picture,) = browser.evaluate(_PICTURES)
+    assert picture[2:] == [0, 0, 0]
+    assert browser.said("Runtime.exceptionThrown")
+    asked = {event["request"]["url"] for event in browser.said("Network.requestWillBeSent")}
+    assert asked == {broken.as_uri(), (tmp_path / "missing.png").as_uri()}
