@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +97,15 @@ def build_programs(
     layout: Layout,
     jit: Callable[..., Any] = jax.jit,
 ) -> Programs:
-    """Compile the programs of a sweep; `jit` can be replaced to count traces."""
+    """Return the programs of a sweep; `jit` can be replaced to count traces.
+
+    Sweeps that differ in neither model, recipe nor layout share what is compiled.
+    """
+    return _built(backbone, recipe, layout, jit)
+
+
+@cache
+def _built(backbone: Backbone, recipe: Recipe, layout: Layout, jit: Callable[..., Any]) -> Programs:
     cells, images, every = PartitionSpec(CELLS), PartitionSpec(IMAGES), PartitionSpec()
     at_once = layout.cells_at_once
 

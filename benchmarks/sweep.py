@@ -1,0 +1,134 @@
+"""A sweep's cells, noise and all, against what public code does in torch.
+
+One interleaved run after an equality check; prints medians and ratios. Needs the `parity` extra.
+
+    python benchmarks/sweep.py [--what peers|devices|chunks|all] [--case tiny|vit-ti] [--rounds 5]
+
+`peers`: eight users, combinations of two to eight tasks, three scenarios; each cell merges the
+received task vectors and counts the test images of its tasks. Ours is `sweep.Engine`, one cell at a
+time. The torch idiom is what public sweeps do for each cell: load the base and the fine-tuned
+checkpoints from disk, subtract, add noise to each vector, add up, load the state into the model,
+evaluate batch by batch. The dict idiom keeps the vectors in memory as state dicts and does the
+rest. Equality: the noiseless merges count the same images right. `devices`: our cells a second on
+1, 2, 4 and 8 forced host devices (processes of their own; they share the same cores). `chunks`:
+time and peak memory (VmHWM, processes of their own) against the cells at once.
+
+NOT RUN YET
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from model_sides import random_backbone
+from sweep_sides import (
+    CASES,
+    DictIdiom,
+    LoadIdiom,
+    Users,
+    counted,
+    engine_of,
+    inputs_of,
+    jobs_of,
+)
+from timing import interleaved, machine, peak_memory
+
+from rmtllmf_jax.sweep.layout import Layout
+
+DEVICES = (1, 2, 4, 8)
+AT_ONCE = (1, 2, 4, 8)
+
+
+def against_peers(case: str, images: int, rounds: int) -> None:
+    """Check and time our engine and both idioms on the same cells."""
+    torch_side = Users(CASES[case])
+    backbone, base = torch_side.loaded()
+    inputs = inputs_of(backbone, base, images, torch_side.vectors(base))
+    engine = engine_of(inputs, Layout((jax.local_devices()[0],)))
+    jobs, quiet = jobs_of(inputs.tasks, noisy=True), jobs_of(inputs.tasks, noisy=False)
+    with tempfile.TemporaryDirectory() as folder:
+        peers = {
+            "torch, load a cell": LoadIdiom(torch_side, inputs, engine, Path(folder)),
+            "torch, dicts in memory": DictIdiom(torch_side, inputs, engine),
+        }
+        expected = counted(engine, quiet)
+        total = images * sum(len(job.cell.combination) for job in quiet)
+        for name, peer in peers.items():
+            found = peer(quiet)
+            apart = sum(abs(found[key] - expected[key]) for key in expected)
+            assert apart <= 1e-3 * total, f"{name}: {apart} of {total} images apart"  # argmax ties
+        calls: dict[str, Callable[[], Any]] = {"ours": partial(counted, engine, jobs)}
+        calls |= {name: partial(peer, jobs) for name, peer in peers.items()}
+        for call in calls.values():
+            call()
+        medians = interleaved(calls, rounds)
+    print(f"{case}: {len(jobs)} cells of {len(inputs.tasks)} users, {images} images a task")
+    for name, seconds in medians.items():
+        print(f"  {name:24s} {1000 * seconds / len(jobs):8.1f} ms a cell", end="")
+        print("" if name == "ours" else f"   ours {seconds / medians['ours']:.2f} x as fast")
+
+
+def alone(case: str, images: int, rounds: int, at_once: int) -> None:
+    """Time our engine on all devices of this process; print JSON for the process that asked."""
+    backbone, params = random_backbone(CASES[case])
+    inputs = inputs_of(backbone, params, images)
+    engine = engine_of(inputs, Layout(tuple(jax.local_devices()), at_once))
+    jobs = jobs_of(inputs.tasks, noisy=True)
+    counted(engine, jobs)
+    seconds = interleaved({"ours": partial(counted, engine, jobs)}, rounds)["ours"]
+    print(json.dumps({"seconds": seconds, "cells": len(jobs), "peak": peak_memory()}))
+
+
+def in_processes(what: str, case: str, images: int, rounds: int) -> None:
+    """Time our engine in a process for each number of devices, or of cells at once."""
+    print(f"{case}, {what}")
+    for number in DEVICES if what == "devices" else AT_ONCE:
+        devices, at_once = (number, 1) if what == "devices" else (1, number)
+        words = ["--what", "alone", "--case", case, "--images", images, "--rounds", rounds]
+        words += ["--forced", devices, "--at-once", at_once]
+        command = [sys.executable, __file__, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+        each = 1000 * found["seconds"] / found["cells"]
+        print(f"  {number}: {each:.1f} ms a cell, peak memory {found['peak']:.2f} GiB", flush=True)
+
+
+def main() -> None:
+    """Check, then time."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    choices = ("peers", "devices", "chunks", "all", "alone")
+    parser.add_argument("--what", choices=choices, default="all")
+    parser.add_argument("--case", choices=tuple(CASES), default="tiny")
+    parser.add_argument("--images", type=int, default=50, help="test images a task")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--forced", type=int, default=1, help="host devices (alone)")
+    parser.add_argument("--at-once", type=int, default=1, help="cells at once (alone)")
+    options = parser.parse_args()
+    if options.what == "alone":
+        if jax.config.read("jax_platforms") in (None, "", "cpu") and options.forced > 1:
+            jax.config.update("jax_num_cpu_devices", options.forced)
+        alone(options.case, options.images, options.rounds, options.at_once)
+        return
+    print(machine("jax", "torch", "transformers"))
+    if options.what in ("peers", "all"):
+        against_peers(options.case, options.images, options.rounds)
+    for what in ("devices", "chunks"):
+        if options.what in (what, "all"):
+            in_processes(what, options.case, options.images, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

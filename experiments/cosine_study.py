@@ -1,0 +1,102 @@
+"""What figures 3 and 4 share: cosines of received task vectors under one scenario."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from study import load, made_by, write_figure
+
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.report.figures import cosine_figure
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.sweep.cosines import cosine_rows
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.layout import one_device
+from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.settings import Settings
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    run: Path
+    """Run folder of `rmtllmf finetune`."""
+    model: str | None = None
+    """Pretrained model; by default where it was when the run was fine-tuned."""
+    data: Path | None = None
+    """Folder of the images; by default where they were."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; none named is all of the run."""
+    error_models: tuple[str, ...] = ("independent", "noisy_reference")
+    """How the users' errors hang together."""
+    draws: int = 20
+    """Channel realisations."""
+    seed: int = 0
+    """Root of all random numbers."""
+    quick: bool = False
+    """Three draws."""
+    cache_dir: Path = field(default_factory=default_cache)
+    """Folder of decoded images and compiled programs."""
+
+
+def draw_figure(options: Options, number: int, scenario: str) -> None:
+    """Compute the cosines under a scenario, and write tables, figures and the page."""
+    started = time.perf_counter()
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    draws = 3 if options.quick else options.draws
+    grid = Grid((inputs.tasks,), ("clean", scenario), ("none",), draws, 1)
+    out = RESULTS / f"figure_{number}"
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for model in options.error_models:
+        settings = Settings(error_model=model, seed=options.seed)
+        key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
+        engine = Engine(inputs, settings, one_device())
+        with Parts(options.run / "sweep" / key / "cosines") as parts:
+            rows = pd.DataFrame(cosine_rows(engine, grid, parts))
+        write_figure(out / model.replace("=", "_"), cosine_figure(rows, scenario))
+        found.append(rows)
+    rows = pd.concat(found)
+    rows.to_csv(out / "cosines.csv", index=False, float_format="%.6g")
+    seconds = time.perf_counter() - started
+    lines = [
+        f"# Figure {number}: cosines of received task vectors, {scenario}",
+        made_by(f"figure_{number}.py", options.seed, seconds),
+        f"{draws} channel draws of the preset paper, {len(inputs.tasks)} users.",
+        table(summary(rows)),
+        *(f"![{model}]({model.replace('=', '_')}.png)" for model in options.error_models),
+    ]
+    write_bytes(out / "README.md", ("\n\n".join(lines) + "\n").encode())
+    print("\n\n".join(lines))
+
+
+def summary(rows: pd.DataFrame) -> Sheet:
+    """Return mean and range over pairs and draws of what two received task vectors share."""
+    pairs = rows[rows["task_a"] < rows["task_b"]]
+    cells = []
+    keys = ["scenario", "error_model", "protection"]
+    for (scenario, model, protection), group in pairs.groupby(keys, sort=False):
+        cosine, signs = group["cosine"], group["sign_agreement"]
+        cells.append(
+            [
+                str(scenario),
+                str(model),
+                str(protection),
+                f"{cosine.mean():.3f} ± {cosine.std():.3f}",
+                f"{cosine.min():.3f} to {cosine.max():.3f}",
+                f"{signs.mean():.3f}",
+            ]
+        )
+    header = ["scenario", "error model", "embeddings", "cosine", "from, to", "sign agreement"]
+    return Sheet("Between different tasks, over pairs and draws", header, cells)

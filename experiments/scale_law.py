@@ -1,0 +1,87 @@
+"""The best merging coefficient by number of tasks, next to the public law 1.13 N^-0.655.
+
+    python experiments/scale_law.py --run runs/vit-tiny [--quick]
+
+The law was fitted to CLIP ViT-B/16, whose task vectors are small. The coefficient that validation
+samples choose for another model may be far from it, which decides how much an unprotected merge
+reaches. Noiseless merges of 2 to 8 tasks; every candidate of `sweep.settings.VALIDATION_SCALES`.
+
+Not run yet.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from study import load, made_by, sweep, write_figure
+
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.scale_law import scale_figure, scale_sheet
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.settings import Settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    run: Path
+    """Run folder of `rmtllmf finetune`."""
+    model: str | None = None
+    """Pretrained model; by default where it was when the run was fine-tuned."""
+    data: Path | None = None
+    """Folder of the images; by default where they were."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; none named is all of the run."""
+    combinations: int = 5
+    """Combinations of each size."""
+    eval_samples: int = 200
+    """Test images a task; 0 is all."""
+    validation_samples: int = 100
+    """Validation images a task; 0 is all."""
+    seed: int = 0
+    """Root of all random numbers."""
+    quick: bool = False
+    """One combination of each size, 50 images."""
+    out: Path = Path(__file__).parent / "results" / "scale_law"
+    """Where tables and figures go."""
+    cache_dir: Path = field(default_factory=default_cache)
+    """Folder of decoded images and compiled programs."""
+
+
+def main(options: Options) -> None:
+    """Measure the curves; write table, figure and page."""
+    started = time.perf_counter()
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    quick = options.quick
+    settings = Settings(
+        scale="validation",
+        eval_samples=50 if quick else options.eval_samples,
+        validation_samples=50 if quick else options.validation_samples,
+        seed=options.seed,
+    )
+    chosen = choose_combinations(inputs.tasks, 1 if quick else options.combinations, options.seed)
+    tables = sweep(options.run, inputs, settings, Grid(chosen, ("clean",), ("none",), 1, 1))
+    options.out.mkdir(parents=True, exist_ok=True)
+    tables["scales"].to_csv(options.out / "scales.csv", index=False, float_format="%.6g")
+    write_figure(options.out / "scale_law", scale_figure(tables["scales"]))
+    sheet = scale_sheet(tables["results"], tables["scales"])
+    lines = [
+        "# The best merging coefficient by number of tasks",
+        made_by("scale_law.py", options.seed, time.perf_counter() - started),
+        table(sheet),
+        "![Validation curves and the law](scale_law.png)",
+    ]
+    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
+    print("\n\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
