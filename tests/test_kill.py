@@ -144,19 +144,23 @@ def test_a_sweep_killed_at_random_ends_with_the_same_tables(
     """With a part a cell, so that the kills hit the writing as well as the computing."""
     cells, seen, moments = tmp_path / "store" / "1,1,1" / "cells", 0, random.Random(kills)
     words = ["--store", tmp_path / "store", "--layout", "1,1,1", "--out", tmp_path, "--every", 0]
+    killed = 0
     for _ in range(kills):
         process = worker(*words)
         deadline = time.monotonic() + 120
         while sum(1 for _ in cells.glob("part-*")) == seen and process.poll() is None:
             assert time.monotonic() < deadline, "no cell was finished"
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.5 / kills))
         process.kill()
         _, errors = process.communicate()
-        before, seen = seen, sum(1 for _ in cells.glob("part-*"))
-        assert seen > before, errors
         if process.returncode == 0:
             break  # it was done first
+        assert process.returncode == -KILL, errors
+        killed += 1
+        before, seen = seen, sum(1 for _ in cells.glob("part-*"))
+        assert seen > before, errors
+    assert killed >= min(kills, 10)
     with Parts(cells) as parts:
         assert not parts.damaged
         assert 0 < len(parts) <= len(MIXED.cells()) + 4

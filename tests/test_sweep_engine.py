@@ -61,7 +61,7 @@ def test_one_trace_a_rule_and_one_for_everything_else(
     """Combinations, scenarios, levels, draws, seeds, protections, scales and splits are data."""
     chex.clear_trace_counter()
     engine = Engine(sweep_inputs, SETTINGS, one_device(), at_most_once)
-    scenarios, axis = ("clean", "ideal", "strongest_user"), Axis("snr_db", (0.0, 9.0))
+    scenarios, axis = ("clean", "ideal"), Axis("mse", (0.01, 0.2))
     rules = ("task_arithmetic", "ties")
     grid = Grid((PAIR, OTHER, TASKS), scenarios, tuple(PROTECTIONS), 2, 2, rules, axis)
     cells = grid.cells()
