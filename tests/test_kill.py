@@ -137,7 +137,8 @@ def test_the_sweep_goes_on_where_it_was_stopped(
     assert_same_tables(run, finished)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 20])
 def test_a_sweep_killed_at_random_ends_with_the_same_tables(
     sweep_engine: Engine, mixed_tables: Tables, worker: Worker, tmp_path: Path, kills: int
 ) -> None:

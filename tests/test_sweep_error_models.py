@@ -179,7 +179,8 @@ def test_cosines_are_the_error_models(
 
 def test_one_trace_for_all_error_models_scenarios_and_draws(inputs: SweepInputs) -> None:
     """How errors hang together is data, but for the number of sources."""
-    programs = Engine(inputs, Settings(), one_device(), counted).programs
+    # A jit of its own: engines with the same one share what is traced already.
+    programs = Engine(inputs, Settings(), one_device(), lambda f: counted(f)).programs
     before = TRACES["merge"]
     for name, traced in zip(sorted(OPTIONS, key="noisy_reference".__eq__), (1, 1, 1, 1, 2)):
         settings = Settings(kappa=KAPPA, error_model=name, **OPTIONS[name])

@@ -102,12 +102,10 @@ def test_shares_are_the_whole_work_in_order_and_about_equal(
 # Devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "layouts", "more"),
-    [
-        (4, ["4,2,1"], ["--merges"]),
-        pytest.param(8, ["8,1,1", "8,2,1", "8,4,1", "8,2,3", "1,1,1"], [], marks=pytest.mark.slow),
-    ],
+    [(4, ["4,2,1"], ["--merges"]), (8, ["8,1,1", "8,2,1", "8,4,1", "8,2,3", "1,1,1"], [])],
 )
 def test_many_devices_count_what_one_does(
     mixed_tables: Tables,

@@ -193,7 +193,13 @@ def test_mse_of_a_draw_does_not_depend_on_what_else_is_asked(sweep_engine: Engin
 # Merge rules
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(rule, marks=pytest.mark.slow if rule.startswith("dare") else ())
+        for rule in RULES
+    ],
+)
 @pytest.mark.parametrize("scenario", ["clean", "sum_rate"])
 def test_a_rule_merges_the_users_of_the_combination_alone(
     sweep_engine: Engine, rule: str, scenario: str

@@ -137,17 +137,6 @@ class SweepOptions:
     store: str | None = None
     """Where finished cells are kept, as a folder or a URL (gs://..., s3://...); by default in the
     run folder. All processes of a sweep write there."""
-    distributed: bool = False
-    """Join the other processes of a cluster or TPU slice (jax.distributed finds them): each takes
-    a share of the cells, the first one writes the tables. The run folder and --store must be
-    reached by all."""
-    coordinator: str | None = None
-    """Address HOST:PORT of the first process, with --distributed where no cluster or TPU slice
-    says it; --processes and --process go with it."""
-    processes: int | None = None
-    """How many processes there are, with --coordinator."""
-    process: int | None = None
-    """Which one this is, from 0, with --coordinator."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where the progress is reported besides: tensorboard, wandb."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,17 @@ class Sweep(SweepOptions):
     """Tasks; none means all that were fine-tuned in the run folder."""
     seed: int = 0
     """Root of channel, noise, few-shot samples and evaluation subsets."""
+    distributed: bool = False
+    """Join the other processes of a cluster or TPU slice (jax.distributed finds them): each takes
+    a share of the cells, the first one writes the tables. The run folder and --store must be
+    reached by all."""
+    coordinator: str | None = None
+    """Address HOST:PORT of the first process, with --distributed where no cluster or TPU slice
+    says it; --processes and --process go with it."""
+    processes: int | None = None
+    """How many processes there are, with --coordinator."""
+    process: int | None = None
+    """Which one this is, from 0, with --coordinator."""
     dry_run: bool = False
     """Print the cells, and what they take on the devices found (memory, operations, hours), and
     stop."""
@@ -53,7 +64,7 @@ class Sweep(SweepOptions):
             sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
 
 
-def join(options: SweepOptions) -> int:
+def join(options: Sweep) -> int:
     """Join the other processes of a distributed sweep; return the number of this one.
 
     **Raises:** `InputError` if it is not said who they are.
@@ -77,7 +88,7 @@ def join(options: SweepOptions) -> int:
     return jax.process_index()
 
 
-def _require_all(options: SweepOptions) -> None:
+def _require_all(options: Sweep) -> None:
     if options.coordinator is None or options.processes is None or options.process is None:
         raise InputError("--coordinator, --processes and --process go together: give all three.")
     if not 0 <= options.process < options.processes:
@@ -101,10 +112,8 @@ def layout_of(options: SweepOptions, inputs: SweepInputs, settings: Settings) ->
     at_once = options.cells_at_once
     if at_once is None:
         at_once = cells_that_fit(inputs, settings, devices[0])
-    layout = Layout(devices, at_once, options.image_devices)
-    if not options.distributed:
-        return layout
-    return replace(layout, process=jax.process_index(), processes=jax.process_count())
+    ranks = jax.process_index(), jax.process_count()  # 0 and 1 where nobody joined others
+    return Layout(devices, at_once, options.image_devices, *ranks)
 
 
 def settings_of(options: SweepOptions, seed: int) -> Settings:
