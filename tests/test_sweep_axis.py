@@ -64,7 +64,7 @@ def test_every_attack_at_every_level(axis: str, scenario: str, preset: str) -> N
     for level in (-5.0, 5.0, 20.0):
         found = user_mse(KEY, scenario, chosen, axis, level)
         expected = channel.user_mse(scenario, at(chosen, axis, level), KEY)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
