@@ -183,6 +183,7 @@ def by_name(found):
     return dict(zip(channel.ATTACKS, np.asarray(found)))
 
 
+@pytest.mark.slow
 def test_every_attack_is_worst_by_its_own_measure_in_one_trace_over_2000_cells():
     """Per cell, and on average over the preset: sum_mse >= white_in_range >= sum_rate."""
     paper = channel.get_preset("paper")

@@ -53,8 +53,12 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def dear(attack):
-    """The attack as a parameter; programs of min_max_rate, a loop of eighs, take long to build."""
-    return pytest.param(attack, marks=pytest.mark.slow) if attack == "min_max_rate" else attack
+    """The attack as a parameter; programs of min_max_rate, a loop of eighs, take long to build.
+
+    So do those of sum_mse for four step sizes.
+    """
+    slow = attack in ("min_max_rate", "sum_mse")
+    return pytest.param(attack, marks=pytest.mark.slow) if slow else attack
 
 
 def step_sizes(attack):

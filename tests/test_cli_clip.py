@@ -78,6 +78,7 @@ def test_an_imported_vector_is_the_difference_of_the_towers(models: Path, vector
     assert not any("text" in key or "projection" in key for key in tensors)
 
 
+@pytest.mark.slow
 def test_the_whole_job_runs_on_imported_vectors(finished_run: Path, models: Path):
     results = pd.read_parquet(finished_run / "results.parquet")
     assert set(results["task"]) == set(TASKS)
@@ -97,6 +98,7 @@ def test_the_whole_job_runs_on_imported_vectors(finished_run: Path, models: Path
         )
 
 
+@pytest.mark.slow
 def test_an_exported_merge_is_base_plus_scaled_sum(
     finished_run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -176,6 +176,7 @@ def test_gradients_with_respect_to_every_parameter(tmp_path: Path):
         )
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16_change_memory_and_precision_alone(tmp_path: Path):
     clip_model().save_pretrained(tmp_path)
     images = pixels(24)
