@@ -7,8 +7,8 @@ that are independent across users give zero; of the natural error models `noisy_
 gives one half, which is then a property of how models are sent and not of the attack.
 
 Reached (20 channel draws, ViT-Ti/16 at 64 pixels, 40 s on two cores): .001 ± .001 with independent
-errors; .546 ± .131 with `noisy_reference`, .49 to .61 by pair of tasks once averaged over draws, next
-to the paper's .48 to .52. Reloading the embeddings changes neither.
+errors; .546 ± .131 with `noisy_reference`, .49 to .61 by pair of tasks once averaged over draws,
+next to the paper's .48 to .52. Reloading the embeddings changes neither.
 """
 
 from __future__ import annotations
