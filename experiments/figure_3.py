@@ -8,8 +8,8 @@ across users (exact for MMSE-SIC) cosines shrink towards zero, whatever the vect
 
 Reached (20 channel draws, ViT-Ti/16 at 64 pixels, 40 s on two cores): .076 between different tasks
 as sent; received .011 ± .011 with independent errors, .556 ± .154 with `noisy_reference` (users
-with unequal MSEs are not at one half). Reloading the embeddings changes neither: they are 3 % of the
-parameters. The paper's .24 at most lies between the two models.
+with unequal MSEs are not at one half). Reloading the embeddings changes neither: they are 3 % of
+the parameters. The paper's .24 at most lies between the two models.
 """
 
 from __future__ import annotations
