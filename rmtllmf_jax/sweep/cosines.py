@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rmtllmf_jax import fusion
+from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.fusion.similarity import sign_agreement
@@ -91,13 +91,7 @@ def _receive(
     sources: PyTree[Float[Array, "sources ..."]],
     factor: Float[Array, "users sources"],
 ) -> PyTree[Float[Array, "users ..."]]:
-    return jax.tree.map(
-        lambda leaf, z: (
-            leaf + jnp.tensordot(factor.astype(z.dtype), z, axes=1, precision="highest")
-        ),
-        stacked,
-        sources,
-    )
+    return jax.tree.map(jnp.add, stacked, uplink.errors(sources, factor))
 
 
 @jax.jit

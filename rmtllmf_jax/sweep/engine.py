@@ -95,7 +95,11 @@ class Engine:
         """Return the accuracy on a task of a model that was made elsewhere."""
         models = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.layout.chunk), params)
         found = jax.device_get(self._count(self.layout.put(models, CELLS), task, split))
-        return int(np.sum(found, axis=0)[0]) / self.sets(split)[self.inputs.tasks.index(task)].count
+        return int(np.sum(found, axis=0)[0]) / self.samples(task, split).count
+
+    def samples(self, task: str, split: str) -> EvaluationSet:
+        """Return the evaluation batches of one task, see `sets`."""
+        return self.sets(split)[self.inputs.tasks.index(task)]
 
     def sets(self, split: str) -> list[EvaluationSet]:
         """Return the evaluation batches of every task; `split` is `test` or `validation`."""
@@ -160,7 +164,7 @@ class Engine:
         heads, number = self.arrays["heads"], np.asarray(user)
         return [
             self.programs.count(models, heads, number, batch.at_size(size))
-            for batch in self.sets(split)[user].batches
+            for batch in self.samples(task, split).batches
         ]
 
     def _merges(self, chunk: list[Job]) -> Merges:
@@ -169,12 +173,12 @@ class Engine:
         for row, job in enumerate(chunk):
             if job.kind != "base" and PROTECTIONS[job.cell.protection].fuse:
                 weights[row] = [task in job.cell.combination for task in tasks]
-        keys = [jax.random.key(self.settings.seed + job.cell.seed) for job in chunk]
+        key = jax.random.key(self.settings.seed + chunk[0].cell.seed)  # one seed a chunk
         return Merges(
             jnp.asarray(weights),
             jnp.asarray(np.stack([self.uplinks.factor(job.cell) for job in chunk])),
             jnp.asarray([job.scale for job in chunk], jnp.float32),
-            jnp.stack(keys),
+            jnp.stack([key] * len(chunk)),
             jnp.asarray([PROTECTIONS[job.cell.protection].reload for job in chunk]),
         )
 

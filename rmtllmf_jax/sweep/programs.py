@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from rmtllmf_jax import fusion
+from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.evaluation.accuracy import EvaluationBatch, count_correct
 from rmtllmf_jax.fusion.rules import get_rule
 from rmtllmf_jax.models.backbone import Backbone
@@ -65,13 +65,7 @@ def receive_and_merge(
         by_source = jnp.matmul(merge.weights, merge.factor, precision="highest")
         received = jax.tree.map(jnp.add, total, fusion.weighted_sum(sources, by_source))
     else:
-        received = jax.tree.map(
-            lambda leaf, z: (
-                leaf + jnp.tensordot(merge.factor.astype(z.dtype), z, axes=1, precision="highest")
-            ),
-            stacked,
-            sources,
-        )
+        received = jax.tree.map(jnp.add, stacked, uplink.errors(sources, merge.factor))
         chosen = get_rule(rule)
         key = merge.key if chosen.random else None
         received = chosen.merge(received, chosen.options(), key, weights=merge.weights)
@@ -91,21 +85,14 @@ class Programs:
     """(models, heads, task, batch) -> correct samples of each model."""
 
 
+@cache
 def build_programs(
-    backbone: Backbone,
-    recipe: Recipe,
-    layout: Layout,
-    jit: Callable[..., Any] = jax.jit,
+    backbone: Backbone, recipe: Recipe, layout: Layout, jit: Callable[..., Any]
 ) -> Programs:
-    """Return the programs of a sweep; `jit` can be replaced to count traces.
+    """Return the programs of a sweep, compiled by `jit`, which may count traces besides.
 
     Sweeps that differ in neither model, recipe nor layout share what is compiled.
     """
-    return _built(backbone, recipe, layout, jit)
-
-
-@cache
-def _built(backbone: Backbone, recipe: Recipe, layout: Layout, jit: Callable[..., Any]) -> Programs:
     cells, images, every = PartitionSpec(CELLS), PartitionSpec(IMAGES), PartitionSpec()
     at_once = layout.cells_at_once
 

@@ -48,11 +48,6 @@ class Stage:
         """
         mine = self.engine.layout.mine(jobs)
         missing = [job for job in mine if job.hash not in self.parts]
-        counts = {
-            (job.split, task): self.engine.sets(job.split)[place].count
-            for job in missing
-            for place, task in enumerate(self.engine.inputs.tasks)
-        }
         seen, images, started = 0, 0, time.monotonic()
         chunks = self.engine.run(missing)
         with progress_bar(description, len(mine), len(mine) - len(missing), unit="cells") as bar:
@@ -60,7 +55,7 @@ class Stage:
                 before = images
                 with interrupts_held(_NOTICE):
                     for job, correct in (chunk := next(chunks)):
-                        sizes = {task: counts[job.split, task] for task in correct}
+                        sizes = {t: self.engine.samples(t, job.split).count for t in correct}
                         self.parts.add(job.hash, job.rows(correct, sizes))
                         images += sum(sizes.values())
                 seen += len(chunk)

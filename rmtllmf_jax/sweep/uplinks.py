@@ -28,6 +28,7 @@ class Uplinks:
         self.preset = settings.channel(len(inputs.tasks))
         self._key = jax.random.key(settings.seed)
         self._mse: dict[tuple, Float[np.ndarray, " users"]] = {}
+        self._factors: dict[tuple, Float[np.ndarray, "users sources"]] = {}
 
     @cached_property
     def kappa(self) -> Float[Array, " users"]:
@@ -41,7 +42,7 @@ class Uplinks:
 
         One by one: the size of a batch moves the last bit, and a longer sweep keeps its old cells.
         """
-        where = (cell.scenario, cell.draw, cell.axis, cell.level)
+        where = _channel(cell)
         if where not in self._mse:
             key = self._draw_key(cell.draw)
             mse = user_mse(key, cell.scenario, self.preset, cell.axis, cell.level)
@@ -63,7 +64,11 @@ class Uplinks:
 
     def factor(self, cell: Cell) -> Float[np.ndarray, "users sources"]:
         """Return F: the errors of the users in a cell are ``F z``, z being `sources`."""
-        return np.asarray(_factor(self.error_model(cell), self.kappa, self.mse(cell)))
+        where = _channel(cell)
+        if where not in self._factors:
+            factor = _factor(self.error_model(cell), self.kappa, self.mse(cell))
+            self._factors[where] = np.asarray(factor)
+        return self._factors[where]
 
     def sources(self, seed: int, draw: int) -> PyTree[Float[Array, "sources ..."]]:
         """Return the Gaussians of a seed and draw, one a user (and what all users share).
@@ -79,9 +84,13 @@ class Uplinks:
         return jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)
 
 
+def _channel(cell: Cell) -> tuple:
+    """Return what the uplink of a cell depends on."""
+    return cell.scenario, cell.draw, cell.axis, cell.level
+
+
 @jax.jit
 def _factor(
     model: uplink.ErrorModel, kappa: Float[Array, " users"], mse: Float[Array, " users"]
 ) -> Float[Array, "users sources"]:
-    root = jnp.where(mse == 0, 0.0, jnp.sqrt(mse))
-    return model.factor(kappa * root)
+    return model.factor(kappa * jnp.sqrt(mse))

@@ -19,7 +19,7 @@ from rmtllmf_jax.uplink.error_models import (
     parse_error_model,
 )
 from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB, kappa_from_c0, kappa_per_leaf
-from rmtllmf_jax.uplink.noise import draw_sources, noise_of_sum, transmit
+from rmtllmf_jax.uplink.noise import draw_sources, errors, noise_of_sum, transmit
 
 __all__ = [
     "DEFAULT_C0_DB",
@@ -31,6 +31,7 @@ __all__ = [
     "Lmmse",
     "NoisyReference",
     "draw_sources",
+    "errors",
     "get_error_model",
     "kappa_from_c0",
     "kappa_per_leaf",

@@ -66,8 +66,7 @@ class ErrorModel(ABC):
         self, std: Float[Array, " users"], sources: Float[Array, "sources ..."]
     ) -> Float[Array, "users ..."]:
         """F z, the errors of the users."""
-        factor = self.factor(std).astype(sources.dtype)
-        return jnp.tensordot(factor, sources, axes=1, precision="highest")
+        return mixed(self.factor(std), sources)
 
     def std_of_sum(
         self,
@@ -255,6 +254,13 @@ def get_error_model(
         model = ERROR_MODELS[name](*values.get(name, ()))
     model.check(users)
     return model
+
+
+def mixed(
+    factor: Float[Array, "users sources"], sources: Float[Array, "sources ..."]
+) -> Float[Array, "users ..."]:
+    """Return F z, the errors of the users."""
+    return jnp.tensordot(factor.astype(sources.dtype), sources, axes=1, precision="highest")
 
 
 def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from rmtllmf_jax.fusion import leaf_path, stack_size
-from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel, safe_sqrt
+from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel, mixed, safe_sqrt
 
 _SHARED = 2**32 - 1  # Folded into the key of a source that all users share: no user's number.
 
@@ -71,6 +71,13 @@ def draw_sources(
         return _normals(_leaf_key(key, path), sources, leaf.shape[1:], leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, stacked)
+
+
+def errors(
+    sources: PyTree[Float[Array, "sources ..."]], factor: Float[Array, "users sources"]
+) -> PyTree[Float[Array, "users ..."]]:
+    """Return the users' errors ``e = F z`` for the Gaussians of `draw_sources`, leaf by leaf."""
+    return jax.tree.map(lambda leaf: mixed(factor, leaf), sources)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
