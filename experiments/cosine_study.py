@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from study import load, made_by, write_figure
+from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.report.figures import cosine_figure
 from rmtllmf_jax.report.markdown import table
@@ -26,17 +25,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
     error_models: tuple[str, ...] = ("independent", "noisy_reference")
     """How the users' errors hang together."""
     draws: int = 20
@@ -45,8 +36,6 @@ class Options:
     """Root of all random numbers."""
     quick: bool = False
     """Three draws."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
 
 
 def draw_figure(options: Options, number: int, scenario: str) -> None:

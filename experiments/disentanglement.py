@@ -6,8 +6,9 @@ needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`, 
 experiments/main_job.py). R-MTLLMF's eqs. (7) and (8): the share of test samples whose class changes
 between base + a tau_i, task vector as sent, and the merged model, task vectors as received. For a
 few pairs as a heat map over both scales; for two and more tasks as a number, at the merging
-coefficient of their number (a the same). Scenarios and draws share the Gaussians of the noise:
-draw k is the k-th channel and the k-th noise, whatever is merged.
+coefficient of their number (a the same). The noise is the sweep's own: draw k has the channel, and
+the noise of seed 0, that a `rmtllmf sweep` of the same tasks, `--seed`, `--preset` and `--c0` has,
+so that its results stand beside these. User q of the channel sends the alphabet's q-th task.
 
 Written to results/disentanglement/: README.md, pairs.csv (every point of the heat maps),
 combinations.csv (every task's term), pairs and sizes as PNG and SVG. What is finished is kept in
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from study import load, made_by, write_figure
+from journal import Journal
+from study import Users, load, made_by, write_figure
 
-from rmtllmf_jax import channel, fusion, uplink
+from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.cli.sweep import axis_of
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
-from rmtllmf_jax.data.splits import evaluation_subset
-from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
     pair_wde,
     single_outputs,
@@ -52,27 +52,18 @@ from rmtllmf_jax.evaluation.distances import get_distance
 from rmtllmf_jax.report.disentanglement import by_size, pairs_figure, sizes_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet
-from rmtllmf_jax.sweep.grid import Combination, choose_combinations
-from rmtllmf_jax.sweep.inputs import SweepInputs
-from rmtllmf_jax.sweep.journal import Journal
+from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations
+from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.sweep.uplinks import Uplinks
 
-# Folded into the root key, so that channel and parameter noise are independent.
-_CHANNEL, _NOISE = 0, 1
 _QUICK = {"points": 5, "samples": 50, "draws": 1, "combinations": 2, "pair_count": 1}
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run. User q of the channel sends the alphabet's q-th."""
     pairs: tuple[str, ...] = ()
     """Pairs with a heat map, as TASK+TASK; none named draws --pair-count."""
     pair_count: int = 3
@@ -109,8 +100,16 @@ class Options:
     """A coarse version in minutes; overrides points, samples, draws, combinations, pair_count."""
     out: Path = Path(__file__).parent / "results" / "disentanglement"
     """Where the tables and figures go."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
+
+    def settings(self) -> Settings:
+        """Return the sweep's settings that say channel, noise and test images."""
+        return Settings(
+            preset=self.preset,
+            c0_db=self.c0,
+            eval_samples=self.samples,
+            eval_batch_size=self.eval_batch_size,
+            seed=self.seed,
+        )
 
 
 class Study:
@@ -118,10 +117,11 @@ class Study:
 
     def __init__(self, inputs: SweepInputs, options: Options, journal: Journal) -> None:
         self.inputs, self.options, self.journal = inputs, options, journal
-        self.preset = channel.get_preset(options.preset)
-        size = inputs.backbone.image_size
-        self.samples = task_samples([self._test(user) for user in range(len(inputs.tasks))], size)
-        self.kappa = uplink.kappa_from_c0(inputs.vectors, options.c0)
+        settings = options.settings()
+        self.uplinks = Uplinks(inputs, settings)
+        rows = [task.test for task in inputs.data]
+        sets = evaluation_sets(rows, settings.eval_samples, settings)
+        self.samples = task_samples(sets, inputs.backbone.image_size)
         self.combinations = choose_combinations(
             inputs.tasks, options.combinations or None, options.seed
         )
@@ -133,11 +133,6 @@ class Study:
         self.wde_terms = jax.jit(partial(wde_terms, **same))
         self._singles: dict[float, jax.Array] = {}
 
-    def _test(self, user: int) -> EvaluationSet:
-        rows = self.inputs.data[user].test
-        part = rows.take(evaluation_subset(len(rows), self.options.samples, self.options.seed))
-        return evaluation_set(part.images, part.labels, self.options.eval_batch_size)
-
     def cells(self) -> list[tuple[str, int]]:
         """Return every scenario with its draws; clean draws nothing and has one."""
         return [
@@ -147,13 +142,9 @@ class Study:
         ]
 
     def noise(self, scenario: str, draw: int) -> Any:
-        """Return the errors of all task vectors, stacked."""
-        root = jax.random.key(self.options.seed)
-        keys = channel.draw_keys(jax.random.fold_in(root, _CHANNEL), draw + 1)
-        mse = _mse(keys[draw], scenario, self.preset)[: len(self.inputs.tasks)]
-        key = jax.random.fold_in(jax.random.fold_in(root, _NOISE), draw)
-        silent = jax.tree.map(jnp.zeros_like, self.inputs.vectors)
-        return _transmit(silent, mse, self.kappa, key)
+        """Return the errors of all task vectors, stacked: those of the sweep's seed 0."""
+        cell = Cell((), scenario, draw, 0, "none")
+        return _errors(self.uplinks.sources(cell.seed, draw), self.uplinks.factor(cell))
 
     def heat_map(self, pair: Combination, noise: Any) -> list[list[float]]:
         """Return the error of a pair over both scales."""
@@ -190,12 +181,7 @@ class Study:
         return np.asarray(found)[0, weights > 0].tolist()
 
 
-@partial(jax.jit, static_argnames=("scenario", "preset"))
-def _mse(key: jax.Array, scenario: str, preset: channel.Preset) -> jax.Array:
-    return channel.user_mse(scenario, preset, key)
-
-
-_transmit = jax.jit(uplink.transmit)
+_errors = jax.jit(uplink.errors)
 _received = jax.jit(lambda vectors, noise: jax.tree.map(jnp.add, vectors, noise))
 
 
@@ -314,8 +300,7 @@ def require_usable(options: Options) -> None:
 
     **Raises:** `InputError` that names the option.
     """
-    for scenario in options.scenarios:
-        require_known("--scenarios", scenario, channel.SCENARIOS)
+    axis_of("", options.settings().preset, options.scenarios, ())
     for name, least in (("points", 2), ("draws", 1), ("pair_count", 1), ("combinations", 0)):
         require_at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
     if not options.scenarios or not options.lowest < options.highest:
@@ -335,15 +320,11 @@ def main(options: Options) -> None:
     require_usable(options)
     use_compilation_cache(options.cache_dir)
     inputs = load(options)
-    users = channel.get_preset(options.preset).users
-    if not 2 <= len(inputs.tasks) <= users:
-        raise InputError(
-            f"expected 2 to {users} tasks (users of the preset {options.preset!r}), got "
-            f"{len(inputs.tasks)}."
-        )
-    kept = ("points", "lowest", "highest", "scale", "distance", "samples", "preset", "c0", "seed")
+    require_at_least("the number of tasks", len(inputs.tasks), 2)
+    settings = options.settings()
+    kept = ("points", "lowest", "highest", "scale", "distance")
     meaning = {name: getattr(options, name) for name in kept}
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    name = content_hash({"inputs": inputs.fingerprint, "settings": settings.key(), **meaning})
     with Journal(options.run / "disentanglement" / f"{name}.jsonl") as journal:
         resumed = journal.path.stat().st_size > 0
         pairs, combinations = measure(Study(inputs, options, journal))

@@ -13,7 +13,11 @@ test images a task; `--full` is all 247 combinations, three draws and two seeds 
 (for a GPU); `--quick` one combination of each size and 50 images. The coefficient is the best on
 validation samples for each number of tasks (`--scale`). Written to results/figure_2/: index.html
 (all figures and tables), the figures, summary.md, and the tables. What is finished is kept in the
-run folder: the same command goes on.
+run folder: the same command goes on. With `--axis` the scenarios stand at several levels of the
+channel in place of the preset's, e.g. the users' MSE itself:
+
+    python experiments/figure_2.py --run runs/vit-tiny --axis mse=.01,.1 --scenarios clean ideal \
+        --protections none r-mtllmf --out results/figure_2_mse
 
 Not run yet with this grid; results/main_job/ has two combinations of each size.
 """
@@ -22,14 +26,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
-from study import load, sweep
+from study import Users, load, sweep
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.cli.sweep import axis_of
 from rmtllmf_jax.common.files import write_json
 from rmtllmf_jax.report.write import write_report
 from rmtllmf_jax.resilience import PROTECTIONS
@@ -42,21 +46,20 @@ SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
     sizes: tuple[int, ...] = (2, 4, 6, 8)
     """Numbers of tasks."""
     combinations: int | None = 5
     """Combinations of each size; none is all."""
+    scenarios: tuple[str, ...] = SCENARIOS
+    """Channel scenarios."""
+    protections: tuple[str, ...] = tuple(PROTECTIONS)
+    """Protections; control is the base model realigned without any task vector."""
+    axis: str = ""
+    """Levels in place of the preset's, as of `rmtllmf sweep`: mse=.01,.1, snr_db=0,10 or
+    budget_db=10,20."""
     draws: int = 2
     """Channel realisations."""
     seeds: int = 1
@@ -75,8 +78,6 @@ class Options:
     """All combinations, three draws, two seeds, all test images."""
     out: Path = Path(__file__).parent / "results" / "figure_2"
     """Where tables and figures go."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
 
     def chosen(self) -> Options:
         """Return what `--quick` and `--full` make of the options."""
@@ -92,16 +93,24 @@ def main(options: Options) -> None:
     """Sweep, and write the report."""
     started, options = time.time(), options.chosen()
     use_compilation_cache(options.cache_dir)
-    inputs = load(options)
     settings = Settings(
         scale=options.scale,
         eval_samples=options.eval_samples,
         validation_samples=options.validation_samples,
         seed=options.seed,
     )
+    axis = axis_of(options.axis, settings.preset, options.scenarios, options.protections)
+    inputs = load(options)
     combinations = choose_combinations(inputs.tasks, options.combinations, options.seed)
     chosen = tuple(each for each in combinations if len(each) in options.sizes)
-    grid = Grid(chosen, SCENARIOS, tuple(PROTECTIONS), options.draws, options.seeds)
+    grid = Grid(
+        chosen,
+        tuple(dict.fromkeys(options.scenarios)),
+        tuple(dict.fromkeys(options.protections)),
+        options.draws,
+        options.seeds,
+        axis=axis,
+    )
     tables = sweep(options.run, inputs, settings, grid)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():

@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tyro
-from study import load, made_by, sweep, write_figure
+from study import Users, load, made_by, sweep, write_figure
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.ablation import figure_5
@@ -49,17 +48,9 @@ FROZEN = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
     sizes: tuple[int, ...] = (4,)
     """Numbers of tasks."""
     combinations: int = 5
@@ -86,8 +77,6 @@ class Options:
     """Sizes 2 to 8, three draws, all test images."""
     out: Path = Path(__file__).parent / "results" / "figure_5"
     """Where tables and figures go."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
 
     def chosen(self) -> Options:
         """Return what `--quick` and `--full` make of the options."""

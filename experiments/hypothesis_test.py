@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from journal import Journal
 from matplotlib.figure import Figure
-from study import load, made_by, write_figure
+from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -62,24 +62,15 @@ from rmtllmf_jax.report.markdown import table as markdown
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
 from rmtllmf_jax.sweep.inputs import SweepInputs
-from rmtllmf_jax.sweep.journal import Journal
 
 # Folded into the root key: noise of the Monte Carlo check.
 _NOISE = 1
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
     sizes: tuple[int, ...] = (2, 4, 8)
     """Numbers of tasks to merge."""
     combinations: int = 1
@@ -108,8 +99,6 @@ class Options:
     """Root of combinations, images and noise."""
     out: Path = Path(__file__).parent / "results" / "hypothesis_test"
     """Where tables and figures go."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
     quick: bool = False
     """Two tasks, 8 images, 5 levels, 16 draws, whatever else is said."""
 

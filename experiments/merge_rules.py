@@ -49,6 +49,7 @@ from typing import Any
 
 import pandas as pd
 import tyro
+from journal import Journal
 from merge_rules_study import VARIANTS, Candidate, Options, Study, choose, measure
 from study import load, made_by
 
@@ -60,7 +61,6 @@ from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 from rmtllmf_jax.sweep.grid import Combination
-from rmtllmf_jax.sweep.journal import Journal
 
 
 def tested_rows(study: Study, one: Candidate, combination: Combination) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from journal import Journal
 from merge_rules_statistics import fisher_information, input_grams
+from study import Users
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.common.progress import Advance
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.fusion.layers import group_by_layer
@@ -33,7 +34,6 @@ from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
 from rmtllmf_jax.sweep.inputs import SweepInputs
-from rmtllmf_jax.sweep.journal import Journal
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.batches import balanced_batches
@@ -96,21 +96,13 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
     rules: tuple[str, ...] = tuple(VARIANTS)
     """Rows of the table to compute, of `VARIANTS`."""
     sizes: tuple[int, ...] = (2, 4, 8)
     """Numbers of tasks."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
     combinations: int = 6
     """Combinations of each number of tasks, drawn so that tasks occur about equally often."""
     eval_samples: int = 200
@@ -129,8 +121,6 @@ class Options:
     """Root of combinations, samples and random rules."""
     out: Path = Path(__file__).parent / "results" / "merge_rules"
     """Where the tables go."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from journal import Journal
+from study import Users, load
 
-from rmtllmf_jax.cli.finetune import load_tasks
-from rmtllmf_jax.cli.options import default_cache
-from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell
-from rmtllmf_jax.sweep.inputs import load_inputs
 from rmtllmf_jax.sweep.job import Job, finetuned_job
-from rmtllmf_jax.sweep.journal import Journal
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN
-from rmtllmf_jax.training.users import load_manifest
 
 COMBINATIONS = (
     ("mnist", "eurosat"),
@@ -44,11 +40,8 @@ SCALES = {2: 0.4, 4: 0.25}
 
 def main(run: Path) -> None:
     """Print and save the table of candidates."""
-    setting, records = load_manifest(run)
-    backbone, base = load_backbone(Path(setting.model), setting.image_size)
-    names = tuple(sorted({task for combination in COMBINATIONS for task in combination}))
-    data = load_tasks(setting, names, default_cache())
-    inputs = load_inputs(run, backbone, base, data, records, setting.key())
+    names = {task for combination in COMBINATIONS for task in combination}
+    inputs = load(Users(run, tasks=tuple(names)))
     rows = []
     with Journal(run / "realign_choice.jsonl") as journal:
         for steps in CANDIDATES["steps"]:

@@ -12,14 +12,13 @@ Not run yet.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from study import load, made_by, sweep, write_figure
+from study import Users, load, made_by, sweep, write_figure
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.scale_law import scale_figure, scale_sheet
@@ -28,17 +27,9 @@ from rmtllmf_jax.sweep.settings import Settings
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Users):
     """What to run."""
 
-    run: Path
-    """Run folder of `rmtllmf finetune`."""
-    model: str | None = None
-    """Pretrained model; by default where it was when the run was fine-tuned."""
-    data: Path | None = None
-    """Folder of the images; by default where they were."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
     combinations: int = 5
     """Combinations of each size."""
     eval_samples: int = 200
@@ -51,8 +42,6 @@ class Options:
     """One combination of each size, 50 images."""
     out: Path = Path(__file__).parent / "results" / "scale_law"
     """Where tables and figures go."""
-    cache_dir: Path = field(default_factory=default_cache)
-    """Folder of decoded images and compiled programs."""
 
 
 def main(options: Options) -> None:

@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.cli.environment import provenance
-from rmtllmf_jax.cli.finetune import load_tasks, load_tower, require_same_weights
-from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.cli.options import default_cache
+from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.report.images import image_bytes
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.inputs import SweepInputs, load_inputs
+from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.users import load_manifest
 
 
-class Users(Protocol):
-    """Where the users of an experiment are."""
+@dataclass(frozen=True)
+class Users:
+    """Where the users of an experiment are; its own options come after these."""
 
     run: Path
     """Run folder of `rmtllmf finetune`."""
-    model: str | None
-    """Pretrained model; `None`: where it was when the run was fine-tuned."""
-    data: Path | None
-    """Folder of the images; `None`: where they were."""
-    tasks: tuple[str, ...]
+    model: str | None = None
+    """Pretrained model; by default where it was when the run was fine-tuned."""
+    data: Path | None = None
+    """Folder of the images; by default where they were."""
+    tasks: tuple[str, ...] = ()
     """Tasks; none named is all of the run."""
-    cache_dir: Path
+    cache_dir: Path = field(default_factory=default_cache)
     """Folder of decoded images and compiled programs."""
 
 
 def load(users: Users) -> SweepInputs:
-    """Return base model, task vectors, heads and samples of a run folder."""
-    setting, records = load_manifest(users.run)
+    """Return base model, task vectors, heads and samples of a run folder.
+
+    **Raises:** `InputError` as `read_users` and `load_run` do.
+    """
+    setting, records, names = read_users(users.run, users.tasks)
     if users.model is not None:
         setting = replace(setting, model=users.model)
     if users.data is not None:
         setting = replace(setting, data=str(users.data))
-    names = tuple(sorted(users.tasks or records))
-    for name in names:
-        require_known("--tasks", name, records)
-    require_same_weights(setting)
-    backbone, base = load_tower(setting)
-    data = load_tasks(setting, names, users.cache_dir)
-    return load_inputs(users.run, backbone, base, data, records, setting.key())
+    return load_run(users.run, setting, records, names, users.cache_dir)
 
 
 def sweep(
@@ -80,8 +75,5 @@ def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) ->
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG and SVG beside each other; same figure, same bytes."""
-    for kind, dateless in (("png", {}), ("svg", {"Date": None})):
-        buffer = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": "rmtllmf"}):
-            figure.savefig(buffer, format=kind, dpi=150, metadata=dateless)
-        write_bytes(path.with_suffix(f".{kind}"), buffer.getvalue())
+    for kind in ("png", "svg"):
+        write_bytes(path.with_suffix(f".{kind}"), image_bytes(figure, kind, dpi=150))

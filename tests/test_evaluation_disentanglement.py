@@ -6,6 +6,7 @@ import importlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import chex
@@ -32,6 +33,12 @@ from rmtllmf_jax.evaluation.distances import kl_divergence, log_probabilities
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.report.disentanglement import by_size, pairs_figure, sizes_figure
+from rmtllmf_jax.sweep.cosines import cosine_rows
+from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.layout import one_device
+from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.settings import Settings
 
 CLASSES = (3, 5, 2)
 COUNTS = (5, 11, 7)
@@ -507,6 +514,26 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
     assert journal.read_bytes() == before
     for name in ("pairs.csv", "combinations.csv", "pairs.svg", "sizes.png"):
         assert (tmp_path / "again" / name).read_bytes() == (options.out / name).read_bytes()
+    assert_noise_is_the_sweeps(script, options)
     for wrong in ({"pairs": ("dtd",)}, {"scenarios": ("idael",)}, {"points": 1}):
         with pytest.raises(InputError, match=r"pairs|Did you mean 'ideal'|points"):
             script.main(replace(options, **wrong))
+
+
+def assert_noise_is_the_sweeps(script: ModuleType, options: Any) -> None:
+    """Received vectors have the lengths that the sweep's own table of them tells, user by user."""
+    inputs = script.load(options)
+    study = script.Study(inputs, options, {})
+    engine = Engine(inputs, Settings(seed=options.seed), one_device())
+    grid = Grid((inputs.tasks,), ("ideal", "sum_rate"), ("none",), 2, 1)
+    with Parts(options.out / "cosines") as parts:
+        rows = pd.DataFrame(cosine_rows(engine, grid, parts))
+    rows = rows[(rows["protection"] == "none") & (rows["task_a"] == rows["task_b"])]
+    found = rows.set_index(["scenario", "draw", "task_a"])["norm_a"].sort_index()
+    for scenario, draw in (("ideal", 0), ("ideal", 1), ("sum_rate", 1)):
+        received = jax.tree.map(jnp.add, inputs.vectors, study.noise(scenario, draw))
+        flat = np.concatenate(
+            [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(received)], 1
+        )
+        expected = found.loc[scenario, draw][list(inputs.tasks)]
+        np.testing.assert_allclose(np.linalg.norm(flat, axis=1), expected, rtol=1e-5)

@@ -85,22 +85,16 @@ def sweep_dry_run(options: Sweep) -> None:
     """
     from dataclasses import replace
 
-    from rmtllmf_jax.cli.finetune import load_tasks, load_tower
+    from rmtllmf_jax.cli.run_inputs import load_run, read_users
     from rmtllmf_jax.cli.sweep import check, layout_of
     from rmtllmf_jax.data.registry import task_facts
-    from rmtllmf_jax.data.tasks import validate_tasks
-    from rmtllmf_jax.sweep.inputs import load_inputs
     from rmtllmf_jax.sweep.plan import plan
     from rmtllmf_jax.training.presets import Preset
     from rmtllmf_jax.training.recipes import Recipe
-    from rmtllmf_jax.training.users import load_manifest
 
-    setting, records = load_manifest(options.out)
-    names = tuple(sorted(validate_tasks(options.tasks or tuple(records), records)))
+    setting, records, names = read_users(options.out, options.tasks)
     settings, grid = check(options, names, options.seed)
-    backbone, base = load_tower(setting, options.remat)
-    data = load_tasks(setting, names, options.cache_dir)
-    inputs = load_inputs(options.out, backbone, base, data, records, setting.key())
+    inputs = load_run(options.out, setting, records, names, options.cache_dir, remat=options.remat)
     tasks = tuple(
         replace(
             task_facts(task.name),
@@ -109,11 +103,11 @@ def sweep_dry_run(options: Sweep) -> None:
             test=len(task.test),
             pixels=task.test.split.images.shape[1],
         )
-        for task in data
+        for task in inputs.data
     )
     recipe = Recipe(**records[names[0]].recipe)
     numbers = plan(
-        _with_vision(setting.model, backbone.module.shape),
+        _with_vision(setting.model, inputs.backbone.module.shape),
         Preset(recipe, settings.realign, model=setting.model, image_size=setting.image_size),
         tasks,
         grid,

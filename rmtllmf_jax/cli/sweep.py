@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.errors import InputError, first_line
 
 if TYPE_CHECKING:
+    from rmtllmf_jax.sweep.axis import Axis
     from rmtllmf_jax.sweep.grid import Grid
     from rmtllmf_jax.sweep.inputs import SweepInputs
     from rmtllmf_jax.sweep.layout import Layout
@@ -150,27 +152,17 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
 def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     """Return the library's grid for the options.
 
-    **Raises:** `InputError` for an unknown scenario or protection, for one that the preset cannot
-    have, or for an empty grid.
+    **Raises:** `InputError` for an unknown rule, scenario or protection, for one that the preset
+    cannot have, or for an empty grid.
     """
-    from rmtllmf_jax.channel import SCENARIOS, DirectPreset, get_preset
     from rmtllmf_jax.common.errors import require_known
     from rmtllmf_jax.fusion.rules import RULES
-    from rmtllmf_jax.resilience import PROTECTIONS
-    from rmtllmf_jax.sweep.axis import parse_axis
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 
-    preset, axis = get_preset(options.preset), parse_axis(options.axis)
     rules = {name: rule for name, rule in RULES.items() if name in SWEPT_RULES}
     for rule in options.rules:
         require_known("merge rule", rule, rules)
-    for scenario in options.scenarios:
-        require_known("scenario", scenario, SCENARIOS)
-        if isinstance(preset, DirectPreset):
-            preset.require_no_attack(scenario)
-            axis.require_fitting(preset)
-    for protection in options.protections:
-        require_known("protection", protection, PROTECTIONS)
+    axis = axis_of(options.axis, options.preset, options.scenarios, options.protections)
     return Grid(
         choose_combinations(tasks, options.per_size(), seed),
         tuple(dict.fromkeys(options.scenarios)),
@@ -180,6 +172,30 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
         tuple(dict.fromkeys(options.rules)),
         axis,
     )
+
+
+def axis_of(
+    text: str, preset: str, scenarios: tuple[str, ...], protections: tuple[str, ...]
+) -> Axis:
+    """Return the axis that a text describes, if preset, scenarios and protections can have it.
+
+    **Raises:** `InputError` for what is unknown, and for what the preset cannot have.
+    """
+    from rmtllmf_jax.channel import SCENARIOS, DirectPreset, get_preset
+    from rmtllmf_jax.common.errors import require_known
+    from rmtllmf_jax.resilience import PROTECTIONS
+    from rmtllmf_jax.sweep.axis import parse_axis
+
+    channel, axis = get_preset(preset), parse_axis(text)
+    axis.require_fitting(channel)
+    for scenario in scenarios:
+        require_known("scenario", scenario, SCENARIOS)
+        if isinstance(channel, DirectPreset):
+            channel.require_no_attack(scenario)
+        axis.require_meaning(scenario)
+    for protection in protections:
+        require_known("protection", protection, PROTECTIONS)
+    return axis
 
 
 def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Settings, Grid]:
@@ -193,24 +209,16 @@ def sweep(
     options: SweepOptions, out: Path, tasks: tuple[str, ...], seed: int, cache_dir: Path
 ) -> None:
     """Run the grid on a run folder's users and write its tables."""
-    from rmtllmf_jax.cli.finetune import load_tasks, load_tower, require_same_weights
     from rmtllmf_jax.common.files import content_hash, write_json
-    from rmtllmf_jax.data.tasks import validate_tasks
     from rmtllmf_jax.sweep.engine import Engine
-    from rmtllmf_jax.sweep.inputs import load_inputs
     from rmtllmf_jax.sweep.run import run_grid
     from rmtllmf_jax.sweep.tables import write_table
     from rmtllmf_jax.sweep.trackers import get_tracker
-    from rmtllmf_jax.training.users import load_manifest
 
     started = time.time()
-    setting, records = load_manifest(out)
-    names = tuple(sorted(validate_tasks(tasks or tuple(records), records)))
+    setting, records, names = read_users(out, tasks)
     settings, grid = check(options, names, seed)
-    require_same_weights(setting)
-    backbone, base = load_tower(setting, options.remat)
-    data = load_tasks(setting, names, cache_dir)
-    inputs = load_inputs(out, backbone, base, data, records, setting.key())
+    inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     store = f"{options.store or out / 'sweep'}/{key}"
     layout = layout_of(options, inputs, settings)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.html import html_page
+from rmtllmf_jax.report.images import KINDS, image_bytes
 from rmtllmf_jax.report.markdown import page
 from rmtllmf_jax.report.paper import paper_sheet
 from rmtllmf_jax.report.parts import parts
@@ -22,13 +20,6 @@ from rmtllmf_jax.report.scale_law import scale_sheet
 from rmtllmf_jax.report.sheets import Sheet, all_sheets
 from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, summary
 from rmtllmf_jax.report.verdict import verdict
-
-# What would tell one writing from another.
-_DATES: dict[str, dict[str, None]] = {
-    "png": {},
-    "svg": {"Date": None},
-    "pdf": {"CreationDate": None},
-}
 
 
 def write_report(run: Path) -> list[Path]:
@@ -57,8 +48,8 @@ def write_report(run: Path) -> list[Path]:
     paper = paper_sheet(results, cosines, configuration)
     files: dict[str, bytes] = {}
     for plate in drawn:
-        for kind in _DATES:
-            files[f"{plate.stem}.{kind}"] = _image(plate.figure, kind)
+        for kind in KINDS:
+            files[f"{plate.stem}.{kind}"] = image_bytes(plate.figure, kind)
     with_svg = [(plate, files[f"{plate.stem}.svg"].decode()) for plate in drawn]
     html = html_page(name, said, with_svg, skipped, sheets, paper, configuration)
     files["summary.md"] = page(name, said, drawn, skipped, [*sheets, paper], configuration).encode()
@@ -67,7 +58,7 @@ def write_report(run: Path) -> list[Path]:
 
     folder = run / "report"
     for pattern in STEMS:
-        for kind in _DATES:
+        for kind in KINDS:
             for file in folder.glob(f"{pattern}.{kind}"):
                 if file.name not in files:
                     file.unlink()
@@ -84,12 +75,3 @@ def _scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterato
         if sheet is not None:
             title = f"{sheet.title}, {part.title}" if len(told) > 1 else sheet.title
             yield replace(sheet, title=title)
-
-
-def _image(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "rmtllmf"}):
-        figure.savefig(buffer, format=kind, dpi=200, metadata=_DATES[kind])
-    # The first drawing has found the places; the others keep them.
-    figure.set_layout_engine(None)
-    return buffer.getvalue()

@@ -1,0 +1,60 @@
+"""The sweep of figure 2 (experiments/figure_2.py), whose scripts are no package."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from conftest import TinyRun
+
+from rmtllmf_jax.common.errors import InputError
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The experiment, imported as it runs: from its own folder."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    return importlib.import_module("figure_2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scenarios": ("clean", "idael")}, "Did you mean 'ideal'"),
+        ({"protections": ("freze",)}, "Did you mean 'freeze'"),
+        ({"axis": "msee=.1"}, "Did you mean 'mse'"),
+        ({"axis": "mse=.1"}, "scenario 'strongest_user' attacks a channel"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_before_the_run_is_read(
+    script: ModuleType, tmp_path: Path, options: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        script.main(script.Options(tmp_path / "none", cache_dir=tmp_path, **options))
+
+
+@pytest.mark.slow
+def test_an_axis_gives_levels_in_place_of_the_presets(
+    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+) -> None:
+    options = script.Options(
+        finished.copy(tmp_path / "run", sweep=False),
+        sizes=(2,),
+        combinations=1,
+        scenarios=("clean", "ideal"),
+        protections=("none", "freeze"),
+        axis="mse=.01,.1",
+        draws=1,
+        scale="0.3",
+        out=tmp_path / "out",
+        cache_dir=cache_dir,
+    )
+    script.main(options)
+    rows = pd.read_parquet(options.out / "results.parquet")
+    assert set(rows["protection"]) == {"none", "freeze"}
+    assert set(rows.loc[rows["scenario"] == "ideal", "level"]) == {0.01, 0.1}
+    assert rows.loc[rows["scenario"] == "clean", "level"].isna().all()
+    assert (options.out / "axis_mse.png").exists()
