@@ -23,6 +23,7 @@ ROOMS = (
     "training",
     "resilience",
     "evaluation",
+    "gradients",
     "sweep",
     "report",
     "cli",

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Complex, Real
+from jaxtyping import Array, Complex, Int, Real
 
 from rmtllmf_jax.channel.checks import checked_attack
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_rate
@@ -81,14 +81,24 @@ def strongest_user(
     thermal floor, without which all other users have rate infinity. Non-smooth where the strongest
     user changes (a tie of the largest received powers).
     """
+    return towards_user(gram, budget, noise, jnp.argmax(jnp.real(jnp.diagonal(gram))))
+
+
+@checked_attack
+def towards_user(
+    gram: Complex[Array, "users users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""],
+    user: Int[ArrayLike, ""],
+) -> Complex[Array, "users users"]:
+    """All power along one `user`: `strongest_user` with the choice made, and smooth."""
     power = jnp.real(jnp.diagonal(gram))
-    strongest = jnp.argmax(power)
-    column = gram[:, strongest]
+    column = gram[:, user]
     # tiny keeps a silent cell (all powers zero) finite.
-    along = column[:, None] * column.conj() / jnp.maximum(power[strongest], jnp.finfo(power).tiny)
-    # What is orthogonal to h: its row and column of the strongest user vanish identically, and
+    along = column[:, None] * column.conj() / jnp.maximum(power[user], jnp.finfo(power).tiny)
+    # What is orthogonal to h: its row and column of the attacked user vanish identically, and
     # rounding there would be divided by the small noise and not by the large jamming power.
-    others = jnp.arange(gram.shape[0]) != strongest
+    others = jnp.arange(gram.shape[0]) != user
     orthogonal = jnp.where(others[:, None] & others, gram - along, 0)
     return orthogonal / noise + along / (budget + noise)
 

@@ -136,10 +136,10 @@ def checked_attack(attack: _Function) -> _Function:
     compiled = jax.jit(attack, static_argnames=options)
 
     @functools.wraps(attack)
-    def checked(gram: Any, budget: Any, noise: Any, **options: Any) -> Any:
+    def checked(gram: Any, budget: Any, noise: Any, *rest: Any, **options: Any) -> Any:
         require_hermitian("gram", gram)
         require_powers(budget, noise)
-        return compiled(gram, budget, noise, **options)
+        return compiled(gram, budget, noise, *rest, **options)
 
     return checked  # type: ignore[return-value]
 

@@ -50,7 +50,7 @@ def transmit(
     def send(leaf: Array, noise: Array, kappa_leaf: Array) -> Array:
         return leaf + error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
 
-    return jax.tree.map(send, stacked, sources, _kappa_tree(kappa, stacked))
+    return jax.tree.map(send, stacked, sources, _leaf_by_leaf(kappa, stacked))
 
 
 def draw_sources(
@@ -91,8 +91,8 @@ def _normals(
 
 def noise_of_sum(
     stacked: PyTree[Float[Array, "users ..."]],
-    weights: Float[Array, " users"],
-    mse: Float[Array, " users"],
+    weights: Float[Array, " users"] | PyTree[Float[Array, " users"]],
+    mse: Float[Array, " users"] | PyTree[Float[Array, " users"]],
     kappa: Float[Array, " users"] | PyTree[Float[Array, " users"]],
     key: Key[Array, ""],
     error_model: ErrorModel = INDEPENDENT,
@@ -102,21 +102,23 @@ def noise_of_sum(
     Merging is linear and the users' errors are jointly Gaussian with some covariance S across
     users, the same in every coordinate of a leaf. Their weighted sum is one Gaussian with variance
     ``w^T S w`` (``sum_q weights_q^2 kappa_q^2 mu_q`` if independent): one draw in place of Q.
+    `weights`, `mse` and `kappa` may be trees of leaves of their own, as for layer-wise scales.
     """
 
-    def draw(path: tuple, leaf: Array, kappa_leaf: Array) -> Array:
+    def draw(path: tuple, leaf: Array, w: Array, mu: Array, kappa_leaf: Array) -> Array:
         noise = jax.random.normal(_leaf_key(key, path), leaf.shape[1:], leaf.dtype)
-        return noise * error_model.std_of_sum(weights, kappa_leaf, mse).astype(leaf.dtype)
+        return noise * error_model.std_of_sum(w, kappa_leaf, mu).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, stacked, _kappa_tree(kappa, stacked))
+    by_leaf = (_leaf_by_leaf(values, stacked) for values in (weights, mse, kappa))
+    return jax.tree_util.tree_map_with_path(draw, stacked, *by_leaf)
 
 
-def _kappa_tree(
-    kappa: Float[Array, " users"] | PyTree[Float[Array, " users"]], stacked: PyTree
+def _leaf_by_leaf(
+    values: Float[Array, " users"] | PyTree[Float[Array, " users"]], stacked: PyTree
 ) -> PyTree[Float[Array, " users"]]:
-    if jax.tree_util.all_leaves([kappa]):
-        return jax.tree.map(lambda _: kappa, stacked)
-    return kappa
+    if jax.tree_util.all_leaves([values]):
+        return jax.tree.map(lambda _: values, stacked)
+    return values
 
 
 def _leaf_key(key: Key[Array, ""], path: tuple) -> Key[Array, ""]:

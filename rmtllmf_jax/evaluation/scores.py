@@ -1,0 +1,97 @@
+"""Scores of a sample's logits: accuracy, and what stands in for it where a derivative is wanted.
+
+Accuracy is a step function of the parameters: its derivative is zero almost everywhere and says
+nothing. The others have one. `soft_accuracy` tends to it as the temperature falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Real
+
+from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.evaluation.discrete import discrete
+
+Score = Callable[
+    [Float[Array, "batch classes"], Int[Array, " batch"], Real[ArrayLike, ""]],
+    Float[Array, " batch"],
+]
+"""`(logits, labels, temperature) -> a number a sample`."""
+
+
+def accuracy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, " batch"]:
+    """1 where the largest logit is the label's, else 0. `temperature` is not used.
+
+    **Raises:** `InputError` where it is differentiated.
+    """
+    guess = jnp.argmax(discrete("hard accuracy (the largest logit)", logits), axis=-1)
+    return (guess == labels).astype(logits.dtype)
+
+
+def soft_accuracy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, " batch"]:
+    """``softmax(logits / temperature)`` at the label: the probability of being right.
+
+    The accuracy of a classifier that draws its answer. As `temperature` > 0 falls to zero it tends
+    to `accuracy`, wherever the largest logit is the only one.
+    """
+    return jnp.exp(-cross_entropy(logits, labels, temperature))
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, " batch"]:
+    """``-log softmax(logits / temperature)`` at the label, in nats: lower is better."""
+    scaled = logits / temperature
+    return jax.nn.logsumexp(scaled, axis=-1) - _at(scaled, labels)
+
+
+def margin(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, " batch"]:
+    """The label's logit minus the largest other one, over `temperature`: positive where right.
+
+    Differentiable where that other one is the only one.
+    """
+    here = jnp.arange(logits.shape[-1]) == labels[:, None]
+    others = jnp.max(jnp.where(here, -jnp.inf, logits), axis=-1)
+    return (_at(logits, labels) - others) / temperature
+
+
+def _at(logits: Array, labels: Array) -> Array:
+    return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
+SCORES: Mapping[str, Score] = MappingProxyType(
+    {
+        "accuracy": accuracy,
+        "soft_accuracy": soft_accuracy,
+        "cross_entropy": cross_entropy,
+        "margin": margin,
+    }
+)
+"""Every score by name; all but `accuracy` have derivatives."""
+
+
+def get_score(name: str) -> Score:
+    """Return the score called `name`.
+
+    **Raises:** `InputError` that names the nearest one.
+    """
+    return SCORES[require_known("score", name, SCORES)]

@@ -1,0 +1,40 @@
+"""Derivatives of the fused model's score with respect to the channel, the attack and the merge.
+
+`Objective` is the pure function ``(parameters, key) -> score``; `Parameters` what it is
+differentiated in; `check_gradient` compares its gradient with finite differences.
+"""
+
+from rmtllmf_jax.gradients.check import TOLERANCE, Agreement, check_gradient
+from rmtllmf_jax.gradients.estimators import Estimate, pathwise, score_function
+from rmtllmf_jax.gradients.link import user_mse
+from rmtllmf_jax.gradients.objective import (
+    Objective,
+    Setting,
+    layer_names,
+    score_of_model,
+    value,
+    value_and_gradient,
+)
+from rmtllmf_jax.gradients.parameters import Parameters, attack_entries, covariance_root
+from rmtllmf_jax.gradients.samples import Samples, samples_of
+
+__all__ = [
+    "TOLERANCE",
+    "Agreement",
+    "Estimate",
+    "Objective",
+    "Parameters",
+    "Samples",
+    "Setting",
+    "attack_entries",
+    "check_gradient",
+    "covariance_root",
+    "layer_names",
+    "pathwise",
+    "samples_of",
+    "score_function",
+    "score_of_model",
+    "user_mse",
+    "value",
+    "value_and_gradient",
+]

@@ -1,0 +1,102 @@
+"""The gradient against finite differences, on a user's own objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+from scipy.differentiate import derivative
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.gradients.objective import Objective, value, value_and_gradient
+from rmtllmf_jax.gradients.parameters import Parameters
+
+# Relative steps at which central differences begin, and how often they are halved: in float32 the
+# rounding of the score, about 1e-7 of it, is what a small step drowns in.
+_STEPS = {"float32": (0.2, 4), "float64": (0.05, 6)}
+
+TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
+"""Relative error that is allowed by default, by the type that the objective computes in."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The derivative in one parameter, along a random direction, computed in two ways."""
+
+    parameter: str
+    gradient: float
+    """By `jax.grad`."""
+    difference: float
+    """By central differences with common random numbers."""
+    uncertainty: float
+    """How far the difference may be off, by its own estimate: the last two steps' disagreement."""
+
+    @property
+    def relative_error(self) -> float:
+        """The two derivatives' distance over the larger of them; 0 where both are 0."""
+        size = max(abs(self.gradient), abs(self.difference))
+        return abs(self.gradient - self.difference) / size if size else 0.0
+
+    def verdict(self, tolerance: float) -> str:
+        """Return `agrees`, `differs`, or `too small to tell`.
+
+        They agree if they differ by no more than `tolerance` relatively, and what the finite
+        differences are off by themselves. Where that is more than a tenth of the derivative,
+        agreement would say little.
+        """
+        size = max(abs(self.gradient), abs(self.difference))
+        if not abs(self.gradient - self.difference) <= tolerance * size + 3 * self.uncertainty:
+            return "differs"
+        return "too small to tell" if 10 * self.uncertainty > size > 0 else "agrees"
+
+
+def check_gradient(
+    objective: Objective, parameters: Parameters, key: Key[Array, ""], seed: int = 0
+) -> list[Agreement]:
+    """Return the agreement in every parameter that is given.
+
+    Each is moved along one random direction, drawn from `seed`, whose entries are in proportion to
+    the parameter's own. Central differences of fourth order (`scipy.differentiate.derivative`), at
+    the same `key` as the gradient. Fix the discrete choices first (`Objective.fixed_at`): where one
+    of them changes between two steps, a difference is not a derivative.
+
+    **Raises:** `InputError` if no parameter is given, and what the objective raises.
+    """
+    names = parameters.given()
+    if not names:
+        raise InputError("there is nothing to differentiate in: no parameter is given.")
+    _, gradient = value_and_gradient(objective, parameters, key)
+    generator = np.random.default_rng(seed)
+    found = []
+    for name in names:
+        here = getattr(parameters, name)
+        way = _direction(here, generator)
+        slope = float(np.vdot(np.asarray(getattr(gradient, name), float), np.asarray(way, float)))
+        step, halvings = _STEPS[str(jnp.asarray(here).dtype)]
+
+        def along(t: Any, name: str = name, here: Any = here, way: Any = way) -> float:
+            moved = replace(parameters, **{name: here + jnp.asarray(t, here.dtype) * way})
+            return float(value(objective, moved, key))
+
+        result = derivative(
+            np.vectorize(along, otypes=[float]),
+            0.0,
+            order=4,
+            initial_step=step,
+            maxiter=halvings,
+            tolerances={"atol": 0.0, "rtol": 0.0},
+        )
+        found.append(Agreement(name, slope, float(result.df), float(result.error)))
+    return found
+
+
+def _direction(here: Any, generator: np.random.Generator) -> Any:
+    """Return a random direction; entries that are zero move by a tenth of the largest one."""
+    size = np.abs(np.asarray(here, float))
+    floor = 0.1 * max(size.max(initial=0.0), 1e-3)
+    signs = generator.uniform(0.5, 1.0, size.shape) * generator.choice([-1.0, 1.0], size.shape)
+    return jax.numpy.asarray(np.maximum(size, floor) * signs, here.dtype)

@@ -1,0 +1,264 @@
+"""From parameters of the channel to the score of the fused model: one pure function.
+
+``parameters -> H~ -> attack -> MSE mu_q -> error std kappa_q sqrt(mu_q) -> merged model -> score``.
+The noise is reparametrised: standard Gaussians that the key fixes, times a standard deviation that
+the parameters move. Its derivative is the pathwise gradient of the expected score, unbiased at any
+number of draws, and one key gives the same Gaussians at all parameters (common random numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from rmtllmf_jax import fusion, uplink
+from rmtllmf_jax.channel import SCENARIOS, Preset
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.evaluation.scores import get_score
+from rmtllmf_jax.gradients.accumulate import accumulated_sum
+from rmtllmf_jax.gradients.link import user_mse
+from rmtllmf_jax.gradients.parameters import Parameters, require_fitting
+from rmtllmf_jax.gradients.samples import Samples
+from rmtllmf_jax.models.heads import Head
+
+# Folded into a draw's key, so that channel and parameter noise are independent.
+_CHANNEL, _NOISE = 0, 1
+
+Features = Callable[..., Array]
+"""``(params, images uint8 (batch, size, size, channels)) -> (batch, width)``."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compiled in: model, channel, attacker, score and number of draws."""
+
+    features: Features
+    """The model up to its head, such as `Backbone.features`; the same object compiles once."""
+    preset: Preset
+    """Channel preset; user q sends task q."""
+    scenario: str = "ideal"
+    """One of `channel.SCENARIOS`."""
+    score: str = "soft_accuracy"
+    """One of `evaluation.scores.SCORES`."""
+    channel_draws: int = 1
+    """Channels that are averaged over."""
+    noise_draws: int = 1
+    """Draws of the parameters' noise for every channel."""
+
+    def __post_init__(self) -> None:
+        get_score(self.score)
+        require_known("scenario", self.scenario, SCENARIOS)
+        require_at_least("channel draws", self.channel_draws, 1)
+        require_at_least("noise draws", self.noise_draws, 1)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "base",
+        "vectors",
+        "heads",
+        "samples",
+        "kappa",
+        "scale",
+        "temperature",
+        "members",
+        "error_model",
+        "reference",
+    ],
+    meta_fields=["setting"],
+)
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """``objective(parameters, key) -> score`` of the fused model, averaged over draws.
+
+    A pytree: pass it to a compiled function as an argument, so that its arrays are not compiled in
+    (`value`, `value_and_gradient` do). All of its fields are data but the `setting`.
+    """
+
+    setting: Setting
+    base: PyTree
+    vectors: PyTree[Float[Array, "tasks ..."]]
+    heads: Head
+    samples: Samples
+    kappa: Float[Array, " tasks"]
+    """Noise scale of each task's user, see `uplink.kappa_from_c0`."""
+    scale: Float[Array, ""] | float
+    """Merging coefficient where the parameters give none."""
+    temperature: Float[Array, ""] | float = 1.0
+    """Divides the logits; see `evaluation.scores`."""
+    members: Float[Array, " tasks"] | None = None
+    """1 for the tasks that are merged, 0 for the others; `None` is all."""
+    error_model: uplink.ErrorModel = uplink.INDEPENDENT
+    """How the users' errors hang together."""
+    reference: Parameters | None = None
+    """Parameters that fix the SIC order and the strongest user of every draw, see `fixed_at`."""
+
+    def fixed_at(self, parameters: Parameters) -> Objective:
+        """Return the objective whose discrete choices are those of `parameters`.
+
+        It has derivatives in everything that moves the received powers.
+        """
+        return replace(self, reference=parameters)
+
+    def scored(self, score: str) -> Objective:
+        """Return the objective with another score."""
+        return replace(self, setting=replace(self.setting, score=score))
+
+    def __call__(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Return the mean score over draws; pure.
+
+        Goes through `jax.jit`, `jax.vmap`, `jax.grad`, `jax.jvp` and `jax.hessian`.
+
+        **Raises:** `InputError` for parameters that the preset has no place for, and where it is
+        differentiated through a discrete choice.
+        """
+        self.check(parameters)
+        setting = self.setting
+        draws = setting.channel_draws * setting.noise_draws
+        numbers = jnp.arange(draws, dtype=jnp.uint32)
+        channels, noises = (
+            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, kind), which)
+            for kind, which in ((_CHANNEL, numbers // setting.noise_draws), (_NOISE, numbers))
+        )
+        score = _DrawScore(setting)
+        return accumulated_sum(score, parameters, self, (channels, noises)) / draws
+
+    def check(self, parameters: Parameters) -> None:
+        """Check parameters before any work.
+
+        **Raises:** `InputError` that names one which does not fit.
+        """
+        require_fitting(parameters, self.setting.preset, self.setting.scenario)
+        tasks, layers = fusion.stack_size(self.vectors), len(layer_names(self.vectors))
+        if tasks > self.setting.preset.users:
+            raise InputError(
+                f"{tasks} tasks need as many users; the preset has {self.setting.preset.users}."
+            )
+        leaves = len(jax.tree.leaves(self.vectors))
+        shapes: dict[str, tuple[tuple[int, ...], ...]] = {
+            "scale": ((), (tasks,), (tasks, layers)),
+            "mse_factor": ((tasks, leaves),),
+            "mse": ((self.setting.preset.users,),),
+        }
+        for name, expected in shapes.items():
+            value = getattr(parameters, name)
+            if value is not None and jnp.shape(value) not in expected:
+                raise InputError(
+                    f"parameter {name!r} must have shape {' or '.join(map(str, expected))}, got "
+                    f"{jnp.shape(value)}."
+                )
+
+    def user_mse(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, " tasks"]:
+        """MSE of the tasks' users over the channel of one draw's key."""
+        setting = self.setting
+        found = user_mse(parameters, setting.scenario, setting.preset, key, self.reference)
+        return found[: len(self.kappa)]
+
+    def fused(
+        self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
+    ) -> PyTree:
+        """Return ``base + sum_q s_q (tau_q + e_q)``, R-MTLLMF eq. (6), for the users' MSE.
+
+        The errors' weighted sum is one Gaussian, drawn once (`uplink.noise_of_sum`).
+        """
+        weights, errors = self.weights(parameters), self.errors(parameters, mse)
+        total = jax.tree.map(fusion.weighted_sum, self.vectors, weights)
+        noise = uplink.noise_of_sum(
+            self.vectors, weights, errors, self.kappa, key, self.error_model
+        )
+        return jax.tree.map(lambda leaf, *moves: leaf + sum(moves), self.base, total, noise)
+
+    def weights(self, parameters: Parameters) -> PyTree[Float[Array, " tasks"]]:
+        """Return the merging coefficients of the tasks, leaf by leaf."""
+        scales = self._scales(parameters)
+        if scales.ndim == 1:
+            return jax.tree.map(lambda _: scales, self.vectors)
+        names = layer_names(self.vectors)
+        paths = fusion.leaves_by_path(self.vectors)
+        return self._columns(scales[:, jnp.array([names.index(fusion.layer_of(p)) for p in paths])])
+
+    def errors(
+        self, parameters: Parameters, mse: Float[Array, " tasks"]
+    ) -> PyTree[Float[Array, " tasks"]]:
+        """Return the MSE of the tasks' users, leaf by leaf."""
+        if parameters.mse_factor is None:
+            return jax.tree.map(lambda _: mse, self.vectors)
+        return self._columns(mse[:, None] * parameters.mse_factor)
+
+    def _scales(self, parameters: Parameters) -> Float[Array, "tasks *layers"]:
+        members = jnp.ones_like(self.kappa) if self.members is None else self.members
+        scale = parameters.scale
+        if scale is None:
+            scale = jnp.asarray(self.scale, self.kappa.dtype)
+        return members[:, None] * scale if scale.ndim == 2 else members * scale
+
+    def _columns(self, table: Float[Array, "tasks leaves"]) -> PyTree[Float[Array, " tasks"]]:
+        tree = jax.tree.structure(self.vectors)
+        return jax.tree.unflatten(tree, [table[:, place] for place in range(table.shape[1])])
+
+
+def layer_names(vectors: PyTree[Float[Array, "tasks ..."]]) -> tuple[str, ...]:
+    """Return the layers of stacked task vectors in the order of `Parameters.scale`."""
+    return tuple(fusion.group_by_layer(fusion.leaves_by_path(vectors)))
+
+
+@dataclass(frozen=True)
+class _DrawScore:
+    """The score of one draw, as a term of a sum."""
+
+    setting: Setting
+
+    def __call__(
+        self,
+        parameters: Parameters,
+        objective: Objective,
+        keys: tuple[Key[Array, ""], Key[Array, ""]],
+    ) -> Float[Array, ""]:
+        mse = objective.user_mse(parameters, keys[0])
+        model = objective.fused(parameters, mse, keys[1])
+        return score_of_model(objective, model)
+
+
+def score_of_model(objective: Objective, model: PyTree) -> Float[Array, ""]:
+    """Return the weighted score of a model's parameters on the samples; pure."""
+    term = _BatchScore(objective.setting.features, objective.setting.score)
+    constants = objective.heads, jnp.asarray(objective.temperature, objective.kappa.dtype)
+    return accumulated_sum(term, model, constants, objective.samples)
+
+
+@dataclass(frozen=True)
+class _BatchScore:
+    """The weighted score of one batch, as a term of a sum."""
+
+    features: Features
+    score: str
+
+    def __call__(
+        self, model: PyTree, constants: tuple[Head, Float[Array, ""]], batch: Samples
+    ) -> Float[Array, ""]:
+        heads, temperature = constants
+        head = jax.tree.map(lambda leaf: leaf[batch.task], heads)
+        logits = head(self.features(model, batch.images))
+        scores = get_score(self.score)(logits, batch.labels, temperature)
+        # A padded row has weight 0, and may have any score.
+        return jnp.sum(jnp.where(batch.weights > 0, batch.weights * scores, 0.0))
+
+
+@jax.jit
+def value(objective: Objective, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
+    """``objective(parameters, key)``, compiled once for all objectives of a setting."""
+    return objective(parameters, key)
+
+
+@jax.jit
+def value_and_gradient(
+    objective: Objective, parameters: Parameters, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Parameters]:
+    """The score and its gradient in all parameters that are given, compiled once a setting."""
+    return jax.value_and_grad(objective.__call__)(parameters, key)

@@ -1,0 +1,156 @@
+"""What an objective is differentiated in: power, place, attack, budget and merging coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+from rmtllmf_jax.channel import ChannelPreset, PowerLaw, channel_at, draw_distances
+from rmtllmf_jax.common.errors import InputError
+
+LEAST_POWER = 1e-6
+"""Smallest share of its power that a user can be given: the root has no derivative at zero."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Numbers that may be differentiated; `None` leaves one to the preset, and out of the tree.
+
+    Powers are in units of the thermal noise power per antenna, as in `channel`. Q users, T tasks
+    (the first T users send one each), A antennas.
+    """
+
+    powers: Float[Array, " users"] | None = None
+    """Share p_q / P of its full power that each user sends with, > 0; above 1 is more than full."""
+    distances: Float[Array, " users"] | None = None
+    """Metres to the base station, in place of drawn ones."""
+    positions: Float[Array, "users axes"] | None = None
+    """Metres, (x, y) or (x, y, z) with the base station at the origin, in place of distances."""
+    path_loss_exponent: Float[Array, ""] | None = None
+    """Exponent of a `PowerLaw`; the SNR at 1 km stays what the preset says."""
+    budget: Float[Array, ""] | None = None
+    """P_N, the attacker's power over the noise of one antenna, as a ratio."""
+    attack: Float[Array, "2 antennas antennas"] | None = None
+    """Root L of a free attack covariance C = P_N L L^H: real part of a lower triangle, and
+    imaginary part of a strictly lower one (what lies above is not read). All of P_N is spent where
+    tr L L^H = 1."""
+    mse: Float[Array, " users"] | None = None
+    """mu_q itself, in place of all of the above."""
+    mse_factor: Float[Array, "tasks leaves"] | None = None
+    """What the MSE of a task's leaf is multiplied with; at ones its gradient says where protection
+    would pay."""
+    scale: Float[Array, "*tasks_or_layers"] | None = None
+    """Merging coefficient: one number, one a task (T,), or one a task and layer (T, layers)."""
+
+    def given(self) -> tuple[str, ...]:
+        """Return the names of what is not left to the preset."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+
+CHANNEL = ("powers", "distances", "positions", "path_loss_exponent", "budget", "attack")
+"""Parameters that act through a channel."""
+
+
+def require_fitting(parameters: Parameters, preset: object, scenario: str) -> None:
+    """Check parameters against a preset and a scenario, before any work.
+
+    **Raises:** `InputError` that names the parameter which would have no effect or no meaning.
+    """
+    given = set(parameters.given())
+    channel = [name for name in CHANNEL if name in given]
+    if "mse" in given and channel:
+        raise InputError(
+            f"parameters give the MSE itself and also {', '.join(channel)}, which act through a "
+            "channel: leave one of the two out."
+        )
+    if not isinstance(preset, ChannelPreset):
+        if channel:
+            raise InputError(
+                f"a direct preset of mse or snr_db has no channel for {', '.join(channel)}: take a "
+                "channel preset, or differentiate in mse."
+            )
+        return
+    if {"distances", "positions"} <= given:
+        raise InputError("parameters give both distances and positions: leave one out.")
+    if "powers" in given and preset.power_control != "none":
+        raise InputError(
+            "parameters give the powers, and the preset has the power control "
+            f"{preset.power_control!r}: take power_control='none'."
+        )
+    if "path_loss_exponent" in given and not isinstance(preset.path_loss, PowerLaw):
+        raise InputError(
+            f"a path-loss exponent needs a PowerLaw, and the preset has {preset.path_loss}."
+        )
+    if "attack" in given and scenario != "ideal":
+        raise InputError(
+            f"parameters give an attack of their own beside that of the scenario {scenario!r}: "
+            "take the scenario 'ideal'."
+        )
+    if "budget" in given and scenario in ("clean", "ideal") and "attack" not in given:
+        raise InputError(f"the scenario {scenario!r} has no attacker to spend a budget.")
+    _require_shapes(parameters, preset)
+
+
+def _require_shapes(parameters: Parameters, preset: ChannelPreset) -> None:
+    expected = {
+        "powers": (preset.users,),
+        "distances": (preset.users,),
+        "positions": (preset.users, 2),
+        "path_loss_exponent": (),
+        "budget": (),
+        "attack": (2, preset.antennas, preset.antennas),
+    }
+    for name, shape in expected.items():
+        value = getattr(parameters, name)
+        if value is None:
+            continue
+        seen = jnp.shape(value)
+        if seen != shape and not (name == "positions" and seen == (preset.users, 3)):
+            raise InputError(f"parameter {name!r} must have shape {shape}, got {seen}.")
+
+
+def place(parameters: Parameters, preset: ChannelPreset, key: Array) -> Float[Array, " users"]:
+    """Return the users' distances in metres."""
+    if parameters.distances is not None:
+        return parameters.distances
+    if parameters.positions is not None:
+        return jnp.linalg.norm(parameters.positions, axis=-1)
+    return draw_distances(preset, key)
+
+
+def channel_matrix(
+    parameters: Parameters, preset: ChannelPreset, key: Array
+) -> Complex[Array, "antennas users"]:
+    """Return H~ = H diag(sqrt p) of one draw, with what the parameters give in its place."""
+    if parameters.path_loss_exponent is not None:
+        preset = replace(preset, path_loss=PowerLaw(parameters.path_loss_exponent))  # type: ignore[arg-type]
+    h_tilde = channel_at(preset, place(parameters, preset, key), key)
+    if parameters.powers is not None:
+        h_tilde = h_tilde * jnp.sqrt(parameters.powers)
+    return h_tilde
+
+
+def covariance_root(
+    attack: Float[Array, "2 antennas antennas"],
+) -> Complex[Array, "antennas antennas"]:
+    """Return L, the lower triangle with a real diagonal that an `attack` holds the entries of."""
+    return jax.lax.complex(jnp.tril(attack[0]), jnp.tril(attack[1], -1))
+
+
+def attack_entries(
+    covariance: Complex[Array, "antennas antennas"], budget: Float[Array, ""] | float
+) -> Float[Array, "2 antennas antennas"]:
+    """Return the `attack` of a covariance: ``budget L L^H`` is `covariance`.
+
+    A multiple of the identity, 1e-6 of the trace, keeps the factor of a rank-deficient covariance
+    (P1's has the rank of the channel) smooth in its entries.
+    """
+    n = len(covariance)
+    share = covariance / budget
+    lift = 1e-6 * jnp.real(jnp.trace(share))
+    root = jnp.linalg.cholesky(share + lift / n * jnp.eye(n, dtype=share.dtype))
+    return jnp.stack([jnp.real(root), jnp.imag(root)])
