@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import count_correct, evaluation_set
+from rmtllmf_jax.evaluation.accuracy import count_correct, evaluation_set, even_batch
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, stack_heads
@@ -85,3 +87,28 @@ def test_padding_never_counts(tiny: tuple[Backbone, dict]):
     images, _ = samples(2)
     (batch,) = evaluation_set(images, np.zeros(2, np.int32), 4).batches
     assert int(count_once(params, always, jnp.array(0), batch, backbone=backbone)) == 2
+
+
+@given(
+    counts=st.lists(st.integers(1, 400), min_size=1, max_size=8),
+    parts=st.integers(1, 16),
+    multiple=st.integers(1, 8),
+)
+def test_an_even_batch_fits_the_devices_and_never_pads_more_than_the_largest(
+    counts, parts, multiple
+):
+    most = parts * multiple
+    size = even_batch(counts, most, multiple)
+
+    def rows(batch: int) -> int:
+        return sum(-(-count // batch) * batch for count in counts)
+
+    assert 0 < size <= most
+    assert size % multiple == 0
+    assert rows(size) <= 1.01 * rows(most)
+
+
+def test_an_even_batch_of_equal_sets_pads_nothing():
+    assert even_batch([200] * 8, 128) == 100
+    assert even_batch([200, 100], 128) == 100
+    assert even_batch([200], 128, 8) == 104

@@ -287,7 +287,7 @@ def tiny_task(name: str, classes: int, train: int, test: int, pixels: int | None
     return replace(facts, classes=names, prompts=prompts, train=train, test=test, pixels=pixels)
 
 
-TASKS = (tiny_task("dtd", 3, 20, 10, None), tiny_task("mnist", 2, 40, 7, 2))
+TASKS = (tiny_task("dtd", 3, 20, 11, None), tiny_task("mnist", 2, 40, 8, 2))
 PRESET = Preset(Recipe(5, 6, 1e-5, 0.1), image_size=4)
 SETTINGS = Settings(eval_batch_size=4, shots=2, realign=Recipe(3, 8, 1e-5, 0.0))
 GRID = Grid((("dtd", "mnist"),), ("clean", "ideal"), ("none", "r-mtllmf", "control"), 2, 2)
@@ -327,13 +327,13 @@ def test_work_of_a_tiny_plan_by_hand():
 def test_files_of_a_tiny_plan_by_hand():
     result = tiny_plan()
     assert [(file.what, file.where, file.size) for file in result.files] == [
-        ("images dtd", "cache", 30 * 4 * 4 * 3),
-        ("images mnist", "cache", 47 * 2 * 2 * 3),
+        ("images dtd", "cache", 31 * 4 * 4 * 3),
+        ("images mnist", "cache", 48 * 2 * 2 * 3),
         ("heads", "run", 4 * (2 * 4 * 3 + (3 + 1) * 5)),
         ("fine-tuned models", "run", 2 * 4 * 260),
         ("training state, while it runs", "run", 3 * 3 * 4 * 260),
     ]
-    assert result.disk == 1440 + 564 + 176 + 2080 + 9360
+    assert result.disk == 1488 + 576 + 176 + 2080 + 9360
 
 
 def test_memory_of_a_tiny_plan_by_hand():
@@ -370,7 +370,7 @@ def test_no_realignment_needs_no_shots():
 
 def test_the_scale_on_validation_images_is_counted():
     result = amounts(tiny_plan(settings=replace(SETTINGS, scale="validation")))
-    padded = 4 + 4  # two and four validation images in batches of four
+    padded = 2 + 4  # two and four validation images in batches of two
     assert result["choice of the scale"][0] == 10 * padded + padded
     assert result["merging"][0] == 11 + 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -54,6 +55,22 @@ class EvaluationSet:
     batches: tuple[EvaluationBatch, ...]
     count: int
     """Samples without the padding."""
+
+
+def even_batch(counts: Sequence[int], most: int, multiple: int = 1) -> int:
+    """Return the size of batches, `most` at most, for sets of these sizes: with little padding.
+
+    One size serves all sets, hence one compiled program. It is `most`, or the size that cuts one of
+    the sets into equal parts: the largest that computes within a hundredth of the fewest rows. A
+    multiple of `multiple` (devices that share a batch), as `most` has to be.
+
+    >>> even_batch([200, 200], 128), even_batch([12], 128), even_batch([8041, 1880], 128)
+    (100, 12, 128)
+    """
+    parts = [-(-count // -(-count // most)) for count in counts]
+    sizes = {most, *(-(-part // multiple) * multiple for part in parts)}
+    rows = {size: sum(-(-count // size) * size for count in counts) for size in sizes}
+    return max(size for size in sizes if rows[size] <= 1.01 * min(rows.values()))
 
 
 def evaluation_set(

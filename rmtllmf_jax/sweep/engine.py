@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int64, PyTree
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.task_data import Rows
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
 from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets, shot_pool
@@ -122,8 +123,7 @@ class Engine:
 
     @cached_property
     def _test(self) -> list[EvaluationSet]:
-        rows = [task.test for task in self.inputs.data]
-        return self._placed(evaluation_sets(rows, self.settings.eval_samples, self.settings))
+        return self._placed([task.test for task in self.inputs.data], self.settings.eval_samples)
 
     @cached_property
     def _validation(self) -> list[EvaluationSet]:
@@ -134,14 +134,23 @@ class Engine:
                 "fine-tune with a --validation-fraction above 0, or choose another --scale."
             )
         rows = [task.validation for task in self.inputs.data]
-        return self._placed(evaluation_sets(rows, self.settings.validation_samples, self.settings))
+        return self._placed(rows, self.settings.validation_samples)
 
-    def _placed(self, sets: list[EvaluationSet]) -> list[EvaluationSet]:
-        if self.settings.eval_batch_size % self.layout.image_devices:
+    @cached_property
+    def _batch_size(self) -> int:
+        """Images a batch in both splits, hence one compiled program."""
+        settings, devices = self.settings, self.layout.image_devices
+        if settings.eval_batch_size % devices:
             raise InputError(
-                f"--eval-batch-size {self.settings.eval_batch_size} must be a multiple of "
-                f"--image-devices, {self.layout.image_devices}."
+                f"--eval-batch-size {settings.eval_batch_size} must be a multiple of "
+                f"--image-devices, {devices}."
             )
+        tests = [len(task.test) for task in self.inputs.data]
+        validations = [len(task.validation) for task in self.inputs.data]
+        return settings.batch_size(tests, validations, devices)
+
+    def _placed(self, rows: list[Rows], samples: int) -> list[EvaluationSet]:
+        sets = evaluation_sets(rows, samples, self.settings, self._batch_size)
         return [
             EvaluationSet(tuple(self.layout.put(b, IMAGES) for b in each.batches), each.count)
             for each in sets

@@ -14,7 +14,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.splits import evaluation_subset, few_shot
 from rmtllmf_jax.data.task_data import Rows, TaskData
-from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set
+from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set, even_batch
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.images import resize
@@ -79,13 +79,18 @@ def load_inputs(
     )
 
 
-def evaluation_sets(rows: list[Rows], samples: int, settings: Settings) -> list[EvaluationSet]:
-    """Return each task's seeded subset on the device."""
-    sets = []
-    for part in rows:
-        subset = part.take(evaluation_subset(len(part), samples, settings.seed))
-        sets.append(evaluation_set(subset.images, subset.labels, settings.eval_batch_size))
-    return sets
+def evaluation_sets(
+    rows: list[Rows], samples: int, settings: Settings, batch_size: int | None = None
+) -> list[EvaluationSet]:
+    """Return each task's seeded subset on the device.
+
+    Batches have `batch_size` images, unless given the even one (`even_batch`) of these subsets
+    within the settings' `eval_batch_size`.
+    """
+    chosen = [evaluation_subset(len(part), samples, settings.seed) for part in rows]
+    size = batch_size or even_batch([len(each) for each in chosen], settings.eval_batch_size)
+    subsets = [part.take(each) for part, each in zip(rows, chosen, strict=True)]
+    return [evaluation_set(subset.images, subset.labels, size) for subset in subsets]
 
 
 def shot_pool(

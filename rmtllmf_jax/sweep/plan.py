@@ -122,6 +122,7 @@ def plan(
     realigned = any(PROTECTIONS[cell.protection].realign for cell in cells)
     realign_batch = settings.realign.batch_size if realigned else None
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realigned else 0
+    batch = _batch_size(tasks, settings, validation_fraction)
     parts = []
     if heads:
         parts += _users_work(model, preset, tasks, validation_fraction, ready_vectors)
@@ -137,9 +138,9 @@ def plan(
         sweep_memory(
             model,
             len(tasks),
-            eval_batch=settings.eval_batch_size,
+            eval_batch=batch,
             test_bytes=sum(
-                _padded(_subset(settings.eval_samples, task.test), settings) * _pixels(task, shape)
+                _padded(_subset(settings.eval_samples, task.test), batch) * _pixels(task, shape)
                 for task in tasks
             ),
             realign_batch=realign_batch,
@@ -191,9 +192,8 @@ def _sweep_work(
 ) -> list[Work]:
     """Return the work of all cells, of the references, and of the scale rule `validation`."""
     shape, cells = image_tower(model), grid.cells()
-    test = {
-        task.name: _padded(_subset(settings.eval_samples, task.test), settings) for task in tasks
-    }
+    batch = _batch_size(tasks, settings, fraction)
+    test = {task.name: _padded(_subset(settings.eval_samples, task.test), batch) for task in tasks}
     merges = sum(PROTECTIONS[cell.protection].fuse for cell in cells)
     realigned = sum(PROTECTIONS[cell.protection].realign for cell in cells)
     images = realigned * settings.realign.steps * settings.realign.batch_size
@@ -207,7 +207,7 @@ def _sweep_work(
     if settings.scale == "validation":
         rows = {
             task.name: _padded(
-                _subset(settings.validation_samples, _validation(task, fraction)), settings
+                _subset(settings.validation_samples, _validation(task, fraction)), batch
             )
             for task in tasks
         }
@@ -256,9 +256,14 @@ def _subset(samples: int, there: int) -> int:
     return min(samples, there) if samples else there
 
 
-def _padded(images: int, settings: Settings) -> int:
+def _batch_size(tasks: Sequence[TaskFacts], settings: Settings, fraction: float) -> int:
+    tests, validations = [task.test for task in tasks], [_validation(t, fraction) for t in tasks]
+    return settings.batch_size(tests, validations)
+
+
+def _padded(images: int, batch: int) -> int:
     """Return the images that are computed: the last batch is padded."""
-    return math.ceil(images / settings.eval_batch_size) * settings.eval_batch_size
+    return math.ceil(images / batch) * batch
 
 
 def _pixels(task: TaskFacts, shape: ViTShape) -> int:

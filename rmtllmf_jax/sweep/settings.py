@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from rmtllmf_jax.common.errors import (
     require_known,
     require_non_negative,
 )
+from rmtllmf_jax.evaluation.accuracy import even_batch
 from rmtllmf_jax.resilience import EMBEDDINGS
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
@@ -54,7 +56,7 @@ class Settings:
     """Leaves that `freeze` and `r-mtllmf` take from the base and keep: regular expressions that
     match whole paths."""
     eval_batch_size: int = 128
-    """Images a step of evaluation."""
+    """Images a step of evaluation, at most: batches are evened out."""
     seed: int = 0
     """Root of all random numbers of the sweep."""
     realign: Recipe = REALIGN
@@ -115,6 +117,19 @@ class Settings:
         else:
             get_error_model(self.error_model, tasks)
         return preset
+
+    def batch_size(
+        self, tests: Sequence[int], validations: Sequence[int], image_devices: int = 1
+    ) -> int:
+        """Return the images a batch of evaluation, within `eval_batch_size`, see `even_batch`.
+
+        **Arguments:** test and validation images of every task, and the devices that share a batch.
+        """
+        limits = [(self.eval_samples, count) for count in tests]
+        if self.scale == "validation":
+            limits += [(self.validation_samples, count) for count in validations]
+        counts = [min(limit or count, count) for limit, count in limits]
+        return even_batch(counts, self.eval_batch_size, image_devices)
 
     def key(self) -> dict[str, Any]:
         """Return what the numbers depend on, ready for `content_hash`."""
