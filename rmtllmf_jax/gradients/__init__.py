@@ -6,6 +6,13 @@ differentiated in; `check_gradient` compares its gradient with finite difference
 
 from rmtllmf_jax.gradients.check import TOLERANCE, Agreement, check_gradient
 from rmtllmf_jax.gradients.estimators import Estimate, pathwise, score_function
+from rmtllmf_jax.gradients.learned import (
+    attack_at,
+    learn_attack,
+    learn_powers,
+    learn_scales,
+    max_min_powers,
+)
 from rmtllmf_jax.gradients.link import user_mse
 from rmtllmf_jax.gradients.objective import (
     Objective,
@@ -15,25 +22,41 @@ from rmtllmf_jax.gradients.objective import (
     value,
     value_and_gradient,
 )
+from rmtllmf_jax.gradients.optimise import Optimum, optimise
 from rmtllmf_jax.gradients.parameters import Parameters, attack_entries, covariance_root
+from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits, Projection
 from rmtllmf_jax.gradients.samples import Samples, samples_of
+from rmtllmf_jax.gradients.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
     "TOLERANCE",
     "Agreement",
+    "AttackLimit",
     "Estimate",
+    "NotNegative",
     "Objective",
+    "Optimum",
     "Parameters",
+    "PowerLimits",
+    "Projection",
     "Samples",
+    "Sensitivity",
     "Setting",
+    "attack_at",
     "attack_entries",
     "check_gradient",
     "covariance_root",
     "layer_names",
+    "learn_attack",
+    "learn_powers",
+    "learn_scales",
+    "max_min_powers",
+    "optimise",
     "pathwise",
     "samples_of",
     "score_function",
     "score_of_model",
+    "sensitivity",
     "user_mse",
     "value",
     "value_and_gradient",

@@ -22,7 +22,7 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.evaluation.scores import get_score
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
 from rmtllmf_jax.gradients.link import user_mse
-from rmtllmf_jax.gradients.parameters import Parameters, require_fitting
+from rmtllmf_jax.gradients.parameters import NOTHING, Parameters, require_fitting
 from rmtllmf_jax.gradients.samples import Samples
 from rmtllmf_jax.models.heads import Head
 
@@ -70,6 +70,8 @@ class Setting:
         "members",
         "error_model",
         "reference",
+        "channels",
+        "held",
     ],
     meta_fields=["setting"],
 )
@@ -98,6 +100,10 @@ class Objective:
     """How the users' errors hang together."""
     reference: Parameters | None = None
     """Parameters that fix the SIC order and the strongest user of every draw, see `fixed_at`."""
+    channels: Key[Array, " draws"] | None = None
+    """Keys of the channels, see `over`."""
+    held: Parameters = NOTHING
+    """Parameters that are given and not differentiated, see `holding`."""
 
     def fixed_at(self, parameters: Parameters) -> Objective:
         """Return the objective whose discrete choices are those of `parameters`.
@@ -105,6 +111,20 @@ class Objective:
         It has derivatives in everything that moves the received powers.
         """
         return replace(self, reference=parameters)
+
+    def over(self, channels: Key[Array, " draws"]) -> Objective:
+        """Return the objective over given channels, whose keys then draw the noise alone.
+
+        So that what was tuned on some noise can be judged on other noise in the same channels.
+        """
+        return replace(self, channels=channels)
+
+    def holding(self, parameters: Parameters) -> Objective:
+        """Return the objective with parameters that stay as they are, where none are passed.
+
+        They are data: another place of the users compiles nothing.
+        """
+        return replace(self, held=parameters)
 
     def scored(self, score: str) -> Objective:
         """Return the objective with another score."""
@@ -119,21 +139,24 @@ class Objective:
         differentiated through a discrete choice.
         """
         self.check(parameters)
-        setting = self.setting
-        draws = setting.channel_draws * setting.noise_draws
-        numbers = jnp.arange(draws, dtype=jnp.uint32)
-        channels, noises = (
-            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, kind), which)
-            for kind, which in ((_CHANNEL, numbers // setting.noise_draws), (_NOISE, numbers))
-        )
-        score = _DrawScore(setting)
-        return accumulated_sum(score, parameters, self, (channels, noises)) / draws
+        channels = self.channel_keys(key)
+        draws = len(channels) * self.setting.noise_draws
+        noises = _numbered(key, _NOISE, draws)
+        each = jnp.repeat(channels, self.setting.noise_draws)
+        return accumulated_sum(_DrawScore(self.setting), parameters, self, (each, noises)) / draws
+
+    def channel_keys(self, key: Key[Array, ""]) -> Key[Array, " draws"]:
+        """Return the keys of the channels that are averaged over, see `user_mse`."""
+        if self.channels is not None:
+            return self.channels
+        return _numbered(key, _CHANNEL, self.setting.channel_draws)
 
     def check(self, parameters: Parameters) -> None:
         """Check parameters before any work.
 
         **Raises:** `InputError` that names one which does not fit.
         """
+        parameters = parameters.filled(self.held)
         require_fitting(parameters, self.setting.preset, self.setting.scenario)
         tasks, layers = fusion.stack_size(self.vectors), len(layer_names(self.vectors))
         if tasks > self.setting.preset.users:
@@ -156,8 +179,11 @@ class Objective:
 
     def user_mse(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, " tasks"]:
         """MSE of the tasks' users over the channel of one draw's key."""
-        setting = self.setting
-        found = user_mse(parameters, setting.scenario, setting.preset, key, self.reference)
+        setting, reference = self.setting, self.reference
+        parameters = parameters.filled(self.held)
+        if reference is not None:
+            reference = reference.filled(self.held)
+        found = user_mse(parameters, setting.scenario, setting.preset, key, reference)
         return found[: len(self.kappa)]
 
     def fused(
@@ -176,7 +202,7 @@ class Objective:
 
     def weights(self, parameters: Parameters) -> PyTree[Float[Array, " tasks"]]:
         """Return the merging coefficients of the tasks, leaf by leaf."""
-        scales = self._scales(parameters)
+        scales = self._scales(parameters.filled(self.held))
         if scales.ndim == 1:
             return jax.tree.map(lambda _: scales, self.vectors)
         names = layer_names(self.vectors)
@@ -187,9 +213,10 @@ class Objective:
         self, parameters: Parameters, mse: Float[Array, " tasks"]
     ) -> PyTree[Float[Array, " tasks"]]:
         """Return the MSE of the tasks' users, leaf by leaf."""
-        if parameters.mse_factor is None:
+        factor = parameters.filled(self.held).mse_factor
+        if factor is None:
             return jax.tree.map(lambda _: mse, self.vectors)
-        return self._columns(mse[:, None] * parameters.mse_factor)
+        return self._columns(mse[:, None] * factor)
 
     def _scales(self, parameters: Parameters) -> Float[Array, "tasks *layers"]:
         members = jnp.ones_like(self.kappa) if self.members is None else self.members
@@ -201,6 +228,11 @@ class Objective:
     def _columns(self, table: Float[Array, "tasks leaves"]) -> PyTree[Float[Array, " tasks"]]:
         tree = jax.tree.structure(self.vectors)
         return jax.tree.unflatten(tree, [table[:, place] for place in range(table.shape[1])])
+
+
+def _numbered(key: Key[Array, ""], kind: int, count: int) -> Key[Array, " count"]:
+    numbers = jnp.arange(count, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, kind), numbers)
 
 
 def layer_names(vectors: PyTree[Float[Array, "tasks ..."]]) -> tuple[str, ...]:

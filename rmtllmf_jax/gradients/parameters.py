@@ -50,6 +50,13 @@ class Parameters:
         """Return the names of what is not left to the preset."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
+    def filled(self, held: Parameters) -> Parameters:
+        """Return these parameters, and those of `held` for what they leave out."""
+        return replace(held, **{name: getattr(self, name) for name in self.given()})
+
+
+NOTHING = Parameters()
+"""All is left to the preset."""
 
 CHANNEL = ("powers", "distances", "positions", "path_loss_exponent", "budget", "attack")
 """Parameters that act through a channel."""

@@ -1,0 +1,88 @@
+"""What parameters may be: projections onto the nearest that is allowed, after every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.gradients.parameters import LEAST_POWER, Parameters, covariance_root
+
+_HALVINGS = 60
+"""Of the interval that holds the multiplier of the sum: to rounding in float64."""
+
+
+class Projection(Protocol):
+    """`parameters -> the nearest allowed ones`: pure, and hashable, as it is compiled in."""
+
+    def __call__(self, parameters: Parameters) -> Parameters:
+        """Return the nearest allowed parameters."""
+
+
+@dataclass(frozen=True)
+class PowerLimits:
+    """Every user's share within (0, 1], and their sum within `total` (`None`: no limit).
+
+    **Raises:** `InputError` for a sum that is not positive.
+    """
+
+    total: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.total is not None and not self.total > 0:
+            raise InputError(f"the sum of powers must be limited by > 0, got {self.total!r}.")
+
+    def __call__(self, parameters: Parameters) -> Parameters:
+        """Return the parameters with the nearest allowed powers."""
+        assert parameters.powers is not None
+        return replace(parameters, powers=nearest_powers(parameters.powers, self.total))
+
+
+@dataclass(frozen=True)
+class AttackLimit:
+    """The attacker spends no more than its budget: tr L L^H <= 1."""
+
+    def __call__(self, parameters: Parameters) -> Parameters:
+        """Return the parameters with the nearest allowed root."""
+        assert parameters.attack is not None
+        root = covariance_root(parameters.attack)
+        size = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(root))))
+        entries = jnp.stack([jnp.real(root), jnp.imag(root)])
+        return replace(parameters, attack=entries / jnp.maximum(size, 1))
+
+
+@dataclass(frozen=True)
+class NotNegative:
+    """Merging coefficients of zero and above."""
+
+    def __call__(self, parameters: Parameters) -> Parameters:
+        """Return the parameters with the nearest allowed coefficients."""
+        assert parameters.scale is not None
+        return replace(parameters, scale=jnp.maximum(parameters.scale, 0))
+
+
+def nearest_powers(
+    powers: Float[Array, " users"], total: float | None = None
+) -> Float[Array, " users"]:
+    """Return the shares in [LEAST_POWER, 1] with a sum of `total` at most that are nearest.
+
+    They are ``clip(p - t, least, 1)`` with the least t >= 0 that keeps the sum, by bisection. A
+    total below that of the least powers gives those.
+    """
+    low = jnp.clip(powers, LEAST_POWER, 1.0)
+    if total is None:
+        return low
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = (bounds[0] + bounds[1]) / 2
+        above = jnp.sum(jnp.clip(powers - middle, LEAST_POWER, 1.0)) > total
+        return jnp.where(above, middle, bounds[0]), jnp.where(above, bounds[1], middle)
+
+    ends = jnp.zeros_like(powers[0]), jnp.maximum(jnp.max(powers), 0)
+    _, multiplier = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+    found = jnp.clip(powers - multiplier, LEAST_POWER, 1.0)
+    return jnp.where(jnp.sum(low) > total, found, low)

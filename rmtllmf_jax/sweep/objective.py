@@ -1,0 +1,93 @@
+"""A run folder's users as a differentiable objective, with what a sweep's settings say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+
+from rmtllmf_jax import fusion, uplink
+from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.gradients import Objective, Setting, samples_of
+from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets
+from rmtllmf_jax.sweep.settings import Settings
+
+
+def objective_of(
+    inputs: SweepInputs,
+    settings: Settings,
+    scenario: str,
+    *,
+    combination: tuple[str, ...] = (),
+    split: str = "test",
+    score: str = "soft_accuracy",
+    temperature: float = 1.0,
+    channel_draws: int = 1,
+    noise_draws: int = 1,
+) -> Objective:
+    """Return the objective whose score is the mean over the tasks of a combination.
+
+    **Arguments:**
+
+    - `combination`: tasks that are merged; none named is all. The others' users send too.
+    - `split`: `test` (`settings.eval_samples` images a task) or `validation`
+      (`settings.validation_samples`): tune on one, judge on the other.
+    - `settings`: channel, kappa, error model, coefficient (a number or `power-law`) and seed.
+
+    **Raises:** `InputError` for a task that the inputs do not have, or a setting that only a sweep
+    knows what to do with.
+    """
+    require_known("split", split, ("test", "validation"))
+    for task in combination:
+        require_known("task", task, inputs.tasks)
+    if settings.error_model == "lmmse":
+        raise InputError(
+            "the error model 'lmmse' has other correlations in every channel, which an objective "
+            "does not follow: take independent, equicorrelated=RHO or noisy_reference."
+        )
+    if settings.scale == "validation":
+        raise InputError(
+            "the coefficient of an objective is a number or power-law, got validation: give the "
+            "number that a sweep found (scales.parquet)."
+        )
+    members = jnp.array([not combination or task in combination for task in inputs.tasks])
+    count = int(members.sum())
+    scale = settings.fixed_scale()
+    kappa = uplink.kappa_from_c0(inputs.vectors, settings.c0_db)
+    if settings.kappa is not None:
+        kappa = jnp.full_like(kappa, settings.kappa)
+    wanted = settings.validation_samples if split == "validation" else settings.eval_samples
+    rows = [task.validation if split == "validation" else task.test for task in inputs.data]
+    return Objective(
+        setting=Setting(
+            inputs.backbone.features,
+            settings.channel(len(inputs.tasks)),
+            scenario,
+            score,
+            channel_draws,
+            noise_draws,
+        ),
+        base=inputs.base,
+        vectors=inputs.vectors,
+        heads=inputs.heads,
+        samples=samples_of(
+            evaluation_sets(rows, wanted, settings), inputs.backbone.image_size, members / count
+        ),
+        kappa=kappa,
+        scale=fusion.power_law(count) if scale is None else scale,
+        temperature=temperature,
+        members=members.astype(kappa.dtype),
+        error_model=uplink.get_error_model(settings.error_model, len(inputs.tasks)),
+    )
+
+
+def with_users(objective: Objective, users: int) -> Objective:
+    """Return the objective in a cell of so many users, the first ones of which send the tasks.
+
+    **Raises:** `InputError` if the preset has no channel.
+    """
+    setting = objective.setting
+    if not isinstance(setting.preset, ChannelPreset):
+        raise InputError("a direct preset has the users that it gives errors of, no others.")
+    return replace(objective, setting=replace(setting, preset=replace(setting.preset, users=users)))
