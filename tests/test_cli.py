@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import TinyRun
+from conftest import TinyRun, command
 
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK
@@ -294,7 +294,9 @@ def test_a_scenario_given_twice_counts_once() -> None:
     assert grid_of(options, TASKS, 0).scenarios == ("ideal", "clean")
 
 
-@pytest.mark.parametrize("words", [[], ["reproduce"], ["finetune"], ["sweep"], ["report"]])
+@pytest.mark.parametrize(
+    "words", [[], ["reproduce"], ["finetune"], ["sweep"], ["report"], ["gradcheck"]]
+)
 def test_help_is_instant(words: list[str]) -> None:
     script = """
 import sys
@@ -311,6 +313,30 @@ finally:
     assert done.returncode == 0
     assert done.stderr == "set()\n"
     assert f"usage: rmtllmf {' '.join(words)}".strip() in done.stdout
+
+
+@pytest.mark.parametrize("words", [["sweep", "--help"], ["doctor", "--data", "data"], ["sweeep"]])
+def test_it_ends_quietly_when_nobody_reads(words: list[str], tmp_path: Path) -> None:
+    """As `| head` leaves it: what is printed may be long, short, or an error."""
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert "BrokenPipeError" not in errors
+    assert process.wait() == (141 if "--help" in words else 2)
+    process.stderr.close()
+
+
+def test_another_broken_pipe_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("rmtllmf_jax.cli.report.Report.run", broken)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["report", "run"])
 
 
 def test_the_command_is_installed() -> None:

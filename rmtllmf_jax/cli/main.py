@@ -1,17 +1,20 @@
 """The entry point: parse, run, and turn bad input into one clear line.
 
-Exit codes: 0 done, 1 `doctor` found an error, 2 bad input or usage, 130 stopped by Ctrl-C. Anything
-else is a bug and keeps its traceback.
+Exit codes: 0 done, 1 `doctor` found an error or `gradcheck` a gradient that differs, 2 bad input or
+usage, 130 stopped by Ctrl-C, 141 nobody reads what is printed any more (`| head`). Anything else is
+a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TextIO, runtime_checkable
 
 import tyro
 
@@ -20,6 +23,7 @@ from rmtllmf_jax.cli.doctor import Doctor
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.fuse import Fuse
+from rmtllmf_jax.cli.gradcheck import Gradcheck
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
@@ -62,6 +66,7 @@ def parse(argv: Sequence[str]) -> Command:
         | Annotated[Export, subcommand("export")]
         | Annotated[Doctor, subcommand("doctor")]
         | Annotated[Channel, subcommand("channel")]
+        | Annotated[Gradcheck, subcommand("gradcheck")]
     )
     return tyro.cli(
         commands,
@@ -86,15 +91,41 @@ def _progress_in_log() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+@contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """End quietly, with the exit code of other tools, when the reader of a pipe has gone."""
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, and not when Python is on its way out
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _nobody_reads(stream)]
+        if not closed:
+            raise  # another pipe: a bug
+        for stream in closed:  # what is still in the buffer has to go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(141)
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        with _progress_in_log():
-            parse(arguments).run()
-    except InputError as error:
-        print(f"rmtllmf: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("rmtllmf: stopped; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    with _until_nobody_reads():
+        try:
+            with _progress_in_log():
+                parse(arguments).run()
+        except InputError as error:
+            print(f"rmtllmf: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("rmtllmf: stopped; the same command goes on from here.", file=sys.stderr)
+            sys.exit(130)

@@ -11,6 +11,7 @@ through.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,32 +41,44 @@ def accumulated_sum(
 
     **Raises:** `InputError` where a derivative in `constants` or `xs` is asked for.
     """
-    return _sum(term, parameters, constants, xs)
+    flat = [jax.tree.flatten(tree) for tree in (parameters, constants, xs)]
+    whole = _Whole(term, tuple(tree for _, tree in flat))
+    return _sum(whole, *(leaves for leaves, _ in flat))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A term of the leaves of its arguments: what a derivative rule sees is no tree of a type."""
+
+    term: Term
+    trees: tuple[jax.tree_util.PyTreeDef, ...]
+
+    def __call__(self, *leaves: list[Array]) -> Float[Array, ""]:
+        return self.term(*map(jax.tree.unflatten, self.trees, leaves))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sum(term: Term, parameters: PyTree, constants: PyTree, xs: PyTree) -> Array:
-    return _scan(lambda x: term(parameters, constants, x), xs)
+def _sum(whole: _Whole, parameters: list, constants: list, xs: list) -> Array:
+    return _scan(lambda x: whole(parameters, constants, x), xs)
 
 
-def _sum_jvp(term: Term, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _sum_jvp(whole: _Whole, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     parameters, constants, xs = primals
-    if any(map(_moves, _tangents((tangents[1], tangents[2])))):
+    slopes, *others = tangents
+    if any(_moves(slope) for part in others for slope in part):
         raise InputError(
             "accumulated_sum has derivatives in its parameters alone: what is to be differentiated "
             "cannot be among the constants or the terms' own data."
         )
-    leaves, tree = jax.tree.flatten(parameters)
-    slopes = _tangents(tangents[0])
     moving = [place for place, slope in enumerate(slopes) if _moves(slope)]
 
-    def of_moving(chosen: list[Array], x: PyTree) -> Array:
-        every = list(leaves)
+    def of_moving(chosen: list[Array], x: list[Array]) -> Array:
+        every = list(parameters)
         for place, leaf in zip(moving, chosen, strict=True):
             every[place] = leaf
-        return term(jax.tree.unflatten(tree, every), constants, x)
+        return whole(every, constants, x)
 
-    here = [leaves[place] for place in moving]
+    here = [parameters[place] for place in moving]
     total, gradient = _scan(lambda x: jax.value_and_grad(of_moving)(here, x), xs)
     change = jnp.zeros_like(total)
     for part, place in zip(gradient, moving, strict=True):
@@ -86,10 +99,6 @@ def _scan(step: Callable[[PyTree], Any], xs: PyTree) -> Any:
         return jax.tree.map(jnp.add, total, step(x)), None
 
     return jax.lax.scan(add, zeros, xs)[0]
-
-
-def _tangents(tree: PyTree) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
 
 
 def _moves(tangent: Any) -> bool:

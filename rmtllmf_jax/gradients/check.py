@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,14 +56,19 @@ class Agreement:
 
 
 def check_gradient(
-    objective: Objective, parameters: Parameters, key: Key[Array, ""], seed: int = 0
+    objective: Objective,
+    parameters: Parameters,
+    key: Key[Array, ""],
+    seed: int = 0,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> list[Agreement]:
     """Return the agreement in every parameter that is given.
 
     Each is moved along one random direction, drawn from `seed`, whose entries are in proportion to
     the parameter's own. Central differences of fourth order (`scipy.differentiate.derivative`), at
     the same `key` as the gradient. Fix the discrete choices first (`Objective.fixed_at`): where one
-    of them changes between two steps, a difference is not a derivative.
+    of them changes between two steps, a difference is not a derivative. `advance` is called with 1
+    as each parameter is done, for a progress bar.
 
     **Raises:** `InputError` if no parameter is given, and what the objective raises.
     """
@@ -91,6 +97,7 @@ def check_gradient(
             tolerances={"atol": 0.0, "rtol": 0.0},
         )
         found.append(Agreement(name, slope, float(result.df), float(result.error)))
+        advance(1)
     return found
 
 

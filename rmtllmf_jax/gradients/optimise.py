@@ -57,7 +57,8 @@ def optimise(
     **Raises:** `InputError` where the value is not finite.
     """
     require_at_least("steps", steps, 1)
-    parameters = jax.jit(project)(start)
+    # A weakly typed start would compile a program of its own.
+    parameters = jax.jit(project)(jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), start))
     state = optax.scale_by_adam().init(parameters)
     best, best_value = parameters, -np.inf if maximise else np.inf
     values = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ _HALVINGS = 60
 """Of the interval that holds the multiplier of the sum: to rounding in float64."""
 
 
+@runtime_checkable
 class Projection(Protocol):
     """`parameters -> the nearest allowed ones`: pure, and hashable, as it is compiled in."""
 

@@ -16,13 +16,13 @@ from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Samples:
-    """Batches of one shape; a weighted sum of scores over all of them is an average over tasks."""
+    """Batches of one shape, or one of them; a weighted sum of scores over all of them is an average over tasks."""
 
-    images: UInt8[Array, "batches batch size size channels"]
-    labels: Int[Array, "batches batch"]
-    task: Int[Array, " batches"]
+    images: UInt8[Array, "*batches batch size size channels"]
+    labels: Int[Array, "*batches batch"]
+    task: Int[Array, "*batches"]
     """Which head a batch is read under."""
-    weights: Float[Array, "batches batch"]
+    weights: Float[Array, "*batches batch"]
     """Zero for padding; all of them sum to that of the tasks."""
 
 

@@ -1,0 +1,65 @@
+"""Figures of what was learned on the objective: attacks, powers, and where noise hurts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from rmtllmf_jax.report.looks import SEQUENCE
+from rmtllmf_jax.report.paired import half_width
+
+
+def attack_figure(rows: pd.DataFrame) -> Figure:
+    """Draw the accuracy (%) that each attacker leaves: a dot a channel, the mean with 95 %.
+
+    `rows` has the columns channel, attack and accuracy.
+    """
+    return _strips(rows, "attack", "Accuracy of the fused model (%)")
+
+
+def power_figure(rows: pd.DataFrame) -> Figure:
+    """Draw the accuracy (%) under each power control: a dot a cell, the mean with 95 %.
+
+    `rows` has the columns cell, channel, control and accuracy; a dot is a cell's mean.
+    """
+    means = rows.groupby(["control", "cell"], sort=False)["accuracy"].mean().reset_index()
+    return _strips(means, "control", "Accuracy of the fused model (%)")
+
+
+def _strips(rows: pd.DataFrame, column: str, label: str) -> Figure:
+    names = list(dict.fromkeys(rows[column]))
+    figure = Figure(figsize=(6.5, 0.8 + 0.5 * len(names)), layout="constrained")
+    panel = figure.subplots()
+    for place, name in enumerate(names):
+        values = 100 * rows.loc[rows[column] == name, "accuracy"]
+        colour, marker = SEQUENCE[place % len(SEQUENCE)]
+        spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
+        panel.plot(values, place + spread, ".", color=colour, alpha=0.35, markersize=5)
+        panel.errorbar(
+            values.mean(), place, xerr=half_width(values), color=colour, marker=marker, capsize=4
+        )
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set_xlabel(f"{label}, mean and 95 % interval")
+    panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def sensitivity_figure(by_layer: pd.DataFrame) -> Figure:
+    """Draw ``d score / d log mu`` in points as a heat map: a row a layer, a column a task.
+
+    `by_layer` has layers as its index and tasks as its columns.
+    """
+    values = 100 * by_layer.to_numpy(float)
+    rows, columns = values.shape
+    figure = Figure(figsize=(2.6 + 0.7 * columns, 1.4 + 0.32 * rows), layout="constrained")
+    panel = figure.subplots()
+    limit = max(float(np.abs(values).max(initial=0.0)), 1e-12)
+    image = panel.imshow(values, cmap="PuOr", norm=TwoSlopeNorm(0.0, -limit, limit), aspect="auto")
+    panel.set_xticks(range(columns), by_layer.columns, rotation=40, ha="right")
+    panel.set_yticks(range(rows), by_layer.index)
+    bar = figure.colorbar(image, ax=panel)
+    bar.set_label("points of soft accuracy per e-fold of the MSE")
+    return figure
