@@ -1,0 +1,229 @@
+"""Powers that are good for accuracy, and not for rates: learned uplink power control.
+
+    python experiments/power_control.py --run runs/vit-tiny [--quick | --full]
+
+In each of several cells the users stand at drawn distances, and the base station sets every user's
+power once, for all fading: by full power (the paper's), fractional or full inversion of the path
+loss, powers that minimise the worst user's MSE (max-min), or powers learned by projected gradient
+steps on the soft accuracy of the fused model. Max-min and learned powers are tuned on some channel
+draws and validation images, and all are judged on other draws and test images by hard accuracy,
+with the receiver's decoding order as the received powers have it. Per-user limits, and with --total
+one for their sum.
+
+Written to results/power_control/: README.md, powers.csv (a row a cell, channel and control), the
+figure. What is finished is kept in the run folder.
+
+Not run yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pandas as pd
+import tyro
+from journal import Journal
+from study import Users, load, made_by, write_figure
+
+from rmtllmf_jax import channel, gradients
+from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, power_control
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.gradients import Objective, Parameters
+from rmtllmf_jax.gradients.projections import nearest_powers
+from rmtllmf_jax.report.learned import power_figure
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.paired import against, interval
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.sweep.objective import objective_of, with_users
+from rmtllmf_jax.sweep.settings import Settings
+
+# Folded into the root key: places, fading and noise that are tuned on, and those that judge.
+_PLACES, _TUNING, _JUDGING = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Options(Users):
+    """What to run."""
+
+    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
+    """Tasks that are merged, each sent by a user of its own."""
+    scenario: str = "sum_rate"
+    """One of `channel.SCENARIOS`."""
+    cells: int = 5
+    """Draws of the users' places."""
+    steps: int = 25
+    """Gradient steps a cell."""
+    learning_rate: float = 0.1
+    """Step of a power, in shares of full power."""
+    total: float | None = None
+    """Limit of the sum of all shares, for every control; none is no limit."""
+    temperature: float = 1.0
+    """Of the soft accuracy."""
+    tuning_channels: int = 8
+    """Channel draws a cell that are tuned on."""
+    tuning_samples: int = 16
+    """Validation images a task."""
+    eval_channels: int = 20
+    """Other channel draws, that are judged on."""
+    eval_samples: int = 50
+    """Test images a task; 0 is all."""
+    scale: str = "0.25"
+    """Merging coefficient: a number or power-law."""
+    seed: int = 0
+    """Root of all random numbers."""
+    quick: bool = False
+    """One cell, 5 steps, few images."""
+    full: bool = False
+    """20 cells, 100 steps, all test images (for a GPU)."""
+    out: Path = Path(__file__).parent / "results" / "power_control"
+    """Where the table and the figure go."""
+
+    def chosen(self) -> Options:
+        """Return what `--quick` and `--full` make of the options.
+
+        **Raises:** `InputError` that names an option.
+        """
+        require_known("--scenario", self.scenario, SCENARIOS)
+        require_at_least("--cells", self.cells, 1)
+        if self.quick:
+            few = {"tuning_channels": 2, "tuning_samples": 8, "eval_channels": 3}
+            return replace(self, cells=1, steps=5, eval_samples=8, **few)
+        if self.full:
+            return replace(self, cells=20, steps=100, tuning_samples=64, eval_samples=0)
+        return self
+
+
+def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Objective]:
+    """Return what is tuned on, and what judges one channel draw."""
+    settings = Settings(
+        scale=options.scale,
+        eval_samples=options.eval_samples,
+        validation_samples=options.tuning_samples,
+        seed=options.seed,
+    )
+    tuned = objective_of(
+        inputs,
+        settings,
+        options.scenario,
+        split="validation",
+        temperature=options.temperature,
+        channel_draws=options.tuning_channels,
+    )
+    judge = objective_of(inputs, settings, "ideal", score="accuracy")
+    return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
+
+
+def powers_of(
+    tuned: Objective, distances: jax.Array, key: jax.Array, options: Options
+) -> dict[str, jax.Array]:
+    """Return the shares p / P of every power control at given distances."""
+    preset = tuned.setting.preset
+    assert isinstance(preset, ChannelPreset)
+    gain, weakest = (preset.path_loss(d) for d in (distances, preset.farthest_m))
+    found = {
+        "full power": jnp.ones_like(distances),
+        "fractional inversion (0.8)": power_control.fractional(gain, weakest, 0.8),
+        "full inversion": power_control.full(gain, weakest, 1.0),
+    }
+    found = {name: nearest_powers(powers, options.total) for name, powers in found.items()}
+    here = tuned.holding(Parameters(distances=distances))
+    tuning = {"total": options.total, "learning_rate": options.learning_rate}
+    max_min = gradients.max_min_powers(here, key, steps=8 * options.steps, **tuning)
+    learned = gradients.learn_powers(here, key, steps=options.steps, **tuning)
+    for name, optimum in (("max-min MSE", max_min), ("learned", learned)):
+        assert optimum.parameters.powers is not None
+        found[name] = optimum.parameters.powers
+    return found
+
+
+def cell_rows(
+    tuned: Objective, judge: Objective, number: int, options: Options
+) -> Iterator[dict[str, Any]]:
+    """Yield a row a control and held-out channel of one cell."""
+    root, preset = jax.random.key(options.seed), tuned.setting.preset
+    places, tuning, judging = (
+        jax.random.fold_in(jax.random.fold_in(root, kind), number)
+        for kind in (_PLACES, _TUNING, _JUDGING)
+    )
+    distances = channel.draw_distances(preset, places)
+    controls = powers_of(tuned, distances, tuning, options)
+    for draw, key in enumerate(channel.draw_keys(judging, options.eval_channels)):
+        for name, powers in controls.items():
+            given = Parameters(powers=powers, distances=distances)
+            mse = gradients.user_mse(given, options.scenario, preset, key)
+            yield {
+                "cell": number,
+                "channel": draw,
+                "control": name,
+                "accuracy": float(gradients.value(judge, Parameters(mse=mse), key)),
+                "mse": float(jnp.mean(mse)),
+                "worst_mse": float(jnp.max(mse)),
+                "power": float(jnp.sum(powers)),
+            }
+
+
+def summary(rows: pd.DataFrame) -> Sheet:
+    """Return mean accuracy, MSE and power of every control, and the learned one's gain on it."""
+    wide = rows.pivot_table(index=["cell", "channel"], columns="control", values="accuracy")
+    cells = []
+    for name, group in rows.groupby("control", sort=False):
+        gain = "-" if name == "learned" else against(wide["learned"], wide[name])
+        numbers = [f"{group[column].mean():.3g}" for column in ("mse", "worst_mse", "power")]
+        cells.append([str(name), interval(group["accuracy"]), gain, *numbers])
+    columns = ["power control", "accuracy", "learned powers gain", "mean MSE", "worst MSE", "sum"]
+    title = "Hard accuracy on held-out channels and images (%), mean ± 95 % over cells and channels"
+    return Sheet(title, columns, cells)
+
+
+def main(options: Options) -> None:
+    """Learn and judge cell by cell; write table, figure and page."""
+    started, options = time.perf_counter(), options.chosen()
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    tuned, judge = objectives(inputs, options)
+    where = ("run", "model", "data", "cache_dir", "out", "quick", "full", "cells")
+    meaning = {name: value for name, value in asdict(options).items() if name not in where}
+    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    rows: list[dict[str, Any]] = []
+    with (
+        Journal(options.run / "power_control" / f"{name}.jsonl") as journal,
+        progress_bar("power control", options.cells, unit="cells") as advance,
+    ):
+        resumed = journal.path.stat().st_size > 0
+        for number in range(options.cells):
+            if str(number) not in journal:
+                journal.add(str(number), list(cell_rows(tuned, judge, number, options)))
+            rows += journal[str(number)]
+            advance(1)
+    found = pd.DataFrame(rows)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found.to_csv(options.out / "powers.csv", index=False, float_format="%.6g")
+    write_figure(options.out / "power_control", power_figure(found))
+    seconds = time.perf_counter() - started
+    limit = "no limit of the sum" if options.total is None else f"a sum of {options.total:g}"
+    lines = [
+        "# Power control learned on accuracy",
+        made_by("power_control.py", options.seed, seconds, resumed=resumed),
+        f"{options.cells} cells of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}), scenario "
+        f"{options.scenario}, {limit}; {options.steps} steps on {options.tuning_channels} channel "
+        f"draws and {options.tuning_samples} validation images a task, judged on "
+        f"{options.eval_channels} other draws and {options.eval_samples or 'all'} test images.",
+        table(summary(found)),
+        "![Accuracy by power control](power_control.png)",
+    ]
+    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
+    print("\n\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

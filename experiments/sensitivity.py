@@ -1,0 +1,213 @@
+"""Where does the noise of the uplink hurt? The derivative of accuracy by user and layer.
+
+    python experiments/sensitivity.py --run runs/vit-tiny [--quick | --full]
+
+R-MTLLMF protects the embeddings because they are sensitive. Here the derivative of the soft
+accuracy of the fused model with respect to the MSE of every user and leaf says which leaves are, at
+the noise that there is. Then the claim of such a map is tested: the leaves that gain most for each
+parameter are transmitted without noise, as many parameters as the embeddings have, and hard
+accuracy on other images and draws is compared with protecting the embeddings, and with random
+leaves of the same number of parameters.
+
+Written to results/sensitivity/: README.md, layers.csv, leaves.csv, protected.csv, the figure.
+
+Not run yet.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import tyro
+from study import Users, load, made_by, write_figure
+
+from rmtllmf_jax import fusion, gradients
+from rmtllmf_jax.channel import SCENARIOS
+from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
+from rmtllmf_jax.report.learned import sensitivity_figure
+from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.paired import against, interval
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.resilience import EMBEDDINGS
+from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.sweep.objective import objective_of
+from rmtllmf_jax.sweep.settings import Settings
+
+# Folded into the root key: draws for the map, draws that judge, and random leaves.
+_MAPPING, _JUDGING, _RANDOM = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Options(Users):
+    """What to run."""
+
+    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
+    """Tasks that are merged."""
+    scenario: str = "sum_rate"
+    """One of `channel.SCENARIOS`."""
+    draws: int = 16
+    """Draws of channel and noise that the map is averaged over."""
+    samples: int = 32
+    """Validation images a task, for the map."""
+    eval_draws: int = 20
+    """Other draws, that are judged on."""
+    eval_samples: int = 100
+    """Test images a task; 0 is all."""
+    random: int = 3
+    """Random choices of leaves to compare with."""
+    temperature: float = 1.0
+    """Of the soft accuracy."""
+    scale: str = "0.25"
+    """Merging coefficient: a number or power-law."""
+    seed: int = 0
+    """Root of all random numbers."""
+    quick: bool = False
+    """Two draws, few images."""
+    full: bool = False
+    """256 draws, all images (for a GPU)."""
+    out: Path = Path(__file__).parent / "results" / "sensitivity"
+    """Where the tables and the figure go."""
+
+    def chosen(self) -> Options:
+        """Return what `--quick` and `--full` make of the options.
+
+        **Raises:** `InputError` that names an option.
+        """
+        require_known("--scenario", self.scenario, SCENARIOS)
+        require_at_least("--draws", self.draws, 2)
+        require_at_least("--eval-draws", self.eval_draws, 2)
+        if self.quick:
+            return replace(self, draws=2, samples=8, eval_draws=2, eval_samples=16, random=1)
+        if self.full:
+            return replace(self, draws=256, samples=0, eval_draws=100, eval_samples=0)
+        return self
+
+
+def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Objective]:
+    """Return what is mapped, and what judges."""
+    settings = Settings(
+        scale=options.scale,
+        eval_samples=options.eval_samples,
+        validation_samples=options.samples,
+        seed=options.seed,
+    )
+    what = (inputs, settings, options.scenario)
+    mapped = objective_of(*what, split="validation", temperature=options.temperature)
+    return mapped, objective_of(*what, score="accuracy")
+
+
+def best_leaves(found: Sensitivity, parameters: int) -> set[str]:
+    """Return the leaves that gain most for each parameter, of so many parameters at most."""
+    return _within([leaf for leaf, _ in found.ranked()], found, parameters)
+
+
+def random_leaves(found: Sensitivity, parameters: int, seed: int) -> set[str]:
+    """Return random leaves of so many parameters at most."""
+    order = np.random.default_rng(seed).permutation(found.leaves)
+    return _within(order.tolist(), found, parameters)
+
+
+def _within(order: list[str], found: Sensitivity, parameters: int) -> set[str]:
+    sizes, chosen = dict(zip(found.leaves, found.sizes, strict=True)), set()
+    for leaf in order:
+        if sizes[leaf] <= parameters:
+            chosen.add(leaf)
+            parameters -= sizes[leaf]
+    return chosen
+
+
+def judged(
+    judge: Objective, protected: dict[str, set[str]], found: Sensitivity, options: Options
+) -> pd.DataFrame:
+    """Return a row a choice of leaves and held-out draw."""
+    root = jax.random.fold_in(jax.random.key(options.seed), _JUDGING)
+    rows: list[dict[str, Any]] = []
+    with progress_bar("protected leaves", len(protected) * options.eval_draws) as advance:
+        for name, leaves in protected.items():
+            noisy = jnp.array([leaf not in leaves for leaf in found.leaves], jnp.float32)
+            factor = jnp.broadcast_to(noisy, found.mean.shape)
+            for draw in range(options.eval_draws):
+                key = jax.random.fold_in(root, draw)
+                accuracy = float(gradients.value(judge, Parameters(mse_factor=factor), key))
+                rows.append({"protected": name, "draw": draw, "accuracy": accuracy})
+                advance(1)
+    return pd.DataFrame(rows)
+
+
+def summary(rows: pd.DataFrame, protected: dict[str, set[str]], found: Sensitivity) -> Sheet:
+    """Return what every choice of leaves reaches, and its gain over no protection."""
+    wide = rows.pivot_table(index="draw", columns="protected", values="accuracy")
+    sizes = dict(zip(found.leaves, found.sizes, strict=True))
+    cells = [
+        [
+            name,
+            f"{len(leaves)}",
+            f"{sum(sizes[leaf] for leaf in leaves):,}",
+            interval(wide[name]),
+            "-" if name == "nothing" else against(wide[name], wide["nothing"]),
+        ]
+        for name, leaves in protected.items()
+    ]
+    columns = ["without noise", "leaves", "parameters", "accuracy", "gain"]
+    return Sheet("Hard accuracy on held-out images and draws (%), mean ± 95 %", columns, cells)
+
+
+def main(options: Options) -> None:
+    """Map, protect and judge; write tables, figure and page."""
+    started, options = time.perf_counter(), options.chosen()
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    mapped, judge = objectives(inputs, options)
+    root = jax.random.fold_in(jax.random.key(options.seed), _MAPPING)
+    found = gradients.sensitivity(mapped, jax.random.split(root, options.draws))
+    embeddings = fusion.matching_paths(found.leaves, EMBEDDINGS)
+    parameters = sum(
+        size for leaf, size in zip(found.leaves, found.sizes, strict=True) if leaf in embeddings
+    )
+    protected = {
+        "nothing": set(),
+        "embeddings": embeddings,
+        "most sensitive": best_leaves(found, parameters),
+        **{
+            f"random {number}": random_leaves(found, parameters, options.seed + number)
+            for number in range(options.random)
+        },
+        "everything": set(found.leaves),
+    }
+    rows = judged(judge, protected, found, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    layers = pd.DataFrame(found.by_layer(), index=list(inputs.tasks)).T
+    layers.to_csv(options.out / "layers.csv", index_label="layer", float_format="%.6g")
+    leaves = pd.DataFrame(found.mean.T, index=list(found.leaves), columns=list(inputs.tasks))
+    leaves["standard error of the sum"] = np.sqrt(np.square(found.error).sum(axis=0))
+    leaves.to_csv(options.out / "leaves.csv", index_label="leaf", float_format="%.6g")
+    rows.to_csv(options.out / "protected.csv", index=False, float_format="%.6g")
+    write_figure(options.out / "sensitivity", sensitivity_figure(layers))
+    names = ", ".join(sorted(protected["most sensitive"])[:12])
+    lines = [
+        "# Where the noise hurts",
+        made_by("sensitivity.py", options.seed, time.perf_counter() - started),
+        f"Tasks {', '.join(inputs.tasks)}, scenario {options.scenario}; the map from "
+        f"{options.draws} draws and {options.samples or 'all'} validation images a task, judged on "
+        f"{options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
+        "![Sensitivity by layer and task](sensitivity.png)",
+        table(summary(rows, protected, found)),
+        f"Most sensitive a parameter (the first by name): {names}.",
+    ]
+    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
+    print("\n\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
