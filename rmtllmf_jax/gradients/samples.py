@@ -16,7 +16,7 @@ from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Samples:
-    """Batches of one shape, or one of them; a weighted sum of scores over all of them is an average over tasks."""
+    """Batches of one shape, or one of them; the weighted sum of scores is an average over tasks."""
 
     images: UInt8[Array, "*batches batch size size channels"]
     labels: Int[Array, "*batches batch"]
