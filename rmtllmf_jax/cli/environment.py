@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
     import jax
 
     return {
-        "command": " ".join(["rmtllmf", *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -38,6 +38,12 @@ def provenance() -> dict[str, Any]:
             "devices": jax.device_count(),
         },
     }
+
+
+def _program() -> str:
+    """Return what a reader types to start this process: the command, or a script of his own."""
+    script = Path(sys.argv[0])
+    return f"python {script}" if script.suffix == ".py" and script.stem != "__main__" else "rmtllmf"
 
 
 def _commit() -> str | None:
