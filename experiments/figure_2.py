@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
-from study import Users, load, sweep
+from study import Users, found, load, sweep
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.sweep import axis_of
@@ -40,7 +40,6 @@ from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.tables import write_table
-from rmtllmf_jax.training.users import load_manifest
 
 SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
 
@@ -115,11 +114,11 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_table(options.out / f"{name}.parquet", table.to_dict("records"))
-    setting, _ = load_manifest(options.run)
+    setting, records, names = found(options)
     configuration = {
         **provenance(),
         "tasks": inputs.tasks,
-        "users": {"setting": asdict(setting)},
+        "users": {"setting": asdict(setting), "recipe": records[names[0]].recipe},
         "settings": asdict(settings),
         "grid": asdict(grid),
         "seconds": round(time.time() - started, 1),

@@ -20,6 +20,7 @@ from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.users import Setting, UserRecord
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,21 @@ def load(users: Users) -> SweepInputs:
 
     **Raises:** `InputError` as `read_users` and `load_run` do.
     """
+    setting, records, names = found(users)
+    return load_run(users.run, setting, records, names, users.cache_dir)
+
+
+def found(users: Users) -> tuple[Setting, dict[str, UserRecord], tuple[str, ...]]:
+    """Return how the users were fine-tuned, with model and data where they are now; and names.
+
+    **Raises:** `InputError` as `read_users` does.
+    """
     setting, records, names = read_users(users.run, users.tasks)
     if users.model is not None:
         setting = replace(setting, model=users.model)
     if users.data is not None:
         setting = replace(setting, data=str(users.data))
-    return load_run(users.run, setting, records, names, users.cache_dir)
+    return setting, records, names
 
 
 def sweep(
