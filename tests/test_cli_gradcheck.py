@@ -142,7 +142,9 @@ def test_a_verdict_is_explained(
 
 def test_tolerance_is_an_option(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
-    monkeypatch.setattr(gradients, "check_gradient", lambda *_: [Agreement("scale", 1, 1.01, 0)])
+    monkeypatch.setattr(
+        gradients, "check_gradient", lambda *_: [Agreement("scale", 1.0, 1.01, 0.0)]
+    )
     codes = [run("--scenario", "clean", "--tolerance", each)[0] for each in (0.001, 0.02)]
     assert codes == [1, 0]
 
@@ -216,7 +218,7 @@ def test_what_acts_is_checked(
 
     def remember(objective: Objective, start: Parameters, *_: Any) -> list[Agreement]:
         seen.append((objective, start))
-        return [Agreement(name, 1, 1, 0) for name in start.given()]
+        return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
 
     monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
     monkeypatch.setattr(gradients, "check_gradient", remember)
@@ -239,7 +241,7 @@ def test_a_run_folder_is_what_a_sweep_would_fuse(
 
     def remember(objective: Objective, start: Parameters, *_: Any) -> list[Agreement]:
         seen.append(objective)
-        return [Agreement(name, 1, 1, 0) for name in start.given()]
+        return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
 
     monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
     monkeypatch.setattr(gradients, "check_gradient", remember)

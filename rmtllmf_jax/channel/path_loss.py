@@ -45,7 +45,7 @@ class PowerLaw:
     [1.0, 4.0]
     """
 
-    exponent: float
+    exponent: float | Float[Array, ""]
     range_m: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def __post_init__(self) -> None:

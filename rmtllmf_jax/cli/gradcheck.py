@@ -300,9 +300,10 @@ def starting_values(
     import jax.numpy as jnp
 
     from rmtllmf_jax.channel import ChannelPreset
-    from rmtllmf_jax.gradients import Parameters, user_mse
+    from rmtllmf_jax.gradients import Parameters, require_place, user_mse
 
     setting, tasks = objective.setting, len(objective.kappa)
+    require_place(names, setting.preset, setting.scenario)
     channel = objective.channel_keys(key)[0]
     values: dict[str, Any] = {
         "mse_factor": jnp.ones((tasks, len(jax.tree.leaves(objective.vectors)))),
@@ -317,8 +318,7 @@ def starting_values(
                 f"--parameters mse: a user of the preset {setting.preset} has the MSE 0, and its "
                 "root no derivative there."
             )
-    # What a direct preset has no value for is refused by its name, and no value is looked at.
-    start = Parameters(**{name: values.get(name, jnp.zeros(())) for name in names})
+    start = Parameters(**{name: values[name] for name in names})
     objective.check(start)
     return start
 

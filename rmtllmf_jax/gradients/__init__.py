@@ -23,7 +23,12 @@ from rmtllmf_jax.gradients.objective import (
     value_and_gradient,
 )
 from rmtllmf_jax.gradients.optimise import Optimum, optimise
-from rmtllmf_jax.gradients.parameters import Parameters, attack_entries, covariance_root
+from rmtllmf_jax.gradients.parameters import (
+    Parameters,
+    attack_entries,
+    covariance_root,
+    require_place,
+)
 from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits, Projection
 from rmtllmf_jax.gradients.samples import Samples, samples_of
 from rmtllmf_jax.gradients.sensitivity import Sensitivity, sensitivity
@@ -53,6 +58,7 @@ __all__ = [
     "max_min_powers",
     "optimise",
     "pathwise",
+    "require_place",
     "samples_of",
     "score_function",
     "score_of_model",

@@ -53,7 +53,7 @@ class _Whole:
     term: Term
     trees: tuple[jax.tree_util.PyTreeDef, ...]
 
-    def __call__(self, *leaves: list[Array]) -> Float[Array, ""]:
+    def __call__(self, *leaves: list) -> Float[Array, ""]:
         return self.term(*map(jax.tree.unflatten, self.trees, leaves))
 
 

@@ -36,7 +36,7 @@ def pathwise(objective: Objective, parameters: Parameters, keys: Key[Array, " dr
 def score_function(
     objective: Objective, parameters: Parameters, keys: Key[Array, " draws"]
 ) -> Estimate:
-    """Return the score-function estimate over keys, each one channel and several noise draws.
+    """Return the score-function estimate over keys, each the objective's channels and noise draws.
 
     With the errors' weighted sum ``s_l z_l`` in leaf l, of d_l parameters::
 
@@ -57,8 +57,7 @@ def score_function(
             "merging coefficient also moves the mean: leave parameters.scale out."
         )
 
-    def of_key(key: Key[Array, ""]) -> Parameters:
-        channel, *noises = jax.random.split(key, draws + 1)
+    def of_channel(channel: Key[Array, ""], noises: Key[Array, " draws"]) -> Parameters:
         stds, back = jax.vjp(lambda p: _stds(objective, p, channel), parameters)
         mse = objective.user_mse(parameters, channel)
 
@@ -77,10 +76,15 @@ def score_function(
             )
             return score_of_model(objective, model), slopes
 
-        scores, slopes = jax.lax.map(draw, jnp.stack(noises))
+        scores, slopes = jax.lax.map(draw, noises)
         others = (jnp.sum(scores) - scores) / (draws - 1)
         found = jax.tree.map(lambda slope: jnp.mean((scores - others) * slope), slopes)
         return back(found)[0]
+
+    def of_key(key: Key[Array, ""]) -> Parameters:
+        channels, noises = objective.draw_keys(key)
+        found = jax.lax.map(lambda part: of_channel(*part), (channels, noises))
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found)
 
     return _mean(jax.lax.map(of_key, keys))
 

@@ -139,11 +139,18 @@ class Objective:
         differentiated through a discrete choice.
         """
         self.check(parameters)
-        channels = self.channel_keys(key)
-        draws = len(channels) * self.setting.noise_draws
-        noises = _numbered(key, _NOISE, draws)
+        channels, noises = self.draw_keys(key)
         each = jnp.repeat(channels, self.setting.noise_draws)
-        return accumulated_sum(_DrawScore(self.setting), parameters, self, (each, noises)) / draws
+        terms = each, noises.reshape(-1)
+        return accumulated_sum(_DrawScore(self.setting), parameters, self, terms) / len(each)
+
+    def draw_keys(
+        self, key: Key[Array, ""]
+    ) -> tuple[Key[Array, " channels"], Key[Array, "channels draws"]]:
+        """Return the keys of the channels, and of the noise drawn for each of them."""
+        channels, draws = self.channel_keys(key), self.setting.noise_draws
+        noises = _numbered(key, _NOISE, len(channels) * draws)
+        return channels, noises.reshape(len(channels), draws)
 
     def channel_keys(self, key: Key[Array, ""]) -> Key[Array, " draws"]:
         """Return the keys of the channels that are averaged over, see `user_mse`."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Complex, Float
 
 from rmtllmf_jax.channel import ChannelPreset, PowerLaw, channel_at, draw_distances
@@ -15,7 +18,6 @@ LEAST_POWER = 1e-6
 """Smallest share of its power that a user can be given: the root has no derivative at zero."""
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     """Numbers that may be differentiated; `None` leaves one to the preset, and out of the tree.
@@ -55,6 +57,21 @@ class Parameters:
         return replace(held, **{name: getattr(self, name) for name in self.given()})
 
 
+def _unflatten(_: None, leaves: Iterable[Any]) -> Parameters:
+    # Not by __init__: jax fills trees with placeholders, stacks and trees (a Hessian's rows) too.
+    parameters = object.__new__(Parameters)
+    for field, leaf in zip(fields(Parameters), leaves, strict=True):
+        object.__setattr__(parameters, field.name, leaf)
+    return parameters
+
+
+def _flatten(parameters: Parameters) -> tuple[tuple[tuple[GetAttrKey, object], ...], None]:
+    names = [field.name for field in fields(parameters)]
+    return tuple((GetAttrKey(name), getattr(parameters, name)) for name in names), None
+
+
+jax.tree_util.register_pytree_with_keys(Parameters, _flatten, _unflatten)
+
 NOTHING = Parameters()
 """All is left to the preset."""
 
@@ -65,9 +82,20 @@ CHANNEL = ("powers", "distances", "positions", "path_loss_exponent", "budget", "
 def require_fitting(parameters: Parameters, preset: object, scenario: str) -> None:
     """Check parameters against a preset and a scenario, before any work.
 
+    **Raises:** `InputError` that names the parameter which would have no effect or no meaning, or
+    has the wrong shape.
+    """
+    require_place(parameters.given(), preset, scenario)
+    if isinstance(preset, ChannelPreset):
+        _require_shapes(parameters, preset)
+
+
+def require_place(names: Iterable[str], preset: object, scenario: str) -> None:
+    """Check that a preset and a scenario have a place for the parameters called `names`.
+
     **Raises:** `InputError` that names the parameter which would have no effect or no meaning.
     """
-    given = set(parameters.given())
+    given = set(names)
     channel = [name for name in CHANNEL if name in given]
     if "mse" in given and channel:
         raise InputError(
@@ -99,7 +127,6 @@ def require_fitting(parameters: Parameters, preset: object, scenario: str) -> No
         )
     if "budget" in given and scenario in ("clean", "ideal") and "attack" not in given:
         raise InputError(f"the scenario {scenario!r} has no attacker to spend a budget.")
-    _require_shapes(parameters, preset)
 
 
 def _require_shapes(parameters: Parameters, preset: ChannelPreset) -> None:
@@ -134,7 +161,7 @@ def channel_matrix(
 ) -> Complex[Array, "antennas users"]:
     """Return H~ = H diag(sqrt p) of one draw, with what the parameters give in its place."""
     if parameters.path_loss_exponent is not None:
-        preset = replace(preset, path_loss=PowerLaw(parameters.path_loss_exponent))  # type: ignore[arg-type]
+        preset = replace(preset, path_loss=PowerLaw(parameters.path_loss_exponent))
     h_tilde = channel_at(preset, place(parameters, preset, key), key)
     if parameters.powers is not None:
         h_tilde = h_tilde * jnp.sqrt(parameters.powers)
@@ -154,10 +181,12 @@ def attack_entries(
     """Return the `attack` of a covariance: ``budget L L^H`` is `covariance`.
 
     A multiple of the identity, 1e-6 of the trace, keeps the factor of a rank-deficient covariance
-    (P1's has the rank of the channel) smooth in its entries.
+    (P1's has the rank of the channel) smooth in its entries. With many antennas in float32 it is
+    more: what rounding leaves positive.
     """
     n = len(covariance)
     share = covariance / budget
-    lift = 1e-6 * jnp.real(jnp.trace(share))
-    root = jnp.linalg.cholesky(share + lift / n * jnp.eye(n, dtype=share.dtype))
+    trace = jnp.real(jnp.trace(share))
+    lift = trace * jnp.maximum(1e-6 / n, 4 * jnp.finfo(trace.dtype).eps)
+    root = jnp.linalg.cholesky(share + lift * jnp.eye(n, dtype=share.dtype))
     return jnp.stack([jnp.real(root), jnp.imag(root)])

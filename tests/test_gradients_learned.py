@@ -1,0 +1,293 @@
+"""What is learned on the objective: projections, steps, powers, attacks, coefficients, the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gradient_fixtures import KEY, LEAVES, PRESET, TASKS, parameters_of, tiny_objective
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from rmtllmf_jax import channel, gradients
+from rmtllmf_jax.channel import DirectPreset
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.gradients import (
+    AttackLimit,
+    NotNegative,
+    Parameters,
+    PowerLimits,
+    learn_attack,
+    learn_powers,
+    learn_scales,
+    max_min_powers,
+    optimise,
+    sensitivity,
+    user_mse,
+    value,
+)
+from rmtllmf_jax.gradients.parameters import LEAST_POWER
+from rmtllmf_jax.gradients.projections import nearest_powers
+
+SHARES = arrays(np.float32, 5, elements=st.floats(-2, 3, width=32))
+
+
+# Projections
+
+
+@settings(deadline=None)
+@given(powers=SHARES, total=st.floats(0.1, 6), other=SHARES)
+def test_nearest_powers_are_allowed_and_nearest(powers, total, other):
+    found = np.asarray(nearest_powers(jnp.asarray(powers), total), float)
+    assert found.min() >= LEAST_POWER * (1 - 1e-6)
+    assert found.max() <= 1
+    assert found.sum() <= total + 1e-4
+    # No allowed point lies on the far side of the plane through the projection.
+    allowed = np.clip(other.astype(float), LEAST_POWER, 1)
+    if allowed.sum() > total:
+        allowed = LEAST_POWER + (allowed - LEAST_POWER) * (total - 5 * LEAST_POWER) / allowed.sum()
+    assert (powers - found) @ (allowed - found) <= 2e-3
+
+
+def test_without_a_limit_of_the_sum_powers_are_clipped():
+    found = nearest_powers(jnp.array([-1.0, 0.4, 7.0]))
+    np.testing.assert_allclose(found, [LEAST_POWER, 0.4, 1.0])
+
+
+def test_a_sum_of_nothing_is_refused():
+    with pytest.raises(InputError, match="> 0, got 0"):
+        PowerLimits(0.0)
+
+
+def test_an_attack_is_scaled_back_to_its_budget_and_no_further():
+    large = parameters_of("attack")
+    large = replace(large, attack=3 * large.attack)
+    found = gradients.covariance_root(AttackLimit()(large).attack)
+    np.testing.assert_allclose(np.sum(np.abs(found) ** 2), 1, rtol=1e-5)
+    root = gradients.covariance_root(large.attack)
+    np.testing.assert_allclose(
+        found / np.linalg.norm(found), root / np.linalg.norm(root), atol=1e-6
+    )
+    small = replace(large, attack=0.1 * large.attack)
+    kept = gradients.covariance_root(AttackLimit()(small).attack)
+    np.testing.assert_allclose(kept, 0.1 * root, atol=1e-6)
+
+
+# Steps
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bowl:
+    """Minus the squared distance of the powers to a centre, moved by the key."""
+
+    centre: Any
+
+    def __call__(self, parameters: Parameters, key: Any) -> Any:
+        moved = self.centre + 1e-3 * jax.random.normal(key, self.centre.shape)
+        return -jnp.sum(jnp.square(parameters.powers - moved))
+
+
+BOWL = Bowl(jnp.array([0.3, 2.0, -1.0]))
+START = Parameters(powers=jnp.full(3, 0.5))
+
+
+def test_steps_reach_the_allowed_point_nearest_to_the_top():
+    found = optimise(BOWL, START, KEY, PowerLimits(), steps=100)
+    np.testing.assert_allclose(found.parameters.powers, [0.3, 1, 0], atol=0.01)
+    assert found.value == max(found.values)
+    assert len(found.values) == 101
+    assert found.values[0] == pytest.approx(float(BOWL(START, KEY)))
+
+
+def test_minimising_goes_the_other_way():
+    hill = optimise(
+        Bowl(jnp.array([0.3, 0.9])), replace(START, powers=jnp.full(2, 0.5)), KEY, PowerLimits(),
+        steps=100, maximise=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(hill.parameters.powers, [1, 0], atol=0.01)
+    assert hill.value == min(hill.values)
+
+
+def test_with_fresh_draws_the_last_parameters_are_returned():
+    found = optimise(BOWL, START, KEY, PowerLimits(), steps=60, fresh=True)
+    np.testing.assert_allclose(found.parameters.powers, [0.3, 1, 0], atol=0.02)
+    assert found.value == found.values[-1]
+
+
+def test_a_value_that_is_not_finite_is_refused():
+    with pytest.raises(InputError, match="step 0 is nan: take a smaller learning rate"):
+        optimise(Bowl(jnp.full(3, jnp.nan)), START, KEY, PowerLimits(), steps=3)
+
+
+def test_another_start_key_and_function_of_one_structure_compile_nothing():
+    @chex.assert_max_traces(n=1)
+    def top(centre: Any, powers: Any) -> Any:
+        return -jnp.sum(jnp.square(powers - centre))
+
+    @jax.tree_util.register_dataclass
+    @dataclass(frozen=True)
+    class Counted:
+        centre: Any
+
+        def __call__(self, parameters: Parameters, key: Any) -> Any:
+            return top(self.centre, parameters.powers)
+
+    for number in range(3):
+        start = Parameters(powers=jnp.full(2, 0.2 * number))
+        key = jax.random.key(number)
+        optimise(Counted(jnp.full(2, 0.1 * number)), start, key, PowerLimits(), steps=3)
+
+
+# Powers
+
+
+@pytest.mark.slow
+def test_learned_powers_are_within_their_limits_and_no_worse_than_full_power():
+    objective = tiny_objective("sum_rate", channel_draws=2, noise_draws=1)
+    free = learn_powers(objective, KEY, steps=8)
+    assert free.value >= free.values[0]
+    assert free.values[0] == pytest.approx(float(value(objective, Parameters(), KEY)), rel=1e-5)
+    limited = learn_powers(objective, KEY, total=1.5, steps=8)
+    assert float(jnp.sum(limited.parameters.powers)) <= 1.5 + 1e-4
+
+
+def test_max_min_powers_lower_the_worst_mse_of_near_and_far_users():
+    # Behind joint LMMSE a near user disturbs a far one.
+    preset = replace(PRESET, antennas=4, order=None, distances_m=(150.0, 300.0, 900.0, 1000.0))
+    objective = tiny_objective(preset=preset, channel_draws=4)
+    found = max_min_powers(objective, KEY, steps=60)
+    worst = [
+        np.mean([np.max(objective.user_mse(p, key)) for key in objective.channel_keys(KEY)])
+        for p in (found.parameters, Parameters())
+    ]
+    assert worst[0] < 0.95 * worst[1]
+
+
+def test_a_direct_preset_has_no_powers():
+    objective = tiny_objective(preset=DirectPreset(mse=(0.1,) * 4))
+    with pytest.raises(InputError, match="no powers and no attacker"):
+        learn_powers(objective, KEY, steps=1)
+
+
+# Attacks
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param("white", marks=pytest.mark.slow),
+        "sum_rate",
+        pytest.param("strongest_user", marks=pytest.mark.slow),
+    ],
+)
+def test_a_learned_attack_begins_at_a_known_one_and_ends_below(start):
+    objective = tiny_objective(channel_draws=1, noise_draws=4)
+    found = learn_attack(objective, KEY, start, steps=10, learning_rate=0.05)
+    known = replace(objective, setting=replace(objective.setting, scenario=start))
+    assert found.values[0] == pytest.approx(float(value(known, Parameters(), KEY)), abs=1e-4)
+    assert found.value < found.values[0]
+    assert float(jnp.sum(jnp.square(found.parameters.attack))) <= 1 + 1e-5
+
+
+def test_an_attack_is_learned_for_one_channel_and_from_a_known_start():
+    with pytest.raises(InputError, match="one channel, and the objective is over 2"):
+        learn_attack(tiny_objective(), KEY)
+    with pytest.raises(InputError, match="sum_rate"):
+        learn_attack(tiny_objective(channel_draws=1), KEY, "sum_rat")
+
+
+# Coefficients
+
+
+@pytest.mark.parametrize(
+    ("by", "shape"), [pytest.param("task", (3,), marks=pytest.mark.slow), ("layer", (3, 3))]
+)
+def test_learned_coefficients(by, shape):
+    objective = tiny_objective("sum_rate")
+    found = learn_scales(objective, KEY, by, steps=8)
+    assert found.parameters.scale.shape == shape
+    assert found.value > found.values[0]
+    assert found.values[0] == pytest.approx(float(value(objective, Parameters(), KEY)), rel=1e-5)
+    assert float(jnp.min(found.parameters.scale)) >= 0
+
+
+def test_coefficients_are_by_task_or_by_layer():
+    with pytest.raises(InputError, match="layer"):
+        learn_scales(tiny_objective(), KEY, "layers")
+
+
+def test_coefficients_are_not_negative():
+    found = NotNegative()(Parameters(scale=jnp.array([-0.5, 0.2])))
+    np.testing.assert_array_equal(found.scale, jnp.array([0, 0.2]))
+
+
+# What is held
+
+
+@pytest.mark.slow
+def test_held_parameters_are_used_and_given_ones_go_before_them():
+    held = parameters_of("distances", "powers")
+    objective = tiny_objective("sum_rate")
+    both = float(value(objective, held, KEY))
+    assert float(value(objective.holding(held), Parameters(), KEY)) == pytest.approx(both, rel=1e-6)
+    other = replace(held, powers=jnp.ones(4))
+    first = Parameters(powers=jnp.ones(4))
+    assert float(value(objective.holding(held), first, KEY)) == pytest.approx(
+        float(value(objective, other, KEY)), rel=1e-6
+    )
+    assert both != pytest.approx(float(value(objective, other, KEY)), rel=1e-4)
+
+
+def test_given_channels_are_those_of_their_keys():
+    objective = tiny_objective("sum_rate", channel_draws=2, noise_draws=1)
+    keys = objective.channel_keys(KEY)
+    assert float(value(objective.over(keys), Parameters(), KEY)) == float(
+        value(objective, Parameters(), KEY)
+    )
+    expected = user_mse(Parameters(), "sum_rate", PRESET, keys[1])
+    np.testing.assert_allclose(expected, channel.user_mse("sum_rate", PRESET, keys[1]), rtol=1e-5)
+    three = jax.random.split(jax.random.key(1), 3)
+    assert objective.over(three).channel_keys(KEY).shape == (3,)
+
+
+# The map
+
+
+@pytest.mark.slow
+def test_the_sensitivity_map_is_the_slope_in_all_mse_and_in_each_leaf():
+    with jax.enable_x64(True):
+        objective = tiny_objective("sum_rate", jnp.float64)
+        keys = jax.random.split(KEY, 3)
+        found = sensitivity(objective, keys)
+        assert found.mean.shape == found.error.shape == (TASKS, LEAVES)
+        assert found.leaves[0] == "embeddings/bias"
+
+        def score(factor: np.ndarray) -> float:
+            given = Parameters(mse_factor=jnp.asarray(factor))
+            return float(np.mean([value(objective, given, key) for key in keys]))
+
+        ones, step = np.ones((TASKS, LEAVES)), 1e-4
+        slope = (score(ones * (1 + step)) - score(ones * (1 - step))) / (2 * step)
+        assert found.mean.sum() == pytest.approx(slope, rel=1e-5)
+        one = ones.copy()
+        one[1, 2] += step
+        other = ones.copy()
+        other[1, 2] -= step
+        assert found.mean[1, 2] == pytest.approx((score(one) - score(other)) / (2 * step), rel=1e-5)
+
+
+def test_a_map_by_layer_and_the_best_leaves():
+    leaves = ("embeddings/bias", "layers/0/a", "layers/0/b")
+    mean = np.array([[-1.0, -4.0, 2.0], [-1.0, 0.0, 1.0]])
+    found = gradients.Sensitivity(mean, np.zeros((2, 3)), leaves, (2, 8, 1))
+    layers = found.by_layer()
+    np.testing.assert_array_equal(layers["embeddings"], [-1, -1])
+    np.testing.assert_array_equal(layers["layers/0"], [-2, 1])
+    assert found.ranked() == [("embeddings/bias", 1.0), ("layers/0/a", 0.5), ("layers/0/b", -3.0)]

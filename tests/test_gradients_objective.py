@@ -1,0 +1,342 @@
+"""The objective: its values against the plain way, its transformations, its errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gradient_fixtures import (
+    EXAMPLES,
+    FAST_COMPILE,
+    KEY,
+    PRESET,
+    TASKS,
+    features,
+    parameters_of,
+    tiny_objective,
+)
+
+from rmtllmf_jax import channel, uplink
+from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, DirectPreset
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.gradients import (
+    Objective,
+    Parameters,
+    attack_entries,
+    covariance_root,
+    user_mse,
+    value,
+    value_and_gradient,
+)
+
+ATTACKED = tuple(sorted(set(SCENARIOS) - {"clean", "ideal"}))
+JOINT = replace(PRESET, order=None)
+NOTHING = Parameters()
+DEAR = ("min_max_rate", "sum_mse", "sum_rate_floor_aware")
+SOME_SLOW = [pytest.param(each, marks=[pytest.mark.slow] * (each in DEAR)) for each in SCENARIOS]
+
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+@pytest.fixture
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def right_answers(objective: Objective, parameters: Parameters, scale: np.ndarray) -> np.ndarray:
+    """Return how often the merged model is right, draw by draw, the plain way."""
+    setting, found = objective.setting, []
+    for draw in range(setting.channel_draws * setting.noise_draws):
+        place = jax.random.fold_in(jax.random.fold_in(KEY, 0), draw // setting.noise_draws)
+        noise_key = jax.random.fold_in(jax.random.fold_in(KEY, 1), draw)
+        mse = user_mse(parameters, setting.scenario, setting.preset, place)[:TASKS]
+        noise = uplink.noise_of_sum(
+            objective.vectors, jnp.asarray(scale), mse, objective.kappa, noise_key
+        )
+        model = jax.tree.map(
+            lambda b, v, n: b + np.tensordot(scale, v, 1) + n,
+            objective.base,
+            objective.vectors,
+            noise,
+        )
+        total = 0.0
+        samples = objective.samples
+        for images, labels, task, weights in zip(
+            samples.images, samples.labels, samples.task, samples.weights, strict=True
+        ):
+            head = objective.heads.kernel[task], objective.heads.bias[task]
+            logits = np.asarray(features(model, images)) @ head[0] + head[1]
+            total += float(np.sum(weights * (np.argmax(logits, axis=-1) == labels)))
+        found.append(total)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["strongest_user", pytest.param("clean", marks=pytest.mark.slow)]
+)
+def test_accuracy_is_the_share_of_right_answers(scenario: str):
+    objective = tiny_objective(scenario, score="accuracy", noise_draws=3)
+    expected = right_answers(objective, NOTHING, np.full(TASKS, 0.4, np.float32))
+    assert (np.ptp(expected) > 0.02) == (scenario != "clean")
+    found = value(objective, NOTHING, KEY)
+    np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
+    assert 0.2 < found < 0.9
+
+
+def test_members_leave_tasks_out_of_the_merge():
+    members = jnp.array([1.0, 0.0, 1.0])
+    objective = tiny_objective("white", score="accuracy", members=members)
+    expected = right_answers(objective, NOTHING, np.array([0.4, 0, 0.4], np.float32)).mean()
+    np.testing.assert_allclose(value(objective, NOTHING, KEY), expected, rtol=1e-5)
+    everyone = replace(objective, members=jnp.ones(TASKS))
+    assert abs(value(everyone, NOTHING, KEY) - expected) > 0.02
+    for kind in ("scale", "scale_per_task", "scale_per_layer"):
+        given = parameters_of(kind)
+        weights, every = (it.weights(given) for it in (objective, everyone))
+        for some, all_of_them in zip(jax.tree.leaves(weights), jax.tree.leaves(every), strict=True):
+            np.testing.assert_array_equal(some, all_of_them * members)
+
+
+def test_scales_and_factors_act_leaf_by_leaf():
+    """A layer's scale merges its leaf alone, and a factor multiplies the MSE of its own."""
+    objective = tiny_objective("white")
+    parameters = parameters_of("mse_factor", "scale_per_layer")
+    mse = jnp.array([0.1, 0.2, 0.3])
+    base, vectors, fused = (
+        jax.tree.leaves(tree)
+        for tree in (objective.base, objective.vectors, objective.fused(parameters, mse, KEY))
+    )
+    unit = jax.tree.leaves(
+        uplink.noise_of_sum(objective.vectors, jnp.ones(3), jnp.ones(3) / 3, jnp.ones(3), KEY)
+    )
+    for place in range(3):
+        scale, factor = (EXAMPLES[k][:, place] for k in ("scale_per_layer", "mse_factor"))
+        std = np.sqrt(np.sum((scale * np.asarray(objective.kappa)) ** 2 * factor * np.asarray(mse)))
+        expected = base[place] + np.tensordot(scale, vectors[place], 1) + std * unit[place]
+        np.testing.assert_allclose(fused[place], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scenario", SOME_SLOW)
+def test_user_mse_without_parameters_is_the_channels(scenario: str):
+    for preset in (PRESET, JOINT):
+        found = user_mse(NOTHING, scenario, preset, KEY)
+        np.testing.assert_allclose(found, channel.user_mse(scenario, preset, KEY), rtol=1e-5)
+    own = Parameters(
+        powers=jnp.ones(4),
+        distances=channel.draw_distances(PRESET, KEY),
+        path_loss_exponent=jnp.asarray(2.1),
+    )
+    if scenario in ATTACKED:
+        own = replace(own, budget=jnp.asarray(PRESET.attack_budget))
+    for reference in (None, own):
+        np.testing.assert_allclose(
+            user_mse(own, scenario, PRESET, KEY, reference),
+            channel.user_mse(scenario, PRESET, KEY),
+            rtol=1e-5,
+        )
+
+
+def test_parameters_at_the_presets_own_values_change_nothing():
+    objective = tiny_objective(
+        "white", preset=replace(PRESET, distances_m=(200.0, 300.0, 400.0, 500.0))
+    )
+    line = jnp.array([[200.0, 0, 0], [0, 300, 0], [0, 0, 400], [300, 400, 0]])
+    own = Parameters(
+        powers=jnp.ones(4),
+        positions=line,
+        path_loss_exponent=jnp.asarray(2.1),
+        budget=jnp.asarray(PRESET.attack_budget),
+        mse_factor=jnp.ones((3, 3)),
+        scale=jnp.asarray(0.4),
+    )
+    plain = value(objective, NOTHING, KEY)
+    np.testing.assert_allclose(value(objective, own, KEY), plain, rtol=1e-5)
+    assert abs(value(objective, replace(own, powers=0.3 * own.powers), KEY) - plain) > 1e-3
+
+
+@pytest.mark.parametrize("scenario", ["ideal", "strongest_user"])
+def test_fixed_choices_stay_although_received_powers_cross(scenario: str):
+    preset = replace(PRESET, distances_m=(200.0, 300.0, 400.0, 500.0))
+    start, end = Parameters(powers=jnp.ones(4)), Parameters(powers=10.0 ** -jnp.arange(4.0)[::-1])
+    objective = tiny_objective(scenario, preset=preset)
+    held = objective.fixed_at(start).user_mse(end, KEY)
+    gram = channel.gram(channel.draw_channel(preset, KEY) * jnp.sqrt(end.powers))
+    power = channel.received_power(channel.gram(channel.draw_channel(preset, KEY)))
+    order = channel.sic_order(power, "weakest_first")
+    assert list(order) != list(channel.sic_order(channel.received_power(gram), "weakest_first"))
+    if scenario == "strongest_user":
+        gram = channel.attacks.towards_user(gram, preset.attack_budget, 1.0, jnp.argmax(power))
+    np.testing.assert_allclose(held, channel.sic_mse(gram, order)[:TASKS], rtol=1e-5)
+    assert np.max(np.abs(held - objective.user_mse(end, KEY))) > 0.01
+    np.testing.assert_array_equal(
+        objective.fixed_at(end).user_mse(end, KEY), objective.user_mse(end, KEY)
+    )
+
+
+@pytest.mark.parametrize(
+    ("users", "antennas", "dtype"),
+    [pytest.param(4, 6, jnp.float64, marks=pytest.mark.slow), (2, 64, jnp.float32)],
+)
+@pytest.mark.parametrize("attack", ["sum_rate", "white"])
+def test_the_entries_of_an_attack_give_its_covariance_and_mse(
+    attack: str, users: int, antennas: int, dtype: Any
+):
+    preset = ChannelPreset(users=users, antennas=antennas)
+    with jax.enable_x64(dtype == jnp.float64):
+        h_tilde = channel.draw_channel(preset, KEY)
+        covariance = channel.attack_covariance(attack, h_tilde, preset.attack_budget)
+        entries = attack_entries(covariance, preset.attack_budget)
+        assert entries.dtype == dtype
+        root = covariance_root(entries)
+        np.testing.assert_array_equal(root, np.tril(root))
+        np.testing.assert_array_equal(np.imag(np.diagonal(root)), 0)
+        back = preset.attack_budget * (root @ root.conj().T)
+        tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
+        size = float(jnp.real(jnp.trace(covariance)))
+        np.testing.assert_allclose(back, covariance, atol=tolerance * size)
+        free = user_mse(Parameters(attack=entries), "ideal", preset, KEY)
+        expected = channel.user_mse(attack, preset, KEY)
+        np.testing.assert_allclose(free, expected, rtol=10 * tolerance)
+
+
+def test_values_with_and_without_jit_with_a_gradient_and_over_keys():
+    parameters = parameters_of("powers", "budget", "scale_per_task")
+    objective = tiny_objective("white").fixed_at(parameters)
+    keys = jax.random.split(KEY, 3)
+    expected = jnp.stack([value_and_gradient(objective, parameters, key)[0] for key in keys])
+    assert np.ptp(expected) > 1e-3
+    together = jax.vmap(value, (None, None, 0))(objective, parameters, keys)
+    np.testing.assert_allclose(together, expected, rtol=1e-5)
+    np.testing.assert_allclose(objective(parameters, keys[0]), expected[0], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("double")
+def test_the_hessian_in_powers_is_symmetric_and_the_gradients_slope():
+    parameters = parameters_of("powers", dtype=jnp.float64)
+    objective = tiny_objective("white", jnp.float64, channel_draws=1).fixed_at(parameters)
+    gradient = jax.grad(lambda here: objective(here, KEY))
+    step = 1e-4
+    # At the point itself along every axis, and a step along each to both sides: one program.
+    moves = step * jnp.concatenate([jnp.zeros((4, 4)), jnp.eye(4), -jnp.eye(4)])
+    points = jax.tree.map(lambda powers: powers + moves, parameters)
+    ways = jax.tree.map(lambda _: jnp.tile(jnp.eye(4), (3, 1)), parameters)
+    along = jax.vmap(lambda point, way: jax.jvp(gradient, (point,), (way,)))
+    around, slopes = jax.jit(along, compiler_options=FAST_COMPILE)(points, ways)
+    around, hessian = around.powers[4:], slopes.powers[:4]
+    np.testing.assert_allclose(hessian, hessian.T, rtol=1e-9, atol=1e-13)
+    slope = (around[:4] - around[4:]) / (2 * step)
+    np.testing.assert_allclose(hessian, slope, atol=1e-6)
+    assert np.max(np.abs(hessian)) > 1e-3
+    whole = jax.eval_shape(jax.hessian(lambda here: objective(here, KEY)), parameters)
+    assert whole.powers.powers.shape == (4, 4)
+
+
+def test_one_program_serves_objectives_keys_and_draws():
+    traced = []
+
+    def counted(params: Any, images: jax.Array) -> jax.Array:
+        traced.append(images.shape)
+        return features(params, images)
+
+    parameters = parameters_of("powers", "scale")
+    objective = tiny_objective("white", features=counted).fixed_at(parameters)
+    first = value_and_gradient(objective, parameters, KEY)[0]
+    traced.clear()
+    others = [
+        (replace(objective, kappa=2 * objective.kappa), parameters, KEY),
+        (replace(objective, temperature=0.5, scale=0.3), parameters, KEY),
+        (replace(objective, base=jax.tree.map(jnp.negative, objective.base)), parameters, KEY),
+        (objective.fixed_at(parameters_of("powers", "scale")), parameters, KEY),
+        (objective, replace(parameters, powers=jnp.full(4, 0.1, jnp.float32)), KEY),
+        *((objective, parameters, key) for key in jax.random.split(KEY, 3)),
+    ]
+    found = [float(value_and_gradient(*case)[0]) for case in others]
+    assert traced == []
+    assert len({float(first), *found}) == 8  # the fourth is the first
+    jax.eval_shape(value_and_gradient, objective.scored("margin"), parameters, KEY)
+    assert traced  # the counter counts
+
+
+OWN = {"distances": jnp.full(4, 300.0), "positions": jnp.full((4, 2), 300.0)}
+ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "powers' shape": ({}, {"powers": jnp.ones(3)}, r"'powers' must have shape \(4,\), got \(3,\)"),
+    "distances' shape": ({}, {"distances": jnp.ones(5)}, "'distances' must have shape"),
+    "positions' shape": ({}, {"positions": jnp.ones((4, 4))}, "'positions' must have shape"),
+    "attack's shape": ({}, {"attack": jnp.ones((2, 4, 4))}, "'attack' must have shape"),
+    "mse's shape": ({}, {"mse": jnp.ones(3)}, r"'mse' must have shape \(4,\), got \(3,\)"),
+    "factor's shape": ({}, {"mse_factor": jnp.ones((3, 2))}, "'mse_factor' must have shape"),
+    "scale's shape": ({}, {"scale": jnp.ones((3, 2))}, r"shape \(\) or \(3,\) or \(3, 3\), got"),
+    "two places": ({}, OWN, "both distances and positions"),
+    "power control": (
+        {"preset": replace(PRESET, power_control="full")},
+        {"powers": jnp.ones(4)},
+        "power control 'full'",
+    ),
+    "two attacks": (
+        {"scenario": "sum_rate"},
+        {"attack": jnp.ones((2, 6, 6))},
+        "beside that of the scenario 'sum_rate'",
+    ),
+    "mse and channel": (
+        {},
+        {"mse": jnp.ones(4), "powers": jnp.ones(4)},
+        "give the MSE itself and also powers",
+    ),
+    "no power law": (
+        {"preset": replace(PRESET, path_loss=channel.FreeSpace(3.5e9))},
+        {"path_loss_exponent": jnp.asarray(2.0)},
+        "needs a PowerLaw",
+    ),
+    "no attacker": ({}, {"budget": jnp.asarray(9.0)}, "'ideal' has no attacker"),
+    "no channel": (
+        {"preset": DirectPreset(mse=(0.1,) * 4)},
+        {"powers": jnp.ones(4)},
+        "no channel for powers",
+    ),
+    "too few users": ({"preset": replace(PRESET, users=2)}, {}, "2"),
+    "hard accuracy": ({"score": "accuracy"}, {"scale": jnp.asarray(0.4)}, "hard accuracy"),
+    "order": ({"scenario": "white"}, {"powers": jnp.ones(4)}, "the SIC order is a discrete choice"),
+    "strongest": (
+        {"scenario": "strongest_user", "preset": JOINT},
+        {"distances": OWN["distances"]},
+        "the strongest user is a discrete choice",
+    ),
+}
+
+
+@pytest.mark.parametrize(("setting", "given", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_say_what_does_not_fit(setting: dict[str, Any], given: dict[str, Any], message: str):
+    objective = tiny_objective(**setting)
+    with pytest.raises(InputError, match=message):
+        value_and_gradient(objective, Parameters(**given), KEY)
+
+
+def test_choices_that_the_parameters_do_not_move_need_not_be_fixed():
+    for preset in (PRESET, JOINT):
+        objective = tiny_objective("strongest_user", preset=preset)
+        parameters = parameters_of("budget", "scale", "mse_factor")
+        jax.eval_shape(value_and_gradient, objective, parameters, KEY)
+        parameters = replace(parameters, powers=jnp.ones(4))
+        with pytest.raises(InputError, match="is a discrete choice"):
+            jax.eval_shape(value_and_gradient, objective, parameters, KEY)
+        jax.eval_shape(value_and_gradient, objective.fixed_at(parameters), parameters, KEY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scenario": "sum_rat"}, "Did you mean 'sum_rate'"),
+        ({"score": "soft"}, "unknown score 'soft'"),
+        ({"channel_draws": 0}, "channel draws must be at least 1"),
+        ({"noise_draws": 0}, "noise draws must be at least 1"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        tiny_objective(**changes)
