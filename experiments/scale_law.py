@@ -6,11 +6,11 @@ The law was fitted to CLIP ViT-B/16, whose task vectors are small. The coefficie
 samples choose for another model may be far from it, which decides how much an unprotected merge
 reaches. Noiseless merges of 2 to 8 tasks; every candidate of `sweep.settings.VALIDATION_SCALES`.
 
-A minute on two cores after figure_2.py, with which it shares cells (about six without). Reached with
-ViT-Ti/16 at 64 pixels, five combinations of each size: the best coefficient is .5 at two tasks, .15
-at three, and from four on .1, the smallest that was tried; the law says .72, .55 and .46 to .29. At
-the law's coefficients the merge of eight tasks keeps about 40 % of the fine-tuned accuracy on
-validation in place of 59 %.
+A minute on two cores after figure_2.py, with which it shares cells. Reached with ViT-Ti/16 at 64
+pixels, five combinations of each size: the best coefficient is .5 at two tasks, .15 at three, and
+from four on .1, the smallest that was tried; the law says .72, .55 and .46 to .29. At the law's
+coefficient the merge of eight tasks keeps about 40 % of the fine-tuned accuracy on validation in
+place of 59 %.
 """
 
 from __future__ import annotations
