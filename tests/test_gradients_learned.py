@@ -35,6 +35,7 @@ from rmtllmf_jax.gradients import (
 from rmtllmf_jax.gradients.parameters import LEAST_POWER
 from rmtllmf_jax.gradients.projections import nearest_powers
 
+NEAREST = jax.jit(nearest_powers)
 SHARES = arrays(np.float32, 5, elements=st.floats(-2, 3, width=32))
 
 
@@ -44,7 +45,7 @@ SHARES = arrays(np.float32, 5, elements=st.floats(-2, 3, width=32))
 @settings(deadline=None)
 @given(powers=SHARES, total=st.floats(0.1, 6), other=SHARES)
 def test_nearest_powers_are_allowed_and_nearest(powers, total, other):
-    found = np.asarray(nearest_powers(jnp.asarray(powers), total), float)
+    found = np.asarray(NEAREST(jnp.asarray(powers), total), float)
     assert found.min() >= LEAST_POWER * (1 - 1e-6)
     assert found.max() <= 1
     assert found.sum() <= total + 1e-4
@@ -206,9 +207,8 @@ def test_an_attack_is_learned_for_one_channel_and_from_a_known_start():
 # Coefficients
 
 
-@pytest.mark.parametrize(
-    ("by", "shape"), [pytest.param("task", (3,), marks=pytest.mark.slow), ("layer", (3, 3))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("by", "shape"), [("task", (3,)), ("layer", (3, 3))])
 def test_learned_coefficients(by, shape):
     objective = tiny_objective("sum_rate")
     found = learn_scales(objective, KEY, by, steps=8)
@@ -245,6 +245,7 @@ def test_held_parameters_are_used_and_given_ones_go_before_them():
     assert both != pytest.approx(float(value(objective, other, KEY)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_given_channels_are_those_of_their_keys():
     objective = tiny_objective("sum_rate", channel_draws=2, noise_draws=1)
     keys = objective.channel_keys(KEY)

@@ -216,6 +216,7 @@ def test_values_with_and_without_jit_with_a_gradient_and_over_keys():
     np.testing.assert_allclose(objective(parameters, keys[0]), expected[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_the_hessian_in_powers_is_symmetric_and_the_gradients_slope():
     parameters = parameters_of("powers", dtype=jnp.float64)

@@ -128,7 +128,7 @@ class Settings:
         limits = [(self.eval_samples, count) for count in tests]
         if self.scale == "validation":
             limits += [(self.validation_samples, count) for count in validations]
-        counts = [min(limit or count, count) for limit, count in limits]
+        counts = [min(limit or count, count) for limit, count in limits if count]
         return even_batch(counts, self.eval_batch_size, image_devices)
 
     def key(self) -> dict[str, Any]:
