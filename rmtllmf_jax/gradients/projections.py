@@ -67,7 +67,7 @@ class NotNegative:
 
 
 def nearest_powers(
-    powers: Float[Array, " users"], total: float | None = None
+    powers: Float[Array, " users"], total: float | Float[Array, ""] | None = None
 ) -> Float[Array, " users"]:
     """Return the shares in [LEAST_POWER, 1] with a sum of `total` at most that are nearest.
 
