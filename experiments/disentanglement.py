@@ -2,9 +2,8 @@
 
     python experiments/disentanglement.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`, or
-experiments/main_job.py). R-MTLLMF's eqs. (7) and (8): the share of test samples whose class changes
-between base + a tau_i, task vector as sent, and the merged model, task vectors as received. For a
+needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`). R-MTLLMF's
+eqs. (7) and (8): the share of test samples whose class changes between base + a tau_i, task vector as sent, and the merged model, task vectors as received. For a
 few pairs as a heat map over both scales; for two and more tasks as a number, at the merging
 coefficient of their number (a the same). The noise is the sweep's own: draw k has the channel, and
 the noise of seed 0, that a `rmtllmf sweep` of the same tasks, `--seed`, `--preset` and `--c0` has,

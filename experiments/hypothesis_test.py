@@ -2,8 +2,8 @@
 
     python experiments/hypothesis_test.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`, or
-experiments/main_job.py). It merges 2, 4 and 8 of them, and for every task of a combination takes
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`). It merges
+2, 4 and 8 of them, and for every task of a combination takes
 the hypothesis test (9)-(12) of the paper on test images: exact gradient norms of all logits, the
 standard deviation that they predict for R = z / z', thresholds and rejection rates, and the chance
 that a decision flips; each beside Monte Carlo with disturbed models, from an MSE so small that the

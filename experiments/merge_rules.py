@@ -2,8 +2,8 @@
 
     python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`, or
-experiments/main_job.py) and merges 2, 4 and 8 of them with every rule of `fusion.rules`. For each
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`) and
+merges 2, 4 and 8 of them with every rule of `fusion.rules`. For each
 number of tasks, options and scale of a rule are those with the highest average normalised accuracy
 on *validation* samples, of the candidates in merge_rules_study.py and over the same combinations
 that are then tested; the test split plays no part in the choice. Some rules see more than task
