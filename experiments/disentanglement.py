@@ -2,12 +2,13 @@
 
     python experiments/disentanglement.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`). R-MTLLMF's
-eqs. (7) and (8): the share of test samples whose class changes between base + a tau_i, task vector as sent, and the merged model, task vectors as received. For a
-few pairs as a heat map over both scales; for two and more tasks as a number, at the merging
-coefficient of their number (a the same). The noise is the sweep's own: draw k has the channel, and
-the noise of seed 0, that a `rmtllmf sweep` of the same tasks, `--seed`, `--preset` and `--c0` has,
-so that its results stand beside these. User q of the channel sends the alphabet's q-th task.
+needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`). R-MTLLMF's eqs. (7)
+and (8): the share of test samples whose class changes between base + a tau_i, task vector as sent,
+and the merged model, task vectors as received. For a few pairs as a heat map over both scales; for
+two and more tasks as a number, at the merging coefficient of their number (a the same). The noise
+is the sweep's own: draw k has the channel, and the noise of seed 0, that a `rmtllmf sweep` of the
+same tasks, `--seed`, `--preset` and `--c0` has, so that its results stand beside these. User q of
+the channel sends the alphabet's q-th task.
 
 Written to results/disentanglement/: README.md, pairs.csv (every point of the heat maps),
 combinations.csv (every task's term), pairs and sizes as PNG and SVG. What is finished is kept in
