@@ -155,7 +155,20 @@ def test_a_subset_of_the_test_images(sweep_engine: Engine) -> None:
 def test_too_many_shots_name_task_and_class(sweep_engine: Engine) -> None:
     greedy = engine_like(sweep_engine, replace(SETTINGS, shots=19))
     with pytest.raises(InputError, match=r"'dtd'.*class 0 .* has 18 images, 19 are asked"):
-        model(greedy, Cell(PAIR, "clean", 0, 0, "realign"), 0.3)
+        next(greedy.run([Job(Cell(PAIR, "clean", 0, 0, "realign"), 0.3)]))
+
+
+@pytest.mark.slow
+def test_a_task_with_too_few_images_stops_its_own_combinations_alone(sweep_engine: Engine) -> None:
+    inputs = sweep_engine.inputs
+    place = next(number for number, task in enumerate(inputs.tasks) if task not in OTHER)
+    poor = replace(inputs.data[place], train=inputs.data[place].train.take(np.arange(3)))
+    data = (*inputs.data[:place], poor, *inputs.data[place + 1 :])
+    engine = Engine(replace(inputs, data=data), SETTINGS, one_device())
+    job = Job(Cell(OTHER, "clean", 0, 0, "realign"), 0.3)
+    assert list(engine.run([job])) == list(sweep_engine.run([job]))
+    with pytest.raises(InputError, match=f"shots of task '{poor.name}'"):
+        next(engine.run([Job(Cell(inputs.tasks, "clean", 0, 0, "realign"), 0.3)]))
 
 
 def test_an_axis_that_the_preset_has_not_is_refused_before_any_work(

@@ -15,7 +15,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.task_data import Rows
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
-from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets, shot_pool
+from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets, shot_pool, task_shots
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
 from rmtllmf_jax.sweep.programs import Merges, build_programs
@@ -50,8 +50,10 @@ class Engine:
 
         Jobs that share a draw of the noise stand together, whatever their order was.
 
-        **Raises:** `InputError` if a device runs out of memory, with what to do about it.
+        **Raises:** `InputError` if a task that is to be realigned has too few training images, and
+        if a device runs out of memory, with what to do about it.
         """
+        self._require_shots(jobs)
         for group in _groups(jobs):
             for start in range(0, len(group), self.layout.chunk):
                 chunk = group[start : start + self.layout.chunk]
@@ -190,6 +192,13 @@ class Engine:
             jnp.stack([key] * len(chunk)),
             jnp.asarray([PROTECTIONS[job.cell.protection].reload for job in chunk]),
         )
+
+    def _require_shots(self, jobs: Sequence[Job]) -> None:
+        realigned = [job.cell for job in jobs if PROTECTIONS[job.cell.protection].realign]
+        pairs = {(cell.seed, task) for cell in realigned for task in cell.combination}
+        for seed, name in sorted(pairs):
+            task = self.inputs.data[self.inputs.tasks.index(name)]
+            task_shots(task, self.settings.shots, self.settings.seed + seed)
 
     def _pool(self, seed: int) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
         if seed not in self._pools:

@@ -93,26 +93,41 @@ def evaluation_sets(
     return [evaluation_set(subset.images, subset.labels, size) for subset in subsets]
 
 
+def task_shots(task: TaskData, per_class: int, seed: int) -> Int64[np.ndarray, " shots"]:
+    """Return the few-shot samples of a task, as places among its training images.
+
+    **Raises:** `InputError` that names the task and a class with too few training images.
+    """
+    try:
+        return few_shot(task.train.labels, per_class, seed, classes=task.classes)
+    except InputError as error:
+        raise InputError(f"shots of task {task.name!r}: {error}") from error
+
+
 def shot_pool(
     data: tuple[TaskData, ...], per_class: int, seed: int, image_size: int
 ) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
     """Return the few-shot samples of all tasks as one pool, and each task's places in it.
 
-    Images come at `image_size` pixels, whatever size the tasks are kept in.
+    A task with too few training images has no place. Images come at `image_size` pixels, whatever
+    size the tasks are kept in.
 
-    **Raises:** `InputError` that names a task and class with too few training images.
+    **Raises:** `InputError` of the last task if none has enough.
     """
-    parts = []
+    parts, lacking = [], None
     for task in data:
+        rows = np.arange(0)
         try:
-            rows = few_shot(task.train.labels, per_class, seed, classes=task.classes)
+            rows = task_shots(task, per_class, seed)
         except InputError as error:
-            raise InputError(f"shots of task {task.name!r}: {error}") from error
+            lacking = error
         parts.append(task.train.take(rows))
+    if lacking is not None and not any(map(len, parts)):
+        raise lacking
     ends = np.cumsum([len(part) for part in parts])
     places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
     pool = Shots(
-        jnp.concatenate([resize(part.images, image_size) for part in parts]),
+        jnp.concatenate([resize(part.images, image_size) for part in parts if len(part)]),
         jnp.asarray(np.concatenate([part.labels for part in parts])),
         jnp.asarray(np.repeat(np.arange(len(parts)), [len(part) for part in parts])),
     )
