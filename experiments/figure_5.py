@@ -10,7 +10,7 @@ numbers of steps and learning rates. Tasks with a class that has fewer training 
 samples asked for are left out, and the page says which. Settings are compared on test samples as
 the paper's figure is; none is chosen by it (the defaults come from realign_choice.py).
 
-About half an hour on two cores with `--draws 1 --scenarios sum_rate` (the page's 872 s went on where
+Half an hour on two cores with `--draws 1 --scenarios sum_rate` (the page's 872 s went on where
 a run before it had been stopped). Reached with ViT-Ti/16 at 64 pixels, five combinations of four
 tasks, cars left out: none 37.3, freeze 41.1, realign 70.8, r-mtllmf 74.5 %. So freezing alone is 33
 points worse than both, realignment alone 4. Ten samples a class in place of one bring 19 points,
