@@ -39,7 +39,7 @@ from rmtllmf_jax.report.learned import sensitivity_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
-from rmtllmf_jax.resilience import EMBEDDINGS
+from rmtllmf_jax.resilience import frozen_leaves
 from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
@@ -171,7 +171,8 @@ def main(options: Options) -> None:
     mapped, judge = objectives(inputs, options)
     root = jax.random.fold_in(jax.random.key(options.seed), _MAPPING)
     found = gradients.sensitivity(mapped, jax.random.split(root, options.draws))
-    embeddings = fusion.matching_paths(found.leaves, EMBEDDINGS)
+    frozen = fusion.leaves_by_path(frozen_leaves(inputs.base))
+    embeddings = {leaf for leaf, flag in frozen.items() if flag}
     parameters = sum(
         size for leaf, size in zip(found.leaves, found.sizes, strict=True) if leaf in embeddings
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.interrupts import interrupts_held
-from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.training.batches import epoch_batch
+from rmtllmf_jax.training.loop import run_steps
 from rmtllmf_jax.training.recipes import Recipe
 
 
@@ -76,45 +73,14 @@ def finetune(
 
     **Raises:** `InputError` if the loss stops being finite.
     """
-    import orbax.checkpoint as ocp
-
     # donate_argnames would otherwise free the caller's base parameters.
     params = jax.tree.map(jnp.copy, base)
     state: Any = {"params": params, "optimiser": recipe.optimiser().init(params)}
-    # Not asynchronous: the next step donates the state's buffers.
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, save_interval_steps=every, enable_async_checkpointing=False
-    )
-    # orbax runs event loops, which Ctrl-C would leave half-made.
-    with interrupts_held():
-        manager = ocp.CheckpointManager(checkpoints.absolute(), options=options)
-    with manager:
-        first = manager.latest_step() or 0
-        if first:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            with interrupts_held():
-                state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
-            logging.getLogger(__name__).info("going on from step %d of %s", first, checkpoints)
-        value = jnp.zeros(())
-        with progress_bar(description, recipe.steps, first) as advance:
-            for step in range(first, recipe.steps):
-                batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
-                square = resize(images[batch], backbone.image_size)
-                state, value = train_step(
-                    state, square, labels[batch], head, backbone=backbone, recipe=recipe
-                )
-                advance(1)
-                if (step + 1) % every == 0:
-                    _require_finite(value, step, description)
-                    with interrupts_held():
-                        manager.save(step + 1, args=ocp.args.StandardSave(state))
-    _require_finite(value, recipe.steps - 1, description)
+
+    def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
+        batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
+        square = resize(images[batch], backbone.image_size)
+        return train_step(state, square, labels[batch], head, backbone=backbone, recipe=recipe)
+
+    state = run_steps(state, take, recipe.steps, checkpoints, every=every, description=description)
     return state["params"]
-
-
-def _require_finite(loss: Float[Array, ""], step: int, description: str) -> None:
-    if not np.isfinite(loss):
-        raise InputError(
-            f"{description}: the loss is {float(loss)} at step {step + 1}; "
-            "lower --learning-rate, or check the weights."
-        )

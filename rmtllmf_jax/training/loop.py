@@ -1,0 +1,73 @@
+"""Optimiser steps that survive a kill -9: a bar, orbax steps, and going on from the last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.interrupts import interrupts_held
+from rmtllmf_jax.common.progress import progress_bar
+
+
+def run_steps(
+    state: PyTree,
+    take: Callable[[PyTree, int], tuple[PyTree, Float[Array, ""]]],
+    steps: int,
+    checkpoints: Path,
+    *,
+    every: int,
+    description: str,
+) -> PyTree:
+    """Return the state after all steps; a run that was killed ends as one that was not.
+
+    **Arguments:**
+
+    - `take`: `(state, step) -> (state, loss)`; it may donate the state that it is given.
+    - `checkpoints`: folder of orbax steps; the newest is gone on from.
+    - `every`: steps between checkpoints.
+
+    **Raises:** `InputError` if the loss stops being finite.
+    """
+    import orbax.checkpoint as ocp
+
+    # Not asynchronous: the next step may donate the state's buffers.
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, save_interval_steps=every, enable_async_checkpointing=False
+    )
+    # orbax runs event loops, which Ctrl-C would leave half-made.
+    with interrupts_held():
+        manager = ocp.CheckpointManager(checkpoints.absolute(), options=options)
+    with manager:
+        first = manager.latest_step() or 0
+        if first:
+            abstract: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+            with interrupts_held():
+                state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
+            logging.getLogger(__name__).info("going on from step %d of %s", first, checkpoints)
+        loss = jnp.zeros(())
+        with progress_bar(description, steps, first) as advance:
+            for step in range(first, steps):
+                state, loss = take(state, step)
+                advance(1)
+                if (step + 1) % every == 0:
+                    _require_finite(loss, step, description)
+                    with interrupts_held():
+                        manager.save(step + 1, args=ocp.args.StandardSave(state))
+    _require_finite(loss, steps - 1, description)
+    return state
+
+
+def _require_finite(loss: Float[Array, ""], step: int, description: str) -> None:
+    if not np.isfinite(loss):
+        raise InputError(
+            f"{description}: the loss is {float(loss)} at step {step + 1}; "
+            "lower --learning-rate, or check the weights."
+        )
