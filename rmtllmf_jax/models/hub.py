@@ -10,6 +10,7 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.checkpoint import MSGPACK, SAFETENSORS, SHARDS, TORCH, weight_files
+from rmtllmf_jax.models.embedded import EMBEDDED_MODELS, embedded_directory
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ("*.json", "merges.txt", "vocab.txt")  # configuration, tokenizer, image processor
@@ -17,7 +18,9 @@ _SHARD = "model-*-of-*.safetensors"
 
 
 def local_directory(model: str | Path, revision: str | None = None) -> Path:
-    """Return the directory of a model: as it is if it exists, otherwise by its hub id.
+    """Return the directory of a model: as it is if it exists, otherwise by its name or hub id.
+
+    A name of `EMBEDDED_MODELS` is a model that comes with the project.
 
     A model that is complete in the local hub cache is used without asking the network; otherwise
     the small files and one format of the weights are downloaded. `HF_HUB_OFFLINE`, `HF_HOME` and
@@ -30,10 +33,12 @@ def local_directory(model: str | Path, revision: str | None = None) -> Path:
     name = str(model)
     if name and path.is_dir():
         return path
+    if name in EMBEDDED_MODELS:
+        return embedded_directory(name)
     if isinstance(model, Path) or not _ID.fullmatch(name):
         raise InputError(
-            f"{name}: no such directory, and not a Hugging Face hub id (owner/name); expected "
-            "one of the two."
+            f"{name}: no such directory, and not a Hugging Face hub id (owner/name); expected one "
+            f"of the two, or an embedded model ({', '.join(EMBEDDED_MODELS)})."
         )
     cached = _cached(name, revision)
     return cached if cached is not None else _download(name, revision)
@@ -41,7 +46,8 @@ def local_directory(model: str | Path, revision: str | None = None) -> Path:
 
 def in_cache(model: str, revision: str | None = None) -> bool:
     """Return whether a model can be loaded without the network."""
-    return Path(model).expanduser().is_dir() or _cached(model, revision) is not None
+    here = model in EMBEDDED_MODELS or Path(model).expanduser().is_dir()
+    return here or _cached(model, revision) is not None
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

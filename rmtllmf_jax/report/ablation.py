@@ -23,33 +23,36 @@ def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
     samples, and those without any, in groups by scenario; the panels (b), one a scenario, every
     variant that was realigned on two numbers of samples or more. Points are means over the rows
     (combinations of all sizes, draws, seeds), bars and shading ± one sample standard deviation.
-    `note` goes into the title.
+    Where all rows have one number of samples there is panel (a) alone. `note` goes into the title.
 
     **Raises:** `InputError` that names a missing column, for an empty table or a score that is not
-    finite, if no row has `shots` samples, or none has another number.
+    finite, or if no row has `shots` samples.
     """
     _check(table, shots)
     scenarios = arrange(table["scenario"], SCENARIOS)
     variants = arrange(table["variant"], PROTECTIONS)
     looks = styles(variants)
-    columns = max(len(scenarios), 2)
-    figure = Figure(figsize=(max(1.2 + 2.9 * columns, 6.5), 6.8), layout="constrained")
-    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    groups = above.subplots()
+    several = table.loc[table["shots"] > 0, "shots"].nunique() > 1
+    width, height = max(1.2 + 2.9 * max(len(scenarios), 2), 6.5), 6.8 if several else 3.8
+    figure = Figure(figsize=(width, height), layout="constrained")
+    rows = figure.subfigures(1 + several, 1, squeeze=False)[:, 0]
+    groups = rows[0].subplots()
     _draw_groups(groups, table[table["shots"].isin([0, shots])], scenarios, variants, looks)
     tidy(groups, f"(a) At {shots} samples a class")
-    lines = below.subplots(1, len(scenarios), sharey=True, squeeze=False)[0]
-    for panel, scenario in zip(lines, scenarios):
-        rows = table[(table["scenario"] == scenario) & (table["shots"] > 0)]
-        _draw_shots(panel, rows, variants, looks)
+    panels = [groups]
+    if several:
+        panels += rows[1].subplots(1, len(scenarios), sharey=True, squeeze=False)[0].tolist()
+        rows[1].supxlabel("Samples a class for realignment", fontsize=10)
+    for panel, scenario in zip(panels[1:], scenarios, strict=several):
+        lines = table[(table["scenario"] == scenario) & (table["shots"] > 0)]
+        _draw_shots(panel, lines, variants, looks)
         tidy(panel, f"(b) {SCENARIOS.get(scenario, scenario)}")
-    highest = max(panel.get_ylim()[1] for panel in (groups, *lines))
-    for panel in (groups, *lines):
+    highest = max(panel.get_ylim()[1] for panel in panels)
+    for panel in panels:
         panel.set_ylim(0, max(105.0, highest))
-    add_legend(figure, [groups, *lines], 5)
-    above.supylabel("Average normalised\naccuracy (%)", fontsize=10)
-    below.supylabel("Average normalised\naccuracy (%)", fontsize=10)
-    below.supxlabel("Samples a class for realignment", fontsize=10)
+    add_legend(figure, panels, 5)
+    for row in rows:
+        row.supylabel("Average normalised\naccuracy (%)", fontsize=10)
     what = f"Ablation of R-MTLLMF{', ' if note else ''}{note}"
     over = "mean over combinations, draws and seeds; bars and shading: ± 1 standard deviation"
     figure.suptitle(f"{what}\n{over}", fontsize=10)
@@ -63,10 +66,8 @@ def _check(table: pd.DataFrame, shots: int) -> None:
     if table.empty or not np.isfinite(table["score"].to_numpy(float)).all():
         raise InputError("ablation table: expected rows, each with a score that is finite.")
     counts = sorted({int(count) for count in table["shots"]} - {0})
-    if shots not in counts or len(counts) < 2:
-        raise InputError(
-            f"ablation table: shots are {counts}, expected {shots} and at least one other number."
-        )
+    if shots not in counts:
+        raise InputError(f"ablation table: shots are {counts}, expected {shots} among them.")
 
 
 def _draw_groups(

@@ -9,16 +9,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.report.axis_figure import axis_figure
-from rmtllmf_jax.report.figures import figure_2
+from rmtllmf_jax.report.figures import figure_2, figure_5
 from rmtllmf_jax.report.heat_maps import cosine_figure
 from rmtllmf_jax.report.order import AXES, RULES, SCENARIOS, arrange
 from rmtllmf_jax.report.parts import Part, parts, rule_name
 from rmtllmf_jax.report.scale_law import LAW, scale_figure
+from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 
-STEMS = ("figure_2*", "figure_3*", "figure_4*", "axis_*", "scale_law*")
+STEMS = ("figure_2*", "figure_3*", "figure_4*", "figure_5*", "axis_*", "scale_law*")
 """What the files of a report's figures may be called."""
 
+_ABLATION = ("none", "freeze", "realign", "r-mtllmf")
 _HEAT_MAPS = {"figure_3": "ideal", "figure_4": "sum_rate"}
 _LINES = (
     "A line a protection: mean over combinations, channel draws and seeds; the shading (a bar "
@@ -39,9 +41,15 @@ class Plate:
 
 
 def plates(
-    results: pd.DataFrame, cosines: pd.DataFrame | None, scales: pd.DataFrame | None
+    results: pd.DataFrame,
+    cosines: pd.DataFrame | None,
+    scales: pd.DataFrame | None,
+    shots: int | None = None,
 ) -> tuple[list[Plate], list[str]]:
-    """Return the figures of a run, and a sentence for each of the paper's that it cannot have."""
+    """Return the figures of a run, and a sentence for each of the paper's that it cannot have.
+
+    `shots` is the number of samples a class for realignment, as `run.json` has it.
+    """
     found: list[Plate] = []
     skipped: list[str] = []
     whole = parts(results)
@@ -63,6 +71,7 @@ def plates(
             skipped.append(f"{stem} skipped: the cosines of {scenario} lie along an axis.")
         else:
             found.append(_heat_map(stem, cosines, scenario))
+    found += _halves(results, shots)
     if scales is not None:
         found += _scales(scales)
     return found, list(dict.fromkeys(skipped))
@@ -106,6 +115,23 @@ def _heat_map(stem: str, cosines: pd.DataFrame, scenario: str) -> Plate:
     )
     title = f"Figure {number}: cosines of task vectors, {name}"
     return Plate(stem, cosine_figure(cosines, scenario), title, caption)
+
+
+def _halves(results: pd.DataFrame, shots: int | None) -> Iterator[Plate]:
+    """Yield figure 5 where a noisy uplink has both halves of R-MTLLMF, alone and together."""
+    merged = results[(results["rule"] == "task_arithmetic") & (results["axis"] == "")]
+    noisy = merged[(merged["scenario"] != "clean") & merged["protection"].isin(_ABLATION)]
+    if shots is None or set(noisy["protection"]) != set(_ABLATION):
+        return
+    cells = cell_scores(noisy).rename(columns={"protection": "variant"})
+    realigned = cells["variant"].isin(["realign", "r-mtllmf"])
+    figure = figure_5(cells.assign(shots=realigned * shots), shots)
+    caption = (
+        "What each half of R-MTLLMF is worth: mean over combinations of all sizes, channel draws "
+        "and seeds; bars: ± 1 sample standard deviation. A run has one number of samples a class; "
+        "experiments/figure_5.py draws several."
+    )
+    yield Plate("figure_5", figure, "Figure 5: the halves of R-MTLLMF", caption)
 
 
 def _scales(scales: pd.DataFrame) -> Iterator[Plate]:

@@ -29,19 +29,47 @@ def print_summary(results: pd.DataFrame, console: Console | None = None) -> None
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
     """Print one table, in as many blocks of columns as the console's width asks for."""
-    for table in _tables(sheet, console.width):
+    for table in _tables(sheet, console.width, is_plain(console)):
         console.print(table)
 
 
-def _tables(sheet: Sheet, width: int) -> Iterator[Table]:
+def print_texts(sheet: Sheet, console: Console) -> None:
+    """Print a table whose cells are texts: the last column is wrapped at a terminal's width.
+
+    In a file or a pipe every row is one line, so that paths stay whole.
+    """
+    if is_plain(console):
+        lines = [sheet.header, *sheet.rows]
+        widths = [max(len(line[place]) for line in lines) for place in range(len(sheet.header))]
+        rows = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        text = "\n".join([sheet.title, *rows, ""])
+        console.print(Text(text), soft_wrap=True)
+        return
+    table = Table(title=Text(sheet.title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    for place, name in enumerate(sheet.header):
+        last = place == len(sheet.header) - 1
+        table.add_column(Text(name), no_wrap=not last, overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def is_plain(console: Console) -> bool:
+    """Return if lines and colours would be in the way: in a file, a pipe, or with NO_COLOR."""
+    return not console.is_terminal or console.no_color
+
+
+def _tables(sheet: Sheet, width: int, plain: bool) -> Iterator[Table]:
     lines = [sheet.header, *sheet.rows]
     names = sum(max(len(line[place]) for line in lines) + 2 for place in (0, 1))
     number = max(len(cell) for row in sheet.rows for cell in row[2:])
     each = max(1, (width - names) // (number + 2))
     for start in range(2, len(sheet.header), each):
         block = slice(start, start + each)
-        table = Table(title=Text(sheet.title), title_justify="left", box=box.SIMPLE_HEAD)
-        table.padding, table.pad_edge = (0, 1, 0, 0), False
+        table = Table(title=Text(sheet.title), title_justify="left")
+        table.box = None if plain else box.SIMPLE_HEAD
+        table.padding, table.pad_edge = (0, 2 if plain else 1, 0, 0), False
         for name in sheet.header[:2]:
             table.add_column(Text(name), no_wrap=True)
         for name in sheet.header[block]:

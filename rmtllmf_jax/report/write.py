@@ -15,7 +15,7 @@ from rmtllmf_jax.report.markdown import page
 from rmtllmf_jax.report.paper import paper_sheet
 from rmtllmf_jax.report.parts import parts
 from rmtllmf_jax.report.plates import STEMS, plates
-from rmtllmf_jax.report.provenance import read_configuration
+from rmtllmf_jax.report.provenance import find, read_configuration
 from rmtllmf_jax.report.scale_law import scale_sheet
 from rmtllmf_jax.report.sheets import Sheet, all_sheets
 from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, summary
@@ -28,9 +28,10 @@ def write_report(run: Path) -> list[Path]:
     Returns the files written: `index.html` (one page that needs no other file), the figures as PNG,
     SVG and PDF, `summary.md` and `summary.csv`. The figures: `figure_2` (one a merge rule, if there
     are several; `_informative`: without the tasks that fine-tuning did not teach, if there are
-    such), `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate)
-    and `scale_law`. One that the tables cannot give is skipped, its older files are removed, and
-    the pages say why. Same tables, same bytes.
+    such), `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate),
+    `figure_5` (the halves of R-MTLLMF, where it has both) and `scale_law`. One that the tables
+    cannot give is skipped, its older files are removed, and the pages say why. Same tables, same
+    bytes.
 
     **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet`,
     `scales.parquet` and `run.json` may be) or cannot be used.
@@ -43,7 +44,7 @@ def write_report(run: Path) -> list[Path]:
 
     name = run.resolve().name
     said = verdict(results)
-    drawn, skipped = plates(results, cosines, scales)
+    drawn, skipped = plates(results, cosines, scales, find(configuration, "shots"))
     sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
     paper = paper_sheet(results, cosines, configuration)
     files: dict[str, bytes] = {}

@@ -1,0 +1,30 @@
+"""The models that come with the project, by name: no download, no hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rmtllmf_jax
+from rmtllmf_jax.common.errors import InputError, require_known
+
+EMBEDDED_MODELS = ("clip-mini",)
+"""Names that `--model` takes beside directories and hub ids. See the model's card beside it."""
+
+
+def embedded_directory(name: str = "clip-mini") -> Path:
+    """Return the Hugging Face directory of an embedded model.
+
+    It lies in the package where that was installed, and else in `checkpoints/` of the repository.
+
+    **Raises:** `InputError` for an unknown name, or where neither folder is there.
+    """
+    require_known("embedded model", name, EMBEDDED_MODELS)
+    package = Path(rmtllmf_jax.__file__).parent
+    places = [root / "checkpoints" / name for root in (package, package.parent)]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise InputError(
+        f"the embedded model {name} is neither in {places[0]} nor in {places[1]}: install the "
+        "package again, or name a directory."
+    )
