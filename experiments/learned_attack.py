@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,27 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 import tyro
-from journal import Journal
-from study import Users, load, made_by, write_figure
+from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
+from rmtllmf_jax.channel import ChannelPreset
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import require_at_least, require_known
-from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.learned import attack_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
-from rmtllmf_jax.sweep.inputs import SweepInputs
-from rmtllmf_jax.sweep.objective import objective_of, with_users
-from rmtllmf_jax.sweep.settings import Settings
 
 # Folded into the root key: channels, the noise that is tuned on, and that which judges.
 _CHANNEL, _TUNING, _JUDGING = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Options(Users):
+class Options(Learner):
     """What to run."""
 
-    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
-    """Tasks that are merged, each sent by a user of its own."""
     attacks: tuple[str, ...] = (
         "none",
         "white_in_range",
@@ -63,28 +57,19 @@ class Options(Users):
         "sum_mse",
     )
     """Attackers to compare with, of `channel.ATTACKS`."""
-    starts: tuple[str, ...] = ("sum_rate",)
-    """Attacks that the learning begins at; of several the best on the tuning draws is judged."""
+    starts: tuple[str, ...] = ()
+    """Attacks that the learning begins at; the best end on the tuning draws is judged. None named:
+    it begins at that of --attacks which is worst for the users on the tuning draws."""
     channels: int = 20
     """Channel draws."""
-    steps: int = 25
+    steps: int = 20
     """Gradient steps a channel."""
     learning_rate: float = 0.02
     """Step of the covariance's root, whose norm is 1."""
-    temperature: float = 1.0
-    """Of the soft accuracy."""
-    tuning_samples: int = 32
-    """Validation images a task."""
-    tuning_draws: int = 4
+    tuning_draws: int = 2
     """Draws of the parameters' noise that are tuned on."""
-    eval_samples: int = 100
-    """Test images a task; 0 is all."""
-    eval_draws: int = 4
+    eval_draws: int = 2
     """Other draws, that are judged on."""
-    scale: str = "0.25"
-    """Merging coefficient: a number or power-law."""
-    seed: int = 0
-    """Root of all random numbers."""
     quick: bool = False
     """Two channels, 5 steps, few images."""
     full: bool = False
@@ -109,28 +94,6 @@ class Options(Users):
         return self
 
 
-def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Objective]:
-    """Return what is tuned on, and what judges; both of one channel a call."""
-    settings = Settings(
-        scale=options.scale,
-        eval_samples=options.eval_samples,
-        validation_samples=options.tuning_samples,
-        seed=options.seed,
-    )
-    tuned = objective_of(
-        inputs,
-        settings,
-        "ideal",
-        split="validation",
-        temperature=options.temperature,
-        noise_draws=options.tuning_draws,
-    )
-    judge = objective_of(
-        inputs, settings, "ideal", score="accuracy", noise_draws=options.eval_draws
-    )
-    return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
-
-
 def channel_rows(
     tuned: Objective, judge: Objective, number: int, options: Options
 ) -> Iterator[dict[str, Any]]:
@@ -141,30 +104,36 @@ def channel_rows(
         for kind in (_CHANNEL, _TUNING, _JUDGING)
     )
     preset = tuned.setting.preset
+    assert isinstance(preset, ChannelPreset)
     here = tuned.over(key[None])
+    h_tilde, budget = channel.draw_channel(preset, key), preset.attack_budget
+    errors = {
+        name: channel.user_mse_from_channel(h_tilde, name, budget, order=preset.order)
+        for name in options.attacks
+    }
+    soft = {
+        name: float(gradients.value(here, Parameters(mse=mse), tuning))
+        for name, mse in errors.items()
+    }
+    spent = [name for name in options.attacks if name != "none"]
     found = [
         gradients.learn_attack(
             here, tuning, start, steps=options.steps, learning_rate=options.learning_rate
         )
-        for start in options.starts
+        for start in options.starts or (min(spent, key=soft.__getitem__),)
     ]
-    learned = min(found, key=lambda optimum: optimum.value).parameters
-    errors = {name: channel.user_mse(_scenario(name), preset, key) for name in options.attacks}
-    errors["learned"] = here.user_mse(learned, key)
+    learned = min(found, key=lambda optimum: optimum.value)
+    errors["learned"] = here.user_mse(learned.parameters, key)
+    soft["learned"] = float(learned.value)
     for name, mse in errors.items():
-        given = Parameters(mse=mse)
         yield {
             "channel": number,
             "attack": name,
-            "accuracy": float(gradients.value(judge, given, judging)),
-            "soft_accuracy": float(gradients.value(here, given, tuning)),
+            "accuracy": float(gradients.value(judge, Parameters(mse=mse), judging)),
+            "soft_accuracy": soft[name],
             "mse": float(jnp.mean(mse)),
             "worst_mse": float(jnp.max(mse)),
         }
-
-
-def _scenario(attack: str) -> str:
-    return next(name for name, known in channel.SCENARIOS.items() if known == attack)
 
 
 def summary(rows: pd.DataFrame) -> Sheet:
@@ -184,22 +153,15 @@ def main(options: Options) -> None:
     started, options = time.perf_counter(), options.chosen()
     use_compilation_cache(options.cache_dir)
     inputs = load(options)
-    tuned, judge = objectives(inputs, options)
-    where = ("run", "model", "data", "cache_dir", "out", "quick", "full", "channels")
-    meaning = {name: value for name, value in asdict(options).items() if name not in where}
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
-    rows: list[dict[str, Any]] = []
-    with (
-        Journal(options.run / "learned_attack" / f"{name}.jsonl") as journal,
-        progress_bar("learned attack", options.channels, unit="channels") as advance,
-    ):
-        resumed = journal.path.stat().st_size > 0
-        for number in range(options.channels):
-            if str(number) not in journal:
-                journal.add(str(number), list(channel_rows(tuned, judge, number, options)))
-            rows += journal[str(number)]
-            advance(1)
-    found = pd.DataFrame(rows)
+    draws = {"noise_draws": options.tuning_draws}, {"noise_draws": options.eval_draws}
+    tuned, judge = objectives(inputs, options, "ideal", *draws)
+    found, resumed = journalled(
+        options,
+        inputs,
+        "learned_attack",
+        "channels",
+        lambda number: channel_rows(tuned, judge, number, options),
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     found.to_csv(options.out / "attacks.csv", index=False, float_format="%.6g")
     write_figure(options.out / "learned_attack", attack_figure(found))
@@ -208,7 +170,8 @@ def main(options: Options) -> None:
         "# An attack learned on accuracy, beside those that minimise rates",
         made_by("learned_attack.py", options.seed, seconds, resumed=resumed),
         f"{options.channels} channels of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}), "
-        f"{options.steps} steps from {', '.join(options.starts)}, judged on "
+        f"{options.steps} steps from {', '.join(options.starts) or 'the worst of the others'}, "
+        f"judged on "
         f"{options.eval_samples or 'all'} test images a task and {options.eval_draws} draws.",
         table(summary(found)),
         "![Accuracy by attack](learned_attack.png)",

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +28,32 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 import tyro
-from journal import Journal
-from study import Users, load, made_by, write_figure
+from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, power_control
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import require_at_least, require_known
-from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
 from rmtllmf_jax.report.learned import power_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
-from rmtllmf_jax.sweep.inputs import SweepInputs
-from rmtllmf_jax.sweep.objective import objective_of, with_users
-from rmtllmf_jax.sweep.settings import Settings
 
 # Folded into the root key: places, fading and noise that are tuned on, and those that judge.
 _PLACES, _TUNING, _JUDGING = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Options(Users):
+class Options(Learner):
     """What to run."""
 
-    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
-    """Tasks that are merged, each sent by a user of its own."""
+    tuning_samples: int = 16
+    """Validation images a task."""
+    eval_samples: int = 50
+    """Test images a task; 0 is all."""
     scenario: str = "sum_rate"
     """One of `channel.SCENARIOS`."""
     cells: int = 5
@@ -67,20 +64,10 @@ class Options(Users):
     """Step of a power, in shares of full power."""
     total: float | None = None
     """Limit of the sum of all shares, for every control; none is no limit."""
-    temperature: float = 1.0
-    """Of the soft accuracy."""
     tuning_channels: int = 8
     """Channel draws a cell that are tuned on."""
-    tuning_samples: int = 16
-    """Validation images a task."""
     eval_channels: int = 20
     """Other channel draws, that are judged on."""
-    eval_samples: int = 50
-    """Test images a task; 0 is all."""
-    scale: str = "0.25"
-    """Merging coefficient: a number or power-law."""
-    seed: int = 0
-    """Root of all random numbers."""
     quick: bool = False
     """One cell, 5 steps, few images."""
     full: bool = False
@@ -101,26 +88,6 @@ class Options(Users):
         if self.full:
             return replace(self, cells=20, steps=100, tuning_samples=64, eval_samples=0)
         return self
-
-
-def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Objective]:
-    """Return what is tuned on, and what judges one channel draw."""
-    settings = Settings(
-        scale=options.scale,
-        eval_samples=options.eval_samples,
-        validation_samples=options.tuning_samples,
-        seed=options.seed,
-    )
-    tuned = objective_of(
-        inputs,
-        settings,
-        options.scenario,
-        split="validation",
-        temperature=options.temperature,
-        channel_draws=options.tuning_channels,
-    )
-    judge = objective_of(inputs, settings, "ideal", score="accuracy")
-    return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
 
 
 def powers_of(
@@ -190,22 +157,15 @@ def main(options: Options) -> None:
     started, options = time.perf_counter(), options.chosen()
     use_compilation_cache(options.cache_dir)
     inputs = load(options)
-    tuned, judge = objectives(inputs, options)
-    where = ("run", "model", "data", "cache_dir", "out", "quick", "full", "cells")
-    meaning = {name: value for name, value in asdict(options).items() if name not in where}
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
-    rows: list[dict[str, Any]] = []
-    with (
-        Journal(options.run / "power_control" / f"{name}.jsonl") as journal,
-        progress_bar("power control", options.cells, unit="cells") as advance,
-    ):
-        resumed = journal.path.stat().st_size > 0
-        for number in range(options.cells):
-            if str(number) not in journal:
-                journal.add(str(number), list(cell_rows(tuned, judge, number, options)))
-            rows += journal[str(number)]
-            advance(1)
-    found = pd.DataFrame(rows)
+    draws = {"channel_draws": options.tuning_channels}, {"channel_draws": 1}
+    tuned, judge = objectives(inputs, options, options.scenario, *draws)
+    found, resumed = journalled(
+        options,
+        inputs,
+        "power_control",
+        "cells",
+        lambda number: cell_rows(tuned, judge, number, options),
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     found.to_csv(options.out / "powers.csv", index=False, float_format="%.6g")
     write_figure(options.out / "power_control", power_figure(found))

@@ -1,23 +1,29 @@
-"""What the experiments share: a run folder's users, sweeps of them, figures, who made a page."""
+"""What the experiments share: a run folder's users, sweeps, learning, figures, who made a page."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from journal import Journal
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.cli.environment import provenance
 from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.gradients import Objective
 from rmtllmf_jax.report.images import image_bytes
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.layout import one_device
+from rmtllmf_jax.sweep.objective import objective_of, with_users
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.users import Setting, UserRecord
@@ -37,6 +43,24 @@ class Users:
     """Tasks; none named is all of the run."""
     cache_dir: Path = field(default_factory=default_cache)
     """Folder of decoded images and compiled programs."""
+
+
+@dataclass(frozen=True)
+class Learner(Users):
+    """What tunes something on validation images and judges it on test images."""
+
+    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
+    """Tasks that are merged, each sent by a user of its own."""
+    temperature: float = 1.0
+    """Of the soft accuracy."""
+    tuning_samples: int = 32
+    """Validation images a task."""
+    eval_samples: int = 100
+    """Test images a task; 0 is all."""
+    scale: str = "0.25"
+    """Merging coefficient: a number or power-law."""
+    seed: int = 0
+    """Root of all random numbers."""
 
 
 def load(users: Users) -> SweepInputs:
@@ -69,6 +93,67 @@ def sweep(
     engine = Engine(inputs, settings, one_device())
     tables = run_grid(engine, grid, run / "sweep" / key)
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+
+
+def objectives(
+    inputs: SweepInputs,
+    options: Learner,
+    scenario: str,
+    tuning: dict[str, int],
+    judging: dict[str, int],
+) -> tuple[Objective, Objective]:
+    """Return what is tuned on, and what judges: soft accuracy, and hard accuracy of a given MSE.
+
+    **Arguments:**
+
+    - `tuning`, `judging`: their draws, as `objective_of` takes them.
+
+    **Raises:** `InputError` as `objective_of` does.
+    """
+    settings = Settings(
+        scale=options.scale,
+        eval_samples=options.eval_samples,
+        validation_samples=options.tuning_samples,
+        seed=options.seed,
+    )
+    soft = {"split": "validation", "temperature": options.temperature, **tuning}
+    tuned = objective_of(inputs, settings, scenario, **soft)
+    judge = objective_of(inputs, settings, "ideal", score="accuracy", **judging)
+    return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
+
+
+def journalled(
+    options: Learner,
+    inputs: SweepInputs,
+    experiment: str,
+    parts: str,
+    rows_of: Callable[[int], Iterable[dict[str, Any]]],
+) -> tuple[pd.DataFrame, bool]:
+    """Return the rows of all parts of an experiment, and whether some were finished before.
+
+    **Arguments:**
+
+    - `parts`: the option that says how many parts there are; another number of them, other places
+      of files, and `quick` and `full` in themselves change no part.
+    - `rows_of`: the rows of one part, by its number; not called for what the run folder's journal
+      holds.
+    """
+    where = ("run", "model", "data", "cache_dir", "out", "quick", "full", parts)
+    meaning = {name: value for name, value in asdict(options).items() if name not in where}
+    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    count: int = getattr(options, parts)
+    rows: list[dict[str, Any]] = []
+    with (
+        Journal(options.run / experiment / f"{name}.jsonl") as journal,
+        progress_bar(experiment.replace("_", " "), count, unit=parts) as advance,
+    ):
+        resumed = journal.path.stat().st_size > 0
+        for number in range(count):
+            if str(number) not in journal:
+                journal.add(str(number), list(rows_of(number)))
+            rows += journal[str(number)]
+            advance(1)
+    return pd.DataFrame(rows), resumed
 
 
 def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def test_a_verdict_is_explained(
     def found(*_: Any) -> list[Agreement]:
         return [Agreement("scale", gradient, difference, uncertainty)]
 
-    monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
+    monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
     monkeypatch.setattr(gradients, "check_gradient", found)
     ended, text = run("--scenario", "clean")
     assert ended == code
@@ -141,7 +142,7 @@ def test_a_verdict_is_explained(
 
 
 def test_tolerance_is_an_option(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
+    monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
     monkeypatch.setattr(
         gradients, "check_gradient", lambda *_: [Agreement("scale", 1.0, 1.01, 0.0)]
     )
@@ -182,6 +183,47 @@ def test_the_first_channel_is_draw_0_of_a_sweep(objective: Objective) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [Settings(), Settings(c0_db=-9.0), Settings(kappa=0.3)])
+def test_the_noise_scale_is_that_of_a_sweep(settings: Settings) -> None:
+    inputs = random_inputs(0)
+    found = objective_of(inputs, settings, "ideal").kappa
+    np.testing.assert_array_equal(found, Uplinks(inputs, settings).kappa)
+    if settings.kappa is not None:
+        np.testing.assert_array_equal(found, np.full(3, 0.3, np.float32))
+    else:
+        expected = uplink.kappa_from_c0(inputs.vectors, settings.c0_db)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_score_is_taken_and_no_gradient_beside_that_of_the_check(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of the bar for the score, and one for every parameter."""
+    steps: list[int] = []
+
+    def found(objective: Objective, start: Parameters, *rest: Any) -> list[Agreement]:
+        for _ in start.given():
+            rest[-1](1)
+        return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
+
+    @contextlib.contextmanager
+    def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        assert (title, total) == ("gradcheck", 3)
+        yield steps.append
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a gradient that nobody asked for")
+
+    monkeypatch.setattr("rmtllmf_jax.common.progress.progress_bar", bar)
+    monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
+    monkeypatch.setattr(gradients, "value_and_gradient", refuse)
+    monkeypatch.setattr(gradients, "check_gradient", found)
+    code, text = run("--scenario", "white", "--parameters", "scale", "budget")
+    assert code == 0
+    assert steps == [1, 1, 1]
+    assert "soft_accuracy 0.5000" in text
+
+
 def test_a_free_attack_starts_at_white_noise(objective: Objective) -> None:
     objective = replace(objective, setting=replace(objective.setting, scenario="ideal"))
     start = starting_values(objective, ("attack",), KEY)
@@ -220,7 +262,7 @@ def test_what_acts_is_checked(
         seen.append((objective, start))
         return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
 
-    monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
+    monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
     monkeypatch.setattr(gradients, "check_gradient", remember)
     code, text = run(*options, "--eval-samples", 10, "--noise-draws", 3)
     ((objective, start),) = seen
@@ -243,7 +285,7 @@ def test_a_run_folder_is_what_a_sweep_would_fuse(
         seen.append(objective)
         return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
 
-    monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
+    monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
     monkeypatch.setattr(gradients, "check_gradient", remember)
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     code, text = run("--out", finished.folder, "--combination", "svhn+dtd", "--eval-samples", 7)
@@ -271,7 +313,7 @@ def test_a_run_in_bfloat16_is_checked_in_float32(
         seen.append(objective.setting.features.__self__.module.shape.dtype)
         return []
 
-    monkeypatch.setattr(gradients, "value_and_gradient", lambda *_: (0.5, None))
+    monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
     monkeypatch.setattr(gradients, "check_gradient", remember)
     run("--out", copy, "--scenario", "clean")
     assert seen == ["float32"]

@@ -143,6 +143,19 @@ def test_the_estimators_agree_with_errors_that_hang_together():
     assert np.max(distance(scaled(path, 1.3), score, "mse")) > 4
 
 
+def test_the_score_function_draws_the_noise_once(monkeypatch: pytest.MonkeyPatch):
+    drawn, right = [], uplink.noise_of_sum
+
+    def counted(*words: Any) -> Any:
+        drawn.append(words)
+        return right(*words)
+
+    monkeypatch.setattr(uplink, "noise_of_sum", counted)
+    objective = small_objective(3).fixed_at(SMALL)
+    jax.eval_shape(lambda keys: score_function(objective, SMALL, keys), jax.random.split(KEY, 2))
+    assert len(drawn) == 1
+
+
 def test_errors():
     keys = jax.random.split(KEY, 2)
     with pytest.raises(InputError, match="at least 2 noise draws, got 1"):

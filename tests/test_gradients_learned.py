@@ -204,6 +204,27 @@ def test_an_attack_is_learned_for_one_channel_and_from_a_known_start():
         learn_attack(tiny_objective(channel_draws=1), KEY, "sum_rat")
 
 
+@pytest.mark.parametrize("attack", ["white", "strongest_user"])
+def test_the_entries_of_an_attack_are_those_of_numpys_cholesky(attack: str):
+    with jax.enable_x64(True):
+        h_tilde = channel.draw_channel(PRESET, KEY)
+        covariance = channel.attack_covariance(attack, h_tilde, PRESET.attack_budget)
+        entries = gradients.attack_entries(covariance, PRESET.attack_budget)
+    share = np.asarray(covariance) / PRESET.attack_budget
+    lifted = share + np.trace(share).real * 1e-6 / len(share) * np.eye(len(share))
+    root = np.linalg.cholesky(lifted)
+    np.testing.assert_allclose(entries, [root.real, root.imag], atol=1e-9)
+
+
+def test_the_entries_of_an_attack_need_no_lapack():
+    """Whose batches hang where several stand in one program (`channel.linalg`)."""
+    covariances = jnp.tile(jnp.eye(6, dtype=jnp.complex64), (2, 1, 1))
+    entries = jax.vmap(lambda each: gradients.attack_entries(each, 6.0))
+    traced = str(jax.make_jaxpr(entries)(covariances))
+    assert "scan" in traced
+    assert "cholesky" not in traced
+
+
 # Coefficients
 
 

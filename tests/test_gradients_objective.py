@@ -32,6 +32,7 @@ from rmtllmf_jax.gradients import (
     value,
     value_and_gradient,
 )
+from rmtllmf_jax.gradients.parameters import channel_matrix
 
 ATTACKED = tuple(sorted(set(SCENARIOS) - {"clean", "ideal"}))
 JOINT = replace(PRESET, order=None)
@@ -122,6 +123,42 @@ def test_scales_and_factors_act_leaf_by_leaf():
         np.testing.assert_allclose(fused[place], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_fused_is_merged_with_its_noise():
+    objective = tiny_objective("white")
+    parameters, mse = parameters_of("mse_factor", "scale_per_layer"), jnp.array([0.1, 0.2, 0.3])
+    noise = objective.noise(parameters, mse, KEY)
+    fused, together, silent = (
+        jax.tree.leaves(tree)
+        for tree in (
+            objective.fused(parameters, mse, KEY),
+            objective.merged(parameters, noise),
+            objective.merged(parameters, jax.tree.map(jnp.zeros_like, noise)),
+        )
+    )
+    for place, drawn in enumerate(jax.tree.leaves(noise)):
+        np.testing.assert_array_equal(together[place], fused[place])
+        np.testing.assert_allclose(fused[place] - silent[place], drawn, atol=1e-5)
+        assert np.std(drawn) > 0.01
+
+
+def test_the_channel_is_drawn_once_and_again_for_choices_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    drawn: list[Parameters] = []
+
+    def counted(parameters: Parameters, *rest: Any) -> jax.Array:
+        drawn.append(parameters)
+        return channel_matrix(parameters, *rest)
+
+    monkeypatch.setattr("rmtllmf_jax.gradients.link.channel_matrix", counted)
+    own, other = parameters_of("powers"), Parameters(powers=jnp.ones(4))
+    user_mse(own, "strongest_user", PRESET, KEY)
+    assert drawn == [own]
+    drawn.clear()
+    user_mse(own, "strongest_user", PRESET, KEY, other)
+    assert drawn == [own, other]
+
+
 @pytest.mark.parametrize("scenario", SOME_SLOW)
 def test_user_mse_without_parameters_is_the_channels(scenario: str):
     for preset in (PRESET, JOINT):
@@ -203,6 +240,12 @@ def test_the_entries_of_an_attack_give_its_covariance_and_mse(
         free = user_mse(Parameters(attack=entries), "ideal", preset, KEY)
         expected = channel.user_mse(attack, preset, KEY)
         np.testing.assert_allclose(free, expected, rtol=10 * tolerance)
+
+
+def test_a_user_at_the_base_station_has_no_channel():
+    positions = jnp.array([[3.0, 4.0], [0.0, 0.0], [300.0, 400.0], [1.0, 0.0]])
+    with pytest.raises(InputError, match="distances from the base station"):
+        user_mse(Parameters(positions=positions), "ideal", PRESET, KEY)
 
 
 def test_values_with_and_without_jit_with_a_gradient_and_over_keys():

@@ -171,6 +171,16 @@ def test_a_task_with_too_few_images_stops_its_own_combinations_alone(sweep_engin
         next(engine.run([Job(Cell(inputs.tasks, "clean", 0, 0, "realign"), 0.3)]))
 
 
+def test_models_of_a_task_with_too_few_images_are_refused_by_name(sweep_engine: Engine) -> None:
+    """Whoever asks for the models themselves, past `run`, gets the same error."""
+    inputs = sweep_engine.inputs
+    poor = replace(inputs.data[1], train=inputs.data[1].train.take(np.arange(3)))
+    data = (inputs.data[0], poor, inputs.data[2])
+    engine = engine_like(sweep_engine, inputs=replace(inputs, data=data))
+    with pytest.raises(InputError, match=r"shots of task 'mnist'.*, 3 are asked"):
+        engine.models([Job(Cell(PAIR, "clean", 0, 0, "realign"), 0.3)])
+
+
 def test_an_axis_that_the_preset_has_not_is_refused_before_any_work(
     sweep_engine: Engine, tmp_path: Path
 ) -> None:

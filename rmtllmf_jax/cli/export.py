@@ -29,14 +29,13 @@ class Export:
         """Run the sub-command."""
         from rmtllmf_jax import fusion
         from rmtllmf_jax.cli.finetune import load_tower, require_same_weights
+        from rmtllmf_jax.cli.run_inputs import read_users
         from rmtllmf_jax.common.errors import require_non_negative
-        from rmtllmf_jax.data.tasks import validate_tasks
         from rmtllmf_jax.models.export import export_model
         from rmtllmf_jax.models.pretrained import read_pretrained
-        from rmtllmf_jax.training.users import load_manifest, load_user
+        from rmtllmf_jax.training.users import load_user
 
-        setting, records = load_manifest(self.run_folder)
-        names = validate_tasks(self.tasks or tuple(records), records)
+        setting, records, names = read_users(self.run_folder, self.tasks)
         scale = self.scale
         if scale is None:
             scale = 1.0 if len(names) == 1 else fusion.power_law(len(names))

@@ -86,7 +86,8 @@ class Gradcheck:
     c0: float = -31.0
     """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
     kappa: float | None = None
-    """Noise scale of the parameters, the same for all users; overrides --c0."""
+    """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
+    for all users; overrides --c0."""
     tolerance: float = 1e-3
     """Relative error that is allowed, beside what the finite differences are off by themselves."""
     seed: int = 0
@@ -328,13 +329,11 @@ def _channel_values(preset: ChannelPreset, channel: Key[Array, ""]) -> dict[str,
     import jax.numpy as jnp
 
     from rmtllmf_jax.channel import PowerLaw, draw_distances
-    from rmtllmf_jax.gradients import attack_entries
+    from rmtllmf_jax.gradients import attack_at
 
     distances = draw_distances(preset, channel)
     angles = jax.random.uniform(channel, (preset.users,), maxval=2 * math.pi)
     circle = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    budget = jnp.asarray(preset.attack_budget, jnp.float32)
-    white = budget / preset.antennas * jnp.eye(preset.antennas, dtype=jnp.complex64)
     law = preset.path_loss
     exponent = law.exponent if isinstance(law, PowerLaw) else 0.0  # which is refused by its name
     return {
@@ -342,8 +341,8 @@ def _channel_values(preset: ChannelPreset, channel: Key[Array, ""]) -> dict[str,
         "distances": distances,
         "positions": distances[:, None] * circle,
         "path_loss_exponent": jnp.asarray(exponent, jnp.float32),
-        "budget": budget,
-        "attack": attack_entries(white, budget),
+        "budget": jnp.asarray(preset.attack_budget, jnp.float32),
+        "attack": attack_at("white", preset, channel),
     }
 
 
@@ -352,16 +351,16 @@ def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agr
     import jax
 
     from rmtllmf_jax.common.progress import progress_bar
-    from rmtllmf_jax.gradients import check_gradient, value_and_gradient
+    from rmtllmf_jax.gradients import check_gradient, value
 
     key = jax.random.key(options.seed)
     start = starting_values(objective, _names(options, objective.setting.preset), key)
     objective = objective.fixed_at(start)
     with progress_bar("gradcheck", 1 + len(start.given())) as advance:
-        value = float(value_and_gradient(objective, start, key)[0])
+        score = float(value(objective, start, key))
         advance(1)
         found = check_gradient(objective, start, key, options.seed, advance)
-    return value, found
+    return score, found
 
 
 def _images(objective: Objective) -> int:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from rmtllmf_jax import uplink
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.gradients.objective import Objective, score_of_model
 from rmtllmf_jax.gradients.parameters import Parameters
@@ -62,19 +61,11 @@ def score_function(
         mse = objective.user_mse(parameters, channel)
 
         def draw(noise: Key[Array, ""]) -> tuple[Float[Array, ""], PyTree]:
-            model = objective.fused(parameters, mse, noise)
-            drawn = uplink.noise_of_sum(
-                objective.vectors,
-                objective.weights(parameters),
-                objective.errors(parameters, mse),
-                objective.kappa,
-                noise,
-                objective.error_model,
-            )
+            drawn = objective.noise(parameters, mse, noise)
             slopes = jax.tree.map(
                 lambda n, s: (jnp.sum(jnp.square(n / s)) - n.size) / s, drawn, stds
             )
-            return score_of_model(objective, model), slopes
+            return score_of_model(objective, objective.merged(parameters, drawn)), slopes
 
         scores, slopes = jax.lax.map(draw, noises)
         others = (jnp.sum(scores) - scores) / (draws - 1)

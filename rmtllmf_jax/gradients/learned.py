@@ -35,7 +35,8 @@ def learn_powers(
     - `options`: those of `optimise`.
 
     For powers that serve channels not seen yet, average over many (`Setting.channel_draws`), with
-    places that stay (`ChannelPreset.distances_m`).
+    places that stay: `Objective.holding` distances or positions, or `ChannelPreset.distances_m`,
+    which compiles anew for other places.
     """
     preset = _channel_preset(objective)
     shares = jnp.ones(preset.users, objective.kappa.dtype) if start is None else start

@@ -17,12 +17,14 @@ from rmtllmf_jax.gradients.parameters import Parameters, channel_matrix, covaria
 
 
 def _power_of(
-    parameters: Parameters, reference: Parameters | None, preset: ChannelPreset, key: Array
+    h_tilde: Complex[Array, "antennas users"], *, fixed: bool
 ) -> Callable[[str], Float[Array, " users"]]:
-    """Return the received powers, for a choice to be made from, by the name of the choice."""
-    h_tilde = channel_matrix(reference or parameters, preset, key)
+    """Return the received powers, for a choice to be made from, by the name of the choice.
+
+    If `fixed`, they are constants; else a derivative through the choice is refused.
+    """
     power = channel.received_power(channel.gram(h_tilde))
-    if reference is not None:
+    if fixed:
         return lambda choice: jax.lax.stop_gradient(power)
     return lambda choice: discrete(choice, power)
 
@@ -51,7 +53,8 @@ def user_mse(
     if scenario == "clean" or not isinstance(preset, ChannelPreset):
         return channel.user_mse(scenario, preset, key)
     h_tilde = channel_matrix(parameters, preset, key)
-    power_for = _power_of(parameters, reference, preset, key)
+    choosing = h_tilde if reference is None else channel_matrix(reference, preset, key)
+    power_for = _power_of(choosing, fixed=reference is not None)
     effective = _effective_gram(parameters, scenario, preset, h_tilde, power_for)
     if preset.order is None:
         return channel.lmmse_mse(effective)

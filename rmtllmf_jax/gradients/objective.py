@@ -8,7 +8,6 @@ number of draws, and one key gives the same Gaussians at all parameters (common 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import SCENARIOS, Preset
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.evaluation.disentanglement import Features
 from rmtllmf_jax.evaluation.scores import get_score
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
 from rmtllmf_jax.gradients.link import user_mse
@@ -28,9 +28,6 @@ from rmtllmf_jax.models.heads import Head
 
 # Folded into a draw's key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
-
-Features = Callable[..., Array]
-"""``(params, images uint8 (batch, size, size, channels)) -> (batch, width)``."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +193,25 @@ class Objective:
     def fused(
         self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
     ) -> PyTree:
-        """Return ``base + sum_q s_q (tau_q + e_q)``, R-MTLLMF eq. (6), for the users' MSE.
+        """Return ``base + sum_q s_q (tau_q + e_q)``, R-MTLLMF eq. (6), for the users' MSE."""
+        return self.merged(parameters, self.noise(parameters, mse, key))
 
-        The errors' weighted sum is one Gaussian, drawn once (`uplink.noise_of_sum`).
-        """
-        weights, errors = self.weights(parameters), self.errors(parameters, mse)
-        total = jax.tree.map(fusion.weighted_sum, self.vectors, weights)
-        noise = uplink.noise_of_sum(
-            self.vectors, weights, errors, self.kappa, key, self.error_model
+    def noise(
+        self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
+    ) -> PyTree:
+        """Return ``sum_q s_q e_q``: one Gaussian a leaf, drawn once (`uplink.noise_of_sum`)."""
+        return uplink.noise_of_sum(
+            self.vectors,
+            self.weights(parameters),
+            self.errors(parameters, mse),
+            self.kappa,
+            key,
+            self.error_model,
         )
+
+    def merged(self, parameters: Parameters, noise: PyTree) -> PyTree:
+        """Return ``base + sum_q s_q tau_q + noise``, see `noise`."""
+        total = jax.tree.map(fusion.weighted_sum, self.vectors, self.weights(parameters))
         return jax.tree.map(lambda leaf, *moves: leaf + sum(moves), self.base, total, noise)
 
     def weights(self, parameters: Parameters) -> PyTree[Float[Array, " tasks"]]:

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Complex, Float
 
-from rmtllmf_jax.channel import ChannelPreset, PowerLaw, channel_at, draw_distances
+from rmtllmf_jax.channel import (
+    ChannelPreset,
+    PowerLaw,
+    channel_at,
+    distances_from_positions,
+    draw_distances,
+)
+from rmtllmf_jax.channel.linalg import cholesky
 from rmtllmf_jax.common.errors import InputError
 
 LEAST_POWER = 1e-6
@@ -152,7 +159,8 @@ def place(parameters: Parameters, preset: ChannelPreset, key: Array) -> Float[Ar
     if parameters.distances is not None:
         return parameters.distances
     if parameters.positions is not None:
-        return jnp.linalg.norm(parameters.positions, axis=-1)
+        origin = jnp.zeros_like(parameters.positions[0])
+        return distances_from_positions(parameters.positions, origin)
     return draw_distances(preset, key)
 
 
@@ -188,5 +196,6 @@ def attack_entries(
     share = covariance / budget
     trace = jnp.real(jnp.trace(share))
     lift = trace * jnp.maximum(1e-6 / n, 4 * jnp.finfo(trace.dtype).eps)
-    root = jnp.linalg.cholesky(share + lift * jnp.eye(n, dtype=share.dtype))
+    eye = jnp.eye(n, dtype=share.dtype)
+    root, _ = cholesky(share + lift * eye, eye[:, :0])  # nothing to solve for
     return jnp.stack([jnp.real(root), jnp.imag(root)])

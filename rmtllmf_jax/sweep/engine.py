@@ -68,6 +68,8 @@ class Engine:
         """Return the models of jobs that share rule, seed, draw and realignment, stacked.
 
         There are as many as a chunk has cells; the last job fills up what is left.
+
+        **Raises:** `InputError` if a task that is to be realigned has too few training images.
         """
         chunk = [*jobs, *[jobs[-1]] * (self.layout.chunk - len(jobs))]
         cell = chunk[0].cell
@@ -216,6 +218,8 @@ class Engine:
     ) -> Int64[np.ndarray, "steps batch"]:
         recipe = self.settings.realign
         groups = [places[self.inputs.tasks.index(task)] for task in job.cell.combination]
+        if not all(map(len, groups)):  # a task with too few images has no place in the pool
+            self._require_shots([job])
         return balanced_batches(groups, recipe.steps, recipe.batch_size, self.settings.seed + seed)
 
 

@@ -12,6 +12,7 @@ from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
 from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.sweep.uplinks import user_kappa
 
 
 def objective_of(
@@ -54,9 +55,7 @@ def objective_of(
     members = jnp.array([not combination or task in combination for task in inputs.tasks])
     count = int(members.sum())
     scale = settings.fixed_scale()
-    kappa = uplink.kappa_from_c0(inputs.vectors, settings.c0_db)
-    if settings.kappa is not None:
-        kappa = jnp.full_like(kappa, settings.kappa)
+    kappa = user_kappa(inputs, settings)
     wanted = settings.validation_samples if split == "validation" else settings.eval_samples
     rows = [task.validation if split == "validation" else task.test for task in inputs.data]
     return Objective(

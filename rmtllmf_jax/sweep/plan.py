@@ -126,7 +126,7 @@ def plan(
     parts = []
     if heads:
         parts += _users_work(model, preset, tasks, validation_fraction, ready_vectors)
-    parts += _sweep_work(model, tasks, grid, settings, validation_fraction)
+    parts += _sweep_work(model, tasks, grid, settings, validation_fraction, batch)
     return Plan(
         tower_parameters(model),
         forward_flops(shape),
@@ -189,10 +189,10 @@ def _sweep_work(
     grid: Grid,
     settings: Settings,
     fraction: float,
+    batch: int,
 ) -> list[Work]:
     """Return the work of all cells, of the references, and of the scale rule `validation`."""
     shape, cells = image_tower(model), grid.cells()
-    batch = _batch_size(tasks, settings, fraction)
     test = {task.name: _padded(_subset(settings.eval_samples, task.test), batch) for task in tasks}
     merges = sum(PROTECTIONS[cell.protection].fuse for cell in cells)
     realigned = sum(PROTECTIONS[cell.protection].realign for cell in cells)

@@ -20,6 +20,13 @@ from rmtllmf_jax.sweep.settings import Settings
 _CHANNEL, _NOISE = 0, 1
 
 
+def user_kappa(inputs: SweepInputs, settings: Settings) -> Float[Array, " users"]:
+    """Return the noise scale of every user: the settings' own, or by its task vector's rms."""
+    if settings.kappa is not None:
+        return jnp.full(len(inputs.tasks), settings.kappa, jnp.float32)
+    return uplink.kappa_from_c0(inputs.vectors, settings.c0_db)
+
+
 class Uplinks:
     """The channels of a sweep; task q of the inputs is user q of every draw."""
 
@@ -32,10 +39,8 @@ class Uplinks:
 
     @cached_property
     def kappa(self) -> Float[Array, " users"]:
-        """Noise scale of every user."""
-        if self.settings.kappa is not None:
-            return jnp.full(len(self.inputs.tasks), self.settings.kappa, jnp.float32)
-        return uplink.kappa_from_c0(self.inputs.vectors, self.settings.c0_db)
+        """Noise scale of every user, see `user_kappa`."""
+        return user_kappa(self.inputs, self.settings)
 
     def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
         """Return the MSE of the tasks' users in a cell's draw.
