@@ -16,7 +16,7 @@ from tiny_clip import write_clip
 
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.models.backbone import load_backbone
-from rmtllmf_jax.training.presets import PRESETS
+from rmtllmf_jax.training.presets import DEMO, PRESETS
 
 TASKS = ("mnist", "svhn")
 
@@ -209,11 +209,12 @@ def test_published_models_are_those_of_the_eight_tasks(models: Path, tmp_path, c
 # Presets and the plan
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, "demo"])
 def test_a_preset_sets_the_defaults_and_options_win(name: str):
     options = parse(["reproduce", name, "--out", "o", "--steps", "7"])
-    preset = PRESETS[name]
-    assert (options.model, options.source, options.steps) == (preset.model, "hub", 7)
+    preset = DEMO if name == "demo" else PRESETS[name]
+    assert (options.model, options.source, options.steps) == (preset.model, preset.source, 7)
+    assert (options.tasks, options.image_size) == (preset.tasks, preset.image_size)
     assert options.batch_size == preset.finetune.batch_size
     assert options.clip_norm == preset.finetune.clip_norm
     assert options.warmup == preset.finetune.warmup

@@ -15,8 +15,8 @@ import pytest
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.data.registry import task_facts
-from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.training.presets import CLIP, PRESETS, REALIGN_CLIP, Preset, get_preset
+from rmtllmf_jax.data.tasks import EMBEDDED_NAMES, TASK_NAMES
+from rmtllmf_jax.training.presets import CLIP, DEMO, PRESETS, REALIGN_CLIP, Preset, get_preset
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
 
 
@@ -128,6 +128,11 @@ def test_realignment_of_clip_sees_its_samples_as_often_as_stated():
     assert (two, round(seen / two, 1)) == (2430, 10.5)
     assert REALIGN_CLIP.learning_rate == 1e-5
     assert all(preset.realign == REALIGN_CLIP for preset in PRESETS.values())
+
+
+def test_the_demo_takes_nothing_from_elsewhere():
+    assert (DEMO.model, DEMO.source, DEMO.tasks) == ("clip-mini", "embedded", EMBEDDED_NAMES)
+    assert len(EMBEDDED_NAMES) == 8
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_name():

@@ -35,11 +35,13 @@ class Channel:
     """
 
     preset: str = "paper"
-    """Channel preset, or the users' errors themselves: mse=.01,.02 or snr_db=10,12."""
+    """Channel preset (paper, free_space, umi_nlos, uma_los), or the users' errors themselves:
+    mse=.01,.02 or snr_db=10,12 (in dB)."""
     attack: tuple[str, ...] = ()
-    """Attacks; by default none, strongest_user and sum_rate."""
+    """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
+    min_max_rate, sum_mse; by default none, strongest_user and sum_rate."""
     draws: int = 20_000
-    """Channel realisations."""
+    """Channel realisations that every number is a mean or percentile of."""
     order: str = _OWN
     """Decoding order: weakest_first, strongest_first, lmmse (joint, nobody is cancelled), or the
     preset's own."""

@@ -6,11 +6,25 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_OTHERS = ("transformers", "huggingface-hub", "safetensors", "pyarrow", "pandas", "scikit-learn")
+
+EXTRAS = {
+    "hub": ("datasets",),
+    "tfds": ("tensorflow-datasets", "array-record"),
+    "tensorboard": ("tensorboardX",),
+    "wandb": ("wandb",),
+    "gcs": ("gcsfs",),
+    "s3": ("s3fs",),
+    "cuda12": ("jax-cuda12-plugin",),
+    "cuda13": ("jax-cuda13-plugin",),
+    "tpu": ("libtpu",),
+}
+"""What the package can do without, by the extra that installs it: `pip install
+rmtllmf-jax[hub]`."""
 
 
 def use_compilation_cache(cache_dir: Path) -> None:
@@ -20,8 +34,77 @@ def use_compilation_cache(cache_dir: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
 
 
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of what the package is built on, by package."""
+    packages = {package: _version(package) for package in (*_PACKAGES, *_OTHERS)}
+    return {"python": platform.python_version(), **packages}
+
+
+def extras() -> dict[str, dict[str, str | None]]:
+    """Return the versions of the packages of every extra; `None` is not installed."""
+    return {
+        extra: {package: _version(package) for package in packages}
+        for extra, packages in EXTRAS.items()
+    }
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def settings() -> dict[str, Any]:
+    """Return what JAX runs with in this process."""
+    import jax
+
+    config = jax.config.values
+    return {
+        "platform": jax.default_backend(),
+        "process": jax.process_index(),
+        "processes": jax.process_count(),
+        "x64": config["jax_enable_x64"],
+        "matmul precision": config["jax_default_matmul_precision"] or "default",
+        "compilation cache": config["jax_compilation_cache_dir"],
+    }
+
+
+def devices() -> list[dict[str, Any]]:
+    """Return the devices of all processes; `memory` in bytes, `None` where it is not told.
+
+    On a GPU it is what JAX may take, on a CPU what the machine has.
+    """
+    import jax
+
+    return [
+        {
+            "id": device.id,
+            "kind": device.device_kind,
+            "process": device.process_index,
+            "memory": memory_of(device),
+        }
+        for device in jax.devices()
+    ]
+
+
+def memory_of(device: Any) -> int | None:
+    """Return the bytes that programs on a device may take, `None` where it is not told."""
+    import jax
+
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.process_index != jax.process_index():
+        return None  # a device tells its own process alone
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def provenance() -> dict[str, Any]:
     """Return command, commit, versions and machine of this process."""
+    from importlib.metadata import version
+
     import jax
 
     return {

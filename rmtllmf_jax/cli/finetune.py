@@ -183,12 +183,13 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
 def _print_notes(setting: Setting, tasks: tuple[str, ...]) -> None:
     """Say what sets of TensorFlow Datasets do not have in common with the field's."""
+    from rmtllmf_jax.common.progress import note
     from rmtllmf_jax.data.registry import task_facts
     from rmtllmf_jax.data.tasks import TASK_NAMES
 
     for task in tasks if setting.source == "tfds" else ():
         if task in TASK_NAMES and task_facts(task).tfds_note:
-            print(f"{task}: {task_facts(task).tfds_note}", flush=True)
+            note(f"{task}: {task_facts(task).tfds_note}")
 
 
 def _task_models(

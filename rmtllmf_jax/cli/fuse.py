@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rmtllmf_jax.cli.method_options import parse_options
 from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.common.progress import note
 
 if TYPE_CHECKING:
     from rmtllmf_jax.fusion.files.fusing import Fusing
@@ -103,9 +104,9 @@ class Fuse:
 def _say_what_is_there(under_way: Fusing) -> None:
     total = len(under_way.plan.shards)
     if under_way.part.restarted:
-        print(f"{under_way.part.root}: was of other inputs or options; starting again.", flush=True)
+        note(f"{under_way.part.root}: was of other inputs or options; starting again.")
     elif under_way.finished:
-        print(f"{under_way.finished} of {total} shards are finished already.", flush=True)
+        note(f"{under_way.finished} of {total} shards are finished already.")
 
 
 def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:

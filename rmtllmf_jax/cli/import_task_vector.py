@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def import_published(setting: Setting, tasks: tuple[str, ...], folder: Path) -> 
     for task in tasks:
         if not is_imported(setting.model_hash, task, folder):
             vector = import_vector(setting.model, published(task), task, folder)
-            print(f"{task}: imported {published(task)}: {_summary(vector)}", flush=True)
+            note(f"{task}: imported {published(task)}: {_summary(vector)}")
 
 
 def _summary(vector: TaskVector) -> str:

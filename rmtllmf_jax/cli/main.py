@@ -7,28 +7,34 @@ a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 import os
 import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Annotated, Any, Protocol, TextIO, runtime_checkable
 
 import tyro
 
 from rmtllmf_jax.cli.channel import Channel
+from rmtllmf_jax.cli.completion import Completion
 from rmtllmf_jax.cli.doctor import Doctor
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.cli.gradcheck import Gradcheck
+from rmtllmf_jax.cli.help_text import help_registry
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
+from rmtllmf_jax.cli.info import Info
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
 from rmtllmf_jax.cli.sweep import Sweep
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.progress import silenced
 
 
 @runtime_checkable
@@ -40,41 +46,99 @@ class Command(Protocol):
         ...
 
 
+COMMANDS: Mapping[str, type[Command]] = {
+    "reproduce": Reproduce,
+    "finetune": Finetune,
+    "sweep": Sweep,
+    "report": Report,
+    "fuse": Fuse,
+    "import-task-vector": ImportTaskVector,
+    "export": Export,
+    "doctor": Doctor,
+    "channel": Channel,
+    "gradcheck": Gradcheck,
+    "info": Info,
+    "completion": Completion,
+}
+"""The sub-commands, in the order of `--help`."""
+
+_ABOUT = """Fuse task vectors that arrive over noisy and attacked MIMO uplinks.
+
+Example: rmtllmf reproduce demo --out runs/demo
+
+rmtllmf COMMAND --help has the options of a command, their defaults, units and an example.
+
+Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or usage, 130 stopped
+by Ctrl-C, 141 nobody reads what is printed any more."""
+
+_QUIET = "--quiet"
+
+
 def _defaults(changes: Mapping[str, Any]) -> Reproduce:
     """Return `reproduce` before anything is given: changed defaults, and what must be given."""
     options = object.__new__(Reproduce)  # tyro.MISSING has none of the types of __init__
-    for field in fields(Reproduce):
-        value = field.default
-        if field.default_factory is not MISSING:
-            value = field.default_factory()
-        setattr(options, field.name, tyro.MISSING if value is MISSING else value)
+    for option in fields(Reproduce):
+        value = option.default
+        if option.default_factory is not MISSING:
+            value = option.default_factory()
+        setattr(options, option.name, tyro.MISSING if value is MISSING else value)
     vars(options).update(changes)
     return options
 
 
 def parse(argv: Sequence[str]) -> Command:
     """Return the sub-command that the arguments describe."""
-    subcommand = tyro.conf.subcommand
-    reproduce = _defaults(changed_defaults(argv))
-    commands = (
-        Annotated[Reproduce, subcommand("reproduce", default=reproduce)]
-        | Annotated[Finetune, subcommand("finetune")]
-        | Annotated[Sweep, subcommand("sweep")]
-        | Annotated[Report, subcommand("report")]
-        | Annotated[Fuse, subcommand("fuse")]
-        | Annotated[ImportTaskVector, subcommand("import-task-vector")]
-        | Annotated[Export, subcommand("export")]
-        | Annotated[Doctor, subcommand("doctor")]
-        | Annotated[Channel, subcommand("channel")]
-        | Annotated[Gradcheck, subcommand("gradcheck")]
+    return _read(argv)[0]
+
+
+def _read(argv: Sequence[str]) -> tuple[Command, bool]:
+    """Return the sub-command that the arguments describe, and if it is to be quiet."""
+    words = [word for word in argv if word != _QUIET]
+    described = words[:1] and words[0] in COMMANDS  # else a line each
+    commands: list[Any] = []
+    for name, kind in COMMANDS.items():
+        about: dict[str, Any] = {} if described else {"description": _first_line(kind)}
+        if kind is Reproduce:
+            about["default"] = _defaults(changed_defaults(words))
+        commands.append(Annotated[kind, tyro.conf.subcommand(name, **about)])
+    quiet = field(
+        default=False,
+        metadata={"help": "Print results and errors alone: no progress, notes or warnings."},
     )
-    return tyro.cli(
-        commands,
+    command = functools.reduce(operator.or_, commands)
+    line = make_dataclass("CommandLine", [("command", command), ("quiet", bool, quiet)])
+    read: Any = tyro.cli(
+        line,
         args=argv,
         prog="rmtllmf",
-        description="Fuse task vectors that arrive over noisy and attacked MIMO uplinks.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        description=_ABOUT,
+        config=(
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.CascadeSubcommandArgs,  # --quiet before the sub-command or after it
+        ),
+        registry=help_registry(),
     )
+    return read.command, read.quiet
+
+
+def _first_line(command: type) -> str:
+    return (command.__doc__ or "").partition("\n")[0]
+
+
+@contextmanager
+def _plain_help() -> Iterator[None]:
+    """Take the boxes off tyro's help where it goes to a file, and the colours with NO_COLOR."""
+    options = tyro._experimental_options
+    before = options.copy()
+    colourless = bool(os.environ.get("NO_COLOR"))
+    options["ansi_codes"] &= not colourless
+    options["utf8_boxes"] &= sys.stdout.isatty() and not colourless
+    try:
+        yield
+    finally:
+        options.update(before)
 
 
 @contextmanager
@@ -89,6 +153,20 @@ def _progress_in_log() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+@contextmanager
+def _results_alone() -> Iterator[None]:
+    """Show no progress, neither ours nor that of downloads."""
+    downloads = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    added = [name for name in downloads if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        with silenced():
+            yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager
@@ -121,8 +199,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else list(argv)
     with _until_nobody_reads():
         try:
-            with _progress_in_log():
-                parse(arguments).run()
+            with _plain_help():
+                command, quiet = _read(arguments)
+            with _results_alone() if quiet else _progress_in_log():
+                command.run()
         except InputError as error:
             print(f"rmtllmf: {error}", file=sys.stderr)
             sys.exit(2)

@@ -53,7 +53,8 @@ class FinetuneOptions:
     fit: Literal["crop", "squash"] = "crop"
     """Images to squares: crop (shorter side to size, centre) or squash (both sides to size)."""
     normalise: bool = True
-    """Normalise images with the model's own mean and standard deviation."""
+    """Normalise images with the model's own mean and standard deviation; --no-normalise leaves
+    pixels in [0, 1]."""
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
     steps: int = FINETUNE.steps
@@ -109,7 +110,8 @@ class SweepOptions:
     c0: float = -31.0
     """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
     kappa: float | None = None
-    """Noise scale of the parameters, the same for all users; overrides --c0."""
+    """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
+    for all users; overrides --c0."""
     eval_samples: int = 0
     """Test images a task; 0 is all."""
     validation_samples: int = 200

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class Devices:
     cpu: bool = False
 
 
-def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
+def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool = False) -> None:
     """Print the plan of `rmtllmf reproduce`: at full size, if the images are not here to count.
 
     **Raises:** `InputError` if the model's sizes cannot be known without downloading it, or for a
@@ -72,9 +72,8 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         validation_fraction=options.validation_fraction,
         needed=needed,
     )
-    devices = find_devices()
-    print_plan(numbers, devices, find_speed(devices))
-    if options.source != "hub":
+    _show(numbers, as_json)
+    if options.source != "hub" and not as_json:
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
 
 
@@ -117,8 +116,13 @@ def sweep_dry_run(options: Sweep) -> None:
         cells_at_once=layout_of(options, inputs, settings).cells_at_once,
         heads=False,
     )
+    _show(numbers, options.json)
+
+
+def _show(plan: Plan, as_json: bool) -> None:
     devices = find_devices()
-    print_plan(numbers, devices, find_speed(devices))
+    speed = find_speed(devices)
+    (print_json if as_json else print_plan)(plan, devices, speed)
 
 
 def _with_vision(model: str, vision: ViTShape) -> CLIPShape | ViTShape:
@@ -174,12 +178,11 @@ def find_devices() -> Devices:
     """Return what JAX runs on. On a GPU the memory is what JAX may take, not all there is."""
     import jax
 
-    first = jax.devices()[0]
+    from rmtllmf_jax.cli.environment import memory_of
+
+    first = jax.local_devices()[0]
     cpu = first.platform == "cpu"
-    memory = (first.memory_stats() or {}).get("bytes_limit")
-    if cpu:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Devices(first.device_kind, jax.device_count(), memory, cpu)
+    return Devices(first.device_kind, jax.device_count(), memory_of(first), cpu)
 
 
 def find_speed(devices: Devices) -> Speed | None:
@@ -270,6 +273,16 @@ def print_plan(
         print_sheet(sheet, console)
     for sentence in plan_sentences(plan, devices, speed):
         console.print(sentence, markup=False, highlight=False)
+
+
+def print_json(plan: Plan, devices: Devices, speed: Speed | None) -> None:
+    """Print a plan as JSON: bytes, operations (FLOP) and hours; null is not known."""
+    found = asdict(plan) | {"flops": plan.flops, "disk": plan.disk, "devices": asdict(devices)}
+    found["speed"] = None if speed is None else asdict(speed)
+    found["hours"] = None if speed is None else plan.hours(speed)
+    for part, work in zip(found["work"], plan.work, strict=True):
+        part["hours"] = None if speed is None else work.hours(speed, plan.dtype)
+    print(json.dumps(found, indent=2, allow_nan=False))
 
 
 def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:

@@ -12,7 +12,9 @@ import tyro
 class Report:
     """Make a page with figures and tables from the tables of a run folder alone.
 
-    Example: rmtllmf report runs/a, then open runs/a/report/index.html
+    The page is report/index.html in the run folder.
+
+    Example: rmtllmf report runs/a
     """
 
     run_folder: tyro.conf.Positional[Path]

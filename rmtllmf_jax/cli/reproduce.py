@@ -11,10 +11,19 @@ import tyro
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
-from rmtllmf_jax.training.presets import PRESETS
+from rmtllmf_jax.training.presets import DEMO, PRESETS, Preset
 
-VIT = "vit-tiny"
-RECIPES = (VIT, *PRESETS)
+DEMO_NAME, VIT = "demo", "vit-tiny"
+RECIPES = (DEMO_NAME, VIT, *PRESETS)
+
+DEMO_SWEEP: dict[str, Any] = {
+    "combinations": "2",
+    "draws": 2,
+    "scale": "validation",
+    "validation_samples": 60,
+    "eval_samples": 100,
+}
+"""What the recipe `demo` sets besides its preset: a few cells of every kind."""
 
 QUICK: dict[str, Any] = {
     "steps": 100,
@@ -26,19 +35,21 @@ QUICK: dict[str, Any] = {
 }
 """What `--quick` sets: minutes in place of hours on two cores."""
 
-_FLAGS = ("--quick", "--dry-run", "--remat", "--no-normalise")
+_FLAGS = ("--quick", "--dry-run", "--json", "--remat", "--no-normalise")
 
 
 @dataclass(kw_only=True)
 class Reproduce(FinetuneOptions, SweepOptions):
     """Fine-tune, transmit, merge, protect, evaluate and report; goes on where it was stopped.
 
-    Examples: rmtllmf reproduce paper --out runs/paper;
+    Examples: rmtllmf reproduce demo --out runs/demo;
+    rmtllmf reproduce paper --out runs/paper;
     rmtllmf reproduce vit-tiny --model MODEL --data DATA --out runs/a --quick
     """
 
     recipe: tyro.conf.Positional[str]
-    """What to reproduce: paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight
+    """What to reproduce: demo (the small CLIP and the eight small tasks that come with the program:
+    minutes, no download), paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight
     tasks from the Hugging Face hub, by the recipe of that name), or vit-tiny (a Hugging Face ViT
     with closed-form heads). The recipe sets the defaults of the options below."""
     out: Out
@@ -48,6 +59,8 @@ class Reproduce(FinetuneOptions, SweepOptions):
     dry_run: bool = False
     """Print what the run needs and takes on the devices found (files, memory, operations, hours,
     what is missing offline) and stop."""
+    json: bool = False
+    """With --dry-run: print JSON and nothing else, as that of `rmtllmf sweep --help`."""
     seed: int = 0
     """Root of all random numbers."""
     cache_dir: Cache = field(default_factory=default_cache)
@@ -57,14 +70,16 @@ class Reproduce(FinetuneOptions, SweepOptions):
         from rmtllmf_jax.cli.finetune import finetune
         from rmtllmf_jax.cli.report import report
         from rmtllmf_jax.cli.sweep import check, sweep
-        from rmtllmf_jax.common.errors import require_known
+        from rmtllmf_jax.common.errors import InputError, require_known
 
         require_known("recipe", self.recipe, RECIPES)
+        if self.json and not self.dry_run:
+            raise InputError("--json needs --dry-run; the results are those of the report.")
         settings, grid = check(self, self.tasks, self.seed)
         if self.dry_run:
             from rmtllmf_jax.cli.plan import dry_run
 
-            dry_run(self, settings, grid)
+            dry_run(self, settings, grid, as_json=self.json)
             return
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
@@ -82,19 +97,26 @@ def changed_defaults(argv: Sequence[str]) -> dict[str, Any]:
     before = ""
     for word in argv[1:]:
         is_value = before.startswith("--") and "=" not in before and before not in _FLAGS
-        if word in PRESETS and not is_value:
-            changes |= preset_options(word)
+        if word in RECIPES and not is_value:
+            changes |= recipe_options(word)
             break
         before = word
     return changes | (QUICK if "--quick" in argv else {})
 
 
-def preset_options(name: str) -> dict[str, Any]:
+def recipe_options(name: str) -> dict[str, Any]:
+    """Return the options that a recipe sets; `vit-tiny` leaves all as they are."""
+    if name == DEMO_NAME:
+        return preset_options(DEMO) | DEMO_SWEEP
+    return preset_options(PRESETS[name]) if name in PRESETS else {}
+
+
+def preset_options(preset: Preset) -> dict[str, Any]:
     """Return the options that a preset of `training.presets` sets."""
-    preset = PRESETS[name]
     return {
         "model": preset.model,
-        "source": "hub",
+        "source": preset.source,
+        "tasks": preset.tasks,
         "prompts": preset.prompts,
         "image_size": preset.image_size,
         "fit": preset.fit,

@@ -51,10 +51,16 @@ class Sweep(SweepOptions):
     dry_run: bool = False
     """Print the cells, and what they take on the devices found (memory, operations, hours), and
     stop."""
+    json: bool = False
+    """With --dry-run: print JSON and nothing else, an object of cells (by scenario and protection),
+    work (parts with their operations and hours), training and sweep (memory by part), files and
+    needed (sizes), flops, disk, hours, devices and speed. Sizes are in bytes; null is not known."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
+        if self.json and not self.dry_run:
+            raise InputError("--json needs --dry-run; the results of a sweep are results.parquet.")
         if self.dry_run:
             from rmtllmf_jax.cli.plan import sweep_dry_run
 

@@ -16,6 +16,7 @@ LINE_EVERY = 60.0
 """Least seconds between two lines in the log."""
 
 _log = logging.getLogger("rmtllmf_jax.progress")
+_silent = False
 
 
 @runtime_checkable
@@ -23,6 +24,29 @@ class Advance(Protocol):
     """Advances a bar by `count` units; `also` counts other things done, as `images=5000`."""
 
     def __call__(self, count: int, **also: int) -> None: ...
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Show no bars, no notes and nothing of the log but errors until the block ends."""
+    global _silent
+    log = logging.getLogger("rmtllmf_jax")
+    before = _silent, log.level, _log.level
+    _silent = True
+    for logger in (log, _log):  # the second may have a level of its own
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _silent = before[0]
+        log.setLevel(before[1])
+        _log.setLevel(before[2])
+
+
+def note(text: str) -> None:
+    """Print a line on how the work goes on, which is no result; nothing while `silenced`."""
+    if not _silent:
+        print(text, flush=True)
 
 
 @contextmanager
@@ -36,10 +60,11 @@ def progress_bar(
 
     When standard error is not a terminal, nothing is written there (and rich is not imported): the
     logger `rmtllmf_jax.progress` gets a line of level INFO at most once a minute, as
-    ``sweep: 120 of 4,199 cells, 3.1 cells/s, 410 images/s, 22 min left``.
+    ``sweep: 120 of 4,199 cells, 3.1 cells/s, 410 images/s, 22 min left``. While `silenced` there is
+    neither.
     """
     rates = _Rates()
-    if not sys.stderr.isatty():
+    if _silent or not sys.stderr.isatty():
         yield _logging(description, total, done, unit, rates)
         return
 

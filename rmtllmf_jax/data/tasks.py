@@ -1,4 +1,4 @@
-"""The eight image-classification tasks of the task-arithmetic literature."""
+"""The eight image-classification tasks of the literature, and the eight that are embedded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,42 @@ from rmtllmf_jax.common.errors import InputError, require_known
 
 TASK_NAMES = ("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn")
 """Ilharco et al., "Editing Models with Task Arithmetic" (2023), in alphabetical order."""
+
+EMBEDDED_NAMES = (
+    "colours",
+    "counts",
+    "digits",
+    "letters",
+    "photographs",
+    "shapes",
+    "signs",
+    "textures",
+)
+"""The small tasks that come with the package (`data.sources.embedded`)."""
+
+EMBEDDED_NAMES = (
+    "colours",
+    "counts",
+    "digits",
+    "letters",
+    "photographs",
+    "shapes",
+    "signs",
+    "textures",
+)
+"""Small tasks that come with the package (`data.sources.embedded`), in alphabetical order."""
+
+EMBEDDED_NAMES = (
+    "colours",
+    "counts",
+    "digits",
+    "letters",
+    "photographs",
+    "shapes",
+    "signs",
+    "textures",
+)
+"""The small tasks that come with the package (`data.sources.embedded`)."""
 
 
 def validate_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError, require_known
 
 EMBEDDED_MODELS = ("clip-mini",)
@@ -19,7 +18,7 @@ def embedded_directory(name: str = "clip-mini") -> Path:
     **Raises:** `InputError` for an unknown name, or where neither folder is there.
     """
     require_known("embedded model", name, EMBEDDED_MODELS)
-    package = Path(rmtllmf_jax.__file__).parent
+    package = Path(__file__).parents[1]
     places = [root / "checkpoints" / name for root in (package, package.parent)]
     for place in places:
         if (place / "config.json").is_file():

@@ -31,6 +31,8 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
     """Print one table, in as many blocks of columns as the console's width asks for."""
     for table in _tables(sheet, console.width, is_plain(console)):
         console.print(table)
+        if is_plain(console):
+            console.print()  # as much room as the lines of a terminal's table make
 
 
 def print_texts(sheet: Sheet, console: Console) -> None:

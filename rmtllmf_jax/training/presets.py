@@ -1,8 +1,9 @@
-"""Whole recipes for CLIP at full size: what is trained how, on which images, under which heads.
+"""Whole recipes for CLIP: what is trained how, on which images, under which heads.
 
-The numbers are those of the public code and papers that each preset is named after; figures carry
-their preset's name. In all of them every parameter of the image tower is trained and the zero-shot
-head is frozen.
+`PRESETS` are for CLIP at full size; their numbers are those of the public code and papers that each
+is named after, and figures carry their preset's name. `DEMO` is for the model and the tasks that
+come with the project. In all of them every parameter of the image tower is trained and the
+zero-shot head is frozen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.data.tasks import EMBEDDED_NAMES, TASK_NAMES
 from rmtllmf_jax.training.recipes import Recipe
 
 CLIP = "openai/clip-vit-base-patch16"
@@ -41,6 +43,9 @@ class Preset:
     model: str = CLIP
     image_size: int = 224
     """Height and width of the images in pixels."""
+    source: str = "hub"
+    """Where the images come from, one of `data.sources.SOURCES`."""
+    tasks: tuple[str, ...] = TASK_NAMES
 
 
 PRESETS: dict[str, Preset] = {
@@ -62,6 +67,17 @@ PRESETS: dict[str, Preset] = {
         normalise=False,
     ),
 }
+
+DEMO = Preset(
+    Recipe(150, 64, 1e-3, 0.1),
+    realign=Recipe(60, 64, 3e-4, 0.0),
+    prompts="single",
+    model="clip-mini",
+    image_size=32,
+    source="embedded",
+    tasks=EMBEDDED_NAMES,
+)
+"""Minutes on two cores, from nothing that has to be downloaded."""
 
 
 def get_preset(name: str) -> Preset:

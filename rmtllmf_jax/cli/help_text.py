@@ -1,0 +1,69 @@
+"""What `--help` makes of the docstrings of options: paragraphs, names and defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+_NOTHING = (None, (), "")
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+
+
+def help_registry() -> ConstructorRegistry:
+    """Return rules for `tyro.cli` that make the help of dataclasses easier to read.
+
+    Line breaks in a docstring do not break the help's lines, positional arguments are called by
+    their names in capitals, and a default that is nothing is called `none`.
+    """
+    registry = ConstructorRegistry()
+    under_way: list[StructTypeInfo] = []
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if under_way:  # asked by this rule itself, for what the rules of tyro say
+            return None
+        under_way.append(info)
+        try:
+            found = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            under_way.pop()
+        if not isinstance(found, StructConstructorSpec):
+            return None
+        return replace(found, fields=tuple(map(_readable, found.fields)))
+
+    return registry
+
+
+def _readable(field: StructFieldSpec) -> StructFieldSpec:
+    described: Any = field.type
+    marks: dict[str, Any] = {}
+    if _POSITIONAL in get_args(described)[1:] and get_origin(get_args(described)[0]) is not Literal:
+        marks["metavar"] = field.name.replace("_", "-").upper()
+    if field.default in _NOTHING:
+        marks["help_behavior_hint"] = "(default: none)"
+    if marks:
+        described = Annotated[described, tyro.conf.arg(**marks)]
+    return replace(field, type=described, helptext=_in_paragraphs(field.helptext))
+
+
+def _in_paragraphs(
+    text: str | Callable[[], str | None] | None,
+) -> str | Callable[[], str | None] | None:
+    """Return a help text whose only line breaks are those between paragraphs."""
+    if not callable(text):
+        return None if text is None else _joined(text)
+    return lambda: None if (found := text()) is None else _joined(found)
+
+
+def _joined(text: str) -> str:
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)

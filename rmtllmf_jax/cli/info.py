@@ -1,0 +1,204 @@
+"""`rmtllmf info`: what is installed, what it runs on, and where things and defaults come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rmtllmf_jax.cli.environment import devices, extras, settings, use_compilation_cache, versions
+from rmtllmf_jax.cli.options import Cache, default_cache
+from rmtllmf_jax.common.errors import InputError, require_known
+
+VARIABLES = {
+    "XDG_CACHE_HOME": "folder of the default of --cache-dir",
+    "HF_HOME": "folder of the hub's models, data sets and login",
+    "HF_HUB_OFFLINE": "1: nothing is asked of the hub",
+    "JAX_PLATFORMS": "what JAX may run on: cpu, cuda, tpu",
+    "JAX_ENABLE_X64": "1: float64 where a program asks for it",
+    "JAX_DEFAULT_MATMUL_PRECISION": "precision of matrix products: default, high, highest",
+    "XLA_FLAGS": "options of the compiler",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "share of a GPU's memory that JAX takes at the start",
+    "NO_COLOR": "anything: no colours and lines in the terminal",
+}
+"""Environment variables that change a run, and how."""
+
+_GIVEN = "command line"
+
+
+@dataclass(kw_only=True)
+class Info:
+    """Print versions, devices, caches, and where the defaults of a run come from.
+
+    Example: rmtllmf info --recipe paper
+    """
+
+    recipe: str = "demo"
+    """Recipe of `reproduce` whose defaults are listed."""
+    json: bool = False
+    """Print JSON and nothing else: an object of versions and extras (by package; null is not
+    installed), backend, devices (memory in bytes), folders (size in bytes; null is not there),
+    variables (null is not set), embedded_model and defaults (of --recipe; by option, value and
+    from)."""
+    cache_dir: Cache = field(default_factory=default_cache)
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        from rmtllmf_jax.cli.reproduce import RECIPES
+
+        require_known("recipe", self.recipe, RECIPES)
+        use_compilation_cache(self.cache_dir)
+        found = everything(self.recipe, self.cache_dir)
+        if self.json:
+            print(json.dumps(found, indent=2, allow_nan=False))
+        else:
+            _print(found, self.recipe)
+
+
+def everything(recipe: str, cache_dir: Path) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    return {
+        "versions": versions(),
+        "extras": extras(),
+        "backend": settings(),
+        "devices": devices(),
+        "folders": folders(cache_dir),
+        "variables": {name: os.environ.get(name) for name in VARIABLES},
+        "embedded_model": embedded_model(),
+        "defaults": defaults(recipe),
+    }
+
+
+def folders(cache_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return the folders that runs share: path and bytes; `None` bytes where there is none."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    paths = {
+        "decoded images": cache_dir / "images",
+        "compiled programs": cache_dir / "xla",
+        "Hugging Face hub": Path(HF_HUB_CACHE),
+    }
+    return {what: {"path": str(path), "bytes": size_of(path)} for what, path in paths.items()}
+
+
+def size_of(folder: Path) -> int | None:
+    """Return the bytes of all files in a folder, links not followed; `None` if there is none."""
+    if not folder.is_dir():
+        return None
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            status = path.lstat()
+        except OSError:  # another process has just removed it
+            continue
+        total += 0 if path.is_dir() and not path.is_symlink() else status.st_size
+    return total
+
+
+def embedded_model() -> dict[str, Any]:
+    """Return where the embedded model is, or what is wrong with it."""
+    from rmtllmf_jax.models.embedded import embedded_directory
+
+    try:
+        path = embedded_directory()
+    except InputError as error:
+        return {"path": None, "bytes": None, "error": str(error)}
+    return {"path": str(path), "bytes": size_of(path), "error": None}
+
+
+def defaults(recipe: str) -> list[dict[str, Any]]:
+    """Return the options of `reproduce` with their values under a recipe and where they are from.
+
+    What must be given has the value `None` and comes from the command line.
+    """
+    from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
+
+    changes = changed_defaults(["reproduce", recipe])
+    rows = []
+    for option in fields(Reproduce):
+        if option.name == "recipe":
+            continue
+        if option.name in changes:
+            value, source = changes[option.name], f"recipe {recipe}"
+        elif option.default_factory is not MISSING:
+            value, source = option.default_factory(), "package"
+        elif option.default is not MISSING:
+            value, source = option.default, "package"
+        else:
+            value, source = None, _GIVEN
+        if option.name == "cache_dir" and os.environ.get("XDG_CACHE_HOME"):
+            source = "XDG_CACHE_HOME"
+        value = str(value) if isinstance(value, Path) else value
+        name = "--" + option.name.replace("_", "-")
+        rows.append({"option": name, "value": value, "from": source})
+    return rows
+
+
+def _print(found: dict[str, Any], recipe: str) -> None:
+    from rich.console import Console
+
+    from rmtllmf_jax.cli.plan import size_text
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.terminal import print_texts
+
+    def of(size: int | None, nothing: str = "not there") -> str:
+        return nothing if size is None else size_text(size)
+
+    def text(option: dict[str, Any]) -> str:
+        value = option["value"]
+        if option["from"] == _GIVEN:
+            return "must be given"
+        if isinstance(value, list | tuple):
+            value = " ".join(map(str, value))
+        return "none" if value is None or value == "" else str(value)
+
+    model = found["embedded_model"]
+    sheets = [
+        Sheet("Versions", ["package", "version"], _pairs(found["versions"], "not installed")),
+        Sheet(
+            "Optional extras, rmtllmf-jax[EXTRA]",
+            ["extra", "package", "version"],
+            [
+                [extra, package, version or "not installed"]
+                for extra, packages in found["extras"].items()
+                for package, version in packages.items()
+            ],
+        ),
+        Sheet("JAX", ["setting", "value"], _pairs(found["backend"], "none")),
+        Sheet(
+            "Devices",
+            ["number", "kind", "process", "memory"],
+            [
+                [str(each["id"]), each["kind"], str(each["process"]), of(each["memory"], "unknown")]
+                for each in found["devices"]
+            ],
+        ),
+        Sheet(
+            "Folders",
+            ["what", "size", "path"],
+            [[what, of(each["bytes"]), each["path"]] for what, each in found["folders"].items()]
+            + [["embedded model", of(model["bytes"]), model["path"] or model["error"]]],
+        ),
+        Sheet(
+            "Environment variables",
+            ["name", "value", "meaning"],
+            [
+                [name, "not set" if value is None else value, VARIABLES[name]]
+                for name, value in found["variables"].items()
+            ],
+        ),
+        Sheet(
+            f"Defaults of rmtllmf reproduce {recipe}",
+            ["option", "from", "value"],
+            [[each["option"], each["from"], text(each)] for each in found["defaults"]],
+        ),
+    ]
+    console = Console()
+    for sheet in sheets:
+        print_texts(sheet, console)
+
+
+def _pairs(values: dict[str, Any], nothing: str) -> list[list[str]]:
+    return [[name, nothing if value is None else str(value)] for name, value in values.items()]

@@ -1,0 +1,360 @@
+"""What the command line says, and how much: help, examples, colours, `--quiet`, exit codes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import logging
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+import typing
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import command
+from huggingface_hub import constants
+
+from rmtllmf_jax.channel import ATTACKS
+from rmtllmf_jax.channel import PRESETS as CHANNELS
+from rmtllmf_jax.cli import main as entry
+from rmtllmf_jax.cli.main import COMMANDS, main, parse
+from rmtllmf_jax.cli.plan import Devices, print_json
+from rmtllmf_jax.cli.reproduce import Reproduce
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.progress import note, progress_bar, silenced
+from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.models.shapes import ViTShape
+from rmtllmf_jax.sweep.cost import Speed
+from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.plan import plan
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.presets import PRESETS
+
+SHAPE = ViTShape(
+    width=16,
+    depth=1,
+    heads=2,
+    mlp_width=32,
+    activation="gelu",
+    layer_norm_eps=1e-6,
+    image_size=32,
+    patch_size=8,
+)
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+NAMES = pytest.mark.parametrize("name", COMMANDS)
+UNITS = re.compile(
+    r"\bdB\b|steps?|images?|pixels|epochs|share|relative|rms\(tau\)|learning rate|decay|norm\b"
+    r"|samples|realisations|channels|draws|repetitions|cells|devices|processes|bits|coefficient"
+    r"|standard deviation|divides|which one",
+    re.IGNORECASE,
+)
+"""Words that say what a number counts or measures."""
+
+
+def printed_help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def helps(text: str) -> dict[str, str]:
+    """Return the texts of a help page by option or positional argument; `--help` is left out."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if not line.startswith("   "):  # an option, a title, or nothing
+            entry = re.match(r"  (\S+?),?(?: \S+)*(?:  +|$)", line)
+            name, line = (entry[1], line[entry.end() :]) if entry else ("", "")
+        if name not in ("", "-h"):
+            found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings of a dataclass's fields, inherited ones as well."""
+    found: dict[str, str] = {}
+    for parent in reversed(kind.__mro__[:-1]):
+        (definition,) = ast.parse(inspect.getsource(parent)).body
+        for before, after in pairwise(definition.body):
+            if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[before.target.id] = after.value.value
+    return found
+
+
+# Help
+
+
+@NAMES
+def test_every_option_says_what_it_is_and_its_default(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = helps(printed_help(capsys, name))
+    kind: typing.Any = COMMANDS[name]
+    assert len(texts) == len(fields(kind)) + 1  # and --quiet
+    for option, text in texts.items():
+        what, ending = re.fullmatch(r"(.*?) ?(\(required\)|\(default: .*\))", text).groups()
+        assert what.endswith("."), option
+        assert len(what.split()) >= 2, option
+        assert ending not in ("(default: )", "(default: '')", "(default: None)"), option
+
+
+@NAMES
+def test_every_number_has_a_unit(name: str) -> None:
+    texts = docstrings(COMMANDS[name])
+    for option, hint in typing.get_type_hints(COMMANDS[name]).items():
+        numeric = {int, float} & {hint, *typing.get_args(hint)}
+        if numeric and option not in ("seed", "scale"):
+            assert UNITS.search(texts[option]), f"--{option}: {texts[option]}"
+
+
+@NAMES
+def test_the_examples_are_commands_that_can_be_read(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = re.findall(r"^Examples?: (.*)$", printed_help(capsys, name), re.MULTILINE)
+    examples = [each.strip() for each in line.split(";")]
+    for example in examples:
+        words = shlex.split(re.sub(r'^eval "\$\((.*)\)"$', r"\1", example))
+        assert words[:2] == ["rmtllmf", name]
+        assert isinstance(parse(words[1:]), COMMANDS[name])
+
+
+def test_the_overview_has_a_line_a_command_and_the_exit_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = printed_help(capsys)
+    for name, kind in COMMANDS.items():
+        assert re.search(rf"• {name} ", text)
+        assert kind.__doc__.partition("\n")[0].split()[0] in text
+    assert text.count("Example:") == 1
+    assert "--quiet" in text
+    assert set(re.findall(r"\b\d+\b", text.partition("Exit codes: ")[2].partition("\n")[0])) == {
+        *("0", "1", "2", "130", "141")
+    }
+
+
+def test_lines_of_a_docstring_run_on(capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = [
+        text for name, text in helps(printed_help(capsys, "sweep")).items() if "axis" in name
+    ]
+    assert text.endswith("The noise of a draw is the same at all. (default: none)")
+    lines = [line.strip() for line in printed_help(capsys, "sweep").splitlines()]
+    assert "white," not in [line.split()[-1] for line in lines if line]
+
+
+def test_positional_arguments_have_names(capsys: pytest.CaptureFixture[str]) -> None:
+    usage = printed_help(capsys, "import-task-vector").splitlines()[0]
+    assert usage.startswith("usage: rmtllmf import-task-vector [-h] BASE FINETUNED ")
+
+
+def test_what_channel_names_is_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = helps(printed_help(capsys, "channel"))
+    assert [each for each in ATTACKS if each not in texts["--attack"]] == []
+    assert [each for each in CHANNELS if each not in texts["--preset"]] == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = """
+import sys
+from rmtllmf_jax.cli.main import COMMANDS, main
+for words in ([], *([name] for name in COMMANDS)):
+    try:
+        main([*words, "--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0
+heavy = "jax numpy flax optax orbax transformers huggingface_hub pandas pyarrow matplotlib sklearn"
+print({module for module in heavy.split() if module in sys.modules}, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    assert done.stdout.count("usage: rmtllmf") == 1 + len(COMMANDS)
+
+
+# Colours and lines
+
+
+def on_terminal(*words: str, **variables: str) -> str:
+    """Return what a command prints on a terminal."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1", **variables}
+    process = subprocess.Popen(command(*words), stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    printed = b""
+    try:
+        while block := os.read(ours, 65536):
+            printed += block
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    return printed.decode()
+
+
+def test_colours_and_boxes_are_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:
+    looks = on_terminal("report", "--help", NO_COLOR="")
+    assert "╭" in looks
+    assert "\x1b[" in looks
+    for plain in (on_terminal("report", "--help", NO_COLOR="1"), printed_help(capsys, "report")):
+        assert "results.parquet" in plain
+        assert not set("╭─│\x1b") & set(plain)
+
+
+# --quiet
+
+
+def busy(_: object) -> None:
+    """Say all that a command can say."""
+    with progress_bar("busy", 2) as advance:
+        advance(1)
+    note("a note")
+    logging.getLogger("rmtllmf_jax.progress").info("a line of progress")
+    logging.getLogger("rmtllmf_jax.sweep.parts").warning("a warning")
+    logging.getLogger("rmtllmf_jax.sweep.parts").error("an error")
+    print("downloads hidden:", os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_quiet_leaves_results_and_errors(
+    place: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setattr("rmtllmf_jax.cli.report.Report.run", busy)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    words = ["report", "run"]
+    main([*words[:place], "--quiet", *words[place:]])
+    assert capfd.readouterr() == ("downloads hidden: 1\n", "")
+    assert caplog.messages == ["an error"]
+    assert "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+
+
+def test_without_quiet_there_is_more(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setattr("rmtllmf_jax.cli.report.Report.run", busy)
+    main(["report", "run"])
+    assert capfd.readouterr().out == "a note\ndownloads hidden: None\n"
+    assert caplog.messages == ["a line of progress", "a warning", "an error"]
+
+
+def test_silence_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop_in_silence() -> None:
+        with silenced():
+            assert log.level == logging.ERROR
+            note("not heard")
+            raise RuntimeError
+
+    log = logging.getLogger("rmtllmf_jax")
+    before = log.level
+    with pytest.raises(RuntimeError):
+        stop_in_silence()
+    note("heard")
+    assert log.level == before
+    assert capsys.readouterr().out == "heard\n"
+
+
+def test_quiet_is_no_option_with_a_value() -> None:
+    """The recipe after it still sets the defaults."""
+    found = parse(["reproduce", "--quiet", "paper", "--out", "o"])
+    assert isinstance(found, Reproduce)
+    assert found.model == "openai/clip-vit-base-patch16"
+
+
+def test_the_variable_that_hides_downloads_is_the_hubs() -> None:
+    assert hasattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS")
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "code"), [(None, 0), (InputError("bad"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_exit_codes(
+    ends_with: BaseException | None,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(_: object) -> None:
+        if ends_with is not None:
+            raise ends_with
+
+    monkeypatch.setattr("rmtllmf_jax.cli.report.Report.run", run)
+    try:
+        main(["report", "run"])
+        seen = 0
+    except SystemExit as stopped:
+        seen = stopped.code
+    assert seen == code
+    assert (
+        capsys.readouterr().err
+        == {
+            0: "",
+            2: "rmtllmf: bad\n",
+            130: "rmtllmf: stopped; the same command goes on from here.\n",
+        }[code]
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["sweeep"], ["sweep"], ["report", "a", "--nonsense", "1"]])
+def test_usage_that_cannot_be_read_is_code_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
+# --json
+
+
+def test_a_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = tuple(task_facts(name) for name in ("dtd", "mnist"))
+    grid = Grid((("dtd", "mnist"),), ("clean",), ("none",), 1, 1)
+    found = plan(SHAPE, PRESETS["paper"], tasks, grid, Settings())
+    print_json(found, Devices("TPU v4", 4, 1000), Speed(2e12, 1e12, 1e11))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["cells"] == {"clean": {"none": 1}}
+    assert printed["hours"] == pytest.approx(sum(part["hours"] for part in printed["work"]))
+    assert printed["hours"] == pytest.approx(found.hours(Speed(2e12, 1e12, 1e11)))
+    assert printed["disk"] == sum(file["size"] for file in printed["files"]) > 0
+    assert printed["flops"] == found.flops
+    assert printed["devices"] == {"kind": "TPU v4", "count": 4, "memory": 1000, "cpu": False}
+    print_json(found, Devices("unheard of", 1, None), None)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["hours"] is None
+    assert {part["hours"] for part in printed["work"]} == {None}
+
+
+def test_a_plan_as_json_needs_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", "--out", "nowhere", "--json"])
+    assert stopped.value.code == 2
+    assert "--json needs --dry-run" in capsys.readouterr().err
+
+
+# The page
+
+
+def test_the_page_has_all_commands_and_codes() -> None:
+    page = PAGE.read_text()
+    for name in COMMANDS:
+        assert f"`{name}`" in page
+    codes = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert codes == ["0", "1", "2", "130", "141"]
+    assert [code for code in codes if code not in entry.__doc__] == []
