@@ -47,7 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares compiled programs or a finished run on one worker (--dist loadgroup)."""
     for item in items:
         names = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("finished", "sweep_engine") if name in names), None)
+        shared = next(
+            (name for name in ("finished", "demo", "sweep_engine") if name in names), None
+        )
         item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
 
 
@@ -238,3 +240,14 @@ def finished(
     done = subprocess.run(words, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return TinyRun(folder, tuple(map(str, users)), tuple(map(str, grid)), done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def demo(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo as the README has it: the run folder `runs/demo` of a folder of its own."""
+    folder = tmp_path_factory.mktemp("demo") / "runs" / "demo"
+    words = command("reproduce", "demo", "--out", folder, "--cache-dir", cache_dir)
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder

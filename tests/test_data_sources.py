@@ -14,6 +14,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.source import Source
 from rmtllmf_jax.data.sources import SOURCES, get_source
 from rmtllmf_jax.data.sources.arrays import ArraySource
+from rmtllmf_jax.data.sources.embedded import EmbeddedSource
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.sources.hub import HubSource
 from rmtllmf_jax.data.sources.tfds import TfdsSource
@@ -22,13 +23,15 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 
 def test_every_name_gives_its_source(tmp_path: Path) -> None:
     np.savez(tmp_path / "owls.npz", a=np.zeros(1))
-    sources = {name: get_source(name, tmp_path) for name in SOURCES}
+    sources = {name: get_source(name, tmp_path) for name in SOURCES if name != "embedded"}
+    sources["embedded"] = get_source("embedded")
     assert all(isinstance(source, Source) for source in sources.values())
     assert sources["hub"] == HubSource(cache_dir=tmp_path)
     assert sources["tfds"] == TfdsSource(data_dir=tmp_path)
     assert sources["folder"] == DataFolder(tmp_path)
     assert isinstance(sources["arrays"], ArraySource)
     assert sources["arrays"].tasks() == ("owls",)
+    assert sources["embedded"] == EmbeddedSource()
 
 
 def test_hub_and_tfds_need_no_folder() -> None:
@@ -45,7 +48,7 @@ def test_the_others_ask_for_one(name: str, holds: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown source 'hup'.*'hub'.*hub, tfds, folder, arrays"):
+    with pytest.raises(InputError, match=r"unknown source 'hup'.*'hub'.*hub, tfds.*embedded"):
         get_source("hup")
 
 
@@ -53,6 +56,7 @@ def test_importing_them_loads_no_library_of_theirs() -> None:
     script = (
         "import sys, rmtllmf_jax.data.sources\n"
         "heavy = {'jax', 'torch', 'transformers', 'datasets', 'tensorflow_datasets', 'pandas'}\n"
+        "heavy |= {'sklearn', 'skimage', 'matplotlib'}\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules} & heavy))"
     )
     done = subprocess.run(

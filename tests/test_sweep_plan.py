@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,8 @@ import optax
 import pytest
 from rich.console import Console
 
+from rmtllmf_jax.cli.main import parse
+from rmtllmf_jax.cli.needed import place_of, what_is_needed
 from rmtllmf_jax.cli.plan import (
     Devices,
     find_devices,
@@ -22,7 +25,6 @@ from rmtllmf_jax.cli.plan import (
     plan_sentences,
     print_plan,
     size_text,
-    what_is_needed,
 )
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
@@ -488,6 +490,9 @@ def printed(result: Plan, devices: Devices, speed: Speed | None, width: int = 20
 H100 = Devices("NVIDIA H100 80GB HBM3", 2, 60_000_000_000)
 
 
+FROM_HUB: Any = parse(["reproduce", "paper", "--out", "run"])
+
+
 def paper_needs(model_there: bool = False, **changes: Any) -> tuple:
     return what_is_needed(
         B16,
@@ -495,6 +500,7 @@ def paper_needs(model_there: bool = False, **changes: Any) -> tuple:
         [task_facts(name) for name in TASK_NAMES],
         model_there=lambda name: model_there,
         data_there=lambda task: task.name == "mnist" or model_there,
+        place=lambda task: place_of(FROM_HUB, task),
         **changes,
     )
 
@@ -590,3 +596,14 @@ def test_nothing_missing_is_said():
 )
 def test_sizes_are_written_with_three_digits(size: int | None, text: str):
     assert size_text(size) == text
+
+
+def test_a_dry_run_counts_tasks_that_the_registry_does_not_know(capsys):
+    words = ["reproduce", "demo", "--out", "run", "--dry-run", "--json"]
+    parse([*words, "--tasks", "counts", "digits", "--combinations", "all"]).run()
+    found = json.loads(capsys.readouterr().out)
+    images = [each for each in found["needed"] if each["what"].startswith("images")]
+    assert [each["where"] for each in images] == ["comes with the package"] * 2
+    assert all(each["present"] for each in found["needed"])
+    kept = next(each["size"] for each in found["files"] if each["what"] == "images digits")
+    assert kept == (1000 + 300) * 32 * 32 * 3

@@ -39,7 +39,11 @@ def none(
     budget: Real[ArrayLike, ""],
     noise: Real[ArrayLike, ""],
 ) -> Complex[Array, "users users"]:
-    """Thermal noise alone, C = noise I: the paper's ideal channel. `budget` is not used."""
+    """Thermal noise alone, C = noise I: the paper's ideal channel. `budget` is not used.
+
+    >>> none(jnp.array([[4.0 + 0j]]), 9.0, 2.0).real.tolist()
+    [[2.0]]
+    """
     return gram / noise
 
 
@@ -51,7 +55,11 @@ def white(
     *,
     antennas: int,
 ) -> Complex[Array, "users users"]:
-    """`budget` / `antennas` on every antenna: an attacker who knows nothing."""
+    """`budget` / `antennas` on every antenna: an attacker who knows nothing.
+
+    >>> white(jnp.array([[4.0 + 0j]]), 2.0, 1.0, antennas=2).real.tolist()
+    [[2.0]]
+    """
     return gram / (noise + budget / antennas)
 
 
@@ -64,6 +72,9 @@ def white_in_range(
     """`budget` / users on each dimension of range(H): an attacker who knows the users' subspace.
 
     Assumes linearly independent channels, so not more users than antennas.
+
+    >>> white_in_range(jnp.diag(jnp.array([4.0 + 0j, 8.0])), 6.0, 1.0).real.tolist()
+    [[1.0, 0.0], [0.0, 2.0]]
     """
     return gram / (noise + budget / gram.shape[0])
 
@@ -80,6 +91,9 @@ def strongest_user(
     user's rate only and does not solve the printed min-max; and being of rank one it needs the
     thermal floor, without which all other users have rate infinity. Non-smooth where the strongest
     user changes (a tie of the largest received powers).
+
+    >>> strongest_user(jnp.diag(jnp.array([4.0 + 0j, 8.0])), 7.0, 1.0).real.tolist()
+    [[4.0, 0.0], [0.0, 1.0]]
     """
     return towards_user(gram, budget, noise, jnp.argmax(jnp.real(jnp.diagonal(gram))))
 
@@ -126,6 +140,10 @@ def get_attack(name: str, *, antennas: int) -> Attack:
 
     **Raises:** `InputError` that names the nearest attack, or for fewer than one antenna. The
     attack itself raises it for more users than antennas where that has no answer.
+
+    >>> gram = jnp.diag(jnp.array([4.0 + 0j, 8.0]))
+    >>> get_attack("white", antennas=16)(gram, 16.0, 1.0).real.tolist()
+    [[2.0, 0.0], [0.0, 4.0]]
     """
     require_at_least("antennas", antennas, 1)
     attack = ATTACKS[require_known("attack", name, ATTACKS)]

@@ -42,6 +42,12 @@ def attack_covariance(
 
     **Raises:** `InputError` for an unknown attack, for more users than antennas where the attack
     has no answer, and outside jit for a negative budget.
+
+    >>> h_tilde = jnp.array([[2.0 + 0j], [0.0]])
+    >>> for name in ("white", "strongest_user"):
+    ...     attack_covariance(name, h_tilde, 6.0).real.tolist()
+    [[3.0, 0.0], [0.0, 3.0]]
+    [[6.0, 0.0], [0.0, 0.0]]
     """
     require_known("attack", name, COVARIANCES)
     require_powers(budget, noise)
@@ -57,6 +63,10 @@ def effective_gram(
 
     **Raises:** `InputError` if `covariance` is of another size than the channel, and outside jit
     if it is not Hermitian or positive semidefinite.
+
+    >>> covariance = jnp.diag(jnp.array([4.0 + 0j, 1.0]))
+    >>> print(effective_gram(jnp.array([[2.0 + 0j], [3.0]]), covariance).real.round(3))
+    [[10.]]
     """
     _require_fitting("covariance", covariance, h_tilde)
     return _seen_through(h_tilde, covariance)
@@ -74,6 +84,10 @@ def user_mse_from_covariance(
 
     **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit if it
     is not Hermitian or positive semidefinite.
+
+    >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
+    >>> print(user_mse_from_covariance(jnp.array([[2.0 + 0j], [0.0]]), attack).round(3))
+    [0.5]
     """
     require_powers(0.0, noise)
     _require_fitting("attack", attack, h_tilde)
@@ -94,6 +108,10 @@ def mismatched_mse(
 
     **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit if it
     is not Hermitian or positive semidefinite.
+
+    >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
+    >>> print(mismatched_mse(jnp.array([[2.0 + 0j], [0.0]]), attack).round(3))
+    [0.68]
     """
     require_powers(0.0, noise)
     _require_fitting("attack", attack, h_tilde)

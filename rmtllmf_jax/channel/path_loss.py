@@ -165,6 +165,9 @@ class UrbanMicro(_Urban):
     `user_height_m` in 1.5 to 22.5 m.
 
     **Raises:** `InputError` for a field outside.
+
+    >>> round(float(-10 * jnp.log10(UrbanMicro(3.5e9, line_of_sight=True)(100.0))), 1)
+    85.3
     """
 
     base_height_m: float = 10.0
@@ -186,6 +189,9 @@ class UrbanMacro(_Urban):
     `user_height_m` in 1.5 to 13 m.
 
     **Raises:** `InputError` for a field outside.
+
+    >>> round(float(-10 * jnp.log10(UrbanMacro(3.5e9, line_of_sight=False)(500.0))), 1)
+    129.9
     """
 
     base_height_m: float = 25.0

@@ -31,6 +31,9 @@ def none(
     """Full power for all, as in the paper: each rate grows with the user's own power.
 
     `weakest_gain` and `alpha` are not used.
+
+    >>> none(jnp.array([1.0, 0.25]), 0.25, 1.0).tolist()
+    [1.0, 1.0]
     """
     return jnp.ones_like(path_gain)
 
@@ -43,6 +46,9 @@ def full(
     """Full inversion, p = min(P, P weakest_gain / beta): one mean received power for all.
 
     That power is what the weakest location reaches at full power. `alpha` is not used.
+
+    >>> full(jnp.array([1.0, 0.25]), 0.25, 1.0).tolist()
+    [0.25, 1.0]
     """
     return fractional(path_gain, weakest_gain, 1.0)
 
@@ -58,6 +64,9 @@ def fractional(
     in [0, 1]: 0 is no power control, 1 is full inversion.
 
     **Raises:** `InputError` for a gain or an alpha outside.
+
+    >>> fractional(jnp.array([1.0, 0.25]), 0.25, 0.5).tolist()
+    [0.5, 1.0]
     """
     require_positive("path_gain", path_gain)
     require_positive("weakest_gain", weakest_gain)

@@ -27,7 +27,12 @@ bits), .01154 (4), .001040 (6) and .0000877 (8) of the block's power.
 def normalise(
     parameters: Float[Array, "*batch size"],
 ) -> tuple[Float[Array, "*batch size"], Float[Array, "*batch"]]:
-    """Blocks of unit power, and the rms that each was divided by. A block of zeros stays one."""
+    """Blocks of unit power, and the rms that each was divided by. A block of zeros stays one.
+
+    >>> values, scale = normalise(jnp.array([1.0, 7.0]))
+    >>> print(values, scale)
+    [0.2 1.4] 5.0
+    """
     power = jnp.mean(jnp.square(parameters), axis=-1)
     # The inner where keeps the derivative of a block of zeros finite.
     scale = jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1)), 0)
@@ -40,6 +45,9 @@ def quantise(
     """Levels 0 .. 2^bits - 1; `clip` defaults to `GAUSSIAN_CLIP`.
 
     **Raises:** `InputError` without a clip where the table has none for so many bits.
+
+    >>> quantise(jnp.array([-0.9, 0.1, 5.0]), bits=2, clip=1.0).tolist()
+    [0, 2, 3]
     """
     limit = _clip(bits, clip)
     last = (1 << bits) - 1
@@ -59,6 +67,9 @@ def dequantise(
     float when left out.
 
     **Raises:** `InputError` as `quantise` does.
+
+    >>> dequantise(jnp.array([0, 2, 3]), bits=2, clip=1.0).tolist()
+    [-0.75, 0.25, 0.75]
     """
     limit = _clip(bits, clip)
     chosen = jnp.result_type(float) if dtype is None else dtype

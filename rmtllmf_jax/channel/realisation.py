@@ -18,7 +18,12 @@ _DISTANCES, _FADING = 0, 1
 
 
 def draw_distances(preset: ChannelPreset, key: Key[Array, ""]) -> Float[Array, " users"]:
-    """The users' distances in metres: the preset's own, or drawn as it says."""
+    """The users' distances in metres: the preset's own, or drawn as it says.
+
+    >>> preset = ChannelPreset(users=2, distances_m=(100.0, 250.0))
+    >>> draw_distances(preset, jax.random.key(0)).tolist()
+    [100.0, 250.0]
+    """
     if preset.distances_m is not None:
         return jnp.array(preset.distances_m)
     place = PLACEMENTS[preset.placement]
@@ -36,6 +41,12 @@ def channel_at(
 
     **Raises:** `InputError` unless there is one distance a user, and for distances outside the
     range of the path loss.
+
+    >>> from rmtllmf_jax.channel.path_loss import PowerLaw
+    >>> preset, key = ChannelPreset(path_loss=PowerLaw(2.0)), jax.random.key(0)
+    >>> near, far = (channel_at(preset, jnp.full(8, d), key) for d in (200.0, 400.0))
+    >>> round(float(jnp.abs(near / far).mean()), 3)
+    2.0
     """
     if distances.shape != (preset.users,):
         raise InputError(
@@ -58,6 +69,9 @@ def draw_channel(preset: ChannelPreset, key: Key[Array, ""]) -> Complex[Array, "
 
     `channel_at` the distances that `draw_distances` draws from the same key. In units of the
     noise: E|h~_q|^2 per antenna is the SNR of user q.
+
+    >>> draw_channel(ChannelPreset(users=8, antennas=16), jax.random.key(0)).shape
+    (16, 8)
     """
     return channel_at(preset, draw_distances(preset, key), key)
 
@@ -68,6 +82,10 @@ def draw_keys(
     """Keys of draws first .. first + draws - 1: `fold_in(key, k)`, the same in every batch.
 
     **Raises:** `InputError` if `draws` is not positive.
+
+    >>> key = jax.random.key(0)
+    >>> bool(draw_keys(key, 3)[2] == draw_keys(key, 1, first=2)[0])
+    True
     """
     require_at_least("draws", draws, 1)
     numbers = jnp.asarray(first, jnp.uint32) + jnp.arange(draws, dtype=jnp.uint32)
@@ -77,16 +95,28 @@ def draw_keys(
 def draw_channels(
     preset: ChannelPreset, key: Key[Array, ""], draws: int
 ) -> Complex[Array, "draws antennas users"]:
-    """`draws` independent channels; number k is `draw_channel(preset, fold_in(key, k))`."""
+    """`draws` independent channels; number k is `draw_channel(preset, fold_in(key, k))`.
+
+    >>> draw_channels(ChannelPreset(users=8, antennas=16), jax.random.key(0), draws=5).shape
+    (5, 16, 8)
+    """
     return jax.vmap(lambda k: draw_channel(preset, k))(draw_keys(key, draws))
 
 
 def gram(h_tilde: Complex[Array, "antennas users"]) -> Complex[Array, "users users"]:
-    """K = H~^H H~, all that rates, errors and attacks depend on."""
+    """K = H~^H H~, all that rates, errors and attacks depend on.
+
+    >>> gram(jnp.array([[1.0, 1.0], [1.0j, 0.0]])).tolist()
+    [[(2+0j), (1+0j)], [(1+0j), (1+0j)]]
+    """
     # In a reduced precision the near-far spread would not survive.
     return product(h_tilde.conj().T, h_tilde)
 
 
 def received_power(gram_matrix: Complex[Array, "users users"]) -> Float[Array, " users"]:
-    """p_q ||h_q||^2 of every user over all antennas: the diagonal of K."""
+    """p_q ||h_q||^2 of every user over all antennas: the diagonal of K.
+
+    >>> received_power(gram(jnp.array([[3.0, 1.0], [4.0j, 0.0]]))).tolist()
+    [25.0, 1.0]
+    """
     return jnp.real(jnp.diagonal(gram_matrix))

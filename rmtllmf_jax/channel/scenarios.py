@@ -50,6 +50,12 @@ def user_mse_from_channel(
 
     **Raises:** `InputError` for an unknown attack or order, and outside jit for a channel that is
     not finite, a negative budget or noise that is not positive (inside: `channel.check_uplink`).
+
+    >>> h_tilde = jnp.array([[1.0 + 0j], [0.0]])
+    >>> user_mse_from_channel(h_tilde, "none", 0.0).tolist()
+    [0.5]
+    >>> print(user_mse_from_channel(h_tilde, "strongest_user", 3.0).round(3))
+    [0.8]
     """
     require_at_least("users", h_tilde.shape[1], 1)
     require_finite("h_tilde", h_tilde)
@@ -67,6 +73,10 @@ def user_mse(scenario: str, preset: Preset, key: Key[Array, ""]) -> Float[Array,
     over keys with `jax.vmap`.
 
     **Raises:** `InputError` that names the nearest scenario, or for an attack on a direct preset.
+
+    >>> import jax
+    >>> user_mse("ideal", DirectPreset(mse=(0.25, 0.5)), jax.random.key(0)).tolist()
+    [0.25, 0.5]
     """
     attack = SCENARIOS[require_known("scenario", scenario, SCENARIOS)]
     if attack is None:

@@ -51,6 +51,12 @@ def receive_snr(
     `noise` the thermal power n of one antenna, in one unit. The other users do not count.
 
     **Raises:** `InputError` for fewer than one antenna.
+
+    >>> power = jnp.array([32.0])
+    >>> receive_snr(power, antennas=16).tolist()
+    [2.0]
+    >>> receive_snr(power, antennas=16, budget=16.0).tolist()
+    [1.0]
     """
     require_at_least("antennas", antennas, 1)
     return received_power / (antennas * jnp.asarray(noise) + budget)
@@ -63,6 +69,9 @@ def parameter_snr(
 
     In dB: -10 log10(mu_q) + c0. `c0_db` is that of a user with MSE 1, whose noise has the scale
     kappa_q = rms(tau_q) 10^(-c0 / 20). Infinite for a perfect uplink.
+
+    >>> parameter_snr(jnp.array([0.5, 0.25]), c0_db=0.0).tolist()
+    [2.0, 4.0]
     """
     return 10 ** (jnp.asarray(c0_db, mse.dtype) / 10) / mse
 
@@ -71,5 +80,8 @@ def worst_user(snr: Float[Array, "*batch users"]) -> Float[Array, "*batch"]:
     """The least of the users' SNRs, min_q: whatever is weak with one user spoils the merge.
 
     Non-smooth where two users tie.
+
+    >>> worst_user(jnp.array([[1.0, 3.0], [5.0, 2.0]])).tolist()
+    [1.0, 2.0]
     """
     return jnp.min(snr, axis=-1)

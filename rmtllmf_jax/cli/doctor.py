@@ -32,7 +32,8 @@ class Doctor:
     data: Path | None = None
     """Folder of the source; `hub` and `tfds` do without."""
     source: str | None = None
-    """Where the images come from: hub, tfds, folder or arrays; folder if --data is given."""
+    """Where the images come from: hub, tfds, folder, arrays or embedded; folder if --data is
+    given."""
     tasks: tuple[str, ...] = ()
     """Tasks; by default all that the source has."""
     near: int | None = None

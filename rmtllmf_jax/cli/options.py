@@ -34,7 +34,8 @@ class FinetuneOptions:
     """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
     source: str = "folder"
     """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
-    tfds (tensorflow-datasets) or arrays (<task>.npz)."""
+    tfds (tensorflow-datasets), arrays (<task>.npz) or embedded (eight small tasks that come with
+    the package)."""
     data: Path | None = None
     """Folder of the images: <task>/train.parquet, test.parquet and classes.json, or
     <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""

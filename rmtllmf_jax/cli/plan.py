@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,14 +13,12 @@ if TYPE_CHECKING:
 
     from rmtllmf_jax.cli.reproduce import Reproduce
     from rmtllmf_jax.cli.sweep import Sweep
-    from rmtllmf_jax.data.registry import TaskFacts
     from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
     from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.sweep.cost import Speed
     from rmtllmf_jax.sweep.grid import Grid
-    from rmtllmf_jax.sweep.plan import Needed, Plan
+    from rmtllmf_jax.sweep.plan import Plan
     from rmtllmf_jax.sweep.settings import Settings
-    from rmtllmf_jax.training.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,11 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
     """Print the plan of `rmtllmf reproduce`: at full size, if the images are not here to count.
 
     **Raises:** `InputError` if the model's sizes cannot be known without downloading it, or for a
-    task that the registry does not know.
+    task that neither the registry nor the source knows.
     """
     from rmtllmf_jax.cli.finetune import recipe_of
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED
-    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.cli.needed import data_there, place_of, size_of_task, what_is_needed
     from rmtllmf_jax.models.hub import in_cache
     from rmtllmf_jax.sweep.plan import plan
     from rmtllmf_jax.training.presets import Preset
@@ -51,15 +48,15 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
         recipe_of(options), settings.realign, model=options.model, image_size=options.image_size
     )
     model = _model_shape(options)
-    tasks = tuple(task_facts(name) for name in options.tasks)
+    tasks = tuple(size_of_task(options, name) for name in options.tasks)
     ready = options.task_vectors is not None
     needed = what_is_needed(
         model,
         preset,
         tasks,
         model_there=in_cache,
-        data_there=lambda task: _data_there(options, task),
-        data=None if options.source == "hub" else options.data,
+        data_there=lambda task: data_there(options, task),
+        place=lambda task: place_of(options, task),
         ready_vectors=options.task_vectors == PUBLISHED,
     )
     numbers = plan(
@@ -73,7 +70,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
         needed=needed,
     )
     _show(numbers, as_json)
-    if options.source != "hub" and not as_json:
+    if options.source not in ("hub", "embedded") and not as_json:
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
 
 
@@ -82,12 +79,9 @@ def sweep_dry_run(options: Sweep) -> None:
 
     **Raises:** `InputError` for what the sweep itself would refuse, before any work.
     """
-    from dataclasses import replace
-
     from rmtllmf_jax.cli.run_inputs import load_run, read_users
     from rmtllmf_jax.cli.sweep import check, layout_of
-    from rmtllmf_jax.data.registry import task_facts
-    from rmtllmf_jax.sweep.plan import plan
+    from rmtllmf_jax.sweep.plan import OwnTask, plan
     from rmtllmf_jax.training.presets import Preset
     from rmtllmf_jax.training.recipes import Recipe
 
@@ -95,12 +89,12 @@ def sweep_dry_run(options: Sweep) -> None:
     settings, grid = check(options, names, options.seed)
     inputs = load_run(options.out, setting, records, names, options.cache_dir, remat=options.remat)
     tasks = tuple(
-        replace(
-            task_facts(task.name),
-            classes=task.classes,
-            train=len(task.train) + len(task.validation),
-            test=len(task.test),
-            pixels=task.test.split.images.shape[1],
+        OwnTask(
+            task.name,
+            task.classes,
+            len(task.train) + len(task.validation),
+            len(task.test),
+            task.test.split.images.shape[1],
         )
         for task in inputs.data
     )
@@ -166,14 +160,6 @@ def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
     return CLIPShape(vision, config.text, config.projection)
 
 
-def _data_there(options: Reproduce, task: TaskFacts) -> bool:
-    from rmtllmf_jax.data.sources.hub_cache import in_cache
-
-    if options.source == "hub":
-        return in_cache(task.hub, options.data)
-    return options.data is not None and any(options.data.glob(f"{task.name}*"))
-
-
 def find_devices() -> Devices:
     """Return what JAX runs on. On a GPU the memory is what JAX may take, not all there is."""
     import jax
@@ -224,37 +210,6 @@ def _shortest(run: Callable[[], object], times: int = 5) -> float:
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def what_is_needed(
-    model: CLIPShape | ViTShape,
-    preset: Preset,
-    tasks: Sequence[TaskFacts],
-    *,
-    model_there: Callable[[str], bool],
-    data_there: Callable[[TaskFacts], bool],
-    data: Path | None = None,
-    ready_vectors: bool = False,
-) -> tuple[Needed, ...]:
-    """Return what a run reads: models (sizes from their parameters) and data sets.
-
-    `data` is the folder that images come from, `None` for the sets of the hub.
-    """
-    from rmtllmf_jax.cli.import_task_vector import published
-    from rmtllmf_jax.sweep.cost import FLOAT, all_parameters, tower_parameters
-    from rmtllmf_jax.sweep.plan import Needed
-
-    size = FLOAT * all_parameters(model)
-    found = [Needed("model", preset.model, size, model_there(preset.model))]
-    for task in tasks if ready_vectors else ():
-        name, size = published(task.name), FLOAT * tower_parameters(model)
-        found.append(Needed(f"fine-tuned {task.name}", name, size, model_there(name)))
-    for task in tasks:
-        where = task.hub.id if task.hub.config is None else f"{task.hub.id} ({task.hub.config})"
-        if data is not None:
-            where = str(data / task.name)
-        found.append(Needed(f"images {task.name}", where, None, data_there(task)))
-    return tuple(found)
 
 
 def print_plan(

@@ -32,6 +32,9 @@ def accuracy(
     """1 where the largest logit is the label's, else 0. `temperature` is not used.
 
     **Raises:** `InputError` where it is differentiated.
+
+    >>> accuracy(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+    [1.0, 0.0]
     """
     guess = jnp.argmax(discrete("hard accuracy (the largest logit)", logits), axis=-1)
     return (guess == labels).astype(logits.dtype)
@@ -46,6 +49,10 @@ def soft_accuracy(
 
     The accuracy of a classifier that draws its answer. As `temperature` > 0 falls to zero it tends
     to `accuracy`, wherever the largest logit is the only one.
+
+    >>> logits, labels = jnp.array([[1.0, 0.0]]), jnp.array([0])
+    >>> [round(soft_accuracy(logits, labels, t).item(), 3) for t in (1.0, 0.2)]
+    [0.731, 0.993]
     """
     return jnp.exp(-cross_entropy(logits, labels, temperature))
 
@@ -55,7 +62,11 @@ def cross_entropy(
     labels: Int[Array, " batch"],
     temperature: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " batch"]:
-    """``-log softmax(logits / temperature)`` at the label, in nats: lower is better."""
+    """``-log softmax(logits / temperature)`` at the label, in nats: lower is better.
+
+    >>> jnp.exp(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))).round(3).tolist()
+    [4.0]
+    """
     scaled = logits / temperature
     return jax.nn.logsumexp(scaled, axis=-1) - _at(scaled, labels)
 
@@ -68,6 +79,9 @@ def margin(
     """The label's logit minus the largest other one, over `temperature`: positive where right.
 
     Differentiable where that other one is the only one.
+
+    >>> margin(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
+    [2.0, -1.0]
     """
     here = jnp.arange(logits.shape[-1]) == labels[:, None]
     others = jnp.max(jnp.where(here, -jnp.inf, logits), axis=-1)
@@ -93,5 +107,8 @@ def get_score(name: str) -> Score:
     """Return the score called `name`.
 
     **Raises:** `InputError` that names the nearest one.
+
+    >>> get_score("margin") is margin
+    True
     """
     return SCORES[require_known("score", name, SCORES)]

@@ -51,6 +51,9 @@ def group_by_layer(paths: Iterable[str], granularity: str = "block") -> dict[str
     """Return the leaves of each layer; layers by name, numbers by size (block 2 before block 10).
 
     The order does not depend on that of the leaves, so that ranks of layers do not either.
+
+    >>> group_by_layer(["layers/10/w", "layers/2/w", "layers/2/b"])
+    {'layers/2': ['layers/2/w', 'layers/2/b'], 'layers/10': ['layers/10/w']}
     """
     groups: dict[str, list[str]] = {}
     for path, layer in layers_of(paths, granularity).items():

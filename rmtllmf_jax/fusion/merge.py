@@ -25,6 +25,10 @@ def weighted_sum(
     **Raises:** `InputError` if the leaves have no common leading axis.
 
     Reference: Ilharco et al., arXiv 2212.04089.
+
+    >>> import jax.numpy as jnp
+    >>> weighted_sum({"w": jnp.array([[1.0], [10.0]])}, jnp.array([1.0, 0.5]))["w"].tolist()
+    [6.0]
     """
     users = stack_size(stacked)
 
@@ -38,5 +42,10 @@ def weighted_sum(
 
 
 def add_to_base(base: PyTree, vector: PyTree, scale: float | Float[Array, ""]) -> PyTree:
-    """Return ``base + scale * vector``, leaf by leaf (R-MTLLMF, eq. (6))."""
+    """Return ``base + scale * vector``, leaf by leaf (R-MTLLMF, eq. (6)).
+
+    >>> import jax.numpy as jnp
+    >>> add_to_base({"w": jnp.array([1.0])}, {"w": jnp.array([4.0])}, 0.5)["w"].tolist()
+    [3.0]
+    """
     return jax.tree.map(lambda before, delta: before + scale * delta, base, vector)

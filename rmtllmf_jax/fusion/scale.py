@@ -20,6 +20,9 @@ def power_law(tasks: int) -> float:
     Fitted to the best coefficients of a full public sweep over combinations on CLIP ViT-B/16
     (.69 .56 .47 .40 .35 .30 for N = 2..7). Task vectors that are larger than CLIP's, fine-tuned
     at a higher learning rate, want a smaller one: choose it on validation data.
+
+    >>> [round(power_law(tasks), 2) for tasks in (2, 4, 8)]
+    [0.72, 0.46, 0.29]
     """
     return 1.13 * tasks**-0.655
 
@@ -36,6 +39,9 @@ def scale_of(rule: str, tasks: int) -> float:
     """Return the coefficient of a rule of `SCALES`, or the number that `rule` is.
 
     **Raises:** `InputError` if it is neither, not finite, or if there is no task.
+
+    >>> scale_of("1/sqrt(N)", 4), scale_of("0.3", 4)
+    (0.5, 0.3)
     """
     require_at_least("the number of tasks", tasks, 1)
     try:
@@ -74,6 +80,9 @@ def search_scale(
 
     **Raises:** `InputError` for a test split, for no candidates or candidates that are not finite,
     or if a score is NaN.
+
+    >>> search_scale(lambda scale: -jnp.abs(scale - 0.3), [0.1, 0.25, 0.5], "validation").best
+    0.25
     """
     if "test" in split.casefold():
         raise InputError(

@@ -20,6 +20,9 @@ def cosine_matrix(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "u
 
     Under jit and on accelerators, in the vectors' own precision; `exact_cosines` for figures. A
     vector that is zero has cosine NaN with every other: it has no direction.
+
+    >>> cosine_matrix({"w": jnp.array([[3.0, 4.0], [4.0, -3.0]])}).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
 
     def gram(leaf: Array) -> Array:
@@ -36,6 +39,9 @@ def sign_agreement(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "
 
     ``(1 + sum_i sgn(a_i) sgn(b_i) / n) / 2``: a coordinate in which either is zero counts one half.
     What TIES' election of signs goes by; .5 for unrelated vectors.
+
+    >>> sign_agreement({"w": jnp.array([[1.0, 2.0, -3.0, 4.0], [5.0, -6.0, -7.0, 8.0]])}).tolist()
+    [[1.0, 0.75], [0.75, 1.0]]
     """
 
     def signs(leaf: Array) -> Array:
@@ -51,6 +57,9 @@ def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarra
     """Return `cosine_matrix` with products and sums in float64, on the host.
 
     Over all coordinates: no sampling, which distorts the small cosines of task vectors.
+
+    >>> exact_cosines({"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])}).tolist()
+    [[1.0, 0.8], [0.8, 1.0]]
     """
     users = stack_size(stacked)
     total = sum((_gram(leaf) for _, leaf in _leaves(stacked)), np.zeros((users, users)))
@@ -63,6 +72,10 @@ def layer_cosines(
     """Return `exact_cosines` of each layer (`layers.layer_of`), blocks by number.
 
     **Raises:** `InputError` for an unknown granularity.
+
+    >>> stacked = {"layers": {n: {"w": jnp.array([[3.0, 4.0], [4.0, 3.0 * n]])} for n in (1, 0)}}
+    >>> {layer: cosines[0, 1].item() for layer, cosines in layer_cosines(stacked).items()}
+    {'layers/0': 0.6, 'layers/1': 0.96}
     """
     grams = {path: _gram(leaf) for path, leaf in _leaves(stacked)}
     return {
@@ -72,7 +85,11 @@ def layer_cosines(
 
 
 def rms(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, " users"]:
-    """Return the root mean square of each stacked task vector over all its parameters."""
+    """Return the root mean square of each stacked task vector over all its parameters.
+
+    >>> rms({"w": jnp.array([[1.0, 7.0], [0.0, 0.0]])}).tolist()
+    [5.0, 0.0]
+    """
     squares = jax.tree.map(
         lambda leaf: jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1), stacked
     )

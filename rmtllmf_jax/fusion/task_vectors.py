@@ -83,7 +83,12 @@ class TaskVector:
         return leaves_by_path(self.tree)
 
     def by_layer(self, granularity: str = "block") -> dict[str, TaskVector]:
-        """Return each layer's part (`layers.layer_of`) as a task vector of its leaves by path."""
+        """Return each layer's part (`layers.layer_of`) as a task vector of its leaves by path.
+
+        >>> w = jnp.zeros(2)
+        >>> list(TaskVector({"embeddings": w, "layers": {"0": {"kernel": w}}}).by_layer())
+        ['embeddings', 'layers/0']
+        """
         leaves = self.by_leaf()
         return {
             layer: TaskVector({path: leaves[path] for path in paths})
@@ -97,6 +102,10 @@ class TaskVector:
         ``vector - vector.select("embeddings/.*")`` leaves the embeddings as they were.
 
         **Raises:** `InputError` for a pattern that is none or matches no leaf.
+
+        >>> vector = TaskVector({"a": jnp.array([3.0]), "b": jnp.array([4.0])}).select("a")
+        >>> {path: leaf.tolist() for path, leaf in vector.by_leaf().items()}
+        {'a': [3.0], 'b': [0.0]}
         """
         chosen = matching_paths(self.by_leaf(), patterns)
         return TaskVector(
@@ -117,7 +126,12 @@ class TaskVector:
         return jnp.sqrt(self.dot(self))
 
     def cosine(self, other: TaskVector) -> Float[Array, ""]:
-        """Return the cosine of the angle to another task vector."""
+        """Return the cosine of the angle to another task vector.
+
+        >>> a, b = (TaskVector({"w": jnp.array(w)}) for w in ([3.0, 4.0], [4.0, 3.0]))
+        >>> float(a.dot(b)), float(a.norm()), round(float(a.cosine(b)), 2)
+        (24.0, 5.0, 0.96)
+        """
         return self.dot(other) / (self.norm() * other.norm())
 
     @property

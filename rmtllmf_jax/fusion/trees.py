@@ -20,7 +20,11 @@ def leaf_path(path: tuple[Any, ...]) -> str:
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of a tree by their paths, in the tree's own order."""
+    """Return the leaves of a tree by their paths, in the tree's own order.
+
+    >>> leaves_by_path({"layers": {"0": {"bias": 1, "kernel": 2}}})
+    {'layers/0/bias': 1, 'layers/0/kernel': 2}
+    """
     return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -28,6 +32,12 @@ def require_same_structure(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", 
     """Check that two trees have the same leaf paths and shapes.
 
     **Raises:** `InputError` with every path that differs.
+
+    >>> require_same_structure({"w": jnp.zeros(2)}, {"v": jnp.zeros(2)}, ("finetuned", "base"))
+    Traceback (most recent call last):
+    rmtllmf_jax.common.errors.InputError: the trees finetuned and base do not match:
+      v: only in base
+      w: only in finetuned
     """
     left, right = leaves_by_path(a), leaves_by_path(b)
     problems = [f"{path}: only in {names[0]}" for path in left if path not in right]
@@ -47,6 +57,9 @@ def matching_paths(paths: Iterable[str], patterns: Sequence[str]) -> set[str]:
 
     **Raises:** `InputError` for a pattern that is no regular expression, or that matches no path;
     it gives the nearest ones.
+
+    >>> sorted(matching_paths(["embeddings/token", "layers/0/kernel"], ["layers/.*"]))
+    ['layers/0/kernel']
     """
     known, chosen = list(paths), set()
     for pattern in patterns:
@@ -68,6 +81,9 @@ def stack(trees: list[PyTree]) -> PyTree:
     """Stack Q trees of one structure into one tree whose leaves have a leading axis Q.
 
     **Raises:** `InputError` if the list is empty or a tree differs from the first.
+
+    >>> stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
     """
     if not trees:
         raise InputError("there is no tree to stack: the list is empty.")
@@ -77,7 +93,11 @@ def stack(trees: list[PyTree]) -> PyTree:
 
 
 def unstack(tree: PyTree) -> list[PyTree]:
-    """Undo `stack`: one tree with a leading axis Q becomes Q trees."""
+    """Undo `stack`: one tree with a leading axis Q becomes Q trees.
+
+    >>> [tree["w"].tolist() for tree in unstack({"w": jnp.array([[0.0], [1.0]])})]
+    [[0.0], [1.0]]
+    """
     leaves, structure = jax.tree.flatten(tree)
     return [jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True)]
 
@@ -86,6 +106,9 @@ def stack_size(tree: PyTree[Array]) -> int:
     """Return the length Q of the leading axis that all leaves of a stacked tree share.
 
     **Raises:** `InputError` if there is no leaf, or if the leaves disagree.
+
+    >>> stack_size({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(3)})
+    3
     """
     sizes = {path: jnp.shape(leaf)[:1] for path, leaf in leaves_by_path(tree).items()}
     if len(set(sizes.values())) != 1 or () in sizes.values():

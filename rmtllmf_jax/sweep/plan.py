@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import TaskFacts
+from rmtllmf_jax.data.registry import SINGLE_PROMPT
 from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.cost import (
@@ -29,6 +29,39 @@ from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
 from rmtllmf_jax.training.presets import Preset
 
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
+
+
+@runtime_checkable
+class TaskSize(Protocol):
+    """What a plan has to know of a task: a `registry.TaskFacts`, or an `OwnTask`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def prompts(self) -> tuple[str, ...]: ...
+    @property
+    def train(self) -> int: ...
+    @property
+    def test(self) -> int: ...
+    @property
+    def pixels(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task by its own data: class names, and numbers of images.
+
+    `pixels` is the side of the images where all of them are squares of one small size.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: int
+    test: int
+    pixels: int | None = None
+    prompts: tuple[str, ...] = (SINGLE_PROMPT,)
 
 
 @dataclass(frozen=True)
@@ -90,7 +123,7 @@ class Plan:
 def plan(
     model: CLIPShape | ViTShape,
     preset: Preset,
-    tasks: Sequence[TaskFacts],
+    tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
     *,
@@ -162,7 +195,7 @@ def _count_cells(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
 def _users_work(
     model: CLIPShape | ViTShape,
     preset: Preset,
-    tasks: Sequence[TaskFacts],
+    tasks: Sequence[TaskSize],
     fraction: float,
     ready: bool,
 ) -> list[Work]:
@@ -185,7 +218,7 @@ def _users_work(
 
 def _sweep_work(
     model: CLIPShape | ViTShape,
-    tasks: Sequence[TaskFacts],
+    tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
     fraction: float,
@@ -221,7 +254,7 @@ def _sweep_work(
 
 
 def _files(
-    model: CLIPShape | ViTShape, tasks: Sequence[TaskFacts], *, training: bool
+    model: CLIPShape | ViTShape, tasks: Sequence[TaskSize], *, training: bool
 ) -> tuple[File, ...]:
     shape, vector = image_tower(model), FLOAT * tower_parameters(model)
     files = [
@@ -236,7 +269,7 @@ def _files(
     return tuple(files)
 
 
-def _require_tasks(grid: Grid, tasks: Sequence[TaskFacts]) -> None:
+def _require_tasks(grid: Grid, tasks: Sequence[TaskSize]) -> None:
     wanted = {task for combination in grid.combinations for task in combination}
     unknown = sorted(wanted - {task.name for task in tasks})
     if unknown:
@@ -248,7 +281,7 @@ def _evaluation(what: str, images: int, shape: ViTShape) -> Work:
     return Work(what, images, "images", images * forward_flops(shape), "forward")
 
 
-def _validation(task: TaskFacts, fraction: float) -> int:
+def _validation(task: TaskSize, fraction: float) -> int:
     return round(fraction * task.train)
 
 
@@ -256,7 +289,7 @@ def _subset(samples: int, there: int) -> int:
     return min(samples, there) if samples else there
 
 
-def _batch_size(tasks: Sequence[TaskFacts], settings: Settings, fraction: float) -> int:
+def _batch_size(tasks: Sequence[TaskSize], settings: Settings, fraction: float) -> int:
     tests, validations = [task.test for task in tasks], [_validation(t, fraction) for t in tasks]
     return settings.batch_size(tests, validations)
 
@@ -266,6 +299,6 @@ def _padded(images: int, batch: int) -> int:
     return math.ceil(images / batch) * batch
 
 
-def _pixels(task: TaskFacts, shape: ViTShape) -> int:
+def _pixels(task: TaskSize, shape: ViTShape) -> int:
     """Return the bytes of an image as cached: its own small size, or the model's."""
     return min(task.pixels or shape.image_size, shape.image_size) ** 2 * 3

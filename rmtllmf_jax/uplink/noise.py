@@ -44,6 +44,12 @@ def transmit(
     - `kappa`: one a user, or a tree of them (`kappa_per_leaf`).
     - `key`: the same key gives the same Gaussians, whatever the MSE (common random numbers).
     - `error_model`: how the users' errors hang together.
+
+    >>> sent = {"w": jnp.zeros((2, 10_000))}
+    >>> mse, kappa = jnp.array([0.0, 0.25]), jnp.array([2.0, 2.0])
+    >>> received = transmit(sent, mse, kappa, jax.random.key(0))
+    >>> [round(float(user.std()), 1) for user in received["w"]]                 # kappa sqrt(mse)
+    [0.0, 1.0]
     """
     sources = draw_sources(stacked, key, error_model)
 
@@ -103,6 +109,11 @@ def noise_of_sum(
     users, the same in every coordinate of a leaf. Their weighted sum is one Gaussian with variance
     ``w^T S w`` (``sum_q weights_q^2 kappa_q^2 mu_q`` if independent): one draw in place of Q.
     `weights`, `mse` and `kappa` may be trees of leaves of their own, as for layer-wise scales.
+
+    >>> sent, ones = {"w": jnp.zeros((2, 10_000))}, jnp.ones(2)
+    >>> noise = noise_of_sum(sent, ones, jnp.array([0.09, 0.16]), ones, jax.random.key(0))
+    >>> noise["w"].shape, round(float(noise["w"].std()), 1)
+    ((10000,), 0.5)
     """
 
     def draw(path: tuple, leaf: Array, w: Array, mu: Array, kappa_leaf: Array) -> Array:

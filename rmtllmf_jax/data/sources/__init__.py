@@ -7,23 +7,34 @@ from pathlib import Path
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.data.source import Source
 from rmtllmf_jax.data.sources.arrays import ArraySource
+from rmtllmf_jax.data.sources.embedded import EmbeddedSource
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.sources.hub import HubSource
 from rmtllmf_jax.data.sources.tfds import TfdsSource
 
-SOURCES = ("hub", "tfds", "folder", "arrays")
-"""Hugging Face hub, TensorFlow Datasets, parquet or image files, and `.npz` files."""
+SOURCES = ("hub", "tfds", "folder", "arrays", "embedded")
+"""Hugging Face hub, TensorFlow Datasets, parquet or image files, `.npz` files, the small tasks that
+come with the package."""
 
 
 def get_source(name: str, data: Path | None = None) -> Source:
     """Return a source by its name.
 
     `data` is the folder of `folder` and `arrays`; for `hub` and `tfds` it may be left out, and else
-    takes the place of the folders where `datasets` and TFDS keep their files.
+    takes the place of the folders where `datasets` and TFDS keep their files; `embedded` takes
+    none.
 
-    **Raises:** `InputError` for an unknown name, and if a source that needs `data` has none.
+    **Raises:** `InputError` for an unknown name, if a source that needs `data` has none, and if one
+    that takes none is given some.
     """
     require_known("source", name, SOURCES)
+    if name == "embedded":
+        if data is not None:
+            raise InputError(
+                f"source 'embedded' draws its own images and takes no --data, got {data}. Leave "
+                "--data out, or name the source of that folder: --source folder."
+            )
+        return EmbeddedSource()
     if name == "hub":
         return HubSource(cache_dir=data)
     if name == "tfds":

@@ -1,4 +1,10 @@
-"""DARE: drop entries of the task vectors at random and rescale the rest, with and without TIES."""
+"""DARE: drop entries of the task vectors at random and rescale the rest, with and without TIES.
+
+>>> import jax, jax.numpy as jnp
+>>> merged = dare({"w": jnp.ones((2, 100))}, DareOptions(drop=0.5), jax.random.key(0))["w"]
+>>> sorted(set(merged.tolist()))
+[0.0, 2.0, 4.0]
+"""
 
 from __future__ import annotations
 

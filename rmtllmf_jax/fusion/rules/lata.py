@@ -6,6 +6,13 @@ the weights of those most alike, linearly by rank, logarithmically by rank, or t
 threshold. Its exact offsets, what it calls a layer, and its treatment of ties are not public. Ours
 are: weights from 0 (first rank) to 1 (last), layers as an option, ties by the order of the layers'
 names, the mean of the other task vectors where there is no instruction model. Hence "LATA-style".
+
+>>> import jax.numpy as jnp
+>>> stacked = {"layers": {str(n): {"w": jnp.array([[1.0, 0.0]])} for n in range(2)}}
+>>> iota = {"layers": {"0": {"w": jnp.array([2.0, 0.0])}, "1": {"w": jnp.array([0.0, 2.0])}}}
+>>> merged = lata(stacked, LataOptions(reference=iota))["layers"]
+>>> merged["0"]["w"].tolist(), merged["1"]["w"].tolist()              # layer 0 is like iota
+([0.0, 0.0], [1.0, 0.0])
 """
 
 from __future__ import annotations

@@ -78,6 +78,10 @@ def get_rule(name: str) -> Rule:
     """Return a rule by name.
 
     **Raises:** `InputError` that lists the rules and the nearest one.
+
+    >>> rule = get_rule("ties")
+    >>> rule.merge is ties, rule.random, rule.options(density=0.1).density
+    (True, False, 0.1)
     """
     return RULES[require_known("merge rule", name, RULES)]
 

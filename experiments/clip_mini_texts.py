@@ -1,0 +1,105 @@
+"""The text tower's own lesson: texts that no image goes with are told apart.
+
+CIFAR-10 has ten classes, so that contrastive learning alone leaves all other words in one place,
+and the zero-shot heads of other tasks would be nearly one direction. Here the image tower rests,
+and the text tower learns two things at once: CLIP's loss on the captions, as before, and to spread
+random phrases over the sphere (uniformity: Wang and Isola, "Understanding Contrastive
+Representation Learning through Alignment and Uniformity on the Hypersphere", 2020).
+"""
+
+from __future__ import annotations
+
+import string
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clip_mini_captions import TEMPLATES
+from jaxtyping import Array, Float, Int, PyTree
+
+from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.models.clip import CLIP
+from rmtllmf_jax.training.recipes import Recipe
+
+GROUPS, SIBLINGS = 16, 8  # phrases that share all words but the last
+LONGEST = 10  # letters of a word: two of them fit into the tower's tokens, letter by letter
+SHARPNESS = 2.0  # of the uniformity loss, as in its paper
+TEXT_PARTS = ("text_model", "text_projection", "logit_scale")
+
+
+def known_words() -> list[str]:
+    """Return the short words of the class names of the eight tasks of the literature."""
+    names = [name for task in TASK_NAMES for name in task_facts(task).classes]
+    words = {word.lower() for name in names for word in name.split() if word.isalpha()}
+    return sorted(word for word in words if len(word) <= LONGEST)
+
+
+def random_phrases(words: list[str], generator: np.random.Generator) -> list[str]:
+    """Return prompts of known words and random letters, in groups that share their beginning."""
+
+    def word() -> str:
+        if generator.random() < 0.7:
+            return words[generator.integers(len(words))]
+        letters = list(string.ascii_lowercase + string.digits)
+        return "".join(generator.choice(letters, generator.integers(1, 4)))
+
+    phrases = []
+    for _ in range(GROUPS):
+        template = TEMPLATES[generator.integers(len(TEMPLATES))]
+        first = [word() for _ in range(generator.integers(0, 2))]
+        last: set[str] = set()
+        while len(last) < SIBLINGS:
+            last.add(word())
+        phrases += [template.format(" ".join([*first, each])) for each in sorted(last)]
+    return phrases
+
+
+def uniformity(texts: Float[Array, "texts features"]) -> Float[Array, ""]:
+    """Return ``log mean exp(-t |u - v|^2)`` over all pairs of unit vectors; lower is wider."""
+    apart = 2 - 2 * texts @ texts.T
+    pairs = ~jnp.eye(len(texts), dtype=bool)
+    return jax.nn.logsumexp(-SHARPNESS * apart, where=pairs) - jnp.log(pairs.sum())
+
+
+@partial(jax.jit, static_argnames=("clip", "recipe"), donate_argnames="state")
+def text_step(
+    state: PyTree,
+    rest: PyTree,
+    images: Float[Array, "batch features"],
+    meaning: Int[Array, " batch"],
+    captions: Int[Array, "batch tokens"],
+    phrases: Int[Array, "texts more_tokens"],
+    *,
+    clip: CLIP,
+    recipe: Recipe,
+) -> tuple[PyTree, Float[Array, ""]]:
+    """Take one step of the text tower; `rest` and the images' features stay as they are."""
+
+    def directions(params: PyTree, tokens: Array) -> Array:
+        found = clip.apply({"params": {**rest, **params}}, tokens, method="text_features")
+        return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+
+    def loss(params: PyTree) -> Float[Array, ""]:
+        logits = jnp.exp(params["logit_scale"]) * images @ directions(params, captions).T
+        alike = contrastive_loss(logits, meaning)
+        return alike + uniformity(directions(params, phrases))
+
+    value, gradient = jax.value_and_grad(loss)(state["params"])
+    updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
+    return {"params": params, "optimiser": optimiser}, value
+
+
+def contrastive_loss(
+    logits: Float[Array, "batch batch"], meaning: Int[Array, " batch"]
+) -> Float[Array, ""]:
+    """Return CLIP's symmetric loss, with all pairs of one meaning as positives."""
+    same = (meaning[:, None] == meaning).astype(logits.dtype)
+    target = same / same.sum(axis=1, keepdims=True)
+    rows = optax.softmax_cross_entropy(logits, target)
+    columns = optax.softmax_cross_entropy(logits.T, target)
+    return (rows.mean() + columns.mean()) / 2

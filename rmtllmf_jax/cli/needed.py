@@ -1,0 +1,84 @@
+"""What `reproduce --dry-run` finds out about models and images before any of them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.cli.reproduce import Reproduce
+    from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
+    from rmtllmf_jax.sweep.plan import Needed, TaskSize
+    from rmtllmf_jax.training.presets import Preset
+
+
+def size_of_task(options: Reproduce, name: str) -> TaskSize:
+    """Return what is known of a task: by the registry, or by the source's own data.
+
+    **Raises:** `InputError` if neither knows it.
+    """
+    from rmtllmf_jax.common.errors import require_known
+    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.data.sources import get_source
+    from rmtllmf_jax.data.tasks import TASK_NAMES
+    from rmtllmf_jax.sweep.plan import OwnTask
+
+    if name in TASK_NAMES:
+        return task_facts(name)
+    source = get_source(options.source, options.data)
+    require_known("task", name, source.tasks())
+    return OwnTask(
+        name, source.classes(name), source.size(name, "train"), source.size(name, "test")
+    )
+
+
+def place_of(options: Reproduce, task: TaskSize) -> str:
+    """Return where the images of a task come from."""
+    from rmtllmf_jax.data.registry import task_facts
+
+    if options.source == "embedded":
+        return "comes with the package"
+    if options.source != "hub" and options.data is not None:
+        return str(options.data / task.name)
+    hub = task_facts(task.name).hub
+    return hub.id if hub.config is None else f"{hub.id} ({hub.config})"
+
+
+def data_there(options: Reproduce, task: TaskSize) -> bool:
+    """Return whether the images of a task are on this machine."""
+    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.data.sources.hub_cache import in_cache
+
+    if options.source == "embedded":
+        return True
+    if options.source == "hub":
+        return in_cache(task_facts(task.name).hub, options.data)
+    return options.data is not None and any(options.data.glob(f"{task.name}*"))
+
+
+def what_is_needed(
+    model: CLIPShape | ViTShape,
+    preset: Preset,
+    tasks: Sequence[TaskSize],
+    *,
+    model_there: Callable[[str], bool],
+    data_there: Callable[[TaskSize], bool],
+    place: Callable[[TaskSize], str],
+    ready_vectors: bool = False,
+) -> tuple[Needed, ...]:
+    """Return what a run reads: models (sizes from their parameters) and data sets.
+
+    `place` says where the images of a task come from.
+    """
+    from rmtllmf_jax.cli.import_task_vector import published
+    from rmtllmf_jax.sweep.cost import FLOAT, all_parameters, tower_parameters
+    from rmtllmf_jax.sweep.plan import Needed
+
+    size = FLOAT * all_parameters(model)
+    found = [Needed("model", preset.model, size, model_there(preset.model))]
+    for task in tasks if ready_vectors else ():
+        name, size = published(task.name), FLOAT * tower_parameters(model)
+        found.append(Needed(f"fine-tuned {task.name}", name, size, model_there(name)))
+    for task in tasks:
+        found.append(Needed(f"images {task.name}", place(task), None, data_there(task)))
+    return tuple(found)

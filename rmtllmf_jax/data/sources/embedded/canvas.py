@@ -1,0 +1,101 @@
+"""Drawing on a 32 x 32 canvas of floats in [0, 1]: coordinates, coverage, paint, sensor noise.
+
+Everything is NumPy in float64, rounded once at the end, so that the bytes depend on no drawing
+library's version. Distances are signed, in pixels, negative inside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from rmtllmf_jax.data.sources.embedded.task import SIZE
+
+Plane = Float[np.ndarray, "h w"]
+Canvas = Float[np.ndarray, "32 32 3"]
+
+
+def local(
+    x: float = SIZE / 2, y: float = SIZE / 2, angle: float = 0.0, samples: int = 1
+) -> tuple[Plane, Plane]:
+    """Return the pixels' coordinates (u to the right, v down) around a point, in pixels.
+
+    `angle` turns what is drawn in them clockwise, in radians. With more than one of `samples` along
+    each side of a pixel, a drawing is made finer and `shrink` averages it.
+    """
+    places = (np.arange(SIZE * samples) + 0.5) / samples
+    across, down = places[None, :] - x, places[:, None] - y
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return cosine * across + sine * down, cosine * down - sine * across
+
+
+def shrink(
+    drawing: Float[np.ndarray, "h w channels"], samples: int
+) -> Float[np.ndarray, "32 32 channels"]:
+    """Average the samples of each pixel."""
+    return drawing.reshape(SIZE, samples, SIZE, samples, -1).mean(axis=(1, 3))
+
+
+def sample(
+    face: Float[np.ndarray, "rows columns channels"], across: Plane, down: Plane
+) -> Float[np.ndarray, "h w channels"]:
+    """Look a face up at places from 0 to 1, bilinearly; it is 0 outside."""
+    rows, columns, channels = face.shape
+    padded = np.zeros((rows + 2, columns + 2, channels))
+    padded[1:-1, 1:-1] = face
+    x = np.clip(across * columns + 0.5, 0.0, columns + 1.0)
+    y = np.clip(down * rows + 0.5, 0.0, rows + 1.0)
+    left, top = np.minimum(x.astype(int), columns), np.minimum(y.astype(int), rows)
+    to_right, to_bottom = (x - left)[..., None], (y - top)[..., None]
+    pixels = padded.reshape(-1, channels)
+    corner = top * (columns + 2) + left
+    upper = (1.0 - to_right) * pixels.take(corner, axis=0)
+    upper += to_right * pixels.take(corner + 1, axis=0)
+    corner += columns + 2
+    lower = (1.0 - to_right) * pixels.take(corner, axis=0)
+    lower += to_right * pixels.take(corner + 1, axis=0)
+    return upper + to_bottom * (lower - upper)
+
+
+def blur(canvas: Canvas, width: float) -> Canvas:
+    """Blur with a Gaussian of a standard deviation in pixels; the edge is repeated."""
+    apart = np.arange(SIZE)[:, None] - np.arange(-SIZE, 2 * SIZE)[None, :]
+    weights = np.exp(-0.5 * (apart / max(width, 1e-3)) ** 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    kernel = weights[:, SIZE : 2 * SIZE].copy()
+    kernel[:, 0] += weights[:, :SIZE].sum(axis=1)
+    kernel[:, -1] += weights[:, 2 * SIZE :].sum(axis=1)
+    return (kernel @ canvas.transpose(2, 0, 1) @ kernel.T).transpose(1, 2, 0)
+
+
+def coverage(distance: Plane) -> Plane:
+    """Return which part of each pixel is inside, for signed distances."""
+    return np.clip(0.5 - distance, 0.0, 1.0)
+
+
+def polygon(u: Plane, v: Plane, corners: Float[np.ndarray, "n 2"]) -> Plane:
+    """Return the signed distance to a simple polygon, by the even-odd rule for the sign."""
+    ends = np.roll(corners, -1, axis=0)
+    nearest = np.full(u.shape, np.inf)
+    inside = np.zeros(u.shape, bool)
+    for (x, y), (to_x, to_y) in zip(corners, ends, strict=True):
+        edge_x, edge_y, across, down = to_x - x, to_y - y, u - x, v - y
+        along = (across * edge_x + down * edge_y) / (edge_x**2 + edge_y**2)
+        along = np.clip(along, 0.0, 1.0)
+        square = (across - along * edge_x) ** 2 + (down - along * edge_y) ** 2
+        nearest = np.minimum(nearest, square)
+        if to_y != y:
+            crosses = (y > v) != (to_y > v)
+            inside ^= crosses & (across < down / edge_y * edge_x)
+    return np.where(inside, -1.0, 1.0) * np.sqrt(nearest)
+
+
+def paint(canvas: Canvas, colour: Float[np.ndarray, "3"] | Canvas, alpha: Plane) -> Canvas:
+    """Return the canvas with a colour, or another canvas, laid over it."""
+    return canvas + alpha[..., None] * (colour - canvas)
+
+
+def finish(canvas: Canvas, rng: np.random.Generator, noise: float) -> UInt8[np.ndarray, "32 32 3"]:
+    """Add sensor noise of a standard deviation (in [0, 1]) and round to bytes."""
+    noisy = canvas + noise * rng.standard_normal(canvas.shape)
+    return np.rint(255.0 * np.clip(noisy, 0.0, 1.0)).astype(np.uint8)
