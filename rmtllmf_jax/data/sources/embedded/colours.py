@@ -9,7 +9,7 @@ from rmtllmf_jax.data.sources.embedded.canvas import Canvas, finish, paint
 from rmtllmf_jax.data.sources.embedded.colour import hsv, smooth
 from rmtllmf_jax.data.sources.embedded.task import EmbeddedTask, Item
 
-SHARES = (0.15, 0.4)
+SHARES = (0.25, 0.45)
 """Smallest and largest part of the picture that another colour covers."""
 HUE = 0.02
 """Largest shift of the hue, in turns."""

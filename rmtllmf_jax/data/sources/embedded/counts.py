@@ -9,19 +9,19 @@ from rmtllmf_jax.data.sources.embedded.canvas import coverage, finish, local, pa
 from rmtllmf_jax.data.sources.embedded.colour import any_colours, cluttered, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.4
+CONTRAST = 0.55
 """Least difference in brightness between pips and die."""
-LIGHT = 0.9
+LIGHT = 1.0
 """Chance that the pips are lighter than the die."""
-CLUTTER = 0.15
-NOISE = 0.06
-HALVES = (11.5, 14.5)
+CLUTTER = 0.1
+NOISE = 0.04
+HALVES = (13.0, 14.5)
 """Smallest and largest half of a die's side in pixels."""
 PIPS = (0.17, 0.22)
 """Smallest and largest radius of a pip, in halves of the die's side."""
-SHIFT = 2.0
+SHIFT = 1.0
 """Largest distance of the die from the centre along each side, in pixels."""
-TURN = 0.3
+TURN = 0.1
 """Largest turn either way, in radians."""
 
 _APART = 0.58  # between neighbouring pips, in halves of the die's side

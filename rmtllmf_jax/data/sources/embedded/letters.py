@@ -14,19 +14,19 @@ from rmtllmf_jax.data.sources.embedded.canvas import Plane, finish, local, paint
 from rmtllmf_jax.data.sources.embedded.colour import cluttered, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.35
+CONTRAST = 0.55
 """Least difference in brightness between letter and background."""
-LIGHT = 0.9
+LIGHT = 1.0
 """Chance that the letter is lighter than the background."""
-CLUTTER = 0.2
-NOISE = 0.06
-HEIGHTS = (18.0, 28.0)
+CLUTTER = 0.1
+NOISE = 0.04
+HEIGHTS = (24.0, 28.0)
 """Smallest and largest height of a letter in pixels."""
-SHIFT = 3.0
+SHIFT = 1.0
 """Largest distance from the centre along each side, in pixels."""
-TURN = 0.15
+TURN = 0.06
 """Largest turn either way, in radians."""
-SLANT = 0.25
+SLANT = 0.08
 """Largest slant either way, in pixels to the side for each pixel down."""
 
 FONTS = (

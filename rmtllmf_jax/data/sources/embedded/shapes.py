@@ -18,17 +18,17 @@ from rmtllmf_jax.data.sources.embedded.canvas import (
 from rmtllmf_jax.data.sources.embedded.colour import any_colours, cluttered, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.4
+CONTRAST = 0.5
 """Least difference in brightness between shape and background."""
-LIGHT = 0.9
+LIGHT = 1.0
 """Chance that a shape is lighter than the background."""
-CLUTTER = 0.2
-SCRAPS = 2
+CLUTTER = 0.1
+SCRAPS = 1
 """Largest number of small scraps of other colours behind the shape."""
-NOISE = 0.06
-RADII = (10.0, 14.0)
+NOISE = 0.04
+RADII = (12.0, 14.0)
 """Smallest and largest radius of a shape in pixels."""
-TURN = 0.35
+TURN = 0.2
 """Largest turn either way, in radians."""
 
 

@@ -20,19 +20,19 @@ from rmtllmf_jax.data.sources.embedded.colour import any_colours, cluttered, hsv
 from rmtllmf_jax.data.sources.embedded.sign_faces import FACES, sign_face
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-SIDES = (19.0, 29.0)
+SIDES = (22.0, 29.0)
 """Smallest and largest side of a sign in pixels."""
-SHIFT = 2.5
+SHIFT = 1.5
 """Largest distance from the centre along each side, in pixels."""
-PERSPECTIVE = 0.08
+PERSPECTIVE = 0.05
 """Largest shift of each corner of a sign along each side, in its own sides."""
-BLUR = (0.0, 0.9)
+BLUR = (0.0, 0.6)
 """Range of the blur in pixels."""
-BRIGHTNESS = (0.35, 1.1)
+BRIGHTNESS = (0.5, 1.1)
 """Range of the light, as a factor."""
-HAZE = 0.3
+HAZE = 0.2
 """Largest part of grey haze that is mixed in."""
-THINGS = 4
+THINGS = 3
 """Largest number of things in the background."""
 NOISE = 0.04
 
