@@ -11,7 +11,12 @@ leaves of the same number of parameters.
 
 Written to results/sensitivity/: README.md, layers.csv, leaves.csv, protected.csv, the figure.
 
-Not run yet.
+Reached (ViT-Ti/16, four tasks under the sum-rate attack, 16 + 20 draws, 9 minutes on two busy
+cores): of 37.9 % unprotected, noise-free embeddings (2.8 % of the parameters) bring +2.7 ± 0.9
+points, as many parameters chosen by the map +2.2 ± 1.0, random leaves of that number +0.2 to +1.0.
+So the map finds leaves that matter, but no better ones than R-MTLLMF names. The damage is in the
+early layers (the first block 26 %, the embeddings 13 % of the sum) and no small set holds it:
+without any noise the gain is +26.6.
 """
 
 from __future__ import annotations
