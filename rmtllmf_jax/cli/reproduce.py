@@ -17,7 +17,7 @@ DEMO_NAME, VIT = "demo", "vit-tiny"
 RECIPES = (DEMO_NAME, VIT, *PRESETS)
 
 DEMO_SWEEP: dict[str, Any] = {
-    "combinations": "2",
+    "combinations": "1",
     "draws": 2,
     "scale": "validation",
     "validation_samples": 60,

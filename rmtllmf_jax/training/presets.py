@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
 
 DEMO = Preset(
     Recipe(150, 64, 1e-3, 0.1),
-    realign=Recipe(60, 64, 3e-4, 0.0),
+    realign=Recipe(20, 32, 5e-4, 0.0),
     prompts="single",
     model="clip-mini",
     image_size=32,

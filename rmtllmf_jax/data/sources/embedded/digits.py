@@ -12,12 +12,12 @@ from rmtllmf_jax.data.sources.embedded.canvas import finish, paint
 from rmtllmf_jax.data.sources.embedded.colour import cluttered, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.6
+CONTRAST = 0.7
 """Least difference in brightness between ink and paper."""
 LIGHT = 1.0
 """Chance that the ink is lighter than the paper."""
-CLUTTER = 0.08
-NOISE = 0.03
+CLUTTER = 0.05
+NOISE = 0.02
 SIDES = (30, 32)
 """Smallest and largest side of a digit in pixels; its place is free."""
 

@@ -14,12 +14,12 @@ from rmtllmf_jax.data.sources.embedded.canvas import Plane, finish, local, paint
 from rmtllmf_jax.data.sources.embedded.colour import cluttered, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.55
+CONTRAST = 0.6
 """Least difference in brightness between letter and background."""
 LIGHT = 1.0
 """Chance that the letter is lighter than the background."""
-CLUTTER = 0.1
-NOISE = 0.04
+CLUTTER = 0.06
+NOISE = 0.03
 HEIGHTS = (24.0, 28.0)
 """Smallest and largest height of a letter in pixels."""
 SHIFT = 1.0

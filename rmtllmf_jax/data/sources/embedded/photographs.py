@@ -18,15 +18,15 @@ CELLS = 4
 """A photograph is cut into CELLS x CELLS cells; every piece lies within one of them."""
 TEST_CELLS = ((0, 1), (1, 3), (2, 0), (3, 2))
 """Row and column of the cells that test pieces come from, whatever the seed: a quarter."""
-SMALLEST = 0.7
+SMALLEST = 0.9
 """Smallest side of a piece, in sides of its cell; the largest is 1."""
 CHOICE = 3
 """Of so many random pieces the one with the most contrast is taken: few are plain sky."""
-EXPOSURE = 0.12
+EXPOSURE = 0.08
 """Largest change of brightness (added) and of contrast (times 1 +- this)."""
-FADING = 0.4
+FADING = 0.15
 """Colours fade towards grey by a random part of this."""
-NOISE = 0.03
+NOISE = 0.02
 
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png",

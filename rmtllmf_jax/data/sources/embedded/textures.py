@@ -11,11 +11,11 @@ from rmtllmf_jax.data.sources.embedded.canvas import Plane, finish, local
 from rmtllmf_jax.data.sources.embedded.colour import cluttered, smooth, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.35
+CONTRAST = 0.5
 """Least difference in brightness between the two colours."""
-CLUTTER = 0.15
-NOISE = 0.06
-PERIODS = (7.0, 12.0)
+CLUTTER = 0.08
+NOISE = 0.04
+PERIODS = (8.0, 12.0)
 """Smallest and largest period in pixels."""
 TURN = 0.1
 """Largest turn either way, in radians."""
