@@ -1,0 +1,28 @@
+"""The embedded model through transformers in torch: same features, same texts."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from rmtllmf_jax.models.embedded import embedded_directory
+from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.tokens import load_tokenizer, tokenise
+
+
+def test_transformers_opens_it_and_agrees():
+    folder = embedded_directory()
+    clip, params = load_clip(folder)
+    texts = ["a photo of a cat", "an image of a red fire truck", "a photo of a letter z"]
+    tokens = tokenise(texts, load_tokenizer(folder), clip.shape.text.positions)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    ours = clip.apply({"params": params}, jnp.asarray(images), jnp.asarray(tokens))
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        theirs = model(
+            input_ids=torch.from_numpy(tokens.astype(np.int64)),
+            pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
+        ).logits_per_image
+    np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,62 @@
+"""The model that comes with the project: found by name, whole, small, and fit for its tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.prompts import prompt_classes
+from rmtllmf_jax.data.sources.embedded import EMBEDDED
+from rmtllmf_jax.models import embedded
+from rmtllmf_jax.models.embedded import embedded_directory
+from rmtllmf_jax.models.hub import in_cache, local_directory
+from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.tokens import load_tokenizer
+from rmtllmf_jax.models.zero_shot import zero_shot_head
+
+
+def test_it_is_found_by_its_name():
+    assert local_directory("clip-mini") == embedded_directory()
+    assert in_cache("clip-mini")
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "clip-mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert local_directory("clip-mini") == Path("clip-mini")
+
+
+def test_it_has_a_card_and_is_under_8_megabytes():
+    files = list(embedded_directory().iterdir())
+    assert sum(file.stat().st_size for file in files) < 8e6
+    card = (embedded_directory() / "README.md").read_text(encoding="utf-8")
+    for part in ("## Data", "## Recipe", "## Accuracy", "## Licence"):
+        assert part in card
+
+
+def test_another_name_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"unknown embedded model 'clip-min'.*'clip-mini'"):
+        embedded_directory("clip-min")
+
+
+def test_a_package_without_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embedded, "__file__", str(tmp_path / "package" / "models" / "embedded.py"))
+    with pytest.raises(InputError, match=r"neither in .*package/checkpoints/clip-mini nor in"):
+        embedded_directory()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_its_heads_tell_the_classes_of_the_embedded_tasks_apart(name: str):
+    """Words that no image taught it have directions of their own, or fine-tuning would fail."""
+    folder = embedded_directory()
+    clip, params = load_clip(folder)
+    classes = prompt_classes(name, EMBEDDED[name].classes)
+    head = zero_shot_head(clip, params, load_tokenizer(folder), classes, ["a photo of a {}"])
+    kernel = np.asarray(head.kernel)
+    directions = kernel / np.linalg.norm(kernel, axis=0)
+    cosines = (directions.T @ directions)[~np.eye(len(classes), dtype=bool)]
+    assert cosines.mean() < 0.6
+    assert cosines.max() < 0.99
