@@ -21,30 +21,6 @@ EMBEDDED_NAMES = (
 )
 """The small tasks that come with the package (`data.sources.embedded`)."""
 
-EMBEDDED_NAMES = (
-    "colours",
-    "counts",
-    "digits",
-    "letters",
-    "photographs",
-    "shapes",
-    "signs",
-    "textures",
-)
-"""Small tasks that come with the package (`data.sources.embedded`), in alphabetical order."""
-
-EMBEDDED_NAMES = (
-    "colours",
-    "counts",
-    "digits",
-    "letters",
-    "photographs",
-    "shapes",
-    "signs",
-    "textures",
-)
-"""The small tasks that come with the package (`data.sources.embedded`)."""
-
 
 def validate_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
     """Return `names` as a tuple, in the order given, if a run can use them.
