@@ -64,8 +64,8 @@ class Options(Learner):
     """Channel draws."""
     steps: int = 20
     """Gradient steps a channel."""
-    learning_rate: float = 0.02
-    """Step of the covariance's root, whose norm is 1."""
+    learning_rate: float = 0.03
+    """Length of a step of the covariance's root, whose norm is 1."""
     tuning_draws: int = 2
     """Draws of the parameters' noise that are tuned on."""
     eval_draws: int = 2

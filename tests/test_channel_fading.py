@@ -161,6 +161,17 @@ def test_rician_derivatives_against_finite_differences():
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(point).ravel(), numeric, rtol=1e-7)
 
 
+def test_rician_keeps_its_numbers():
+    """Angles and scattering each follow from a key of their own."""
+    with jax.enable_x64(False):
+        h = rician(jax.random.key(8), 2, 2, 1.0)
+    expected = [
+        [0.26283205 - 0.14601372j, 1.4843574 - 0.06592871j],
+        [-0.24176046 - 0.17094444j, 0.68542355 + 0.7482927j],
+    ]
+    np.testing.assert_allclose(h, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
 def test_impossible_rician_draws_are_refused(bad):
     with pytest.raises(InputError, match="k_factor"):

@@ -242,6 +242,14 @@ def test_noise_has_the_covariance_asked_for():
         assert np.max(error) < 5 * np.sqrt(2 / SIZE)
 
 
+def test_noise_and_scrambling_keep_their_numbers():
+    """Each follows from a key of its own."""
+    received = transmit(np.zeros((2, 3)), np.eye(2) + 0j, np.eye(2) + 0j, KEY)
+    expected = [[7 - 7j, -1 + 1j, -5 + 1j], [-3 + 5j, 7 + 5j, -7 - 7j]]
+    np.testing.assert_allclose(received.symbols * np.sqrt(42), expected, rtol=1e-12)
+    np.testing.assert_allclose(received.estimates[0, 0], 0.67121834 - 0.47758899j, rtol=1e-7)
+
+
 @pytest.mark.parametrize("modulation", [16, 64])
 def test_over_a_clear_channel_quantisation_is_all_that_is_left(modulation: int):
     h, covariance = system(10, gain=3e3)

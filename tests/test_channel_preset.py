@@ -105,6 +105,12 @@ def test_a_draw_does_not_depend_on_the_batch():
     assert not np.allclose(many[0], many[1])
 
 
+def test_draws_go_on_where_others_ended():
+    key = jax.random.key(4)
+    later, all_of_them = channel.draw_keys(key, 3, first=2), channel.draw_keys(key, 5)
+    np.testing.assert_array_equal(*map(jax.random.key_data, (later, all_of_them[2:])))
+
+
 def test_scenarios_share_the_channel():
     key = jax.random.key(5)
     h = draw_channel(PAPER, key)

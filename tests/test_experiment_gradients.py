@@ -105,7 +105,7 @@ def test_other_options_have_a_journal_of_their_own(
 @pytest.mark.parametrize(
     ("name", "parts", "key"),
     [
-        ("learned_attack", "channels", "e83d5b25a840d135"),
+        ("learned_attack", "channels", "949a22392a9e33a1"),
         ("power_control", "cells", "2d649daaebc9a005"),
     ],
 )

@@ -32,6 +32,7 @@ from rmtllmf_jax.gradients import (
     user_mse,
     value,
 )
+from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER
 from rmtllmf_jax.gradients.parameters import LEAST_POWER
 from rmtllmf_jax.gradients.projections import nearest_powers
 
@@ -144,6 +145,51 @@ def test_another_start_key_and_function_of_one_structure_compile_nothing():
         start = Parameters(powers=jnp.full(2, 0.2 * number))
         key = jax.random.key(number)
         optimise(Counted(jnp.full(2, 0.1 * number)), start, key, PowerLimits(), steps=3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Slope:
+    """A linear function of the attack's entries; on a ball its minimum is at -slope / |slope|."""
+
+    slope: Any
+
+    def __call__(self, parameters: Parameters, key: Any) -> Any:
+        return jnp.sum(self.slope * parameters.attack)
+
+
+def test_on_a_ball_steps_together_find_the_minimum_where_adam_leads_away():
+    slope = jnp.zeros((2, 4, 4)).at[0].set(jnp.tril(jnp.full((4, 4), 0.01))).at[0, 1, 1].set(1.0)
+    least = -float(jnp.linalg.norm(slope))
+    for begin in (-slope / jnp.linalg.norm(slope), jnp.zeros_like(slope).at[0, 0, 0].set(1.0)):
+        start, options = (
+            Parameters(attack=begin),
+            {"steps": 40, "learning_rate": 0.2, "maximise": False},
+        )
+        found = {
+            rule: optimise(Slope(slope), start, KEY, AttackLimit(), rule=rule, **options)
+            for rule in (TOGETHER, ADAM)
+        }
+        assert found[TOGETHER].values[-1] < 0.999 * least
+        assert found[ADAM].values[-1] > 0.9 * least
+
+
+def test_a_limited_sum_goes_where_power_is_worth_most():
+    """Adam would give all the same, as all want more."""
+    worth = jnp.array([1.0, 0.5, 0.4, 0.3])
+
+    @jax.tree_util.register_dataclass
+    @dataclass(frozen=True)
+    class Worth:
+        worth: Any
+
+        def __call__(self, parameters: Parameters, key: Any) -> Any:
+            return jnp.sum(self.worth * parameters.powers)
+
+    start = Parameters(powers=jnp.full(4, 0.25))
+    options = {"steps": 60, "learning_rate": 0.2, "rule": TOGETHER}
+    found = optimise(Worth(worth), start, KEY, PowerLimits(1.0), **options)
+    assert found.value > 0.95
 
 
 # Powers

@@ -22,7 +22,7 @@ from rmtllmf_jax.gradients.objective import (
     value,
     value_and_gradient,
 )
-from rmtllmf_jax.gradients.optimise import Optimum, optimise
+from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
 from rmtllmf_jax.gradients.parameters import (
     Parameters,
     attack_entries,
@@ -34,6 +34,8 @@ from rmtllmf_jax.gradients.samples import Samples, samples_of
 from rmtllmf_jax.gradients.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
+    "ADAM",
+    "TOGETHER",
     "TOLERANCE",
     "Agreement",
     "AttackLimit",

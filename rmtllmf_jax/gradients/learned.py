@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Key
 
 from rmtllmf_jax import channel, fusion
 from rmtllmf_jax.channel import ChannelPreset
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.gradients.objective import Objective, layer_names
-from rmtllmf_jax.gradients.optimise import Optimum, optimise
-from rmtllmf_jax.gradients.parameters import NOTHING, Parameters, attack_entries, channel_matrix
+from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
+from rmtllmf_jax.gradients.parameters import (
+    NOTHING,
+    Parameters,
+    attack_entries,
+    channel_matrix,
+    covariance_root,
+)
 from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits
 
 
@@ -41,6 +48,7 @@ def learn_powers(
     preset = _channel_preset(objective)
     shares = jnp.ones(preset.users, objective.kappa.dtype) if start is None else start
     begin = Parameters(powers=shares)
+    options = {"rule": _power_rule(total)} | options
     return optimise(objective.fixed_at(begin), begin, key, PowerLimits(total), **options)
 
 
@@ -50,7 +58,8 @@ def learn_attack(
     """Return the covariance of the preset's budget that minimises the objective in one channel.
 
     The attacker of `channel.ATTACKS` knows the channel; this one also knows the model, the tasks
-    and the noise that `key` draws. It begins at the covariance of the attack called `start`.
+    and the noise that `key` draws. It begins at the covariance of the attack called `start`, and
+    spends the whole budget: more noise never helps the users.
 
     **Raises:** `InputError` for an objective over several channels, under another scenario than
     `ideal`, or for an unknown start.
@@ -64,7 +73,27 @@ def learn_attack(
         )
     require_known("attack", start, channel.ATTACKS)
     begin = Parameters(attack=attack_at(start, preset, keys[0], objective.held))
-    return optimise(objective, begin, key, AttackLimit(), maximise=False, **options)
+    options = {"rule": TOGETHER} | options
+    found = optimise(_AllSpent(objective), begin, key, AttackLimit(), maximise=False, **options)
+    return found._replace(parameters=_all_spent(found.parameters))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _AllSpent:
+    """An objective whose attack is scaled to tr L L^H = 1: its gradient changes no budget."""
+
+    objective: Objective
+
+    def __call__(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
+        return self.objective(_all_spent(parameters), key)
+
+
+def _all_spent(parameters: Parameters) -> Parameters:
+    assert parameters.attack is not None
+    root = covariance_root(parameters.attack)
+    size = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(root))))
+    return replace(parameters, attack=parameters.attack / size)
 
 
 def attack_at(
@@ -128,7 +157,12 @@ def max_min_powers(
     """Return the powers that minimise the worst user's MSE over the objective's channels."""
     begin = Parameters(powers=jnp.ones(_channel_preset(objective).users, objective.kappa.dtype))
     function = WorstMse(objective.fixed_at(begin))
+    options = {"rule": _power_rule(total)} | options
     return optimise(function, begin, key, PowerLimits(total), maximise=False, **options)
+
+
+def _power_rule(total: float | None) -> optax.GradientTransformation:
+    return ADAM if total is None else TOGETHER
 
 
 def _channel_preset(objective: Objective) -> ChannelPreset:

@@ -21,6 +21,17 @@ Function = Callable[[Parameters, Key[Array, ""]], Float[Array, ""]]
 """`(parameters, key) -> scalar`; a pytree that is callable, such as `Objective`."""
 
 
+ADAM = optax.scale_by_adam()
+"""Every entry takes steps of one size, whatever its gradient's: for limits of each entry."""
+
+TOGETHER = optax.chain(optax.trace(decay=0.8), optax.normalize_by_update_norm())
+"""Steps of one length along the gradient's running mean.
+
+For limits of a norm. Adam is wrong there: where the gradient is normal to the limit, as it is at
+the constrained optimum, Adam's step is not, and leads away.
+"""
+
+
 class Optimum(NamedTuple):
     """The best parameters that were seen, and the function's value before every step."""
 
@@ -39,8 +50,9 @@ def optimise(
     learning_rate: float = 0.05,
     maximise: bool = True,
     fresh: bool = False,
+    rule: optax.GradientTransformation = ADAM,
 ) -> Optimum:
-    """Return the best of `steps` projected Adam steps whose rate falls along a cosine to zero.
+    """Return the best of `steps` projected gradient steps whose rate falls along a cosine to zero.
 
     **Arguments:**
 
@@ -49,7 +61,9 @@ def optimise(
       function, and what was found fits these draws: judge it on others); with `fresh`, another one
       every step, and the last parameters are returned, as no two values compare.
     - `project`: see `projections`; the start is projected too.
-    - `learning_rate`: step of each entry, in its own unit.
+    - `rule`: what makes a step of a gradient: `ADAM`, or `TOGETHER` where a limit ties entries.
+    - `learning_rate`: of `ADAM` the step of each entry, in its own unit; of `TOGETHER` the length
+      of the step.
 
     The step is compiled once for functions of one structure: another start, key or set of arrays
     costs no compilation.
@@ -59,7 +73,7 @@ def optimise(
     require_at_least("steps", steps, 1)
     # A weakly typed start would compile a program of its own.
     parameters = jax.jit(project)(jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), start))
-    state = optax.scale_by_adam().init(parameters)
+    state = rule.init(parameters)
     best, best_value = parameters, -np.inf if maximise else np.inf
     values = []
     with progress_bar("optimisation", steps + 1, unit="steps") as advance:
@@ -67,7 +81,7 @@ def optimise(
             used = jax.random.fold_in(key, number) if fresh else key
             rate = learning_rate * 0.5 * (1 + np.cos(np.pi * number / steps))
             signed = jnp.asarray(rate if maximise else -rate)
-            value, after, state = _step(project, function, parameters, state, used, signed)
+            value, after, state = _step(project, rule, function, parameters, state, used, signed)
             values.append(float(value))
             if not np.isfinite(values[-1]):
                 raise InputError(
@@ -82,9 +96,10 @@ def optimise(
     return Optimum(best, best_value, np.array(values))
 
 
-@partial(jax.jit, static_argnums=(0,))
+@partial(jax.jit, static_argnums=(0, 1))
 def _step(
     project: Projection,
+    rule: optax.GradientTransformation,
     function: Function,
     parameters: Parameters,
     state: optax.OptState,
@@ -92,6 +107,6 @@ def _step(
     rate: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Parameters, optax.OptState]:
     value, gradient = jax.value_and_grad(lambda here: function(here, key))(parameters)
-    change, state = optax.scale_by_adam().update(gradient, state)
+    change, state = rule.update(gradient, state)
     moved = jax.tree.map(lambda x, d: x + (rate * d).astype(x.dtype), parameters, change)
     return value, project(moved), state
