@@ -77,7 +77,7 @@ def test_the_main_job_leaves_tables_and_report(finished: TinyRun) -> None:
     assert results["accuracy"].between(0, 1).all()
     assert set(table(finished.folder, "cosines")["scenario"]) == set(SCENARIOS)
     report = {path.name for path in (finished.folder / "report").iterdir()}
-    figures = {f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg", "pdf")}
+    figures = {f"figure_{n}.{kind}" for n in (2, 3, 4, 5) for kind in ("png", "svg", "pdf")}
     assert report == figures | {"index.html", "summary.md", "summary.csv"}
     assert {path.name for path in (finished.folder / "training").iterdir()} == set()
     assert len(list((finished.folder / "finetuned").glob("*.safetensors"))) == 3
