@@ -1,0 +1,259 @@
+"""Small errors as one makes them in the rooms channel and fusion, for `test_seeded_faults.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One error in one file of the package."""
+
+    name: str
+    file: str
+    """Below the package."""
+    old: str
+    """What stands in the file, exactly once."""
+    new: str
+    tests: tuple[str, ...]
+    """The quickest of those that fail then: file of this folder, `::` and name."""
+
+
+CHANNEL = (
+    Fault(
+        "Q in place of N_R",
+        "channel/attacks.py",
+        "budget / antennas)",
+        "budget / gram.shape[0])",
+        ("test_channel_covariances.py::test_covariance_is_the_attack[230.0-1.0-white]",),
+    ),
+    Fault(
+        "no conjugate in an outer product",
+        "channel/attacks.py",
+        "column[:, None] * column.conj()",
+        "column[:, None] * column",
+        ("test_channel_covariances.py::test_covariance_is_the_attack[230.0-1.0-strongest_user]",),
+    ),
+    Fault(
+        "order of decoding by the powers after the attack",
+        "channel/scenarios.py",
+        "received_power(gram_matrix), order)",
+        "received_power(act(gram_matrix, budget, noise)), order)",
+        ("test_channel_covariances.py::test_covariance_is_the_attack[230.0-1.0-strongest_user]",),
+    ),
+    Fault(
+        "no square root of the eigenvalues",
+        "channel/sum_rate_attack.py",
+        "    root = jnp.sqrt(eigenvalues)\n    # Both bounds",
+        "    root = eigenvalues\n    # Both bounds",
+        ("test_channel_attacks.py::test_sum_rate_powers_meet_budget_and_kkt_over_160_db",),
+    ),
+    Fault(
+        "floor not taken off the attacker's power",
+        "channel/sum_rate_attack.py",
+        "_sigma(root, nu)[0] - noise, 0)",
+        "_sigma(root, nu)[0], 0)",
+        ("test_channel_attacks.py::test_powers_that_count_the_floor_meet_the_budget",),
+    ),
+    Fault(
+        "floor forgotten in the optimum",
+        "channel/sum_mse_attack.py",
+        "needed = eigenvalues + noise",
+        "needed = eigenvalues",
+        ("test_channel_sdp.py::test_sum_mse_is_the_programs_optimum",),
+    ),
+    Fault(
+        "weights in place of amplitudes",
+        "channel/min_max_rate_attack.py",
+        "amplitude = jnp.sqrt(min_max_weights(gram))",
+        "amplitude = min_max_weights(gram)",
+        ("test_channel_covariances.py::test_covariance_is_the_attack[230.0-1.0-min_max_rate]",),
+    ),
+    Fault(
+        "floor missing where the receiver does not know the attacker",
+        "channel/covariances.py",
+        "attack + floor)",
+        "attack)",
+        ("test_channel_covariances.py::test_mismatched_mse_is_that_of_the_textbook_filter",),
+    ),
+    Fault(
+        "first decoded user first",
+        "channel/receivers.py",
+        "last_first = order_indices[::-1]",
+        "last_first = order_indices",
+        ("test_channel_link.py::test_error_covariance_of_the_filters",),
+    ),
+    Fault(
+        "diagonal in the feedback filter",
+        "channel/equalise.py",
+        "jnp.triu(factor.conj().T, 1)",
+        "jnp.triu(factor.conj().T)",
+        ("test_channel_link.py::test_only_users_decoded_before_are_cancelled",),
+    ),
+    Fault(
+        "no conjugate in the users' correlation",
+        "channel/fading.py",
+        "transmit.conj().T)",
+        "transmit.T)",
+        ("test_channel_fading.py::test_kronecker_moments",),
+    ),
+    Fault(
+        "one key for two draws",
+        "channel/fading.py",
+        "_ANGLES, _SCATTERED = 0, 1",
+        "_ANGLES, _SCATTERED = 0, 0",
+        ("test_channel_fading.py::test_rician_keeps_its_numbers",),
+    ),
+    Fault(
+        "later draws are the first again",
+        "channel/realisation.py",
+        "jnp.asarray(first, jnp.uint32) + jnp.arange(",
+        "jnp.arange(",
+        ("test_channel_preset.py::test_draws_go_on_where_others_ended",),
+    ),
+    Fault(
+        "power in place of amplitude",
+        "channel/realisation.py",
+        "jnp.sqrt(gain / at_reference * share)",
+        "(gain / at_reference * share)",
+        ("test_channel_preset.py::test_fading_is_the_presets",),
+    ),
+    Fault(
+        "height over the ground and not over the environment",
+        "channel/path_loss.py",
+        "(self.user_height_m - 1) * self.frequency_hz",
+        "self.user_height_m * self.frequency_hz",
+        ("test_channel_geometry.py::test_urban_losses_are_those_of_the_tr",),
+    ),
+    Fault(
+        "watts taken for milliwatts",
+        "channel/link_budget.py",
+        "1e3 * thermal_w",
+        "thermal_w",
+        ("test_channel_link_budget.py::test_noise_of_one_hertz_at_290_kelvin",),
+    ),
+    Fault(
+        "positive favours 1",
+        "channel/modem.py",
+        "(zero - one)",
+        "(one - zero)",
+        ("test_channel_modem.py::test_soft_values_are_the_sums_over_all_symbols",),
+    ),
+    Fault(
+        "edge of a cell in place of its middle",
+        "channel/quantise.py",
+        "(2 * levels + 1)",
+        "(2 * levels)",
+        ("test_channel_modem.py::test_outside_the_clip_range_the_outermost_cells_are_used",),
+    ),
+    Fault(
+        "one key for noise and scrambling",
+        "channel/link.py",
+        "_NOISE, _SCRAMBLING = 0, 1",
+        "_NOISE, _SCRAMBLING = 0, 0",
+        ("test_channel_link.py::test_noise_and_scrambling_keep_their_numbers",),
+    ),
+)
+
+FUSION = (
+    Fault(
+        "base minus fine-tuned",
+        "fusion/task_vectors.py",
+        "after - before, finetuned",
+        "before - after, finetuned",
+        ("test_fusion.py::test_merging_back_all_of_one_task_vector_gives_the_finetuned_model",),
+    ),
+    Fault(
+        "layer numbers of one digit",
+        "fusion/layers.py",
+        r"[./]\d+(?=",
+        r"[./]\d(?=",
+        ("test_fusion_layers.py::test_a_leaf_belongs_to_its_block_or_module",),
+    ),
+    Fault(
+        "last chunk in place of the sum",
+        "fusion/similarity.py",
+        "total += chunk @ chunk.T",
+        "total = chunk @ chunk.T",
+        ("test_fusion_similarity.py::test_sums_do_not_lose_small_coordinates",),
+    ),
+    Fault(
+        "last user left out",
+        "fusion/merge.py",
+        "range(1, users)",
+        "range(1, users - 1)",
+        ("test_fusion.py::test_weighted_sum",),
+    ),
+    Fault(
+        "last of equal scores",
+        "fusion/scale.py",
+        "scales[np.argmax(scores)]",
+        "scales[-1 - np.argmax(scores[::-1])]",
+        ("test_fusion_scale.py::test_of_equal_scores_the_smaller_wins",),
+    ),
+    Fault(
+        "density rounded and not cut",
+        "fusion/rules/ties.py",
+        "int(density * magnitudes.shape[1])",
+        "round(density * magnitudes.shape[1])",
+        ("test_fusion_rules.py::test_ties_of_one_vector_is_the_vector_trimmed",),
+    ),
+    Fault(
+        "a tied vote elects nobody",
+        "fusion/rules/ties.py",
+        "jnp.where(sum(votes) >= 0, 1, -1)",
+        "jnp.sign(sum(votes))",
+        ("test_fusion_rules.py::test_a_tied_vote_elects_plus",),
+    ),
+    Fault(
+        "what is kept is not rescaled",
+        "fusion/rules/dare.py",
+        "row * (1 / (1 - drop))",
+        "row",
+        ("test_fusion_rules.py::test_dare_is_a_sum_of_what_is_kept_rescaled",),
+    ),
+    Fault(
+        "one mask for all users",
+        "fusion/rules/dare.py",
+        "jax.random.fold_in(leaf_key, user), shape",
+        "leaf_key, shape",
+        ("test_fusion_rules.py::test_dare_drops_as_often_as_it_says_and_independently",),
+    ),
+    Fault(
+        "a vector in the mean that it is compared to",
+        "fusion/rules/lata.py",
+        "1 - jnp.eye(users, dtype=gram.dtype)",
+        "jnp.ones((users, users), gram.dtype)",
+        ("test_fusion_rules_layers.py::test_lata[False-block-linear]",),
+    ),
+    Fault(
+        "Adam without bias correction",
+        "fusion/rules/adamerging.py",
+        "mean / (1 - 0.9**number)",
+        "mean",
+        ("test_fusion_rules_learned.py::test_weights_follow_adam_step_by_step[tensor-True]",),
+    ),
+    Fault(
+        "scale forgotten",
+        "fusion/files/programs.py",
+        "self._recipe.scale * merged",
+        "merged",
+        ("test_fusion_files.py::test_every_layout_gives_the_plain_merge[file]",),
+    ),
+    Fault(
+        "mask of the first user for all",
+        "fusion/files/programs.py",
+        "keep_mask(key, user, name",
+        "keep_mask(key, 0, name",
+        ("test_fusion_files.py::test_a_rule_on_files_gives_what_it_gives_in_memory[dare]",),
+    ),
+    Fault(
+        "a tensor too many in a file",
+        "fusion/files/shards.py",
+        "filled + tensor.size > limit",
+        "filled > limit",
+        ("test_fusion_files.py::test_shards_have_an_index_and_no_more_than_their_size",),
+    ),
+)
+
+FAULTS = (*CHANNEL, *FUSION)
