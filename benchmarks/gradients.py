@@ -12,7 +12,18 @@ body, which computes every batch again. Equality: the three gradients agree to 1
 entry. Memory is what XLA plans for the program besides its arguments (`memory_analysis`). Programs:
 what `value_and_gradient` compiled for all rounds, each with another key and other parameters.
 
-Not timed yet.
+Two cores, tiny case, 50 images a task, 2 draws, medians of 5 (goal: within 3 times the value):
+
+| what | ms | over the value | MiB |
+| --- | --- | --- | --- |
+| value | 77 | 1 | 2.6 |
+| ours, gradient | 271 | 3.52 | 33 |
+| plain, gradient | 524 | 6.82 | 452 |
+| remat, gradient | 357 | 4.64 | 25 |
+
+One program for five draws. The goal is missed by a sixth: a backward pass is two forward passes, and
+on so small a model adding up gradients is the rest. Of `vit-ti` the four programs were not compiled
+within eight minutes, so it has no numbers.
 """
 
 from __future__ import annotations
