@@ -21,9 +21,8 @@ Two cores, tiny case, 50 images a task, 2 draws, medians of 5 (goal: within 3 ti
 | plain, gradient | 524 | 6.82 | 452 |
 | remat, gradient | 357 | 4.64 | 25 |
 
-One program for five draws. The goal is missed by a sixth: a backward pass is two forward passes, and
-on so small a model adding up gradients is the rest. Of `vit-ti` the four programs were not compiled
-within eight minutes, so it has no numbers.
+One program for five draws. The goal is missed by a sixth; where the rest goes has not been taken
+apart. Of `vit-ti` the four programs were not compiled within eight minutes: it has no numbers.
 """
 
 from __future__ import annotations
