@@ -251,6 +251,23 @@ def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
     assert row["error"] == pytest.approx(statistics.stdev(gains) / len(gains) ** 0.5)
 
 
+def test_one_pair_is_no_verdict(rows: list[Row]) -> None:
+    kept = {("ideal", "none"), ("ideal", "r-mtllmf"), ("clean", "control")}
+    one = [
+        row
+        for row in rows
+        if row["combination"] == "dtd+mnist"
+        and row["seed"] == row["draw"] == 0
+        and (row["scenario"], row["protection"]) in kept
+    ]
+    said = sentences(pd.DataFrame(one))
+    assert len(said) == 2
+    for sentence in said:
+        assert "cannot be told from" in sentence
+        assert "in the only pair, which has no spread" in sentence
+        assert "no measurable gain" not in sentence
+
+
 def test_a_gain_within_its_noise_is_not_called_a_win(rows: list[Row]) -> None:
     noisy = []
     for row in rows:

@@ -88,9 +88,14 @@ def _sentence(row: dict[str, Any]) -> str:
         return f"{scenario}: protected cannot be compared with {other}, no cell has both."
     verb, spread = _verb(row)
     no_gain = _NO_GAIN if row["against"] == "control" and verb != _BEATS else ""
+    shown = (
+        f"{scenario}: protected {verb} {other}: {row['protected']:.1%} against {row['other']:.1%}"
+    )
+    gain = f"{100 * row['difference']:+.2f}"
+    if row["pairs"] == 1:
+        return f"{shown} ({gain} points in the only pair, which has no spread).{no_gain}"
     return (
-        f"{scenario}: protected {verb} {other}: {row['protected']:.1%} against {row['other']:.1%} "
-        f"({100 * row['difference']:+.2f} ± {100 * spread:.2f} points, twice the standard error; "
+        f"{shown} ({gain} ± {100 * spread:.2f} points, twice the standard error; "
         f"better in {row['better']} of {row['pairs']} pairs).{no_gain}"
     )
 
@@ -118,8 +123,11 @@ def _names(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _verb(row: dict[str, Any]) -> tuple[str, float]:
-    """Return who wins, and twice the standard error that a winner has to exceed."""
-    spread = 0.0 if math.isnan(row["error"]) else 2 * row["error"]
-    if abs(row["difference"]) <= max(spread, _TIE):
+    """Return who wins, and twice the standard error that a winner has to exceed.
+
+    Of one pair that is not known, and nobody wins.
+    """
+    spread = 2 * row["error"]
+    if math.isnan(spread) or abs(row["difference"]) <= max(spread, _TIE):
         return _TIES, spread
     return (_BEATS if row["difference"] > 0 else _LOSES), spread
