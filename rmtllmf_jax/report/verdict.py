@@ -87,13 +87,13 @@ def _sentence(row: dict[str, Any]) -> str:
     if not row["pairs"]:
         return f"{scenario}: protected cannot be compared with {other}, no cell has both."
     verb, spread = _verb(row)
-    no_gain = _NO_GAIN if row["against"] == "control" and verb != _BEATS else ""
     shown = (
         f"{scenario}: protected {verb} {other}: {row['protected']:.1%} against {row['other']:.1%}"
     )
     gain = f"{100 * row['difference']:+.2f}"
     if row["pairs"] == 1:
-        return f"{shown} ({gain} points in the only pair, which has no spread).{no_gain}"
+        return f"{shown} ({gain} points in the only pair, which has no spread)."
+    no_gain = _NO_GAIN if row["against"] == "control" and verb != _BEATS else ""
     return (
         f"{shown} ({gain} ± {100 * spread:.2f} points, twice the standard error; "
         f"better in {row['better']} of {row['pairs']} pairs).{no_gain}"
