@@ -13,7 +13,11 @@ that knowing which users matter is no part of what it gains.
 Written to results/learned_attack/: README.md, attacks.csv (a row a channel and attacker), the
 figure. What is finished is kept in the run folder.
 
-Not run yet.
+Reached (ViT-Ti/16, four tasks, 20 channels, mean ± 95 %; 35 minutes on two busy cores, eleven of
+them stopped): the learned attack leaves 28.7 ± 3.0 % of hard accuracy on held-out images and noise,
+below sum_mse (+0.6 ± 0.3 points, where it began in most channels), white_in_range (+3.1 ± 1.2),
+sum_rate (P1, +4.3 ± 1.6) and the strongest user's (+26.7 ± 3.0), all of one budget; without an
+attack it is 63.2. So P1 is not the worst for accuracy, and the largest sum of MSEs nearly is.
 """
 
 from __future__ import annotations

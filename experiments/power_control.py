@@ -13,7 +13,10 @@ one for their sum.
 Written to results/power_control/: README.md, powers.csv (a row a cell, channel and control), the
 figure. What is finished is kept in the run folder.
 
-Not run yet.
+Reached (ViT-Ti/16, four tasks, three cells, 15 steps on 4 channels, judged on 20 others, sum-rate
+attack; 8 minutes on two busy cores): without a limit of the sum learned powers and max-min MSE both
+stay at full power (41.2 ± 1.2 %, no gain). Inversion of the path loss costs 24 points (fractional)
+and 28 (full).
 """
 
 from __future__ import annotations
