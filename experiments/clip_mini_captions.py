@@ -42,6 +42,10 @@ class Change:
     factors: tuple[float, float, float]
     turned: bool = False
 
+    def of(self, thing: str) -> str:
+        """Return what a changed thing is called."""
+        return f"{self.word} {thing}" if self.word else thing
+
 
 CHANGES = (
     Change("", (1.0, 1.0, 1.0)),
@@ -53,14 +57,14 @@ CHANGES = (
 def caption(name: str, change: Change, generator: np.random.Generator) -> str:
     """Return a random caption of a class and a change."""
     words = WORDS[name]
-    called = " ".join(filter(None, (change.word, words[generator.integers(len(words))])))
+    called = change.of(words[generator.integers(len(words))])
     return TEMPLATES[generator.integers(len(TEMPLATES))].format(called)
 
 
 def all_captions() -> list[str]:
     """Return every caption that there is."""
     return [
-        template.format(" ".join(filter(None, (change.word, word))))
+        template.format(change.of(word))
         for template in TEMPLATES
         for change in CHANGES
         for words in WORDS.values()

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.models.clip import CLIP
+from rmtllmf_jax.models.heads import unit_length
+from rmtllmf_jax.training.loop import gradient_step
 from rmtllmf_jax.training.recipes import Recipe
 
 GROUPS, SIBLINGS = 16, 8  # phrases that share all words but the last
@@ -80,18 +82,20 @@ def text_step(
 
     def directions(params: PyTree, tokens: Array) -> Array:
         found = clip.apply({"params": {**rest, **params}}, tokens, method="text_features")
-        return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+        return unit_length(found)
 
     def loss(params: PyTree) -> Float[Array, ""]:
         logits = jnp.exp(params["logit_scale"]) * images @ directions(params, captions).T
         alike = contrastive_loss(logits, meaning)
         return alike + uniformity(directions(params, phrases))
 
-    value, gradient = jax.value_and_grad(loss)(state["params"])
-    updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-    params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
-    return {"params": params, "optimiser": optimiser}, value
+    return sharpness_limited(*gradient_step(state, loss, recipe))
+
+
+def sharpness_limited(state: PyTree, value: Float[Array, ""]) -> tuple[PyTree, Float[Array, ""]]:
+    """Return a step's outcome with CLIP's limit on the logits' scale, 100."""
+    scale = jnp.minimum(state["params"]["logit_scale"], jnp.log(100.0))
+    return {**state, "params": {**state["params"], "logit_scale": scale}}, value
 
 
 def contrastive_loss(

@@ -27,10 +27,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from clip_mini_captions import CHANGES, TEMPLATES, WORDS, all_captions, caption
-from clip_mini_texts import TEXT_PARTS, contrastive_loss, known_words, random_phrases, text_step
+from clip_mini_texts import (
+    TEXT_PARTS,
+    contrastive_loss,
+    known_words,
+    random_phrases,
+    sharpness_limited,
+    text_step,
+)
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from safetensors.numpy import load_file, save_file
 
@@ -44,14 +50,14 @@ from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.configs import read_config
 from rmtllmf_jax.models.features import extract_features
-from rmtllmf_jax.models.heads import lda_head
+from rmtllmf_jax.models.heads import lda_head, unit_length
 from rmtllmf_jax.models.images import normalise
 from rmtllmf_jax.models.layouts import to_torch
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.tokens import load_tokenizer, tokenise
 from rmtllmf_jax.models.zero_shot import zero_shot_head
 from rmtllmf_jax.training.batches import epoch_batch
-from rmtllmf_jax.training.loop import run_steps
+from rmtllmf_jax.training.loop import first_state, gradient_step, run_steps
 from rmtllmf_jax.training.recipes import Recipe
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's train images
@@ -160,7 +166,7 @@ def write_weights(folder: Path, params: PyTree) -> None:
     tensors = {}
     for path, leaf in leaves_by_path(params).items():
         key, tensor = to_torch(path, np.asarray(leaf, np.float32))
-        tensors[key] = np.ascontiguousarray(tensor) if tensor.ndim else tensor
+        tensors[key] = tensor
     with replacing(folder / "model.safetensors") as path:
         save_file(tensors, path, {"format": "pt"})
 
@@ -196,11 +202,7 @@ def train_step(
         logits = clip.apply({"params": params}, images, batch["tokens"])
         return contrastive_loss(logits, batch["meaning"])
 
-    value, gradient = jax.value_and_grad(loss)(state["params"])
-    updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-    params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
-    return {"params": params, "optimiser": optimiser}, value
+    return sharpness_limited(*gradient_step(state, loss, recipe))
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ def main(options: Options) -> None:
     params = clip.init(
         jax.random.key(options.seed), jnp.zeros((1, 32, 32, 3)), jnp.asarray(first["tokens"][:1])
     )["params"]
-    state = {"params": params, "optimiser": recipe.optimiser().init(params)}
+    state = first_state(params, recipe)
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
         return train_step(state, pairs.batch(step), clip=clip, recipe=recipe)
@@ -265,7 +267,7 @@ def main(options: Options) -> None:
     meaning = {"recipe": asdict(recipe), "seed": options.seed, "config": CONFIG}
     folder = options.work / content_hash(meaning)
     state = run_steps(state, take, recipe.steps, folder, every=500, description="clip-mini")
-    params = with_other_texts(clip, state["params"], pairs, tokenizer, options)
+    params = with_other_texts(clip, state["params"], pairs, tokenizer, options, folder)
     write_weights(options.out, params)
     seconds = spent(options.work / f"{folder.name}.json", time.perf_counter() - started)
     found = accuracies(options.out, task)
@@ -275,13 +277,15 @@ def main(options: Options) -> None:
 
 
 def with_other_texts(
-    clip: CLIP, params: PyTree, pairs: Pairs, tokenizer: Any, options: Options
+    clip: CLIP, params: PyTree, pairs: Pairs, tokenizer: Any, options: Options, first: Path
 ) -> PyTree:
-    """Return the parameters after the text tower's own lesson."""
+    """Return the parameters after the text tower's own lesson; `first` is the folder of the one
+    before.
+    """
     recipe, words = options.text_recipe(), known_words()
     parts = {name: params[name] for name in TEXT_PARTS}
     rest = {name: part for name, part in params.items() if name not in TEXT_PARTS}
-    state = {"params": parts, "optimiser": recipe.optimiser().init(parts)}
+    state = first_state(parts, recipe)
     context = clip.shape.text.positions
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
@@ -299,9 +303,7 @@ def with_other_texts(
             recipe=recipe,
         )
 
-    folder = options.work / content_hash(
-        {"first": asdict(options.recipe()), "texts": asdict(recipe)}
-    )
+    folder = first / content_hash({"texts": asdict(recipe)})
     state = run_steps(state, take, recipe.steps, folder, every=500, description="its texts")
     return {**rest, **state["params"]}
 
@@ -312,7 +314,7 @@ def directions(
 ) -> Float[Array, "batch features"]:
     """Return the unit features of a batch's images."""
     found = clip.apply({"params": params}, images_of(batch), method="image_features")
-    return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+    return unit_length(found)
 
 
 def images_of(batch: dict[str, Array]) -> Float[Array, "batch size size channels"]:
@@ -321,7 +323,7 @@ def images_of(batch: dict[str, Array]) -> Float[Array, "batch size size channels
 
 
 def spent(path: Path, seconds: float) -> float:
-    """Return the seconds of this process and of those before it that did a part of the work."""
+    """Return the seconds of this process and of those before it that ended (a lower bound)."""
     before = json.loads(path.read_text()) if path.exists() else 0.0
     write_json(path, before + seconds)
     return before + seconds

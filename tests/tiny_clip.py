@@ -61,7 +61,7 @@ def write_clip(folder: Path, seed: int = 0, *, near: Path | None = None, **visio
     for path, leaf in leaves_by_path(abstract_clip(clip)).items():
         spread = 0.3 * random.normal(size=leaf.shape) + path.endswith("scale")
         key, tensor = to_torch(path, np.asarray(spread, np.float32))
-        tensors[key] = np.ascontiguousarray(tensor) if tensor.ndim else tensor
+        tensors[key] = tensor
     if near is not None:
         before = load_file(near / "model.safetensors")
         tensors = {k: np.asarray(before[k] + 0.01 * tensors[k]) for k in before}

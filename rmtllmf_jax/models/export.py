@@ -77,8 +77,7 @@ def _torch_tensors(base: Pretrained, tower: PyTree) -> dict[str, np.ndarray]:
         key, tensor = to_torch(path, np.asarray(leaf))
         if is_vit and classifies and not path.startswith("classifier/"):
             key = f"vit.{key}"
-        # Safetensors writes the memory as it lies, whatever the strides say.
-        tensors[key] = np.ascontiguousarray(tensor) if tensor.ndim else tensor
+        tensors[key] = tensor
     return tensors
 
 

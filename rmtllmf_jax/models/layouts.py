@@ -54,12 +54,15 @@ def _from_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def to_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return a leaf as torch names it and lays it out; undoes `to_paths` for one leaf."""
+    """Return a leaf as torch names it and lays it out; undoes `to_paths` for one leaf.
+
+    In memory too: safetensors writes that as it lies, whatever the strides say.
+    """
     stem, _, last = path.rpartition("/")
     name = path.replace("/", ".")
     if last not in ("kernel", "scale", "embedding"):
-        return name, tensor
+        return name, np.asarray(tensor, order="C")
     name = f"{stem.replace('/', '.')}.weight"
     if last == "kernel":
         tensor = tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
-    return name, tensor
+    return name, np.asarray(tensor, order="C")

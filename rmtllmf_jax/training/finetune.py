@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.training.batches import epoch_batch
-from rmtllmf_jax.training.loop import run_steps
+from rmtllmf_jax.training.loop import first_state, gradient_step, run_steps
 from rmtllmf_jax.training.recipes import Recipe
 
 
@@ -32,7 +31,7 @@ def train_step(
 ) -> tuple[PyTree, Float[Array, ""]]:
     """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
 
-    `state` is ``{"params": ..., "optimiser": ...}``; `head` may be padded, which lets all tasks
+    `state` is that of `loop.first_state`; `head` may be padded, which lets all tasks
     share one compiled step.
     """
 
@@ -40,10 +39,7 @@ def train_step(
         logits = head(backbone.features(params, images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    value, gradient = jax.value_and_grad(loss)(state["params"])
-    updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-    return {"params": params, "optimiser": optimiser}, value
+    return gradient_step(state, loss, recipe)
 
 
 def finetune(
@@ -74,8 +70,7 @@ def finetune(
     **Raises:** `InputError` if the loss stops being finite.
     """
     # donate_argnames would otherwise free the caller's base parameters.
-    params = jax.tree.map(jnp.copy, base)
-    state: Any = {"params": params, "optimiser": recipe.optimiser().init(params)}
+    state = first_state(jax.tree.map(jnp.copy, base), recipe)
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
         batch = epoch_batch(len(labels), recipe.batch_size, step, seed)

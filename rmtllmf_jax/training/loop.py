@@ -1,4 +1,4 @@
-"""Optimiser steps that survive a kill -9: a bar, orbax steps, and going on from the last."""
+"""Optimiser steps, and runs of them that survive a kill -9: a bar, orbax steps, going on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.training.recipes import Recipe
+
+
+def first_state(params: PyTree, recipe: Recipe) -> Any:
+    """Return ``{"params": ..., "optimiser": ...}`` before any step."""
+    return {"params": params, "optimiser": recipe.optimiser().init(params)}
+
+
+def gradient_step(
+    state: PyTree, loss: Callable[[PyTree], Float[Array, ""]], recipe: Recipe
+) -> tuple[Any, Float[Array, ""]]:
+    """Take one optimiser step; returns the state and the loss before it. Pure."""
+    value, gradient = jax.value_and_grad(loss)(state["params"])
+    updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
+    return {"params": optax.apply_updates(state["params"], updates), "optimiser": optimiser}, value
 
 
 def run_steps(
