@@ -21,7 +21,7 @@ from rmtllmf_jax.gradients.parameters import (
     Parameters,
     attack_entries,
     channel_matrix,
-    covariance_root,
+    root_size,
 )
 from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits
 
@@ -91,9 +91,7 @@ class _AllSpent:
 
 def _all_spent(parameters: Parameters) -> Parameters:
     assert parameters.attack is not None
-    root = covariance_root(parameters.attack)
-    size = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(root))))
-    return replace(parameters, attack=parameters.attack / size)
+    return replace(parameters, attack=parameters.attack / root_size(parameters.attack))
 
 
 def attack_at(

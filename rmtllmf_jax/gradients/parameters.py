@@ -183,6 +183,11 @@ def covariance_root(
     return jax.lax.complex(jnp.tril(attack[0]), jnp.tril(attack[1], -1))
 
 
+def root_size(attack: Float[Array, "2 antennas antennas"]) -> Float[Array, ""]:
+    """Return the norm of the root: its square is the share of the budget that is spent."""
+    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(covariance_root(attack)))))
+
+
 def attack_entries(
     covariance: Complex[Array, "antennas antennas"], budget: Float[Array, ""] | float
 ) -> Float[Array, "2 antennas antennas"]:

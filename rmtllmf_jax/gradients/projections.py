@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.gradients.parameters import LEAST_POWER, Parameters, covariance_root
+from rmtllmf_jax.gradients.parameters import LEAST_POWER, Parameters, covariance_root, root_size
 
 _HALVINGS = 60
 """Of the interval that holds the multiplier of the sum: to rounding in float64."""
@@ -51,8 +51,8 @@ class AttackLimit:
         """Return the parameters with the nearest allowed root."""
         assert parameters.attack is not None
         root = covariance_root(parameters.attack)
-        size = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(root))))
         entries = jnp.stack([jnp.real(root), jnp.imag(root)])
+        size = root_size(parameters.attack)
         return replace(parameters, attack=entries / jnp.maximum(size, 1))
 
 
