@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from rmtllmf_jax.cli.main import parse
-from rmtllmf_jax.cli.needed import place_of, what_is_needed
+from rmtllmf_jax.cli.needed import images_needed, what_is_needed
 from rmtllmf_jax.cli.plan import (
     Devices,
     find_devices,
@@ -46,7 +46,7 @@ from rmtllmf_jax.sweep.cost import (
     training_memory,
 )
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-from rmtllmf_jax.sweep.plan import Plan, plan
+from rmtllmf_jax.sweep.plan import Needed, Plan, plan
 from rmtllmf_jax.sweep.programs import Merges, receive_and_merge
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.presets import PRESETS, Preset
@@ -494,13 +494,15 @@ FROM_HUB: Any = parse(["reproduce", "paper", "--out", "run"])
 
 
 def paper_needs(model_there: bool = False, **changes: Any) -> tuple:
+    def images(task: Any) -> Needed:
+        return replace(images_needed(FROM_HUB, task), present=task.name == "mnist" or model_there)
+
     return what_is_needed(
         B16,
         PRESETS["paper"],
         [task_facts(name) for name in TASK_NAMES],
         model_there=lambda name: model_there,
-        data_there=lambda task: task.name == "mnist" or model_there,
-        place=lambda task: place_of(FROM_HUB, task),
+        images=images,
         **changes,
     )
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_OTHERS = ("transformers", "huggingface-hub", "safetensors", "pyarrow", "pandas", "scikit-learn")
+_PACKAGES = (
+    *("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("transformers", "huggingface-hub", "safetensors", "pyarrow", "pandas", "scikit-learn"),
+)
 
 EXTRAS = {
     "hub": ("datasets",),
@@ -36,7 +38,7 @@ def use_compilation_cache(cache_dir: Path) -> None:
 
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of what the package is built on, by package."""
-    packages = {package: _version(package) for package in (*_PACKAGES, *_OTHERS)}
+    packages = {package: _version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), **packages}
 
 
@@ -103,17 +105,12 @@ def memory_of(device: Any) -> int | None:
 
 def provenance() -> dict[str, Any]:
     """Return command, commit, versions and machine of this process."""
-    from importlib.metadata import version
-
     import jax
 
     return {
         "command": " ".join([_program(), *sys.argv[1:]]),
         "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "versions": versions(),
         "machine": {
             "cpus": os.cpu_count(),
             "platform": platform.platform(),

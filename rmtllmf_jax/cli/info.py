@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.cli.environment import devices, extras, settings, use_compilation_cache, versions
-from rmtllmf_jax.cli.options import Cache, default_cache
+from rmtllmf_jax.cli.options import Cache, default_cache, default_of
 from rmtllmf_jax.common.errors import InputError, require_known
 
 VARIABLES = {
@@ -122,12 +122,10 @@ def defaults(recipe: str) -> list[dict[str, Any]]:
             continue
         if option.name in changes:
             value, source = changes[option.name], f"recipe {recipe}"
-        elif option.default_factory is not MISSING:
-            value, source = option.default_factory(), "package"
-        elif option.default is not MISSING:
-            value, source = option.default, "package"
         else:
-            value, source = None, _GIVEN
+            value, source = default_of(option), "package"
+            if value is MISSING:
+                value, source = None, _GIVEN
         if option.name == "cache_dir" and os.environ.get("XDG_CACHE_HOME"):
             source = "XDG_CACHE_HOME"
         value = str(value) if isinstance(value, Path) else value

@@ -30,6 +30,7 @@ from rmtllmf_jax.cli.gradcheck import Gradcheck
 from rmtllmf_jax.cli.help_text import help_registry
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.info import Info
+from rmtllmf_jax.cli.options import default_of
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
 from rmtllmf_jax.cli.sweep import Sweep
@@ -78,9 +79,7 @@ def _defaults(changes: Mapping[str, Any]) -> Reproduce:
     """Return `reproduce` before anything is given: changed defaults, and what must be given."""
     options = object.__new__(Reproduce)  # tyro.MISSING has none of the types of __init__
     for option in fields(Reproduce):
-        value = option.default
-        if option.default_factory is not MISSING:
-            value = option.default_factory()
+        value = default_of(option)
         setattr(options, option.name, tyro.MISSING if value is MISSING else value)
     vars(options).update(changes)
     return options

@@ -23,7 +23,7 @@ def size_of_task(options: Reproduce, name: str) -> TaskSize:
     from rmtllmf_jax.data.tasks import TASK_NAMES
     from rmtllmf_jax.sweep.plan import OwnTask
 
-    if name in TASK_NAMES:
+    if name in TASK_NAMES and options.source != "embedded":
         return task_facts(name)
     source = get_source(options.source, options.data)
     require_known("task", name, source.tasks())
@@ -32,28 +32,21 @@ def size_of_task(options: Reproduce, name: str) -> TaskSize:
     )
 
 
-def place_of(options: Reproduce, task: TaskSize) -> str:
-    """Return where the images of a task come from."""
-    from rmtllmf_jax.data.registry import task_facts
-
-    if options.source == "embedded":
-        return "comes with the package"
-    if options.source != "hub" and options.data is not None:
-        return str(options.data / task.name)
-    hub = task_facts(task.name).hub
-    return hub.id if hub.config is None else f"{hub.id} ({hub.config})"
-
-
-def data_there(options: Reproduce, task: TaskSize) -> bool:
-    """Return whether the images of a task are on this machine."""
+def images_needed(options: Reproduce, task: TaskSize) -> Needed:
+    """Return where the images of a task come from, and whether they are on this machine."""
     from rmtllmf_jax.data.registry import task_facts
     from rmtllmf_jax.data.sources.hub_cache import in_cache
+    from rmtllmf_jax.sweep.plan import Needed
 
+    what = f"images {task.name}"
     if options.source == "embedded":
-        return True
-    if options.source == "hub":
-        return in_cache(task_facts(task.name).hub, options.data)
-    return options.data is not None and any(options.data.glob(f"{task.name}*"))
+        return Needed(what, "comes with the package", None, present=True)
+    if options.source != "hub" and options.data is not None:
+        there = any(options.data.glob(f"{task.name}*"))
+        return Needed(what, str(options.data / task.name), None, there)
+    hub = task_facts(task.name).hub
+    where = hub.id if hub.config is None else f"{hub.id} ({hub.config})"
+    return Needed(what, where, None, options.source == "hub" and in_cache(hub, options.data))
 
 
 def what_is_needed(
@@ -62,14 +55,10 @@ def what_is_needed(
     tasks: Sequence[TaskSize],
     *,
     model_there: Callable[[str], bool],
-    data_there: Callable[[TaskSize], bool],
-    place: Callable[[TaskSize], str],
+    images: Callable[[TaskSize], Needed],
     ready_vectors: bool = False,
 ) -> tuple[Needed, ...]:
-    """Return what a run reads: models (sizes from their parameters) and data sets.
-
-    `place` says where the images of a task come from.
-    """
+    """Return what a run reads: models (sizes from their parameters) and data sets."""
     from rmtllmf_jax.cli.import_task_vector import published
     from rmtllmf_jax.sweep.cost import FLOAT, all_parameters, tower_parameters
     from rmtllmf_jax.sweep.plan import Needed
@@ -79,6 +68,4 @@ def what_is_needed(
     for task in tasks if ready_vectors else ():
         name, size = published(task.name), FLOAT * tower_parameters(model)
         found.append(Needed(f"fine-tuned {task.name}", name, size, model_there(name)))
-    for task in tasks:
-        found.append(Needed(f"images {task.name}", place(task), None, data_there(task)))
-    return tuple(found)
+    return (*found, *map(images, tasks))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN
+
+
+def default_of(option: Field[Any]) -> Any:
+    """Return a fresh default of a dataclass's field, `dataclasses.MISSING` if it must be given."""
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def default_cache() -> Path:

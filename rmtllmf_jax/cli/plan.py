@@ -39,7 +39,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
     """
     from rmtllmf_jax.cli.finetune import recipe_of
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED
-    from rmtllmf_jax.cli.needed import data_there, place_of, size_of_task, what_is_needed
+    from rmtllmf_jax.cli.needed import images_needed, size_of_task, what_is_needed
     from rmtllmf_jax.models.hub import in_cache
     from rmtllmf_jax.sweep.plan import plan
     from rmtllmf_jax.training.presets import Preset
@@ -55,8 +55,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
         preset,
         tasks,
         model_there=in_cache,
-        data_there=lambda task: data_there(options, task),
-        place=lambda task: place_of(options, task),
+        images=lambda task: images_needed(options, task),
         ready_vectors=options.task_vectors == PUBLISHED,
     )
     numbers = plan(

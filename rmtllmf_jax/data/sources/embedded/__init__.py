@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from rmtllmf_jax.common.errors import require_at_least, require_known
-from rmtllmf_jax.data.source import Example
+from rmtllmf_jax.data.source import SPLITS, Example
 from rmtllmf_jax.data.sources.arrays import ArraySource
 from rmtllmf_jax.data.sources.embedded import (
     colours,
@@ -19,7 +19,7 @@ from rmtllmf_jax.data.sources.embedded import (
     signs,
     textures,
 )
-from rmtllmf_jax.data.sources.embedded.task import EmbeddedTask, draw_task
+from rmtllmf_jax.data.sources.embedded.task import EmbeddedTask, draw_task, images_a_class
 
 _MODULES = (colours, counts, digits, letters, photographs, shapes, signs, textures)
 
@@ -57,7 +57,8 @@ class EmbeddedSource:
 
     def size(self, task: str, split: str) -> int:
         """Return the number of images in a split."""
-        return self._arrays(task).size(task, split)
+        classes = len(self.classes(task))
+        return classes * images_a_class(classes, require_known("split", split, SPLITS))
 
     def fingerprint(self, task: str, split: str) -> str:
         """Return the SHA-256 of the images and labels."""
