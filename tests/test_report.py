@@ -484,12 +484,12 @@ def test_spoilt_results_are_refused(
 
 # Writing and printing
 
-FILES = [f"figure_{n}.{kind}" for n in (2, 3, 4) for kind in ("png", "svg", "pdf")]
+FILES = [f"figure_{n}.{kind}" for n in (2, 3, 4, 5) for kind in ("png", "svg", "pdf")]
 PAGES = ["summary.md", "summary.csv", "index.html"]
 
 
 def test_write_report(tmp_path: Path, rows: list[Row]) -> None:
-    configuration = {"model": "vit", "image_size": 32, "hidden": 3}
+    configuration = {"model": "vit", "image_size": 32, "hidden": 3, "shots": 10}
     settings = {"command": "rmtllmf sweep a|b", "configuration": configuration}
     run = write_run(tmp_path / "run", rows, cosine_rows(), settings)
     written = write_report(run)

@@ -71,7 +71,16 @@ def plates(
             skipped.append(f"{stem} skipped: the cosines of {scenario} lie along an axis.")
         else:
             found.append(_heat_map(stem, cosines, scenario))
-    found += _halves(results, shots)
+    halves = [part for part in whole if _has_halves(part)]
+    if halves and shots is None:
+        skipped.append("figure_5 skipped: the samples a class of realignment are not recorded.")
+    elif halves and shots is not None:
+        found += [_halves(part, shots) for part in halves]
+    else:
+        skipped.append(
+            "figure_5 skipped: no noisy uplink has task arithmetic under all of "
+            f"{', '.join(_ABLATION)}."
+        )
     if scales is not None:
         found += _scales(scales)
     return found, list(dict.fromkeys(skipped))
@@ -117,13 +126,19 @@ def _heat_map(stem: str, cosines: pd.DataFrame, scenario: str) -> Plate:
     return Plate(stem, cosine_figure(cosines, scenario), title, caption)
 
 
-def _halves(results: pd.DataFrame, shots: int | None) -> Iterator[Plate]:
-    """Yield figure 5 where a noisy uplink has both halves of R-MTLLMF, alone and together."""
-    merged = results[(results["rule"] == "task_arithmetic") & (results["axis"] == "")]
-    noisy = merged[(merged["scenario"] != "clean") & merged["protection"].isin(_ABLATION)]
-    if shots is None or set(noisy["protection"]) != set(_ABLATION):
-        return
-    cells = cell_scores(noisy).rename(columns={"protection": "variant"})
+def _has_halves(part: Part) -> bool:
+    """Return whether a noisy uplink has both halves of R-MTLLMF, alone and together."""
+    protections = set(_ablation(part)["protection"])
+    return part.rule == "task_arithmetic" and not part.axis and protections == set(_ABLATION)
+
+
+def _ablation(part: Part) -> pd.DataFrame:
+    noisy = part.results[part.results["scenario"] != "clean"]
+    return noisy[noisy["protection"].isin(_ABLATION)]
+
+
+def _halves(part: Part, shots: int) -> Plate:
+    cells = cell_scores(_ablation(part)).rename(columns={"protection": "variant"})
     realigned = cells["variant"].isin(["realign", "r-mtllmf"])
     figure = figure_5(cells.assign(shots=realigned * shots), shots)
     caption = (
@@ -131,7 +146,7 @@ def _halves(results: pd.DataFrame, shots: int | None) -> Iterator[Plate]:
         "and seeds; bars: ± 1 sample standard deviation. A run has one number of samples a class; "
         "experiments/figure_5.py draws several."
     )
-    yield Plate("figure_5", figure, "Figure 5: the halves of R-MTLLMF", caption)
+    return Plate("figure_5", figure, "Figure 5: the halves of R-MTLLMF", caption)
 
 
 def _scales(scales: pd.DataFrame) -> Iterator[Plate]:
