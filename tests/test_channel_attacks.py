@@ -211,7 +211,9 @@ def test_strongest_user_has_no_cancellation_under_a_tiny_floor():
 
 def test_strongest_user_without_floor_silences_one_user_only():
     h = near_far_channel(np.random.default_rng(12))
-    (_, mse), _ = mse_and_gradients("strongest_user")(jnp.array(h), 1e6, 1e-12)
+    (_, mse), _ = mse_and_gradients("strongest_user")(
+        jnp.array(h), jnp.array(1e6, float), jnp.array(1e-12, float)
+    )
     strongest = int(np.argmax(np.linalg.norm(h, axis=0)))
     for found in np.asarray(mse):
         assert np.mean(found) <= 1 / USERS
@@ -221,8 +223,9 @@ def test_strongest_user_without_floor_silences_one_user_only():
 @pytest.mark.parametrize("name", channel.ATTACKS)
 def test_an_attacker_without_power_is_no_attacker(name):
     h = jnp.array(near_far_channel(np.random.default_rng(9)))
-    (_, silent), _ = mse_and_gradients(name)(h, 0.0, 2.0)
-    (_, ideal), _ = mse_and_gradients("none")(h, 0.0, 2.0)
+    powers = jnp.array(0.0, float), jnp.array(2.0, float)  # as elsewhere: no program of its own
+    (_, silent), _ = mse_and_gradients(name)(h, *powers)
+    (_, ideal), _ = mse_and_gradients("none")(h, *powers)
     np.testing.assert_allclose(silent, ideal, rtol=1e-10)
 
 

@@ -55,9 +55,9 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 def dear(attack):
     """The attack as a parameter; programs of min_max_rate, a loop of eighs, take long to build.
 
-    So do those of sum_mse for four step sizes.
+    So do those of two others for four step sizes; sum_rate stands for them.
     """
-    slow = attack in ("min_max_rate", "sum_mse")
+    slow = attack in ("min_max_rate", "sum_mse", "sum_rate_floor_aware")
     return pytest.param(attack, marks=pytest.mark.slow) if slow else attack
 
 

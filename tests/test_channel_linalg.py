@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rmtllmf_jax.channel.linalg import eigh, inverse, ldl, pivots
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "compile_fast")
 
 
 def unitary(rng, n):

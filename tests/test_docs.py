@@ -12,13 +12,14 @@ import rmtllmf_jax
 
 DOCS = Path(__file__).parents[1] / "docs"
 SESSIONS = sorted(page for page in DOCS.glob("*.md") if ">>> " in page.read_text())
-LONG = ("channel.md",)  # half a minute of compiling
+LONG = ("channel.md", "gradients.md")  # half a minute of compiling
 PAGES = [
     pytest.param(page, marks=pytest.mark.slow if page.name in LONG else (), id=page.name)
     for page in SESSIONS
 ]
 
 
+@pytest.mark.usefixtures("compile_fast")
 @pytest.mark.parametrize("page", PAGES)
 def test_sessions_run(page: Path):
     found = doctest.testfile(str(page), module_relative=False)

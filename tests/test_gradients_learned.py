@@ -229,8 +229,8 @@ def test_a_direct_preset_has_no_powers():
 @pytest.mark.parametrize(
     "start",
     [
-        pytest.param("white", marks=pytest.mark.slow),
-        "sum_rate",
+        "white",
+        pytest.param("sum_rate", marks=pytest.mark.slow),
         pytest.param("strongest_user", marks=pytest.mark.slow),
     ],
 )
