@@ -91,6 +91,7 @@ _sum.defjvp(_sum_jvp, symbolic_zeros=True)
 
 def _scan(step: Callable[[PyTree], Any], xs: PyTree) -> Any:
     """Return the sum of what `step` returns, over the leading axis of `xs`."""
+    step = jax.jit(step)  # traced once for its shapes and for the loop
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     shapes = jax.eval_shape(step, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

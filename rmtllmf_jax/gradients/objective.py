@@ -241,7 +241,7 @@ class Objective:
 
     def _columns(self, table: Float[Array, "tasks leaves"]) -> PyTree[Float[Array, " tasks"]]:
         tree = jax.tree.structure(self.vectors)
-        return jax.tree.unflatten(tree, [table[:, place] for place in range(table.shape[1])])
+        return jax.tree.unflatten(tree, jnp.unstack(table, axis=1))
 
 
 def _numbered(key: Key[Array, ""], kind: int, count: int) -> Key[Array, " count"]:

@@ -115,13 +115,41 @@ def noise_of_sum(
     >>> noise["w"].shape, round(float(noise["w"].std()), 1)
     ((10000,), 0.5)
     """
+    normals, tree = jax.tree.flatten(_normal_like(stacked, key))
+    # All leaves at once: a few operations each would be most of a program.
+    by_leaf = (
+        jnp.stack(jax.tree.leaves(_leaf_by_leaf(values, stacked)))
+        for values in (weights, kappa, mse)
+    )
+    stds = jnp.unstack(jax.vmap(error_model.std_of_sum)(*by_leaf))
+    return jax.tree.unflatten(
+        tree,
+        [z * std.astype(z.dtype) for z, std in zip(normals, stds, strict=True)],
+    )
 
-    def draw(path: tuple, leaf: Array, w: Array, mu: Array, kappa_leaf: Array) -> Array:
-        noise = jax.random.normal(_leaf_key(key, path), leaf.shape[1:], leaf.dtype)
-        return noise * error_model.std_of_sum(w, kappa_leaf, mu).astype(leaf.dtype)
 
-    by_leaf = (_leaf_by_leaf(values, stacked) for values in (weights, mse, kappa))
-    return jax.tree_util.tree_map_with_path(draw, stacked, *by_leaf)
+def _normal_like(
+    stacked: PyTree[Float[Array, "users ..."]], key: Key[Array, ""]
+) -> PyTree[Float[Array, "..."]]:
+    """Return a standard Gaussian a leaf, drawn by one loop a shape: a quarter of the program.
+
+    The layers of a transformer have the same few shapes over and over.
+    """
+    paths, tree = jax.tree_util.tree_flatten_with_path(stacked)
+    alike: dict[tuple[tuple[int, ...], jnp.dtype], list[int]] = {}
+    for place, (_, leaf) in enumerate(paths):
+        alike.setdefault((leaf.shape[1:], leaf.dtype), []).append(place)
+    found: list[Array] = [jnp.zeros(())] * len(paths)
+    for (shape, dtype), places in alike.items():
+        names = jnp.array([_leaf_number(paths[place][0]) for place in places], jnp.uint32)
+        # Not vmap: with some kinds of keys it draws other numbers.
+        normals = jax.lax.map(
+            lambda name, of=(shape, dtype): jax.random.normal(jax.random.fold_in(key, name), *of),
+            names,
+        )
+        for place, normal in zip(places, normals, strict=True):
+            found[place] = normal
+    return jax.tree.unflatten(tree, found)
 
 
 def _leaf_by_leaf(
@@ -134,4 +162,8 @@ def _leaf_by_leaf(
 
 def _leaf_key(key: Key[Array, ""], path: tuple) -> Key[Array, ""]:
     """Return a key by the leaf's name, so that adding a leaf leaves the others' noise alone."""
-    return jax.random.fold_in(key, zlib.crc32(leaf_path(path).encode()))
+    return jax.random.fold_in(key, _leaf_number(path))
+
+
+def _leaf_number(path: tuple) -> int:
+    return zlib.crc32(leaf_path(path).encode())
