@@ -18,7 +18,13 @@ columns: `COLUMNS` of rmtllmf_jax/report/hypothesis.py), and the figures spread,
 (PNG and SVG). What is finished is kept in the run folder, so that a killed run goes on. --quick is
 two tasks, 8 images, 5 levels and 16 draws: a few minutes on two cores.
 
-Not run in full yet, so there is no result.
+Reached with ViT-Ti/16 at 64 pixels (`--samples 16 --draws 64`, 14 pairs of combination and task):
+up to an MSE of .003 the first order holds for each of them: spreads of R within .94 and 1.04 of the
+predicted, of the margin within .91 and 1.12. At .0129 (ideal) the median is right and single pairs
+are off by a fifth; 11 % are rejected at a nominal 5, of which the ratio's own law explains 7: the
+rest is curvature. At .0327, .58 to 1.48. At .208 (sum rate) the median is still within 12 %, and
+says nothing: pairs lie between .3 and 11, the second class overtakes the first in 47 % where 32
+are predicted, 83 % of the decisions change. So (11) describes an uplink that nobody attacks.
 """
 
 from __future__ import annotations
@@ -272,8 +278,9 @@ def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -
         f"{options.draws} disturbed models at each MSE, {options.error_model} errors, all users "
         f"with the same MSE; confidence {options.confidence}, reference MSE "
         f"{options.reference_mse}, tolerance {options.tolerance}.",
-        "First order within 10 % of Monte Carlo (median spread by quantiles, two standard errors "
-        f"granted): {'; '.join(ends)}.",
+        "First order within 10 % of Monte Carlo (spread by quantiles, two standard errors granted, "
+        "median over combinations and tasks; spread.png shades how far they lie apart): "
+        f"{'; '.join(ends)}.",
     ]
     legend = [f"- `{name}`: {what}" for name, what in COLUMNS.items()]
     parts = ["# The hypothesis test (9)-(12), theory beside Monte Carlo", *lines]
