@@ -14,9 +14,10 @@ Asked of it: up to which MSE the theory is right, whether those of the preset ar
 whether beyond it fails by the ratio's own law (R is no Gaussian) or by the model's curvature.
 
 Written to results/hypothesis_test/: README.md, results.csv (a row a combination, task and MSE;
-columns: `COLUMNS` of rmtllmf_jax/report/hypothesis.py), and the figures spread, rejection and flips
-(PNG and SVG). What is finished is kept in the run folder, so that a killed run goes on. --quick is
-two tasks, 8 images, 5 levels and 16 draws: a few minutes on two cores.
+columns: `COLUMNS` and `level_columns` of rmtllmf_jax/report/hypothesis.py), and the figures spread,
+rejection, levels and flips (PNG and SVG). What is finished is kept in the run folder, so that a
+killed run goes on. --quick is two tasks, 8 images, 5 levels and 16 draws: a few minutes on two
+cores.
 
 Reached with ViT-Ti/16 at 64 pixels (`--samples 16 --draws 64`, 14 pairs of combination and task):
 up to an MSE of .003 the first order holds for each of them: spreads of R within .94 and 1.04 of the
@@ -61,6 +62,8 @@ from rmtllmf_jax.report.hypothesis import (
     COLUMNS,
     first_order_holds_up_to,
     flip_figure,
+    level_columns,
+    level_figure,
     rejection_figure,
     spread_figure,
 )
@@ -89,6 +92,8 @@ class Options(Users):
     """MSE of the reference that the power of the test is drawn against."""
     confidence: float = 0.95
     """beta of (12), two-sided."""
+    levels: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    """Nominal rates alpha = 1 - beta at which the test is held against the noise that there is."""
     tolerance: float = 0.1
     """Fixed limit of |R - 1| beside T."""
     draws: int = 128
@@ -119,7 +124,8 @@ class Options(Users):
         for name, value in (("--mse", min(self.mse, default=0.0)), ("--tolerance", self.tolerance)):
             if require_non_negative(name, value) == 0:
                 raise InputError(f"{name} must be above 0: without noise there is nothing to test.")
-        hypothesis.two_sided_quantile(self.confidence)
+        for confidence in (self.confidence, *(1 - level for level in self.levels)):
+            hypothesis.two_sided_quantile(confidence)
         if not self.quick:
             return self
         levels = (1e-6, 1e-4, 1e-3, 0.0129, 0.208)
@@ -209,6 +215,10 @@ def numbers(
         rate, law = hypothesis.rejections(logits, std, moved, limit)
         row |= {f"{name}_{part}": value for part, value in asdict(rate).items()}
         row[f"{name}_ratio_law"] = law
+    for level in options.levels:
+        limit = hypothesis.threshold(predicted, 1 - level)
+        rate, law = hypothesis.rejections(logits, std, moved, limit)
+        row |= {f"own_measured_at_{level:g}": rate.measured, f"own_ratio_law_at_{level:g}": law}
     overtaken, changed = hypothesis.flips(margin, std, logits.values, moved)
     row |= {f"overtaken_{part}": value for part, value in asdict(overtaken).items()}
     return row | {"changed_measured": changed.measured, "changed_error": changed.error}
@@ -241,6 +251,7 @@ def figures(table: pd.DataFrame, options: Options) -> dict[str, Figure]:
     return {
         "spread": spread_figure(table, note),
         "rejection": rejection_figure(table, options.confidence, note),
+        "levels": level_figure(table, options.levels, note),
         "flips": flip_figure(table, note),
     }
 
@@ -282,13 +293,14 @@ def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -
         "median over combinations and tasks; spread.png shades how far they lie apart): "
         f"{'; '.join(ends)}.",
     ]
-    legend = [f"- `{name}`: {what}" for name, what in COLUMNS.items()]
+    columns = COLUMNS | level_columns(options.levels)
+    legend = [f"- `{name}`: {what}" for name, what in columns.items()]
     parts = ["# The hypothesis test (9)-(12), theory beside Monte Carlo", *lines]
     parts += [markdown(sheet(table)), *(f"![{stem}]({stem}.png)" for stem in STEMS)]
     return "\n\n".join([*parts, "## Columns", "\n".join(legend)]) + "\n"
 
 
-STEMS = ("spread", "rejection", "flips")
+STEMS = ("spread", "rejection", "levels", "flips")
 """Files of the figures."""
 
 

@@ -455,6 +455,27 @@ def test_figures_show_the_table():
     assert len(flips.lines) == 3
 
 
+def test_the_levels_are_drawn_for_the_least_and_the_largest_mse():
+    levels = (0.5, 0.05)
+    rows = [
+        {"combination": "a", "task": "a", **dict.fromkeys(figures.COLUMNS, 0.5), "mse": mse}
+        | {name: mse for name in figures.level_columns(levels) if name.endswith("_at_0.05")}
+        | {name: 2 * mse for name in figures.level_columns(levels) if name.endswith("_at_0.5")}
+        for mse in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    ]
+    (panel,) = figures.level_figure(pd.DataFrame(rows), levels).axes
+    drawn = {line.get_label(): line for line in panel.lines if line.get_marker() != "None"}
+    assert list(drawn) == [f"MSE {mse:g}" for mse in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)]
+    assert list(drawn["MSE 0.01"].get_xdata()) == [0.05, 0.5]
+    assert list(drawn["MSE 0.01"].get_ydata()) == [0.01, 0.02]
+    diagonal = panel.lines[0]
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0.05, 0.5]
+    few = figures.level_figure(pd.DataFrame(rows[:2]), levels).axes[0]
+    assert sum(line.get_marker() != "None" for line in few.lines) == 2
+    with pytest.raises(InputError, match=r"lacks columns: own_measured_at_0\.1"):
+        figures.level_figure(pd.DataFrame(rows), (0.1,))
+
+
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [(table().drop(columns="blind"), "lacks columns: blind"), (table().iloc[:0], "no row")],
@@ -478,6 +499,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         ({"mse": ()}, "--mse must be above 0"),
         ({"draws": 1}, "--draws must be at least 2"),
         ({"confidence": 1.5}, "confidence"),
+        ({"levels": (0.05, 0.0)}, "confidence"),
     ],
 )
 def test_the_experiment_refuses_bad_numbers(script: ModuleType, options: dict, message: str):
@@ -506,6 +528,8 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
     results = pd.read_csv(options.out / "results.csv")
     assert len(results) == 10
     assert set(figures.COLUMNS) <= set(results.columns)
+    at_5 = results[[f"own_{part}_at_0.05" for part in ("measured", "ratio_law")]]
+    np.testing.assert_allclose(at_5, results[["own_measured", "own_ratio_law"]])
     weak = results[results["mse"] == 1e-6]
     assert weak["change_robust"].between(0.4, 1.8).all()
     assert {path.name for path in options.out.iterdir()} == {

@@ -6,7 +6,8 @@ medians over combinations and tasks, bands go from the least to the largest of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -59,10 +60,21 @@ COLUMNS: Mapping[str, str] = {
 }
 """The numbers of the table, and what they are."""
 
+
+def level_columns(levels: Sequence[float]) -> dict[str, str]:
+    """Return the columns of the test at the nominal rates alpha = 1 - beta, and what they are."""
+    return {
+        f"own_{part}_at_{level:g}": f"as own_{part}, T for a nominal rate of {level:g}"
+        for part in ("measured", "ratio_law")
+        for level in levels
+    }
+
+
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
 _THEORY, _LAW = ("#000000", "", "--"), ("#E69F00", "", "-.")
 _RATIO, _CHANGE = ("#0072B2", "o", "-"), ("#009E73", "^", "-")
 _MARGIN, _ANY = ("#CC79A7", "D", "-"), ("#D55E00", "s", "-")
+_BY_MSE = (("#56B4E9", "v"), ("#0072B2", "o"), ("#009E73", "^"), ("#E69F00", "s"), ("#D55E00", "D"))
 _AGREE = 0.1
 
 
@@ -144,6 +156,40 @@ def rejection_figure(table: pd.DataFrame, confidence: float, note: str = "") -> 
     return figure
 
 
+def level_figure(table: pd.DataFrame, levels: Sequence[float], note: str = "") -> Figure:
+    """Draw the rate of |R - 1| > T against the nominal rate alpha, a line a MSE: five at most.
+
+    T is for the noise that there is, so that the first order says alpha: the dashed diagonal. Thin
+    lines without markers are exact for a logit that is linear in the parameters. The MSEs are the
+    least of the table and its largest. `note` goes into the title.
+
+    **Raises:** `InputError` if the table has no row or lacks a column, `level_columns` among them.
+    """
+    _require(table, level_columns(levels))
+    figure = Figure(figsize=(6.8, 5.4), layout="constrained")
+    panel, alpha = figure.subplots(), np.sort(np.asarray(levels, float))
+    panel.plot(alpha, alpha, color=_THEORY[0], linestyle=_THEORY[2], label="First order: alpha")
+    every = sorted(table["mse"].unique())
+    chosen = [*every[: max(len(every) - 4, 0)][:1], *every[-4:]]
+    for mse, (colour, marker) in zip(chosen, _BY_MSE, strict=False):
+        middle = table[table["mse"] == mse].median(numeric_only=True)
+        measured, law = (
+            [middle[f"own_{part}_at_{level:g}"] for level in alpha]
+            for part in ("measured", "ratio_law")
+        )
+        panel.plot(alpha, measured, color=colour, marker=marker, markersize=5, label=f"MSE {mse:g}")
+        panel.plot(alpha, law, color=colour, linewidth=0.8, linestyle="-.")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlabel("Nominal rate $\\alpha = 1 - \\beta$")
+    panel.set_ylabel("Share of samples and logits rejected")
+    _plain(panel)
+    add_legend(figure, [panel], columns=2)
+    lines = "median over combinations and tasks; thin: exact for a linear logit"
+    figure.suptitle(f"Rejections of H0 by level{_after(note)}\n{lines}", fontsize=10)
+    return figure
+
+
 def flip_figure(table: pd.DataFrame, note: str = "") -> Figure:
     """Draw how often decisions flip against the MSE: predicted from the margin, and counted.
 
@@ -165,8 +211,8 @@ def flip_figure(table: pd.DataFrame, note: str = "") -> Figure:
     return figure
 
 
-def _require(table: pd.DataFrame) -> None:
-    missing = [column for column in COLUMNS if column not in table.columns]
+def _require(table: pd.DataFrame, more: Mapping[str, str] = MappingProxyType({})) -> None:
+    missing = [column for column in (*COLUMNS, *more) if column not in table.columns]
     if missing:
         raise InputError(f"the table of the hypothesis test lacks columns: {', '.join(missing)}.")
     if table.empty:
@@ -201,6 +247,10 @@ def _draw(
 def _tidy(panel: Axes) -> None:
     panel.set_xscale("log")
     panel.set_xlabel("Mean MSE of the users")
+    _plain(panel)
+
+
+def _plain(panel: Axes) -> None:
     panel.set_axisbelow(True)
     panel.grid(color="0.92", linewidth=0.8)
     panel.spines[["top", "right"]].set_visible(False)
