@@ -13,19 +13,19 @@ entry. Memory is what XLA plans for the program besides its arguments (`memory_a
 what `value_and_gradient` compiled for all rounds, each with another key and other parameters.
 
 Two cores (goal: within 3 times the value). Tiny case, 50 images a task, 2 draws, medians of 5; the
-ViT-Ti/16 at 64 pixels, 50 images a task, 1 draw, medians of 3:
+ViT-Ti/16 at 64 pixels, 50 images a task, 1 draw, medians of 3 (and seconds of the first call, which
+compiles):
 
-| what | tiny: ms | over the value | MiB | ViT-Ti: ms | over the value | MiB |
-| --- | --- | --- | --- | --- | --- | --- |
-| value | 77 | 1 | 2.6 | 645 | 1 | 43 |
-| ours, gradient | 271 | 3.52 | 33 | 1,923 | 2.98 | 485 |
-| plain, gradient | 524 | 6.82 | 452 | 3,584 | 5.56 | 2,074 |
-| remat, gradient | 357 | 4.64 | 25 | 2,687 | 4.17 | 437 |
+| what | tiny: ms | over value | MiB | ViT-Ti: ms | over value | MiB | first call |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| value | 77 | 1 | 2.6 | 708 | 1 | 40 | 12 |
+| ours, gradient | 271 | 3.52 | 33 | 1,936 | 2.74 | 484 | 42 |
+| plain, gradient | 524 | 6.82 | 452 | 2,439 | 3.45 | 2,072 | 50 |
+| remat, gradient | 357 | 4.64 | 25 | 2,529 | 3.57 | 435 | 59 |
 
-One program for five draws. A gradient has 2.8 to 2.9 times the floating-point operations of its
-value; the rest of a small model's time goes into sums over rows (the gradients of biases) and
-activations, which are matrix products' small change in a larger one. The five programs of the
-ViT-Ti took nine minutes to compile when these times were taken, and take less than half since.
+One program for all draws. A gradient has 2.8 to 2.9 times the floating-point operations of its
+value. A small model's takes longer than they do, as sums over rows (the gradients of biases) and
+activations weigh more there against matrix products.
 """
 
 from __future__ import annotations
