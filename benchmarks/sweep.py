@@ -43,6 +43,7 @@ import jax
 from model_sides import random_backbone
 from sweep_sides import (
     CASES,
+    CountingJit,
     DictIdiom,
     LoadIdiom,
     Users,
@@ -64,7 +65,8 @@ def against_peers(case: str, images: int, rounds: int) -> None:
     torch_side = Users(CASES[case])
     backbone, base = torch_side.loaded()
     inputs = inputs_of(backbone, base, images, torch_side.vectors(base))
-    engine = engine_of(inputs, Layout((jax.local_devices()[0],)))
+    jit = CountingJit()
+    engine = engine_of(inputs, Layout((jax.local_devices()[0],)), jit)
     jobs, quiet = jobs_of(inputs.tasks, noisy=True), jobs_of(inputs.tasks, noisy=False)
     with tempfile.TemporaryDirectory() as folder:
         peers = {
@@ -86,6 +88,7 @@ def against_peers(case: str, images: int, rounds: int) -> None:
     for name, seconds in medians.items():
         print(f"  {name:24s} {1000 * seconds / len(jobs):8.1f} ms a cell", end="")
         print("" if name == "ours" else f"   ours {seconds / medians['ours']:.2f} x as fast")
+    print(f"  programs compiled for all {len(jobs) + len(quiet)} cells: {jit.programs}")
 
 
 def alone(case: str, images: int, rounds: int, at_once: int) -> None:

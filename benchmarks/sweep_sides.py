@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,26 @@ def _task(name: str, count: int, size: int, random: np.random.Generator) -> Task
     return TaskData(name, classes, none, none, rows)
 
 
-def engine_of(inputs: SweepInputs, layout: Layout) -> Engine:
+class CountingJit:
+    """A `jax.jit` that counts what it traces: every trace is a program that is compiled."""
+
+    def __init__(self) -> None:
+        """Start at none."""
+        self.programs = 0
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, compiled."""
+
+        def noted(*words: Any) -> Any:
+            self.programs += 1
+            return function(*words)
+
+        return jax.jit(noted)
+
+
+def engine_of(inputs: SweepInputs, layout: Layout, jit: Callable[..., Any] = jax.jit) -> Engine:
     """Return our engine, evaluating in the batches that torch uses."""
-    return Engine(inputs, Settings(eval_batch_size=BATCH), layout)
+    return Engine(inputs, Settings(eval_batch_size=BATCH), layout, jit)
 
 
 def jobs_of(tasks: tuple[str, ...], *, noisy: bool) -> list[Job]:
