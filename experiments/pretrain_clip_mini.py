@@ -303,7 +303,7 @@ def with_other_texts(
             recipe=recipe,
         )
 
-    folder = first / content_hash({"texts": asdict(recipe)})
+    folder = first.with_name(f"{first.name}-{content_hash({'texts': asdict(recipe)})}")
     state = run_steps(state, take, recipe.steps, folder, every=500, description="its texts")
     return {**rest, **state["params"]}
 
