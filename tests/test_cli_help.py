@@ -245,9 +245,15 @@ def test_without_quiet_there_is_more(
 ) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
     monkeypatch.setattr("rmtllmf_jax.cli.report.Report.run", busy)
+    also = logging.StreamHandler()  # orbax brings one
+    logging.getLogger().addHandler(also)
     main(["report", "run"])
-    assert capfd.readouterr().out == "a note\ndownloads hidden: None\n"
-    assert caplog.messages == ["a line of progress", "a warning", "an error"]
+    logging.getLogger().removeHandler(also)
+    found = capfd.readouterr()
+    assert found.out == "a note\ndownloads hidden: None\n"
+    said = ("a line of progress", "a warning", "an error")
+    assert [found.err.count(each) for each in said] == [1, 1, 1]
+    assert caplog.messages == ["a warning", "an error"]
 
 
 def test_silence_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:

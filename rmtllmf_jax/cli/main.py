@@ -148,9 +148,12 @@ def _progress_in_log() -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    before = logger.propagate
+    logger.propagate = False  # orbax gives the root logger a handler: every line would come twice
     try:
         yield
     finally:
+        logger.propagate = before
         logger.removeHandler(handler)
 
 
