@@ -207,6 +207,20 @@ def test_colours_and_boxes_are_for_terminals(capsys: pytest.CaptureFixture[str])
         assert not set("╭─│\x1b") & set(plain)
 
 
+def test_transformers_does_not_ask_for_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    monkeypatch.setattr("rmtllmf_jax.cli.report.Report.run", lambda _: print(os.environ[name]))
+    for before, during in ((None, "1"), ("0", "0")):  # the user's own wins
+        monkeypatch.delenv(name, raising=False)
+        if before is not None:
+            monkeypatch.setenv(name, before)
+        main(["report", "run"])
+        assert capsys.readouterr().out.strip() == during
+        assert os.environ.get(name) == before
+
+
 # --quiet
 
 

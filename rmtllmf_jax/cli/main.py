@@ -160,12 +160,20 @@ def _progress_in_log() -> Iterator[None]:
 @contextmanager
 def _results_alone() -> Iterator[None]:
     """Show no progress, neither ours nor that of downloads."""
-    downloads = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-    added = [name for name in downloads if name not in os.environ]
+    with (
+        _switched_on("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"),
+        silenced(),
+    ):
+        yield
+
+
+@contextmanager
+def _switched_on(*names: str) -> Iterator[None]:
+    """Set environment variables to 1 where the user has not set them."""
+    added = [name for name in names if name not in os.environ]
     os.environ.update(dict.fromkeys(added, "1"))
     try:
-        with silenced():
-            yield
+        yield
     finally:
         for name in added:
             del os.environ[name]
@@ -203,7 +211,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             with _plain_help():
                 command, quiet = _read(arguments)
-            with _results_alone() if quiet else _progress_in_log():
+            # Transformers would tell everybody to install torch.
+            with (
+                _switched_on("TRANSFORMERS_NO_ADVISORY_WARNINGS"),
+                _results_alone() if quiet else _progress_in_log(),
+            ):
                 command.run()
         except InputError as error:
             print(f"rmtllmf: {error}", file=sys.stderr)
