@@ -23,8 +23,8 @@ Two cores, tiny case, medians of 5 (goal: 4 times as fast), milliseconds a cell:
 
 The goal is missed: the more images, the more of a cell is the forward pass, which is no faster here
 than torch's. Cells at once (1, 2, 4, 8): 25.6, 24.2, 28.9, 37.1 ms a cell, peak .56 to .66 GiB.
-Forced devices (1, 2, 4, 8) on the same two cores: 27.5, 25.5, 26.6, 28.7 ms. `vit-ti` has not been
-timed.
+Forced devices (1, 2, 4, 8) on the same two cores: 27.5, 25.5, 26.6, 28.7 ms. Two programs
+are compiled for all cells. `vit-ti` has not been timed.
 """
 
 from __future__ import annotations
