@@ -17,13 +17,14 @@ Two CPU cores, float32, medians:
 
 | model, images a call | ours | torch | ours / torch |
 | --- | --- | --- | --- |
-| vit-b16, forward, 8 | 1702 ms | 1974 ms | 0.86 |
-| vit-b16, train, 2 | 1624 ms | 1633 ms | 0.99 |
-| small, forward, 32 | 51.8 ms | 55.0 ms | 0.94 |
-| small, train, 32 | 179 ms | 166 ms | 1.08 |
+| vit-b16, forward, 8 | 1561 ms | 1862 ms | 0.84 |
+| vit-b16, train, 2 | 1360 ms | 1433 ms | 0.95 |
+| small, forward, 32 | 49.6 ms | 53.0 ms | 0.94 |
+| small, train, 32 | 163 ms | 159 ms | 1.03 |
 
-flax's LayerNorm / ours, gradient of the small ViT: 1.64 (288 and 175 ms). Peak memory of
-fine-tuning ViT-B/16, batch 2: 2.31 GiB.
+Torch computes all tokens of the last block, ours the class token alone. flax's LayerNorm / ours,
+gradient of the small ViT: 1.65 (277 and 168 ms). Peak memory of fine-tuning ViT-B/16, batch 2:
+2.40 GiB.
 
 `--accelerator` is JAX alone in bfloat16, state donated and images on the device, with and without
 remat. Utilisation is the model's operations (`sweep.cost`; what remat computes again does not

@@ -42,7 +42,10 @@ def fisher_information(
 
 
 def input_grams(params: Any, images: jax.Array, backbone: Backbone) -> dict[str, jax.Array]:
-    """Return ``X^T X`` of the inputs of every dense layer, by the path of its kernel."""
+    """Return ``X^T X`` of the inputs of every dense layer, by the path of its kernel.
+
+    Of what the layer computes: the last block's queries, output and MLP see the class token alone.
+    """
     total: dict[str, jax.Array] = {}
     for start in range(0, len(images), BATCH):
         part = _batch_grams(params, images[start : start + BATCH], backbone=backbone)

@@ -74,13 +74,18 @@ def test_gram_matrices_are_those_of_the_inputs_of_every_dense_layer(
         capture_intermediates=lambda module, _: module.name == "layernorm_before",
     )
     inside = flatten_dict(state["intermediates"], sep="/")
-    rows = np.asarray(inside["encoder/layer/1/layernorm_before/__call__"][0]).reshape(-1, 16)
-    np.testing.assert_allclose(
-        grams["encoder/layer/1/attention/attention/query/kernel"],
-        rows.T @ rows / len(images),
-        rtol=1e-3,
-        atol=1e-3,
-    )
+    blocks = [np.asarray(inside[f"encoder/layer/{n}/layernorm_before/__call__"][0]) for n in (0, 1)]
+    seen = {"0/attention/attention/query": blocks[0], "1/attention/attention/key": blocks[1]}
+    # The class token alone is read of the last block.
+    seen["1/attention/attention/query"] = blocks[1][:, :1]
+    for layer, inputs in seen.items():
+        rows = inputs.reshape(-1, 16)
+        np.testing.assert_allclose(
+            grams[f"encoder/layer/{layer}/kernel"],
+            rows.T @ rows / len(images),
+            rtol=1e-3,
+            atol=1e-3,
+        )
 
 
 def test_a_ramp_runs_from_the_embeddings_to_the_last_norm(script: ModuleType) -> None:

@@ -50,9 +50,12 @@ class Attention(nn.Module):
     causal: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(
+        self, read: Float[Array, "batch read width"], x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch read width"]:
         project = partial(dense, self.shape, self.shape.width)
-        query, key, value = (project(name=f"{name}_proj")(x) for name in "qkv")
+        query = project(name="q_proj")(read)
+        key, value = project(name="k_proj")(x), project(name="v_proj")(x)
         return project(name="out_proj")(attend(query, key, value, self.shape.heads, self.causal))
 
 
@@ -70,15 +73,18 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; of all tokens, or of what the first one becomes alone."""
 
     shape: TransformerShape
+    first_only: bool = False
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch read width"]:
         norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
-        x = x + Attention(self.shape, self.causal, name="self_attn")(norm(name="layer_norm1")(x))
+        read = slice(1 if self.first_only else None)
+        y = norm(name="layer_norm1")(x)
+        x = x[:, read] + Attention(self.shape, self.causal, name="self_attn")(y[:, read], y)
         return x + MLP(self.shape, name="mlp")(norm(name="layer_norm2")(x))
 
 
@@ -123,7 +129,8 @@ class CLIPVision(nn.Module):
         norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
         x = VisionEmbeddings(self.shape, name="embeddings")(images)
         x = norm(name="pre_layrnorm")(x)  # spelt so in every checkpoint
-        x = Encoder(self.shape, Layer, "layers", name="encoder")(x)
+        # The class token alone is read.
+        x = Encoder(self.shape, Layer, "layers", first_only=True, name="encoder")(x)
         return norm(name="post_layernorm")(in_full(x[:, 0]))
 
 

@@ -75,14 +75,18 @@ class Layers(nn.Module):
 
     shape: TransformerShape
     block: type[nn.Module]
-    """Of one block; made from `shape` and `name`."""
+    """Of one block; made from `shape`, `first_only` and `name`."""
+    first_only: bool = False
+    """Whether the first token alone is returned, so that the last block computes no other."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch read width"]:
         # `remat` lifts a class of modules, names untouched.
         block = nn.remat(self.block) if self.shape.remat else self.block
+        last = self.shape.depth - 1
         for index in range(self.shape.depth):
-            x = block(shape=self.shape, name=str(index))(x)
+            first_only = self.first_only and index == last
+            x = block(shape=self.shape, first_only=first_only, name=str(index))(x)
         return x
 
 
@@ -92,10 +96,11 @@ class Encoder(nn.Module):
     shape: TransformerShape
     block: type[nn.Module]
     layers: str
+    first_only: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        return Layers(self.shape, self.block, name=self.layers)(x)
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch read width"]:
+        return Layers(self.shape, self.block, self.first_only, name=self.layers)(x)
 
 
 def in_dtype(x: Array, dtype: str) -> Array:
@@ -115,12 +120,12 @@ def dense(shape: TransformerShape, features: int, **options: Any) -> nn.Dense:
 
 
 def attend(
-    query: Float[Array, "batch tokens width"],
+    query: Float[Array, "batch read width"],
     key: Float[Array, "batch tokens width"],
     value: Float[Array, "batch tokens width"],
     heads: int,
     causal: bool = False,
-) -> Float[Array, "batch tokens width"]:
+) -> Float[Array, "batch read width"]:
     """Multi-head attention between projected tokens; `causal` hides later tokens."""
 
     def split(x: Array) -> Array:

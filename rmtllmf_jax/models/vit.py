@@ -80,11 +80,13 @@ class SelfAttention(nn.Module):
     shape: ViTShape
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(
+        self, read: Float[Array, "batch read width"], x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch read width"]:
         shape = self.shape
         query, key, value = (
-            dense(shape, shape.width, use_bias=shape.qkv_bias, name=name)(x)
-            for name in ("query", "key", "value")
+            dense(shape, shape.width, use_bias=shape.qkv_bias, name=name)(tokens)
+            for name, tokens in (("query", read), ("key", x), ("value", x))
         )
         return attend(query, key, value, shape.heads)
 
@@ -95,21 +97,26 @@ class Attention(nn.Module):
     shape: ViTShape
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        x = SelfAttention(self.shape, name="attention")(x)
-        return DenseIn(self.shape, self.shape.width, name="output")(x)
+    def __call__(
+        self, read: Float[Array, "batch read width"], x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch read width"]:
+        attended = SelfAttention(self.shape, name="attention")(read, x)
+        return DenseIn(self.shape, self.shape.width, name="output")(attended)
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; of all tokens, or of what the first one becomes alone."""
 
     shape: ViTShape
+    first_only: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch read width"]:
         shape = self.shape
         norm = partial(LayerNorm, epsilon=shape.layer_norm_eps)
-        x = x + Attention(shape, name="attention")(norm(name="layernorm_before")(x))
+        read = slice(1 if self.first_only else None)
+        y = norm(name="layernorm_before")(x)
+        x = x[:, read] + Attention(shape, name="attention")(y[:, read], y)
         y = DenseIn(shape, shape.mlp_width, name="intermediate")(norm(name="layernorm_after")(x))
         return x + DenseIn(shape, shape.width, name="output")(ACTIVATIONS[shape.activation](y))
 
@@ -124,6 +131,6 @@ class VisionTransformer(nn.Module):
         self, images: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch width"]:
         x = Embeddings(self.shape, name="embeddings")(images)
-        x = Encoder(self.shape, Layer, "layer", name="encoder")(x)
-        # The class token alone is read, and LayerNorm works token by token.
+        # The class token alone is read.
+        x = Encoder(self.shape, Layer, "layer", first_only=True, name="encoder")(x)
         return LayerNorm(epsilon=self.shape.layer_norm_eps, name="layernorm")(in_full(x[:, 0]))

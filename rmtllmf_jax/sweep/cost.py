@@ -70,15 +70,18 @@ def tokens(shape: ViTShape | TextShape) -> int:
 def forward_flops(shape: ViTShape | TextShape) -> float:
     """Return the floating-point operations of the matrix products for one image or text.
 
-    Two a multiply-add. A block with t tokens, width w and MLP width m takes ``8 t w^2`` for
-    queries, keys, values and output, ``4 t^2 w`` for scores and values, ``4 t w m`` for the MLP;
-    the patch embedding ``2 (t - 1) p^2 c w``. What is left out (LayerNorm, softmax, activation) is
-    below 1 % of a ViT-B/16. A causal mask saves nothing: masked scores are computed.
+    Two a multiply-add. A block with t tokens, width w and MLP width m takes ``4 t w^2`` for keys
+    and values, and for each of r tokens that are read ``4 w^2`` for query and output, ``4 t w`` for
+    scores and values, ``4 w m`` for the MLP. All t are read, but of an image tower's last block the
+    class token alone, which saves 7 % of a ViT-B/16. The patch embedding takes ``2 (t - 1) p^2 c
+    w``. What is left out (LayerNorm, softmax, activation) is below 1 % of a ViT-B/16. A causal mask
+    saves nothing: masked scores are computed.
     """
-    embedding = 0
-    if isinstance(shape, ViTShape):
-        embedding = 2 * (tokens(shape) - 1) * shape.patch_size**2 * shape.channels * shape.width
-    return float(embedding + shape.depth * _block_flops(shape, tokens(shape)))
+    length = tokens(shape)
+    if isinstance(shape, TextShape):
+        return float(shape.depth * _block_flops(shape, length, length))
+    embedding = 2 * (length - 1) * shape.patch_size**2 * shape.channels * shape.width
+    return float(embedding + _image_blocks_flops(shape))
 
 
 def train_flops(shape: ViTShape) -> float:
@@ -86,18 +89,25 @@ def train_flops(shape: ViTShape) -> float:
 
     Three forward passes: the backward pass forms a product for the inputs and one for the weights
     of every product. With `remat` the blocks are computed once more, all but their last product
-    (``2 t w m``), which no gradient needs.
+    (``2 r w m``), which no gradient needs.
     """
     flops = 3 * forward_flops(shape)
     if shape.remat:
-        last = 2 * tokens(shape) * shape.width * shape.mlp_width
-        flops += shape.depth * (_block_flops(shape, tokens(shape)) - last)
+        read = (shape.depth - 1) * tokens(shape) + 1
+        flops += _image_blocks_flops(shape) - 2 * read * shape.width * shape.mlp_width
     return flops
 
 
-def _block_flops(shape: TransformerShape, length: int) -> int:
+def _image_blocks_flops(shape: ViTShape) -> int:
+    length = tokens(shape)
+    whole, last = (_block_flops(shape, length, read) for read in (length, 1))
+    return (shape.depth - 1) * whole + last
+
+
+def _block_flops(shape: TransformerShape, length: int, read: int) -> int:
     width = shape.width
-    return 8 * length * width**2 + 4 * length**2 * width + 4 * length * width * shape.mlp_width
+    each = 4 * width**2 + 4 * length * width + 4 * width * shape.mlp_width
+    return 4 * length * width**2 + read * each
 
 
 def layer_bytes(shape: ViTShape) -> int:
@@ -115,14 +125,15 @@ def layer_bytes(shape: ViTShape) -> int:
 def activation_bytes(shape: ViTShape, batch: int, *, training: bool) -> int:
     """Return the bytes of a batch's activations, an estimate within a factor of two.
 
-    Training keeps `layer_bytes` of every block, or with `remat` each block's input and those of one
-    block; inference one block's. Images are held as uint8, as float32 and as patches. XLA on a CPU
+    Training keeps `layer_bytes` of every block but the last one, which reads the class token alone
+    and keeps ``10 t w b``, or with `remat` each block's input and `layer_bytes` of one; inference
+    one block's. Images are held as uint8, as float32 and as patches. XLA on a CPU
     keeps everything in spite of `remat`, and computes bfloat16 in float32.
     """
     number = _NUMBERS[shape.dtype]
     residual = tokens(shape) * shape.width * number
     if training and not shape.remat:
-        blocks = shape.depth * layer_bytes(shape)
+        blocks = (shape.depth - 1) * layer_bytes(shape) + 10 * residual
     elif training:
         blocks = shape.depth * residual + layer_bytes(shape)
     else:
