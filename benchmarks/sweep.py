@@ -2,29 +2,38 @@
 
 One interleaved run after an equality check; prints medians and ratios. Needs the `parity` extra.
 
-    python benchmarks/sweep.py [--what peers|devices|chunks|all] [--case tiny|vit-ti] [--rounds 5]
+    python benchmarks/sweep.py [--what peers|devices|chunks|streams|all] [--case tiny|vit-ti]
+        [--images 50] [--rounds 5]
 
 `peers`: eight users, combinations of two to eight tasks, three scenarios; each cell merges the
-received task vectors and counts the test images of its tasks. Ours is `sweep.Engine`, one cell at a
-time. The torch idiom is what public sweeps do for each cell: load the base and the fine-tuned
-checkpoints from disk, subtract, add noise to each vector, add up, load the state into the model,
-evaluate batch by batch. The dict idiom keeps the vectors in memory as state dicts and does the
-rest. Equality: the noiseless merges count the same images right. `devices`: our cells a second on
-1, 2, 4 and 8 forced host devices (processes of their own; they share the same cores). `chunks`:
-time and peak memory (VmHWM, processes of their own) against the cells at once.
+received task vectors and counts the test images of its tasks. Ours is `sweep.Engine`, two cells in
+threads as the command does on a CPU. The torch idiom is what public sweeps do for each cell: load
+the base and the fine-tuned checkpoints from disk, subtract, add noise to each vector, add up, load
+the state into the model, evaluate batch by batch. The dict idiom keeps the vectors in memory as
+state dicts and does the rest. Equality: the noiseless merges count the same images right.
+`devices`: our cells a second on 1, 2, 4 and 8 forced host devices (processes of their own; they
+share the same cores). `chunks`: time and peak memory (VmHWM, processes of their own) against the
+cells at once; `streams`: against the threads.
 
-Two cores, tiny case, medians of 5 (goal: 4 times as fast), milliseconds a cell:
+Two cores, medians of 3 (vit-ti) and 15 rounds, goal: 4 times as fast; milliseconds a cell, `vit-ti`
+has 64 pixels:
 
-| what | 10 images a task | 50 images a task |
-| --- | --- | --- |
-| ours | 10.0 | 28.8 |
-| torch, load a cell | 28.4 (ours 2.84 x as fast) | 39.4 (1.37 x) |
-| torch, dicts in memory | 19.5 (1.95 x) | 31.7 (1.10 x) |
+| what | tiny, 10 images a task | tiny, 50 | vit-ti, 10 | vit-ti, 50 |
+| --- | --- | --- | --- | --- |
+| ours | 5.6 | 12.3 | 64 | 195 |
+| torch, load a cell | 27.9 (ours 4.97 x as fast) | 33.2 (2.70 x) | 285 (4.46 x) | 546 (2.80 x) |
+| torch, dicts in memory | 17.9 (3.20 x) | 25.9 (2.11 x) | 248 (3.88 x) | 518 (2.66 x) |
 
-The goal is missed: the more images, the more of a cell is the forward pass, which is no faster here
-than torch's. Cells at once (1, 2, 4, 8): 25.6, 24.2, 28.9, 37.1 ms a cell, peak .56 to .66 GiB.
-Forced devices (1, 2, 4, 8) on the same two cores: 27.5, 25.5, 26.6, 28.7 ms. Two programs
-are compiled for all cells. `vit-ti` has not been timed.
+Another run of the tiny case had 4.24 and 2.66 times the speed of loading. The goal is reached at 10
+images a task and missed at 50, where a cell is the forward passes of its tasks, five on average, in
+both. One program leaves the cores idle for a third of the time (tiny) or less (larger models),
+which the second thread fills.
+
+In processes of their own, tiny, 50 images; the machine moves them by a third from one to the next,
+so no order among them is to be read: cells at once (1, 2, 4, 8) 19.4, 18.1, 25.6, 17.9 ms, peak .55
+to .64 GiB; forced devices (1, 2, 4, 8) on the same two cores 18.1, 16.4, 13.2, 15.3 ms, .56 to .65
+GiB; streams (1, 2) 16.0, 13.8 ms, .56 and .62 GiB, of `vit-ti` 222, 188 ms, 1.23 and 1.45 GiB. Two
+programs are compiled for all cells.
 """
 
 from __future__ import annotations
@@ -56,17 +65,18 @@ from timing import interleaved, machine, peak_memory
 
 from rmtllmf_jax.sweep.layout import Layout
 
-DEVICES = (1, 2, 4, 8)
-AT_ONCE = (1, 2, 4, 8)
+IN_PROCESSES = {"devices": (1, 2, 4, 8), "chunks": (1, 2, 4, 8), "streams": (1, 2)}
 
 
 def against_peers(case: str, images: int, rounds: int) -> None:
     """Check and time our engine and both idioms on the same cells."""
+    device = jax.local_devices()[0]
+    layout = Layout((device,), streams=2 if device.platform == "cpu" else 1)
     torch_side = Users(CASES[case])
     backbone, base = torch_side.loaded()
     inputs = inputs_of(backbone, base, images, torch_side.vectors(base))
     jit = CountingJit()
-    engine = engine_of(inputs, Layout((jax.local_devices()[0],)), jit)
+    engine = engine_of(inputs, layout, jit)
     jobs, quiet = jobs_of(inputs.tasks, noisy=True), jobs_of(inputs.tasks, noisy=False)
     with tempfile.TemporaryDirectory() as folder:
         peers = {
@@ -91,11 +101,11 @@ def against_peers(case: str, images: int, rounds: int) -> None:
     print(f"  programs compiled for all {len(jobs) + len(quiet)} cells: {jit.programs}")
 
 
-def alone(case: str, images: int, rounds: int, at_once: int) -> None:
+def alone(case: str, images: int, rounds: int, at_once: int, streams: int) -> None:
     """Time our engine on all devices of this process; print JSON for the process that asked."""
     backbone, params = random_backbone(CASES[case])
     inputs = inputs_of(backbone, params, images)
-    engine = engine_of(inputs, Layout(tuple(jax.local_devices()), at_once))
+    engine = engine_of(inputs, Layout(tuple(jax.local_devices()), at_once, streams=streams))
     jobs = jobs_of(inputs.tasks, noisy=True)
     counted(engine, jobs)
     seconds = interleaved({"ours": partial(counted, engine, jobs)}, rounds)["ours"]
@@ -103,12 +113,12 @@ def alone(case: str, images: int, rounds: int, at_once: int) -> None:
 
 
 def in_processes(what: str, case: str, images: int, rounds: int) -> None:
-    """Time our engine in a process for each number of devices, or of cells at once."""
+    """Time our engine in a process for each number of devices, cells at once, or streams."""
     print(f"{case}, {what}")
-    for number in DEVICES if what == "devices" else AT_ONCE:
-        devices, at_once = (number, 1) if what == "devices" else (1, number)
+    option = {"devices": "--forced", "chunks": "--at-once", "streams": "--streams"}[what]
+    for number in IN_PROCESSES[what]:
         words = ["--what", "alone", "--case", case, "--images", images, "--rounds", rounds]
-        words += ["--forced", devices, "--at-once", at_once]
+        words += [option, number]
         command = [sys.executable, __file__, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -123,23 +133,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = ("peers", "devices", "chunks", "all", "alone")
+    choices = ("peers", *IN_PROCESSES, "all", "alone")
     parser.add_argument("--what", choices=choices, default="all")
     parser.add_argument("--case", choices=tuple(CASES), default="tiny")
     parser.add_argument("--images", type=int, default=50, help="test images a task")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--forced", type=int, default=1, help="host devices (alone)")
     parser.add_argument("--at-once", type=int, default=1, help="cells at once (alone)")
+    parser.add_argument("--streams", type=int, default=1, help="threads (alone)")
     options = parser.parse_args()
     if options.what == "alone":
         if jax.config.jax_platforms in (None, "", "cpu") and options.forced > 1:
             jax.config.update("jax_num_cpu_devices", options.forced)
-        alone(options.case, options.images, options.rounds, options.at_once)
+        alone(options.case, options.images, options.rounds, options.at_once, options.streams)
         return
     print(machine("jax", "torch", "transformers"))
     if options.what in ("peers", "all"):
         against_peers(options.case, options.images, options.rounds)
-    for what in ("devices", "chunks"):
+    for what in IN_PROCESSES:
         if options.what in (what, "all"):
             in_processes(what, options.case, options.images, options.rounds)
 

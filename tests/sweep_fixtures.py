@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,19 @@ quick_jit = partial(
     },
 )
 """As `compile_fast`, for single programs: small ones run less time than optimising them takes."""
+
+
+def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `jit` whose programs refuse to be traced a second time."""
+    named = getattr(function, "func", function)  # chex wants the name behind a partial
+
+    @wraps(named)
+    def program(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    # chex tells programs by their names: those of two rules are two.
+    program.__name__ = "_".join((named.__name__, *getattr(function, "args", ())))
+    return quick_jit(chex.assert_max_traces(program, n=1))
 
 
 @pytest.fixture(scope="session")

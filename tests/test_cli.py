@@ -113,8 +113,8 @@ def test_run_json_says_how_the_tables_came_about(
     scales = run["scales"]["task_arithmetic"]
     assert scales == pytest.approx({"2": 0.7176, "3": 0.5503}, abs=1e-4)
     assert set(run["scales"]) == {"task_arithmetic"}
-    assert run["layout"] == dict.fromkeys(run["layout"], 1)  # a CPU, one cell at once
-    assert set(run["layout"]) == {"devices", "cells_at_once", "image_devices", "processes"}
+    layout = dict.fromkeys(("devices", "cells_at_once", "image_devices", "processes"), 1)
+    assert run["layout"] == layout | {"streams": 2}  # a CPU
     assert run["store"] == f"sweep/{store(finished.folder).name}"
     assert run["machine"]["devices"] >= 1
 
@@ -227,6 +227,8 @@ def test_an_evaluation_in_other_batches_is_the_same_sweep(
     before = stamps(run, "sweep")
     sweep(run, finished, "--eval-batch-size", "999", "--cells-at-once", "3")
     assert stamps(run, "sweep") == before
+    layout = json.loads((run / "run.json").read_text())["layout"]
+    assert (layout["cells_at_once"], layout["streams"]) == (3, 1)
 
 
 def test_a_changed_recipe_trains_anew_beside_the_old(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from dataclasses import replace
-from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +21,9 @@ from sweep_fixtures import (
     TASKS,
     Tables,
     accuracy,
+    at_most_once,
     engine_like,
     model,
-    quick_jit,
     tables_of,
 )
 
@@ -37,22 +36,9 @@ from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.room import MOST, cells_that_fit
+from rmtllmf_jax.sweep.room import MOST, cells_that_fit, streams_that_fit
 
 # One compile
-
-
-def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A `jit` whose programs refuse to be traced a second time."""
-    named = getattr(function, "func", function)  # chex wants the name behind a partial
-
-    @wraps(named)
-    def program(*args: Any, **options: Any) -> Any:
-        return function(*args, **options)
-
-    # chex tells programs by their names: those of two rules are two.
-    program.__name__ = "_".join((named.__name__, *getattr(function, "args", ())))
-    return quick_jit(chex.assert_max_traces(program, n=1))
 
 
 def test_one_trace_a_rule_and_one_for_everything_else(
@@ -75,7 +61,7 @@ def test_one_trace_a_rule_and_one_for_everything_else(
     engine.accuracy(sweep_inputs.base, "mnist", "test")
     two = jax.tree.map(lambda leaf: np.stack([leaf] * 2), sweep_inputs.base)
     with pytest.raises(AssertionError, match="'count' is traced > 1"):
-        engine._count(two, "mnist", "test")
+        engine._count(two, ["mnist"], "test")
 
 
 # Jobs
@@ -216,6 +202,22 @@ def test_as_many_cells_as_there_is_room_for(sweep_inputs: SweepInputs) -> None:
         assert fit(needed * 0.999) == max(1, cells - 1)
     assert fit(1000 * needed) == MOST
     assert fit(0) == 1  # one is tried, and the device may refuse it
+
+
+def test_two_cells_in_threads_where_a_cpu_has_the_memory(
+    sweep_inputs: SweepInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many bytes as an accelerator needs for two cells at once."""
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 0}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    for thousands in range(1, 10**5):
+        pages["SC_PHYS_PAGES"] = 1000 * thousands
+        fit = cells_that_fit(sweep_inputs, SETTINGS, device(1000 * thousands))
+        assert streams_that_fit(sweep_inputs, SETTINGS, device(None, "cpu")) == min(fit, 2)
+        if fit == 3:
+            break
+    assert fit == 3
+    assert streams_that_fit(sweep_inputs, SETTINGS, device(10**12)) == 1
 
 
 def test_room_is_asked_of_accelerators_that_know_it(sweep_inputs: SweepInputs) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +17,21 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweep_fixtures import MIXED, SETTINGS, Tables, Worker, laid_out, tables_of
+from sweep_fixtures import (
+    MERGES,
+    MIXED,
+    SETTINGS,
+    Tables,
+    Worker,
+    at_most_once,
+    engine_like,
+    laid_out,
+    tables_of,
+)
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import Layout, one_device
 from rmtllmf_jax.sweep.programs import over_cells
 
@@ -38,6 +52,55 @@ def test_cells_side_by_side_give_the_same_table(
     found = tables_of(laid_out(sweep_engine, cells_at_once), MIXED, tmp_path)
     for name, table in mixed_tables.items():
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+
+
+def test_cells_in_two_threads_give_the_same_table(
+    sweep_engine: Engine, mixed_tables: Tables, tmp_path: Path
+) -> None:
+    found = tables_of(laid_out(sweep_engine, streams=2), MIXED, tmp_path)
+    for name, table in mixed_tables.items():
+        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+
+
+def test_two_streams_compute_two_cells_at_the_same_time(sweep_engine: Engine) -> None:
+    both = Barrier(2)
+
+    def merge(*arguments: Any) -> Any:
+        both.wait(TIMEOUT)  # for another cell, that has begun too
+        return sweep_engine.programs.merge(*arguments)
+
+    engine = laid_out(sweep_engine, streams=2)
+    engine.programs = replace(sweep_engine.programs, merge=merge)
+    cells = [cell for cell in MERGES.cells() if cell.draw == 0 and cell.scenario == "ideal"]
+    jobs = [Job(cell, 0.3) for cell in cells[:4]]
+    found = list(engine.run(jobs))
+    assert [len(pair) for pair in found] == [2, 2]
+    alone = engine_like(sweep_engine).run(jobs)
+    assert list(chain(*found)) == list(chain(*alone))
+
+
+def test_what_threads_share_is_made_once(sweep_engine: Engine) -> None:
+    """Sources and few-shot pool, test images, and the one trace of each program."""
+    chex.clear_trace_counter()
+    layout = replace(sweep_engine.layout, streams=2)
+    engine = Engine(sweep_engine.inputs, SETTINGS, layout, at_most_once)
+    made, draw, place = [], engine.uplinks.sources, engine._placed
+    engine.uplinks.sources = lambda *which: made.append(which) or draw(*which)
+    engine._placed = lambda *rows: made.append("images") or place(*rows)
+    cells = [cell for cell in MIXED.cells() if cell.protection == "r-mtllmf" and cell.draw == 0]
+    list(engine.run([Job(cell, 0.3) for cell in cells]))
+    assert made == ["images", (0, 0), (1, 0)]
+    assert list(engine._pools) == [0, 1]  # a seed
+
+
+def test_a_cell_that_fails_in_its_thread_ends_the_run(sweep_engine: Engine) -> None:
+    def full(*_: object) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    engine = laid_out(sweep_engine, streams=2)
+    engine.programs = replace(sweep_engine.programs, count=full)
+    with pytest.raises(InputError, match="--cells-at-once 1 takes about half"):
+        list(engine.run([Job(cell, 0.3) for cell in MERGES.cells()[:2]]))
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 6])
@@ -66,6 +129,7 @@ def test_a_chunk_is_the_cells_of_all_devices() -> None:
         ({"cells_at_once": 0}, "cells at once must be at least 1"),
         ({"image_devices": 0}, "image devices must be at least 1"),
         ({"processes": 0}, "processes must be at least 1"),
+        ({"streams": 0}, "streams must be at least 1"),
         ({"process": 2, "processes": 2}, "the process must be one of 0 to 1, got 2"),
         ({"process": -1}, "the process must be one of 0 to 0, got -1"),
     ],
@@ -73,6 +137,11 @@ def test_a_chunk_is_the_cells_of_all_devices() -> None:
 def test_a_layout_that_cannot_be(options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Layout((DEVICE,), **options)
+
+
+def test_streams_need_a_single_device() -> None:
+    with pytest.raises(InputError, match="2 streams need a single device, got 4"):
+        Layout((DEVICE,) * 4, streams=2)
 
 
 def test_image_devices_must_divide_the_evaluation_batch(sweep_engine: Engine) -> None:

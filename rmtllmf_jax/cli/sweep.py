@@ -114,14 +114,16 @@ def layout_of(options: SweepOptions, inputs: SweepInputs, settings: Settings) ->
     import jax
 
     from rmtllmf_jax.sweep.layout import Layout
-    from rmtllmf_jax.sweep.room import cells_that_fit
+    from rmtllmf_jax.sweep.room import cells_that_fit, streams_that_fit
 
     devices = tuple(jax.local_devices())
-    at_once = options.cells_at_once
+    rank, processes = jax.process_index(), jax.process_count()  # 0 and 1 where nobody joined others
+    at_once, streams = options.cells_at_once, 1
     if at_once is None:
         at_once = cells_that_fit(inputs, settings, devices[0])
-    ranks = jax.process_index(), jax.process_count()  # 0 and 1 where nobody joined others
-    return Layout(devices, at_once, options.image_devices, *ranks)
+        if len(devices) == processes == 1:  # others would want the same cores
+            streams = streams_that_fit(inputs, settings, devices[0])
+    return Layout(devices, at_once, options.image_devices, rank, processes, streams)
 
 
 def settings_of(options: SweepOptions, seed: int) -> Settings:
@@ -239,6 +241,7 @@ def sweep(
             "cells_at_once": layout.cells_at_once,
             "image_devices": layout.image_devices,
             "processes": layout.processes,
+            "streams": layout.streams,
         },
         "store": store if options.store else f"sweep/{key}",
     }

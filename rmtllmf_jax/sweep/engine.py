@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int64, PyTree
+from jaxtyping import Array, Int, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.task_data import Rows
@@ -43,10 +44,11 @@ class Engine:
         self.programs = build_programs(inputs.backbone, settings.realign, layout, jit)
         self.frozen = frozen_leaves(inputs.base, settings.frozen)
         self._sources: tuple[tuple[int, int], PyTree] | None = None
+        self._seed_keys: dict[int, Key[Array, " cells"]] = {}
         self._pools: dict[int, tuple[Shots, list[Int64[np.ndarray, " shots"]]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Counted]]:
-        """Compute jobs chunk by chunk, and yield each chunk when it is done.
+        """Compute jobs, and yield those that ran side by side when all of them are done.
 
         Jobs that share a draw of the noise stand together, whatever their order was.
 
@@ -55,14 +57,14 @@ class Engine:
         """
         self._require_shots(jobs)
         for group in _groups(jobs):
-            for start in range(0, len(group), self.layout.chunk):
-                chunk = group[start : start + self.layout.chunk]
+            for some in _cut(group, self.layout.chunk * self.layout.streams):
                 try:
-                    yield self._counted(chunk)
+                    yield self._side_by_side(some)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    raise InputError(_out_of_memory(self.layout.cells_at_once, error)) from error
+                    at_once = self.layout.cells_at_once * self.layout.streams
+                    raise InputError(_out_of_memory(at_once, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
         """Return the models of jobs that share rule, seed, draw and realignment, stacked.
@@ -73,7 +75,7 @@ class Engine:
         """
         chunk = [*jobs, *[jobs[-1]] * (self.layout.chunk - len(jobs))]
         cell = chunk[0].cell
-        merges = self.layout.put(self._merges(chunk), CELLS)
+        merges = self._merges(chunk)
         sources = self.sources(cell.seed, cell.draw)
         models = self.programs.merge(
             cell.rule,
@@ -99,8 +101,8 @@ class Engine:
     def accuracy(self, params: PyTree, task: str, split: str) -> float:
         """Return the accuracy on a task of a model that was made elsewhere."""
         models = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.layout.chunk), params)
-        found = jax.device_get(self._count(self.layout.put(models, CELLS), task, split))
-        return int(np.sum(found, axis=0)[0]) / self.samples(task, split).count
+        right = self._count(self.layout.put(models, CELLS), [task], split)[task]
+        return int(right[0]) / self.samples(task, split).count
 
     def samples(self, task: str, split: str) -> EvaluationSet:
         """Return the evaluation batches of one task, see `sets`."""
@@ -160,25 +162,46 @@ class Engine:
             for each in sets
         ]
 
+    def _side_by_side(self, jobs: list[Job]) -> list[Counted]:
+        """Return what `_counted` does of all chunks, each in a thread of its own."""
+        chunks = _cut(jobs, self.layout.chunk)
+        if len(chunks) == 1:
+            return self._counted(jobs)
+        self._make_ready(jobs[0])
+        with ThreadPoolExecutor(len(chunks)) as pool:
+            return [each for counted in pool.map(self._counted, chunks) for each in counted]
+
+    def _make_ready(self, job: Job) -> None:
+        """Make what the threads share before they start; each would make its own."""
+        self.arrays, self.sets(job.split), self._keys(job.cell.seed)
+        self.sources(job.cell.seed, job.cell.draw)
+        if PROTECTIONS[job.cell.protection].realign:
+            self._pool(job.cell.seed)
+
     def _counted(self, chunk: list[Job]) -> list[Counted]:
         models = self.models(chunk)
-        split = chunk[0].split
         tasks = sorted({task for job in chunk for task in job.cell.combination})
-        found = {task: self._count(models, task, split) for task in tasks}
-        totals = {task: np.sum(jax.device_get(counts), axis=0) for task, counts in found.items()}
+        totals = self._count(models, tasks, chunk[0].split)
         return [
             (job, {task: int(totals[task][place]) for task in job.cell.combination})
             for place, job in enumerate(chunk)
         ]
 
-    def _count(self, models: PyTree, task: str, split: str) -> list[Int[Array, " cells"]]:
-        """Return what each batch of a task adds up to; nothing waits for the devices yet."""
-        user, size = self.inputs.tasks.index(task), self.inputs.backbone.image_size
-        heads, number = self.arrays["heads"], np.asarray(user)
-        return [
-            self.programs.count(models, heads, number, batch.at_size(size))
-            for batch in self.samples(task, split).batches
-        ]
+    def _count(
+        self, models: PyTree, tasks: Sequence[str], split: str
+    ) -> dict[str, Int[np.ndarray, " cells"]]:
+        """Return how many samples of each task each model classifies right."""
+        heads, size = self.arrays["heads"], self.inputs.backbone.image_size
+
+        def start(task: str) -> list[Int[Array, " cells"]]:
+            user = np.asarray(self.inputs.tasks.index(task))
+            return [
+                self.programs.count(models, heads, user, batch.at_size(size))
+                for batch in self.samples(task, split).batches
+            ]
+
+        counts = {task: start(task) for task in tasks}  # nothing waits for the devices yet
+        return {task: np.sum(found, axis=0) for task, found in jax.device_get(counts).items()}
 
     def _merges(self, chunk: list[Job]) -> Merges:
         users, tasks = len(self.inputs.tasks), self.inputs.tasks
@@ -186,14 +209,20 @@ class Engine:
         for row, job in enumerate(chunk):
             if job.kind != "base" and PROTECTIONS[job.cell.protection].fuse:
                 weights[row] = [task in job.cell.combination for task in tasks]
-        key = jax.random.key(self.settings.seed + chunk[0].cell.seed)  # one seed a chunk
-        return Merges(
-            jnp.asarray(weights),
-            jnp.asarray(np.stack([self.uplinks.factor(job.cell) for job in chunk])),
-            jnp.asarray([job.scale for job in chunk], jnp.float32),
-            jnp.stack([key] * len(chunk)),
-            jnp.asarray([PROTECTIONS[job.cell.protection].reload for job in chunk]),
+        columns: tuple[Any, ...] = (  # NumPy's own: the program puts them on the devices at once
+            weights,
+            np.stack([self.uplinks.factor(job.cell) for job in chunk]),
+            np.asarray([job.scale for job in chunk], np.float32),
+            self._keys(chunk[0].cell.seed),  # one seed a chunk
+            np.asarray([PROTECTIONS[job.cell.protection].reload for job in chunk]),
         )
+        return Merges(*columns)
+
+    def _keys(self, seed: int) -> Key[Array, " cells"]:
+        if seed not in self._seed_keys:
+            key = jax.random.key(self.settings.seed + seed)
+            self._seed_keys[seed] = self.layout.put(jnp.stack([key] * self.layout.chunk), CELLS)
+        return self._seed_keys[seed]
 
     def _require_shots(self, jobs: Sequence[Job]) -> None:
         realigned = [job.cell for job in jobs if PROTECTIONS[job.cell.protection].realign]
@@ -232,6 +261,10 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
         groups.setdefault((cell.seed, cell.draw, job.split, cell.rule, realigned), []).append(job)
     by_noise = sorted(groups, key=lambda shared: shared[:2])  # stable
     return [groups[shared] for shared in by_noise]
+
+
+def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
 def _out_of_memory(cells_at_once: int, error: Exception) -> str:

@@ -30,6 +30,9 @@ class Layout:
     - `cells_at_once`: cells that a device computes side by side (`jax.lax.map(batch_size=...)`).
     - `image_devices`: devices that share the evaluation batches of a cell.
     - `process`, `processes`: which part of the cells is this process's.
+    - `streams`: chunks that a single device computes at the same time, each in a thread of its own.
+      A CPU gains by two: one program leaves its cores idle for a part of the time
+      (benchmarks/sweep.py). The threads do not see JAX's context managers (`jax.enable_x64`).
     """
 
     devices: tuple[jax.Device, ...]
@@ -37,16 +40,23 @@ class Layout:
     image_devices: int = 1
     process: int = 0
     processes: int = 1
+    streams: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         require_at_least("cells at once", self.cells_at_once, 1)
         require_at_least("image devices", self.image_devices, 1)
+        require_at_least("streams", self.streams, 1)
         require_at_least("processes", self.processes, 1)
         if len(self.devices) % self.image_devices:
             raise InputError(
                 f"--image-devices {self.image_devices} must divide the number of devices, "
                 f"{len(self.devices)}."
+            )
+        if self.streams > 1 and len(self.devices) > 1:
+            raise InputError(
+                f"{self.streams} streams need a single device, got {len(self.devices)}: programs "
+                "on several must be started in the same order everywhere."
             )
         if not 0 <= self.process < self.processes:
             raise InputError(

@@ -135,7 +135,7 @@ def build_programs(
     def merge_by(rule: str, *arrays: Any) -> PyTree:
         if rule not in by_rule:
             program = layout.shard(partial(merge, rule), (cells, *[every] * 4), cells)
-            by_rule[rule] = jit(program)
+            by_rule.setdefault(rule, jit(program))  # another thread may have come first
         return by_rule[rule](*arrays)
 
     return Programs(

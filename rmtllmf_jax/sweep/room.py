@@ -1,7 +1,8 @@
-"""How many cells a device has room for."""
+"""How many cells a device, or this machine's memory, has room for."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -26,6 +27,24 @@ def cells_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> int:
     limit = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:
         return 1
+    fixed, each = _needs(inputs, settings)
+    return int(min(MOST, max(1, (_SHARE * limit - fixed) // each)))
+
+
+def streams_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> int:
+    """Return how many cells to compute in threads side by side: two on a CPU that has the memory.
+
+    An accelerator has no time to spare; it computes more cells in one program (`cells_that_fit`).
+    """
+    if device.platform != "cpu":
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fixed, each = _needs(inputs, settings)
+    return 2 if fixed + 2 * each <= _SHARE * memory else 1
+
+
+def _needs(inputs: SweepInputs, settings: Settings) -> tuple[int, int]:
+    """Return the bytes of what all cells share, and of one cell."""
     shape: ViTShape = inputs.backbone.module.shape
     bytes_of = FLOAT * sum(leaf.size for leaf in jax.tree.leaves(inputs.base))
     images = sum(
@@ -36,5 +55,4 @@ def cells_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> int:
     fixed = (2 * len(inputs.tasks) + 1) * bytes_of + images
     evaluating = activation_bytes(shape, settings.eval_batch_size, training=False)
     realigning = 4 * bytes_of + activation_bytes(shape, settings.realign.batch_size, training=True)
-    each = bytes_of + max(evaluating, realigning)
-    return int(min(MOST, max(1, (_SHARE * limit - fixed) // each)))
+    return fixed, bytes_of + max(evaluating, realigning)

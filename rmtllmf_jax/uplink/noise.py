@@ -20,6 +20,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from rmtllmf_jax.fusion import leaf_path, stack_size
@@ -74,7 +76,7 @@ def draw_sources(
         sources = jnp.append(sources, jnp.uint32(_SHARED))
 
     def draw(path: tuple, leaf: Array) -> Array:
-        return _normals(_leaf_key(key, path), sources, leaf.shape[1:], leaf.dtype)
+        return _normals(key, _leaf_number(path), sources, leaf.shape[1:], leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, stacked)
 
@@ -86,12 +88,17 @@ def errors(
     return jax.tree.map(lambda leaf: mixed(factor, leaf), sources)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(3, 4))
 def _normals(
-    key: Key[Array, ""], sources: UInt[Array, " sources"], shape: tuple[int, ...], dtype: jnp.dtype
+    key: Key[Array, ""],
+    leaf: UInt[ArrayLike, ""],
+    sources: UInt[Array, " sources"],
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
 ) -> Float[Array, "sources ..."]:
     """Compiled once a shape, not once a leaf, where the caller does not compile it himself."""
-    keys = jax.vmap(lambda source: jax.random.fold_in(key, source))(sources)
+    of_leaf = jax.random.fold_in(key, leaf)
+    keys = jax.vmap(lambda source: jax.random.fold_in(of_leaf, source))(sources)
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
 
 
@@ -160,10 +167,6 @@ def _leaf_by_leaf(
     return values
 
 
-def _leaf_key(key: Key[Array, ""], path: tuple) -> Key[Array, ""]:
-    """Return a key by the leaf's name, so that adding a leaf leaves the others' noise alone."""
-    return jax.random.fold_in(key, _leaf_number(path))
-
-
-def _leaf_number(path: tuple) -> int:
-    return zlib.crc32(leaf_path(path).encode())
+def _leaf_number(path: tuple) -> np.uint32:
+    """Return what a leaf's name adds to a key, so that another leaf leaves its noise alone."""
+    return np.uint32(zlib.crc32(leaf_path(path).encode()))
