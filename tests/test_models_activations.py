@@ -1,0 +1,39 @@
+"""Activations are those of transformers, values and derivatives, in every precision."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmtllmf_jax.models.activations import ACTIVATIONS
+
+X = np.linspace(-9, 9, 1801)
+TOLERANCES = {"float32": 5e-6, "float64": 1e-13}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_values_and_derivatives_are_those_of_torch(name: str, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    activations = pytest.importorskip("transformers.activations")
+    theirs = torch.tensor(X, dtype=getattr(torch, dtype), requires_grad=True)
+    values = activations.ACT2FN[name](theirs)
+    values.sum().backward()
+    with jax.enable_x64(dtype == "float64"):
+        ours, derivatives = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(jnp.asarray(X, dtype))
+    assert ours.dtype == derivatives.dtype == dtype
+    tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
+    np.testing.assert_allclose(ours, values.detach().numpy(), **tolerance)
+    smooth = X != 0  # where relu bends, the two choose differently
+    np.testing.assert_allclose(derivatives[smooth], theirs.grad.numpy()[smooth], **tolerance)
+
+
+def test_gelu_in_bfloat16_is_the_rounded_one() -> None:
+    """Half precision would lose what is left of ``1 + erf``."""
+    x = jnp.asarray(X, jnp.bfloat16)
+    found = ACTIVATIONS["gelu"](x)
+    assert found.dtype == jnp.bfloat16
+    exact = ACTIVATIONS["gelu"](x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(found.astype(jnp.float32), exact.astype(jnp.float32))
