@@ -58,7 +58,10 @@ def mse_and_gradients(name, antennas=ANTENNAS):
     return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(complex, 1e-9), (np.complex64, 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [(complex, 1e-9), pytest.param(np.complex64, 2e-3, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", channel.ATTACKS)
 def test_common_unit_of_power_does_not_matter(name, dtype, rtol):
     h, watts = near_far_channel(np.random.default_rng(4)).astype(dtype), 1e-12
@@ -230,7 +233,9 @@ def test_an_attacker_without_power_is_no_attacker(name):
 
 
 @pytest.mark.parametrize("name", channel.ATTACKS)
-@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.complex128])
+@pytest.mark.parametrize(
+    "dtype", [jnp.complex64, pytest.param(jnp.complex128, marks=pytest.mark.slow)]
+)
 def test_silent_users_are_lost_and_nothing_is_nan(name, dtype):
     h = jnp.zeros((4, 3), dtype)
     mse = channel.user_mse_from_channel(h, name, 100.0)

@@ -296,6 +296,7 @@ def test_units_do_not_matter(parameter_exponent: int, power_exponent: int, optio
     np.testing.assert_allclose(received.symbol_mse, reference.symbol_mse, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradients_before_slicing():
     """Against central differences in float64; decisions themselves have none."""
     h, covariance = system(13)

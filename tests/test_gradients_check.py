@@ -202,6 +202,7 @@ def test_a_right_gradient_agrees_in_float64():
         assert one.gradient != two.gradient or one.parameter == "budget"  # another direction
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_differs_in_float64():
     with jax.enable_x64(True):
         objective = tiny_objective("white", jnp.float64, features=wrong_features)
@@ -211,6 +212,7 @@ def test_a_wrong_gradient_differs_in_float64():
         assert each.relative_error == pytest.approx(0.01 / 1.01, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_float32_agrees_and_what_rounding_drowns_is_too_small_to_tell():
     """At an SNR of 70 dB in the parameters the powers move the score by next to nothing."""
     objective = tiny_objective("white")

@@ -44,20 +44,18 @@ DEVICE = jax.local_devices()[0]
 
 
 @pytest.mark.parametrize(
-    "cells_at_once", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 8))]
+    ("cells_at_once", "streams"),
+    [
+        (3, 2),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 2), (2, 1), (5, 1), (8, 1))),
+    ],
 )
 def test_cells_side_by_side_give_the_same_table(
-    sweep_engine: Engine, mixed_tables: Tables, tmp_path: Path, cells_at_once: int
+    sweep_engine: Engine, mixed_tables: Tables, tmp_path: Path, cells_at_once: int, streams: int
 ) -> None:
-    found = tables_of(laid_out(sweep_engine, cells_at_once), MIXED, tmp_path)
-    for name, table in mixed_tables.items():
-        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
-
-
-def test_cells_in_two_threads_give_the_same_table(
-    sweep_engine: Engine, mixed_tables: Tables, tmp_path: Path
-) -> None:
-    found = tables_of(laid_out(sweep_engine, streams=2), MIXED, tmp_path)
+    """In one program, in threads, and both."""
+    engine = laid_out(sweep_engine, cells_at_once, streams=streams)
+    found = tables_of(engine, MIXED, tmp_path)
     for name, table in mixed_tables.items():
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
 

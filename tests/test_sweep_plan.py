@@ -201,11 +201,15 @@ def test_rematerialised_operations_are_those_that_xla_counts():
 @pytest.mark.parametrize(
     ("shape", "batch"),
     [
-        (replace(SMALL, width=64, mlp_width=512, heads=1), 64),  # the MLP weighs most
-        (replace(SMALL, width=32, mlp_width=32, heads=8), 32),  # attention maps do
-        (replace(SMALL, depth=1), 64),  # the last block alone
+        pytest.param(replace(SMALL, width=64, mlp_width=512, heads=1), 64, id="mlp"),
+        pytest.param(
+            replace(SMALL, width=32, mlp_width=32, heads=8),
+            32,
+            id="attention",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(replace(SMALL, depth=1), 64, id="last", marks=pytest.mark.slow),
     ],
-    ids=["mlp", "attention", "last"],
 )
 def test_training_memory_is_what_xla_allocates(shape: ViTShape, batch: int):
     module, optimiser = CLIPVision(shape), Recipe(10, batch, 1e-5, 0.1).optimiser()

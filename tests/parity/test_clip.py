@@ -150,6 +150,7 @@ def test_features_and_logits_at_full_size(tmp_path: Path):
     assert (len(leaves), sum(leaf.size for leaf in leaves)) == (199, 85_799_424)
 
 
+@pytest.mark.slow
 def test_gradients_with_respect_to_every_parameter(tmp_path: Path):
     model = clip_model()
     model.save_pretrained(tmp_path)
