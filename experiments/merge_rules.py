@@ -32,12 +32,13 @@ cars, which fine-tuning did not teach; per cent, mean and standard deviation ove
     RegMean         96.2 ±  2.6  88.0 ± 3.5  73.5
 
 RegMean wins at every size, 2.5, 11 and 1.3 points before the next; it looks at training images of
-every task (128, without labels) layer by layer. Of the rules that see task vectors alone TIES is
-best. Layer-wise weights do not clearly help: LATA-style and learned ones are 1 to 2 points above
-task arithmetic at N = 2, which is less than the spread, and no better at N = 4; at N = 8 learned
-ones are 2.6 points above it, and still below the base model. There only RegMean and TIES are above
-the base by a point or more. The choice on 50 validation images a task is noisy: neighbouring scales
-may change places.
+every task (128, without labels) layer by layer. When this was run it saw all their tokens in the
+last block, too, of which models by now compute the class token alone. Of the rules that see task
+vectors alone TIES is best. Layer-wise weights do not clearly help: LATA-style and learned ones are
+1 to 2 points above task arithmetic at N = 2, which is less than the spread, and no better at N = 4;
+at N = 8 learned ones are 2.6 points above it, and still below the base model. There only RegMean
+and TIES are above the base by a point or more. The choice on 50 validation images a task is noisy:
+neighbouring scales may change places.
 """
 
 from __future__ import annotations
