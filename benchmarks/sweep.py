@@ -15,19 +15,19 @@ state dicts and does the rest. Equality: the noiseless merges count the same ima
 share the same cores). `chunks`: time and peak memory (VmHWM, processes of their own) against the
 cells at once; `streams`: against the threads.
 
-Two cores, medians of 3 (vit-ti) and 15 rounds, goal: 4 times as fast; milliseconds a cell, `vit-ti`
+Two cores, medians of 3 (vit-ti) and 11 rounds, goal: 4 times as fast; milliseconds a cell, `vit-ti`
 has 64 pixels:
 
 | what | tiny, 10 images a task | tiny, 50 | vit-ti, 10 | vit-ti, 50 |
 | --- | --- | --- | --- | --- |
-| ours | 5.6 | 12.3 | 64 | 195 |
-| torch, load a cell | 27.9 (ours 4.97 x as fast) | 33.2 (2.70 x) | 285 (4.46 x) | 546 (2.80 x) |
-| torch, dicts in memory | 17.9 (3.20 x) | 25.9 (2.11 x) | 248 (3.88 x) | 518 (2.66 x) |
+| ours | 6.8 | 14.3 | 77 | 217 |
+| torch, load a cell | 37.2 (ours 5.44 x as fast) | 43.0 (3.01 x) | 334 (4.34 x) | 676 (3.11 x) |
+| torch, dicts in memory | 22.7 (3.33 x) | 33.9 (2.37 x) | 303 (3.94 x) | 653 (3.01 x) |
 
-Another run of the tiny case had 4.24 and 2.66 times the speed of loading. The goal is reached at 10
-images a task and missed at 50, where a cell is the forward passes of its tasks, five on average, in
-both. One program leaves the cores idle for a third of the time (tiny) or less (larger models),
-which the second thread fills.
+Other runs of the tiny case, an hour before, had 4.24 and 4.97, 2.66 and 2.70 times the speed of
+loading. The goal is reached at 10 images a task and missed at 50, where a cell is the forward
+passes of its tasks, five on average, in both. One program leaves the cores idle for a third of the
+time (tiny) or less (larger models), which the second thread fills.
 
 In processes of their own, tiny, 50 images; the machine moves them by a third from one to the next,
 so no order among them is to be read: cells at once (1, 2, 4, 8) 19.4, 18.1, 25.6, 17.9 ms, peak .55
