@@ -69,8 +69,7 @@ def test_one_trace_a_rule_and_one_for_everything_else(
 
 def test_jobs_with_the_same_noise_stand_together_and_all_are_done(sweep_engine: Engine) -> None:
     """The noise of a draw is drawn once, in whatever order the jobs come."""
-    cells = [cell for cell in GRID.cells() if (cell.combination, cell.scenario) == (PAIR, "ideal")]
-    jobs = [Job(cell, 0.3) for cell in cells]
+    jobs = [Job(cell, 0.3) for cell in GRID.cells() if cell.combination == PAIR]
     jobs = [jobs[place] for place in np.random.default_rng(0).permutation(len(jobs))]
     drawn: list[tuple[int, int]] = []
     engine = engine_like(sweep_engine)
@@ -209,15 +208,14 @@ def test_two_cells_in_threads_where_a_cpu_has_the_memory(
     sweep_inputs: SweepInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many bytes as an accelerator needs for two cells at once."""
-    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 0}
+    pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 0}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    for thousands in range(1, 10**5):
-        pages["SC_PHYS_PAGES"] = 1000 * thousands
-        fit = cells_that_fit(sweep_inputs, SETTINGS, device(1000 * thousands))
-        assert streams_that_fit(sweep_inputs, SETTINGS, device(None, "cpu")) == min(fit, 2)
-        if fit == 3:
-            break
-    assert fit == 3
+    fits = []
+    while 3 not in fits:
+        pages["SC_PHYS_PAGES"] += 1
+        fits.append(cells_that_fit(sweep_inputs, SETTINGS, device(1000 * pages["SC_PHYS_PAGES"])))
+        streams = streams_that_fit(sweep_inputs, SETTINGS, device(None, "cpu"))
+        assert streams == min(fits[-1], 2)
     assert streams_that_fit(sweep_inputs, SETTINGS, device(10**12)) == 1
 
 
