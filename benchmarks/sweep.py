@@ -52,6 +52,7 @@ import jax
 from model_sides import random_backbone
 from sweep_sides import (
     CASES,
+    SETTINGS,
     CountingJit,
     DictIdiom,
     LoadIdiom,
@@ -64,18 +65,18 @@ from sweep_sides import (
 from timing import interleaved, machine, peak_memory
 
 from rmtllmf_jax.sweep.layout import Layout
+from rmtllmf_jax.sweep.room import streams_that_fit
 
 IN_PROCESSES = {"devices": (1, 2, 4, 8), "chunks": (1, 2, 4, 8), "streams": (1, 2)}
 
 
 def against_peers(case: str, images: int, rounds: int) -> None:
     """Check and time our engine and both idioms on the same cells."""
-    device = jax.local_devices()[0]
-    layout = Layout((device,), streams=2 if device.platform == "cpu" else 1)
     torch_side = Users(CASES[case])
     backbone, base = torch_side.loaded()
     inputs = inputs_of(backbone, base, images, torch_side.vectors(base))
-    jit = CountingJit()
+    jit, device = CountingJit(), jax.local_devices()[0]
+    layout = Layout((device,), streams=streams_that_fit(inputs, SETTINGS, device))
     engine = engine_of(inputs, layout, jit)
     jobs, quiet = jobs_of(inputs.tasks, noisy=True), jobs_of(inputs.tasks, noisy=False)
     with tempfile.TemporaryDirectory() as folder:

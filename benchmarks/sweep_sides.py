@@ -33,6 +33,7 @@ CLASSES = 10
 RMS = 2e-3  # of a task vector, as fine-tuning leaves it
 SCALE = 0.3
 BATCH = 50
+SETTINGS = Settings(eval_batch_size=BATCH)
 
 CASES = {
     "tiny": Case(
@@ -99,7 +100,7 @@ class CountingJit:
 
 def engine_of(inputs: SweepInputs, layout: Layout, jit: Callable[..., Any] = jax.jit) -> Engine:
     """Return our engine, evaluating in the batches that torch uses."""
-    return Engine(inputs, Settings(eval_batch_size=BATCH), layout, jit)
+    return Engine(inputs, SETTINGS, layout, jit)
 
 
 def jobs_of(tasks: tuple[str, ...], *, noisy: bool) -> list[Job]:

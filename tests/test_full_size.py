@@ -14,25 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cost_fixtures import B16
 
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.models.shapes import ViTShape
 from rmtllmf_jax.training.finetune import train_step
 from rmtllmf_jax.training.recipes import Recipe
 
-SHAPE = ViTShape(
-    image_size=224,
-    patch_size=16,
-    width=768,
-    depth=12,
-    heads=12,
-    mlp_width=3072,
-    activation="quick_gelu",
-    layer_norm_eps=1e-5,
-)
+SHAPE = B16.vision
 STEPS, BATCH, CLASSES, PROJECTION, LOGIT_SCALE = 5, 2, 10, 512, 100
 RECIPE = Recipe(1000, BATCH, learning_rate=1e-6, weight_decay=0.1, warmup=0.0)
 PEAK = 3.8  # GiB; 2.6 were measured, 1.6 of them two models, gradients and moments

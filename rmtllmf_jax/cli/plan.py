@@ -98,7 +98,6 @@ def sweep_dry_run(options: Sweep) -> None:
         for task in inputs.data
     )
     recipe = Recipe(**records[names[0]].recipe)
-    layout = layout_of(options, inputs, settings)
     numbers = plan(
         _with_vision(setting.model, inputs.backbone.module.shape),
         Preset(recipe, settings.realign, model=setting.model, image_size=setting.image_size),
@@ -107,7 +106,7 @@ def sweep_dry_run(options: Sweep) -> None:
         settings,
         ready_vectors=True,
         validation_fraction=setting.validation_fraction,
-        cells_at_once=layout.cells_at_once * layout.streams,
+        cells_at_once=layout_of(options, inputs, settings).cells_in_memory,
         heads=False,
     )
     _show(numbers, options.json)

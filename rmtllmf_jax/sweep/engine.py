@@ -63,8 +63,7 @@ class Engine:
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    at_once = self.layout.cells_at_once * self.layout.streams
-                    raise InputError(_out_of_memory(at_once, error)) from error
+                    raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
         """Return the models of jobs that share rule, seed, draw and realignment, stacked.

@@ -68,6 +68,11 @@ class Layout:
         """Cells of one call of a program."""
         return self.cells_at_once * (len(self.devices) // self.image_devices)
 
+    @property
+    def cells_in_memory(self) -> int:
+        """Cells that a device has under way, in all streams."""
+        return self.cells_at_once * self.streams
+
     @cached_property
     def mesh(self) -> Mesh | None:
         """The devices as a table of cells and images; `None` for a single device."""
