@@ -18,14 +18,15 @@ compiles):
 
 | what | tiny: ms | over value | MiB | ViT-Ti: ms | over value | MiB | first call |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-| value | 77 | 1 | 2.6 | 708 | 1 | 40 | 12 |
-| ours, gradient | 271 | 3.52 | 33 | 1,936 | 2.74 | 484 | 42 |
-| plain, gradient | 524 | 6.82 | 452 | 2,439 | 3.45 | 2,072 | 50 |
-| remat, gradient | 357 | 4.64 | 25 | 2,529 | 3.57 | 435 | 59 |
+| value | 41 | 1 | 2.5 | 429 | 1 | 40 | 17 |
+| ours, gradient | 159 | 3.91 | 28 | 1,300 | 3.03 | 440 | 56 |
+| plain, gradient | 326 | 8.04 | 379 | 2,634 | 6.14 | 1,959 | 72 |
+| remat, gradient | 224 | 5.51 | 20 | 1,886 | 4.39 | 392 | 80 |
 
-One program for all draws. A gradient has 2.8 to 2.9 times the floating-point operations of its
-value. A small model's takes longer than they do, as sums over rows (the gradients of biases) and
-activations weigh more there against matrix products.
+One program for all draws. Before values took two thirds of their time (last block for the class
+token alone, GELU by erf) the ratios were 3.52 and 2.74, and a gradient had 2.8 to 2.9 times the
+floating-point operations of its value. A small model's takes longer than they do, as sums over rows
+(the gradients of biases) and activations weigh more there against matrix products.
 """
 
 from __future__ import annotations

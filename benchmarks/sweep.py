@@ -31,8 +31,8 @@ time (tiny) or less (larger models), which the second thread fills.
 
 In processes of their own, tiny, 50 images; the machine moves them by a third from one to the next,
 so no order among them is to be read: cells at once (1, 2, 4, 8) 19.4, 18.1, 25.6, 17.9 ms, peak .55
-to .64 GiB; forced devices (1, 2, 4, 8) on the same two cores 18.1, 16.4, 13.2, 15.3 ms, .56 to .65
-GiB; streams (1, 2) 16.0, 13.8 ms, .56 and .62 GiB, of `vit-ti` 222, 188 ms, 1.23 and 1.45 GiB. Two
+to .64 GiB; forced devices (1, 2, 4, 8) on the same two cores 16.2, 15.6, 13.8, 14.9 ms, .57 to .65
+GiB; streams (1, 2) 18.6, 15.2 ms, .57 and .61 GiB, of `vit-ti` 222, 188 ms, 1.23 and 1.45 GiB. Two
 programs are compiled for all cells.
 """
 
