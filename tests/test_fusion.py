@@ -225,6 +225,41 @@ def test_a_mask_selects_bitwise():
     assert_trees_equal(fusion.weighted_sum(stacked, mask), fusion.unstack(stacked)[1])
 
 
+def test_weighted_sum_has_derivatives_in_weights_and_vectors():
+    stacked, rows = random_stack(3)
+    weights = jnp.asarray([0.5, -1.0, 2.0])
+
+    def score(stacked: dict, weights: jax.Array) -> jax.Array:
+        return sum(
+            jnp.sum(leaf**2) for leaf in jax.tree.leaves(fusion.weighted_sum(stacked, weights))
+        )
+
+    total = np.asarray(weights, np.float64) @ rows
+    by_stack, by_weights = jax.jit(jax.grad(score, argnums=(0, 1)))(stacked, weights)
+    assert_close(by_weights, 2 * rows @ total, 50)
+    for user, found in enumerate(fusion.unstack(by_stack)):
+        assert_close(flat(found), 2 * float(weights[user]) * total, 10)
+    assert_close(jax.hessian(score, argnums=1)(stacked, weights), 2 * rows @ rows.T, 50)
+    _, change = jax.jvp(fusion.weighted_sum, (stacked, weights), (stacked, jnp.ones(3)))
+    assert_close(flat(change), total + rows.sum(0), 10)
+
+
+def test_gradient_of_weighted_sum_copies_no_vector():
+    """The vectors are what is large: eight times the model."""
+    stacked = {str(leaf): jnp.ones((8, 64, 96)) for leaf in range(12)}
+
+    @jax.jit
+    def gradient(weights: jax.Array, stacked: dict) -> jax.Array:
+        def score(weights: jax.Array) -> jax.Array:
+            merged = fusion.weighted_sum(stacked, weights)
+            return sum(jnp.sum(jnp.sin(leaf @ leaf.T)) for leaf in merged.values())
+
+        return jax.grad(score)(weights)
+
+    memory = gradient.lower(jnp.ones(8), stacked).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 2
+
+
 def test_weighted_sum_maps_over_combinations():
     stacked, rows = random_stack(7)
     weights = np.array([[1, 0, 1], [0, 1, 0], [0.5, 0.5, -1], [0, 0, 0]], np.float32)

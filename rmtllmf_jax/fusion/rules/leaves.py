@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.merge import weighted_sum
 from rmtllmf_jax.fusion.trees import leaf_path, leaves_by_path, stack_size
 
 
@@ -76,11 +77,8 @@ def merge_leaves(
 def weighted(
     weights: Float[Array, " users"], leaf: Float[Array, "users ..."]
 ) -> Float[Array, "..."]:
-    """Return ``sum_q weights_q leaf_q``, unrolled over the users as in `fusion.weighted_sum`."""
-    total = weights[0] * leaf[0]
-    for user in range(1, leaf.shape[0]):
-        total = total + weights[user] * leaf[user]
-    return total.astype(leaf.dtype)
+    """Return ``sum_q weights_q leaf_q`` in the leaf's type, see `fusion.weighted_sum`."""
+    return weighted_sum(leaf, weights).astype(leaf.dtype)
 
 
 def one_where_zero(divisor: Float[Array, "..."]) -> Float[Array, "..."]:
