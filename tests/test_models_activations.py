@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,3 +39,12 @@ def test_gelu_in_bfloat16_is_the_rounded_one() -> None:
     assert found.dtype == jnp.bfloat16
     exact = ACTIVATIONS["gelu"](x.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(found.astype(jnp.float32), exact.astype(jnp.float32))
+
+
+def test_gelu_has_second_derivatives() -> None:
+    with jax.enable_x64(True):
+        ours, theirs = (
+            jax.vmap(jax.grad(jax.grad(gelu)))(jnp.asarray(X))
+            for gelu in (ACTIVATIONS["gelu"], partial(jax.nn.gelu, approximate=False))
+        )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

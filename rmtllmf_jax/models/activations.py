@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,14 +11,33 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 
+@jax.custom_jvp
 def _gelu(x: Array) -> Array:
     """Return ``x (1 + erf(x / sqrt 2)) / 2`` as torch computes it, in float32 at least.
 
     `jax.nn.gelu` calls erfc, which takes a CPU two and a half times as long and keeps the relative
     precision of what is nearly zero; next to the other inputs of a sum it makes no difference.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    wide = _wide(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@_gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (change,) = primals, tangents
+    wide = _wide(x)
+    below = _normal_cdf(wide)
+    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
+    slope = (below + wide * density).astype(x.dtype)  # one number to keep in place of three
+    return (wide * below).astype(x.dtype), slope * change
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
