@@ -191,3 +191,25 @@ def test_memory_of_a_gradient_does_not_grow_with_the_terms():
     assert plain_many - plain_few > 60 * 3 * activations
     assert many - few < activations
     assert many < plain_many / 10
+
+
+def of_pixels(parameters: jax.Array, constants: jax.Array, pixels: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.tanh((pixels / 255.0) @ parameters) * constants)
+
+
+def of_draw(parameters: jax.Array, pixels: jax.Array, scale: jax.Array) -> jax.Array:
+    return accumulated_sum(of_pixels, parameters * scale, jnp.ones(16), pixels)
+
+
+def test_memory_of_a_gradient_does_not_grow_with_what_the_terms_share():
+    """Images as numbers follow from constants alone: no loop over draws keeps those of all."""
+
+    def needed(batches: int) -> int:
+        def total(parameters: jax.Array, pixels: jax.Array) -> jax.Array:
+            return accumulated_sum(of_draw, parameters, pixels, jnp.arange(3.0))
+
+        pixels = jnp.ones((batches, 256, 16), jnp.uint8)
+        compiled = jax.jit(jax.grad(total)).lower(jnp.eye(16), pixels).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert needed(64) - needed(4) < 256 * 16 * 8

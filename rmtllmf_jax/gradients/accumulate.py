@@ -59,7 +59,7 @@ class _Whole:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sum(whole: _Whole, parameters: list, constants: list, xs: list) -> Array:
-    return _scan(lambda x: whole(parameters, constants, x), xs)
+    return _scan(lambda shared, x: whole(parameters, shared, x), constants, xs)
 
 
 def _sum_jvp(whole: _Whole, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
@@ -72,14 +72,14 @@ def _sum_jvp(whole: _Whole, primals: tuple, tangents: tuple) -> tuple[Array, Arr
         )
     moving = [place for place, slope in enumerate(slopes) if _moves(slope)]
 
-    def of_moving(chosen: list[Array], x: list[Array]) -> Array:
+    def of_moving(chosen: list[Array], shared: list[Array], x: list[Array]) -> Array:
         every = list(parameters)
         for place, leaf in zip(moving, chosen, strict=True):
             every[place] = leaf
-        return whole(every, constants, x)
+        return whole(every, shared, x)
 
     here = [parameters[place] for place in moving]
-    total, gradient = _scan(lambda x: jax.value_and_grad(of_moving)(here, x), xs)
+    total, gradient = _scan(partial(jax.value_and_grad(of_moving), here), constants, xs)
     change = jnp.zeros_like(total)
     for part, place in zip(gradient, moving, strict=True):
         change += jnp.real(jnp.sum(part * slopes[place]))
@@ -89,15 +89,18 @@ def _sum_jvp(whole: _Whole, primals: tuple, tangents: tuple) -> tuple[Array, Arr
 _sum.defjvp(_sum_jvp, symbolic_zeros=True)
 
 
-def _scan(step: Callable[[PyTree], Any], xs: PyTree) -> Any:
+def _scan(step: Callable[[PyTree, PyTree], Any], shared: PyTree, xs: PyTree) -> Any:
     """Return the sum of what `step` returns, over the leading axis of `xs`."""
     step = jax.jit(step)  # traced once for its shapes and for the loop
     first = jax.tree.map(lambda leaf: leaf[0], xs)
-    shapes = jax.eval_shape(step, first)
+    shapes = jax.eval_shape(step, shared, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def add(total: PyTree, x: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, step(x)), None
+        # Tied to the turn: what follows from shared data alone (all images of all batches as
+        # numbers, in a loop over draws) would be computed and kept before the loop.
+        here = jax.lax.optimization_barrier((shared, x))
+        return jax.tree.map(jnp.add, total, step(*here)), None
 
     return jax.lax.scan(add, zeros, xs)[0]
 
