@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +31,7 @@ from rmtllmf_jax.gradients import (
     Parameters,
     check_gradient,
     user_mse,
+    value,
     value_and_gradient,
 )
 
@@ -266,3 +269,23 @@ def test_nothing_to_differentiate_in_and_discrete_choices_are_errors():
         check_gradient(objective, parameters_of("powers"), KEY)
     with pytest.raises(InputError, match="hard accuracy"):
         check_gradient(objective.scored("accuracy"), parameters_of("scale"), KEY)
+
+
+def test_flags_that_a_program_leaves_behind_are_no_warning(monkeypatch: pytest.MonkeyPatch):
+    """XLA computes on what pads a vector, too; NumPy would take its flags for ours."""
+    name = ctypes.util.find_library("m")
+    if name is None or not hasattr(library := ctypes.CDLL(name), "feraiseexcept"):
+        pytest.skip("needs the C library's floating-point flags")
+    parameters = parameters_of("budget")
+    objective = tiny_objective("white").fixed_at(parameters)
+    raised = []
+
+    def flagged(*words: Any) -> Any:
+        found = value(*words)
+        raised.append(library.feraiseexcept(0x1F))  # all of them, on the usual processors
+        return found
+
+    monkeypatch.setattr("rmtllmf_jax.gradients.check.value", flagged)
+    (agreement,) = check_gradient(objective, parameters, KEY)
+    assert raised
+    assert agreement.verdict(TOLERANCE["float32"]) != "differs"
