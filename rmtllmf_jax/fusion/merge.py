@@ -40,8 +40,9 @@ def weighted_sum(
 def _sum_of_leaf(
     leaf: Float[Array, "users ..."], weights: Float[Array, " users"]
 ) -> Float[Array, "..."]:
+    users = len(leaf)
     total = weights[0] * leaf[0]
-    for user in range(1, len(leaf)):
+    for user in range(1, users):
         total = total + weights[user] * leaf[user]
     return total
 
