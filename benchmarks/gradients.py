@@ -12,21 +12,20 @@ body, which computes every batch again. Equality: the three gradients agree to 1
 entry. Memory is what XLA plans for the program besides its arguments (`memory_analysis`). Programs:
 what `value_and_gradient` compiled for all rounds, each with another key and other parameters.
 
-Two cores (goal: within 3 times the value). Tiny case, 50 images a task, 2 draws, medians of 5; the
-ViT-Ti/16 at 64 pixels, 50 images a task, 1 draw, medians of 3 (and seconds of the first call, which
-compiles):
+Two cores (goal: within 3 times the value), 50 images a task, 2 draws. Tiny case, medians of 15; the
+ViT-Ti/16 at 64 pixels, medians of 7 (and seconds of the first call, which compiles):
 
 | what | tiny: ms | over value | MiB | ViT-Ti: ms | over value | MiB | first call |
 | --- | --- | --- | --- | --- | --- | --- | --- |
-| value | 41 | 1 | 2.5 | 429 | 1 | 40 | 17 |
-| ours, gradient | 159 | 3.91 | 28 | 1,300 | 3.03 | 440 | 56 |
-| plain, gradient | 326 | 8.04 | 379 | 2,634 | 6.14 | 1,959 | 72 |
-| remat, gradient | 224 | 5.51 | 20 | 1,886 | 4.39 | 392 | 80 |
+| value | 39 | 1 | 2.2 | 675 | 1 | 38 | 18 |
+| ours, gradient | 127 | 3.27 | 13.6 | 1,989 | 2.95 | 203 | 44 |
+| plain, gradient | 247 | 6.37 | 264 | 5,849 | 8.67 | 3,360 | 60 |
+| remat, gradient | 176 | 4.54 | 13.4 | 2,974 | 4.41 | 206 | 74 |
 
-One program for all draws. Before values took two thirds of their time (last block for the class
-token alone, GELU by erf) the ratios were 3.52 and 2.74, and a gradient had 2.8 to 2.9 times the
-floating-point operations of its value. A small model's takes longer than they do, as sums over rows
-(the gradients of biases) and activations weigh more there against matrix products.
+One program for all draws. With one draw the ViT-Ti had 3.13 (335 and 1,049 ms, medians of 9), as
+what the system takes to hand out the memory weighs more. A gradient has 2.95 times the operations
+of its value. A small model's takes longer than they do: products with short sides, sums over rows
+and copies weigh more there.
 """
 
 from __future__ import annotations
