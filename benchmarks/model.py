@@ -23,9 +23,10 @@ Two CPU cores, float32, medians:
 | small, train, 32 | 153 ms | 236 ms | 0.65 |
 
 Torch computes all tokens of the last block, ours the class token alone. The small model was timed
-on another day than ViT-B/16, on which it had 0.94 and 1.03, before GELU by erf. flax's LayerNorm /
-ours, gradient of the small ViT: 1.58 (218 and 138 ms). Peak memory of fine-tuning ViT-B/16, batch
-2: 2.40 GiB.
+on another day than ViT-B/16, on which it had 0.94 and 1.03, before GELU by erf; all four before
+attention, LayerNorm and GELU had rules of their own for the gradient. With these, flax's LayerNorm
+/ ours, gradient of the small ViT: 1.22 (137 and 112 ms; 1.58 and 138 ms before). Peak memory of
+fine-tuning ViT-B/16, batch 2: 2.40 GiB.
 
 `--accelerator` is JAX alone in bfloat16, state donated and images on the device, with and without
 remat. Utilisation is the model's operations (`sweep.cost`; what remat computes again does not

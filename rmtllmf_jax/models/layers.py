@@ -18,7 +18,7 @@ class LayerNorm(nn.Module):
 
     Computed in float32 at least, returned in the type of `x`. Scale and bias meet what is
     normalised already, in rows: in the order of `flax.linen.LayerNorm` the gradient of a ViT-Ti
-    takes 1.3 times as long on a CPU (benchmarks/model.py).
+    takes 1.2 times as long on a CPU (benchmarks/model.py).
     """
 
     epsilon: float
