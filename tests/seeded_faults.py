@@ -70,11 +70,21 @@ CHANNEL = (
         ("test_channel_covariances.py::test_covariance_is_the_attack[230.0-1.0-min_max_rate]",),
     ),
     Fault(
-        "floor missing where the receiver does not know the attacker",
+        "a receiver that should not know the attacker does",
         "channel/covariances.py",
-        "attack + floor)",
-        "attack)",
+        "mmse_equaliser(h_tilde, jnp.zeros_like(attack), noise, order)",
+        "mmse_equaliser(h_tilde, attack, noise, order)",
         ("test_channel_covariances.py::test_mismatched_mse_is_that_of_the_textbook_filter",),
+    ),
+    Fault(
+        "a covariance whose slope is that of its eigenvectors alone",
+        "channel/spectral_attacks.py",
+        "with_derivative_of(moved, ",
+        "with_derivative_of(0 * moved, ",
+        (
+            "test_channel_covariances.py::"
+            "test_a_covariance_has_the_derivatives_of_finite_differences[sum_rate]",
+        ),
     ),
     Fault(
         "first decoded user first",

@@ -73,3 +73,33 @@ def test_hessians_in_channel_budget_and_noise(attack):
     assert np.max(np.abs(forward - numeric) / size) < 1e-8
     assert np.max(np.abs(reverse - forward) / size) < 1e-11
     assert np.max(np.abs(forward - forward.swapaxes(1, 2)) / size) < 1e-11
+
+
+@pytest.mark.parametrize("attack", [dear(attack) for attack in SMOOTH])
+def test_a_loop_over_draws_keeps_second_derivatives(attack):
+    """Reverse mode through `lax.map` and `scan` against forward mode under `vmap`."""
+    rng = np.random.default_rng(31)
+    draws = jnp.asarray(complex_normal(rng, 2, 2, ANTENNAS, USERS))
+
+    def loss(x, draw):
+        moved = draw[0] + x[0] * draw[1]
+        return jnp.sum(losses(attack, moved, jnp.zeros(USERS), 3 + x[1], x[2]))
+
+    def mapped(x):
+        return jnp.sum(jax.lax.map(lambda draw: loss(x, draw), draws))
+
+    def scanned(x):
+        return jax.lax.scan(lambda sum, draw: (sum + loss(x, draw), None), 0.0, draws)[0]
+
+    def batched(x):
+        return jnp.sum(jax.vmap(loss, (None, 0))(x, draws))
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def hessians(x):
+        expected = jax.jacfwd(jax.jacfwd(batched))(x)
+        return expected, jax.hessian(mapped)(x), jax.jacrev(jax.grad(scanned))(x)
+
+    expected, *found = map(np.asarray, hessians(jnp.zeros(3)))
+    assert np.max(np.abs(expected)) > 1e-3
+    for hessian in found:
+        np.testing.assert_allclose(hessian, expected, rtol=1e-9, atol=1e-9)

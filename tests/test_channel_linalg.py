@@ -10,7 +10,8 @@ from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtllmf_jax.channel.linalg import eigh, inverse, ldl, pivots
+from rmtllmf_jax.channel.derivative_rules import Ruled
+from rmtllmf_jax.channel.linalg import eigh, eigh_of_root, inverse, ldl, pivots
 
 pytestmark = pytest.mark.usefixtures("x64", "compile_fast")
 
@@ -207,3 +208,72 @@ def test_ldl_is_the_cholesky_factor():
     np.testing.assert_allclose(e @ factor, np.diag(np.diagonal(factor)), atol=1e-12)
     np.testing.assert_array_equal(e, np.tril(e))
     np.testing.assert_array_equal(np.diagonal(e), 1)
+
+
+@pytest.mark.parametrize("budget_db", [60, 80])
+def test_eigh_of_a_float32_matrix_of_rank_one_leaves_rounding_alone(budget_db):
+    """What is left of the other eigenvalues does not grow from column to column."""
+    rng = np.random.default_rng(12)
+    h = complex_normal(rng, 200, 16, 1).astype(np.complex64)
+    matrices = np.float32(10 ** (budget_db / 10)) * h @ h.conj().swapaxes(1, 2)
+    values = np.sort(np.asarray(eigh_batch(jnp.array(matrices))[0]), axis=1)
+    assert np.all(values[:, :-1] < 16 * np.finfo(np.float32).eps * values[:, -1:])
+
+
+def test_eigh_of_a_root_keeps_what_its_product_loses():
+    """Eigenvalues 100 dB apart in float32, singular roots too, against float64."""
+    rng = np.random.default_rng(13)
+    roots = np.tril(complex_normal(rng, 50, 9, 9)) * 10 ** -rng.uniform(0, 2.5, (50, 1, 9))
+    roots[:5, :, 4] = 0
+    single = jnp.array(roots.astype(np.complex64))
+    values, vectors = (np.asarray(x) for x in jax.jit(jax.vmap(eigh_of_root))(single))
+    exact = np.linalg.svd(np.asarray(single, complex), compute_uv=False) ** 2
+    size = np.sqrt(exact[:, :1])
+    error = np.abs(np.sqrt(np.sort(values)[:, ::-1]) - np.sqrt(exact))
+    assert np.max(error / size) < 2e-6
+    orthonormal = np.einsum("bij,bik->bjk", vectors.conj(), vectors)
+    assert np.max(np.abs(orthonormal - np.eye(9))) < 1e-5
+
+
+@Ruled
+def _constant_exp(tree):
+    return jax.lax.stop_gradient({"y": jnp.exp(tree["x"]), "same": tree["x"]})
+
+
+@_constant_exp.defjvp
+def _constant_exp_jvp(primals, tangents):
+    value, dx = _constant_exp(*primals), tangents[0]["x"]
+    return value, {"y": value["y"] * dx, "same": dx}
+
+
+def test_a_rule_holds_in_loops_batches_and_branches():
+    """Where `jax.custom_jvp` would give the derivative of a constant."""
+
+    def term(x):
+        found = _constant_exp({"x": x})
+        return found["y"] * found["same"]  # x exp(x)
+
+    ways = {
+        "scan": lambda x: jax.lax.scan(lambda s, k: (s + term(k * x), None), 0.0, factors)[0],
+        "map": lambda x: jnp.sum(jax.lax.map(lambda k: term(k * x), factors)),
+        "vmap": lambda x: jnp.sum(jax.vmap(lambda k: term(k * x))(factors)),
+        "remat": lambda x: jnp.sum(jax.vmap(jax.checkpoint(lambda k: term(k * x)))(factors)),
+        "cond": lambda x: sum(jax.lax.cond(x > 0, term, lambda x: x, k * x) for k in factors),
+        "nested": lambda x: jnp.sum(
+            jax.lax.map(lambda k: jax.vmap(jax.vmap(term))(k * x[None, None])[0, 0], factors)
+        ),
+    }
+    factors, x = jnp.array([1.0, 2.0]), jnp.array(0.3)
+    kx = np.array([0.3, 0.6])
+    exact = [np.sum(np.array([1.0, 2.0]) ** n * (n + kx) * np.exp(kx)) for n in range(4)]
+
+    @jax.jit
+    def derivatives(x):
+        second = {name: jax.grad(jax.grad(way)) for name, way in ways.items()}
+        return {
+            name: (way(x), jax.grad(way)(x), second[name](x), jax.jacfwd(second[name])(x))
+            for name, way in ways.items()
+        }
+
+    for found in derivatives(x).values():
+        np.testing.assert_allclose(found, exact, rtol=1e-12)

@@ -33,17 +33,35 @@ def compiled(function, **static):
 
 
 _transmit = compiled(link.transmit, static_argnames=OPTIONS)
-equalise = compiled(mmse_equaliser, static_argnums=2)
+_equalise = compiled(mmse_equaliser, static_argnums=3)
 receiver_mse = compiled(channel.receiver_mse, static_argnums=2)
-propagate = compiled(link.propagate)
+_propagate = compiled(link.propagate)
+FLOOR = 0.3
+
+
+def parts(covariance):
+    """Attack and floor of the covariance of all noise."""
+    return covariance - FLOOR * np.eye(len(covariance)), FLOOR
+
+
+def equalise(h, covariance, order):
+    return _equalise(h, *parts(covariance), order)
+
+
+def propagate(symbols, h, covariance, key):
+    return _propagate(symbols, h, *parts(covariance), key)
+
+
 symbol_error_rate = compiled(modem.symbol_error_rate, static_argnums=1)
 
 
-def transmit(*arrays, order="weakest_first", cancellation="genie", modulation=64, clip=None):
+DEFAULTS = {"order": "weakest_first", "cancellation": "genie", "modulation": 64, "clip": None}
+
+
+def transmit(sent, h, covariance, key, unit=1.0, **options):
     """`link.transmit` with all options spelled out: left out, they would be another program."""
-    return _transmit(
-        *arrays, order=order, cancellation=cancellation, modulation=modulation, clip=clip
-    )
+    attack, floor = parts(covariance)
+    return _transmit(sent, h * unit, attack * unit**2, floor * unit**2, key, **DEFAULTS | options)
 
 
 ORDERS = (*channel.ORDERS, None)
@@ -65,7 +83,7 @@ def system(seed: int = 0, users: int = 4, antennas: int = 6, gain: float = 3.0):
     rng = np.random.default_rng(seed)
     h = gain * complex_normal(rng, antennas, users) * 10 ** rng.uniform(-0.4, 0.4, users)
     root = complex_normal(rng, antennas, antennas)
-    return h, root @ root.conj().T + 0.3 * np.eye(antennas)
+    return h, root @ root.conj().T + FLOOR * np.eye(antennas)
 
 
 def effective_gram(h, covariance):
@@ -291,7 +309,7 @@ def test_units_do_not_matter(parameter_exponent: int, power_exponent: int, optio
     send = functools.partial(transmit, **options)
     reference = send(blocks(), h, covariance, KEY)
     unit, power = 2.0**parameter_exponent, 2.0**power_exponent
-    received = send(blocks() * unit, h * power, covariance * power**2, KEY)
+    received = send(blocks() * unit, h, covariance, KEY, unit=power)
     np.testing.assert_allclose(received.parameters, reference.parameters * unit, rtol=1e-9)
     np.testing.assert_allclose(received.symbol_mse, reference.symbol_mse, rtol=1e-9)
 
@@ -304,11 +322,11 @@ def test_gradients_before_slicing():
     rng = np.random.default_rng(13)
     to_h, to_sent = complex_normal(rng, *h.shape), rng.normal(size=(4, 6))
 
-    covariance = jnp.asarray(covariance)
+    attack, noise = parts(jnp.asarray(covariance))
 
     def losses(at, modulation):
         moved = sent + at[1] * 0.1 * np.abs(sent) * to_sent, h + at[0] * to_h
-        received = link.transmit(*moved, covariance, KEY, modulation=modulation)
+        received = link.transmit(*moved, attack, noise, KEY, modulation=modulation)
         both = jnp.stack([received.estimates, received.decisions])
         return (jnp.sum(jnp.abs(both - (0.3 - 0.2j)) ** 2, axis=(1, 2)),) * 2
 
@@ -336,12 +354,13 @@ def test_vmap_over_channels_and_keys_in_one_trace():
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def all_at_once(sent, h, covariance, keys):
+    def all_at_once(sent, h, attack, keys):
         send = functools.partial(link.transmit, cancellation="decisions")
-        return jax.vmap(send, (None, 0, 0, 0))(sent, h, covariance, keys)
+        return jax.vmap(send, (None, 0, 0, None, 0))(sent, h, attack, FLOOR, keys)
 
-    batch = jax.device_get(all_at_once(sent, h, covariance, keys))
-    all_at_once(sent + 1, h, covariance, keys)
+    attack = covariance - FLOOR * np.eye(6)
+    batch = jax.device_get(all_at_once(sent, h, attack, keys))
+    all_at_once(sent + 1, h, attack, keys)
     for draw in range(3):
         one = transmit(sent, h[draw], covariance[draw], keys[draw], cancellation="decisions")
         chex.assert_trees_all_close(jax.tree.map(lambda x, d=draw: x[d], batch), one, atol=1e-10)
@@ -355,14 +374,13 @@ def test_float32_on_the_papers_channels():
         norm = np.linalg.norm(h, axis=1)
         along = np.stack([user[:, np.argmax(n)] / n.max() for user, n in zip(h, norm)])
         jammed = 232 * along[:, :, None] * along[:, None].conj()
-        covariance = np.eye(16, dtype=np.complex64) + jammed
-        every = compiled(jax.vmap(lambda h, c: mmse_equaliser(h, c, "weakest_first")))
-        single = every(h, covariance)
+        every = compiled(jax.vmap(lambda h, c: mmse_equaliser(h, c, 1.0, "weakest_first")))
+        single = every(h, jammed)
         sent = np.ones((8, 5), np.float32)
-        received = jax.eval_shape(link.transmit, sent, h[0], covariance[0], KEY)
+        received = jax.eval_shape(link.transmit, sent, h[0], jammed[0], 1.0, KEY)
     assert single.mse.dtype == received.parameters.dtype == jnp.float32
     assert received.symbols.dtype == jnp.complex64
-    wide = h.astype(complex), covariance.astype(complex)
+    wide = h.astype(complex), jammed.astype(complex)
     double = every(*wide)
     np.testing.assert_allclose(single.mse, double.mse, rtol=1e-3)
 

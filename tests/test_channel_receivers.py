@@ -153,12 +153,13 @@ def sic_error_covariance(h, noise_covariance, order):
 @jax.jit
 def errors_of_receivers(h, noise_covariance):
     """Error covariances of the filters and from the Gram matrix, a pair for every order."""
-    gram = channel.effective_gram(h, noise_covariance)
+    noise = noise_covariance, 1e-30
+    gram = channel.effective_gram(h, *noise)
     pairs = []
     for order in (*channel.ORDERS, None):
-        equaliser = channel.mmse_equaliser(h, noise_covariance, order)
+        equaliser = channel.mmse_equaliser(h, *noise, order)
         sequence = None if order is None else equaliser.sequence
-        of_filters = channel.error_covariance_of(equaliser, h, noise_covariance)
+        of_filters = channel.error_covariance_of(equaliser, h, *noise)
         pairs.append((of_filters, channel.error_covariance(gram, sequence)))
     return pairs
 

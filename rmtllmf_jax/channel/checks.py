@@ -73,6 +73,26 @@ def require_finite(name: str, values: Any) -> None:
         raise InputError(f"{name} must be finite, got {bad[0].item()!r}.")
 
 
+def require_channel(h_tilde: Any) -> None:
+    """Check that H~ is one complex matrix (antennas, users), and finite.
+
+    **Raises:** `InputError` that says what was seen.
+    """
+    shape, dtype = np.shape(h_tilde), getattr(h_tilde, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.complexfloating):
+        seen = type(h_tilde).__name__ if dtype is None else f"{dtype} of shape {shape}"
+        raise InputError(
+            f"h_tilde must be a complex array (antennas, users), got {seen}: convert it with "
+            "jnp.asarray(h_tilde, complex)."
+        )
+    if len(shape) != 2 or not all(shape):
+        raise InputError(
+            f"h_tilde must be one channel of shape (antennas, users), got {shape}: map over a "
+            "batch of channels with jax.vmap."
+        )
+    require_finite("h_tilde", h_tilde)
+
+
 def require_hermitian(name: str, matrix: Any, tolerance: float | None = None) -> None:
     """Check that a matrix is square, finite and Hermitian to rounding.
 

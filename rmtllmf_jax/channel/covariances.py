@@ -14,18 +14,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
 from rmtllmf_jax.channel.attacks import require_rank
-from rmtllmf_jax.channel.checks import require_covariance, require_powers
+from rmtllmf_jax.channel.checks import require_channel, require_powers
+from rmtllmf_jax.channel.coloured_noise import coloured_noise
 from rmtllmf_jax.channel.equalise import error_covariance_of, mmse_equaliser
-from rmtllmf_jax.channel.linalg import inverse, product
-from rmtllmf_jax.channel.matrix_functions import congruence, eigenbasis
+from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.matrix_functions import congruence, divide, in_own_basis, square_root
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.realisation import gram, received_power
 from rmtllmf_jax.channel.receivers import receiver_mse
-from rmtllmf_jax.channel.sum_mse_attack import sum_mse_powers
-from rmtllmf_jax.channel.sum_rate_attack import floor_aware_powers, sum_rate_powers
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_covariance
+from rmtllmf_jax.channel.sum_mse_attack import SUM_MSE
+from rmtllmf_jax.channel.sum_rate_attack import FLOOR_AWARE, SUM_RATE
+from rmtllmf_jax.common.errors import require_known
 
-_Powers = Callable[[Array, Array, Array], tuple[Array, Array]]
 _Covariance = Callable[[Array, Array, Array], Array]
 
 
@@ -37,11 +38,11 @@ def attack_covariance(
 ) -> Complex[Array, "antennas antennas"]:
     """The attacker's own covariance, of trace `budget`, without the thermal floor.
 
-    `name` is one of `channel.ATTACKS`; `noise` matters to those that count the floor. Values only:
-    differentiate the functions of `channel.attacks`, which know more than this matrix shows.
+    `name` is one of `channel.ATTACKS`; `noise` matters to those that count the floor. Derivatives
+    of every order in channel, budget and noise, where those of the attack itself exist.
 
     **Raises:** `InputError` for an unknown attack, for more users than antennas where the attack
-    has no answer, and outside jit for a negative budget.
+    has no answer, and outside jit for a channel that is not finite or a negative budget.
 
     >>> h_tilde = jnp.array([[2.0 + 0j], [0.0]])
     >>> for name in ("white", "strongest_user"):
@@ -50,6 +51,7 @@ def attack_covariance(
     [[6.0, 0.0], [0.0, 0.0]]
     """
     require_known("attack", name, COVARIANCES)
+    require_channel(h_tilde)
     require_powers(budget, noise)
     require_rank(name, users=h_tilde.shape[1], antennas=h_tilde.shape[0])
     real = jnp.real(h_tilde).dtype
@@ -57,19 +59,22 @@ def attack_covariance(
 
 
 def effective_gram(
-    h_tilde: Complex[Array, "antennas users"], covariance: Complex[Array, "antennas antennas"]
+    h_tilde: Complex[Array, "antennas users"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
 ) -> Complex[Array, "users users"]:
-    """G = H~^H C^-1 H~ for a covariance C of all noise, floor included.
+    """G = H~^H C^-1 H~ for the covariance C of an attacker and of the floor `noise` > 0.
 
-    **Raises:** `InputError` if `covariance` is of another size than the channel, and outside jit
+    Differentiable in all arrays.
+
+    **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit
     if it is not Hermitian or positive semidefinite.
 
-    >>> covariance = jnp.diag(jnp.array([4.0 + 0j, 1.0]))
-    >>> print(effective_gram(jnp.array([[2.0 + 0j], [3.0]]), covariance).real.round(3))
+    >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
+    >>> print(effective_gram(jnp.array([[2.0 + 0j], [3.0]]), attack, 1.0).real.round(3))
     [[10.]]
     """
-    _require_fitting("covariance", covariance, h_tilde)
-    return _seen_through(h_tilde, covariance)
+    return gram(coloured_noise(h_tilde, attack, noise).whiten(h_tilde))
 
 
 def user_mse_from_covariance(
@@ -89,10 +94,8 @@ def user_mse_from_covariance(
     >>> print(user_mse_from_covariance(jnp.array([[2.0 + 0j], [0.0]]), attack).round(3))
     [0.5]
     """
-    require_powers(0.0, noise)
-    _require_fitting("attack", attack, h_tilde)
-    total = attack + noise * jnp.eye(len(attack), dtype=attack.dtype)
-    return receiver_mse(_seen_through(h_tilde, total), received_power(gram(h_tilde)), order)
+    effective = effective_gram(h_tilde, attack, noise)
+    return receiver_mse(effective, received_power(gram(h_tilde)), order)
 
 
 def mismatched_mse(
@@ -113,25 +116,9 @@ def mismatched_mse(
     >>> print(mismatched_mse(jnp.array([[2.0 + 0j], [0.0]]), attack).round(3))
     [0.68]
     """
-    require_powers(0.0, noise)
-    _require_fitting("attack", attack, h_tilde)
-    floor = jnp.asarray(noise) * jnp.eye(len(attack), dtype=attack.dtype)
-    errors = error_covariance_of(mmse_equaliser(h_tilde, floor, order), h_tilde, attack + floor)
+    unaware = mmse_equaliser(h_tilde, jnp.zeros_like(attack), noise, order)
+    errors = error_covariance_of(unaware, h_tilde, attack, noise)
     return jnp.real(jnp.diagonal(errors))
-
-
-def _require_fitting(name: str, covariance: Array, h_tilde: Array) -> None:
-    antennas = h_tilde.shape[0]
-    if covariance.shape != (antennas, antennas):
-        raise InputError(
-            f"{name} must be {antennas} x {antennas} for {antennas} antennas, got shape "
-            f"{covariance.shape}."
-        )
-    require_covariance(name, covariance)
-
-
-def _seen_through(h_tilde: Array, covariance: Array) -> Array:
-    return congruence(h_tilde.conj().T, inverse(covariance))
 
 
 def _none(h_tilde: Array, budget: Array, noise: Array) -> Array:
@@ -144,15 +131,15 @@ def _white(h_tilde: Array, budget: Array, noise: Array) -> Array:
     return budget / len(h_tilde) * jnp.eye(len(h_tilde), dtype=h_tilde.dtype)
 
 
-def _in_range(powers: _Powers) -> _Covariance:
-    """The attacker who puts `powers` on the eigendirections of H~ H~^H, from those of K."""
+def _in_range(rule: Rule) -> _Covariance:
+    return lambda h_tilde, budget, noise: spectral_covariance(rule, h_tilde, budget, noise)
 
-    def covariance(h_tilde: Array, budget: Array, noise: Array) -> Array:
-        values, vectors = eigenbasis(gram(h_tilde))
-        sigma, _ = powers(values, budget, noise)
-        return congruence(product(h_tilde, vectors), jnp.diag(sigma / values).astype(vectors.dtype))
 
-    return covariance
+def _white_in_range(h_tilde: Array, budget: Array, noise: Array) -> Array:
+    del noise
+    here, vectors = in_own_basis(gram(h_tilde))
+    projection = divide(jnp.eye(len(here), dtype=here.dtype), here)
+    return budget / len(here) * congruence(product(h_tilde, vectors), projection)
 
 
 def _strongest_user(h_tilde: Array, budget: Array, noise: Array) -> Array:
@@ -165,26 +152,24 @@ def _strongest_user(h_tilde: Array, budget: Array, noise: Array) -> Array:
 def _min_max_rate(h_tilde: Array, budget: Array, noise: Array) -> Array:
     del noise
     weighted = h_tilde * jnp.sqrt(min_max_weights(gram(h_tilde)))
-    values, vectors = eigenbasis(gram(weighted))
-    # (A A^H)^(1/2) = A V diag(s^-1/2) V^H A^H with A^H A = V diag(s) V^H.
-    root = congruence(
-        product(weighted, vectors), jnp.diag(1 / jnp.sqrt(values)).astype(vectors.dtype)
-    )
-    return budget / jnp.sum(jnp.sqrt(values)) * root
+    # (A A^H)^(1/2) = A (A^H A)^(-1/2) A^H.
+    here, vectors = in_own_basis(gram(weighted))
+    root = square_root(here)
+    inverse_root = divide(jnp.eye(len(here), dtype=here.dtype), root)
+    along = congruence(product(weighted, vectors), inverse_root)
+    return budget / jnp.real(jnp.trace(root)) * along
 
 
 COVARIANCES: Mapping[str, _Covariance] = MappingProxyType(
     {
         "none": _none,
         "white": _white,
-        "white_in_range": _in_range(
-            lambda values, budget, _: (jnp.full_like(values, budget / values.size), budget)
-        ),
-        "sum_rate": _in_range(lambda values, budget, _: sum_rate_powers(values, budget)),
-        "sum_rate_floor_aware": _in_range(floor_aware_powers),
+        "white_in_range": _white_in_range,
+        "sum_rate": _in_range(SUM_RATE),
+        "sum_rate_floor_aware": _in_range(FLOOR_AWARE),
         "strongest_user": _strongest_user,
         "min_max_rate": _min_max_rate,
-        "sum_mse": _in_range(sum_mse_powers),
+        "sum_mse": _in_range(SUM_MSE),
     }
 )
 """`(h_tilde, budget, noise) -> covariance` of every attack by name."""

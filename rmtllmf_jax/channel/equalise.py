@@ -1,15 +1,15 @@
 """The MMSE receivers as filters: what is applied to the antennas' signal Y = H~ X + Z.
 
-Whitened, A = L_C^-1 H~ with C = L_C L_C^H. With the users ordered so that the last one decoded
+Whitened, A = W H~ with W^H W = C^-1. With the users ordered so that the last one decoded
 comes first, M = I + A^H A = L L^H and D = diag(L), successive interference cancellation is a
 decision-feedback equaliser,
 
-    X^ = D^-1 (L^-1 A^H L_C^-1 Y - (L^H - D) X_cancelled),
+    X^ = D^-1 (L^-1 A^H W Y - (L^H - D) X_cancelled),
 
 one feedforward filter and one strictly triangular feedback filter. Where the symbols cancelled are
 the true ones the error is D^-1 L^-1 (A^H w - X), w white, of covariance D^-1 L^-1 M L^-H D^-1 =
 D^-2: uncorrelated between users, with the mu_q = 1 / L_kk^2 of `receivers.sic_mse`. Without
-cancellation, X^ = M^-1 A^H L_C^-1 Y has the error covariance M^-1.
+cancellation, X^ = M^-1 A^H W Y has the error covariance M^-1.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Float, Int, Real
 
+from rmtllmf_jax.channel.coloured_noise import coloured_noise
 from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.channel.realisation import gram, received_power
 from rmtllmf_jax.channel.receivers import sic_order
@@ -44,19 +46,23 @@ class Equaliser(NamedTuple):
 
 def mmse_equaliser(
     h_tilde: Complex[Array, "antennas users"],
-    noise_covariance: Complex[Array, "antennas antennas"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
     order: str | None,
 ) -> Equaliser:
     """The filters of MMSE-SIC in `order`, or of joint MMSE for `None`.
 
-    `noise_covariance` is the C of all noise, Hermitian positive definite, in the unit of |h~|^2.
-    The order follows the received powers before the attack. Smooth but where two of them tie.
+    The noise has the covariance C = `attack` + `noise` I, a positive semidefinite matrix and a
+    floor > 0 in the unit of |h~|^2. The order follows the received powers before the attack. Smooth
+    but where two of them tie.
 
-    **Raises:** `InputError` for an unknown order.
+    **Raises:** `InputError` for an unknown order, for an `attack` of another size, and outside jit
+    for one that is no covariance or a floor that is not positive.
     """
+    coloured = coloured_noise(h_tilde, attack, noise)
     antennas, users = h_tilde.shape
     eye = jnp.eye(antennas, dtype=h_tilde.dtype)
-    _, whitened = cholesky(noise_covariance, jnp.concatenate([h_tilde, eye], axis=1))
+    whitened = coloured.whiten(jnp.concatenate([h_tilde, eye], axis=1))
     channel, whitener = whitened[:, :users], whitened[:, users:]
     m = jnp.eye(users, dtype=h_tilde.dtype) + gram(channel)
     matched = product(channel.conj().T, whitener)
@@ -81,16 +87,15 @@ def mmse_equaliser(
 def error_covariance_of(
     equaliser: Equaliser,
     h_tilde: Complex[Array, "antennas users"],
-    noise_covariance: Complex[Array, "antennas antennas"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
 ) -> Complex[Array, "users users"]:
     """E[e e^H] of the estimates that given filters make of unit-power symbols.
 
-    Holds for any filters, also those designed for another covariance than the C of all noise here;
-    cancellation is perfect. The diagonal is the users' MSE.
+    Holds for any filters, also those designed for another covariance than the `attack` and the
+    floor `noise` here; cancellation is perfect. The diagonal is the users' MSE.
     """
     eye = jnp.eye(h_tilde.shape[1], dtype=h_tilde.dtype)
     left = product(equaliser.feedforward, h_tilde) - equaliser.feedback - eye
-    noise = product(
-        product(equaliser.feedforward, noise_covariance), equaliser.feedforward.conj().T
-    )
-    return product(left, left.conj().T) + noise
+    coloured = coloured_noise(h_tilde, attack, noise)
+    return product(left, left.conj().T) + coloured.behind(equaliser.feedforward)

@@ -21,6 +21,9 @@ from jaxtyping import Array, Bool, Complex, Float, Inexact
 # Matrices a pass on a CPU: the state of a pass (1 KB a matrix for n = 8) stays in the second-level
 # cache. No power of two, for which the rows of the state would fall on the same cache lines.
 _CPU_PASS = 504
+# Mean eigenvalue of what Jacobi's method works on: squares of the least and the largest are numbers
+# in float32. A power of four, which rounds nothing.
+_UNIT = 2.0**44
 # Five sweeps or six do; more only for input that is not finite.
 _MOST_SWEEPS = 12
 
@@ -124,22 +127,41 @@ def eigh(
     """Eigenvalues in no certain order, and eigenvectors as columns, of a Hermitian PSD matrix.
 
     Every eigenvalue of a well-scaled graded matrix D A D is right to a few eps of itself. Those
-    below eps^2 times the mean come out about there, with eigenvectors that complete the basis, so
+    below eps^3 times the mean come out about there, with eigenvectors that complete the basis, so
     that rank-deficient matrices need no care. A constant for derivatives: none goes through.
     """
     values, vectors = _eigh_of_batch(jax.lax.stop_gradient(matrix)[None])
     return values[0], vectors[0]
 
 
+@jax.jit
+def eigh_of_root(
+    root: Complex[Array, "n n"],
+) -> tuple[Float[Array, " n"], Complex[Array, "n n"]]:
+    """Eigenvalues and eigenvectors of R R^H, from R itself, as constants for derivatives.
+
+    An eigenvalue is right to eps of the root of the largest, not of the largest: what a product in
+    float32 loses from 60 dB on. R is lower triangular; where it is singular, its diagonal is kept
+    off zero by what rounding leaves anyway.
+    """
+    root = jax.lax.stop_gradient(root)
+    eps = jnp.finfo(root.dtype).eps
+    diagonal = jnp.diagonal(root)
+    least = eps * jnp.maximum(jnp.max(jnp.abs(root)), jnp.finfo(root.dtype).tiny ** 0.25)
+    small = jnp.abs(diagonal) < least
+    root = root + jnp.diag(jnp.where(small, least - diagonal, 0))
+    values, vectors = _eigh_of_root_batch(root[None])
+    return values[0], vectors[0]
+
+
 def off_zero(values: Float[Array, " n"]) -> Float[Array, " n"]:
     """Eigenvalues or powers >= 0, raised above zero far below the rounding of any other case."""
     limits = jnp.finfo(values.dtype)
-    return jnp.maximum(values, jnp.maximum(limits.eps**2 * jnp.max(values), limits.tiny**0.5))
+    return jnp.maximum(values, jnp.maximum(limits.eps**3 * jnp.max(values), limits.tiny**0.5))
 
 
-@jax.custom_batching.custom_vmap
-def _eigh_of_batch(matrices: Array) -> tuple[Array, Array]:
-    """`eigh` over a leading axis; `vmap` merges its axis with that one."""
+def _over_batch(one_pass: Callable[[Array], tuple[Array, Array]]) -> Callable:
+    """A solver over a leading axis from that of a pass; `vmap` merges its axis with that one."""
 
     def in_passes(matrices: Array) -> tuple[Array, Array]:
         batch, n = matrices.shape[:2]
@@ -147,20 +169,23 @@ def _eigh_of_batch(matrices: Array) -> tuple[Array, Array]:
         size = -(-batch // passes)
         padding = [(0, passes * size - batch), (0, 0), (0, 0)]
         stacked = jnp.pad(matrices, padding).reshape(passes, size, n, n)
-        values, vectors = jax.lax.map(_jacobi_pass, stacked)
+        values, vectors = jax.lax.map(one_pass, stacked)
         return values.reshape(-1, n)[:batch], vectors.reshape(-1, n, n)[:batch]
 
-    return jax.lax.platform_dependent(matrices, cpu=in_passes, default=_jacobi_pass)
+    @jax.custom_batching.custom_vmap
+    def solve(matrices: Array) -> tuple[Array, Array]:
+        return jax.lax.platform_dependent(matrices, cpu=in_passes, default=one_pass)
 
+    @solve.def_vmap
+    def solve_batches(
+        axis_size: int, in_batched: list[bool], matrices: Array
+    ) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+        del in_batched  # one argument: it is batched, or this would not be called
+        merged = solve(matrices.reshape(-1, *matrices.shape[2:]))
+        split = jax.tree.map(lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:]), merged)
+        return split, (True, True)
 
-@_eigh_of_batch.def_vmap
-def _eigh_of_batches(
-    axis_size: int, in_batched: list[bool], matrices: Array
-) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
-    del in_batched  # one argument: it is batched, or this would not be called
-    merged = _eigh_of_batch(matrices.reshape(-1, *matrices.shape[2:]))
-    split = jax.tree.map(lambda leaf: leaf.reshape(axis_size, -1, *leaf.shape[1:]), merged)
-    return split, (True, True)
+    return solve
 
 
 def _jacobi_pass(matrices: Array) -> tuple[Array, Array]:
@@ -170,22 +195,41 @@ def _jacobi_pass(matrices: Array) -> tuple[Array, Array]:
     the square roots of the eigenvalues. Batch axis last from here on: every operation is a vector
     one.
     """
-    n = matrices.shape[-1]
     diagonal = jnp.real(jnp.diagonal(matrices, axis1=1, axis2=2))
     scale = jnp.maximum(jnp.mean(diagonal, axis=1), jnp.finfo(diagonal.dtype).tiny)
-    scaled = jnp.moveaxis(matrices / scale[:, None, None], 0, -1)
-    columns = _orthogonalise(*_cholesky_columns(scaled))[:n]
+    scaled = jnp.moveaxis(matrices / scale[:, None, None] * _UNIT, 0, -1)
+    values, vectors = _of_columns(_cholesky_columns(scaled))
+    return values / _UNIT * scale[:, None], vectors
+
+
+def _root_pass(roots: Array) -> tuple[Array, Array]:
+    """One-sided Jacobi on the columns of a factor that is given."""
+    size = jnp.max(jnp.abs(roots), axis=(1, 2))
+    columns = jnp.moveaxis(roots / size[:, None, None] * _UNIT**0.5, (0, 1, 2), (2, 1, 0))
+    values, vectors = _of_columns(columns)
+    return values / _UNIT * jnp.square(size)[:, None], vectors
+
+
+def _of_columns(columns: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of C C^H from C as (columns, rows, batch)."""
+    n = columns.shape[0]
+    columns = jnp.pad(columns, [(0, n % 2), (0, 0), (0, 0)])
+    columns = _orthogonalise(columns.real, columns.imag)[:n]
     values = jnp.sum(jnp.square(jnp.abs(columns)), axis=1)
     vectors = jnp.moveaxis(columns / jnp.sqrt(values)[:, None], (0, 1), (2, 1))
-    return values.T * scale[:, None], vectors
+    return values.T, vectors
 
 
-def _cholesky_columns(matrix: Array) -> tuple[Array, Array]:
-    """Real and imaginary parts of n columns C with A = C C^H, (columns, rows, batch), for n even.
+_eigh_of_batch = _over_batch(_jacobi_pass)
+_eigh_of_root_batch = _over_batch(_root_pass)
+
+
+def _cholesky_columns(matrix: Array) -> Array:
+    """Columns C with A = C C^H, (columns, rows, batch).
 
     Cholesky's method on the largest diagonal entry left, which graded and rank-deficient matrices
     need; the rows stay where they are. A pivot below the rounding of its diagonal entry is set to
-    that. An odd n gets a column of zeros.
+    that, and what stands below it is rounding too: as a column it would grow from step to step.
     """
     n, batch = matrix.shape[1:]
     eye = jnp.eye(n, dtype=bool)[:, :, None]
@@ -194,21 +238,22 @@ def _cholesky_columns(matrix: Array) -> tuple[Array, Array]:
     def diagonal_of(matrix: Array) -> Array:
         return jnp.sum(jnp.where(eye, matrix.real, 0), axis=1)
 
-    least = jnp.maximum(n * eps * diagonal_of(matrix), eps**2)
+    least = jnp.maximum(n * eps * diagonal_of(matrix), eps**3 * _UNIT)
 
     def eliminate(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         rest, free = state
         left = jnp.where(free, diagonal_of(rest), -jnp.inf)
         chosen = jnp.arange(n)[:, None] == jnp.argmax(left, axis=0)
         pivot = jnp.sum(jnp.where(chosen, jnp.maximum(left, least), 0), axis=0)
+        lost = jnp.any(chosen & (left <= least), axis=0)
         column = jnp.sum(jnp.where(chosen, rest, 0), axis=1)
-        column = jnp.where(chosen, pivot, jnp.where(free, column, 0)) / jnp.sqrt(pivot)
+        column = jnp.where(free & ~lost, column, 0)
+        column = jnp.where(chosen, pivot, column) / jnp.sqrt(pivot)
         return (rest - column[:, None] * column.conj(), free & ~chosen), column
 
     start = matrix, jnp.ones((n, batch), bool)
     _, columns = jax.lax.scan(eliminate, start, length=n)
-    columns = jnp.pad(columns, [(0, n % 2), (0, 0), (0, 0)])
-    return columns.real, columns.imag
+    return columns
 
 
 def _orthogonalise(real: Array, imag: Array) -> Array:

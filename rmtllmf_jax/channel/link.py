@@ -20,8 +20,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel import modem
+from rmtllmf_jax.channel.coloured_noise import coloured_noise
 from rmtllmf_jax.channel.equalise import mmse_equaliser
-from rmtllmf_jax.channel.linalg import cholesky, product
+from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
 from rmtllmf_jax.common.errors import require_known
 
@@ -54,7 +55,8 @@ class Received(NamedTuple):
 def transmit(
     parameters: Float[Array, "users size"],
     h_tilde: Complex[Array, "antennas users"],
-    noise_covariance: Complex[Array, "antennas antennas"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
     key: Key[Array, ""],
     *,
     order: str | None = "weakest_first",
@@ -67,8 +69,9 @@ def transmit(
     **Arguments:**
 
     - `parameters`: one block a user, normalised by its own rms; the receiver knows that number.
-    - `h_tilde`, `noise_covariance`: H~ = H diag(sqrt p) and the Hermitian positive definite
-      covariance C of all noise, in one unit of power; z ~ CN(0, C) independently a symbol.
+    - `h_tilde`, `attack`, `noise`: H~ = H diag(sqrt p), an attacker's covariance (zeros for none)
+      and the thermal floor > 0, in one unit of power; z ~ CN(0, attack + noise I), independent from
+      symbol to symbol.
     - `order`: MMSE-SIC in this order, or joint MMSE for `None`.
     - `cancellation`: one of `CANCELLATIONS`; without SIC nothing is cancelled.
     - `modulation`: size of the QAM, hence also the bits a parameter; `None` for analogue.
@@ -80,14 +83,15 @@ def transmit(
     throughout. Memory grows as antennas x symbols: send long blocks in parts (each part is then
     normalised by itself).
 
-    **Raises:** `InputError` for an unknown order, cancellation or modulation.
+    **Raises:** `InputError` for an unknown order, cancellation or modulation, and for what
+    `mmse_equaliser` refuses.
     """
     require_known("cancellation", cancellation, CANCELLATIONS)
-    equaliser = mmse_equaliser(h_tilde, noise_covariance, order)
+    equaliser = mmse_equaliser(h_tilde, attack, noise, order)
     unit, rms = normalise(parameters)
     code = _analogue(unit) if modulation is None else _digital(unit, key, modulation, clip)
     symbols = code.encode(unit).astype(h_tilde.dtype)
-    signal = propagate(symbols, h_tilde, noise_covariance, jax.random.fold_in(key, _NOISE))
+    signal = propagate(symbols, h_tilde, attack, noise, jax.random.fold_in(key, _NOISE))
 
     forward = product(equaliser.feedforward, signal)
     mse = equaliser.mse[:, None]
@@ -116,13 +120,13 @@ def transmit(
 def propagate(
     symbols: Complex[Array, "users symbols"],
     h_tilde: Complex[Array, "antennas users"],
-    noise_covariance: Complex[Array, "antennas antennas"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
     key: Key[Array, ""],
 ) -> Complex[Array, "antennas symbols"]:
-    """What the antennas receive: Y = H~ X + L w with C = L L^H and w ~ CN(0, I)."""
-    factor, _ = cholesky(noise_covariance, jnp.zeros_like(h_tilde))
+    """What the antennas receive: Y = H~ X + C^(1/2) w with w ~ CN(0, I)."""
     white = jax.random.normal(key, (h_tilde.shape[0], symbols.shape[1]), h_tilde.dtype)
-    return product(h_tilde, symbols) + product(factor, white)
+    return product(h_tilde, symbols) + coloured_noise(h_tilde, attack, noise).colour(white)
 
 
 class _Code(NamedTuple):

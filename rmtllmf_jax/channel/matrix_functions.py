@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Inexact
 
+from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import eigh, off_zero, product
 
 
@@ -37,19 +38,34 @@ def own_units(
     return gram / unit, *(power / unit for power in powers)
 
 
-@jax.custom_jvp
 def in_basis(
     matrix: Complex[Array, "n n"], values: Float[Array, " n"], vectors: Complex[Array, "n n"]
 ) -> Complex[Array, "n n"]:
     """V^H A V for the eigenbasis of A: diagonal to the last bit, with the derivative in A."""
-    del matrix
-    return jnp.diag(values).astype(vectors.dtype)
+    moved = congruence(vectors.conj().T, (matrix + matrix.conj().T) / 2)
+    return with_derivative_of(moved, jnp.diag(values).astype(vectors.dtype))
 
 
-@in_basis.defjvp
-def _in_basis_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    moved = (tangents[0] + tangents[0].conj().T) / 2
-    return in_basis(*primals), congruence(primals[2].conj().T, moved)
+def in_own_basis(
+    matrix: Complex[Array, "n n"],
+) -> tuple[Complex[Array, "n n"], Complex[Array, "n n"]]:
+    """A PSD matrix in its eigenbasis, and the basis."""
+    values, vectors = eigenbasis(matrix)
+    return in_basis(matrix, values, vectors), vectors
+
+
+@Ruled
+def with_derivative_of(moved: Array, value: Array) -> Array:
+    """`value`, a constant, with the derivative of `moved`, which it is up to rounding."""
+    del moved
+    return value
+
+
+@with_derivative_of.defjvp
+def _with_derivative_of_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    return with_derivative_of(*primals), tangents[0]
 
 
 def congruence(
@@ -66,7 +82,7 @@ def divide(
     return _sylvester(denominator, 2 * numerator)
 
 
-@jax.custom_jvp
+@Ruled
 def square_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """The positive square root of a positive definite matrix that is diagonal at the point."""
     return jnp.diag(jnp.sqrt(jnp.real(jnp.diagonal(matrix)))).astype(matrix.dtype)
@@ -83,7 +99,7 @@ def positive_part(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     return (matrix + _absolute(matrix)) / 2
 
 
-@jax.custom_jvp
+@Ruled
 def _absolute(matrix: Array) -> Array:
     """The positive square root of X X."""
     return jnp.diag(jnp.abs(jnp.real(jnp.diagonal(matrix)))).astype(matrix.dtype)

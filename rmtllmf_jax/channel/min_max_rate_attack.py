@@ -7,7 +7,7 @@ H~ W H~^H scaled to the budget. R-MTLLMF prints a rank-one C for P2, which does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
 from rmtllmf_jax.channel.checks import checked_attack
+from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import inverse, off_zero
 from rmtllmf_jax.channel.matrix_functions import (
     congruence,
     divide,
-    eigenbasis,
-    in_basis,
+    in_own_basis,
     own_units,
     square_root,
 )
@@ -40,20 +40,28 @@ def min_max_weights(gram: Complex[Array, "users users"]) -> Float[Array, " users
     power = jnp.real(jnp.diagonal(gram))
     gram = gram + jnp.diag(off_zero(power) - power).astype(gram.dtype)
 
-    def gap(log_w: Array) -> Array:
-        return jnp.exp(log_w) - _root_diagonal(gram, jnp.exp(log_w))
-
-    def solve(_: object, start: Array) -> Array:
-        return _fixed_point(jax.lax.stop_gradient(gram), start)
-
-    def tangent_solve(linear: Callable[[Array], Array], right: Array) -> Array:
-        # Minus the Hessian of a concave function: symmetric, positive definite.
-        jacobian = jax.vmap(linear)(jnp.eye(right.size, dtype=right.dtype))
-        return inverse(jacobian) @ right
-
-    start = jax.lax.stop_gradient(jnp.log(jnp.real(jnp.diagonal(gram))))
-    weights = jnp.exp(jax.lax.custom_root(gap, start, solve, tangent_solve))
+    weights = jnp.exp(_log_weights(gram))
     return weights / jnp.sum(weights)
+
+
+@Ruled
+def _log_weights(gram: Array) -> Array:
+    """Log w of `_gap` zero."""
+    return _fixed_point(gram, jnp.log(jnp.real(jnp.diagonal(gram))))
+
+
+@_log_weights.defjvp
+def _log_weights_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (gram,) = primals
+    log_w = _log_weights(gram)
+    _, moved = jax.jvp(lambda gram: _gap(gram, log_w), primals, tangents)
+    # Minus the Hessian of a concave function: symmetric, positive definite.
+    jacobian = jax.jacfwd(partial(_gap, gram))(log_w)
+    return log_w, -inverse(jacobian) @ moved
+
+
+def _gap(gram: Array, log_w: Array) -> Array:
+    return jnp.exp(log_w) - _root_diagonal(gram, jnp.exp(log_w))
 
 
 @checked_attack
@@ -71,7 +79,7 @@ def min_max_rate(
     real = jnp.real(gram).dtype
     gram, budget, noise = own_units(gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
     amplitude = jnp.sqrt(min_max_weights(gram))
-    here, vectors = _in_own_basis(amplitude[:, None] * gram * amplitude)
+    here, vectors = in_own_basis(amplitude[:, None] * gram * amplitude)
     root = square_root(here)
     per_root = budget / jnp.real(jnp.trace(root))
     eye = jnp.eye(len(gram), dtype=gram.dtype)
@@ -81,13 +89,8 @@ def min_max_rate(
 
 def _root_diagonal(gram: Array, weights: Array) -> Array:
     amplitude = jnp.sqrt(weights)
-    here, vectors = _in_own_basis(amplitude[:, None] * gram * amplitude)
+    here, vectors = in_own_basis(amplitude[:, None] * gram * amplitude)
     return jnp.real(jnp.diagonal(congruence(vectors, square_root(here))))
-
-
-def _in_own_basis(matrix: Array) -> tuple[Array, Array]:
-    values, vectors = eigenbasis(matrix)
-    return in_basis(matrix, values, vectors), vectors
 
 
 def _fixed_point(gram: Array, start: Array) -> Array:

@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
+from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.matrix_functions import (
     congruence,
+    divide,
     eigenbasis,
     in_basis,
     own_units,
+    with_derivative_of,
 )
 
 
@@ -57,12 +60,36 @@ def spectral_attack(
     noise: Float[Array, ""],
 ) -> Complex[Array, "users users"]:
     """Effective Gram matrix V diag(lambda / (sigma + noise)) V^H of `gram` = V diag(lambda) V^H."""
+    _, vectors, (effective, _, _), _ = _solved(rule, gram, budget, noise)
+    return congruence(vectors, effective)
+
+
+def spectral_covariance(
+    rule: Rule,
+    h_tilde: Complex[Array, "antennas users"],
+    budget: Float[Array, ""],
+    noise: Float[Array, ""],
+) -> Complex[Array, "antennas antennas"]:
+    """The attacker's own covariance H~ V diag(sigma / lambda) V^H H~^H, of trace `budget`."""
+    gram = product(h_tilde.conj().T, h_tilde)
+    here, vectors, (effective, log_nu, floor), sigma = _solved(rule, gram, budget, noise)
+    total = rule.total(effective, jnp.exp(log_nu), floor)
+    moved = total - floor * jnp.eye(len(total), dtype=total.dtype)
+    # N - n has lost the digits of a sigma far below the floor.
+    attack = with_derivative_of(moved, jnp.diag(sigma).astype(total.dtype))
+    return congruence(product(h_tilde, vectors), divide(attack, here))
+
+
+def _solved(
+    rule: Rule, gram: Complex[Array, "users users"], budget: Array, noise: Array
+) -> tuple[Array, Array, _Result, Array]:
+    """K in its eigenbasis and the basis, what the attack solves for, and sigma as a constant."""
     gram, budget, noise = own_units(gram, budget, noise)
     values, vectors, sigma, nu = _solve_powers(rule, gram, budget, noise)
     floor = jax.lax.stop_gradient(noise)
     start = values / (sigma + floor), jnp.log(nu), floor
-    result, _, _ = _solve(rule, start, (in_basis(gram, values, vectors), budget, noise))
-    return congruence(vectors, result)
+    here = in_basis(gram, values, vectors)
+    return here, vectors, _solve(rule, start, (here, budget, noise)), sigma
 
 
 def _solve_powers(
@@ -72,8 +99,9 @@ def _solve_powers(
     values, vectors = eigenbasis(gram)
     budget, noise = jax.lax.stop_gradient((budget, noise))
     # An attacker without power has a derivative too: let it spend what rounding barely shows.
-    least = 64 * jnp.finfo(values.dtype).eps * noise
-    return values, vectors, *rule.powers(values, jnp.maximum(budget, least), noise)
+    spent = jnp.maximum(budget, 64 * jnp.finfo(values.dtype).eps * noise)
+    sigma, nu = rule.powers(values, spent, noise)
+    return values, vectors, sigma * (budget / spent), nu
 
 
 def _equations(rule: Rule, result: _Result) -> _Wanted:
@@ -84,7 +112,7 @@ def _equations(rule: Rule, result: _Result) -> _Wanted:
     return gram, jnp.real(jnp.trace(total)) - len(total) * noise, noise
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(Ruled, static=1)
 def _solve(rule: Rule, start: _Result, wanted: _Wanted) -> _Result:
     """The result that satisfies `wanted`; `start` holds its numbers, G as a vector."""
     return jnp.diag(start[0]).astype(wanted[0].dtype), *start[1:]

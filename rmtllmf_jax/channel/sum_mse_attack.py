@@ -47,7 +47,7 @@ def sum_mse(
     arguments, exact at repeated eigenvalues; non-smooth where a direction begins to be attacked.
     """
     real = jnp.real(gram).dtype
-    return spectral_attack(_RULE, gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
+    return spectral_attack(SUM_MSE, gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
 
 
 def _total(effective: Array, nu: Array, noise: Array) -> Array:
@@ -57,4 +57,4 @@ def _total(effective: Array, nu: Array, noise: Array) -> Array:
     return noise * eye + positive_part(attacked - noise * eye)
 
 
-_RULE = Rule(sum_mse_powers, _total)
+SUM_MSE = Rule(sum_mse_powers, _total)

@@ -84,7 +84,7 @@ def sum_rate(
     differentiating `eigh` gives NaN. Truly non-smooth is only a rank-deficient `gram`: sigma grows
     like sqrt(lambda) there.
     """
-    return _attack(_SUM_RATE, gram, budget, noise)
+    return _attack(SUM_RATE, gram, budget, noise)
 
 
 @checked_attack
@@ -98,7 +98,7 @@ def sum_rate_floor_aware(
     An attacker who knows `noise` spends [sigma_i - noise]_+ on each eigendirection: its sum rate is
     at most that of `sum_rate`. Derivatives as there; non-smooth also where a direction is cut off.
     """
-    return _attack(_FLOOR_AWARE, gram, budget, noise)
+    return _attack(FLOOR_AWARE, gram, budget, noise)
 
 
 def _attack(rule: Rule, gram: Array, budget: ArrayLike, noise: ArrayLike) -> Array:
@@ -132,5 +132,5 @@ def _floor_aware_total(effective: Array, nu: Array, noise: Array) -> Array:
     return noise * eye + positive_part(sigma - noise * eye)
 
 
-_SUM_RATE = Rule(lambda values, budget, noise: sum_rate_powers(values, budget), _total)
-_FLOOR_AWARE = Rule(floor_aware_powers, _floor_aware_total)
+SUM_RATE = Rule(lambda values, budget, noise: sum_rate_powers(values, budget), _total)
+FLOOR_AWARE = Rule(floor_aware_powers, _floor_aware_total)

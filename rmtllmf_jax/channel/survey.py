@@ -106,17 +106,17 @@ def equalised_symbols(
     def receive(key: Array) -> tuple[Array, Array, Array]:
         h_tilde = draw_channel(preset, key)
         users = jnp.argsort(received_power(gram(h_tilde)))[jnp.array(shown)]
-        noise = attack_covariance(attack, h_tilde, preset.attack_budget) + jnp.eye(preset.antennas)
+        noise = attack_covariance(attack, h_tilde, preset.attack_budget), 1.0
         sent = jax.random.fold_in(key, _SENT)
         received = transmit(
             jax.random.normal(sent, (preset.users, symbols)),
             h_tilde,
-            noise,
+            *noise,
             sent,
             order=preset.order,
             modulation=modulation,
         )
-        mse = mmse_equaliser(h_tilde, noise, preset.order).mse[users]
+        mse = mmse_equaliser(h_tilde, *noise, preset.order).mse[users]
         wrong = jnp.abs(received.decisions - received.symbols)[users] > 1e-3
         estimates = received.estimates[users] / (1 - mse)[:, None]
         return estimates, unbiased_sinr(mse), jnp.mean(wrong, axis=1)

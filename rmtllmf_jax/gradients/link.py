@@ -11,7 +11,7 @@ from jaxtyping import Array, Complex, Float, Key
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, Preset
 from rmtllmf_jax.channel.attacks import get_attack, towards_user
-from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.coloured_noise import noise_of_root
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.gradients.parameters import Parameters, channel_matrix, covariance_root
 
@@ -70,9 +70,8 @@ def _effective_gram(
 ) -> Complex[Array, "users users"]:
     budget = preset.attack_budget if parameters.budget is None else parameters.budget
     if parameters.attack is not None:
-        root = covariance_root(parameters.attack)
-        covariance = budget * product(root, root.conj().T)
-        return channel.effective_gram(h_tilde, covariance + jnp.eye(len(root), dtype=root.dtype))
+        noise = noise_of_root(covariance_root(parameters.attack), budget, 1.0)
+        return channel.gram(noise.whiten(h_tilde))
     attack, gram = SCENARIOS[scenario], channel.gram(h_tilde)
     assert attack is not None  # clean has been dealt with
     if attack == "strongest_user":
