@@ -206,6 +206,18 @@ def test_a_right_gradient_agrees_in_float64():
 
 
 @pytest.mark.slow
+def test_second_derivatives_agree_through_the_loop_over_draws():
+    """Under an attack that optimises: `jax.custom_jvp` would give wrong ones there."""
+    with jax.enable_x64(True):
+        parameters = parameters_of("powers", "budget", dtype=jnp.float64)
+        objective = tiny_objective("sum_rate", jnp.float64).fixed_at(parameters)
+        found = check_gradient(objective, parameters, KEY, order=2)
+    for each in found:
+        assert each.verdict(TOLERANCE["float64"]) == "agrees", each
+        assert abs(each.gradient) > 1e-6
+
+
+@pytest.mark.slow
 def test_a_wrong_gradient_differs_in_float64():
     with jax.enable_x64(True):
         objective = tiny_objective("white", jnp.float64, features=wrong_features)
@@ -269,6 +281,8 @@ def test_nothing_to_differentiate_in_and_discrete_choices_are_errors():
         check_gradient(objective, parameters_of("powers"), KEY)
     with pytest.raises(InputError, match="hard accuracy"):
         check_gradient(objective.scored("accuracy"), parameters_of("scale"), KEY)
+    with pytest.raises(InputError, match="order must be 1"):
+        check_gradient(objective, parameters_of("scale"), KEY, order=3)
 
 
 def test_flags_that_a_program_leaves_behind_are_no_warning(monkeypatch: pytest.MonkeyPatch):

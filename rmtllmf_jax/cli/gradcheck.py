@@ -90,6 +90,9 @@ class Gradcheck:
     for all users; overrides --c0."""
     tolerance: float = 1e-3
     """Relative error that is allowed, beside what the finite differences are off by themselves."""
+    hessian: bool = False
+    """Check second derivatives: the curvature along each direction against differences of the
+    slope."""
     seed: int = 0
     """Root of channels, noise, directions, evaluation subsets and of the random model."""
     json: bool = False
@@ -125,6 +128,7 @@ class Gradcheck:
             "channel_draws": self.channel_draws,
             "noise_draws": self.noise_draws,
             "tolerance": self.tolerance,
+            "hessian": self.hessian,
             "seed": self.seed,
             "value": _finite(value),
             "parameters": [
@@ -152,7 +156,12 @@ class Gradcheck:
         )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("parameter", no_wrap=True)
-        for name in ("gradient", "finite diff.", "rel. error", "uncertainty"):
+        for name in (
+            "curvature" if self.hessian else "gradient",
+            "finite diff.",
+            "rel. error",
+            "uncertainty",
+        ):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("verdict")
         for each in found:
@@ -359,7 +368,9 @@ def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agr
     with progress_bar("gradcheck", 1 + len(start.given())) as advance:
         score = float(value(objective, start, key))
         advance(1)
-        found = check_gradient(objective, start, key, options.seed, advance)
+        found = check_gradient(
+            objective, start, key, options.seed, advance, order=2 if options.hessian else 1
+        )
     return score, found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,11 +27,11 @@ TOLERANCE = {"float32": 1e-3, "float64": 1e-6}
 
 @dataclass(frozen=True)
 class Agreement:
-    """The derivative in one parameter, along a random direction, computed in two ways."""
+    """A derivative in one parameter, along a random direction, computed in two ways."""
 
     parameter: str
     gradient: float
-    """By `jax.grad`."""
+    """By JAX: of the score, or for ``order=2`` of its slope, with reverse mode inside."""
     difference: float
     """By central differences with common random numbers."""
     uncertainty: float
@@ -61,33 +62,44 @@ def check_gradient(
     key: Key[Array, ""],
     seed: int = 0,
     advance: Callable[[int], object] = lambda _: None,
+    order: int = 1,
 ) -> list[Agreement]:
-    """Return the agreement in every parameter that is given.
+    """Return the agreement in every parameter that is given, of first or second derivatives.
 
     Each is moved along one random direction, drawn from `seed`, whose entries are in proportion to
     the parameter's own. Central differences of fourth order (`scipy.differentiate.derivative`), at
-    the same `key` as the gradient. Fix the discrete choices first (`Objective.fixed_at`): where one
-    of them changes between two steps, a difference is not a derivative. `advance` is called with 1
-    as each parameter is done, for a progress bar.
+    the same `key` as the derivative: of the score, or with an `order` of 2 of its slope along the
+    direction, for the curvature that ``jax.hessian`` gives. Fix the discrete choices first
+    (`Objective.fixed_at`): where one of them changes between two steps, a difference is not a
+    derivative. `advance` is called with 1 as each parameter is done, for a progress bar.
 
     **Raises:** `InputError` if no parameter is given, and what the objective raises.
     """
     names = parameters.given()
     if not names:
         raise InputError("there is nothing to differentiate in: no parameter is given.")
+    if order not in (1, 2):
+        raise InputError(f"order must be 1 (gradient) or 2 (Hessian), got {order!r}.")
     score, gradient = value_and_gradient(objective, parameters, key)
-    rounding = float(jnp.finfo(score.dtype).eps * jnp.abs(score))
     generator = np.random.default_rng(seed)
     found = []
     for name in names:
         here = getattr(parameters, name)
         way = _direction(here, generator)
         slope = float(np.vdot(np.asarray(getattr(gradient, name), float), np.asarray(way, float)))
+        exact, differentiated = slope, float(score)
+        if order == 2:
+            exact = float(_curvature(objective, parameters, key, name, way))
+            differentiated = slope
+        rounding = float(jnp.finfo(score.dtype).eps) * abs(differentiated)
         step, halvings = _STEPS[str(jnp.asarray(here).dtype)]
 
         def along(t: Any, name: str = name, here: Any = here, way: Any = way) -> float:
             moved = replace(parameters, **{name: here + jnp.asarray(t, here.dtype) * way})
-            return float(value(objective, moved, key))
+            if order == 1:
+                return float(value(objective, moved, key))
+            slope = getattr(value_and_gradient(objective, moved, key)[1], name)
+            return float(np.vdot(np.asarray(slope, float), np.asarray(way, float)))
 
         # NumPy reads the processor's flags after each call, and XLA may leave there what came of
         # numbers that nobody reads. A score that is not a number shows in the result.
@@ -102,9 +114,23 @@ def check_gradient(
             )
         # Where no step moves the rounded score, all of them agree on a derivative of zero.
         uncertainty = max(float(result.error), rounding / step)
-        found.append(Agreement(name, slope, float(result.df), uncertainty))
+        found.append(Agreement(name, exact, float(result.df), uncertainty))
         advance(1)
     return found
+
+
+@partial(jax.jit, static_argnums=3)
+def _curvature(
+    objective: Objective, parameters: Parameters, key: Array, name: str, way: Any
+) -> Array:
+    def slope(here: Any) -> Array:
+        def score(here: Any) -> Array:
+            return objective(replace(parameters, **{name: here}), key)
+
+        return jax.grad(score)(here)
+
+    _, bent = jax.jvp(slope, (getattr(parameters, name),), (way,))
+    return jnp.sum(bent * way)
 
 
 def _direction(here: Any, generator: np.random.Generator) -> Any:
