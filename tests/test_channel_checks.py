@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.experimental import checkify
@@ -121,3 +122,53 @@ def test_traced_values_are_known():
     jax.jit(lambda x: seen.append(checks.is_traced(x)))(1.0)
     assert seen == [True]
     assert not checks.is_traced(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("h_tilde", "message"),
+    [
+        (np.ones((5, 3, 2), complex), r"got \(5, 3, 2\): map over a batch .* jax.vmap"),
+        (np.ones((3, 2), int), r"got int64 of shape \(3, 2\): convert it"),
+        ([[1.0]], "got list: convert it"),
+        (np.ones((3, 0), complex), r"got \(3, 0\)"),
+    ],
+)
+def test_what_is_no_channel_is_named(h_tilde, message):
+    with pytest.raises(InputError, match=message):
+        checks.require_channel(h_tilde)
+
+
+def test_every_function_of_a_channel_refuses_a_batch():
+    """Without this package's own type checks, which come first in tests."""
+    batch, attack = jnp.ones((5, 3, 2), complex), jnp.eye(3, dtype=complex)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        for function in (
+            lambda: channel.gram(batch),
+            lambda: channel.user_mse_from_channel(batch, "none", 1.0),
+            lambda: channel.attack_covariance("sum_rate", batch, 1.0),
+            lambda: channel.effective_gram(batch, attack, 1.0),
+            lambda: channel.mmse_equaliser(batch, attack, 1.0, None),
+        ):
+            with pytest.raises(InputError, match=r"jax\.vmap"):
+                function()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_presets_go_by_name_and_take_lists():
+    key = jax.random.key(0)
+    compiled = jax.jit(channel.user_mse, static_argnums=(0, 1))
+    np.testing.assert_array_equal(
+        compiled("ideal", "paper", key), compiled("ideal", channel.PRESETS["paper"], key)
+    )
+    fading = channel.Rician(3.0, angles_deg=[10.0, 20.0])
+    listed = channel.ChannelPreset(users=2, distances_m=[100.0, 200.0], fading=fading)
+    assert compiled("ideal", listed, key).shape == (2,)
+    assert compiled("ideal", channel.DirectPreset(mse=[0.25, 0.5]), key).tolist() == [0.25, 0.5]
+    with pytest.raises(InputError, match="has no channel to draw"):
+        channel.draw_channel("mse=.1", key)
+    with pytest.raises(InputError, match="Did you mean 'paper'"):
+        channel.user_mse("ideal", "papr", key)
+    with pytest.raises(InputError, match=r"None \(joint LMMSE"):
+        channel.ChannelPreset(order="lmmse")

@@ -264,7 +264,7 @@ def test_derivative_of_the_mse_in_the_distances(preset):
 
 def test_distances_that_do_not_fit_are_refused():
     key = jax.random.key(0)
-    with pytest.raises(InputError, match="one a user, 8, got shape"):
+    with pytest.raises(InputError, match="one per user, 8, got shape"):
         channel_at(PAPER, jnp.ones(3), key)
     with pytest.raises(InputError, match=r"> 0, got -1\.0"):
         channel_at(PAPER, jnp.full(8, -1.0), key)

@@ -308,6 +308,7 @@ def test_one_program_serves_objectives_keys_and_draws():
 
 
 OWN = {"distances": jnp.full(4, 300.0), "positions": jnp.full((4, 2), 300.0)}
+STREET = {"path_loss": channel.UrbanMicro(3.5e9, line_of_sight=True), "min_distance_m": 10.0}
 ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "powers' shape": ({}, {"powers": jnp.ones(3)}, r"'powers' must have shape \(4,\), got \(3,\)"),
     "distances' shape": ({}, {"distances": jnp.ones(5)}, "'distances' must have shape"),
@@ -343,6 +344,30 @@ ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"powers": jnp.ones(4)},
         "no channel for powers",
     ),
+    "powers in dB": ({}, {"powers": jnp.array([1.0, -3, 1, 1])}, "'powers' .* > 0, got -3"),
+    "a silent user": ({}, {"powers": jnp.zeros(4)}, "'powers' .* > 0, got 0"),
+    "budget in dB": (
+        {"scenario": "sum_rate"},
+        {"budget": jnp.asarray(-5.0)},
+        r"'budget' \(a ratio, not dB\) must be finite and >= 0, got -5",
+    ),
+    "a user at the base station": ({}, {"distances": jnp.zeros(4)}, "'distances'.* > 0, got 0"),
+    "a user out of range": (
+        {"preset": replace(PRESET, **STREET)},
+        {"distances": jnp.full(4, 1.0)},
+        "for UrbanMicro.* >= 10 .* got 1",
+    ),
+    "heights twice": (
+        {"preset": replace(PRESET, **STREET)},
+        {"positions": jnp.full((4, 3), 90.0)},
+        "has heights, and UrbanMicro.* has its own",
+    ),
+    "angles twice": (
+        {"preset": replace(PRESET, fading=channel.Rician(3.0, angles_deg=[1.0, 2.0, 3.0, 4.0]))},
+        {"positions": OWN["positions"]},
+        "angles_deg of its own",
+    ),
+    "a negative error": ({}, {"mse": jnp.array([0.1, -0.1, 1, 1])}, "'mse' .* >= 0, got -0.1"),
     "too few users": ({"preset": replace(PRESET, users=2)}, {}, "2"),
     "hard accuracy": ({"score": "accuracy"}, {"scale": jnp.asarray(0.4)}, "hard accuracy"),
     "order": ({"scenario": "white"}, {"powers": jnp.ones(4)}, "the SIC order is a discrete choice"),
@@ -359,6 +384,26 @@ def test_errors_say_what_does_not_fit(setting: dict[str, Any], given: dict[str, 
     objective = tiny_objective(**setting)
     with pytest.raises(InputError, match=message):
         value_and_gradient(objective, Parameters(**given), KEY)
+
+
+def test_angles_of_arrival_follow_positions():
+    """A user who moves on a circle keeps its power and changes its direction."""
+    preset = replace(PRESET, fading=channel.Rician(k_factor_db=60.0), order=None)
+    places = jnp.array([[300.0, 0.0], [0.0, 400.0], [-100.0, 200.0], [240.0, -180.0]])
+    turned = places.at[0].set(300 * jnp.array([jnp.cos(1.0), jnp.sin(1.0)]))
+
+    def channel_of(positions):
+        return channel_matrix(Parameters(positions=positions), preset, KEY)
+
+    here, there = channel_of(places), channel_of(turned)
+    sines = places[:, 1] / jnp.linalg.norm(places, axis=1)
+    expected = np.exp(1j * np.pi * np.arange(6)[:, None] * np.asarray(sines))
+    np.testing.assert_allclose(here / here[0], expected, atol=0.02)
+    np.testing.assert_allclose(abs(here[:, 0]), abs(there[:, 0]), rtol=0.02)
+    assert np.min(abs(here[1:, 0] / there[1:, 0] - 1)) > 0.2
+    np.testing.assert_array_equal(here[:, 1:], there[:, 1:])
+    lifted = jnp.column_stack([places, jnp.zeros(4)])
+    np.testing.assert_allclose(channel_of(lifted), here, rtol=1e-5)
 
 
 def test_choices_that_the_parameters_do_not_move_need_not_be_fixed():

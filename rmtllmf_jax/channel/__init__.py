@@ -43,6 +43,7 @@ from rmtllmf_jax.channel.fading import (
 )
 from rmtllmf_jax.channel.geometry import (
     PLACEMENTS,
+    angles_from_positions,
     distances_from_positions,
     user_distances,
     user_distances_by_area,
@@ -58,6 +59,7 @@ from rmtllmf_jax.channel.presets import (
     DirectPreset,
     Preset,
     get_preset,
+    require_channel_preset,
 )
 from rmtllmf_jax.channel.realisation import (
     channel_at,
@@ -106,6 +108,7 @@ __all__ = [
     "Rician",
     "UrbanMacro",
     "UrbanMicro",
+    "angles_from_positions",
     "attack_covariance",
     "attacks",
     "channel_at",
@@ -138,6 +141,7 @@ __all__ = [
     "rayleigh",
     "received_power",
     "receiver_mse",
+    "require_channel_preset",
     "rician",
     "sic_mse",
     "sic_order",

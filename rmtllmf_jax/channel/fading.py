@@ -7,8 +7,9 @@ with their parameters bound: frozen and hashable, so that a preset can hold them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,11 @@ _ANGLES, _SCATTERED = 0, 1
 
 @runtime_checkable
 class Fading(Protocol):
-    """`(key, antennas, users, dtype) -> H` with E|h|^2 = 1."""
+    """`(key, antennas, users, dtype) -> H` with E|h|^2 = 1.
+
+    One with a line of sight says ``has_angles = True`` and takes `angles` (users,) too, in radians
+    from broadside, where the users have positions.
+    """
 
     def __call__(
         self, key: Key[Array, ""], antennas: int, users: int, dtype: DTypeLike | None = None
@@ -186,18 +191,26 @@ class Rician:
     """
 
     k_factor_db: float
-    angles_deg: tuple[float, ...] | None = None
+    angles_deg: Sequence[float] | None = None
+    has_angles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_decibels("k_factor_db", self.k_factor_db)
         if self.angles_deg is not None:
+            object.__setattr__(self, "angles_deg", tuple(map(float, self.angles_deg)))
             require_within("angles_deg", self.angles_deg, -math.inf, math.inf)
 
     def __call__(
-        self, key: Key[Array, ""], antennas: int, users: int, dtype: DTypeLike | None = None
+        self,
+        key: Key[Array, ""],
+        antennas: int,
+        users: int,
+        dtype: DTypeLike | None = None,
+        angles: Float[Array, " users"] | None = None,
     ) -> Complex[Array, "antennas users"]:
-        """One draw of H."""
-        angles = None if self.angles_deg is None else jnp.deg2rad(jnp.array(self.angles_deg))
+        """One draw of H, at `angles` in radians where they are given."""
+        if angles is None and self.angles_deg is not None:
+            angles = jnp.deg2rad(jnp.array(self.angles_deg))
         return rician(key, antennas, users, 10 ** (self.k_factor_db / 10), angles, dtype)
 
 

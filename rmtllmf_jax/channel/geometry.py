@@ -80,6 +80,26 @@ def distances_from_positions(
     return distances
 
 
+def angles_from_positions(
+    positions: Float[Array, "*batch users axes"], base_station: Float[Array, " base_axes"]
+) -> Float[Array, "*batch users"]:
+    """Angles in radians from broadside of an array along the y axis: sin(angle) = dy / distance.
+
+    What `steering_vectors` takes, for users at (x, y) or (x, y, z). Differentiable but at the base
+    station and, with heights, on the array's own axis.
+
+    **Raises:** `InputError` if the two do not have the same two or three coordinates, or a user
+    stands at the base station.
+
+    >>> print(angles_from_positions(jnp.array([[3.0, 0.0], [0.0, 2.0]]), jnp.zeros(2)).round(3))
+    [0.    1.571]
+    """
+    distances_from_positions(positions, base_station)  # checks
+    offset = positions - base_station
+    across = offset[..., 0] if len(base_station) == 2 else jnp.hypot(offset[..., 0], offset[..., 2])
+    return jnp.arctan2(offset[..., 1], across)
+
+
 def _require_ring(
     users: int, minimum: float | Float[Array, ""], maximum: float | Float[Array, ""]
 ) -> None:

@@ -25,7 +25,11 @@ SPEED_OF_LIGHT = 299_792_458.0
 
 @runtime_checkable
 class PathLoss(Protocol):
-    """`(distance in metres) -> power gain`, valid for distances within `range_m`."""
+    """`(distance in metres) -> power gain`, valid for distances within `range_m`.
+
+    One that takes horizontal distances and has the heights of both ends as fields says so with
+    ``has_heights = True``.
+    """
 
     @property
     def range_m(self) -> tuple[float, float]:
@@ -101,6 +105,7 @@ class _Urban:
     user_height_m: float = 1.5
 
     range_m: ClassVar[tuple[float, float]] = (10.0, 5000.0)
+    has_heights: ClassVar[bool] = True
     _highest_user_m: ClassVar[float]
     _los: ClassVar[tuple[float, float]]
     """A and B."""

@@ -6,7 +6,7 @@ Powers are in units of the thermal noise power per antenna (n = 1): raw watts un
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -19,6 +19,20 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 
 ORDERS = ("weakest_first", "strongest_first")
 """Decoding orders of successive interference cancellation (SIC); `None` means joint LMMSE."""
+
+
+def require_order(order: str | None) -> None:
+    """Check a decoding order.
+
+    **Raises:** `InputError` that lists the known ones.
+    """
+    if order is not None:
+        require_known("SIC order", order, (*ORDERS, "None (joint LMMSE, no string)"))
+
+
+def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
+    """A list or an array as the tuple that can be a static argument."""
+    return None if values is None else tuple(map(float, values))
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class ChannelPreset:
     min_distance_m: float = 100.0
     max_distance_m: float = 1000.0
     placement: str = "distance"
-    distances_m: tuple[float, ...] | None = None
+    distances_m: Sequence[float] | None = None
     path_loss: PathLoss = field(default=PowerLaw(2.1))
     edge_snr_db: float = 4.50
     power_control: str = "none"
@@ -58,6 +72,7 @@ class ChannelPreset:
     order: str | None = "weakest_first"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "distances_m", _numbers(self.distances_m))
         require_at_least("users", self.users, 1)
         require_at_least("antennas", self.antennas, 1)
         require_decibels("edge_snr_db", self.edge_snr_db)
@@ -68,8 +83,7 @@ class ChannelPreset:
         # -inf dB is a budget of zero: an attacker without power.
         if self.attack_budget_db != -math.inf:
             require_decibels("attack_budget_db", self.attack_budget_db)
-        if self.order is not None:
-            require_known("SIC order", self.order, ORDERS)
+        require_order(self.order)
 
     def _require_distances(self) -> None:
         named = {name: getattr(self, name) for name in ("min_distance_m", "max_distance_m")}
@@ -77,7 +91,7 @@ class ChannelPreset:
             named = {"distances_m": self.distances_m}
             if len(self.distances_m) != self.users:
                 raise InputError(
-                    f"distances_m needs one distance a user, {self.users}, got "
+                    f"distances_m needs one distance per user, {self.users}, got "
                     f"{len(self.distances_m)}."
                 )
         for name, values in named.items():
@@ -121,12 +135,14 @@ class DirectPreset:
     (0.5, 0.09090909090909091)
     """
 
-    mse: tuple[float, ...] | None = None
-    snr_db: tuple[float, ...] | None = None
+    mse: Sequence[float] | None = None
+    snr_db: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if (self.mse is None) == (self.snr_db is None):
             raise InputError(f"a direct preset needs either mse or snr_db, got {self}.")
+        for name in ("mse", "snr_db"):
+            object.__setattr__(self, name, _numbers(getattr(self, name)))
         require_at_least("number of users", self.users, 1)
         if self.mse is not None:
             require_within("mse", self.mse, 0.0, 1.0)
@@ -141,7 +157,9 @@ class DirectPreset:
     @property
     def user_mse(self) -> tuple[float, ...]:
         """mu_q of every user."""
-        return self.mse or tuple(1 / (1 + 10 ** (value / 10)) for value in self.snr_db or ())
+        if self.mse is not None:
+            return tuple(self.mse)
+        return tuple(1 / (1 + 10 ** (value / 10)) for value in self.snr_db or ())
 
     def require_no_attack(self, scenario: str) -> None:
         """Check that `scenario` is one that needs no channel.
@@ -202,8 +220,8 @@ their edge SNRs):
 _DIRECT = ("mse", "snr_db")
 
 
-def get_preset(name: str) -> Preset:
-    """The preset called `name`, or the direct one that it spells out.
+def get_preset(name: str | Preset) -> Preset:
+    """The preset called `name`, or the direct one that it spells out; a preset is itself.
 
     `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
 
@@ -214,6 +232,8 @@ def get_preset(name: str) -> Preset:
     >>> get_preset("mse=.01,.02")
     DirectPreset(mse=(0.01, 0.02), snr_db=None)
     """
+    if not isinstance(name, str):
+        return name
     kind, equals, listed = name.partition("=")
     if not equals:
         forms = [f"{direct}=..." for direct in _DIRECT]
@@ -229,3 +249,17 @@ def get_preset(name: str) -> Preset:
                 f"as in {kind.strip()}=0.5,0.25."
             ) from None
     return DirectPreset(**{kind.strip(): tuple(values)})
+
+
+def require_channel_preset(preset: Preset | str) -> ChannelPreset:
+    """The preset, by name or itself.
+
+    **Raises:** `InputError` for an unknown name, or a preset without a channel.
+    """
+    found = get_preset(preset)
+    if isinstance(found, DirectPreset):
+        raise InputError(
+            f"{found} has no channel to draw, only the errors that users end up with: take a "
+            f"channel preset ({', '.join(PRESETS)})."
+        )
+    return found

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Integer, Key
 
+from rmtllmf_jax.channel.checks import require_channel
 from rmtllmf_jax.channel.geometry import PLACEMENTS, REFERENCE_DISTANCE_M
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
-from rmtllmf_jax.channel.presets import ChannelPreset
+from rmtllmf_jax.channel.presets import ChannelPreset, require_channel_preset
 from rmtllmf_jax.common.errors import InputError, require_at_least
 
 # What a draw's key is folded with, so that neither part depends on how the other is drawn.
 _DISTANCES, _FADING = 0, 1
 
 
-def draw_distances(preset: ChannelPreset, key: Key[Array, ""]) -> Float[Array, " users"]:
+def draw_distances(preset: ChannelPreset | str, key: Key[Array, ""]) -> Float[Array, " users"]:
     """The users' distances in metres: the preset's own, or drawn as it says.
+
+    **Raises:** `InputError` for a preset without a channel.
 
     >>> preset = ChannelPreset(users=2, distances_m=(100.0, 250.0))
     >>> draw_distances(preset, jax.random.key(0)).tolist()
     [100.0, 250.0]
     """
+    preset = require_channel_preset(preset)
     if preset.distances_m is not None:
         return jnp.array(preset.distances_m)
     place = PLACEMENTS[preset.placement]
@@ -32,14 +39,18 @@ def draw_distances(preset: ChannelPreset, key: Key[Array, ""]) -> Float[Array, "
 
 
 def channel_at(
-    preset: ChannelPreset, distances: Float[Array, " users"], key: Key[Array, ""]
+    preset: ChannelPreset | str,
+    distances: Float[Array, " users"],
+    key: Key[Array, ""],
+    angles: Float[Array, " users"] | None = None,
 ) -> Complex[Array, "antennas users"]:
     """H~ = H diag(sqrt p) of users at given `distances` in metres, with the fading of `key`.
 
     Differentiable in the distances wherever path loss and power control are. Placement and the
-    preset's own distances serve power control alone, as the farthest place of the cell.
+    preset's own distances serve power control alone, as the farthest place of the cell. `angles` in
+    radians from broadside, for a fading that has angles; left out, they are the fading's own.
 
-    **Raises:** `InputError` unless there is one distance a user, and for distances outside the
+    **Raises:** `InputError` unless there is one distance per user, and for distances outside the
     range of the path loss.
 
     >>> from rmtllmf_jax.channel.path_loss import PowerLaw
@@ -48,9 +59,10 @@ def channel_at(
     >>> round(float(jnp.abs(near / far).mean()), 3)
     2.0
     """
+    preset = require_channel_preset(preset)
     if distances.shape != (preset.users,):
         raise InputError(
-            f"distances must be one a user, {preset.users}, got shape {distances.shape}."
+            f"distances must be one per user, {preset.users}, got shape {distances.shape}."
         )
     gain, at_reference, weakest = (
         preset.path_loss(jnp.asarray(d, distances.dtype))
@@ -61,10 +73,15 @@ def channel_at(
     amplitude = jnp.sqrt(preset.edge_snr) * jnp.sqrt(gain / at_reference * share)
     dtype = jnp.result_type(distances.dtype, jnp.complex64)
     fading_key = jax.random.fold_in(key, _FADING)
-    return preset.fading(fading_key, preset.antennas, preset.users, dtype) * amplitude
+    fading: Callable[..., Array] = preset.fading
+    if angles is not None and getattr(fading, "has_angles", False):
+        fading = partial(fading, angles=angles)
+    return fading(fading_key, preset.antennas, preset.users, dtype) * amplitude
 
 
-def draw_channel(preset: ChannelPreset, key: Key[Array, ""]) -> Complex[Array, "antennas users"]:
+def draw_channel(
+    preset: ChannelPreset | str, key: Key[Array, ""]
+) -> Complex[Array, "antennas users"]:
     """One realisation of H~ = H diag(sqrt p): path loss, fading and transmit powers in one matrix.
 
     `channel_at` the distances that `draw_distances` draws from the same key. In units of the
@@ -93,7 +110,7 @@ def draw_keys(
 
 
 def draw_channels(
-    preset: ChannelPreset, key: Key[Array, ""], draws: int
+    preset: ChannelPreset | str, key: Key[Array, ""], draws: int
 ) -> Complex[Array, "draws antennas users"]:
     """`draws` independent channels; number k is `draw_channel(preset, fold_in(key, k))`.
 
@@ -106,9 +123,13 @@ def draw_channels(
 def gram(h_tilde: Complex[Array, "antennas users"]) -> Complex[Array, "users users"]:
     """K = H~^H H~, all that rates, errors and attacks depend on.
 
+    **Raises:** `InputError` for anything but one complex matrix, and outside jit if it is not
+    finite.
+
     >>> gram(jnp.array([[1.0, 1.0], [1.0j, 0.0]])).tolist()
     [[(2+0j), (1+0j)], [(1+0j), (1+0j)]]
     """
+    require_channel(h_tilde)
     # In a reduced precision the near-far spread would not survive.
     return product(h_tilde.conj().T, h_tilde)
 

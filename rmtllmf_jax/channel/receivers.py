@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
 from rmtllmf_jax.channel.linalg import inverse, pivots
-from rmtllmf_jax.channel.presets import ORDERS
-from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.channel.presets import require_order
 
 
 def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, " users"]:
@@ -29,7 +28,7 @@ def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, 
     >>> sic_order(jnp.array([3.0, 1.0, 2.0]), "weakest_first").tolist()
     [1, 2, 0]
     """
-    require_known("SIC order", order, ORDERS)
+    require_order(order)
     ascending = order == "weakest_first"
     return jnp.argsort(received_power if ascending else -received_power)
 

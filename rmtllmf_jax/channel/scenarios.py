@@ -10,11 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel.attacks import Attack, get_attack
-from rmtllmf_jax.channel.checks import require_finite, require_powers
-from rmtllmf_jax.channel.presets import DirectPreset, Preset
+from rmtllmf_jax.channel.checks import require_powers
+from rmtllmf_jax.channel.presets import DirectPreset, Preset, get_preset
 from rmtllmf_jax.channel.realisation import draw_channel, gram, received_power
 from rmtllmf_jax.channel.receivers import receiver_mse
-from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.common.errors import require_known
 
 SCENARIOS: Mapping[str, str | None] = MappingProxyType(
     {
@@ -57,15 +57,13 @@ def user_mse_from_channel(
     >>> print(user_mse_from_channel(h_tilde, "strongest_user", 3.0).round(3))
     [0.8]
     """
-    require_at_least("users", h_tilde.shape[1], 1)
-    require_finite("h_tilde", h_tilde)
+    gram_matrix = gram(h_tilde)
     require_powers(budget, noise)
     act = get_attack(attack, antennas=h_tilde.shape[0]) if isinstance(attack, str) else attack
-    gram_matrix = gram(h_tilde)
     return receiver_mse(act(gram_matrix, budget, noise), received_power(gram_matrix), order)
 
 
-def user_mse(scenario: str, preset: Preset, key: Key[Array, ""]) -> Float[Array, " users"]:
+def user_mse(scenario: str, preset: Preset | str, key: Key[Array, ""]) -> Float[Array, " users"]:
     """MSE of every user, in user order, over the channel that `key` draws from `preset`.
 
     Scenarios share the draw: one key is one cell, whoever attacks it. A `DirectPreset` draws
@@ -78,7 +76,7 @@ def user_mse(scenario: str, preset: Preset, key: Key[Array, ""]) -> Float[Array,
     >>> user_mse("ideal", DirectPreset(mse=(0.25, 0.5)), jax.random.key(0)).tolist()
     [0.25, 0.5]
     """
-    attack = SCENARIOS[require_known("scenario", scenario, SCENARIOS)]
+    attack, preset = SCENARIOS[require_known("scenario", scenario, SCENARIOS)], get_preset(preset)
     if attack is None:
         return jnp.zeros(preset.users)
     if isinstance(preset, DirectPreset):

@@ -296,15 +296,33 @@ class _BatchScore:
         return jnp.sum(jnp.where(batch.weights > 0, batch.weights * scores, 0.0))
 
 
-@jax.jit
 def value(objective: Objective, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
-    """``objective(parameters, key)``, compiled once for all objectives of a setting."""
+    """``objective(parameters, key)``, compiled once for all objectives of a setting.
+
+    **Raises:** `InputError` for parameters that do not fit, or numbers that they cannot be.
+    """
+    objective.check(parameters)
+    return _value(objective, parameters, key)
+
+
+def value_and_gradient(
+    objective: Objective, parameters: Parameters, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Parameters]:
+    """The score and its gradient in all parameters that are given, compiled once a setting.
+
+    **Raises:** as `value`.
+    """
+    objective.check(parameters)
+    return _value_and_gradient(objective, parameters, key)
+
+
+@jax.jit
+def _value(objective: Objective, parameters: Parameters, key: Array) -> Array:
     return objective(parameters, key)
 
 
 @jax.jit
-def value_and_gradient(
-    objective: Objective, parameters: Parameters, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], Parameters]:
-    """The score and its gradient in all parameters that are given, compiled once a setting."""
+def _value_and_gradient(
+    objective: Objective, parameters: Parameters, key: Array
+) -> tuple[Array, Parameters]:
     return jax.value_and_grad(objective.__call__)(parameters, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,10 +15,12 @@ from jaxtyping import Array, Complex, Float
 from rmtllmf_jax.channel import (
     ChannelPreset,
     PowerLaw,
+    angles_from_positions,
     channel_at,
     distances_from_positions,
     draw_distances,
 )
+from rmtllmf_jax.channel.checks import require_finite, require_positive, require_within
 from rmtllmf_jax.channel.linalg import cholesky
 from rmtllmf_jax.common.errors import InputError
 
@@ -38,7 +41,8 @@ class Parameters:
     distances: Float[Array, " users"] | None = None
     """Metres to the base station, in place of drawn ones."""
     positions: Float[Array, "users axes"] | None = None
-    """Metres, (x, y) or (x, y, z) with the base station at the origin, in place of distances."""
+    """Metres, (x, y) or (x, y, z), in place of distances. The base station is at the origin and its
+    array along the y axis: under `Rician` fading the angles of arrival are those of the places."""
     path_loss_exponent: Float[Array, ""] | None = None
     """Exponent of a `PowerLaw`; the SNR at 1 km stays what the preset says."""
     budget: Float[Array, ""] | None = None
@@ -95,6 +99,9 @@ def require_fitting(parameters: Parameters, preset: object, scenario: str) -> No
     require_place(parameters.given(), preset, scenario)
     if isinstance(preset, ChannelPreset):
         _require_shapes(parameters, preset)
+        _require_values(parameters, preset)
+    if parameters.mse is not None:
+        require_within("parameter 'mse'", parameters.mse, 0.0, math.inf)
 
 
 def require_place(names: Iterable[str], preset: object, scenario: str) -> None:
@@ -118,6 +125,11 @@ def require_place(names: Iterable[str], preset: object, scenario: str) -> None:
         return
     if {"distances", "positions"} <= given:
         raise InputError("parameters give both distances and positions: leave one out.")
+    if "positions" in given and getattr(preset.fading, "angles_deg", None):
+        raise InputError(
+            "parameters give positions, and the preset's fading has angles_deg of its own: "
+            "leave one out."
+        )
     if "powers" in given and preset.power_control != "none":
         raise InputError(
             "parameters give the powers, and the preset has the power control "
@@ -154,14 +166,26 @@ def _require_shapes(parameters: Parameters, preset: ChannelPreset) -> None:
             raise InputError(f"parameter {name!r} must have shape {shape}, got {seen}.")
 
 
-def place(parameters: Parameters, preset: ChannelPreset, key: Array) -> Float[Array, " users"]:
-    """Return the users' distances in metres."""
-    if parameters.distances is not None:
-        return parameters.distances
-    if parameters.positions is not None:
-        origin = jnp.zeros_like(parameters.positions[0])
-        return distances_from_positions(parameters.positions, origin)
-    return draw_distances(preset, key)
+def _require_values(parameters: Parameters, preset: ChannelPreset) -> None:
+    """Check numbers, where there are any yet: not inside a transformation."""
+    if parameters.powers is not None:
+        require_positive("parameter 'powers' (shares of the full power)", parameters.powers)
+    if parameters.budget is not None:
+        require_within("parameter 'budget' (a ratio, not dB)", parameters.budget, 0.0, math.inf)
+    if parameters.attack is not None:
+        require_finite("parameter 'attack'", parameters.attack)
+    name, distances = "distances", parameters.distances
+    if (places := parameters.positions) is not None:
+        if places.shape[1] == 3 and getattr(preset.path_loss, "has_heights", False):
+            raise InputError(
+                f"parameter 'positions' has heights, and {preset.path_loss} has its own: give "
+                "(x, y)."
+            )
+        name, distances = "positions", distances_from_positions(places, jnp.zeros_like(places[0]))
+    if distances is not None:
+        named = f"parameter {name!r}: distances in metres"
+        require_positive(named, distances)
+        require_within(f"{named} for {preset.path_loss}", distances, *preset.path_loss.range_m)
 
 
 def channel_matrix(
@@ -170,7 +194,13 @@ def channel_matrix(
     """Return H~ = H diag(sqrt p) of one draw, with what the parameters give in its place."""
     if parameters.path_loss_exponent is not None:
         preset = replace(preset, path_loss=PowerLaw(parameters.path_loss_exponent))
-    h_tilde = channel_at(preset, place(parameters, preset, key), key)
+    distances, angles = parameters.distances, None
+    if parameters.positions is not None:
+        seen = parameters.positions, jnp.zeros_like(parameters.positions[0])
+        distances, angles = distances_from_positions(*seen), angles_from_positions(*seen)
+    if distances is None:
+        distances = draw_distances(preset, key)
+    h_tilde = channel_at(preset, distances, key, angles)
     if parameters.powers is not None:
         h_tilde = h_tilde * jnp.sqrt(parameters.powers)
     return h_tilde
