@@ -91,8 +91,9 @@ def angles_from_positions(
     **Raises:** `InputError` if the two do not have the same two or three coordinates, or a user
     stands at the base station.
 
-    >>> print(angles_from_positions(jnp.array([[3.0, 0.0], [0.0, 2.0]]), jnp.zeros(2)).round(3))
-    [0.    1.571]
+    >>> angles = angles_from_positions(jnp.array([[3.0, 0.0], [0.0, -2.0]]), jnp.zeros(2))
+    >>> jnp.rad2deg(angles).tolist()
+    [0.0, -90.0]
     """
     distances_from_positions(positions, base_station)  # checks
     offset = positions - base_station
