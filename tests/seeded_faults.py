@@ -176,8 +176,8 @@ FUSION = (
     Fault(
         "layer numbers of one digit",
         "fusion/layers.py",
-        r"[./]\d+(?=",
-        r"[./]\d(?=",
+        r"[./_]\d+(?=",
+        r"[./_]\d(?=",
         ("test_fusion_layers.py::test_a_leaf_belongs_to_its_block_or_module",),
     ),
     Fault(

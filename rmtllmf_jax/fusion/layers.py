@@ -4,6 +4,8 @@
 'encoder/layers/11'
 >>> layer_of("model.layers.3.self_attn.q_proj.weight")
 'model.layers.3'
+>>> layer_of("Transformer/encoderblock_3/MlpBlock_0/Dense_1/kernel")
+'Transformer/encoderblock_3'
 >>> layer_of("embeddings/patch_embedding/kernel"), layer_of("lm_head.weight")
 ('embeddings', 'lm_head')
 """
@@ -18,15 +20,18 @@ from rmtllmf_jax.common.errors import require_known
 GRANULARITIES = ("block", "tensor")
 """All leaves of a transformer block as one layer, or every leaf as its own."""
 
-# A name, then a number: encoder/layer/3, model.layers.3, transformer.h.3, blocks.3, resblocks.3.
-_BLOCK = re.compile(r"(?:.*?[./])?(?:layers?|blocks?|resblocks|h)[./]\d+(?=[./]|$)")
+# A name, then a number: encoder/layer/3, model.layers.3, transformer.h.3, blocks.3, resblocks.3; as
+# Linen has it, layers_3, encoderblock_3, h_3, TransformerBlock_3. Of nested ones the outermost.
+_BLOCK = re.compile(r"(?:.*?[./])??(?:\w*(?i:layers?|blocks?)|h)[./_]\d+(?=[./]|$)")
 
 
 def layer_of(path: str, granularity: str = "block") -> str:
     """Return the name of the layer that a leaf belongs to.
 
     Names may be separated by ``/`` or ``.``. With granularity `block` it is the path up to the
-    block's number; a leaf of no block belongs to its module, all leaves of ``embeddings`` together.
+    number of a block, which follows a name that ends in layer(s) or block(s), or an h, as in
+    ``layers/3``, ``h.3`` and Linen's ``encoderblock_3``. A leaf of no block belongs to its module,
+    all leaves of ``embeddings`` together.
 
     **Raises:** `InputError` for an unknown granularity.
     """
