@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -50,10 +52,35 @@ def test_all_candidates_share_one_compiled_program():
     search_scale(score, np.linspace(0, 1, 30), "validation")
 
 
-@pytest.mark.parametrize("split", ["test", "Test", "mnist/test[:100]"])
+@pytest.mark.parametrize(
+    "split", ["test", "Test", "TEST", "mnist/test[:100]", "MnistTest", "my_testing", "test2"]
+)
 def test_the_test_split_is_refused_by_name(split: str):
     with pytest.raises(InputError, match="must not be chosen on the split"):
         search_scale(lambda s: s, [0.1], split)
+
+
+@pytest.mark.parametrize("split", ["latest-validation", "LATEST", "contest/val"])
+def test_test_within_a_word_is_no_test_split(split: str):
+    assert search_scale(lambda s: -s, [0.1, 0.2], split).best == 0.1
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda s: -abs(float(s) - 0.2),
+        lambda s: 1.0 if s > 0.1 else 0.0,
+        lambda s: np.abs(np.asarray(s)),
+    ],
+)
+def test_a_score_in_plain_python_is_refused(score: Callable):
+    with pytest.raises(InputError, match="the score must be a pure function of jax arrays"):
+        search_scale(score, [0.1, 0.2], "validation")
+
+
+def test_a_score_of_several_numbers_is_refused():
+    with pytest.raises(InputError, match=r"one number per coefficient, got the shape \(3,\)"):
+        search_scale(lambda s: s * jnp.ones(3), [0.1, 0.2], "validation")
 
 
 @pytest.mark.parametrize("candidates", [[], [0.1, float("inf")]])

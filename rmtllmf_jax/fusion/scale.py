@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.errors import InputError, first_line, require_at_least, require_known
+
+# test as a word of its own, or with more behind it, not within latest or contest.
+_TEST = re.compile(r"(?<![A-Za-z])[Tt](?:est|EST)|(?<=[a-z])Test")
 
 
 def power_law(tasks: int) -> float:
@@ -76,15 +80,16 @@ def search_scale(
     - `score`: a pure function of the coefficient, such as the accuracy of ``base + scale * merged``
       on validation samples.
     - `split`: name of the split that `score` looks at. A coefficient that is chosen on the test
-      split makes the test accuracy meaningless, so a name with `test` in it is refused.
+      split makes the test accuracy meaningless, so a name in which a word begins with `test` is
+      refused.
 
     **Raises:** `InputError` for a test split, for no candidates or candidates that are not finite,
-    or if a score is NaN.
+    for a score that jax cannot trace, or if a score is NaN or more than one number.
 
     >>> search_scale(lambda scale: -jnp.abs(scale - 0.3), [0.1, 0.25, 0.5], "validation").best
     0.25
     """
-    if "test" in split.casefold():
+    if _TEST.search(split):
         raise InputError(
             f"the scale must not be chosen on the split {split!r}: set samples of train aside."
         )
@@ -92,7 +97,17 @@ def search_scale(
     if not scales.size or not np.isfinite(scales).all():
         raise InputError(f"expected finite candidates of the scale, got {list(candidates)}.")
     curve = jax.jit(lambda all_of_them: jax.lax.map(score, all_of_them))
-    scores = np.asarray(curve(jnp.asarray(scales)), np.float64)
+    try:
+        scores = np.asarray(curve(jnp.asarray(scales)), np.float64)
+    except jax.errors.JAXTypeError as error:
+        raise InputError(
+            "the score must be a pure function of jax arrays, without float(), if and numpy on the "
+            f"coefficient; jax cannot trace this one ({first_line(error)})."
+        ) from error
+    if scores.shape != scales.shape:
+        raise InputError(
+            f"the score must be one number per coefficient, got the shape {scores.shape[1:]}."
+        )
     if np.isnan(scores).any():
         raise InputError(f"the score is NaN at the scale {scales[np.isnan(scores)][0]}.")
     return ScaleSearch(float(scales[np.argmax(scores)]), scales, scores)
