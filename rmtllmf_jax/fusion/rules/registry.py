@@ -35,6 +35,8 @@ class Rule:
     per_leaf: bool
     """A leaf of the result depends on the same leaf of the inputs alone."""
     reference: str
+    mean: bool = False
+    """A mean of the task vectors, whatever the options."""
 
     @property
     def trees(self) -> tuple[str, ...]:
@@ -50,15 +52,16 @@ def _rule(
     *,
     random: bool = False,
     per_leaf: bool = True,
+    mean: bool = False,
 ) -> Rule:
-    return Rule(merge, options, random, per_leaf, reference)
+    return Rule(merge, options, random, per_leaf, reference, mean)
 
 
 RULES = {
     "task_arithmetic": _rule(
         task_arithmetic, TaskArithmeticOptions, "Ilharco et al., arXiv 2212.04089"
     ),
-    "average": _rule(average, AverageOptions, "Wortsman et al., arXiv 2203.05482"),
+    "average": _rule(average, AverageOptions, "Wortsman et al., arXiv 2203.05482", mean=True),
     "ties": _rule(ties, TiesOptions, "Yadav et al., arXiv 2306.01708"),
     "dare": _rule(dare, DareOptions, "Yu et al., arXiv 2311.03099", random=True),
     "dare_ties": _rule(
@@ -68,8 +71,8 @@ RULES = {
         layer_wise, LayerWiseOptions, "general form of arXiv 2310.02575", per_leaf=False
     ),
     "lata": _rule(lata, LataOptions, "after Chen et al., arXiv 2502.20186", per_leaf=False),
-    "fisher": _rule(fisher, FisherOptions, "Matena and Raffel, arXiv 2111.09832"),
-    "regmean": _rule(regmean, RegMeanOptions, "Jin et al., arXiv 2212.09849"),
+    "fisher": _rule(fisher, FisherOptions, "Matena and Raffel, arXiv 2111.09832", mean=True),
+    "regmean": _rule(regmean, RegMeanOptions, "Jin et al., arXiv 2212.09849", mean=True),
 }
 """All rules of the form (stacked, options, key). `adamerging` needs a model and data as well."""
 
@@ -92,4 +95,4 @@ def averages(name: str, options: Any) -> bool:
     >>> averages("ties", TiesOptions()), averages("task_arithmetic", TaskArithmeticOptions())
     (True, False)
     """
-    return name == "average" or bool(getattr(options, "normalise", False))
+    return get_rule(name).mean or bool(getattr(options, "normalise", False))
