@@ -168,7 +168,7 @@ def test_wrong_input_is_refused(name: str):
         rules.RULES[name].merge(stacked, options, KEY)
     with pytest.raises(InputError, match=r"weights must be finite numbers, got \[1.0, nan\]"):
         dataclasses.replace(options, weights=(1.0, float("nan")))
-    with pytest.raises(InputError, match=r"norm/scale: task vectors must hold .* got int32; leave"):
+    with pytest.raises(InputError, match=r"task vectors: .* got norm/scale: int32; leave"):
         merge(name, stacked | {"norm": {"scale": jnp.ones((3, 5), jnp.int32)}})
     with pytest.raises(InputError, match="one common leading axis"):
         rules.RULES[name].merge({"a": jnp.zeros((2, 3)), "b": jnp.zeros((3, 3))}, options, KEY)
@@ -213,6 +213,13 @@ def test_options_are_documented_static_and_have_defaults(name: str):
         assert hash(rule.options()) == hash(rule.options())
     assert "arXiv" in rule.merge.__doc__
     assert "2" in rule.reference
+
+
+def test_means_have_a_natural_scale():
+    defaults = {name for name, rule in rules.RULES.items() if rules.averages(name, rule.options())}
+    assert defaults == {"average", "ties", "fisher", "regmean"}
+    assert not rules.averages("ties", rules.TiesOptions(normalise=False))
+    assert rules.averages("dare_ties", rules.DareTiesOptions(normalise=True))
 
 
 def test_a_rule_that_does_not_exist():

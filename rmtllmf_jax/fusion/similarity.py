@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from rmtllmf_jax.fusion.layers import group_by_layer
-from rmtllmf_jax.fusion.trees import leaves_by_path, stack_size
+from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, widened
 
 _CHUNK = 1 << 20  # coordinates that are widened to float64 at a time
 
@@ -18,18 +18,14 @@ _CHUNK = 1 << 20  # coordinates that are widened to float64 at a time
 def cosine_matrix(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "users users"]:
     """Return the cosines between all pairs of stacked task vectors, over all coordinates.
 
-    Under jit and on accelerators, in the vectors' own precision; `exact_cosines` for figures. A
-    vector that is zero has cosine NaN with every other: it has no direction.
+    Under jit and on accelerators, in float32 or wider; `exact_cosines` for figures. A vector that
+    is zero has cosine NaN with every other: it has no direction.
 
     >>> cosine_matrix({"w": jnp.array([[3.0, 4.0], [4.0, -3.0]])}).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-
-    def gram(leaf: Array) -> Array:
-        rows = leaf.reshape(leaf.shape[0], -1)
-        return jnp.matmul(rows, rows.T, precision="highest")
-
-    total = jnp.asarray(jax.tree.reduce(lambda a, b: a + b, jax.tree.map(gram, stacked)))
+    check_stacked(stacked)
+    total = jnp.asarray(jax.tree.reduce(lambda a, b: a + b, jax.tree.map(inner_products, stacked)))
     norms = jnp.sqrt(jnp.diag(total))
     return total / (norms[:, None] * norms[None, :])
 
@@ -43,12 +39,9 @@ def sign_agreement(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "
     >>> sign_agreement({"w": jnp.array([[1.0, 2.0, -3.0, 4.0], [5.0, -6.0, -7.0, 8.0]])}).tolist()
     [[1.0, 0.75], [0.75, 1.0]]
     """
-
-    def signs(leaf: Array) -> Array:
-        rows = jnp.sign(leaf.reshape(leaf.shape[0], -1))
-        return jnp.matmul(rows, rows.T, precision="highest")
-
-    total = jax.tree.reduce(lambda a, b: a + b, jax.tree.map(signs, stacked))
+    check_stacked(stacked)
+    signs = jax.tree.map(lambda leaf: inner_products(jnp.sign(leaf)), stacked)
+    total = jax.tree.reduce(lambda a, b: a + b, signs)
     size = float(sum(leaf[0].size for leaf in jax.tree.leaves(stacked)))
     return (1 + jnp.asarray(total) / size) / 2
 
@@ -61,7 +54,7 @@ def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarra
     >>> exact_cosines({"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])}).tolist()
     [[1.0, 0.8], [0.8, 1.0]]
     """
-    users = stack_size(stacked)
+    users = check_stacked(stacked)
     total = sum((_gram(leaf) for _, leaf in _leaves(stacked)), np.zeros((users, users)))
     return _normalised(total)
 
@@ -77,6 +70,7 @@ def layer_cosines(
     >>> {layer: cosines[0, 1].item() for layer, cosines in layer_cosines(stacked).items()}
     {'layers/0': 0.6, 'layers/1': 0.96}
     """
+    check_stacked(stacked)
     grams = {path: _gram(leaf) for path, leaf in _leaves(stacked)}
     return {
         layer: _normalised(np.sum([grams[path] for path in paths], axis=0))
@@ -90,12 +84,19 @@ def rms(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, " users"]:
     >>> rms({"w": jnp.array([[1.0, 7.0], [0.0, 0.0]])}).tolist()
     [5.0, 0.0]
     """
+    check_stacked(stacked)
     squares = jax.tree.map(
-        lambda leaf: jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1), stacked
+        lambda leaf: jnp.sum(jnp.square(widened(leaf).reshape(leaf.shape[0], -1)), axis=1), stacked
     )
     # A float, because jax refuses Python integers beyond 32 bits.
     size = float(sum(leaf[0].size for leaf in jax.tree.leaves(stacked)))
     return jnp.sqrt(jax.tree.reduce(lambda a, b: a + b, squares) / size)
+
+
+def inner_products(leaf: Float[Array, "users ..."]) -> Float[Array, "users users"]:
+    """Return the inner products of the rows of one leaf, in float32 or wider."""
+    rows = widened(leaf).reshape(leaf.shape[0], -1)
+    return jnp.matmul(rows, rows.T, precision="highest")
 
 
 def _leaves(stacked: PyTree) -> Iterator[tuple[str, np.ndarray]]:

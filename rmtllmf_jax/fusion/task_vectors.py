@@ -12,20 +12,27 @@ Reference: Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023 (arX
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.merge import add_to_base, require_scalar
 from rmtllmf_jax.fusion.trees import (
+    as_type_of,
     leaf_path,
     leaves_by_path,
     matching_paths,
+    require_floats,
     require_same_structure,
+    widened,
 )
 
 
@@ -34,7 +41,9 @@ from rmtllmf_jax.fusion.trees import (
 class TaskVector:
     """A direction in parameter space: a pytree of arrays that adds, scales and negates.
 
-    Trees that do not match raise `InputError` with every differing path.
+    Trees that do not match raise `InputError` with every differing path, as do leaves that hold no
+    floating-point numbers. Products and sums over parameters are computed in float32 or wider;
+    scaling, and adding to parameters, keeps the types of the leaves.
     """
 
     tree: PyTree
@@ -43,14 +52,16 @@ class TaskVector:
     def between(cls, finetuned: PyTree, base: PyTree) -> TaskVector:
         """Return ``finetuned - base``, leaf by leaf."""
         require_same_structure(finetuned, base, ("finetuned", "base"))
+        require_floats(finetuned, "finetuned")
+        require_floats(base, "base")
         return cls(jax.tree.map(lambda after, before: after - before, finetuned, base))
 
     def __add__(self, other: Any) -> Any:
         """Add a task vector, or a parameter tree (which gives a parameter tree)."""
-        tree = other.tree if isinstance(other, TaskVector) else other
-        require_same_structure(self.tree, tree, ("task vector", "other"))
-        total = jax.tree.map(lambda a, b: a + b, self.tree, tree)
-        return TaskVector(total) if isinstance(other, TaskVector) else total
+        if not isinstance(other, TaskVector):
+            return add_to_base(other, self.tree, 1)
+        self._require_like(other)
+        return TaskVector(jax.tree.map(lambda a, b: a + b, self.tree, other.tree))
 
     def __radd__(self, other: Any) -> Any:
         """Support ``base + vector`` and ``sum(vectors)``, which starts from 0."""
@@ -68,15 +79,15 @@ class TaskVector:
         """Support ``base - vector``, forgetting."""
         return -self + other
 
-    def __mul__(self, scale: float | int | Float[Array, ""]) -> TaskVector:
+    def __mul__(self, scale: ArrayLike) -> TaskVector:
         """Scale by a number."""
-        return TaskVector(jax.tree.map(lambda leaf: scale * leaf, self.tree))
+        return self._scaled(scale, operator.mul)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scale: float | int | Float[Array, ""]) -> TaskVector:
+    def __truediv__(self, scale: ArrayLike) -> TaskVector:
         """Divide by a number."""
-        return TaskVector(jax.tree.map(lambda leaf: leaf / scale, self.tree))
+        return self._scaled(scale, operator.truediv)
 
     def by_leaf(self) -> dict[str, Array]:
         """Return the leaves by path, such as ``encoder/layers/0/mlp/fc1/kernel``."""
@@ -117,8 +128,10 @@ class TaskVector:
 
     def dot(self, other: TaskVector) -> Float[Array, ""]:
         """Return the inner product over all parameters."""
-        require_same_structure(self.tree, other.tree, ("task vector", "other"))
-        products = jax.tree.map(lambda a, b: jnp.sum(a * b), self.tree, other.tree)
+        self._require_like(other)
+        products = jax.tree.map(
+            lambda a, b: jnp.sum(widened(a) * widened(b)), self.tree, other.tree
+        )
         return jnp.asarray(jax.tree.reduce(lambda a, b: a + b, products))
 
     def norm(self) -> Float[Array, ""]:
@@ -142,3 +155,15 @@ class TaskVector:
     def rms(self) -> Float[Array, ""]:
         """Return the root mean square over all parameters."""
         return self.norm() / self.size**0.5
+
+    def _scaled(self, scale: ArrayLike, by: Callable[[Any, Any], Any]) -> TaskVector:
+        require_floats(self.tree, "task vector")
+        require_scalar(scale)
+        return TaskVector(
+            jax.tree.map(lambda leaf: as_type_of(leaf, by(widened(leaf), scale)), self.tree)
+        )
+
+    def _require_like(self, other: TaskVector) -> None:
+        require_same_structure(self.tree, other.tree, ("task vector", "other"))
+        require_floats(self.tree, "task vector")
+        require_floats(other.tree, "other")

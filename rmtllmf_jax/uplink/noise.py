@@ -24,7 +24,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt
 
-from rmtllmf_jax.fusion import leaf_path, stack_size
+from rmtllmf_jax.fusion import leaf_path, require_same_structure, stack_size
+from rmtllmf_jax.fusion.merge import PerUser, one_per_user
+from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
 from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel, mixed, safe_sqrt
 
 _SHARED = 2**32 - 1  # Folded into the key of a source that all users share: no user's number.
@@ -32,8 +34,8 @@ _SHARED = 2**32 - 1  # Folded into the key of a source that all users share: no 
 
 def transmit(
     stacked: PyTree[Float[Array, "users ..."]],
-    mse: Float[Array, " users"],
-    kappa: Float[Array, " users"] | PyTree[Float[Array, " users"]],
+    mse: PerUser,
+    kappa: PerUser | PyTree[Array],
     key: Key[Array, ""],
     error_model: ErrorModel = INDEPENDENT,
 ) -> PyTree[Float[Array, "users ..."]]:
@@ -41,11 +43,15 @@ def transmit(
 
     **Arguments:**
 
-    - `stacked`: the task vectors sent, leaves with a leading axis of Q users.
+    - `stacked`: the task vectors sent, leaves with a leading axis of Q users; noise is drawn and
+      added in float32 or wider, and what is received has the types of what was sent.
     - `mse`: mu_q of each user; zero is a perfect uplink.
     - `kappa`: one a user, or a tree of them (`kappa_per_leaf`).
     - `key`: the same key gives the same Gaussians, whatever the MSE (common random numbers).
     - `error_model`: how the users' errors hang together.
+
+    **Raises:** `InputError` if `mse` or `kappa` is not one per user, or for leaves that hold no
+    floating-point numbers.
 
     >>> sent = {"w": jnp.zeros((2, 10_000))}
     >>> mse, kappa = jnp.array([0.0, 0.25]), jnp.array([2.0, 2.0])
@@ -54,11 +60,13 @@ def transmit(
     [0.0, 1.0]
     """
     sources = draw_sources(stacked, key, error_model)
+    mse = one_per_user("mse", mse, stack_size(stacked))
 
     def send(leaf: Array, noise: Array, kappa_leaf: Array) -> Array:
-        return leaf + error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
+        error = error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
+        return as_type_of(leaf, widened(leaf) + error)
 
-    return jax.tree.map(send, stacked, sources, _leaf_by_leaf(kappa, stacked))
+    return jax.tree.map(send, stacked, sources, _leaf_by_leaf("kappa", kappa, stacked))
 
 
 def draw_sources(
@@ -71,12 +79,12 @@ def draw_sources(
     The users' own come first, then what all share. `transmit` draws the same: whoever keeps them
     has the errors of every MSE, kappa and combination of users without drawing again.
     """
-    sources = jnp.arange(stack_size(stacked), dtype=jnp.uint32)
+    sources = jnp.arange(check_stacked(stacked), dtype=jnp.uint32)
     if error_model.shared:
         sources = jnp.append(sources, jnp.uint32(_SHARED))
 
     def draw(path: tuple, leaf: Array) -> Array:
-        return _normals(key, _leaf_number(path), sources, leaf.shape[1:], leaf.dtype)
+        return _normals(key, _leaf_number(path), sources, leaf.shape[1:], _wide_type(leaf))
 
     return jax.tree_util.tree_map_with_path(draw, stacked)
 
@@ -104,9 +112,9 @@ def _normals(
 
 def noise_of_sum(
     stacked: PyTree[Float[Array, "users ..."]],
-    weights: Float[Array, " users"] | PyTree[Float[Array, " users"]],
-    mse: Float[Array, " users"] | PyTree[Float[Array, " users"]],
-    kappa: Float[Array, " users"] | PyTree[Float[Array, " users"]],
+    weights: PerUser | PyTree[Array],
+    mse: PerUser | PyTree[Array],
+    kappa: PerUser | PyTree[Array],
     key: Key[Array, ""],
     error_model: ErrorModel = INDEPENDENT,
 ) -> PyTree[Float[Array, "..."]]:
@@ -117,6 +125,8 @@ def noise_of_sum(
     ``w^T S w`` (``sum_q weights_q^2 kappa_q^2 mu_q`` if independent): one draw in place of Q.
     `weights`, `mse` and `kappa` may be trees of leaves of their own, as for layer-wise scales.
 
+    **Raises:** `InputError` as `transmit`.
+
     >>> sent, ones = {"w": jnp.zeros((2, 10_000))}, jnp.ones(2)
     >>> noise = noise_of_sum(sent, ones, jnp.array([0.09, 0.16]), ones, jax.random.key(0))
     >>> noise["w"].shape, round(float(noise["w"].std()), 1)
@@ -125,13 +135,16 @@ def noise_of_sum(
     normals, tree = jax.tree.flatten(_normal_like(stacked, key))
     # All leaves at once: a few operations each would be most of a program.
     by_leaf = (
-        jnp.stack(jax.tree.leaves(_leaf_by_leaf(values, stacked)))
-        for values in (weights, kappa, mse)
+        jnp.stack(jax.tree.leaves(_leaf_by_leaf(name, values, stacked)))
+        for name, values in (("weights", weights), ("kappa", kappa), ("mse", mse))
     )
     stds = jnp.unstack(jax.vmap(error_model.std_of_sum)(*by_leaf))
     return jax.tree.unflatten(
         tree,
-        [z * std.astype(z.dtype) for z, std in zip(normals, stds, strict=True)],
+        [
+            as_type_of(leaf, z * std.astype(z.dtype))
+            for leaf, z, std in zip(jax.tree.leaves(stacked), normals, stds, strict=True)
+        ],
     )
 
 
@@ -145,7 +158,7 @@ def _normal_like(
     paths, tree = jax.tree_util.tree_flatten_with_path(stacked)
     alike: dict[tuple[tuple[int, ...], jnp.dtype], list[int]] = {}
     for place, (_, leaf) in enumerate(paths):
-        alike.setdefault((leaf.shape[1:], leaf.dtype), []).append(place)
+        alike.setdefault((leaf.shape[1:], _wide_type(leaf)), []).append(place)
     found: list[Array] = [jnp.zeros(())] * len(paths)
     for (shape, dtype), places in alike.items():
         names = jnp.array([_leaf_number(paths[place][0]) for place in places], jnp.uint32)
@@ -159,12 +172,20 @@ def _normal_like(
     return jax.tree.unflatten(tree, found)
 
 
-def _leaf_by_leaf(
-    values: Float[Array, " users"] | PyTree[Float[Array, " users"]], stacked: PyTree
-) -> PyTree[Float[Array, " users"]]:
+def _leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
+    """Return a value per leaf and user, from that of each user or from such a tree."""
+    users = stack_size(stacked)
     if jax.tree_util.all_leaves([values]):
-        return jax.tree.map(lambda _: values, stacked)
+        by_user = one_per_user(name, values, users)
+        return jax.tree.map(lambda _: by_user, stacked)
+    expected = jax.tree.map(lambda _: np.empty(users), stacked)
+    require_same_structure(values, expected, (name, "task vectors"))
     return values
+
+
+def _wide_type(leaf: Array) -> np.dtype:
+    """Return the type that noise is drawn in: bfloat16 has 128 Gaussians, the largest 2.9."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def _leaf_number(path: tuple) -> np.uint32:

@@ -15,8 +15,12 @@ from rmtllmf_jax.common.errors import InputError, require_known, require_non_neg
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base
 from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
-from rmtllmf_jax.fusion.rules.leaves import check_stacked
-from rmtllmf_jax.fusion.trees import leaves_by_path, require_same_structure, stack_size
+from rmtllmf_jax.fusion.trees import (
+    check_stacked,
+    leaves_by_path,
+    require_same_structure,
+    stack_size,
+)
 
 ADAMERGING_GRANULARITIES = ("task", "block", "tensor")
 

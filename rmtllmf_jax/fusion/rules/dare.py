@@ -18,13 +18,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.rules.leaves import (
-    check_stacked,
+    PerUser,
     check_weights,
     merge_leaves,
     user_weights,
     weighted,
 )
 from rmtllmf_jax.fusion.rules.ties import elect
+from rmtllmf_jax.fusion.trees import check_stacked
 
 
 @jax.tree_util.register_static
@@ -71,7 +72,7 @@ def dare(
     options: DareOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``sum_q w_q m_q tau_q / (1 - p)``, each entry of m_q 0 with probability p, else 1.
 
@@ -109,7 +110,7 @@ def dare_ties(
     options: DareTiesOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return the TIES election over task vectors sparsified by DARE in place of trimming.
 

@@ -14,18 +14,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.fusion.rules.leaves import (
-    check_stacked,
+    PerUser,
     check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
     weighted,
 )
-from rmtllmf_jax.fusion.trees import leaves_by_path, require_same_structure
+from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, require_same_structure
 
 
 @partial(
@@ -55,7 +55,7 @@ def fisher(
     options: FisherOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``sum_q w_q F_q tau_q / sum_q w_q F_q``, parameter by parameter; F_q at least `floor`.
 

@@ -30,8 +30,9 @@ from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base
 from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
-from rmtllmf_jax.fusion.rules.leaves import check_stacked, check_weights, user_weights
-from rmtllmf_jax.fusion.trees import leaves_by_path, require_same_structure
+from rmtllmf_jax.fusion.rules.leaves import PerUser, check_weights, user_weights
+from rmtllmf_jax.fusion.similarity import inner_products
+from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, require_same_structure, widened
 
 WEIGHTINGS = ("linear", "logarithmic", "threshold")
 
@@ -71,7 +72,7 @@ def lata(
     options: LataOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``sum_q w_q w_lq tau_lq``, the w_lq from how much tau_lq is like the reference.
 
@@ -134,11 +135,10 @@ def leaf_gram(
     leaf: Float[Array, "users ..."], reference: Float[Array, "..."] | None = None
 ) -> Float[Array, "vectors vectors"]:
     """Return the inner products of the users' rows of one leaf, the reference as a last row."""
-    rows = leaf.reshape(leaf.shape[0], -1)
+    rows = widened(leaf).reshape(leaf.shape[0], -1)
     if reference is not None:
-        rows = jnp.concatenate([rows, reference.reshape(1, -1).astype(rows.dtype)])
-    rows = jax.lax.stop_gradient(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
-    return jnp.matmul(rows, rows.T, precision="highest")
+        rows = jnp.concatenate([rows, widened(reference).reshape(1, -1)])
+    return inner_products(jax.lax.stop_gradient(rows))
 
 
 def reference_cosines(

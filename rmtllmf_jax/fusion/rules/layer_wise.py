@@ -21,13 +21,13 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer, layer_of
 from rmtllmf_jax.fusion.rules.leaves import (
-    check_stacked,
+    PerUser,
     check_weights,
     merge_leaves,
     user_weights,
     weighted,
 )
-from rmtllmf_jax.fusion.trees import leaves_by_path
+from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path
 
 
 @jax.tree_util.register_static
@@ -77,7 +77,7 @@ def layer_wise(
     options: LayerWiseOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``sum_q w_q w_lq tau_lq`` in each layer l.
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion.merge import weighted_sum
-from rmtllmf_jax.fusion.trees import leaf_path, leaves_by_path, stack_size
+from rmtllmf_jax.fusion.merge import PerUser, one_per_user, weighted_sum
+from rmtllmf_jax.fusion.trees import as_type_of, leaf_path, widened
 
 
 def check_weights(weights: Sequence[float]) -> None:
@@ -25,38 +25,15 @@ def check_weights(weights: Sequence[float]) -> None:
 
 
 def user_weights(
-    given: Sequence[float], users: int, instead: Float[Array, " users"] | None = None
+    given: Sequence[float], users: int, instead: PerUser | None = None
 ) -> Float[Array, " users"]:
-    """Return one weight a user: `instead` if there is one, else those given, else ones.
+    """Return one weight per user: `instead` if there is one, else those given, else ones.
 
     **Raises:** `InputError` if their number is not that of the users.
     """
     if instead is None:
-        instead = jnp.asarray(given, float) if given else jnp.ones(users)
-    if instead.shape != (users,):
-        raise InputError(
-            f"weights: {instead.size} given for {users} task vectors; "
-            "give one for each, or none at all, which weighs every one by 1."
-        )
-    return instead
-
-
-def check_stacked(stacked: PyTree[Array]) -> int:
-    """Return the number Q of stacked task vectors.
-
-    **Raises:** `InputError` if the leaves have no common leading axis, if there is no task vector,
-    or if a leaf does not hold real floating-point numbers.
-    """
-    users = stack_size(stacked)
-    if users == 0:
-        raise InputError("there is no task vector to merge: the leading axis has length 0.")
-    for path, leaf in leaves_by_path(stacked).items():
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(
-                f"{path}: task vectors must hold floating-point numbers, got {leaf.dtype}; "
-                "leave such a leaf out and take the base's."
-            )
-    return users
+        instead = given if len(given) else (1.0,) * users
+    return one_per_user("weights", instead, users)
 
 
 def merge_leaves(
@@ -68,8 +45,7 @@ def merge_leaves(
     """
 
     def merge_leaf(path: tuple, leaf: Array) -> Array:
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        return merge(leaf_path(path), wide).astype(leaf.dtype)
+        return as_type_of(leaf, merge(leaf_path(path), widened(leaf)))
 
     return jax.tree_util.tree_map_with_path(merge_leaf, stacked)
 
@@ -78,7 +54,7 @@ def weighted(
     weights: Float[Array, " users"], leaf: Float[Array, "users ..."]
 ) -> Float[Array, "..."]:
     """Return ``sum_q weights_q leaf_q`` in the leaf's type, see `fusion.weighted_sum`."""
-    return weighted_sum(leaf, weights).astype(leaf.dtype)
+    return weighted_sum(leaf, weights)
 
 
 def one_where_zero(divisor: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from rmtllmf_jax.fusion.rules.leaves import (
-    check_stacked,
+    PerUser,
     check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
     weighted,
 )
+from rmtllmf_jax.fusion.trees import check_stacked
 
 
 @jax.tree_util.register_static
@@ -57,7 +58,7 @@ def task_arithmetic(
     options: TaskArithmeticOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``sum_q w_q tau_q``, leaf by leaf.
 
@@ -84,7 +85,7 @@ def average(
     options: AverageOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``sum_q w_q tau_q / sum_q w_q``, with equal weights the sum divided by Q.
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.fusion.rules.leaves import (
-    check_stacked,
+    PerUser,
     check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
     weighted,
 )
-from rmtllmf_jax.fusion.trees import leaves_by_path
+from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path
 
 
 @partial(
@@ -59,7 +59,7 @@ def regmean(
     options: RegMeanOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return ``(sum_q w_q G_q)^-1 sum_q w_q G_q tau_q`` for matrices with G_q, else the average.
 

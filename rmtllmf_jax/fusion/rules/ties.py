@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.rules.leaves import (
-    check_stacked,
+    PerUser,
     check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
 )
+from rmtllmf_jax.fusion.trees import check_stacked
 
 
 @jax.tree_util.register_static
@@ -48,7 +49,7 @@ def ties(
     options: TiesOptions,
     key: Key[Array, ""] | None = None,
     *,
-    weights: Float[Array, " users"] | None = None,
+    weights: PerUser | None = None,
 ) -> PyTree[Array]:
     """Return the TIES merge of stacked task vectors, tensor by tensor.
 
