@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import command, environment
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_clip import write_clip
 
 from rmtllmf_jax.cli.main import main, parse
@@ -148,6 +148,24 @@ def test_another_architecture_is_refused_leaf_by_leaf(models: Path, tmp_path: Pa
     deep = write_clip(tmp_path / "deep", num_hidden_layers=2)
     error = refused(capsys, "import-task-vector", models / "base", deep, "--task", "dtd")
     assert "unexpected: encoder/layers/1/layer_norm1/bias" in error
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_is_no_model(models: Path, tmp_path: Path, capsys, config: bool):
+    """With its configuration, or with factors among whole weights, as trainers save both."""
+    adapter = write_clip(tmp_path / "adapter")
+    if config:
+        (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    else:
+        tensors = load_file(adapter / "model.safetensors")
+        key = next(key for key in tensors if key.endswith("q_proj.weight"))
+        factor = {key.replace("weight", "lora_A.weight"): tensors[key][:2]}
+        save_file(tensors | factor, adapter / "model.safetensors")
+    words = ["--task", "dtd", "--out", tmp_path / "out"]
+    for pair in ([models / "base", adapter], [adapter, models / "base"]):
+        error = refused(capsys, "import-task-vector", *pair, *words)
+        assert f"{adapter}: an adapter (LoRA or the like: " in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_vit_is_no_clip(models: Path, tiny_model: Path, capsys):

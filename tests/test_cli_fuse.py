@@ -128,6 +128,66 @@ def test_bad_options_are_named(
     assert sorted(tmp_path.iterdir()) == sorted(models)
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("carry", [True, False])
+def test_code_of_the_base_is_carried_where_that_is_asked_for(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], carry: bool, dry_run
+):
+    base = tmp_path / "base"
+    base.mkdir()
+    (tmp_path / "base.safetensors").rename(base / "model.safetensors")
+    (base / "modeling_x.py").write_text("print()")
+    words = ["--base", base, "--models", models[1], "--out", tmp_path / "out"]
+    words += ["--carry-code"] * carry + ["--dry-run"] * dry_run
+    tyro.cli(Fuse, args=[str(word) for word in words]).run()
+    printed = capsys.readouterr().out
+    what = "taken along: `modeling_x.py`." if carry else "left out: `modeling_x.py` (--carry-code"
+    assert printed.count(f"Code of the base is {what}") == 1
+    assert (tmp_path / "out/modeling_x.py").exists() == (carry and not dry_run)
+
+
+FACTOR = "base_model.model.layers.0.q_proj.lora_A.weight"
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> dict[str, Path]:
+    """Two adapters as PEFT saves them, one without its configuration, and a full model."""
+    for name, file, key in (
+        ("full", "model", "layers.0.q_proj.weight"),
+        ("one", "adapter_model", FACTOR),
+        ("two", "adapter_model", FACTOR),
+        ("bare", "model", FACTOR),
+        ("prompt", "adapter_model", "prompt_embeddings"),
+    ):
+        (tmp_path / name).mkdir()
+        if file == "adapter_model":
+            (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        save_file({key: np.ones((2, 3), np.float32)}, tmp_path / name / f"{file}.safetensors")
+    return {path.name: path for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("base", "models", "named", "sign"),
+    [
+        ("one", ["one", "two"], "one", "adapter_config.json"),
+        ("full", ["full", "two"], "two", "adapter_config.json"),
+        ("full", ["one/adapter_model.safetensors"], "one/adapter_model.saf", "adapter_model"),
+        ("full", ["prompt"], "prompt", "adapter_config.json"),
+        ("bare", ["bare"], "bare", FACTOR),
+    ],
+)
+def test_adapters_are_refused(
+    adapters: dict[str, Path], tmp_path: Path, base: str, models: list[str], named: str, sign: str
+):
+    says = rf"^\S*/{named}\S*: an adapter \(LoRA or the like: {sign}.*\), whose factors .* merge it"
+    words = ["--base", tmp_path / base, "--models", *(tmp_path / model for model in models)]
+    words += ["--out", tmp_path / "out"]
+    with pytest.raises(InputError, match=says) as caught:
+        tyro.cli(Fuse, args=[str(word) for word in words]).run()
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == set(adapters)
+
+
 def test_options_of_every_kind_are_parsed():
     parsed = parse_options(
         ['layers={"model.layers.0": 0.5, "lm_head": [1, 0]}', "default=none", "granularity=tensor"],

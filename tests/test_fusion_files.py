@@ -365,8 +365,9 @@ def test_configuration_and_tokenizer_come_from_the_base(tmp_path: Path):
     base, a = write(tmp_path / "base", tensors(0), 2), write(tmp_path / "a", tensors(1))
     config = {"dtype": "float32", "text_config": {"torch_dtype": "float32", "n": 1}, "act": "gelu"}
     kept = {"config.json": json.dumps(config), "tokenizer.model": "x", "chat_template.jinja": "y"}
-    kept |= {"additional_chat_templates/tool.jinja": "z", "modeling_x.py": "", "LICENSE": "MIT"}
+    kept |= {"additional_chat_templates/tool.jinja": "z", "LICENSE": "MIT"}
     left = {"README.md": "base", "optimizer.pt": "", "trainer_state.json": "{}", "a.bin": ""}
+    left |= {"modeling_x.py": "print()"}
     for name, text in (kept | left).items():
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_text(text)
@@ -377,7 +378,12 @@ def test_configuration_and_tokenizer_come_from_the_base(tmp_path: Path):
     there = {str(p.relative_to(tmp_path / "same")) for p in (tmp_path / "same").rglob("*.*")}
     assert there == (set(kept) - {"LICENSE"}) | {"README.md", "fusion.json", "model.safetensors"}
     assert "base" not in (tmp_path / "same/README.md").read_text().splitlines()
-    fuse(tmp_path / "half", base, [a], replace(ADD, dtype="bfloat16"))
+    said = "Code of the base is left out: `modeling_x.py` (--carry-code takes it along)."
+    assert said in (tmp_path / "same/README.md").read_text().splitlines()
+    fuse(tmp_path / "half", base, [a], replace(ADD, dtype="bfloat16"), carry_code=True)
+    assert (tmp_path / "half/modeling_x.py").read_text() == "print()"
+    said = "Code of the base is taken along: `modeling_x.py`."
+    assert said in (tmp_path / "half/README.md").read_text().splitlines()
     assert json.loads((tmp_path / "half/config.json").read_text()) == {
         "dtype": "bfloat16",
         "text_config": {"torch_dtype": "bfloat16", "n": 1},

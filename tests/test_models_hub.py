@@ -111,9 +111,18 @@ def test_what_the_hub_says_is_explained(
         hub.local_directory(ID)
 
 
-def test_a_repository_without_weights_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["README.md"])
-    with pytest.raises(InputError, match=r"no weights that can be read.*found README\.md"):
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("README.md", r"no weights that can be read.*found README\.md"),
+        ("adapter_config.json", r"an adapter \(LoRA or the like: adapter_config"),
+    ],
+)
+def test_a_repository_without_weights_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, file: str, says: str
+):
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: [file])
+    with pytest.raises(InputError, match=f"owner/model: .*{says}"):
         hub.local_directory(ID)
 
 

@@ -32,7 +32,8 @@ class Fuse:
 
     base: Path
     """The model that the others were fine-tuned from: a safetensors file, an index of shards, or a
-    Hugging Face directory, whose configuration and tokenizer go into the output."""
+    Hugging Face directory, whose configuration and tokenizer go into the output. Adapters (LoRA)
+    are merged into their base first, with PEFT."""
     models: tuple[Path, ...]
     """The fine-tuned models, each a file, an index or a directory."""
     out: Path
@@ -58,6 +59,8 @@ class Fuse:
     """Largest size of a file of the output, such as 5GB or 500MiB."""
     seed: int = 0
     """Root of the masks of dare and dare_ties."""
+    carry_code: bool = False
+    """Copy the *.py files of the base into the output too, code that trust_remote_code runs."""
     dry_run: bool = False
     """Only print what would be merged: every tensor with its shape, type, size and method."""
 
@@ -75,6 +78,7 @@ class Fuse:
             self._recipe(),
             reference=self.reference,
             shard_bytes=bytes_of(self.shard_size),
+            carry_code=self.carry_code,
         )
         if self.dry_run:
             print("\n".join(_listing(plan)))
@@ -86,6 +90,8 @@ class Fuse:
                 _show_weights(weights, under_way)
             under_way.merge(weights)
             under_way.finish(weights, PLOT if weights is not None else None)
+        if plan.code:
+            note(plan.code)
         print(f"{self.out}: {_summary(plan)}")
 
     def _recipe(self) -> Recipe:
@@ -166,4 +172,6 @@ def _listing(plan: Plan) -> Iterator[str]:
     for checkpoint in (plan.base, *plan.others):
         count = len(checkpoint.files)
         yield f"reads {checkpoint.given}: {checkpoint.size:,} bytes in {_files(count)}"
+    if plan.code:
+        yield plan.code
     yield f"would write {plan.out}: {_summary(plan)}"

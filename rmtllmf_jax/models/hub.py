@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.files.adapters import require_no_adapter
 from rmtllmf_jax.models.checkpoint import MSGPACK, SAFETENSORS, SHARDS, TORCH, weight_files
 from rmtllmf_jax.models.embedded import EMBEDDED_MODELS, embedded_directory
 
@@ -74,6 +75,7 @@ def _download(name: str, revision: str | None) -> Path:
 def _weights(name: str, files: Iterable[str]) -> tuple[str, ...]:
     """Return patterns of the first format that a repository has, in the order of `FORMATS`."""
     there = set(files)
+    require_no_adapter(name, sorted(there))
     for first, patterns in (
         (SAFETENSORS, (SAFETENSORS,)),
         (SHARDS, (SHARDS, _SHARD)),

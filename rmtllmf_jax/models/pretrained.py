@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from rmtllmf_jax.fusion.files.adapters import require_no_adapter
 from rmtllmf_jax.models.checkpoint import read_checkpoint
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.configs import ModelConfig, read_config
@@ -33,11 +35,14 @@ class Pretrained:
 def read_pretrained(model: str | Path) -> Pretrained:
     """Read configuration and weights of a model, from a directory or by its hub id.
 
-    **Raises:** `InputError` that names the file, or says what the hub said (`local_directory`).
+    **Raises:** `InputError` that names the file or an adapter, or says what the hub said
+    (`local_directory`).
     """
     directory = local_directory(model)
+    require_no_adapter(directory, sorted(os.listdir(directory)))
     config = read_config(directory / "config.json")
     checkpoint = read_checkpoint(directory)
+    require_no_adapter(directory, checkpoint.tensors)
     tensors = to_paths(checkpoint.tensors, config.kind, checkpoint.torch)
     return Pretrained(directory, config, tensors, checkpoint.origin)
 

@@ -21,7 +21,9 @@ def input_record(
     return {"role": role, "name": label, "files": files}
 
 
-def card(name: str, record: Mapping[str, Any], carried: Sequence[Path], plot: str | None) -> str:
+def card(
+    name: str, record: Mapping[str, Any], carried: Sequence[Path], code: str, plot: str | None
+) -> str:
     """Return the page `README.md` of a merged model.
 
     **Arguments:**
@@ -30,6 +32,7 @@ def card(name: str, record: Mapping[str, Any], carried: Sequence[Path], plot: st
       (each as `input_record`), `versions`, and `layer_weights` (None, or the `models` and the
       weights by layer).
     - `carried`: files copied from the base.
+    - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
     """
     settings = [
@@ -61,9 +64,13 @@ def card(name: str, record: Mapping[str, Any], carried: Sequence[Path], plot: st
         parts += ["## Weights by layer", _table(("layer", *weights["models"]), rows)]
         if plot:
             parts.append(f"![Weights by layer]({plot})")
+    if carried or code:
+        parts.append("## From the base")
     if carried:
         names = ", ".join(f"`{path.as_posix()}`" for path in carried)
-        parts += ["## From the base", f"Copied: {names}."]
+        parts.append(f"Copied: {names}.")
+    if code:
+        parts.append(code)
     return "\n\n".join(parts) + "\n"
 
 

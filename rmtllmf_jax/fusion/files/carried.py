@@ -1,4 +1,4 @@
-"""What a directory holds beside its weights: configuration, tokenizer, code, licence."""
+"""What a directory holds beside its weights: configuration, tokenizer, licence, and code."""
 
 from __future__ import annotations
 
@@ -18,30 +18,44 @@ _PATTERNS = (
     "*.jinja",
     "*.model",
     "*.txt",
-    "*.py",
     "*chat_templates/*.jinja",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
 )
+_CODE = ("*.py",)
 _TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
 def carried_files(directory: Path | None) -> list[Path]:
     """Return the files that go into an output, relative to the directory; none for `None`."""
-    if directory is None:
-        return []
-    found = {path for pattern in _PATTERNS for path in directory.glob(pattern) if path.is_file()}
-    names = sorted(path.relative_to(directory) for path in found)
+    names = _found(directory, _PATTERNS)
     return [name for name in names if not name.name.endswith(INDEX) and name.name not in _TRAINING]
 
 
-def copy_carried(directory: Path | None, folder: Path, dtype: str) -> list[Path]:
+def code_files(directory: Path | None) -> list[Path]:
+    """Return the files of code, which go into an output where that is asked for alone.
+
+    Whoever opens a model with `trust_remote_code=True` runs them.
+    """
+    return _found(directory, _CODE)
+
+
+def _found(directory: Path | None, patterns: tuple[str, ...]) -> list[Path]:
+    if directory is None:
+        return []
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(directory) for path in found)
+
+
+def copy_carried(directory: Path | None, folder: Path, dtype: str, *, code: bool) -> list[Path]:
     """Copy configuration and tokenizer files; the configuration names the type of the output.
+
+    `code` takes the files of code along.
 
     **Raises:** `InputError` if the configuration is not JSON.
     """
-    files = carried_files(directory)
+    files = [*carried_files(directory), *(code_files(directory) if code else [])]
     if directory is None:
         return files
     for name in files:

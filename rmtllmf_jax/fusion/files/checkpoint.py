@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.fusion.files.adapters import require_no_adapter
 from rmtllmf_jax.fusion.files.header import Entry, read_header
 
 SINGLE = "model.safetensors"
@@ -62,9 +64,10 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at a safetensors file, at an index, or in a Hugging Face directory.
 
-    **Raises:** `InputError` that names what is missing, unreadable or ambiguous.
+    **Raises:** `InputError` that names what is missing, unreadable or ambiguous, or an adapter.
     """
     path = path.expanduser()
+    require_no_adapter(path, sorted(os.listdir(path)) if path.is_dir() else [path.name])
     files, named = _files(path)
     entries: dict[str, Entry] = {}
     metadata: list[dict[str, str]] = []
@@ -76,6 +79,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 first = entries[entry.key].path.name
                 raise InputError(f"{path}: {entry.key} is in {first} and in {file.name}.")
             entries[entry.key] = entry
+    require_no_adapter(path, entries)
     absent = [key for key in named if key not in entries]
     if absent:
         raise InputError(f"{path}: the index names keys that no shard holds: {', '.join(absent)}.")

@@ -90,10 +90,10 @@ class Fusing:
         if index:
             write_json(folder / index[0], index[1])
         hashes = self._hashes.result()
-        carried = copy_carried(plan.base.directory, folder, plan.recipe.dtype)
+        carried = copy_carried(plan.base.directory, folder, plan.recipe.dtype, code=plan.carry_code)
         record = _record(plan, weights, hashes)
         write_json(folder / RECORD, record)
-        write_bytes(folder / CARD, card(plan.out.name, record, carried, plot).encode())
+        write_bytes(folder / CARD, card(plan.out.name, record, carried, plan.code, plot).encode())
         for path in carried:
             sync(folder / path)
         self.part.finish()

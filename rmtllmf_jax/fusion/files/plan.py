@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.fusion.files.carried import require_mergeable
+from rmtllmf_jax.fusion.files.carried import code_files, require_mergeable
 from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, labels, open_checkpoint
 from rmtllmf_jax.fusion.files.dtypes import KEEP, NAMES
 from rmtllmf_jax.fusion.files.matching import Matching, match, require_equal
@@ -29,6 +29,8 @@ class Plan:
     reference: Checkpoint | None
     matching: Matching
     shards: list[Shard]
+    carry_code: bool = False
+    """Whether the base's files of code go into the output."""
 
     @property
     def others(self) -> list[Checkpoint]:
@@ -39,6 +41,14 @@ class Plan:
     def names(self) -> list[str]:
         """Short names of the models."""
         return list(labels(self.models))
+
+    @property
+    def code(self) -> str:
+        """What becomes of the base's files of code, in one line; empty if it has none."""
+        names = ", ".join(f"`{path}`" for path in code_files(self.base.directory))
+        if not names or self.carry_code:
+            return names and f"Code of the base is taken along: {names}."
+        return f"Code of the base is left out: {names} (--carry-code takes it along)."
 
     @property
     def formula(self) -> str:
@@ -54,6 +64,7 @@ def plan_fusion(
     *,
     reference: Path | None = None,
     shard_bytes: int = 5 * 10**9,
+    carry_code: bool = False,
 ) -> Plan:
     """Return the plan of a merge; reads headers and the few tensors that must be equal.
 
@@ -62,6 +73,7 @@ def plan_fusion(
     - `out`: a folder that does not exist yet.
     - `base`, `models`, `reference`: safetensors files, indexes of shards, or directories.
     - `shard_bytes`: largest size of the tensors of one file of the output.
+    - `carry_code`: take the base's files of code along, which `trust_remote_code` runs.
 
     **Raises:** `InputError` for whatever keeps the checkpoints from being merged.
     """
@@ -88,4 +100,4 @@ def plan_fusion(
     if recipe.method == LAYER_WISE:
         weights_of_layers(matching.merged, recipe.options, len(models))
     shards = plan_shards(start, matching, recipe.dtype, shard_bytes)
-    return Plan(recipe, out, start, others, guide, matching, shards)
+    return Plan(recipe, out, start, others, guide, matching, shards, carry_code)
