@@ -143,7 +143,7 @@ def test_the_installed_command_exits_with_2(tmp_path: Path) -> None:
     [
         ("--scale", "-1", "scale must be a finite number >= 0, got -1.0"),
         ("--scale", "nan", "scale must be a finite number >= 0, got nan"),
-        ("--scale", "best", "one of power-law, validation, got 'best'"),
+        ("--scale", "best", "unknown scale 'best'. Known: power-law, 1/N, 1/sqrt(N), validation."),
         ("--kappa", "-0.5", "kappa must be a finite number >= 0, got -0.5"),
         ("--kappa", "nan", "kappa must be a finite number >= 0, got nan"),
         ("--c0", "nan", "c0 must be a finite number of dB, got nan"),

@@ -195,6 +195,12 @@ def test_the_noise_scale_is_that_of_a_sweep(settings: Settings) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [("1/N", 1 / 3), ("1/sqrt(N)", 3**-0.5)])
+def test_the_coefficient_follows_the_number_of_tasks(scale: str, expected: float) -> None:
+    found = objective_of(random_inputs(0), Settings(scale=scale), "ideal")
+    assert found.scale == pytest.approx(expected)
+
+
 def test_the_score_is_taken_and_no_gradient_beside_that_of_the_check(
     run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

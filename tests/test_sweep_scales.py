@@ -51,8 +51,13 @@ def test_scale_by_law_and_by_number(sweep_engine: Engine, tmp_path: Path) -> Non
     assert power == {
         (rule, size): 1.0 if rule == "ties" else law[size] for rule in EVERY.rules for size in law
     }
-    number, _ = scale_of(sweep_engine, "0.25", EVERY, tmp_path / "number")
-    assert number == {(rule, size): 0.25 for rule in EVERY.rules for size in law}
+    for scale, by_size in (
+        ("0.25", {2: 0.25, 3: 0.25}),
+        ("1/N", {2: 1 / 2, 3: 1 / 3}),
+        ("1/sqrt(N)", {2: 2**-0.5, 3: 3**-0.5}),
+    ):
+        found, _ = scale_of(sweep_engine, scale, EVERY, tmp_path / "number")
+        assert found == {(rule, size): by_size[size] for rule in EVERY.rules for size in by_size}
     assert not curve
     assert not list(tmp_path.iterdir())  # nothing was computed
 

@@ -82,7 +82,7 @@ class Gradcheck:
     eval_batch_size: int = 64
     """Images a step of evaluation; changes speed and memory alone."""
     scale: str = "power-law"
-    """Merging coefficient at the start: power-law, or a number."""
+    """Merging coefficient at the start: a number, power-law, 1/N or 1/sqrt(N)."""
     c0: float = -31.0
     """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
     kappa: float | None = None

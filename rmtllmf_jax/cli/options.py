@@ -112,7 +112,8 @@ class SweepOptions:
     """How the users' errors hang together: independent (exact for MMSE-SIC), lmmse (with --order
     lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy base)."""
     scale: str = "power-law"
-    """Merging coefficient: power-law, validation (the best on validation samples), or a number."""
+    """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
+    validation (the best on validation samples)."""
     c0: float = -31.0
     """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
     kappa: float | None = None

@@ -34,7 +34,7 @@ def objective_of(
     - `combination`: tasks that are merged; none named is all. The others' users send too.
     - `split`: `test` (`settings.eval_samples` images a task) or `validation`
       (`settings.validation_samples`): tune on one, judge on the other.
-    - `settings`: channel, kappa, error model, coefficient (a number or `power-law`) and seed.
+    - `settings`: channel, kappa, error model, coefficient (but `validation`) and seed.
 
     **Raises:** `InputError` for a task that the inputs do not have, or a setting that only a sweep
     knows what to do with.
@@ -49,12 +49,11 @@ def objective_of(
         )
     if settings.scale == "validation":
         raise InputError(
-            "the coefficient of an objective is a number or power-law, got validation: give the "
-            "number that a sweep found (scales.parquet)."
+            "the coefficient of an objective is a number, power-law, 1/N or 1/sqrt(N), got "
+            "validation: give the number that a sweep found (scales.parquet)."
         )
     members = jnp.array([not combination or task in combination for task in inputs.tasks])
     count = int(members.sum())
-    scale = settings.fixed_scale()
     kappa = user_kappa(inputs, settings)
     wanted = settings.validation_samples if split == "validation" else settings.eval_samples
     rows = [task.validation if split == "validation" else task.test for task in inputs.data]
@@ -74,7 +73,7 @@ def objective_of(
             evaluation_sets(rows, wanted, settings), inputs.backbone.image_size, members / count
         ),
         kappa=kappa,
-        scale=fusion.power_law(count) if scale is None else scale,
+        scale=fusion.scale_of(settings.scale, count),
         temperature=temperature,
         members=members.astype(kappa.dtype),
         error_model=uplink.get_error_model(settings.error_model, len(inputs.tasks)),

@@ -49,10 +49,9 @@ def scales_by_size(stage: Stage, grid: Grid) -> tuple[Scales, list[dict[str, Any
 
 
 def _given(settings: Settings, rule: str, size: int) -> float:
-    fixed = settings.fixed_scale()
-    if fixed is not None:
-        return fixed
-    return 1.0 if averages(rule, get_rule(rule).options()) else fusion.power_law(size)
+    if settings.scale == "power-law" and averages(rule, get_rule(rule).options()):
+        return 1.0
+    return fusion.scale_of(settings.scale, size)
 
 
 def _best(curve: list[dict[str, Any]], rule: str, size: int) -> float:

@@ -14,6 +14,7 @@ from rmtllmf_jax.common.errors import (
     require_non_negative,
 )
 from rmtllmf_jax.evaluation.accuracy import even_batch
+from rmtllmf_jax.fusion import SCALES
 from rmtllmf_jax.resilience import EMBEDDINGS
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
@@ -21,7 +22,7 @@ from rmtllmf_jax.uplink import get_error_model, parse_error_model
 RECEIVERS = (*ORDERS, "lmmse")
 """What `order` can be: a decoding order of MMSE-SIC, or the joint LMMSE receiver."""
 
-SCALE_RULES = ("power-law", "validation")
+SCALE_RULES = (*SCALES, "validation")
 VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
 """Merging coefficients that the rule `validation` tries.
 
@@ -41,7 +42,7 @@ class Settings:
     error_model: str = "independent"
     """How the errors of different users hang together, see `uplink.parse_error_model`."""
     scale: str = "power-law"
-    """Merging coefficient: `power-law`, `validation`, or a number."""
+    """Merging coefficient: a number, or one of `SCALE_RULES`."""
     c0_db: float = -31.0
     """Parameter-domain SNR in dB of a user with MSE 1; sets kappa for each user."""
     kappa: float | None = None
@@ -72,26 +73,18 @@ class Settings:
             require_non_negative("kappa", self.kappa)
         if self.c0_db != self.c0_db or abs(self.c0_db) == float("inf"):
             raise InputError(f"c0 must be a finite number of dB, got {self.c0_db!r}.")
-        self.fixed_scale()
+        self._check_scale()
         parse_error_model(self.error_model)
         if self.order is not None:
             require_known("order", self.order, RECEIVERS)
 
-    def fixed_scale(self) -> float | None:
-        """Return the merging coefficient if it is a number, `None` if it is a rule.
-
-        **Raises:** `InputError` if it is neither, or negative or NaN.
-        """
-        if self.scale in SCALE_RULES:
-            return None
+    def _check_scale(self) -> None:
         try:
             value = float(self.scale)
         except ValueError:
-            rules = ", ".join(SCALE_RULES)
-            raise InputError(
-                f"scale must be a number >= 0 or one of {rules}, got {self.scale!r}."
-            ) from None
-        return require_non_negative("scale", value)
+            require_known("scale", self.scale, SCALE_RULES)
+        else:
+            require_non_negative("scale", value)
 
     def channel(self, tasks: int) -> Preset:
         """Return the channel preset with the receiver that `order` asks for.
