@@ -53,6 +53,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.evaluation.accuracy import EvaluationBatch
 from rmtllmf_jax.evaluation.logit_jacobian import Sensitivity, noise_by_leaf, top_two
 from rmtllmf_jax.fusion import leaf_path, leaves_by_path
+from rmtllmf_jax.fusion.trees import as_type_of, widened
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 
@@ -151,13 +152,13 @@ def disturbed_logits(
     def draw(key: Array) -> Array:
         def gaussian(path: tuple, leaf: Array) -> Array:
             own = jax.random.fold_in(key, zlib.crc32(leaf_path(path).encode()))
-            return jax.random.normal(own, leaf.shape, leaf.dtype)
+            return jax.random.normal(own, leaf.shape, widened(leaf).dtype)
 
         noise = jax.tree_util.tree_map_with_path(gaussian, params)
 
         def at(std: dict[str, Array]) -> Array:
             def move(path: tuple, leaf: Array, z: Array) -> Array:
-                return leaf + std[leaf_path(path)].astype(leaf.dtype) * z
+                return as_type_of(leaf, widened(leaf) + std[leaf_path(path)].astype(z.dtype) * z)
 
             moved = jax.tree_util.tree_map_with_path(move, params, noise)
             return head(backbone.features(moved, batch.images))

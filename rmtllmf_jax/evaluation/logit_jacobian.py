@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.evaluation.accuracy import EvaluationBatch
 from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.fusion.trees import widened
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
 
@@ -195,7 +196,8 @@ def _squared_norms(
 
     def norms(direction: Array) -> dict[str, Array]:
         (gradient,) = pullback(direction)
-        return {path: jnp.sum(jnp.square(g)) for path, g in leaves_by_path(gradient).items()}
+        leaves = leaves_by_path(gradient)
+        return {path: jnp.sum(jnp.square(widened(leaf))) for path, leaf in leaves.items()}
 
     def step(number: Array, found: dict[str, Array]) -> dict[str, Array]:
         start = number * chunk
