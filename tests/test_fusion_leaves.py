@@ -85,6 +85,27 @@ def test_scaling_and_adding_round_once_and_keep_the_type(dtype: Any):
     assert (base + TaskVector({"w": rows[1].astype(jnp.float32)}))["w"].dtype == dtype
 
 
+@half
+def test_half_precision_is_differentiable_under_jit_and_vmap(dtype: Any):
+    rows = jnp.asarray(np.random.default_rng(2).normal(size=(3, 40)), dtype)
+    wide, weights = np.asarray(rows, np.float64), jnp.array([0.5, -1.0, 2.0])
+
+    def score(rows: jax.Array, weights: jax.Array, scale: jax.Array) -> jax.Array:
+        merged = fusion.add_to_base(
+            {"w": rows[0]}, fusion.weighted_sum({"w": rows}, weights), scale
+        )
+        return TaskVector(merged).dot(TaskVector({"w": rows[1]}))
+
+    scales = jnp.array([0.3, 1.0])
+    gradient = jax.jit(jax.vmap(jax.grad(score, argnums=(1, 2)), in_axes=(None, None, 0)))
+    by_weights, by_scale = gradient(rows, weights, scales)
+    expected = np.outer(scales, wide @ wide[1])
+    np.testing.assert_allclose(by_weights, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
+    merged = np.asarray(weights, np.float64) @ wide @ wide[1]
+    np.testing.assert_allclose(by_scale, [merged, merged], rtol=0.02)
+    assert jax.grad(score)(rows, weights, scales[0]).dtype == dtype
+
+
 def assert_rounded_once(found: jax.Array, expected: np.ndarray, dtype: Any) -> None:
     assert found.dtype == dtype
     error = np.abs(np.asarray(found, np.float64) - expected)
@@ -224,6 +245,7 @@ def test_leaves_that_are_no_numbers_are_named(leaf: Any, kind: str):
         lambda: tree + vector,
         lambda: 2 * vector,
         vector.norm,
+        lambda: vector.select(".*"),
         lambda: fusion.add_to_base(tree, tree, 1.0),
         lambda: fusion.weighted_sum(tree, [1.0]),
     ):
@@ -277,6 +299,7 @@ def test_a_tree_without_a_leaf_is_refused(use: Callable[[], Any]):
         (lambda v: fusion.add_to_base({"v": jnp.ones(3)}, v, 1.0), "v: only in base"),
         (lambda v: fusion.add_to_base(v, v, jnp.ones(3)), r"one number, got the shape \(3,\)"),
         (lambda v: TaskVector(v) * np.ones(3), r"one number, got the shape \(3,\)"),
+        (lambda v: np.ones(3) * TaskVector(v), r"one number, got the shape \(3,\)"),
     ],
 )
 def test_what_would_broadcast_or_be_left_out_is_refused(use: Callable[[Any], Any], says: str):

@@ -48,6 +48,8 @@ class TaskVector:
 
     tree: PyTree
 
+    __array_ufunc__ = None  # numpy's scalars and arrays leave arithmetic to this class
+
     @classmethod
     def between(cls, finetuned: PyTree, base: PyTree) -> TaskVector:
         """Return ``finetuned - base``, leaf by leaf."""
@@ -118,6 +120,7 @@ class TaskVector:
         >>> {path: leaf.tolist() for path, leaf in vector.by_leaf().items()}
         {'a': [3.0], 'b': [0.0]}
         """
+        require_floats(self.tree, "task vector")
         chosen = matching_paths(self.by_leaf(), patterns)
         return TaskVector(
             jax.tree_util.tree_map_with_path(

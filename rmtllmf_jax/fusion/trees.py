@@ -174,9 +174,12 @@ def stack(trees: list[PyTree]) -> PyTree:
 def unstack(tree: PyTree) -> list[PyTree]:
     """Undo `stack`: one tree with a leading axis Q becomes Q trees.
 
+    **Raises:** `InputError` as `stack_size`.
+
     >>> [tree["w"].tolist() for tree in unstack({"w": jnp.array([[0.0], [1.0]])})]
     [[0.0], [1.0]]
     """
+    stack_size(tree)
     leaves, structure = jax.tree.flatten(tree)
     return [jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True)]
 
