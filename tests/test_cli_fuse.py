@@ -16,6 +16,7 @@ from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.cli.method_options import parse_options
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import power_law
+from rmtllmf_jax.fusion.files.adapters import require_no_adapter
 from rmtllmf_jax.fusion.files.recipe import file_methods
 from rmtllmf_jax.fusion.rules import RULES, LayerWiseOptions
 from rmtllmf_jax.report.layer_weights import layer_weights_figure, write_layer_weights
@@ -186,6 +187,28 @@ def test_adapters_are_refused(
         tyro.cli(Fuse, args=[str(word) for word in words]).run()
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == set(adapters)
+
+
+@pytest.mark.parametrize(
+    ("key", "refused"),
+    [
+        ("layers/0/q/lora_a", True),
+        ("lora_unet_down_blocks_0.lora_down.weight", True),
+        ("unet.attn.to_q.lora.down.weight", True),
+        ("layers.0.attn.lora_embedding_A.default", True),
+        ("layers.0.hada_w1_a", True),
+        ("blocks.0.attn.w_lora.lora.0.weight", False),  # RWKV-7's own
+        ("model.layers.0.self_attn.q_a_proj.weight", False),
+        ("adapter.weight", False),
+    ],
+)
+def test_an_adapter_is_known_by_its_keys(key: str, refused: bool):
+    try:
+        require_no_adapter("model", ["model.embed.weight", key])
+    except InputError:
+        assert refused
+    else:
+        assert not refused
 
 
 def test_options_of_every_kind_are_parsed():

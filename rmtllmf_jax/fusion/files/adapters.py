@@ -8,8 +8,13 @@ from pathlib import Path
 
 from rmtllmf_jax.common.errors import InputError
 
-# Files of PEFT, and the factors of LoRA and its kin among the keys of tensors.
-_ADAPTER = re.compile(r"adapter_(?:config|model)\.|(?:.*[./])?(?:lora|hada|lokr|ia3|oft|boft)_")
+# Files of PEFT, and the factors of LoRA and its kin among the keys of tensors (q.lora_A.weight,
+# to_q.lora.down.weight). A layer called w_lora is none.
+_ADAPTER = re.compile(
+    r"adapter_(?:config|model)\."
+    r"|(?:.*[./])?(?:lora|hada|lokr|ia3|oft|boft)_"
+    r"|.*lora[./](?:down|up)[./]"
+)
 
 
 def require_no_adapter(origin: Path | str, names: Iterable[str]) -> None:
