@@ -288,6 +288,14 @@ def test_a_tree_without_a_leaf_is_refused(use: Callable[[], Any]):
         (lambda v: uplink.transmit(v, jnp.ones(1), jnp.ones(2), KEY), "mse: 1 given for 2"),
         (lambda v: uplink.transmit(v, jnp.ones(2), jnp.ones(3), KEY), "kappa: 3 given for 2"),
         (
+            lambda v: uplink.transmit(v, jnp.array([0.1, -0.1]), jnp.ones(2), KEY),
+            "mse must be finite and >= 0, got -0.1",
+        ),
+        (
+            lambda v: uplink.noise_of_sum(v, [1.0, 1.0], [0.1, 0.1], [1.0, np.inf], KEY),
+            "kappa must be finite and >= 0, got inf",
+        ),
+        (
             lambda v: uplink.noise_of_sum(v, jnp.ones(3), jnp.ones(2), jnp.ones(2), KEY),
             "weights: 3 given for 2",
         ),

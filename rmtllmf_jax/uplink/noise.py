@@ -15,8 +15,10 @@ the MSEs, under the default model).
 
 from __future__ import annotations
 
+import math
 import zlib
 from functools import partial
+from numbers import Number
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt
 
+from rmtllmf_jax.channel.checks import require_within
 from rmtllmf_jax.fusion import leaf_path, require_same_structure, stack_size
 from rmtllmf_jax.fusion.merge import PerUser, one_per_user
 from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
@@ -50,8 +53,8 @@ def transmit(
     - `key`: the same key gives the same Gaussians, whatever the MSE (common random numbers).
     - `error_model`: how the users' errors hang together.
 
-    **Raises:** `InputError` if `mse` or `kappa` is not one per user, or for leaves that hold no
-    floating-point numbers.
+    **Raises:** `InputError` if `mse` or `kappa` is not one per user, or negative or not finite (as
+    far as it is known, not traced), or for leaves that hold no floating-point numbers.
 
     >>> sent = {"w": jnp.zeros((2, 10_000))}
     >>> mse, kappa = jnp.array([0.0, 0.25]), jnp.array([2.0, 2.0])
@@ -60,7 +63,7 @@ def transmit(
     [0.0, 1.0]
     """
     sources = draw_sources(stacked, key, error_model)
-    mse = one_per_user("mse", mse, stack_size(stacked))
+    mse = _per_user("mse", mse, stack_size(stacked))
 
     def send(leaf: Array, noise: Array, kappa_leaf: Array) -> Array:
         error = error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
@@ -175,12 +178,22 @@ def _normal_like(
 def _leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
     """Return a value per leaf and user, from that of each user or from such a tree."""
     users = stack_size(stacked)
+    if isinstance(values, list | tuple) and all(isinstance(each, Number) for each in values):
+        values = jnp.asarray(values)  # not a tree of leaves
     if jax.tree_util.all_leaves([values]):
-        by_user = one_per_user(name, values, users)
+        by_user = _per_user(name, values, users)
         return jax.tree.map(lambda _: by_user, stacked)
     expected = jax.tree.map(lambda _: np.empty(users), stacked)
     require_same_structure(values, expected, (name, "task vectors"))
-    return values
+    return jax.tree.map(lambda leaf: _per_user(name, leaf, users), values)
+
+
+def _per_user(name: str, values: PerUser, users: int) -> Float[Array, " users"]:
+    """Return values that are one per user and, but for weights, not negative where known."""
+    found = one_per_user(name, values, users)
+    if name != "weights":
+        require_within(name, found, 0.0, math.inf)
+    return found
 
 
 def _wide_type(leaf: Array) -> np.dtype:
