@@ -177,7 +177,7 @@ def _normal_like(
 
 def _leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
     """Return a value per leaf and user, from that of each user or from such a tree."""
-    users = stack_size(stacked)
+    users = check_stacked(stacked)
     if isinstance(values, list | tuple) and all(isinstance(each, Number) for each in values):
         values = jnp.asarray(values)  # not a tree of leaves
     if jax.tree_util.all_leaves([values]):
