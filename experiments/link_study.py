@@ -147,29 +147,29 @@ def main(options: Options) -> None:
 def under_attack(
     h: jax.Array, attack: str, preset: channel.ChannelPreset
 ) -> tuple[jax.Array, jax.Array]:
-    """The covariance of all noise (draws, antennas, antennas) and the users' MSE (draws, users)."""
+    """The attacker's covariance (draws, antennas, antennas) and the users' MSE (draws, users)."""
 
     def one(h: jax.Array) -> tuple[jax.Array, jax.Array]:
         covariance = channel.attack_covariance(attack, h, preset.attack_budget)
         mse = channel.user_mse_from_channel(h, attack, preset.attack_budget, order=preset.order)
-        return covariance + jnp.eye(len(h)), mse
+        return covariance, mse
 
     return jax.vmap(one)(h)
 
 
 @partial(jax.jit, static_argnames=("order", "modulation", "cancellation"))
 def over_draws(
-    blocks: jax.Array, h: jax.Array, covariance: jax.Array, keys: jax.Array, **options
+    blocks: jax.Array, h: jax.Array, attack: jax.Array, keys: jax.Array, **options
 ) -> tuple[jax.Array, jax.Array]:
     """Received blocks (draws, users, size) and the share of wrong symbols (draws, users)."""
 
     def one(draw: tuple) -> tuple[jax.Array, jax.Array]:
-        channel_, noise, key = draw
-        received = transmit(blocks, channel_, noise.astype(channel_.dtype), key, **options)
+        channel_, attack, key = draw
+        received = transmit(blocks, channel_, attack.astype(channel_.dtype), 1.0, key, **options)
         wrong = jnp.abs(received.decisions - received.symbols) > 1e-4
         return received.parameters, jnp.mean(wrong, axis=1)
 
-    return jax.lax.map(one, (h, covariance, keys))
+    return jax.lax.map(one, (h, attack, keys))
 
 
 def gaussian(blocks: np.ndarray, variance: np.ndarray, keys: jax.Array) -> np.ndarray:
