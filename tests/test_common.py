@@ -21,7 +21,7 @@ from rmtllmf_jax.common.errors import (
     require_known,
     require_non_negative,
 )
-from rmtllmf_jax.common.interrupts import interrupts_held
+from rmtllmf_jax.common.interrupts import Stopped, exit_code, interrupts_held, stopping
 from rmtllmf_jax.common.progress import progress_bar
 
 
@@ -262,22 +262,71 @@ def test_rates_are_those_of_the_last_minutes(caplog: pytest.LogCaptureFixture, c
     assert "5 cells/s" in caplog.messages[-1]
 
 
-def test_ctrl_c_waits_for_the_end_of_the_block():
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@pytest.mark.parametrize("sign", STOPS)
+def test_a_signal_waits_for_the_end_of_the_block(sign: signal.Signals):
     reached = []
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(each) for each in STOPS]
 
     def interrupted():
-        with interrupts_held():
-            signal.raise_signal(signal.SIGINT)
+        with stopping(), interrupts_held():
+            signal.raise_signal(sign)
             reached.append("end")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         interrupted()
+    assert exit_code(caught.value) == STOPS[sign]
     assert reached == ["end"]
-    assert signal.getsignal(signal.SIGINT) is before
-    with interrupts_held():
+    assert [signal.getsignal(each) for each in STOPS] == before
+    with stopping(), interrupts_held():
         pass
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(each) for each in STOPS] == before
+
+
+def test_a_second_signal_of_any_kind_takes_effect_at_once(capsys: pytest.CaptureFixture[str]):
+    def twice():
+        with stopping(), interrupts_held("wait"):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("not stopped")
+
+    with pytest.raises(Stopped) as caught:
+        twice()
+    assert exit_code(caught.value) == 143
+    assert capsys.readouterr().err == "wait\n"
+
+
+def test_what_is_ignored_stays_so_as_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(), interrupts_held():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_was_closed_is_no_error():
+    """As where a window is closed: the signal comes when nobody can be told any more."""
+    script = (
+        "import signal, sys; from rmtllmf_jax.common.interrupts import *\n"
+        "try:\n"
+        "    with stopping(), interrupts_held('wait'):\n"
+        "        sys.stdin.read()\n"
+        "        signal.raise_signal(signal.SIGHUP)\n"
+        "except Stopped as stop:\n"
+        "    print('stopped', file=sys.stderr, flush=True)\n"
+        "    sys.exit(exit_code(stop))\n"
+    )
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-c", script]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    os.close(ours)  # the terminal goes, and standard input says when
+    process.communicate(timeout=60)
+    assert process.returncode == 129
 
 
 def test_ctrl_c_is_not_held_outside_the_main_thread():

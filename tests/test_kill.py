@@ -21,7 +21,8 @@ from rmtllmf_jax.sweep.parts import Parts, read_parts
 from rmtllmf_jax.sweep.stage import _NOTICE
 from rmtllmf_jax.training import finetune
 
-KILL, CTRL_C = signal.SIGKILL, signal.SIGINT
+KILL, CTRL_C, TERM, HANG_UP = signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+CODES = {KILL: -KILL, CTRL_C: 130, TERM: 143, HANG_UP: 129}
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def stop(words: list[str], reached: Callable[[], bool], sign: signal.Signals = K
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == (-KILL if sign == KILL else 130)
+    assert process.returncode == CODES[sign], errors
     return errors
 
 
@@ -85,7 +86,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
     stop(start, lambda: count("heads/*.safetensors") == 1)
     stop(start, lambda: step("mnist", 50))
     assert step("mnist", 50)
-    stop(start, lambda: step("mnist", 100))
+    stop(start, lambda: step("mnist", 100), HANG_UP)
     assert step("mnist", 100)
     stop(start, lambda: count("finetuned/*.safetensors") == 1)
     errors = stop(start, lambda: step("svhn", 50), CTRL_C)
@@ -109,7 +110,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [KILL, CTRL_C])
+@pytest.mark.parametrize("sign", [KILL, CTRL_C, TERM])
 def test_the_sweep_goes_on_where_it_was_stopped(
     finished: TinyRun, tmp_path: Path, sign: signal.Signals
 ) -> None:
@@ -127,7 +128,7 @@ def test_the_sweep_goes_on_where_it_was_stopped(
     begun = set(read_parts(store / "cells")["cell"])
     assert 4 <= len(begun) < len(every)
     assert begun < every
-    if sign == CTRL_C:
+    if sign != KILL:
         stopped = "rmtllmf: stopped; the same command goes on from here.\n"
         assert errors in (_NOTICE + "\n" + stopped, stopped)  # in a chunk, or between two
     assert not (run / "results.parquet").exists()

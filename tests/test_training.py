@@ -191,13 +191,17 @@ def uninterrupted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return run_finetune(tiny, tmp_path_factory.mktemp("whole") / "checkpoints")
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+def counted(
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int | None = None,
+    how: type[BaseException] = KeyboardInterrupt,
+) -> list[int]:
     """Count the steps taken, and raise instead of taking step `stop_at`."""
     taken: list[int] = []
 
     def step(*arguments: Any, **options: Any) -> Any:
         if len(taken) == stop_at:
-            raise KeyboardInterrupt
+            raise how
         taken.append(len(taken))
         return train_step(*arguments, **options)
 
@@ -212,17 +216,27 @@ def test_finetuning_leaves_the_base_alone_and_moves_every_leaf(tiny: Tiny, unint
         assert not np.array_equal(leaf, before[path]), path
 
 
-@pytest.mark.parametrize(("stop_at", "left"), [(1, 5), (3, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("how", "stop_at", "left"),
+    [
+        (SystemError, 1, 5),  # a crash loses what came after the last checkpoint
+        (SystemError, 3, 3),
+        (SystemError, 4, 1),
+        (KeyboardInterrupt, 1, 4),  # Ctrl-C loses nothing
+        (KeyboardInterrupt, 4, 1),
+    ],
+)
 def test_an_interrupted_run_ends_bitwise_where_the_whole_one_does(
     tiny: Tiny,
     uninterrupted: dict,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    how: type[BaseException],
     stop_at: int,
     left: int,
 ):
-    counted(monkeypatch, stop_at)
-    with pytest.raises(KeyboardInterrupt):
+    counted(monkeypatch, stop_at, how)
+    with pytest.raises(how):
         run_finetune(tiny, tmp_path)
     taken = counted(monkeypatch)
     assert_trees_equal(run_finetune(tiny, tmp_path), uninterrupted)

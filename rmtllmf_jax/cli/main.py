@@ -1,8 +1,8 @@
 """The entry point: parse, run, and turn bad input into one clear line.
 
 Exit codes: 0 done, 1 `doctor` found an error or `gradcheck` a gradient that differs, 2 bad input or
-usage, 130 stopped by Ctrl-C, 141 nobody reads what is printed any more (`| head`). Anything else is
-a bug and keeps its traceback.
+usage, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP, 141 nobody reads what is printed any
+more (`| head`). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
 from rmtllmf_jax.cli.sweep import Sweep
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.interrupts import exit_code, stopping
 from rmtllmf_jax.common.progress import silenced
 
 
@@ -70,7 +71,7 @@ Example: rmtllmf reproduce demo --out runs/demo
 rmtllmf COMMAND --help has the options of a command, their defaults, units and an example.
 
 Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or usage, 130 stopped
-by Ctrl-C, 141 nobody reads what is printed any more."""
+by Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 141 nobody reads what is printed any more."""
 
 _QUIET = "--quiet"
 
@@ -215,11 +216,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             with (
                 _switched_on("TRANSFORMERS_NO_ADVISORY_WARNINGS"),
                 _results_alone() if quiet else _progress_in_log(),
+                stopping(),
             ):
                 command.run()
         except InputError as error:
             print(f"rmtllmf: {error}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("rmtllmf: stopped; the same command goes on from here.", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(exit_code(stop))

@@ -1,39 +1,104 @@
-"""Ctrl-C that waits until a step which must not be cut in two is over."""
+"""Ctrl-C, SIGTERM and SIGHUP end a program alike, and wait for a step that must not be cut in two.
+
+`stopping` makes the last two raise `Stopped`, a KeyboardInterrupt: what is finished is stored on
+the way out, whichever of the three it was.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP has come."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Return what a shell calls a program that a signal ended: 130, 143 or 129."""
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise `Stopped` until the block ends.
+
+    A signal that is ignored stays so, as under nohup. After a SIGHUP nothing goes to the terminals
+    that have gone: writing to them would be another error.
+    """
+    if not _in_main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        _leave_dead_terminals()
+        raise Stopped(number)
+
+    wanted = [sign for sign in _STOPS[1:] if signal.getsignal(sign) == signal.SIG_DFL]
+    for sign in wanted:
+        signal.signal(sign, stop)
+    try:
+        yield
+    finally:
+        for sign in wanted:
+            signal.signal(sign, signal.SIG_DFL)
 
 
 @contextmanager
 def interrupts_held(notice: str = "") -> Iterator[None]:
-    """Let Ctrl-C take effect at the end of the block.
+    """Let Ctrl-C, and the signals of `stopping`, take effect at the end of the block.
 
     For steps that leave something half-made behind, or lose much, if they are interrupted. With a
-    `notice` for standard error the first Ctrl-C says it, and a second one takes effect at once.
+    `notice` for standard error the first signal says it, and a second one takes effect at once.
     Python handles signals in the main thread alone; in another thread nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
-    pressed = False
+    first: int | None = None
 
-    def remember(*_: object) -> None:
-        nonlocal pressed
-        if notice and pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        if notice:
+    def remember(number: int, frame: Any) -> None:
+        nonlocal first
+        again = first is not None
+        first = number if first is None else first
+        if again and notice:
+            before[signal.Signals(number)](number, frame)
+        if not again and notice:
+            _leave_dead_terminals()
             print(notice, file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGINT, remember)
+    handlers = {sign: signal.getsignal(sign) for sign in _STOPS}
+    before: dict[signal.Signals, Any] = {s: h for s, h in handlers.items() if callable(h)}
+    for sign in before:
+        signal.signal(sign, remember)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+    if first is not None:
+        signal.raise_signal(first)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _leave_dead_terminals() -> None:
+    """Send to nowhere what would go to a terminal that was closed: it would be an error."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -15,7 +15,7 @@ from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.parts import Parts
 from rmtllmf_jax.sweep.trackers import Tracker
 
-_NOTICE = "rmtllmf: finishing the running chunk; press Ctrl-C again to stop at once."
+_NOTICE = "rmtllmf: finishing the running chunk; Ctrl-C, or the signal again, stops at once."
 _POLL = 2.0  # seconds
 _log = logging.getLogger(__name__)
 

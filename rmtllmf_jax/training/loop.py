@@ -44,6 +44,8 @@ def run_steps(
 ) -> PyTree:
     """Return the state after all steps; a run that was killed ends as one that was not.
 
+    Ctrl-C, and SIGTERM and SIGHUP where they raise KeyboardInterrupt, keep the steps that are done.
+
     **Arguments:**
 
     - `take`: `(state, step) -> (state, loss)`; it may donate the state that it is given.
@@ -70,13 +72,22 @@ def run_steps(
             logging.getLogger(__name__).info("going on from step %d of %s", first, checkpoints)
         loss = jnp.zeros(())
         with progress_bar(description, steps, first) as advance:
-            for step in range(first, steps):
-                state, loss = take(state, step)
-                advance(1)
-                if (step + 1) % every == 0:
-                    _require_finite(loss, step, description)
+            done = first
+            try:
+                for step in range(first, steps):
+                    with interrupts_held():  # a step takes the state that it is given
+                        state, loss = take(state, step)
+                        done = step + 1
+                    advance(1)
+                    if done % every == 0:
+                        _require_finite(loss, step, description)
+                        with interrupts_held():
+                            manager.save(done, args=ocp.args.StandardSave(state))
+            except KeyboardInterrupt:
+                if done > (manager.latest_step() or 0) and np.isfinite(loss):
                     with interrupts_held():
-                        manager.save(step + 1, args=ocp.args.StandardSave(state))
+                        manager.save(done, args=ocp.args.StandardSave(state), force=True)
+                raise
     _require_finite(loss, steps - 1, description)
     return state
 
