@@ -192,6 +192,8 @@ def test_a_bar_with_a_unit_shows_rates_on_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     with progress_bar("sweep", 100, done=20, unit="cells") as advance:
+        clock.now += 1000
+        advance(0)
         clock.now += 10
         advance(4, images=12_000)
     _, err = capfd.readouterr()
@@ -245,12 +247,13 @@ def test_lines_of_every_length_of_work(
 ):
     caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
     with progress_bar("x", total, unit=unit) as advance:
+        advance(0)
         clock.now += seconds
         advance(2)
     assert caplog.messages == [line]
 
 
-def test_rates_are_those_of_the_last_minutes(caplog: pytest.LogCaptureFixture, clock: Clock):
+def test_compilation_is_no_part_of_the_rate(caplog: pytest.LogCaptureFixture, clock: Clock):
     caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
     with progress_bar("sweep", 10_000, unit="cells") as advance:
         clock.now += 600  # compiling
@@ -258,8 +261,10 @@ def test_rates_are_those_of_the_last_minutes(caplog: pytest.LogCaptureFixture, c
         for _ in range(400):
             clock.now += 1
             advance(5)
-    assert "0.0017 cells/s" in caplog.messages[0]
-    assert "5 cells/s" in caplog.messages[-1]
+    assert caplog.messages[:2] == [
+        "sweep: 1 of 10,000 cells",
+        "sweep: 301 of 10,000 cells, 5 cells/s, 32 min left",
+    ]
 
 
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}

@@ -101,13 +101,13 @@ class _Rates:
 
     def __init__(self) -> None:
         self._totals: Counter[str] = Counter()
-        self._samples = deque([(monotonic(), Counter[str]())])
+        self._samples: deque[tuple[float, Counter[str]]] = deque()
 
     def add(self, counts: dict[str, int]) -> None:
-        """Count more."""
+        """Count more. Time runs from the end of the first: that one has waited for the compiler."""
         now = monotonic()
         self._totals.update(counts)
-        if now - self._samples[-1][0] >= 1:
+        if not self._samples or now - self._samples[-1][0] >= 1:
             self._samples.append((now, self._totals.copy()))
         while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
             self._samples.popleft()
@@ -117,7 +117,9 @@ class _Rates:
         return self._totals[unit]
 
     def rates(self) -> dict[str, float]:
-        """Return counts a second; nothing before time has passed."""
+        """Return counts a second; nothing before there are two counts."""
+        if not self._samples:
+            return {}
         then, before = self._samples[0]
         seconds = monotonic() - then
         if seconds <= 0:
