@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known, require_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,9 +62,8 @@ class Channel:
         """Run the sub-command."""
         from rmtllmf_jax.channel import DirectPreset
 
-        # A key is made of numbers of 32 bits.
-        _require_between("--draws", self.draws, 1, 2**32)
-        _require_between("--seed", self.seed, 0, 2**32 - 1)
+        require_at_least("--draws", self.draws, 1, 2**32)  # a key is made of numbers of 32 bits
+        require_seed("--seed", self.seed)
         preset, attacks = _chosen(self)
         use_compilation_cache(self.cache_dir)
         out = _FIGURES if self.out is None and not self.json else self.out
@@ -117,11 +116,6 @@ class Channel:
         }.get(_order_name(preset) or "")
         parts = [self.preset, f"{self.draws:,} draws", f"seed {self.seed}", order]
         return ", ".join(part for part in parts if part)
-
-
-def _require_between(name: str, value: int, least: int, most: int) -> None:
-    if require_at_least(name, value, least) > most:
-        raise InputError(f"{name} must be at most {most}, got {value!r}.")
 
 
 def _chosen(options: Channel) -> tuple[Preset, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from rmtllmf_jax.common.errors import (
     require_at_least,
     require_known,
     require_non_negative,
+    require_seed,
 )
 
 if TYPE_CHECKING:
@@ -196,8 +197,7 @@ def _checked(options: Gradcheck) -> Settings:
     require_at_least("--channel-draws", options.channel_draws, 1)
     require_at_least("--noise-draws", options.noise_draws, 1)
     require_non_negative("--tolerance", options.tolerance)
-    if require_at_least("--seed", options.seed, 0) >= 2**32:  # keys are made of 32 bits
-        raise InputError(f"--seed must be at most {2**32 - 1}, got {options.seed}.")
+    require_seed("--seed", options.seed)
     settings = Settings(
         preset=options.preset,
         order=options.order,

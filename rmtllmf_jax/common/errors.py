@@ -34,21 +34,32 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> str:
     raise InputError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
 
 
-def require_non_negative(name: str, value: float) -> float:
-    """Return `value` if it is finite and not negative.
+def require_non_negative(name: str, value: float, most: float = math.inf) -> float:
+    """Return `value` if it is finite, not negative, and at most `most`.
 
     **Raises:** `InputError` that names the option and the value seen.
     """
-    if not math.isfinite(value) or value < 0:
-        raise InputError(f"{name} must be a finite number >= 0, got {value!r}.")
+    if not math.isfinite(value) or not 0 <= value <= most:
+        limit = f" and <= {most:g}" if most < math.inf else ""
+        raise InputError(f"{name} must be a finite number >= 0{limit}, got {value!r}.")
     return value
 
 
-def require_at_least(name: str, value: int, least: int) -> int:
-    """Return `value` if it is at least `least`.
+def require_at_least(name: str, value: int, least: int, most: int | None = None) -> int:
+    """Return `value` if it is at least `least`, and at most `most` if there is one.
 
     **Raises:** `InputError` that names the option and the value seen.
     """
     if value < least:
         raise InputError(f"{name} must be at least {least}, got {value!r}.")
+    if most is not None and value > most:
+        raise InputError(f"{name} must be at most {most}, got {value!r}.")
     return value
+
+
+def require_seed(name: str, value: int) -> int:
+    """Return the root of random numbers: 32 bits, which is what a key of JAX holds of it.
+
+    **Raises:** `InputError` for another number, which would give the draws of one of these.
+    """
+    return require_at_least(name, value, 0, 2**32 - 1)

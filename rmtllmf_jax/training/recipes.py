@@ -39,11 +39,12 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse numbers that cannot train a model."""
         require_at_least("steps", self.steps, 1)
-        require_at_least("batch size", self.batch_size, 1)
+        require_at_least("batch size", self.batch_size, 1, 2**20)
         for field in fields(self)[2:]:
             value = getattr(self, field.name)
             if value is not None or field.name != "clip_norm":
-                require_non_negative(field.name.replace("_", " "), value)
+                most = math.inf if field.name == "clip_norm" else 1e6
+                require_non_negative(field.name.replace("_", " "), value, most)
         if self.warmup > 1:
             raise InputError(f"warmup is a share of the steps, at most 1, got {self.warmup!r}.")
 

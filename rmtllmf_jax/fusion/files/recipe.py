@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.errors import InputError, require_known, require_seed
 from rmtllmf_jax.fusion.files.dtypes import KEEP
 from rmtllmf_jax.fusion.rules import RULES, Rule, get_rule
 
@@ -30,6 +30,10 @@ class Recipe:
     """Of the masks of random rules."""
     dtype: str = KEEP
     """Of the merged tensors in the output: `dtypes.KEEP` or one of `dtypes.NAMES`."""
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that a key cannot hold."""
+        require_seed("seed", self.seed)
 
     @property
     def rule(self) -> Rule:
