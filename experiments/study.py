@@ -92,6 +92,7 @@ def sweep(
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     engine = Engine(inputs, settings, one_device())
     tables = run_grid(engine, grid, run / "sweep" / key)
+    del tables["programs"]
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 

@@ -77,7 +77,21 @@ def test_counts_are_numpys_for_every_task(tiny: tuple[Backbone, dict], seed: int
             count_once(params, stack_heads(heads), jnp.array(task), batch, backbone=backbone)
             for batch in cut.batches
         )
-        assert int(total) == expected
+        assert total.tolist() == [expected, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_without_finite_outputs_is_counted_as_broken(
+    tiny: tuple[Backbone, dict], value: float
+):
+    backbone, params = tiny
+    norm = params["layernorm"]
+    broken = params | {"layernorm": norm | {"scale": norm["scale"] * value}}
+    images, labels = samples(11)
+    cut = evaluation_set(images, labels, 4)
+    heads = stack_heads([head(1, 3), head(11, 5)])
+    counts = [count_once(broken, heads, jnp.array(0), b, backbone=backbone) for b in cut.batches]
+    assert sum(counts)[1] == 11  # padding does not count
 
 
 def test_padding_never_counts(tiny: tuple[Backbone, dict]):
@@ -86,7 +100,8 @@ def test_padding_never_counts(tiny: tuple[Backbone, dict]):
     always = Head(jnp.zeros((2, 16, 5)), jnp.tile(jnp.array([1.0, 0, 0, 0, 0]), (2, 1)))
     images, _ = samples(2)
     (batch,) = evaluation_set(images, np.zeros(2, np.int32), 4).batches
-    assert int(count_once(params, always, jnp.array(0), batch, backbone=backbone)) == 2
+    counts = count_once(params, always, jnp.array(0), batch, backbone=backbone)
+    assert counts.tolist() == [2, 0]
 
 
 @given(

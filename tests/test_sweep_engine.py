@@ -99,8 +99,31 @@ def test_counts_are_those_of_the_jobs_own_tasks_and_split(sweep_engine: Engine) 
             count = sweep_engine.sets(split)[TASKS.index(task)].count
             assert right / count == accuracy(inputs, params, task, split)
             assert sweep_engine.accuracy(params, task, split) == right / count
-        (row, _) = job.rows(correct, dict.fromkeys(OTHER, 100))
+        uplink = sweep_engine.uplinks.columns(cell)
+        (row, _) = job.rows(correct, dict.fromkeys(OTHER, 100), uplink)
         assert (row["split"], row["accuracy"]) == (split, correct["mnist"] / 100)
+
+
+@pytest.mark.parametrize(
+    ("protection", "change", "named"),
+    [
+        ("none", {"kappa": 1e6}, "--scale (here 1e+06) and --kappa (here 1e+06)"),
+        ("r-mtllmf", {"c0_db": -120.0}, "(here -120 dB) and --realign-learning-rate (here 0.003)"),
+    ],
+)
+def test_a_model_that_is_broken_ends_the_run_with_its_name(
+    sweep_engine: Engine, protection: str, change: dict[str, float], named: str
+) -> None:
+    engine = engine_like(sweep_engine, replace(SETTINGS, **change))
+    cell = Cell(PAIR, "ideal", 1, 0, protection, axis="snr_db", level=-3.0)
+    with pytest.raises(InputError) as caught:
+        list(engine.run([Job(Cell(PAIR, "clean", 0, 0, "none"), 0.3), Job(cell, 1e6)]))
+    said = str(caught.value)
+    assert said.startswith(
+        f"cell dtd+mnist, {protection}, task_arithmetic, ideal, snr_db -3, draw 1"
+    )
+    assert "outputs are not finite on" in said
+    assert named in said
 
 
 def test_no_job_is_no_work(sweep_engine: Engine) -> None:

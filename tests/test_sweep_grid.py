@@ -101,6 +101,37 @@ def test_cells_are_the_product_less_what_means_the_same() -> None:
     assert len(grid().cells()) == len(seen)
 
 
+def test_cells_are_counted_without_making_them() -> None:
+    axis = Axis("snr_db", (0.0, 5.0))
+    for some in (grid(), grid(rules=("dare", "ties"), axis=axis), grid(protections=("control",))):
+        made = Counter((cell.scenario, cell.protection) for cell in some.cells())
+        assert made == {kind: len(PAIRS) * count for kind, count in some.counts().items()}
+    many = grid(draws=10**12)
+    assert many.counts()["ideal", "none"] == 2 * 10**12
+    with pytest.raises(
+        InputError, match=r"has 32,000,000,000,0\d\d cells, and a sweep holds 10,000"
+    ):
+        many.cells()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            {"scenarios": ("clean", "sumrate")},
+            "unknown scenario 'sumrate'. Did you mean 'sum_rate'",
+        ),
+        ({"protections": ("rmtllmf",)}, "unknown protection 'rmtllmf'. Did you mean 'r-mtllmf'"),
+        ({"rules": ("tie",)}, "unknown merge rule 'tie'. Did you mean 'ties'"),
+        ({"rules": ("fisher",)}, "unknown merge rule 'fisher'"),  # it needs data
+    ],
+)
+def test_unknown_names_are_refused(change: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        grid(**change)
+    assert str(caught.value).startswith(named)
+
+
 def test_control_stands_once_and_a_random_rule_keeps_its_seeds() -> None:
     cells = grid(rules=("dare", "ties")).cells()
     assert len(set(cells)) == len(cells)

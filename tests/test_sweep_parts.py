@@ -225,7 +225,7 @@ def test_names_and_bookkeeping_of_the_files(folder: Path):
     assert table.column_names == ["cell", "row", "rows", "task", "n", "x"]
     assert table["row"].to_pylist() == [0, 0, 1, 0, 1, 2]
     assert table["rows"].to_pylist() == [1, 2, 2, 3, 3, 3]
-    assert table.schema.metadata[b"rmtllmf_version"] == b"1"
+    assert table.schema.metadata[b"rmtllmf_version"] == b"2"
 
 
 ROWS = st.lists(
@@ -326,11 +326,11 @@ def test_no_flipped_bit_goes_unseen(folder: Path):
 
 def test_a_part_of_another_version_is_refused(place: Any, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "FORMAT", 2)
+        patch.setattr(module, "FORMAT", 3)
         write(place, cells(1))
     for reading in (Parts, read_parts):
         with pytest.raises(
-            InputError, match=r"parts/part-.*: written in version 2 .* expected 1\. Name another"
+            InputError, match=r"parts/part-.*: written in version 3 .* expected 2\. Name another"
         ):
             reading(place)
 
@@ -386,6 +386,52 @@ def test_parts_with_other_columns_are_named_and_those_in_another_order_are_not(f
             assert Parts(folder)["01"] == [{"a": 3, "b": 4.0}]
     with pytest.raises(InputError, match=rf"{name}: has int64 in column b and not double, unlike"):
         Parts(folder)
+
+
+def test_cells_that_were_finished_together_are_one_part(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All of them, however long they took: kill -9 costs no cell of theirs."""
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic", clock)
+    content = list(cells(9).items())
+    with Parts(folder, every=10.0) as parts:
+        clock.now += 60
+        parts.add_all(dict(content[:8]))
+        assert len(read_parts(folder)["cell"].unique()) == 8
+        assert len(names(folder)) == 1
+        clock.now += 5
+        parts.add_all(dict(content[8:]))
+        assert len(names(folder)) == 1
+
+
+def test_what_others_write_is_read_once(place: Any, monkeypatch: pytest.MonkeyPatch):
+    content, reads = list(cells(6).items()), []
+    waiting = Parts(place)
+    read = type(waiting._place).read
+
+    def counted(self: Any, some: Any) -> Any:
+        reads.extend(some)
+        return read(self, some)
+
+    monkeypatch.setattr(type(waiting._place), "read", counted)
+    for number in range(3):
+        write(place, dict(content[2 * number : 2 * number + 2]), process=1)
+        reads.clear()
+        waiting.refresh()
+        waiting.refresh()
+        assert len(reads) == 1
+        assert len(waiting) == 2 * number + 2
+    assert waiting.table().equals(read_parts(place))
+
+
+def test_cells_tell_what_computed_them(folder: Path):
+    for number, jax in enumerate(("1", "2", "1")):
+        with Parts(folder, program={"jax": jax}) as parts:
+            parts.add_all(dict(list(cells(6).items())[2 * number : 2 * number + 2]))
+    assert parts.programs(cells(5)) == [{"jax": "1", "cells": 3}, {"jax": "2", "cells": 2}]
+    with pytest.raises(KeyError):
+        parts.programs(["77"])
 
 
 @pytest.mark.parametrize("options", [{"process": -1}, {"every": -1.0}, {"every": float("nan")}])

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,25 +112,42 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_a_distributed_sweep_is_the_sweep(finished: TinyRun, tmp_path: Path) -> None:
-    """Through the installed command and JAX's own coordinator, on a store beside the run folder."""
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_sweep_of_two_processes_is_the_sweep(
+    finished: TinyRun, tmp_path: Path, connected: bool
+) -> None:
+    """Through the installed command, on a store beside the run folder.
+
+    With JAX's own coordinator, or without: then each may be stopped and started again alone.
+    """
     run = finished.copy(tmp_path / "run", sweep=False)
     cache = finished.users[finished.users.index("--cache-dir") + 1]
-    words = ["sweep", "--out", run, "--cache-dir", cache, *finished.grid, "--distributed"]
-    words += ["--coordinator", f"localhost:{free_port()}", "--processes", 2]
+    words = ["sweep", "--out", run, "--cache-dir", cache, *finished.grid, "--processes", 2]
     words += ["--store", tmp_path / "store"]
-    finish(
-        [
-            subprocess.Popen(
-                command(*words, "--process", process),
-                env=environment(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for process in range(2)
-        ]
-    )
+    if connected:
+        words += ["--distributed", "--coordinator", f"localhost:{free_port()}"]
+
+    def start(process: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command(*words, "--process", process),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    both = [start(process) for process in range(2)]
+    if not connected:
+        for process, (sign, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
+            while not list((tmp_path / "store").glob(f"*/cells/part-{process:04d}-*")):
+                assert both[process].poll() is None, both[process].communicate()
+                time.sleep(0.01)
+            both[process].send_signal(sign)
+            both[process].communicate()
+            assert both[process].returncode == code
+            assert both[1 - process].poll() is None  # it waits, or works
+            both[process] = start(process)
+    finish(both)
     for name in ("results", "cosines"):
         pd.testing.assert_frame_equal(
             pd.read_parquet(run / f"{name}.parquet"),
@@ -142,19 +160,27 @@ def test_a_distributed_sweep_is_the_sweep(finished: TinyRun, tmp_path: Path) -> 
     described = json.loads((run / "run.json").read_text())
     assert described["layout"]["processes"] == 2
     assert described["store"] == str(store)
+    assert sum(each["cells"] for each in described["computed_by"]) == 68
     assert not (run / "sweep").exists()
+
+
+CONNECTED = ["--distributed", "--processes", "2", "--process", "0", "--coordinator"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--processes", "2"], "--processes and --process need --distributed"),
-        (["--distributed", "--processes", "2"], "go together: give all three"),
-        (
-            ["--distributed", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"],
-            "--process must be one of 0 to 1 with --processes 2, got 2",
-        ),
-        (["--distributed"], "cannot be found (no address): give --coordinator HOST:PORT"),
+        (["--processes", "2"], "--process and --processes go together: give both"),
+        (["--process", "2", "--processes", "2"], "one of 0 to 1 with --processes 2, got 2"),
+        (["--process", "-1", "--processes", "2"], "one of 0 to 1 with --processes 2, got -1"),
+        (["--coordinator", "localhost:1"], "--coordinator needs --distributed"),
+        (CONNECTED[:-1], "go together, or none of them where JAX finds the others"),
+        (["--distributed"], "cannot be found (no address). Leave --distributed out"),
+        ([*CONNECTED, "nonsense"], "must be HOST:PORT with a port from 1 to 65535, got 'nonsense'"),
+        ([*CONNECTED, "host:port"], "must be HOST:PORT"),
+        ([*CONNECTED, "localhost:65536"], "must be HOST:PORT"),
+        ([*CONNECTED, "no.such.host.invalid:99"], "no.such.host.invalid:99: cannot be used ("),
+        ([*CONNECTED, "localhost:TAKEN"], "cannot be used (Address already in use"),
     ],
 )
 def test_processes_that_cannot_be_found(
@@ -170,8 +196,34 @@ def test_processes_that_cannot_be_found(
         raise ValueError("no address.")
 
     monkeypatch.setattr("jax.distributed.initialize", initialize)
-    with pytest.raises(SystemExit) as stop:
-        main(["sweep", "--out", str(tmp_path / "run"), "--cache-dir", str(cache_dir), *words])
+    with socket.create_server(("", 0)) as taken:
+        words = [word.replace("TAKEN", str(taken.getsockname()[1])) for word in words]
+        words += ["--out", str(tmp_path / "run"), "--cache-dir", str(cache_dir)]
+        with pytest.raises(SystemExit) as stop:
+            main(["sweep", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_waits_says_for_whom(
+    sweep_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class GaveUp(Exception):
+        pass
+
+    def give_up(_: float) -> None:
+        raise GaveUp
+
+    monkeypatch.setattr("time.sleep", give_up)
+    engine = engine_like(sweep_engine)
+    engine.layout = Layout(sweep_engine.layout.devices, process=0, processes=4)
+    with pytest.raises(GaveUp):
+        tables_of(engine, MIXED, tmp_path)
+    assert caplog.messages == [
+        "references: waiting for 1 cells of process 1, 1 cells of process 2, 1 cells of process 3. "
+        "A process that has gone is started again by its own command; the others go on waiting."
+    ]

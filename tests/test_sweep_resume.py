@@ -140,6 +140,57 @@ def test_a_damaged_part_is_skipped_reported_and_computed_again(
     assert files(folder) == before
 
 
+# What computed the cells
+
+
+def test_the_channel_of_a_row_is_that_of_the_program_that_computed_it(
+    sweep_engine: Engine, tmp_path: Path
+) -> None:
+    """A program that would draw other channels reads the cells of one that drew these."""
+    first = tables_of(sweep_engine, SMALL, tmp_path)
+    other = engine_like(sweep_engine)
+    other.uplinks.mse = lambda cell: refuse()
+    other.uplinks.kappa = None
+    assert_same(tables_of(other, SMALL, tmp_path), first)
+
+
+def test_a_table_of_two_programs_says_so(
+    sweep_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (own,) = run_grid(sweep_engine, SMALL, tmp_path)["programs"]
+    assert (own["jax"], own["cells"]) == (jax.__version__, len(SMALL.cells()))
+    assert not caplog.messages
+    monkeypatch.setattr("rmtllmf_jax.sweep.program.version", lambda name: "9.9")
+    more = Grid((PAIR,), ("clean", "ideal"), ("none",), 3, 1)
+    found = run_grid(sweep_engine, more, tmp_path)["programs"]
+    assert {each["jax"]: each["cells"] for each in found} == {jax.__version__: 3, "9.9": 1}
+    (said,) = caplog.messages
+    assert said.startswith("the table mixes cells of several programs")
+    assert "1 by rmtllmf-jax 9.9, jax 9.9 on cpu" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_matmul_precision", "highest"),
+        ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 1),
+    ],
+)
+def test_other_draws_or_precisions_are_another_configuration(option: str, value: object) -> None:
+    before, key = jax.config.values[option], SETTINGS.key()
+    jax.config.update(option, value)
+    try:
+        assert SETTINGS.key() != key
+    finally:
+        jax.config.update(option, before)
+    assert SETTINGS.key() == key
+
+
 # Ctrl-C
 
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from rmtllmf_jax.sweep.layout import Layout
     from rmtllmf_jax.sweep.settings import Settings
 
-SWEPT_RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
-"""Merge rules that need nothing but task vectors."""
-
 
 @dataclass(kw_only=True)
 class Sweep(SweepOptions):
@@ -37,17 +34,18 @@ class Sweep(SweepOptions):
     """Tasks; none means all that were fine-tuned in the run folder."""
     seed: int = 0
     """Root of channel, noise, few-shot samples and evaluation subsets."""
-    distributed: bool = False
-    """Join the other processes of a cluster or TPU slice (jax.distributed finds them): each takes
-    a share of the cells, the first one writes the tables. The run folder and --store must be
-    reached by all."""
-    coordinator: str | None = None
-    """Address HOST:PORT of the first process, with --distributed where no cluster or TPU slice
-    says it; --processes and --process go with it."""
-    processes: int | None = None
-    """How many processes there are, with --coordinator."""
     process: int | None = None
-    """Which one this is, from 0, with --coordinator."""
+    """Which of several processes this is, from 0, with --processes: each takes a share of the
+    cells, the first one writes the tables. They share the run folder and --store and nothing else,
+    so that each may be stopped and started again alone."""
+    processes: int | None = None
+    """How many processes there are, with --process."""
+    distributed: bool = False
+    """The hosts of a TPU slice, or a cluster as jax.distributed finds it, are the processes. JAX
+    connects them: where one goes, all have to be started again."""
+    coordinator: str | None = None
+    """Address HOST:PORT of the first process, with --distributed where no slice or cluster says
+    it, and with --process and --processes."""
     dry_run: bool = False
     """Print the cells, and what they take on the devices found (memory, operations, hours), and
     stop."""
@@ -67,47 +65,84 @@ class Sweep(SweepOptions):
             sweep_dry_run(self)
             return
         use_compilation_cache(self.cache_dir)
-        process = join(self)
-        with working_in(self.out) if process == 0 else nullcontext():
-            sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
+        place = join(self)
+        with working_in(self.out) if place[0] == 0 else nullcontext():
+            sweep(self, self.out, self.tasks, self.seed, self.cache_dir, place)
 
 
-def join(options: Sweep) -> int:
-    """Join the other processes of a distributed sweep; return the number of this one.
+def join(options: Sweep) -> tuple[int, int]:
+    """Return which process this is of how many, once those of `--distributed` are connected.
 
-    **Raises:** `InputError` if it is not said who they are.
+    **Raises:** `InputError` if it is not said who they are, or they cannot be reached.
     """
-    given = (options.coordinator, options.processes, options.process)
+    process, processes, address = options.process, options.processes, options.coordinator
+    if (process is None) != (processes is None):
+        raise InputError("--process and --processes go together: give both.")
+    if process is not None and processes is not None and not 0 <= process < processes:
+        raise InputError(
+            f"--process must be one of 0 to {processes - 1} with --processes {processes}, got "
+            f"{process}."
+        )
     if not options.distributed:
-        if given != (None, None, None):
-            raise InputError("--coordinator, --processes and --process need --distributed.")
-        return 0
-    if given != (None, None, None):
-        _require_all(options)
+        if address is not None:
+            raise InputError(
+                "--coordinator needs --distributed. Without both, --process and --processes do."
+            )
+        return process or 0, processes or 1
+    if (address is None) != (process is None):
+        raise InputError(
+            "with --distributed --process, --processes and --coordinator go together, or none of "
+            "them where JAX finds the others. Leave --distributed out to give the first two alone."
+        )
+    if address is not None:
+        _require_coordinator(address, process == 0)
     import jax
 
+    # Its notifier would take SIGTERM away from us, and go on.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(*given)
-    except ValueError as error:  # nothing has been waited for
+        jax.distributed.initialize(address, processes, process)
+    except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"the other processes cannot be found ({first_line(error)}): give --coordinator "
-            "HOST:PORT, --processes N and --process I, with I from 0 to N - 1."
+            f"the other processes cannot be found ({first_line(error)}). Leave --distributed out "
+            "and give each --process I and --processes N, with I from 0 to N - 1."
         ) from error
-    return jax.process_index()
+    return jax.process_index(), jax.process_count()
 
 
-def _require_all(options: Sweep) -> None:
-    if options.coordinator is None or options.processes is None or options.process is None:
-        raise InputError("--coordinator, --processes and --process go together: give all three.")
-    if not 0 <= options.process < options.processes:
+def _require_coordinator(address: str, first: bool) -> None:
+    """Check that an address is HOST:PORT, and free where this process is to listen there.
+
+    **Raises:** `InputError` if it is not: JAX would crash.
+    """
+    import socket
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(
-            f"--process must be one of 0 to {options.processes - 1} with --processes "
-            f"{options.processes}, got {options.process}."
+            f"--coordinator must be HOST:PORT with a port from 1 to 65535, got {address!r}."
         )
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+        if first:
+            with socket.create_server(("", int(port))):
+                pass
+    except OSError as error:
+        raise InputError(
+            f"--coordinator {address}: cannot be used ({error.strerror or error}); name a host "
+            "that is known and a port that is free there."
+        ) from error
 
 
-def layout_of(options: SweepOptions, inputs: SweepInputs, settings: Settings) -> Layout:
+def layout_of(
+    options: SweepOptions,
+    inputs: SweepInputs,
+    settings: Settings,
+    place: tuple[int, int] = (0, 1),
+) -> Layout:
     """Return the devices of this process, and how many cells they compute at once.
+
+    `place` says which process this is of how many.
 
     **Raises:** `InputError` if the devices cannot be laid out so.
     """
@@ -117,13 +152,12 @@ def layout_of(options: SweepOptions, inputs: SweepInputs, settings: Settings) ->
     from rmtllmf_jax.sweep.room import cells_that_fit, streams_that_fit
 
     devices = tuple(jax.local_devices())
-    rank, processes = jax.process_index(), jax.process_count()  # 0 and 1 where nobody joined others
     at_once, streams = options.cells_at_once, 1
     if at_once is None:
         at_once = cells_that_fit(inputs, settings, devices[0])
-        if len(devices) == processes == 1:  # others would want the same cores
+        if len(devices) == place[1] == 1:  # others would want the same cores
             streams = streams_that_fit(inputs, settings, devices[0])
-    return Layout(devices, at_once, options.image_devices, rank, processes, streams)
+    return Layout(devices, at_once, options.image_devices, *place, streams)
 
 
 def settings_of(options: SweepOptions, seed: int) -> Settings:
@@ -163,13 +197,8 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     **Raises:** `InputError` for an unknown rule, scenario or protection, for one that the preset
     cannot have, or for an empty grid.
     """
-    from rmtllmf_jax.common.errors import require_known
-    from rmtllmf_jax.fusion.rules import RULES
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 
-    rules = {name: rule for name, rule in RULES.items() if name in SWEPT_RULES}
-    for rule in options.rules:
-        require_known("merge rule", rule, rules)
     axis = axis_of(options.axis, options.preset, options.scenarios, options.protections)
     return Grid(
         choose_combinations(tasks, options.per_size(), seed),
@@ -210,13 +239,19 @@ def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Set
     """Return settings and grid; bad options are refused before any long work begins."""
     settings = settings_of(options, seed)
     settings.channel(len(tasks))
+    settings.root(options.seeds - 1)
     return settings, grid_of(options, tasks, seed)
 
 
 def sweep(
-    options: SweepOptions, out: Path, tasks: tuple[str, ...], seed: int, cache_dir: Path
+    options: SweepOptions,
+    out: Path,
+    tasks: tuple[str, ...],
+    seed: int,
+    cache_dir: Path,
+    place: tuple[int, int] = (0, 1),
 ) -> None:
-    """Run the grid on a run folder's users and write its tables."""
+    """Run the grid on a run folder's users and write its tables, as one process of `place`."""
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.run import run_grid
@@ -229,7 +264,7 @@ def sweep(
     inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     store = f"{options.store or out / 'sweep'}/{key}"
-    layout = layout_of(options, inputs, settings)
+    layout = layout_of(options, inputs, settings, place)
     configuration: dict[str, Any] = {
         **provenance(),
         "tasks": names,
@@ -250,6 +285,7 @@ def sweep(
         tables = run_grid(Engine(inputs, settings, layout), grid, store, tracker)
     if layout.process:
         return  # the first process writes the tables of all
+    configuration["computed_by"] = tables.pop("programs")
     if "scales" not in tables:
         (out / "scales.parquet").unlink(missing_ok=True)  # of another scale rule
     for name, rows in tables.items():

@@ -37,8 +37,10 @@ class EvaluationBatch:
 
 def count_correct(
     params: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch, *, backbone: Backbone
-) -> Int[Array, ""]:
-    """Return how many valid samples of a batch the model classifies right.
+) -> Int[Array, " 2"]:
+    """Return how many valid samples of a batch the model classifies right, and how many not at all.
+
+    The latter have logits that are not finite: the model is broken, and what it says is chance.
 
     **Arguments:**
 
@@ -46,8 +48,10 @@ def count_correct(
       compiled program serves all tasks.
     """
     head = jax.tree.map(lambda leaf: leaf[task], heads)
-    guess = jnp.argmax(head(backbone.features(params, batch.images)), axis=-1)
-    return jnp.sum((guess == batch.labels) & batch.valid)
+    logits = head(backbone.features(params, batch.images))
+    right = jnp.argmax(logits, axis=-1) == batch.labels
+    broken = ~jnp.isfinite(jnp.max(logits, axis=-1))  # NaN wins
+    return jnp.stack([jnp.sum(right & batch.valid), jnp.sum(broken & batch.valid)])
 
 
 @dataclass(frozen=True)

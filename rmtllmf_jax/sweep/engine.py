@@ -100,8 +100,10 @@ class Engine:
     def accuracy(self, params: PyTree, task: str, split: str) -> float:
         """Return the accuracy on a task of a model that was made elsewhere."""
         models = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.layout.chunk), params)
-        right = self._count(self.layout.put(models, CELLS), [task], split)[task]
-        return int(right[0]) / self.samples(task, split).count
+        right, broken = self._count(self.layout.put(models, CELLS), [task], split)[task][0]
+        if broken:
+            raise InputError(f"a model's outputs are not finite on {broken} images of {task}.")
+        return int(right) / self.samples(task, split).count
 
     def samples(self, task: str, split: str) -> EvaluationSet:
         """Return the evaluation batches of one task, see `sets`."""
@@ -181,18 +183,21 @@ class Engine:
         models = self.models(chunk)
         tasks = sorted({task for job in chunk for task in job.cell.combination})
         totals = self._count(models, tasks, chunk[0].split)
+        for place, job in enumerate(chunk):
+            if broken := sum(int(totals[task][place, 1]) for task in job.cell.combination):
+                raise InputError(_not_finite(job, broken, self.settings))
         return [
-            (job, {task: int(totals[task][place]) for task in job.cell.combination})
+            (job, {task: int(totals[task][place, 0]) for task in job.cell.combination})
             for place, job in enumerate(chunk)
         ]
 
     def _count(
         self, models: PyTree, tasks: Sequence[str], split: str
-    ) -> dict[str, Int[np.ndarray, " cells"]]:
-        """Return how many samples of each task each model classifies right."""
+    ) -> dict[str, Int[np.ndarray, "cells 2"]]:
+        """Return what `count_correct` counts of each task and model."""
         heads, size = self.arrays["heads"], self.inputs.backbone.image_size
 
-        def start(task: str) -> list[Int[Array, " cells"]]:
+        def start(task: str) -> list[Int[Array, "cells 2"]]:
             user = np.asarray(self.inputs.tasks.index(task))
             return [
                 self.programs.count(models, heads, user, batch.at_size(size))
@@ -219,7 +224,7 @@ class Engine:
 
     def _keys(self, seed: int) -> Key[Array, " cells"]:
         if seed not in self._seed_keys:
-            key = jax.random.key(self.settings.seed + seed)
+            key = jax.random.key(self.settings.root(seed))
             self._seed_keys[seed] = self.layout.put(jnp.stack([key] * self.layout.chunk), CELLS)
         return self._seed_keys[seed]
 
@@ -228,14 +233,14 @@ class Engine:
         pairs = {(cell.seed, task) for cell in realigned for task in cell.combination}
         for seed, name in sorted(pairs):
             task = self.inputs.data[self.inputs.tasks.index(name)]
-            task_shots(task, self.settings.shots, self.settings.seed + seed)
+            task_shots(task, self.settings.shots, self.settings.root(seed))
 
     def _pool(self, seed: int) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
         if seed not in self._pools:
             pool, places = shot_pool(
                 self.inputs.data,
                 self.settings.shots,
-                self.settings.seed + seed,
+                self.settings.root(seed),
                 self.inputs.backbone.image_size,
             )
             self._pools[seed] = self.layout.put(pool), places
@@ -248,7 +253,7 @@ class Engine:
         groups = [places[self.inputs.tasks.index(task)] for task in job.cell.combination]
         if not all(map(len, groups)):  # a task with too few images has no place in the pool
             self._require_shots([job])
-        return balanced_batches(groups, recipe.steps, recipe.batch_size, self.settings.seed + seed)
+        return balanced_batches(groups, recipe.steps, recipe.batch_size, self.settings.root(seed))
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -264,6 +269,27 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+def _not_finite(job: Job, images: int, settings: Settings) -> str:
+    """Say which cell's model is broken, and by which options it may be."""
+    cell, protection = job.cell, PROTECTIONS[job.cell.protection]
+    suspects = []
+    if job.kind == "merged" and protection.fuse:
+        suspects.append(f"--scale (here {job.scale:g})")
+        if cell.scenario != "clean":
+            kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
+            suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
+    if protection.realign:
+        suspects.append(f"--realign-learning-rate (here {settings.realign.learning_rate:g})")
+    what = job.kind if job.kind != "merged" else f"{cell.protection}, {cell.rule}"
+    level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
+    return (
+        f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "
+        f"seed {cell.seed}: the model's outputs are not finite on {images:,} images, so that its "
+        f"accuracy would be chance. Look at {' and '.join(suspects) or 'the weights'}; finished "
+        "cells are kept."
+    )
 
 
 def _out_of_memory(cells_at_once: int, error: Exception) -> str:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
-from rmtllmf_jax.common.errors import InputError, require_at_least
+from rmtllmf_jax.channel import SCENARIOS, DirectPreset, Preset
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.fusion.rules import get_rule
+from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
+
+SWEPT_RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
+"""Merge rules that need nothing but task vectors."""
+MOST_CELLS = 10_000_000
+"""More do not fit a machine's memory."""
 
 Combination = tuple[str, ...]
 """Task names, sorted."""
@@ -52,8 +60,12 @@ class Grid:
             if not getattr(self, name):
                 raise InputError(f"the grid has no cell: {name} is empty.")
         for scenario in self.scenarios:
-            self.axis.require_meaning(scenario)
-        if not self.cells():
+            self.axis.require_meaning(require_known("scenario", scenario, SCENARIOS))
+        for protection in self.protections:
+            require_known("protection", protection, PROTECTIONS)
+        for rule in self.rules:
+            require_known("merge rule", rule, SWEPT_RULES)
+        if not self.counts():
             raise InputError(
                 "the grid has no cell: the protection control stands under the scenario clean "
                 f"alone, and the scenarios are {', '.join(self.scenarios)}."
@@ -65,19 +77,53 @@ class Grid:
         `clean` has no channel and so a single draw and no level; `control` has no uplink and so
         stands under `clean` alone, and under the first rule, as nothing is merged; a clean merge
         that is not realigned draws nothing (but for a random rule) and so has a single seed.
+
+        **Raises:** `InputError` if there are more than `MOST_CELLS`.
         """
+        if (count := len(self.combinations) * sum(self.counts().values())) > MOST_CELLS:
+            raise InputError(
+                f"the grid has {count:,} cells, and a sweep holds {MOST_CELLS:,}: take fewer "
+                "combinations, draws, seeds or levels."
+            )
         return [
             Cell(combination, scenario, draw, seed, protection, rule, *level)
             for combination in self.combinations
             for seed in range(self.seeds)
             for scenario in self.scenarios
-            for draw in range(1 if scenario == "clean" else self.draws)
+            for draw in range(self._draws(scenario))
             for level in self.axis.levels_of(scenario)
             for rule in self.rules
             for protection in self.protections
-            if not (protection == "control" and (scenario != "clean" or rule != self.rules[0]))
-            and not (scenario == "clean" and seed > 0 and _draws_nothing(rule, protection))
+            if seed < self._seeds(scenario, rule, protection)
         ]
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Return how many cells each combination has, by scenario and protection."""
+        found: Counter[tuple[str, str]] = Counter()
+        for scenario, rule, protection in product(self.scenarios, self.rules, self.protections):
+            seeds = self._seeds(scenario, rule, protection)
+            number = self._draws(scenario) * len(self.axis.levels_of(scenario)) * seeds
+            found[scenario, protection] += number
+        return +found
+
+    def require_fitting(self, preset: Preset) -> None:
+        """Check that a channel preset has the axis and the attackers.
+
+        **Raises:** `InputError` if it does not.
+        """
+        self.axis.require_fitting(preset)
+        if isinstance(preset, DirectPreset):
+            for scenario in self.scenarios:
+                preset.require_no_attack(scenario)
+
+    def _draws(self, scenario: str) -> int:
+        return 1 if scenario == "clean" else self.draws
+
+    def _seeds(self, scenario: str, rule: str, protection: str) -> int:
+        """Return the seeds of a kind of cell, 0 if there is none."""
+        if protection == "control" and (scenario != "clean" or rule != self.rules[0]):
+            return 0
+        return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
 
 
 def _draws_nothing(rule: str, protection: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -28,8 +29,16 @@ class Job:
         """What the job's results are kept under, within a configuration."""
         return content_hash(asdict(self))
 
-    def rows(self, correct: dict[str, int], counts: dict[str, int]) -> list[dict[str, Any]]:
-        """Return a row a task: what was done, and how many samples were classified right."""
+    def rows(
+        self,
+        correct: dict[str, int],
+        counts: dict[str, int],
+        uplink: Mapping[str, Mapping[str, float]],
+    ) -> list[dict[str, Any]]:
+        """Return a row a task: what was done, and how many samples were classified right.
+
+        `uplink` is that of `Uplinks.columns`: the channel that this very model went through.
+        """
         cell = self.cell
         return [
             {
@@ -46,6 +55,7 @@ class Job:
                 "rule": cell.rule,
                 "scale": float(self.scale),
                 "task": task,
+                **uplink[task],
                 "correct": correct[task],
                 "count": counts[task],
                 "accuracy": correct[task] / counts[task],

@@ -44,7 +44,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
-        require_at_least("cells at once", self.cells_at_once, 1)
+        require_at_least("cells at once", self.cells_at_once, 1, 4096)
         require_at_least("image devices", self.image_devices, 1)
         require_at_least("streams", self.streams, 1)
         require_at_least("processes", self.processes, 1)
@@ -103,8 +103,12 @@ class Layout:
 
     def mine(self, work: Sequence[_T]) -> list[_T]:
         """Return this process's share of a list that is the same in all processes."""
+        return self.share(work, self.process)
+
+    def share(self, work: Sequence[_T], process: int) -> list[_T]:
+        """Return the share of a process."""
         bounds = np.linspace(0, len(work), self.processes + 1).round().astype(int)
-        return list(work[bounds[self.process] : bounds[self.process + 1]])
+        return list(work[bounds[process] : bounds[process + 1]])
 
 
 def one_device() -> Layout:

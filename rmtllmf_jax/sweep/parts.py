@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -21,12 +23,12 @@ from rmtllmf_jax.sweep.places import Place, get_place
 
 Row = Mapping[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 """The version of the files; a change that an older reader would misread makes it another one."""
 BOOKKEEPING = {"cell": pa.string(), "row": pa.int64(), "rows": pa.int64()}
 """What comes before a row's own columns: its cell, its place in the cell, the cell's size."""
 
-_VERSION = b"rmtllmf_version"
+_VERSION, _PROGRAM = b"rmtllmf_version", b"rmtllmf_program"
 _NAME = re.compile(r"part-.*-([0-9a-f]{16})\.parquet")
 _TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 _log = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class Parts:
     in the order of names counts; adding a cell again does nothing.
 
     `process` is the number of this process among those that write to the folder, `every` the
-    seconds for which finished cells may wait in memory. What `kill -9` can lose is these.
+    seconds for which finished cells may wait in memory: what `kill -9` can lose. `program` says
+    what computes the cells (`programs` tells afterwards).
 
     **Raises:** `InputError` for a part of another version or with other columns, for a place that
     cannot be read, and where a method says so.
@@ -52,26 +55,61 @@ class Parts:
     """Names of parts that are skipped: a crash cut them short, and their cells are not done."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, process: int = 0, every: float = 10.0
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        process: int = 0,
+        every: float = 10.0,
+        program: Mapping[str, str] | None = None,
     ) -> None:
         self._place = get_place(folder)
         self._process = require_at_least("process", process, 0)
         self._every = require_non_negative("every", every)
         self._schema: pa.Schema | None = None
         self._waiting: dict[str, pa.Table] = {}
+        self._program = json.dumps(program or {}, sort_keys=True)
         self._tables: list[pa.Table] = []
+        self._names: list[str] = []
+        self._programs: list[str] = []
         self._where: dict[str, tuple[int, int, int]] = {}  # table, first row, rows
         self._closed, self._flushed = False, monotonic()
         self.damaged = []
-        for name, table in _read(self._place, self._place.names() or [], self.damaged):
-            if self._schema is None:
-                self._schema = table.schema
-            self._take(_in_order(table, self._schema, f"{self._place.name}/{name}"))
+        self.refresh()
 
-    def _take(self, table: pa.Table) -> None:
+    def refresh(self) -> None:
+        """Read the parts that came since the folder was last read, those of other processes say.
+
+        **Raises:** as opening the folder does.
+        """
+        known = {*self._names, *self.damaged}
+        names = [name for name in self._place.names() or [] if name not in known]
+        for name, table in _read(self._place, names, self.damaged):
+            if self._schema is None:
+                self._schema = table.schema.remove_metadata().with_metadata(_metadata())
+            program = (table.schema.metadata or {}).get(_PROGRAM, b"{}").decode()
+            in_order = _in_order(table, self._schema, f"{self._place.name}/{name}")
+            self._take(name, in_order, program)
+
+    def _take(self, name: str, table: pa.Table, program: str) -> None:
         for cell, start, rows in _whole_cells(table):
-            self._where.setdefault(cell, (len(self._tables), start, rows))
+            before = self._where.get(cell)
+            if before is None or name < self._names[before[0]]:
+                self._where[cell] = len(self._tables), start, rows
         self._tables.append(table)
+        self._names.append(name)
+        self._programs.append(program)
+
+    def programs(self, cells: Iterable[str]) -> list[dict[str, Any]]:
+        """Return what computed some cells that are done: each `program`, and how many `cells`.
+
+        **Raises:** `KeyError` for a cell that is not done.
+        """
+        mine = self._program
+        counts = Counter(
+            mine if cell in self._waiting else self._programs[self._where[cell][0]]
+            for cell in cells
+        )
+        return [json.loads(found) | {"cells": count} for found, count in sorted(counts.items())]
 
     def __contains__(self, cell: str) -> bool:
         """Tell whether a cell is done."""
@@ -122,20 +160,25 @@ class Parts:
         )
 
     def add(self, cell: str, rows: Sequence[Row]) -> None:
-        """Take in all rows of a cell, to be written with the next flush.
+        """Take in all rows of a cell, see `add_all`."""
+        self.add_all({cell: rows})
+
+    def add_all(self, cells: Mapping[str, Sequence[Row]]) -> None:
+        """Take in all rows of cells that were finished together, to be written in one part.
 
         **Raises:** `InputError` for no rows, for columns other than those of the cells before, or
         for a value of another type; what `flush` raises, if it is time for one.
         """
-        if self._closed:
-            raise ValueError(f"{self._place.name}: closed; cell {cell} cannot be added.")
-        if cell in self:
-            return
-        if not rows:
-            raise InputError(f"cell {cell}: no rows. Expected at least one.")
-        schema = self._schema or _schema_of(cell, rows[0])
-        self._waiting[cell] = _table_of(cell, rows, schema)
-        self._schema = schema
+        for cell, rows in cells.items():
+            if self._closed:
+                raise ValueError(f"{self._place.name}: closed; cell {cell} cannot be added.")
+            if cell in self:
+                continue
+            if not rows:
+                raise InputError(f"cell {cell}: no rows. Expected at least one.")
+            schema = self._schema or _schema_of(cell, rows[0])
+            self._waiting[cell] = _table_of(cell, rows, schema)
+            self._schema = schema
         if monotonic() - self._flushed >= self._every:
             self.flush()
 
@@ -149,7 +192,7 @@ class Parts:
         if not self._waiting:
             return
         table = pa.concat_tables(self._waiting.values()).combine_chunks()
-        data = _encoded(table)
+        data = _encoded(table.replace_schema_metadata(_metadata(self._program)))
         digest = hashlib.sha256(data).hexdigest()[:16]
         name = f"part-{self._process:04d}-{time.time_ns():019d}-{digest}.parquet"
         try:
@@ -160,7 +203,7 @@ class Parts:
                 f"{len(self._waiting):,} are not. Make room, and give the same command again."
             ) from error
         self._waiting.clear()
-        self._take(table)
+        self._take(name, table, self._program)
 
     def close(self) -> None:
         """Write the cells that wait, and take no more."""
@@ -196,6 +239,7 @@ def read_parts(folder: str | os.PathLike[str]) -> pd.DataFrame:
 def _read(place: Place, names: Sequence[str], damaged: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """Yield the parts that are whole; add the names of the others to `damaged`."""
     names = [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
+    before = len(damaged)
     for name, data in zip(names, place.read(names), strict=True):
         fits = _NAME.fullmatch(name)
         if not fits or fits[1] != hashlib.sha256(data).hexdigest()[:16]:
@@ -209,11 +253,11 @@ def _read(place: Place, names: Sequence[str], damaged: list[str]) -> Iterator[tu
                 "Name another folder, or remove the part: its cells are then computed again."
             )
         yield name, table
-    if damaged:
+    if new := damaged[before:]:
         _log.warning(
             "%s: %d of %d parts are damaged, as by a crash, and skipped; their cells are computed "
             "again. They may be removed: %s",
-            *(place.name, len(damaged), len(names), ", ".join(damaged)),
+            *(place.name, len(new), len(names), ", ".join(new)),
         )
 
 
@@ -244,7 +288,7 @@ def _schema_of(cell: str, row: Row) -> pa.Schema:
     """Return the schema of a table that begins with this row."""
     if taken := sorted(BOOKKEEPING.keys() & row.keys()):
         raise InputError(f"cell {cell}: columns of the store's own: {', '.join(taken)}.")
-    return pa.schema(BOOKKEEPING | _kinds(cell, row), metadata={_VERSION: str(FORMAT)})
+    return pa.schema(BOOKKEEPING | _kinds(cell, row), metadata=_metadata())
 
 
 def _table_of(cell: str, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
@@ -294,6 +338,10 @@ def _differences(found: Mapping[str, pa.DataType], expected: Mapping[str, pa.Dat
         if name in found and found[name] != kind
     ]
     return ", ".join(wrong)
+
+
+def _metadata(program: str = "{}") -> dict[bytes, str]:
+    return {_VERSION: str(FORMAT), _PROGRAM: program}
 
 
 def _encoded(table: pa.Table) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -24,7 +23,7 @@ from rmtllmf_jax.sweep.cost import (
     train_flops,
     training_memory,
 )
-from rmtllmf_jax.sweep.grid import Cell, Grid
+from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
 from rmtllmf_jax.training.presets import Preset
 
@@ -151,8 +150,7 @@ def plan(
     _require_tasks(grid, tasks)
     shape = image_tower(model)
     recipe = None if ready_vectors else preset.finetune
-    cells = grid.cells()
-    realigned = any(PROTECTIONS[cell.protection].realign for cell in cells)
+    realigned = any(PROTECTIONS[protection].realign for _, protection in grid.counts())
     realign_batch = settings.realign.batch_size if realigned else None
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realigned else 0
     batch = _batch_size(tasks, settings, validation_fraction)
@@ -165,7 +163,7 @@ def plan(
         forward_flops(shape),
         shape.dtype,
         shape.remat,
-        _count_cells(cells),
+        _count_cells(grid),
         tuple(work for work in parts if work.count),
         training_memory(model, recipe.batch_size) if recipe else None,
         sweep_memory(
@@ -185,11 +183,11 @@ def plan(
     )
 
 
-def _count_cells(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {}
-    for cell in cells:
-        counts.setdefault(cell.scenario, Counter())[cell.protection] += 1
-    return {scenario: dict(found) for scenario, found in counts.items()}
+def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for (scenario, protection), count in grid.counts().items():
+        counts.setdefault(scenario, {})[protection] = count * len(grid.combinations)
+    return counts
 
 
 def _users_work(
@@ -225,15 +223,19 @@ def _sweep_work(
     batch: int,
 ) -> list[Work]:
     """Return the work of all cells, of the references, and of the scale rule `validation`."""
-    shape, cells = image_tower(model), grid.cells()
+    shape, counts = image_tower(model), grid.counts()
     test = {task.name: _padded(_subset(settings.eval_samples, task.test), batch) for task in tasks}
-    merges = sum(PROTECTIONS[cell.protection].fuse for cell in cells)
-    realigned = sum(PROTECTIONS[cell.protection].realign for cell in cells)
+    each = {name: sum(n for (_, p), n in counts.items() if p == name) for name in PROTECTIONS}
+    combinations = len(grid.combinations)
+    merges = combinations * sum(n for name, n in each.items() if PROTECTIONS[name].fuse)
+    realigned = combinations * sum(n for name, n in each.items() if PROTECTIONS[name].realign)
     images = realigned * settings.realign.steps * settings.realign.batch_size
     work = [
         Work("realignment", images, "images", images * train_flops(shape), "train"),
         _evaluation(
-            "evaluation", sum(test[task] for cell in cells for task in cell.combination), shape
+            "evaluation",
+            counts.total() * sum(test[task] for tasks_ in grid.combinations for task in tasks_),
+            shape,
         ),
         _evaluation("base and fine-tuned models", 2 * sum(test.values()), shape),
     ]

@@ -81,8 +81,8 @@ class Programs:
     """(rule, Merges, base, stacked, sources, frozen) -> models; `rule` is static."""
     realign: Callable[..., PyTree]
     """(models, reload, batches, frozen, heads, shots) -> models."""
-    count: Callable[..., Int[Array, " cells"]]
-    """(models, heads, task, batch) -> correct samples of each model."""
+    count: Callable[..., Int[Array, "cells 2"]]
+    """(models, heads, task, batch) -> what `count_correct` counts of each model."""
 
 
 @cache
@@ -123,8 +123,8 @@ def build_programs(
 
     def count(
         models: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch
-    ) -> Int[Array, " cells"]:
-        def one(params: PyTree) -> Int[Array, ""]:
+    ) -> Int[Array, "cells 2"]:
+        def one(params: PyTree) -> Int[Array, " 2"]:
             return count_correct(params, heads, task, batch, backbone=backbone)
 
         found = over_cells(one, models, at_once)

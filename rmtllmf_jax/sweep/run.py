@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.cosines import cosine_rows
@@ -13,12 +12,15 @@ from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job, base_job
 from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.references import finetuned_accuracy, reference_jobs
 from rmtllmf_jax.sweep.scales import Scales, scales_by_size
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
 
 Rows = list[dict[str, Any]]
+
+_log = logging.getLogger(__name__)
 
 
 def run_grid(
@@ -33,11 +35,16 @@ def run_grid(
     - `tracker`: is told of the speed.
 
     **Returns:** rows of `results` (one a cell and task), `cosines` (between received task
-    vectors) and, under the scale rule `validation`, `scales` (its curve). In a process other than
-    the first: nothing, once its share is done.
+    vectors), `programs` (what computed how many of the cells) and, under the scale rule
+    `validation`, `scales` (its curve). In a process other than the first: nothing, once its share
+    is done.
+
+    **Raises:** `InputError` if the grid has what the preset of the settings cannot have, before
+    anything is computed.
     """
+    grid.require_fitting(engine.uplinks.preset)
+    engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
-    mse = {cell: engine.uplinks.mse(cell) for cell in cells}  # refuses what has no channel
     with Stage(engine, f"{folder}/cells", tracker) as stage:
         stage.complete(reference_jobs(stage), "references")
         scales, curve = scales_by_size(stage, grid)
@@ -45,10 +52,27 @@ def run_grid(
         stage.complete(jobs, "sweep")
         if engine.layout.process:
             return {}
-        results = [row for job in jobs for row in _rows(stage, job, mse[job.cell])]
-    with Parts(f"{folder}/cosines") as parts:
+        results = [row for job in jobs for row in _rows(stage, job)]
+        programs = stage.parts.programs(job.hash for job in jobs)
+    with Parts(f"{folder}/cosines", program=program(engine.layout.devices[0])) as parts:
         tables = {"results": results, "cosines": cosine_rows(engine, grid, parts)}
+    _tell_mixture(programs)
+    tables["programs"] = programs
     return tables | ({"scales": curve} if curve else {})
+
+
+def _tell_mixture(programs: Rows) -> None:
+    if len(programs) > 1:
+        each = "; ".join(
+            f"{found['cells']:,} by rmtllmf-jax {found['rmtllmf-jax']}, jax {found['jax']} on "
+            f"{found['platform']} ({found['device']})"
+            for found in programs
+        )
+        _log.warning(
+            "the table mixes cells of several programs, which differ by rounding or more: %s. For "
+            "cells of one program alone take another --store.",
+            each,
+        )
 
 
 def _scale(cell: Cell, scales: Scales) -> float:
@@ -56,17 +80,17 @@ def _scale(cell: Cell, scales: Scales) -> float:
     return scales[cell.rule, len(cell.combination)] if fuse else 0.0
 
 
-def _rows(stage: Stage, job: Job, mse: np.ndarray) -> Rows:
+def _rows(stage: Stage, job: Job) -> Rows:
     engine, cell = stage.engine, job.cell
-    users = [engine.inputs.tasks.index(task) for task in cell.combination]
     rows = []
-    for task, user in zip(cell.combination, users, strict=True):
+    for task in cell.combination:
         finetuned = finetuned_accuracy(stage, task)
-        accuracy = stage.accuracy(job, task)
+        found = stage.row(job, task)
+        accuracy = found["accuracy"]
         rows.append(
             {
                 "combination": "+".join(cell.combination),
-                "size": len(users),
+                "size": len(cell.combination),
                 "scenario": cell.scenario,
                 "axis": cell.axis,
                 "level": float("nan") if cell.level is None else cell.level,
@@ -76,9 +100,7 @@ def _rows(stage: Stage, job: Job, mse: np.ndarray) -> Rows:
                 "rule": cell.rule,
                 "task": task,
                 "scale": job.scale,
-                "kappa": float(engine.uplinks.kappa[user]),
-                "mse": float(mse[user]),
-                "mse_mean": float(np.mean(mse[users])),
+                **{name: found[name] for name in ("kappa", "mse", "mse_mean")},
                 "error_model": engine.settings.error_model,
                 "accuracy": accuracy,
                 "finetuned_accuracy": finetuned,

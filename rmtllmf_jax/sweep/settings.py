@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rmtllmf_jax.channel import ORDERS, DirectPreset, Preset, get_preset
+from rmtllmf_jax.channel.checks import require_within
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
     require_known,
     require_non_negative,
+    require_seed,
 )
 from rmtllmf_jax.evaluation.accuracy import even_batch
 from rmtllmf_jax.fusion import SCALES
 from rmtllmf_jax.resilience import EMBEDDINGS
+from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
 
@@ -29,6 +33,10 @@ VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
 None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
 make hard to beat; the base model's own accuracy stands in every row of the results instead.
 """
+
+
+LARGEST = 1e6
+"""Of kappa, scale and learning rates: squares of what they give together stay finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,10 @@ class Settings:
         require_at_least("validation samples", self.validation_samples, 0)
         require_at_least("shots", self.shots, 1)
         require_at_least("eval batch size", self.eval_batch_size, 1)
-        require_at_least("seed", self.seed, 0)
+        require_seed("seed", self.seed)
         if self.kappa is not None:
-            require_non_negative("kappa", self.kappa)
-        if self.c0_db != self.c0_db or abs(self.c0_db) == float("inf"):
-            raise InputError(f"c0 must be a finite number of dB, got {self.c0_db!r}.")
+            require_non_negative("kappa", self.kappa, LARGEST)
+        require_within("c0 in dB", self.c0_db, -20 * math.log10(LARGEST), 300.0)
         self._check_scale()
         parse_error_model(self.error_model)
         if self.order is not None:
@@ -84,7 +91,14 @@ class Settings:
         except ValueError:
             require_known("scale", self.scale, SCALE_RULES)
         else:
-            require_non_negative("scale", value)
+            require_non_negative("scale", value, LARGEST)
+
+    def root(self, seed: int) -> int:
+        """Return the root of the random numbers of a repetition.
+
+        **Raises:** `InputError` if it is more than a key holds.
+        """
+        return require_seed("the sum of --seed and --seeds, less one,", self.seed + seed)
 
     def channel(self, tasks: int) -> Preset:
         """Return the channel preset with the receiver that `order` asks for.
@@ -129,6 +143,7 @@ class Settings:
         values = asdict(self)
         del values["eval_batch_size"]  # a knob of speed, not of meaning
         values["error_model"] = parse_error_model(self.error_model)
+        values["numerics"] = numerics()
         return values
 
 

@@ -13,6 +13,7 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.trackers import Tracker
 
 _NOTICE = "rmtllmf: finishing the running chunk; Ctrl-C, or the signal again, stops at once."
@@ -25,13 +26,16 @@ class Stage:
 
     def __init__(self, engine: Engine, folder: Path | str, tracker: Tracker | None = None) -> None:
         self.engine, self.folder, self.tracker = engine, folder, tracker
-        self.parts = self._open()
-        self._steps = 0
-        self._accuracies: dict[str, dict[str, float]] = {}
-
-    def _open(self) -> Parts:
         every = 60.0 if "://" in str(self.folder) else 10.0  # an object store: few, large parts
-        return Parts(self.folder, process=self.engine.layout.process, every=every)
+        self.parts = Parts(
+            self.folder,
+            process=engine.layout.process,
+            every=every,
+            program=program(engine.layout.devices[0]),
+        )
+        self._poll = _POLL * every / 10
+        self._steps = 0
+        self._rows: dict[str, dict[str, dict[str, Any]]] = {}
 
     def __enter__(self) -> Stage:
         """Return itself."""
@@ -54,10 +58,13 @@ class Stage:
             while seen < len(missing):
                 before = images
                 with interrupts_held(_NOTICE):
+                    finished = {}
                     for job, correct in (chunk := next(chunks)):
                         sizes = {t: self.engine.samples(t, job.split).count for t in correct}
-                        self.parts.add(job.hash, job.rows(correct, sizes))
+                        uplink = self.engine.uplinks.columns(job.cell)
+                        finished[job.hash] = job.rows(correct, sizes, uplink)
                         images += sum(sizes.values())
+                    self.parts.add_all(finished)
                 seen += len(chunk)
                 bar(len(chunk), images=images - before)
                 self._tell(description, len(chunk), seen, images, started)
@@ -66,10 +73,14 @@ class Stage:
 
     def accuracy(self, job: Job, task: str) -> float:
         """Return the accuracy of a finished job's model on a task."""
-        if job.hash not in self._accuracies:
-            rows = self.parts[job.hash]
-            self._accuracies[job.hash] = {row["task"]: row["accuracy"] for row in rows}
-        return self._accuracies[job.hash][task]
+        accuracy: float = self.row(job, task)["accuracy"]
+        return accuracy
+
+    def row(self, job: Job, task: str) -> dict[str, Any]:
+        """Return a finished job's row of a task, as the program that computed it wrote it."""
+        if job.hash not in self._rows:
+            self._rows[job.hash] = {row["task"]: row for row in self.parts[job.hash]}
+        return self._rows[job.hash][task]
 
     def _tell(self, description: str, cells: int, seen: int, images: int, started: float) -> None:
         if self.tracker is None:
@@ -81,10 +92,19 @@ class Stage:
 
     def _wait(self, jobs: Sequence[Job], description: str) -> None:
         """Read what other processes write, until nothing is missing."""
-        said = float("-inf")
-        while missing := sum(job.hash not in self.parts for job in jobs):
+        said, layout = float("-inf"), self.engine.layout
+        while missing := [job for job in jobs if job.hash not in self.parts]:
             if time.monotonic() - said >= 60:
-                _log.warning("%s: waiting for %d cells of other processes", description, missing)
+                theirs = {
+                    number: sum(job in missing for job in layout.share(jobs, number))
+                    for number in range(layout.processes)
+                }
+                _log.warning(
+                    "%s: waiting for %s. A process that has gone is started again by its own "
+                    "command; the others go on waiting.",
+                    description,
+                    ", ".join(f"{n:,} cells of process {p}" for p, n in theirs.items() if n),
+                )
                 said = time.monotonic()
-            time.sleep(_POLL)
-            self.parts = self._open()
+            time.sleep(self._poll)
+            self.parts.refresh()

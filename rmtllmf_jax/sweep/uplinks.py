@@ -54,6 +54,19 @@ class Uplinks:
             self._mse[where] = np.asarray(mse)[: len(self.inputs.tasks)]
         return self._mse[where]
 
+    def columns(self, cell: Cell) -> dict[str, dict[str, float]]:
+        """Return what a row of results says of the channel of each of a cell's tasks."""
+        users = [self.inputs.tasks.index(task) for task in cell.combination]
+        mse = self.mse(cell)
+        return {
+            task: {
+                "kappa": float(self.kappa[user]),
+                "mse": float(mse[user]),
+                "mse_mean": float(np.mean(mse[users])),
+            }
+            for task, user in zip(cell.combination, users, strict=True)
+        }
+
     def error_model(self, cell: Cell) -> uplink.ErrorModel:
         """Return how the errors of the tasks' users hang together in a cell's draw.
 
