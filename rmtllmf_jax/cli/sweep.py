@@ -41,8 +41,8 @@ class Sweep(SweepOptions):
     processes: int | None = None
     """How many processes there are, with --process."""
     distributed: bool = False
-    """The hosts of a TPU slice, or a cluster as jax.distributed finds it, are the processes. JAX
-    connects them: where one goes, all have to be started again."""
+    """Let JAX find out which process of how many this is: on a TPU slice, or a cluster that
+    jax.distributed knows. All have to be started, and meet once."""
     coordinator: str | None = None
     """Address HOST:PORT of the first process, with --distributed where no slice or cluster says
     it, and with --process and --processes."""
@@ -71,7 +71,7 @@ class Sweep(SweepOptions):
 
 
 def join(options: Sweep) -> tuple[int, int]:
-    """Return which process this is of how many, once those of `--distributed` are connected.
+    """Return which process this is of how many, once those of `--distributed` have met.
 
     **Raises:** `InputError` if it is not said who they are, or they cannot be reached.
     """
@@ -97,17 +97,20 @@ def join(options: Sweep) -> tuple[int, int]:
     if address is not None:
         _require_coordinator(address, process == 0)
     import jax
+    from jax._src.distributed import global_state  # jax.process_index() would start the devices
 
     # Its notifier would take SIGTERM away from us, and go on.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(address, processes, process)
+        # No program spans processes: connected, the end of one would be that of all.
+        jax.distributed.shutdown()
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"the other processes cannot be found ({first_line(error)}). Leave --distributed out "
             "and give each --process I and --processes N, with I from 0 to N - 1."
         ) from error
-    return jax.process_index(), jax.process_count()
+    return global_state.process_id, global_state.num_processes
 
 
 def _require_coordinator(address: str, first: bool) -> None:
