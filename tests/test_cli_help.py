@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import typing
@@ -28,6 +29,7 @@ from rmtllmf_jax.cli.main import COMMANDS, main, parse
 from rmtllmf_jax.cli.plan import Devices, print_json
 from rmtllmf_jax.cli.reproduce import Reproduce
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.interrupts import Stopped
 from rmtllmf_jax.common.progress import note, progress_bar, silenced
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.models.shapes import ViTShape
@@ -137,7 +139,7 @@ def test_the_overview_has_a_line_a_command_and_the_exit_codes(
     assert text.count("Example:") == 1
     assert "--quiet" in text
     assert set(re.findall(r"\b\d+\b", text.partition("Exit codes: ")[2].partition("\n")[0])) == {
-        *("0", "1", "2", "130", "141")
+        *("0", "1", "2", "129", "130", "141", "143")
     }
 
 
@@ -301,7 +303,14 @@ def test_the_variable_that_hides_downloads_is_the_hubs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends_with", "code"), [(None, 0), (InputError("bad"), 2), (KeyboardInterrupt(), 130)]
+    ("ends_with", "code"),
+    [
+        (None, 0),
+        (InputError("bad"), 2),
+        (KeyboardInterrupt(), 130),
+        (Stopped(signal.SIGTERM), 143),
+        (Stopped(signal.SIGHUP), 129),
+    ],
 )
 def test_exit_codes(
     ends_with: BaseException | None,
@@ -320,14 +329,10 @@ def test_exit_codes(
     except SystemExit as stopped:
         seen = stopped.code
     assert seen == code
-    assert (
-        capsys.readouterr().err
-        == {
-            0: "",
-            2: "rmtllmf: bad\n",
-            130: "rmtllmf: stopped; the same command goes on from here.\n",
-        }[code]
-    )
+    assert capsys.readouterr().err == {
+        0: "",
+        2: "rmtllmf: bad\n",
+    }.get(code, "rmtllmf: stopped; the same command goes on from here.\n")
 
 
 @pytest.mark.parametrize("words", [[], ["sweeep"], ["sweep"], ["report", "a", "--nonsense", "1"]])
@@ -376,5 +381,5 @@ def test_the_page_has_all_commands_and_codes() -> None:
     for name in COMMANDS:
         assert f"`{name}`" in page
     codes = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
-    assert codes == ["0", "1", "2", "130", "141"]
+    assert codes == ["0", "1", "2", "129", "130", "141", "143"]
     assert [code for code in codes if code not in entry.__doc__] == []
