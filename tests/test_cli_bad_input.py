@@ -155,6 +155,7 @@ def test_the_installed_command_exits_with_2(tmp_path: Path) -> None:
         ("--seed", "4294967296", "seed must be at most 4294967295, got 4294967296"),
         ("--seeds", "4294967297", "less one, must be at most 4294967295, got 4294967296"),
         ("--batch-size", "10000000000", "batch size must be at most 1048576, got 10000000000"),
+        ("--realign-steps", "1000000000", "realign steps times realign batch size must be at most"),
         ("--realign-batch-size", "2000000", "batch size must be at most 1048576, got 2000000"),
         ("--learning-rate", "-1", "learning rate must be a finite number >= 0, got -1.0"),
         ("--learning-rate", "nan", "learning rate must be a finite number >= 0, got nan"),

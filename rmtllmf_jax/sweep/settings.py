@@ -80,6 +80,8 @@ class Settings:
         if self.kappa is not None:
             require_non_negative("kappa", self.kappa, LARGEST)
         require_within("c0 in dB", self.c0_db, -20 * math.log10(LARGEST), 300.0)
+        images = self.realign.steps * self.realign.batch_size  # a table of them is made a cell
+        require_at_least("realign steps times realign batch size", images, 1, 2**27)
         self._check_scale()
         parse_error_model(self.error_model)
         if self.order is not None:

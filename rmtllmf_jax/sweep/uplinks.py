@@ -57,10 +57,10 @@ class Uplinks:
     def columns(self, cell: Cell) -> dict[str, dict[str, float]]:
         """Return what a row of results says of the channel of each of a cell's tasks."""
         users = [self.inputs.tasks.index(task) for task in cell.combination]
-        mse = self.mse(cell)
+        mse, kappa = self.mse(cell), np.asarray(self.kappa)
         return {
             task: {
-                "kappa": float(self.kappa[user]),
+                "kappa": float(kappa[user]),
                 "mse": float(mse[user]),
                 "mse_mean": float(np.mean(mse[users])),
             }
