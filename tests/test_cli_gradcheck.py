@@ -387,7 +387,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
         ("--eval-batch-size 0", "eval batch size must be at least 1, got 0"),
         ("--scale validation", "--scale validation is for a sweep to search"),
         ("--scale big", "scale must be a number >= 0 or one of"),
-        ("--c0 inf", "c0 must be a finite number of dB"),
+        ("--c0 inf", "c0 in dB must be finite and >= -120 and <= 300"),
         ("--seed -1", "--seed must be at least 0, got -1"),
         ("--seed 4294967296", "--seed must be at most 4294967295"),
         ("--out nowhere", "nowhere/finetuned.json: no such file"),

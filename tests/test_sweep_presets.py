@@ -13,6 +13,7 @@ from conftest import TinyRun
 
 from rmtllmf_jax.channel import PRESETS, SCENARIOS
 from rmtllmf_jax.cli.main import main
+from rmtllmf_jax.sweep.grid import SWEPT_RULES
 from rmtllmf_jax.sweep.settings import RECEIVERS
 from rmtllmf_jax.uplink import ERROR_MODELS
 

@@ -242,8 +242,9 @@ def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Set
     """Return settings and grid; bad options are refused before any long work begins."""
     settings = settings_of(options, seed)
     settings.channel(len(tasks))
-    settings.root(options.seeds - 1)
-    return settings, grid_of(options, tasks, seed)
+    grid = grid_of(options, tasks, seed)
+    settings.root(grid.seeds - 1)
+    return settings, grid
 
 
 def sweep(

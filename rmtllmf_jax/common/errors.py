@@ -39,9 +39,10 @@ def require_non_negative(name: str, value: float, most: float = math.inf) -> flo
 
     **Raises:** `InputError` that names the option and the value seen.
     """
-    if not math.isfinite(value) or not 0 <= value <= most:
-        limit = f" and <= {most:g}" if most < math.inf else ""
-        raise InputError(f"{name} must be a finite number >= 0{limit}, got {value!r}.")
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f"{name} must be a finite number >= 0, got {value!r}.")
+    if value > most:
+        raise InputError(f"{name} must be at most {most:g}, got {value!r}.")
     return value
 
 

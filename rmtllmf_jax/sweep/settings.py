@@ -80,6 +80,7 @@ class Settings:
         if self.kappa is not None:
             require_non_negative("kappa", self.kappa, LARGEST)
         require_within("c0 in dB", self.c0_db, -20 * math.log10(LARGEST), 300.0)
+        require_non_negative("realign learning rate", self.realign.learning_rate, LARGEST)
         images = self.realign.steps * self.realign.batch_size  # a table of them is made a cell
         require_at_least("realign steps times realign batch size", images, 1, 2**27)
         self._check_scale()

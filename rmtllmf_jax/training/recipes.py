@@ -43,8 +43,7 @@ class Recipe:
         for field in fields(self)[2:]:
             value = getattr(self, field.name)
             if value is not None or field.name != "clip_norm":
-                most = math.inf if field.name == "clip_norm" else 1e6
-                require_non_negative(field.name.replace("_", " "), value, most)
+                require_non_negative(field.name.replace("_", " "), value)
         if self.warmup > 1:
             raise InputError(f"warmup is a share of the steps, at most 1, got {self.warmup!r}.")
 
