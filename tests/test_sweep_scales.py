@@ -130,7 +130,9 @@ def finish(folder: Path, job: Job, correct: int) -> None:
     """Leave a result of 10 samples a task as if a sweep had computed it."""
     with Parts(folder / "cells") as parts:
         tasks = job.cell.combination
-        parts.add(job.hash, job.rows(dict.fromkeys(tasks, correct), dict.fromkeys(tasks, 10)))
+        uplink = {task: {"kappa": 1.0, "mse": 0.0, "mse_mean": 0.0} for task in tasks}
+        counts = dict.fromkeys(tasks, correct), dict.fromkeys(tasks, 10)
+        parts.add(job.hash, job.rows(*counts, uplink))
 
 
 def test_a_grid_that_grows_may_choose_another_scale(sweep_engine: Engine, tmp_path: Path) -> None:

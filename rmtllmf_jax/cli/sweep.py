@@ -13,6 +13,7 @@ from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
 from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.errors import InputError, first_line
+from rmtllmf_jax.common.progress import note
 
 if TYPE_CHECKING:
     from rmtllmf_jax.sweep.axis import Axis
@@ -101,6 +102,7 @@ def join(options: Sweep) -> tuple[int, int]:
 
     # Its notifier would take SIGTERM away from us, and go on.
     jax.config.update("jax_enable_preemption_service", False)
+    note("waiting until all processes of --distributed are here, for five minutes at most")
     try:
         jax.distributed.initialize(address, processes, process)
         # No program spans processes: connected, the end of one would be that of all.
