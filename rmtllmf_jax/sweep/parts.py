@@ -85,7 +85,7 @@ class Parts:
         names = [name for name in self._place.names() or [] if name not in known]
         for name, table in _read(self._place, names, self.damaged):
             if self._schema is None:
-                self._schema = table.schema.remove_metadata().with_metadata(_metadata())
+                self._schema = table.schema.with_metadata(_metadata())
             program = (table.schema.metadata or {}).get(_PROGRAM, b"{}").decode()
             in_order = _in_order(table, self._schema, f"{self._place.name}/{name}")
             self._take(name, in_order, program)
