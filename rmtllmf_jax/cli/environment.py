@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rmtllmf_jax.common.credentials import without_credentials
+
 _PACKAGES = (
     *("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     *("transformers", "huggingface-hub", "safetensors", "pyarrow", "pandas", "scikit-learn"),
@@ -108,7 +110,7 @@ def provenance() -> dict[str, Any]:
     import jax
 
     return {
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": without_credentials(" ".join([_program(), *sys.argv[1:]])),
         "commit": _commit(),
         "versions": versions(),
         "machine": {

@@ -217,6 +217,7 @@ def sweep(
     options: SweepOptions, out: Path, tasks: tuple[str, ...], seed: int, cache_dir: Path
 ) -> None:
     """Run the grid on a run folder's users and write its tables."""
+    from rmtllmf_jax.common.credentials import without_credentials
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.run import run_grid
@@ -243,7 +244,7 @@ def sweep(
             "processes": layout.processes,
             "streams": layout.streams,
         },
-        "store": store if options.store else f"sweep/{key}",
+        "store": without_credentials(store) if options.store else f"sweep/{key}",
     }
     trackers = options.trackers if layout.process == 0 else ()
     with get_tracker(trackers, out, configuration) as tracker:
