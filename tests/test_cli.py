@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
 import pytest
 from conftest import TinyRun, command
 
 from rmtllmf_jax.cli.main import main, parse
-from rmtllmf_jax.cli.reproduce import QUICK
+from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
 from rmtllmf_jax.cli.sweep import grid_of
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.parts import read_parts
@@ -25,6 +27,8 @@ from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 TASKS = ("dtd", "mnist", "svhn")
 SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
 KEYS = ["combination", "scenario", "draw", "seed", "protection", "task"]
+PACKAGE = "rmtllmf-jax"
+HINTS = get_type_hints(Reproduce)
 REQUIRED = ["--model", "m", "--data", "d", "--out", "o"]
 
 
@@ -280,6 +284,53 @@ def test_an_option_beside_quick_wins(words: list[str]) -> None:
     assert vars(options).items() >= {**QUICK, "steps": 7}.items()
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        *[[f"--{name.replace('_', '-')}"] for name, hint in HINTS.items() if hint is bool],
+        ["--no-normalise"],
+        ["--seed", "3"],
+        ["--out=p"],
+        ["--tasks", "mnist", "dtd", "--remat"],
+    ],
+    ids=" ".join,
+)
+def test_a_recipe_sets_its_defaults_wherever_it_stands(before: list[str]) -> None:
+    options = vars(parse(["reproduce", *before, "peta", "--out", "o"]))
+    for name, value in recipe_options("peta").items():
+        given = {"tasks": ("mnist", "dtd")} if "--tasks" in before else {}
+        given |= {word[2:]: True for word in before if word == "--normalise"}
+        if not (name == "steps" and "--quick" in before) and name not in QUICK:
+            assert options[name] == given.get(name, value), name
+
+
+def test_a_recipe_that_is_not_seen_is_no_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmtllmf_jax.cli.main.recipe_in", lambda words: None)
+    with pytest.raises(InputError, match="the recipe is 'demo' or None"):
+        parse(["reproduce", "demo", "--out", "o"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reproduce", "dmeo"], "unknown recipe 'dmeo'. Did you mean 'demo'?"),
+        (["sweeep", "--out", "o"], "unknown command 'sweeep'. Did you mean 'sweep'?"),
+        (["--quiet", "reprt", "o"], "unknown command 'reprt'. Did you mean 'report'?"),
+    ],
+)
+def test_misspelt_names_are_answered_before_anything_else(words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        parse(words)
+
+
+def test_alone_it_prints_help_and_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, start in ([[], "usage: rmtllmf"], [["--version"], f"rmtllmf {version(PACKAGE)}"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert not ended.value.code
+        assert capsys.readouterr().out.startswith(start)
+
+
 def test_options_of_reproduce_are_those_of_its_parts() -> None:
     whole = vars(parse(["reproduce", "vit-tiny", *REQUIRED]))
     finetune, sweep = vars(parse(["finetune", *REQUIRED])), vars(parse(["sweep", "--out", "o"]))
@@ -317,7 +368,9 @@ finally:
     assert f"usage: rmtllmf {' '.join(words)}".strip() in done.stdout
 
 
-@pytest.mark.parametrize("words", [["sweep", "--help"], ["doctor", "--data", "data"], ["sweeep"]])
+@pytest.mark.parametrize(
+    "words", [["sweep", "--help"], ["doctor", "--data", "data"], ["sweeep"], ["report", "--no"]]
+)
 def test_it_ends_quietly_when_nobody_reads(words: list[str], tmp_path: Path) -> None:
     """As `| head` leaves it: what is printed may be long, short, or an error."""
     process = subprocess.Popen(

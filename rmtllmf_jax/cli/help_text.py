@@ -17,13 +17,19 @@ from tyro.constructors import (
 
 _NOTHING = (None, (), "")
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+_ALONE = get_args(tyro.conf.FlagCreatePairsOff[bool])[1]
+
+
+BothWays = Annotated[bool, "--x and --no-x"]
+"""A flag that can be given and taken back: one whose default a recipe may change."""
 
 
 def help_registry() -> ConstructorRegistry:
     """Return rules for `tyro.cli` that make the help of dataclasses easier to read.
 
     Line breaks in a docstring do not break the help's lines, positional arguments are called by
-    their names in capitals, and a default that is nothing is called `none`.
+    their names in capitals, and a default that is nothing is called `none`. A flag has no opposite
+    unless it is `BothWays`.
     """
     registry = ConstructorRegistry()
     under_way: list[StructTypeInfo] = []
@@ -51,6 +57,8 @@ def _readable(field: StructFieldSpec) -> StructFieldSpec:
         marks["metavar"] = field.name.replace("_", "-").upper()
     if field.default in _NOTHING:
         marks["help_behavior_hint"] = "(default: none)"
+    if described is bool:
+        described = Annotated[described, _ALONE]
     if marks:
         described = Annotated[described, tyro.conf.arg(**marks)]
     return replace(field, type=described, helptext=_in_paragraphs(field.helptext))

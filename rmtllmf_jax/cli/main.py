@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, field, fields, make_dataclass
+from importlib.metadata import version
 from typing import Annotated, Any, Protocol, TextIO, runtime_checkable
 
 import tyro
@@ -32,9 +33,9 @@ from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.info import Info
 from rmtllmf_jax.cli.options import default_of
 from rmtllmf_jax.cli.report import Report
-from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
+from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults, recipe_in
 from rmtllmf_jax.cli.sweep import Sweep
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.progress import silenced
 
 
@@ -67,7 +68,8 @@ _ABOUT = """Fuse task vectors that arrive over noisy and attacked MIMO uplinks.
 
 Example: rmtllmf reproduce demo --out runs/demo
 
-rmtllmf COMMAND --help has the options of a command, their defaults, units and an example.
+rmtllmf COMMAND --help has the options of a command, their defaults, units and an example;
+rmtllmf --version says which version this is.
 
 Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or usage, 130 stopped
 by Ctrl-C, 141 nobody reads what is printed any more."""
@@ -93,12 +95,18 @@ def parse(argv: Sequence[str]) -> Command:
 def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     """Return the sub-command that the arguments describe, and if it is to be quiet."""
     words = [word for word in argv if word != _QUIET]
-    described = words[:1] and words[0] in COMMANDS  # else a line each
+    if words == ["--version"]:
+        print(f"rmtllmf {version('rmtllmf-jax')}")
+        sys.exit()
+    described = words and not words[0].startswith("-")  # else a line each
+    if described:
+        require_known("command", words[0], COMMANDS)
+    reproduces = words[:1] == ["reproduce"]
     commands: list[Any] = []
     for name, kind in COMMANDS.items():
         about: dict[str, Any] = {} if described else {"description": _first_line(kind)}
         if kind is Reproduce:
-            about["default"] = _defaults(changed_defaults(words))
+            about["default"] = _defaults(changed_defaults(words) if reproduces else {})
         commands.append(Annotated[kind, tyro.conf.subcommand(name, **about)])
     quiet = field(
         default=False,
@@ -108,17 +116,20 @@ def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     line = make_dataclass("CommandLine", [("command", command), ("quiet", bool, quiet)])
     read: Any = tyro.cli(
         line,
-        args=argv,
+        args=argv if words else ["--help"],
         prog="rmtllmf",
         description=_ABOUT,
         config=(
-            tyro.conf.FlagCreatePairsOff,
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
             tyro.conf.CascadeSubcommandArgs,  # --quiet before the sub-command or after it
         ),
         registry=help_registry(),
     )
+    if reproduces and (seen := recipe_in(words[1:])) != read.command.recipe:
+        raise InputError(  # the defaults would be those of another recipe
+            f"the recipe is {read.command.recipe!r} or {seen!r}: give it right after `reproduce`."
+        )
     return read.command, read.quiet
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from rmtllmf_jax.cli.help_text import BothWays
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN
@@ -58,9 +59,9 @@ class FinetuneOptions:
     """Height and width in pixels; a multiple of the model's patch size."""
     fit: Literal["crop", "squash"] = "crop"
     """Images to squares: crop (shorter side to size, centre) or squash (both sides to size)."""
-    normalise: bool = True
-    """Normalise images with the model's own mean and standard deviation; --no-normalise leaves
-    pixels in [0, 1]."""
+    normalise: BothWays = True
+    """Give the model images with its own mean and standard deviation taken out (--normalise), or
+    pixels as they are, in [0, 1] (--no-normalise)."""
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
     steps: int = FINETUNE.steps
