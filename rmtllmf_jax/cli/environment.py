@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.credentials import without_credentials
+from rmtllmf_jax.common.errors import InputError
 
 _PACKAGES = (
     *("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
@@ -32,7 +33,14 @@ rmtllmf-jax[hub]`."""
 
 
 def use_compilation_cache(cache_dir: Path) -> None:
-    """Keep compiled programs on disk, so that the next run starts at once."""
+    """Keep compiled programs on disk, so that the next run starts at once.
+
+    **Raises:** `InputError` if the folder is that of a user without a home.
+    """
+    if cache_dir.parts[:1] == ("~",):
+        raise InputError(
+            "there is no home folder: give --cache-dir, or set HOME or XDG_CACHE_HOME."
+        )
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))

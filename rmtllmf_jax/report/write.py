@@ -22,8 +22,8 @@ from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, s
 from rmtllmf_jax.report.verdict import verdict
 
 
-def write_report(run: Path) -> list[Path]:
-    """Write `<run>/report/` from the tables of a run and `run.json`.
+def write_report(run: Path, folder: Path | None = None) -> list[Path]:
+    """Write a report, into `<run>/report/` by default, from the tables of a run and `run.json`.
 
     Returns the files written: `index.html` (one page that needs no other file), the figures as PNG,
     SVG and PDF, `summary.md` and `summary.csv`. The figures: `figure_2` (one a merge rule, if there
@@ -57,7 +57,7 @@ def write_report(run: Path) -> list[Path]:
     files["summary.csv"] = summary(results).to_csv(index=False, lineterminator="\n").encode()
     files["index.html"] = html.encode()
 
-    folder = run / "report"
+    folder = run / "report" if folder is None else folder
     for pattern in STEMS:
         for kind in KINDS:
             for file in folder.glob(f"{pattern}.{kind}"):
