@@ -58,7 +58,7 @@ def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
 
     Libraries pass it on without the name, or as a text in an error of their own.
     """
-    told = re.search(r"\b(?:os error|errno) (\d+)", str(error), re.IGNORECASE)
+    told = re.search(r"\b(?:os error|errno|os_error_code)\W+(\d+)", str(error), re.IGNORECASE)
     number = error.errno if isinstance(error, OSError) else None
     number = number or (int(told[1]) if told else None)
     if number is None:
