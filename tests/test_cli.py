@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,11 +18,12 @@ from conftest import TinyRun, command
 
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
+from rmtllmf_jax.cli.run_folder import set_aside
 from rmtllmf_jax.cli.sweep import grid_of
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-from rmtllmf_jax.sweep.parts import read_parts
+from rmtllmf_jax.sweep.parts import Parts, read_parts
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 
 TASKS = ("dtd", "mnist", "svhn")
@@ -207,6 +209,90 @@ def test_other_settings_have_another_store(finished: TinyRun, tmp_path: Path) ->
     assert set(unlike["protection"]) == {"realign"}
     used = json.loads((run / "run.json").read_text())["store"]
     assert {run / used, old} == stores
+
+
+def test_another_configuration_does_not_cost_the_tables_before(
+    finished: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished.copy(tmp_path / "run")
+    names = ("results.parquet", "cosines.parquet", "run.json", "report")
+    before = stamps(run, "report")
+    levels = ("--axis", "snr_db=0,10", "--scenarios", "ideal", "--protections", "none")
+    sweep(run, finished, *levels)
+    said = capsys.readouterr().out
+    (earlier,) = (run / "earlier").iterdir()
+    assert f"{earlier}: tables and report of the sweep before" in said
+    assert f"{run / 'results.parquet'}: {len(table(run))} rows\n" in said
+    assert f"`rmtllmf report {run}`" in said
+    assert {path.name for path in earlier.iterdir()} == set(names)
+    assert_same_tables(earlier, finished.folder)
+    moved = stamps(earlier, "report")
+    assert {name: content for name, (_, content) in moved.items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+    main(["report", str(run)])
+    assert (run / "report" / "axis_snr_db.png").exists()
+    assert (earlier / "report" / "figure_2.png").exists()
+    sweep(run, finished)  # back, with its report; nothing is computed
+    assert_same_tables(run, finished.folder)
+    assert stamps(run, "report") == before
+    (other,) = (run / "earlier").iterdir()
+    assert set(table(other)["axis"]) == {"snr_db"}
+    assert not (run / "sweeping.json").exists()
+
+
+def test_a_kill_in_the_middle_of_setting_aside_loses_nothing(
+    finished: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+    other = {"store": "sweep/other", "grid": {}}
+    for calls in range(4):
+        run = finished.copy(tmp_path / str(calls))
+
+        def dying(*places: Path, left: list[int] = list(range(calls))) -> None:  # noqa: B006
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            replace(*places)
+
+        monkeypatch.setattr("os.replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            set_aside(run, other)
+        monkeypatch.setattr("os.replace", replace)
+        set_aside(run, other)
+        (earlier,) = (run / "earlier").iterdir()
+        assert_same_tables(earlier, finished.folder)
+        assert (earlier / "report" / "index.html").exists()
+
+
+def test_a_report_before_the_end_of_a_sweep(
+    finished: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a sweep under way leaves its folder, when a third of its cells is not there yet."""
+    run = finished.copy(tmp_path / "run")
+    (run / "run.json").rename(run / "sweeping.json")
+    before = stamps(run, "report")
+    cells, folder = finished_cells(run), store(run) / "cells"
+    shutil.rmtree(folder)
+    with Parts(folder) as parts:
+        for number, (cell, rows) in enumerate(cells.groupby("cell", sort=False)):
+            if number % 3 or (rows["kind"] != "merged").all():
+                parts.add(cell, rows.drop(columns="cell").to_dict("records"))
+    main(["report", str(run), "--so-far"])
+    whole, part = table(finished.folder), table(run / "so_far")
+    both = part.merge(whole, on=KEYS)
+    assert 0 < len(both) == len(part) < len(whole)
+    for name in ("accuracy", "base_accuracy", "finetuned_accuracy", "normalised_accuracy"):
+        assert (both[f"{name}_x"] == both[f"{name}_y"]).all()
+    page = (run / "so_far" / "report" / "summary.md").read_text()
+    total = len(whole.drop_duplicates(KEYS[:-1]))
+    done = len(part.drop_duplicates(KEYS[:-1]))
+    assert f"The sweep is not at its end: all below is of {done} of {total} cells." in page
+    assert stamps(run, "report") == before
+    (run / "sweeping.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["report", str(run), "--so-far"])
+    assert "no sweep is under way here" in capsys.readouterr().err
 
 
 def test_the_store_may_be_elsewhere(finished: TinyRun, tmp_path: Path) -> None:

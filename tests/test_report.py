@@ -484,7 +484,7 @@ def test_missing_columns_are_listed(tmp_path: Path, results: pd.DataFrame) -> No
         (lambda t: t.assign(mse=-1.0), "mse is -1.0"),
         (lambda t: t.assign(mse_mean=math.inf), "mse_mean is inf"),
         (lambda t: t.assign(scale=math.inf), "scale is inf"),
-        (lambda t: t.assign(kappa=math.nan), "kappa is nan"),
+        (lambda t: t.assign(kappa=-math.inf), "kappa is -inf"),
         (lambda t: t.assign(draw=t["draw"] - 1), "draw is -1"),
         (lambda t: t.assign(task="x" + t["task"]), "is none of the combination"),
         (lambda t: t.assign(axis="mse", level=math.inf), "axis is 'mse' and level inf"),

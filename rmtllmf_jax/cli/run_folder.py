@@ -1,14 +1,23 @@
-"""The run folder: one process works in it at a time."""
+"""The run folder: one process works in it at a time, and tables of each sweep stay in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import lock
+from rmtllmf_jax.common.files import content_hash, file_hash, lock, read_json
 
+UNDER_WAY = "sweeping.json"
+"""What `run.json` will be, from a sweep's start to its end."""
+EARLIER = "earlier"
+"""Folder of the tables and reports of other configurations, each in a folder of its own."""
+_RESULTS, _RUN = "results.parquet", "run.json"
+_TABLES = (_RESULTS, "cosines.parquet", "scales.parquet", "report", _RUN)
 _LOCK = ".lock"
 
 
@@ -48,3 +57,43 @@ def _remove_if_empty(out: Path, made: list[Path]) -> None:
         if [path.name for path in out.iterdir()] == [_LOCK]:
             for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
                 path.unlink() if path.name == _LOCK else path.rmdir()
+
+
+def set_aside(out: Path, configuration: Mapping[str, Any]) -> Path | None:
+    """Make room for the tables of a sweep, and return where those of another one are now.
+
+    A configuration is the store's (inputs and settings) and the grid. Tables and report of another
+    one go to a folder of `EARLIER`, from where those of this one come back. `None` if there were
+    none, or they are of this one.
+    """
+    name, before = _name_of(configuration), None
+    if (
+        any((out / each).exists() for each in (_RESULTS, _RUN))
+        and (seen := _name_there(out)) != name
+    ):
+        before = out / EARLIER / seen
+        _move(out, before)
+    if (back := out / EARLIER / name).is_dir():
+        _move(back, out)
+        back.rmdir()
+    return before
+
+
+def _move(here: Path, there: Path) -> None:
+    there.mkdir(parents=True, exist_ok=True)
+    for name in _TABLES:  # what says whose they are last, so that a kill leaves a move to go on
+        if (here / name).exists():
+            if (here / name).is_dir():
+                shutil.rmtree(there / name, ignore_errors=True)
+            os.replace(here / name, there / name)
+
+
+def _name_there(out: Path) -> str:
+    try:
+        return _name_of(read_json(out / _RUN))
+    except (InputError, KeyError, TypeError):  # of another program
+        return file_hash(out / _RESULTS)[:16]
+
+
+def _name_of(configuration: Mapping[str, Any]) -> str:
+    return content_hash([Path(configuration["store"]).name, configuration["grid"]])

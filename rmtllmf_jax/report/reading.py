@@ -69,7 +69,7 @@ _LIMITS = {
     "cosine": (-1.001, 1.001),  # rounded in float32
 }
 """Least and largest value that a column can have; all must be finite, but for `_MAY_BE_NAN`."""
-_MAY_BE_NAN = ("mse", "mse_mean")
+_MAY_BE_NAN = ("kappa", "mse", "mse_mean")
 
 _NO_NAME = re.compile(r'[<>"$/\\]|\s\s|^\s|\s$')
 """What no name of a scenario, task or rule holds: it would mean something in a path or a page."""

@@ -44,6 +44,8 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
 
     name = run.resolve().name
     said = verdict(results)
+    if so_far := find(configuration, "so_far"):
+        said.insert(0, f"The sweep is not at its end: all below is of {so_far}.")
     drawn, skipped = plates(results, cosines, scales, find(configuration, "shots"))
     sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
     paper = paper_sheet(results, cosines, configuration)
