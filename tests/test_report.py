@@ -228,7 +228,7 @@ def test_control_is_that_of_the_same_combination_and_seed(rows: list[Row]) -> No
 # Verdict
 
 
-@pytest.mark.parametrize("against", ["none", "control"])
+@pytest.mark.parametrize("against", ["none", "realign", "control"])
 def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
     # One unprotected cell is missing: its partner must not enter the mean.
     lost = ("dtd+mnist", "sum_rate", 1, 0, "none")
@@ -240,7 +240,7 @@ def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
         combination, size, scenario, draw, seed, protection = cell
         if (scenario, protection) != ("sum_rate", "r-mtllmf"):
             continue
-        place = (scenario, draw) if against == "none" else ("clean", 0)
+        place = ("clean", 0) if against == "control" else (scenario, draw)
         other = scores.get((combination, size, *place, seed, against))
         if other is not None:
             pairs.append((score, other))
@@ -323,7 +323,7 @@ def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
     ],
 )
 def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -> None:
-    values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6}
+    values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6, "realign": 0.7}
     flat = [
         row | {"normalised_accuracy": values[row["protection"]]}
         for row in rows
@@ -333,6 +333,9 @@ def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -
     assert f"Ideal (no attack): protected {words}" in said
     verb = "beats" if protected > 0.6 else "is worse than"
     assert f"Ideal (no attack): protected {verb} the control: {protected:.1%} against 60.0%" in said
+    verb = "beats" if protected > 0.7 else "is worse than"
+    assert f"protected {verb} realignment alone: {protected:.1%} against 70.0%" in said
+    assert ("no measurable gain over realignment alone." in said) == (protected < 0.7)
 
 
 def test_sentences_without_partners_say_so(rows: list[Row]) -> None:
