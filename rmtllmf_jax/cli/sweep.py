@@ -229,8 +229,8 @@ def sweep(
     settings, grid = check(options, names, seed)
     inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
-    place = options.store or str(out / "sweep")
-    store = f"{place if '://' in place else Path(place).absolute()}/{key}"
+    root = options.store or str(out / "sweep")
+    store = f"{root if '://' in root else Path(root).absolute()}/{key}"
     layout = layout_of(options, inputs, settings)
     configuration: dict[str, Any] = {
         **provenance(),
