@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
 import pytest
 from conftest import TinyRun, command
 
 from rmtllmf_jax.cli.main import main, parse
-from rmtllmf_jax.cli.reproduce import QUICK
+from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
+from rmtllmf_jax.cli.run_folder import set_aside
 from rmtllmf_jax.cli.sweep import grid_of
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-from rmtllmf_jax.sweep.parts import read_parts
+from rmtllmf_jax.sweep.parts import Parts, read_parts
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 
 TASKS = ("dtd", "mnist", "svhn")
 SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
 KEYS = ["combination", "scenario", "draw", "seed", "protection", "task"]
+PACKAGE = "rmtllmf-jax"
+HINTS = get_type_hints(Reproduce)
 REQUIRED = ["--model", "m", "--data", "d", "--out", "o"]
 
 
@@ -205,6 +211,90 @@ def test_other_settings_have_another_store(finished: TinyRun, tmp_path: Path) ->
     assert {run / used, old} == stores
 
 
+def test_another_configuration_does_not_cost_the_tables_before(
+    finished: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished.copy(tmp_path / "run")
+    names = ("results.parquet", "cosines.parquet", "run.json", "report")
+    before = stamps(run, "report")
+    levels = ("--axis", "snr_db=0,10", "--scenarios", "ideal", "--protections", "none")
+    sweep(run, finished, *levels)
+    said = capsys.readouterr().out
+    (earlier,) = (run / "earlier").iterdir()
+    assert f"{earlier}: tables and report of the sweep before" in said
+    assert f"{run / 'results.parquet'}: {len(table(run))} rows\n" in said
+    assert f"`rmtllmf report {run}`" in said
+    assert {path.name for path in earlier.iterdir()} == set(names)
+    assert_same_tables(earlier, finished.folder)
+    moved = stamps(earlier, "report")
+    assert {name: content for name, (_, content) in moved.items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+    main(["report", str(run)])
+    assert (run / "report" / "axis_snr_db.png").exists()
+    assert (earlier / "report" / "figure_2.png").exists()
+    sweep(run, finished)  # back, with its report; nothing is computed
+    assert_same_tables(run, finished.folder)
+    assert stamps(run, "report") == before
+    (other,) = (run / "earlier").iterdir()
+    assert set(table(other)["axis"]) == {"snr_db"}
+    assert not (run / "sweeping.json").exists()
+
+
+def test_a_kill_in_the_middle_of_setting_aside_loses_nothing(
+    finished: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+    other = {"store": "sweep/other", "grid": {}}
+    for calls in range(4):
+        run = finished.copy(tmp_path / str(calls))
+
+        def dying(*places: Path, left: list[int] = list(range(calls))) -> None:  # noqa: B006
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            replace(*places)
+
+        monkeypatch.setattr("os.replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            set_aside(run, other)
+        monkeypatch.setattr("os.replace", replace)
+        set_aside(run, other)
+        (earlier,) = (run / "earlier").iterdir()
+        assert_same_tables(earlier, finished.folder)
+        assert (earlier / "report" / "index.html").exists()
+
+
+def test_a_report_before_the_end_of_a_sweep(
+    finished: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a sweep under way leaves its folder, when a third of its cells is not there yet."""
+    run = finished.copy(tmp_path / "run")
+    (run / "run.json").rename(run / "sweeping.json")
+    before = stamps(run, "report")
+    cells, folder = finished_cells(run), store(run) / "cells"
+    shutil.rmtree(folder)
+    with Parts(folder) as parts:
+        for number, (cell, rows) in enumerate(cells.groupby("cell", sort=False)):
+            if number % 3 or (rows["kind"] != "merged").all():
+                parts.add(cell, rows.drop(columns="cell").to_dict("records"))
+    main(["report", str(run), "--so-far"])
+    whole, part = table(finished.folder), table(run / "so_far")
+    both = part.merge(whole, on=KEYS)
+    assert 0 < len(both) == len(part) < len(whole)
+    for name in ("accuracy", "base_accuracy", "finetuned_accuracy", "normalised_accuracy"):
+        assert (both[f"{name}_x"] == both[f"{name}_y"]).all()
+    page = (run / "so_far" / "report" / "summary.md").read_text()
+    total = len(whole.drop_duplicates(KEYS[:-1]))
+    done = len(part.drop_duplicates(KEYS[:-1]))
+    assert f"The sweep is not at its end: all below is of {done} of {total} cells." in page
+    assert stamps(run, "report") == before
+    (run / "sweeping.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["report", str(run), "--so-far"])
+    assert "no sweep is under way here" in capsys.readouterr().err
+
+
 def test_the_store_may_be_elsewhere(finished: TinyRun, tmp_path: Path) -> None:
     """Several run folders of one configuration then share their cells."""
     few = ("--scenarios", "clean", "--protections", "none", "--store", str(tmp_path / "store"))
@@ -280,6 +370,53 @@ def test_an_option_beside_quick_wins(words: list[str]) -> None:
     assert vars(options).items() >= {**QUICK, "steps": 7}.items()
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        *[[f"--{name.replace('_', '-')}"] for name, hint in HINTS.items() if hint is bool],
+        ["--no-normalise"],
+        ["--seed", "3"],
+        ["--out=p"],
+        ["--tasks", "mnist", "dtd", "--remat"],
+    ],
+    ids=" ".join,
+)
+def test_a_recipe_sets_its_defaults_wherever_it_stands(before: list[str]) -> None:
+    options = vars(parse(["reproduce", *before, "peta", "--out", "o"]))
+    for name, value in recipe_options("peta").items():
+        given = {"tasks": ("mnist", "dtd")} if "--tasks" in before else {}
+        given |= {word[2:]: True for word in before if word == "--normalise"}
+        if not (name == "steps" and "--quick" in before) and name not in QUICK:
+            assert options[name] == given.get(name, value), name
+
+
+def test_a_recipe_that_is_not_seen_is_no_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmtllmf_jax.cli.main.recipe_in", lambda words: None)
+    with pytest.raises(InputError, match="the recipe is 'demo' or None"):
+        parse(["reproduce", "demo", "--out", "o"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reproduce", "dmeo"], "unknown recipe 'dmeo'. Did you mean 'demo'?"),
+        (["sweeep", "--out", "o"], "unknown command 'sweeep'. Did you mean 'sweep'?"),
+        (["--quiet", "reprt", "o"], "unknown command 'reprt'. Did you mean 'report'?"),
+    ],
+)
+def test_misspelt_names_are_answered_before_anything_else(words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        parse(words)
+
+
+def test_alone_it_prints_help_and_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, start in ([[], "usage: rmtllmf"], [["--version"], f"rmtllmf {version(PACKAGE)}"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert not ended.value.code
+        assert capsys.readouterr().out.startswith(start)
+
+
 def test_options_of_reproduce_are_those_of_its_parts() -> None:
     whole = vars(parse(["reproduce", "vit-tiny", *REQUIRED]))
     finetune, sweep = vars(parse(["finetune", *REQUIRED])), vars(parse(["sweep", "--out", "o"]))
@@ -317,7 +454,9 @@ finally:
     assert f"usage: rmtllmf {' '.join(words)}".strip() in done.stdout
 
 
-@pytest.mark.parametrize("words", [["sweep", "--help"], ["doctor", "--data", "data"], ["sweeep"]])
+@pytest.mark.parametrize(
+    "words", [["sweep", "--help"], ["doctor", "--data", "data"], ["sweeep"], ["report", "--no"]]
+)
 def test_it_ends_quietly_when_nobody_reads(words: list[str], tmp_path: Path) -> None:
     """As `| head` leaves it: what is printed may be long, short, or an error."""
     process = subprocess.Popen(

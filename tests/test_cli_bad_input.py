@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from conftest import TinyRun, command
 from safetensors.numpy import load_file, save_file
 
-from rmtllmf_jax.cli.main import main
+from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.sweep.parts import Parts
 
 Refused = Callable[..., str]
@@ -50,7 +51,7 @@ def reproduce(
         words = ["--model", shallow_model, "--data", tiny_data, "--image-size", 16]
         words += ["--tasks", "mnist", "svhn", "--cache-dir", cache_dir, "--out", out]
         error = refused("reproduce", "vit-tiny", *words, *options)
-        assert not [path for path in out.glob("*") if path.name != ".lock"]
+        assert not out.exists()
         return error
 
     return run
@@ -410,3 +411,79 @@ def test_a_loss_that_is_not_finite_keeps_the_finished_tasks(
     assert "fine-tuning mnist: the loss is nan" in error
     assert "--learning-rate" in error
     assert before.items() <= contents(run).items()
+
+
+# The machine: devices, homes, streams, disks
+
+
+@pytest.fixture
+def done(finished: TinyRun, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installed command in a shell, in an empty folder, with changed variables."""
+
+    def run(line: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
+        changed = {**os.environ, "RUN": str(finished.folder), "R": command()[0], **variables}
+        environment = {name: value for name, value in changed.items() if value is not None}
+        return subprocess.run(
+            ["bash", "-c", line],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_what_the_machine_lacks_is_one_line(
+    done: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for line, variables, named in (
+        ('"$R" info', {"JAX_PLATFORMS": "foo"}, "JAX_PLATFORMS=foo: JAX cannot start on it"),
+        ('"$R" info >/dev/full', {}, "No space left on device"),
+        ('"$R" --help >/dev/full', {}, "No space left on device"),
+        ('ulimit -f 1; "$R" report "$RUN" --out o', {}, "o/figure_2.png: File too large. Make"),
+        ('"$R" report "$RUN" --out ""', {}, 'a folder is given as ""'),
+        ('"$R" report "$RUN" --out /proc/o', {}, "/proc/o"),
+    ):
+        found = done(line, **variables)
+        assert found.returncode == 2, line
+        assert found.stderr.startswith("rmtllmf: "), line
+        assert found.stderr.count("\n") == 1, line
+        assert named in found.stderr, line
+
+
+def test_streams_may_be_closed_cut_or_of_ascii(
+    done: Callable[..., subprocess.CompletedProcess[str]], finished: TinyRun, tmp_path: Path
+) -> None:
+    assert done('"$R" --help >&-').returncode == 0
+    cut = done('"$R" info | head -1; exit ${PIPESTATUS[0]}')
+    assert (cut.returncode, cut.stderr) == (141, "")  # rich would say 1
+    ascii_alone = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    found = done('"$R" report "$RUN" --out o', **ascii_alone)
+    assert found.returncode == 0
+    assert " +- " in found.stdout
+    assert (tmp_path / "o" / "index.html").read_bytes()
+
+
+def test_without_a_home_only_the_cache_has_no_place(
+    monkeypatch: pytest.MonkeyPatch, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)  # nobody, as in a container
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "--help"])
+    assert not ended.value.code
+    assert "~/.cache/rmtllmf" in capsys.readouterr().out
+    assert "there is no home folder: give --cache-dir" in refused("channel", "--draws", 2, "--json")
+
+
+def test_a_home_is_found_where_no_shell_sees_to_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = vars(parse(["sweep", "--out=~/a", "--store=~/b"]))
+    assert (options["out"], options["store"]) == (tmp_path / "a", str(tmp_path / "b"))
+    url = vars(parse(["sweep", "--out=a", "--store=s3://~/b"]))["store"]
+    assert url == "s3://~/b"

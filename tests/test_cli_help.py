@@ -335,7 +335,7 @@ def test_exit_codes(
     }.get(code, "rmtllmf: stopped; the same command goes on from here.\n")
 
 
-@pytest.mark.parametrize("words", [[], ["sweeep"], ["sweep"], ["report", "a", "--nonsense", "1"]])
+@pytest.mark.parametrize("words", [["--nonsense"], ["sweep"], ["report", "a", "--nonsense", "1"]])
 def test_usage_that_cannot_be_read_is_code_2(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

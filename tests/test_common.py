@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,76 @@ def test_the_content_is_on_disk_before_the_name_and_the_name_before_the_end(
     monkeypatch.setattr(os, "replace", lambda *a: (order.append("rename"), replace(*a)))
     files.write_bytes(tmp_path / "a", b"content")
     assert order == ["file", "rename", "folder"]
+
+
+# What the machine refuses
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors
+        ValueError("Failed to write to file 14: No space left [os_error_code='28']"),  # orbax
+        OSError("[Errno 28] Error writing bytes to file"),  # pyarrow
+    ],
+)
+def test_a_full_disk_names_the_file_whoever_says_it(tmp_path: Path, error: Exception):
+    full = pytest.raises(OSError, match="No space left on device")
+    with full as caught, files.replacing(tmp_path / "a"):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "a"))
+    assert not os.listdir(tmp_path)
+
+
+def test_who_may_read_a_file_is_up_to_the_umask(tmp_path: Path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            with files.replacing(tmp_path / "a") as temporary:
+                temporary.unlink()
+                os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+def test_a_folder_that_cannot_be_synced_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fsync = os.fsync
+
+    def of_a_share(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        (refuse(errno.EINVAL) if is_folder else fsync)(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_a_share)
+    files.write_bytes(tmp_path / "a", b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        files.sync(tmp_path)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_without_locks_a_warning_stands_for_the_lock(
+    wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with open(tmp_path / "lock", "wb") as file, open(tmp_path / "lock", "wb") as other:
+        files.lock(file, wait=wait)
+        with pytest.raises(BlockingIOError):
+            files.lock(other, wait=False)
+        assert not caplog.messages
+        monkeypatch.setattr("fcntl.flock", refuse(errno.ENOLCK))
+        files.lock(other, wait=wait)
+        assert f"{tmp_path}: the file system has no locks (No locks available)" in caplog.text
 
 
 def test_json_round_trip(tmp_path: Path):

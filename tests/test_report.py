@@ -10,6 +10,7 @@ import random
 import statistics
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from rich.console import Console
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.figures import cosine_figure, cosine_heat_map, figure_2
-from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.html import html_page
+from rmtllmf_jax.report.markdown import page, table
+from rmtllmf_jax.report.plates import plates
+from rmtllmf_jax.report.sheets import Sheet, all_sheets
 from rmtllmf_jax.report.tables import (
     by_size,
     cell_scores,
@@ -40,6 +43,7 @@ TASKS = ("dtd", "mnist", "svhn")
 SCENARIOS = ("clean", "ideal", "sum_rate", "a_new_attack")
 PROTECTIONS = ("none", "freeze", "realign", "r-mtllmf")
 BASE = "Base model, its own heads"
+SHEET = Sheet("t", ["a", "b"], [["x", "y"]])
 LABELS = {
     "none": "Unprotected",
     "freeze": "Freeze only",
@@ -224,7 +228,7 @@ def test_control_is_that_of_the_same_combination_and_seed(rows: list[Row]) -> No
 # Verdict
 
 
-@pytest.mark.parametrize("against", ["none", "control"])
+@pytest.mark.parametrize("against", ["none", "realign", "control"])
 def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
     # One unprotected cell is missing: its partner must not enter the mean.
     lost = ("dtd+mnist", "sum_rate", 1, 0, "none")
@@ -236,7 +240,7 @@ def test_comparisons_are_paired(rows: list[Row], against: str) -> None:
         combination, size, scenario, draw, seed, protection = cell
         if (scenario, protection) != ("sum_rate", "r-mtllmf"):
             continue
-        place = (scenario, draw) if against == "none" else ("clean", 0)
+        place = ("clean", 0) if against == "control" else (scenario, draw)
         other = scores.get((combination, size, *place, seed, against))
         if other is not None:
             pairs.append((score, other))
@@ -283,12 +287,13 @@ def test_a_gain_within_its_noise_is_not_called_a_win(rows: list[Row]) -> None:
 def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
     rows: list[Row], tmp_path: Path
 ) -> None:
+    rest = {"finetuned_accuracy": 0.9, "accuracy": 0.45, "normalised_accuracy": 0.5}
     taught = [
         row
         | {
             "base_accuracy": 0.5,
-            "finetuned_accuracy": 0.51 if row["task"] == "dtd" else 0.9,
-            "normalised_accuracy": 3.0 if row["task"] == "dtd" else 0.5,
+            "normalised_accuracy": 1.0,
+            **({"finetuned_accuracy": 0.51, "accuracy": 0.51} if row["task"] == "dtd" else rest),
         }
         for row in rows
     ]
@@ -303,9 +308,7 @@ def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
     assert "figure_2_informative.png" in names
     page = (tmp_path / "report" / "summary.md").read_text()
     assert "over combinations, draws and seeds, without dtd" in page
-    pd.DataFrame([r | {"finetuned_accuracy": 0.9} for r in taught]).to_parquet(
-        tmp_path / "results.parquet"
-    )
+    pd.DataFrame([r | rest for r in taught]).to_parquet(tmp_path / "results.parquet")
     names = {path.name for path in write_report(tmp_path)}
     assert "figure_2_informative.png" not in names
     assert not (tmp_path / "report" / "figure_2_informative.png").exists()
@@ -320,7 +323,7 @@ def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
     ],
 )
 def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -> None:
-    values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6}
+    values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6, "realign": 0.7}
     flat = [
         row | {"normalised_accuracy": values[row["protection"]]}
         for row in rows
@@ -330,6 +333,9 @@ def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -
     assert f"Ideal (no attack): protected {words}" in said
     verb = "beats" if protected > 0.6 else "is worse than"
     assert f"Ideal (no attack): protected {verb} the control: {protected:.1%} against 60.0%" in said
+    verb = "beats" if protected > 0.7 else "is worse than"
+    assert f"protected {verb} realignment alone: {protected:.1%} against 70.0%" in said
+    assert ("no measurable gain over realignment alone." in said) == (protected < 0.7)
 
 
 def test_sentences_without_partners_say_so(rows: list[Row]) -> None:
@@ -469,6 +475,25 @@ def test_missing_columns_are_listed(tmp_path: Path, results: pd.DataFrame) -> No
         (lambda t: t.iloc[1:], "tasks, expected"),
         (lambda t: t.assign(normalised_accuracy=math.nan), "normalised_accuracy is nan"),
         (lambda t: t.assign(accuracy="high"), "column accuracy is not float"),
+        (lambda t: t.assign(accuracy="0.5"), "column accuracy is not float"),
+        (lambda t: t.assign(accuracy=True), "column accuracy is not float"),
+        (lambda t: t.assign(seed=0.5), "column seed is not int .*no whole number"),
+        (lambda t: t.assign(accuracy=7.0), "accuracy is 7.0 in .* expected .* from 0 to 1"),
+        (lambda t: t.assign(finetuned_accuracy=1.01), "finetuned_accuracy is 1.01"),
+        (lambda t: t.assign(base_accuracy=-0.1), "base_accuracy is -0.1"),
+        (lambda t: t.assign(normalised_accuracy=-0.1), "normalised_accuracy is -0.1 .* >= 0"),
+        (lambda t: t.assign(normalised_accuracy=0.5), "expected the quotient"),
+        (lambda t: t.assign(finetuned_accuracy=0.0), "expected the quotient"),
+        (lambda t: t.assign(mse=-1.0), "mse is -1.0"),
+        (lambda t: t.assign(mse_mean=math.inf), "mse_mean is inf"),
+        (lambda t: t.assign(scale=math.inf), "scale is inf"),
+        (lambda t: t.assign(kappa=-math.inf), "kappa is -inf"),
+        (lambda t: t.assign(draw=t["draw"] - 1), "draw is -1"),
+        (lambda t: t.assign(task="x" + t["task"]), "is none of the combination"),
+        (lambda t: t.assign(axis="mse", level=math.inf), "axis is 'mse' and level inf"),
+        (lambda t: t.assign(axis="x/../../escaped", level=1.0), "column axis .* is no name"),
+        (lambda t: t.assign(scenario="<script>"), "column scenario .* is no name"),
+        (lambda t: t.assign(rule="a\x1b[31m"), "column rule .* is no name"),
         (lambda t: t.assign(draw=t["draw"].where(t.index > 0)), "column draw is not int"),
         (lambda t: t.assign(task=t["task"].where(t.index > 0)), "column task is not str"),
     ],
@@ -549,6 +574,38 @@ def test_figures_without_data_are_skipped_and_old_ones_removed(tmp_path: Path) -
     page = (run / "report" / "summary.md").read_text()
     assert "- figure_2 skipped: results.parquet holds control rows only." in page
     assert "- figure_3 skipped: the run has no cosines.parquet." in page
+
+
+def test_names_of_somebody_elses_table_stay_names(tmp_path: Path) -> None:
+    """Neither a path nor a part of a page, though the check of `read_results` were not there."""
+    here = tmp_path / "run" / "report"
+    axis, rule = "x/../../../escaped", '"><script>'
+    table = pd.DataFrame(result_rows(("ideal",), (2,), draws=1))
+    merged = table["protection"] != "control"
+    table = table.assign(rule=rule, axis=axis, level=1.0).where(merged, table.assign(axis=""))
+    more = table.assign(rule="task_arithmetic")
+    found, _ = plates(pd.concat([table, more[merged]]), None, None)
+    files = [(here / f"{plate.stem}.png").resolve() for plate in found]
+    assert len(set(files)) == 2
+    assert {file.parent for file in files} == {here}
+    pages = [
+        page(rule, [rule, "![x](http://y)"], found, [], all_sheets(table, spread=True), {}),
+        html_page(rule, [rule], [(found[0], '<svg viewBox="0 0 1 1"></svg>')], [], [], SHEET, {}),
+    ]
+    for text in pages:
+        assert "<script" not in text.replace("&lt;script", "")
+        assert "![x](" not in text
+
+
+def test_credentials_of_a_url_are_not_shown(tmp_path: Path, rows: list[Row]) -> None:
+    url = "s3://me:hunter2@bucket/a?token=hunter2&x=1"
+    settings = {"command": f"rmtllmf sweep --store {url} --out a", "store": url, "scale": "1"}
+    write_report(write_run(tmp_path / "run", rows, None, run=settings))
+    shown = "s3://***@bucket/a?token=***&x=*** --out a"
+    for name in ("summary.md", "index.html"):
+        text = unescape((tmp_path / "run" / "report" / name).read_text())
+        assert "hunter2" not in text
+        assert shown in text
 
 
 def test_a_run_json_that_is_no_object_is_refused(tmp_path: Path, rows: list[Row]) -> None:

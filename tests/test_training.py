@@ -28,6 +28,7 @@ from rmtllmf_jax.training import finetune as finetune_module
 from rmtllmf_jax.training import task_models, user_heads
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
 from rmtllmf_jax.training.finetune import finetune, train_step
+from rmtllmf_jax.training.loop import run_steps
 from rmtllmf_jax.training.realign import Shots, realign
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
 from rmtllmf_jax.training.task_models import FineTuned
@@ -573,3 +574,62 @@ def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, content: str):
     (tmp_path / "finetuned.json").write_text(content)
     with pytest.raises(InputError, match=r"finetuned\.json: not a"):
         load_manifest(tmp_path)
+
+
+# Steps that are damaged, and a disk that is full
+
+
+def count_up(folder: Path, steps: int) -> float:
+    """Take steps whose state says how many there were; the sum is that of every step's number."""
+    state = {"w": jnp.zeros(8)}
+    last = run_steps(
+        state,
+        lambda state, step: ({"w": state["w"] + step}, jnp.zeros(())),
+        steps,
+        folder,
+        every=2,
+        description="counting",
+    )
+    return float(last["w"][0])
+
+
+def spoil(step: Path) -> None:
+    """Alter one byte of the largest file."""
+    path = max((path for path in step.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        spoil,
+        lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+        lambda step: (step / "checksums.json").unlink(),  # as kill -9 leaves it
+        lambda step: (step / "more").touch(),
+    ],
+)
+def test_a_damaged_step_is_not_gone_on_from(
+    damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert count_up(tmp_path, 6) == 15
+    damage(tmp_path / "6")
+    assert count_up(tmp_path, 7) == 21
+    assert f"{tmp_path / '6'}: " in caplog.text
+    assert "going on from the step before" in caplog.text
+    for step in (4, 6):
+        spoil(tmp_path / str(step))
+    assert count_up(tmp_path, 7) == 21  # from the first step on
+
+
+def test_a_full_disk_ends_training_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 31  # the state has 32 bytes
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        count_up(tmp_path / "steps", 2)
+    assert caught.value.filename == str(tmp_path / "steps")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Doctor:
     near: int | None = None
     """Also report test images that are nearly those of train: at most this many of 256 bits of a
     perceptual hash apart (10 is a good start)."""
-    model: str | None = None
+    model: Place | None = None
     """Checkpoint to check: a Hugging Face directory (config.json and weights), or a hub id."""
     json: bool = False
     """Print JSON and nothing else: an object of `tasks` (a list of task, classes, splits and

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rmtllmf_jax.common.credentials import without_credentials
+from rmtllmf_jax.common.errors import InputError
+
 _PACKAGES = (
     *("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     *("transformers", "huggingface-hub", "safetensors", "pyarrow", "pandas", "scikit-learn"),
@@ -30,7 +33,14 @@ rmtllmf-jax[hub]`."""
 
 
 def use_compilation_cache(cache_dir: Path) -> None:
-    """Keep compiled programs on disk, so that the next run starts at once."""
+    """Keep compiled programs on disk, so that the next run starts at once.
+
+    **Raises:** `InputError` if the folder is that of a user without a home.
+    """
+    if cache_dir.parts[:1] == ("~",):
+        raise InputError(
+            "there is no home folder: give --cache-dir, or set HOME or XDG_CACHE_HOME."
+        )
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
@@ -108,7 +118,7 @@ def provenance() -> dict[str, Any]:
     import jax
 
     return {
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": without_credentials(" ".join([_program(), *sys.argv[1:]])),
         "commit": _commit(),
         "versions": versions(),
         "machine": {

@@ -1,13 +1,16 @@
 """The entry point: parse, run, and turn bad input into one clear line.
 
 Exit codes: 0 done, 1 `doctor` found an error or `gradcheck` a gradient that differs, 2 bad input or
-usage, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP, 141 nobody reads what is printed any
-more (`| head`). Anything else is a bug and keeps its traceback.
+usage, a full disk, or no device, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP, 141 nobody
+reads what is printed any more (`| head`). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import codecs
+import errno
 import functools
+import io
 import logging
 import operator
 import os
@@ -16,7 +19,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, field, fields, make_dataclass
-from typing import Annotated, Any, Protocol, TextIO, runtime_checkable
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn, Protocol, TextIO, runtime_checkable
 
 import tyro
 
@@ -27,14 +31,16 @@ from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.cli.gradcheck import Gradcheck
-from rmtllmf_jax.cli.help_text import help_registry
+from rmtllmf_jax.cli.help_text import NoPlace, help_registry
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.info import Info
 from rmtllmf_jax.cli.options import default_of
 from rmtllmf_jax.cli.report import Report
-from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
+from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults, recipe_in
 from rmtllmf_jax.cli.sweep import Sweep
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.credentials import without_credentials
+from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.common.files import as_os_error
 from rmtllmf_jax.common.interrupts import exit_code, stopping
 from rmtllmf_jax.common.progress import silenced
 
@@ -68,12 +74,16 @@ _ABOUT = """Fuse task vectors that arrive over noisy and attacked MIMO uplinks.
 
 Example: rmtllmf reproduce demo --out runs/demo
 
-rmtllmf COMMAND --help has the options of a command, their defaults, units and an example.
+rmtllmf COMMAND --help has the options of a command, their defaults, units and an example;
+rmtllmf --version says which version this is.
 
-Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or usage, 130 stopped
-by Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 141 nobody reads what is printed any more."""
+Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or usage, a
+full disk or no device, 130 stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 141 nobody reads
+what is printed any more."""
 
 _QUIET = "--quiet"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "•": "*", "→": "->"}
 
 
 def _defaults(changes: Mapping[str, Any]) -> Reproduce:
@@ -94,12 +104,18 @@ def parse(argv: Sequence[str]) -> Command:
 def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     """Return the sub-command that the arguments describe, and if it is to be quiet."""
     words = [word for word in argv if word != _QUIET]
-    described = words[:1] and words[0] in COMMANDS  # else a line each
+    if words == ["--version"]:
+        print(f"rmtllmf {version('rmtllmf-jax')}")
+        sys.exit()
+    described = words and not words[0].startswith("-")  # else a line each
+    if described:
+        require_known("command", words[0], COMMANDS)
+    reproduces = words[:1] == ["reproduce"]
     commands: list[Any] = []
     for name, kind in COMMANDS.items():
         about: dict[str, Any] = {} if described else {"description": _first_line(kind)}
         if kind is Reproduce:
-            about["default"] = _defaults(changed_defaults(words))
+            about["default"] = _defaults(changed_defaults(words) if reproduces else {})
         commands.append(Annotated[kind, tyro.conf.subcommand(name, **about)])
     quiet = field(
         default=False,
@@ -109,17 +125,20 @@ def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     line = make_dataclass("CommandLine", [("command", command), ("quiet", bool, quiet)])
     read: Any = tyro.cli(
         line,
-        args=argv,
+        args=argv if words else ["--help"],
         prog="rmtllmf",
         description=_ABOUT,
         config=(
-            tyro.conf.FlagCreatePairsOff,
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
             tyro.conf.CascadeSubcommandArgs,  # --quiet before the sub-command or after it
         ),
         registry=help_registry(),
     )
+    if reproduces and (seen := recipe_in(words[1:])) != read.command.recipe:
+        raise InputError(  # the defaults would be those of another recipe
+            f"the recipe is {read.command.recipe!r} or {seen!r}: give it right after `reproduce`."
+        )
     return read.command, read.quiet
 
 
@@ -186,17 +205,36 @@ def _until_nobody_reads() -> Iterator[None]:
     try:
         try:
             yield
-        except SystemExit:
-            sys.stdout.flush()
+        except SystemExit as ending:
+            if isinstance(ending.__context__, BrokenPipeError):  # rich ends a program so, with 1
+                sys.exit(141)
+            _flush(failed=bool(ending.code))
             raise
-        sys.stdout.flush()  # here, and not when Python is on its way out
+        _flush()  # here, and not when Python is on its way out
     except BrokenPipeError:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _nobody_reads(stream)]
         if not closed:
             raise  # another pipe: a bug
-        for stream in closed:  # what is still in the buffer has to go somewhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        for stream in closed:
+            _discard(stream)
         sys.exit(141)
+
+
+def _flush(failed: bool = False) -> None:
+    """Write what was printed; say so if that fails, unless an error was said already."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        if not failed:
+            _refuse(f"standard output: cannot be written ({error.strerror}).")
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still in a stream's buffer to nowhere: it has to go somewhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _nobody_reads(stream: TextIO) -> bool:
@@ -205,13 +243,68 @@ def _nobody_reads(stream: TextIO) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def _open_streams() -> None:
+    """Give a program that was started without standard streams some, and ASCII ones plain signs."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # else the next file to be opened would be taken for it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
+    codecs.register_error("plain", _plainly)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="plain")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    unknown = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(sign, "?") for sign in unknown), error.end
+
+
+def _said_by_the_machine(error: Exception) -> str | None:
+    """Return what a disk, a file or a device has against going on; `None` for a bug."""
+    if isinstance(error, RuntimeError | AssertionError) and not _has_devices():
+        return (
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX cannot start on it "
+            f"({first_line(error)}). Set it to what this machine and this installation have (cpu "
+            "always works), or leave it out."
+        )
+    told = None if isinstance(error, BrokenPipeError) else as_os_error(error)
+    full = told is not None and told.errno in _FULL
+    if told is None or not (full or (isinstance(error, OSError) and told.filename)):
+        return None
+    hint = " Make room, then the same command goes on." if full else ""
+    return f"{told.filename or 'a file or standard output'}: {told.strerror}.{hint}"
+
+
+def _has_devices() -> bool:
+    """Return whether JAX, if it is in use, starts on a device."""
+    if "jax" not in sys.modules:
+        return True
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"rmtllmf: {without_credentials(message)}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _open_streams()
     with _until_nobody_reads():
         try:
-            with _plain_help():
-                command, quiet = _read(arguments)
+            try:
+                with _plain_help():
+                    command, quiet = _read(arguments)
+            except NoPlace:
+                raise InputError(
+                    'a folder is given as "", which is none; the current one is called . (a dot).'
+                ) from None
             # Transformers would tell everybody to install torch.
             with (
                 _switched_on("TRANSFORMERS_NO_ADVISORY_WARNINGS"),
@@ -220,8 +313,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             ):
                 command.run()
         except InputError as error:
-            print(f"rmtllmf: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(str(error))
         except KeyboardInterrupt as stop:
             print("rmtllmf: stopped; the same command goes on from here.", file=sys.stderr)
             sys.exit(exit_code(stop))
+        except Exception as error:
+            if (message := _said_by_the_machine(error)) is None:
+                raise
+            _refuse(message)

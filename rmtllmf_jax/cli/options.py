@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from rmtllmf_jax.cli.help_text import BothWays, Place
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN
@@ -20,8 +21,8 @@ def default_of(option: Field[Any]) -> Any:
 
 
 def default_cache() -> Path:
-    """Return the user's cache folder for this program."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the user's cache folder for this program; it begins with `~` if there is no home."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "rmtllmf"
 
 
@@ -35,7 +36,7 @@ Cache = Annotated[
 class FinetuneOptions:
     """What is fine-tuned, on what, and how."""
 
-    model: str
+    model: Place
     """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
     source: str = "folder"
     """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
@@ -46,7 +47,7 @@ class FinetuneOptions:
     <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""
     tasks: tuple[str, ...] = TASK_NAMES
     """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
-    task_vectors: str | None = None
+    task_vectors: Place | None = None
     """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or
     tanganke (the published models of CLIP ViT-B/16, which are then imported)."""
     head: str | None = None
@@ -58,9 +59,9 @@ class FinetuneOptions:
     """Height and width in pixels; a multiple of the model's patch size."""
     fit: Literal["crop", "squash"] = "crop"
     """Images to squares: crop (shorter side to size, centre) or squash (both sides to size)."""
-    normalise: bool = True
-    """Normalise images with the model's own mean and standard deviation; --no-normalise leaves
-    pixels in [0, 1]."""
+    normalise: BothWays = True
+    """Give the model images with its own mean and standard deviation taken out (--normalise), or
+    pixels as they are, in [0, 1] (--no-normalise)."""
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
     steps: int = FINETUNE.steps
@@ -143,7 +144,7 @@ class SweepOptions:
     CPU. Changes speed and memory alone."""
     image_devices: int = 1
     """Devices that share the evaluation batches of a cell; the others take other cells."""
-    store: str | None = None
+    store: Place | None = None
     """Where finished cells are kept, as a folder or a URL (gs://..., s3://...); by default in the
     run folder. All processes of a sweep write there."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()

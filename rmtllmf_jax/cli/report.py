@@ -12,25 +12,54 @@ import tyro
 class Report:
     """Make a page with figures and tables from the tables of a run folder alone.
 
-    The page is report/index.html in the run folder.
+    The page is index.html in the folder of the report.
 
     Example: rmtllmf report runs/a
     """
 
     run_folder: tyro.conf.Positional[Path]
-    """Run folder with results.parquet; the report goes into its folder report."""
+    """Run folder with results.parquet."""
+    out: Path | None = None
+    """Folder of the report; by default the folder report in the run folder. For a run folder that
+    may be read alone."""
+
+    so_far: bool = False
+    """Report on the finished cells of a sweep that is not at its end, running or stopped; tables
+    and report go into the folder so_far in the run folder."""
 
     def run(self) -> None:
         """Run the sub-command."""
-        report(self.run_folder)
+        run = _so_far(self.run_folder) if self.so_far else self.run_folder
+        report(run, self.out)
 
 
-def report(run: Path) -> None:
-    """Print the summary and write the report of a run folder."""
+def _so_far(run: Path) -> Path:
+    """Write the tables of what is finished of the sweep under way; return their folder."""
+    from rmtllmf_jax.cli.run_folder import UNDER_WAY
+    from rmtllmf_jax.common.errors import InputError
+    from rmtllmf_jax.common.files import read_json, write_json
+    from rmtllmf_jax.sweep.so_far import results_so_far
+    from rmtllmf_jax.sweep.tables import write_table
+
+    if not (run / UNDER_WAY).exists():
+        raise InputError(f"{run / UNDER_WAY}: no such file; no sweep is under way here.")
+    configuration = read_json(run / UNDER_WAY)
+    store = configuration["store"]
+    rows = results_so_far(store if "://" in store else str(run / store), configuration)
+    cells = sum(1 / row["size"] for row in rows)
+    configuration["so_far"] = f"{cells:.0f} of {configuration['cells']:,} cells"
+    folder = run / "so_far"
+    write_table(folder / "results.parquet", rows)
+    write_json(folder / "run.json", configuration)
+    return folder
+
+
+def report(run: Path, out: Path | None = None) -> None:
+    """Print the summary of a run folder and write its report, into `<run>/report` by default."""
     from rmtllmf_jax.report.tables import read_results
     from rmtllmf_jax.report.terminal import print_summary
     from rmtllmf_jax.report.write import write_report
 
     print_summary(read_results(run / "results.parquet"))
-    for path in write_report(run):
+    for path in write_report(run, out):
         print(path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import tyro
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.training.presets import DEMO, PRESETS, Preset
 
 DEMO_NAME, VIT = "demo", "vit-tiny"
@@ -34,8 +36,6 @@ QUICK: dict[str, Any] = {
     "realign_steps": 20,
 }
 """What `--quick` sets: minutes in place of hours on two cores."""
-
-_FLAGS = ("--quick", "--dry-run", "--json", "--remat", "--no-normalise")
 
 
 @dataclass(kw_only=True)
@@ -70,9 +70,7 @@ class Reproduce(FinetuneOptions, SweepOptions):
         from rmtllmf_jax.cli.finetune import finetune
         from rmtllmf_jax.cli.report import report
         from rmtllmf_jax.cli.sweep import check, sweep
-        from rmtllmf_jax.common.errors import InputError, require_known
 
-        require_known("recipe", self.recipe, RECIPES)
         if self.json and not self.dry_run:
             raise InputError("--json needs --dry-run; the results are those of the report.")
         settings, grid = check(self, self.tasks, self.seed)
@@ -92,16 +90,28 @@ def changed_defaults(argv: Sequence[str]) -> dict[str, Any]:
     """Return what the recipe and `--quick` on a command line make of the options' defaults.
 
     So that options given beside them win, and `--help` shows the truth.
+
+    **Raises:** `InputError` for a recipe that there is not.
     """
-    changes: dict[str, Any] = {}
-    before = ""
-    for word in argv[1:]:
-        is_value = before.startswith("--") and "=" not in before and before not in _FLAGS
-        if word in RECIPES and not is_value:
-            changes |= recipe_options(word)
-            break
-        before = word
+    recipe = recipe_in(argv[1:])
+    changes = {} if recipe is None else recipe_options(require_known("recipe", recipe, RECIPES))
     return changes | (QUICK if "--quick" in argv else {})
+
+
+def recipe_in(words: Sequence[str]) -> str | None:
+    """Return the first of the words that is neither an option nor the value of one."""
+    hints = get_type_hints(Reproduce)
+    takes = 0.0  # values that the option before may still have
+    for word in words:
+        name = word.lstrip("-").replace("-", "_")
+        if word.startswith("--"):
+            kind = hints.get(name, bool)  # with =, no- or of the command line itself: no value
+            takes = math.inf if get_origin(kind) is tuple else 0 if kind is bool else 1
+        elif takes:
+            takes -= 1
+        elif not word.startswith("-"):
+            return word
+    return None
 
 
 def recipe_options(name: str) -> dict[str, Any]:

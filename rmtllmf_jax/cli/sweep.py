@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
-from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.cli.run_folder import UNDER_WAY, set_aside, working_in
 from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.progress import note
@@ -258,6 +258,7 @@ def sweep(
     place: tuple[int, int] = (0, 1),
 ) -> None:
     """Run the grid on a run folder's users and write its tables, as one process of `place`."""
+    from rmtllmf_jax.common.credentials import without_credentials
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.run import run_grid
@@ -269,7 +270,8 @@ def sweep(
     settings, grid = check(options, names, seed)
     inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
-    store = f"{options.store or out / 'sweep'}/{key}"
+    root = options.store or str(out / "sweep")
+    store = f"{root if '://' in root else Path(root).absolute()}/{key}"
     layout = layout_of(options, inputs, settings, place)
     configuration: dict[str, Any] = {
         **provenance(),
@@ -284,18 +286,22 @@ def sweep(
             "processes": layout.processes,
             "streams": layout.streams,
         },
-        "store": store if options.store else f"sweep/{key}",
+        "store": without_credentials(store) if options.store else f"sweep/{key}",
+        "cells": len(grid.cells()),
     }
+    if layout.process == 0:
+        write_json(out / UNDER_WAY, configuration)  # for `rmtllmf report --so-far`
     trackers = options.trackers if layout.process == 0 else ()
     with get_tracker(trackers, out, configuration) as tracker:
         tables = run_grid(Engine(inputs, settings, layout), grid, store, tracker)
     if layout.process:
         return  # the first process writes the tables of all
     configuration["computed_by"] = tables.pop("programs")
-    if "scales" not in tables:
-        (out / "scales.parquet").unlink(missing_ok=True)  # of another scale rule
+    if (before := set_aside(out, configuration)) is not None:
+        print(f"{before}: tables and report of the sweep before, which had another configuration")
     for name, rows in tables.items():
-        write_table(out / f"{name}.parquet", rows)
+        write_table(path := out / f"{name}.parquet", rows)
+        print(f"{path}: {len(rows):,} rows")
     used = {(row["rule"], row["size"]): row["scale"] for row in tables["results"] if row["scale"]}
     configuration["scales"] = {
         rule: {size: scale for (name, size), scale in used.items() if name == rule}
@@ -303,3 +309,5 @@ def sweep(
     }
     configuration["seconds"] = round(time.time() - started, 1)
     write_json(out / "run.json", configuration)
+    (out / UNDER_WAY).unlink(missing_ok=True)
+    print(f"{out / 'run.json'}: how they came about; `rmtllmf report {out}` draws them")

@@ -1,42 +1,102 @@
-"""Files that are either the old one or the new one, never half of one; and content hashes."""
+"""Files that are either the old one or the new one, never half of one; locks; content hashes."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rmtllmf_jax.common.errors import InputError
 
+_NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_log = logging.getLogger(__name__)
+
 
 def sync(path: Path) -> None:
-    """Return when a file, or a folder's list of names, has reached the disk."""
+    """Return when a file, or a folder's list of names, has reached the disk.
+
+    Some network file systems cannot do it for a folder, and store its names as they please.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[bytes], *, wait: bool) -> None:
+    """Lock an open file for this process; the kernel drops the lock when its holder dies.
+
+    Where the file system has no locks a warning says so, and the file is not locked.
+
+    **Raises:** `BlockingIOError` if another process holds the lock and this one is not to `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+        _log.warning(
+            "%s: the file system has no locks (%s); see to it that no other process works there",
+            *(Path(str(file.name)).parent, error.strerror),
+        )
+
+
+def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
+    """Return what the operating system had to say, with the file's name; `None` if nothing.
+
+    Libraries pass it on without the name, or as a text in an error of their own.
+    """
+    told = re.search(r"\b(?:os error|errno|os_error_code)\W+(\d+)", str(error), re.IGNORECASE)
+    number = error.errno if isinstance(error, OSError) else None
+    number = number or (int(told[1]) if told else None)
+    if number is None:
+        return None
+    named = error.filename if isinstance(error, OSError) else None
+    return OSError(number, os.strerror(number), named or (None if path is None else str(path)))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed onto `path`.
 
-    If the body raises, or the process is killed, `path` is what it was before.
+    If the body raises, or the process is killed, `path` is what it was before. Whatever wrote the
+    file, who may read it is as for any new file (the umask).
+
+    **Raises:** `OSError` that names `path` if it cannot be written, as on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except InputError:
+        raise
+    except Exception as error:
+        if (told := as_os_error(error, path)) is None:
+            raise
+        if told.filename == str(temporary):
+            told.filename = str(path)
+        raise told from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or its folder cannot be written
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import read_json, sync, write_json
+from rmtllmf_jax.common.files import read_json, replacing, sync, write_json
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
 from rmtllmf_jax.models.layouts import VISION, to_torch
@@ -49,8 +49,8 @@ def export_model(folder: Path, base: Pretrained, tower: PyTree, image_size: int)
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
-        save_file(_torch_tensors(base, tower), part / SAFETENSORS, {"format": "pt"})
-        sync(part / SAFETENSORS)
+        with replacing(part / SAFETENSORS) as temporary:
+            save_file(_torch_tensors(base, tower), temporary, {"format": "pt"})
         config = read_json(base.directory / "config.json")
         write_json(part / "config.json", _with_image_size(config, base.config.kind, image_size))
         if (base.directory / _PROCESSOR).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,12 @@ def page(
     `plates` are the figures, whose PNG files stand beside the page; `skipped` says which are
     missing and why; `run` is the content of `run.json`, every key optional.
     """
-    parts = [f"# Report of {name}", "## Verdict", _list(verdict)]
+    parts = [f"# Report of {_escape(name)}", "## Verdict", _list(verdict)]
     for sheet in sheets:
-        parts += [f"## {sheet.title}", table(sheet)]
+        parts += [f"## {_escape(sheet.title)}", table(sheet)]
     parts.append("## Figures")
     for plate in plates:
-        parts += [f"![{plate.title}]({plate.stem}.png)", plate.caption]
+        parts += [f"![{_escape(plate.title)}]({plate.stem}.png)", _escape(plate.caption)]
     if skipped:
         parts.append(_list(skipped))
     rows = [[key, text] for key, text in settings(run)]
@@ -49,4 +50,9 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Return a text as one line in which names of tables and folders are no markdown and no HTML.
+
+    Markdown passes HTML through; a link or a picture is fetched where the page is shown.
+    """
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|\[])", r"\\\1", text)

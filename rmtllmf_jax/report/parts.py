@@ -53,12 +53,17 @@ def rule_name(rule: str) -> str:
     return RULES.get(rule, rule.replace("_", " "))
 
 
+def file_stem(name: str) -> str:
+    """Return a name of a table as a part of a file's name: letters, digits and `_` alone."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
 def _told_apart(found: list[Part]) -> Iterator[Part]:
     several = len({part.rule for part in found}) > 1
     stems: set[str] = set()
     for part in found:
-        stem = f"_{re.sub(r'[^A-Za-z0-9]+', '_', part.rule).strip('_')}" if several else ""
-        while f"{part.axis}{stem}" in stems:  # names that differ in other characters only
+        axis, stem = file_stem(part.axis), f"_{file_stem(part.rule)}" if several else ""
+        while f"{axis}{stem}" in stems:  # names that differ in other characters only
             stem += "_"
-        stems.add(f"{part.axis}{stem}")
+        stems.add(f"{axis}{stem}")
         yield replace(part, title=rule_name(part.rule) if several else "", stem=stem)

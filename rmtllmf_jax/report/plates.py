@@ -12,7 +12,7 @@ from rmtllmf_jax.report.axis_figure import axis_figure
 from rmtllmf_jax.report.figures import figure_2, figure_5
 from rmtllmf_jax.report.heat_maps import cosine_figure
 from rmtllmf_jax.report.order import AXES, RULES, SCENARIOS, arrange
-from rmtllmf_jax.report.parts import Part, parts, rule_name
+from rmtllmf_jax.report.parts import Part, file_stem, parts, rule_name
 from rmtllmf_jax.report.scale_law import LAW, scale_figure
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
@@ -102,7 +102,9 @@ def _along(part: Part) -> Iterator[Plate]:
     caption = f"Average normalised accuracy by {what}, a panel a {panel}. {_LINES}"
     for note, results, stem in _versions(part):
         drawn = axis_figure(results, part.axis, ", ".join(filter(None, (part.title, note))))
-        yield Plate(f"axis_{part.axis}{part.stem}{stem}", drawn, title + _comma(note), caption)
+        yield Plate(
+            f"axis_{file_stem(part.axis)}{part.stem}{stem}", drawn, title + _comma(note), caption
+        )
 
 
 def _versions(part: Part) -> Iterator[tuple[str, pd.DataFrame, str]]:
@@ -153,7 +155,7 @@ def _scales(scales: pd.DataFrame) -> Iterator[Plate]:
     rules = arrange(scales["rule"], RULES)
     for rule in rules:
         note = rule_name(rule) if len(rules) > 1 else ""
-        stem = f"scale_law_{rule}" if len(rules) > 1 else "scale_law"
+        stem = f"scale_law_{file_stem(rule)}" if len(rules) > 1 else "scale_law"
         caption = (
             "Left: normalised accuracy of the noiseless merge on validation samples, mean over the "
             "combinations of a size. Right: the best coefficient of each size next to the public "

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rmtllmf_jax.common.credentials import without_credentials
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
 
@@ -20,7 +21,7 @@ _SHOWN = (
 
 
 def read_configuration(run: Path) -> dict[str, Any]:
-    """Read `run.json` of a run folder; empty if there is none.
+    """Read `run.json` of a run folder, without credentials in URLs; empty if there is none.
 
     **Raises:** `InputError` if it is no JSON object.
     """
@@ -28,7 +29,8 @@ def read_configuration(run: Path) -> dict[str, Any]:
     configuration = read_json(path) if path.exists() else {}
     if not isinstance(configuration, dict):
         raise InputError(f"{path}: expected a JSON object, got {configuration!r}.")
-    return configuration
+    shown: dict[str, Any] = json.loads(without_credentials(json.dumps(configuration)))
+    return shown
 
 
 def settings(run: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

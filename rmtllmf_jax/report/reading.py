@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from rmtllmf_jax.common.errors import InputError
 
@@ -51,6 +53,27 @@ COSINES: dict[str, type] = {
     "cosine": float,
 }
 
+_INFINITY = float("inf")
+_LIMITS = {
+    "size": (1, _INFINITY),
+    "draw": (0, _INFINITY),
+    "seed": (0, _INFINITY),
+    "scale": (0, _INFINITY),
+    "kappa": (0, _INFINITY),
+    "mse": (0, _INFINITY),
+    "mse_mean": (0, _INFINITY),
+    "accuracy": (0, 1),
+    "finetuned_accuracy": (0, 1),
+    "base_accuracy": (0, 1),
+    "normalised_accuracy": (0, _INFINITY),
+    "cosine": (-1.001, 1.001),  # rounded in float32
+}
+"""Least and largest value that a column can have; all must be finite, but for `_MAY_BE_NAN`."""
+_MAY_BE_NAN = ("kappa", "mse", "mse_mean")
+
+_NO_NAME = re.compile(r'[<>"$/\\]|\s\s|^\s|\s$')
+"""What no name of a scenario, task or rule holds: it would mean something in a path or a page."""
+
 
 def read_results(path: Path) -> pd.DataFrame:
     """Read `results.parquet`: one row a cell (the columns `CELL`) and task.
@@ -59,13 +82,15 @@ def read_results(path: Path) -> pd.DataFrame:
     accuracies are fractions. Other columns are kept.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, holds a row twice, an accuracy that is not finite, an axis without a level (or a level
-    without an axis), or a cell without all of its tasks.
+    columns, holds a row twice, a number that is not finite or outside of its range, a normalised
+    accuracy that is not accuracy over fine-tuned accuracy, a name with characters of a path or a
+    page, an axis without a level (or a level without an axis), or a cell without all of its tasks.
     """
     results = completed(_read(path, RESULTS))
     _check_levels(path, results)
-    accuracies = ["accuracy", "finetuned_accuracy", "base_accuracy", "normalised_accuracy"]
-    _check_rows(path, results, [*CELL, "task"], accuracies)
+    _check_rows(path, results, [*CELL, "task"])
+    _check_normalised(path, results)
+    _check_tasks(path, results)
     tasks = results.groupby(CELL, dropna=False)["task"].transform("size")
     short = results[tasks != results["size"]]
     if len(short):
@@ -84,11 +109,11 @@ def read_cosines(path: Path) -> pd.DataFrame:
     vectors.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, holds a row twice or a cosine that is not finite.
+    columns, holds a row twice or a cosine that is none.
     """
     cosines = completed(_read(path, COSINES))
     keys = ["scenario", "axis", "level", "draw", "seed", "rule", "protection", "task_a", "task_b"]
-    _check_rows(path, cosines, keys, ["cosine"])
+    _check_rows(path, cosines, keys)
     return cosines
 
 
@@ -98,10 +123,10 @@ def read_scales(path: Path) -> pd.DataFrame:
     Columns are those of `SCALES` and `rule`, filled in where a table lacks it.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, holds a row twice or an accuracy that is not finite.
+    columns, holds a row twice or an accuracy that is none.
     """
     scales = completed(_read(path, SCALES)).drop(columns=["axis", "level"])
-    _check_rows(path, scales, ["rule", "combination", "scale"], ["normalised_accuracy"])
+    _check_rows(path, scales, ["rule", "combination", "scale"])
     return scales
 
 
@@ -130,17 +155,29 @@ def _read(path: Path, columns: dict[str, type]) -> pd.DataFrame:
     frame = table.to_pandas(ignore_metadata=True)
     optional = {"rule": str, "axis": str, "level": float}
     for name, kind in (columns | {n: k for n, k in optional.items() if n in frame}).items():
-        try:
-            if kind is not float and frame[name].isna().any():
-                raise ValueError("a value is missing")
-            frame[name] = frame[name].astype(kind)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: column {name} is not {kind.__name__} ({error}).") from error
+        if wrong := _unlike(frame[name], kind):
+            raise InputError(f"{path}: column {name} is not {kind.__name__} ({wrong}).")
+        frame[name] = frame[name].astype(kind)
     return frame
 
 
+def _unlike(column: pd.Series, kind: type) -> str:
+    """Say why a column cannot be of a type; nothing if it can."""
+    if kind is str:
+        for value in column.unique():
+            if not isinstance(value, str):
+                return "a value is missing or no text"
+            if _NO_NAME.search(value) or not value.isprintable():
+                return f"{value!r} is no name, but for its characters a path or a part of a page"
+    elif not is_numeric_dtype(column) or is_bool_dtype(column):
+        return f"its values are {column.dtype}"
+    elif kind is int and not (column % 1 == 0).all():
+        return "a value is missing or no whole number"
+    return ""
+
+
 def _check_levels(path: Path, results: pd.DataFrame) -> None:
-    wrong = results[(results["axis"] == "") != results["level"].isna()]
+    wrong = results[(results["axis"] == "") == np.isfinite(results["level"])]
     if len(wrong):
         row = wrong.iloc[0]
         raise InputError(
@@ -149,18 +186,45 @@ def _check_levels(path: Path, results: pd.DataFrame) -> None:
         )
 
 
-def _check_rows(path: Path, frame: pd.DataFrame, keys: list[str], finite: list[str]) -> None:
+def _check_rows(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
     twice = frame[frame.duplicated(keys)]
     if len(twice):
         raise InputError(f"{path}: the row {_named(twice.iloc[0], keys)} is there more than once.")
-    for name in finite:
-        bad = frame[~np.isfinite(frame[name])]
+    for name in (name for name in _LIMITS if name in frame):
+        least, most = _LIMITS[name]
+        value = frame[name]
+        fits = np.isfinite(value) & value.between(least, most)
+        bad = frame[~(fits | value.isna() if name in _MAY_BE_NAN else fits)]
         if len(bad):
             row = bad.iloc[0]
+            between = f">= {least:g}" if most == _INFINITY else f"from {least:g} to {most:g}"
             raise InputError(
                 f"{path}: {name} is {row[name]} in {len(bad)} rows, the first {_named(row, keys)}; "
-                "expected a finite number."
+                f"expected a finite number {between}."
             )
+
+
+def _check_normalised(path: Path, results: pd.DataFrame) -> None:
+    expected = results["accuracy"] / results["finetuned_accuracy"].replace(0, np.nan)
+    bad = results[~np.isclose(results["normalised_accuracy"], expected, rtol=1e-6)]
+    if len(bad):
+        row = bad.iloc[0]
+        raise InputError(
+            f"{path}: normalised_accuracy is {row['normalised_accuracy']} in {len(bad)} rows where "
+            f"accuracy / finetuned_accuracy is {row['accuracy']} / {row['finetuned_accuracy']}, "
+            f"the first {_named(row, [*CELL, 'task'])}; expected the quotient."
+        )
+
+
+def _check_tasks(path: Path, results: pd.DataFrame) -> None:
+    pairs = zip(results["combination"], results["task"], strict=True)
+    other = results[[f"+{task}+" not in f"+{combination}+" for combination, task in pairs]]
+    if len(other):
+        row = other.iloc[0]
+        raise InputError(
+            f"{path}: the task {row['task']} is none of the combination {row['combination']}, "
+            f"in {len(other)} rows."
+        )
 
 
 def _named(row: pd.Series, keys: list[str]) -> str:

@@ -15,28 +15,41 @@ from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 _VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be told from", "is worse than"
 _TIE = 1e-9  # below it two means differ by rounding only
 _PAIR = [*SETTING, "combination", "scenario", "draw", "seed"]
-_NO_GAIN = " The fused task vectors bring no measurable gain over the same shots without them."
+_RIVALS = {
+    "none": ("unprotected", ""),
+    "realign": (
+        "realignment alone",
+        " Reloading the frozen leaves brings no measurable gain over realignment alone.",
+    ),
+    "control": (
+        "the control",
+        " The fused task vectors bring no measurable gain over the same shots without them.",
+    ),
+}
+"""What R-MTLLMF is compared with: its name, and what follows where it is not beaten."""
 
 
 def comparisons(results: pd.DataFrame) -> pd.DataFrame:
-    """Compare R-MTLLMF with no protection and with the control, pair by pair.
+    """Compare R-MTLLMF with no protection, realignment alone and the control, pair by pair.
 
     A pair shares combination, draw and seed (with the control, which has no uplink: combination and
     seed); cells without a partner are left out. One row a (rule, axis, level, scenario, `against`),
-    for each scenario that has R-MTLLMF cells. Columns: these five (`against`: `none` or `control`),
-    `protected` and `other` (mean average normalised accuracy over the pairs), `difference`, its
-    standard `error` (NaN for fewer than two pairs; pairs that share tasks are not independent, so
-    it is a lower bound), `better` (number of pairs in which R-MTLLMF is better) and `pairs`.
-    Without a pair the means are NaN.
+    for each scenario that has R-MTLLMF cells. Columns: these five (`against`: `none`, `control` and
+    `realign`, if the results have it), `protected` and `other` (mean average normalised accuracy
+    over the pairs), `difference`, its standard `error` (NaN for fewer than two pairs; pairs that
+    share tasks are not independent, so it is a lower bound), `better` (number of pairs in which
+    R-MTLLMF is better) and `pairs`. Without a pair the means are NaN.
     """
     cells = cell_scores(results)
-    unprotected = cells[cells["protection"] == "none"][[*_PAIR, "score"]]
-    unprotected = unprotected.rename(columns={"score": "none"})
-    protected = cells[cells["protection"] == "r-mtllmf"].merge(unprotected, on=_PAIR, how="left")
+    protected = cells[cells["protection"] == "r-mtllmf"]
+    for name in ("none", "realign"):
+        rival = cells[cells["protection"] == name][[*_PAIR, "score"]]
+        protected = protected.merge(rival.rename(columns={"score": name}), on=_PAIR, how="left")
+    rivals = [name for name in _RIVALS if name != "realign" or protected[name].notna().any()]
     keys = [*SETTING, "scenario"]
     rows = []
     for names, group in in_order(protected, keys).groupby(keys, dropna=False, sort=False):
-        for against in ("none", "control"):
+        for against in rivals:
             pairs = group.dropna(subset=[against])
             gain = pairs["score"] - pairs[against]
             rows.append(
@@ -93,7 +106,7 @@ def _sentence(row: dict[str, Any]) -> str:
     gain = f"{100 * row['difference']:+.2f}"
     if row["pairs"] == 1:
         return f"{shown} ({gain} points in the only pair, which has no spread)."
-    no_gain = _NO_GAIN if row["against"] == "control" and verb != _BEATS else ""
+    no_gain = "" if verb == _BEATS else _RIVALS[row["against"]][1]
     return (
         f"{shown} ({gain} ± {100 * spread:.2f} points, twice the standard error; "
         f"better in {row['better']} of {row['pairs']} pairs).{no_gain}"
@@ -113,13 +126,13 @@ def _along(axis: str, rows: list[dict[str, Any]]) -> str:
     first, last = (
         f"{100 * row['difference']:+.1f} at {row['level']:.4g}" for row in (paired[0], paired[-1])
     )
-    no_gain = _NO_GAIN if rows[0]["against"] == "control" and _BEATS not in found else ""
+    no_gain = "" if _BEATS in found else _RIVALS[rows[0]["against"]][1]
     return f"{lead} {'; '.join(where)} (points: {first}, {last}).{no_gain}"
 
 
 def _names(row: dict[str, Any]) -> tuple[str, str]:
     scenario = SCENARIOS.get(str(row["scenario"]), str(row["scenario"]))
-    return scenario, "unprotected" if row["against"] == "none" else "the control"
+    return scenario, _RIVALS[row["against"]][0]
 
 
 def _verb(row: dict[str, Any]) -> tuple[str, float]:

@@ -22,8 +22,8 @@ from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, s
 from rmtllmf_jax.report.verdict import verdict
 
 
-def write_report(run: Path) -> list[Path]:
-    """Write `<run>/report/` from the tables of a run and `run.json`.
+def write_report(run: Path, folder: Path | None = None) -> list[Path]:
+    """Write a report, into `<run>/report/` by default, from the tables of a run and `run.json`.
 
     Returns the files written: `index.html` (one page that needs no other file), the figures as PNG,
     SVG and PDF, `summary.md` and `summary.csv`. The figures: `figure_2` (one a merge rule, if there
@@ -44,6 +44,8 @@ def write_report(run: Path) -> list[Path]:
 
     name = run.resolve().name
     said = verdict(results)
+    if so_far := find(configuration, "so_far"):
+        said.insert(0, f"The sweep is not at its end: all below is of {so_far}.")
     drawn, skipped = plates(results, cosines, scales, find(configuration, "shots"))
     sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
     paper = paper_sheet(results, cosines, configuration)
@@ -57,7 +59,7 @@ def write_report(run: Path) -> list[Path]:
     files["summary.csv"] = summary(results).to_csv(index=False, lineterminator="\n").encode()
     files["index.html"] = html.encode()
 
-    folder = run / "report"
+    folder = run / "report" if folder is None else folder
     for pattern in STEMS:
         for kind in KINDS:
             for file in folder.glob(f"{pattern}.{kind}"):

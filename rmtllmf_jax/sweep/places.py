@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rmtllmf_jax.common.credentials import without_credentials
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.files import write_bytes
 
@@ -62,7 +63,8 @@ class Bucket(Place):
     """A folder of an object store, through an fsspec file system; a file is one object put."""
 
     def __init__(self, url: str, system: Any, root: str) -> None:
-        self.name, self._system, self._root = url, system, root.rstrip("/")
+        self.name = without_credentials(url)
+        self._system, self._root = system, root.rstrip("/")
 
     # Every fsspec file system has exceptions of its own, some of them no OSError.
 

@@ -49,12 +49,15 @@ def run_steps(
     **Arguments:**
 
     - `take`: `(state, step) -> (state, loss)`; it may donate the state that it is given.
-    - `checkpoints`: folder of orbax steps; the newest is gone on from.
+    - `checkpoints`: folder of orbax steps; the newest that is not damaged is gone on from.
     - `every`: steps between checkpoints.
 
-    **Raises:** `InputError` if the loss stops being finite.
+    **Raises:** `InputError` if the loss stops being finite; `OSError` that names the folder if a
+    step cannot be written.
     """
     import orbax.checkpoint as ocp
+
+    from rmtllmf_jax.training.steps import CheckedSteps
 
     # Not asynchronous: the next step may donate the state's buffers.
     options = ocp.CheckpointManagerOptions(
@@ -62,7 +65,7 @@ def run_steps(
     )
     # orbax runs event loops, which Ctrl-C would leave half-made.
     with interrupts_held():
-        manager = ocp.CheckpointManager(checkpoints.absolute(), options=options)
+        manager = CheckedSteps(checkpoints, options)
     with manager:
         first = manager.latest_step() or 0
         if first:

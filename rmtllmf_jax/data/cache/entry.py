@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import file_hash, read_json, sync
+from rmtllmf_jax.common.files import file_hash, lock, read_json, sync
 from rmtllmf_jax.data.cache.part import IMAGES, LABELS, META, Layout, Part, is_sound, using_cache
 
 FORMAT = 1
@@ -72,7 +71,7 @@ class Entry:
             file = folder.joinpath(f".{self.folder.name}.lock").open("wb")
         with file:
             with using_cache(folder):
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file, wait=True)
             yield
 
     @contextmanager

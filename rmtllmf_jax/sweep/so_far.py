@@ -1,0 +1,71 @@
+"""The table of a sweep that is not at its end, from its store alone: no model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.sweep.parts import read_parts
+
+_CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "rule", "protection", "task"]
+
+_UPLINK = {"kappa", "mse", "mse_mean"}
+"""What parts of older programs lack; NaN stands for it."""
+
+
+def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of `results.parquet` of the cells of a grid that are finished.
+
+    **Arguments:**
+
+    - `store`: the folder or URL of a configuration.
+    - `configuration`: as in `run.json`; its grid and error model are read.
+
+    **Raises:** `InputError` if nothing is finished, or there are cells with several merging
+    coefficients (the grid grew under the scale rule `validation`).
+    """
+    cells = read_parts(f"{store}/cells")
+    tested = cells[cells["split"] == "test"]
+    own = {
+        kind: tested[tested["kind"] == kind].set_index("task")["accuracy"]
+        for kind in ("base", "finetuned")
+    }
+    grid = configuration["grid"]
+    rows = tested[(tested["kind"] == "merged") & _of_grid(tested, grid)]
+    rows = rows[rows["task"].isin(own["base"].index) & rows["task"].isin(own["finetuned"].index)]
+    if rows.empty:
+        raise InputError(f"{store}: no cell of this sweep is finished yet; wait for one.")
+    if rows.duplicated(_CELL).any():
+        raise InputError(
+            f"{store}: cells with several merging coefficients; which ones are this sweep's is "
+            "known at its end."
+        )
+    tuned = rows["task"].map(own["finetuned"])
+    rows = rows.assign(**dict.fromkeys(_UPLINK - set(rows), float("nan"))).assign(
+        error_model=configuration["settings"]["error_model"],
+        finetuned_accuracy=tuned,
+        base_accuracy=rows["task"].map(own["base"]),
+        normalised_accuracy=rows["accuracy"] / tuned,
+    )
+    found: list[dict[str, Any]] = rows.drop(columns=["cell", "kind", "split"]).to_dict("records")
+    return found
+
+
+def _of_grid(rows: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
+    """Return which rows are of a grid, as JSON has it."""
+    axis = grid["axis"]
+    return (
+        rows["combination"].isin(["+".join(names) for names in grid["combinations"]])
+        & rows["scenario"].isin(grid["scenarios"])
+        & rows["protection"].isin(grid["protections"])
+        & rows["rule"].isin(grid["rules"])
+        & (rows["draw"] < grid["draws"])
+        & (rows["seed"] < grid["seeds"])
+        & (
+            ((rows["axis"] == axis["name"]) & rows["level"].isin(axis["levels"]))
+            | ((rows["axis"] == "") & ((rows["scenario"] == "clean") | (axis["name"] == "")))
+        )
+    )

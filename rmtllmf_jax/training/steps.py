@@ -1,0 +1,76 @@
+"""Orbax steps that can prove themselves: one that is damaged is not gone on from."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import as_os_error, file_hash, read_json, write_json
+
+CHECKSUMS = "checksums.json"
+"""File in the folder of a step: the SHA-256 of each other one, by its path there."""
+
+_log = logging.getLogger(__name__)
+
+
+class CheckedSteps(ocp.CheckpointManager):
+    """Orbax's manager of the steps in a folder, with checksums.
+
+    Steps that are not what was written are removed at the start, and a warning says so: the newest
+    of the others is then the latest. So is one whose checksums a kill -9 prevented.
+    """
+
+    def __init__(self, folder: Path, options: ocp.CheckpointManagerOptions) -> None:
+        self._folder = folder.absolute()
+        for step in self._folder.glob("[0-9]*"):
+            if step.name.isdecimal() and (wrong := _damage(step)):
+                _log.warning("%s: %s; going on from the step before", step, wrong)
+                shutil.rmtree(step)
+        super().__init__(self._folder, options=options)
+
+    def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
+        """Write a step, and then its checksums.
+
+        **Raises:** `OSError` that names the folder if it cannot be written, as on a full disk.
+        """
+        # Threads of orbax go on talking about a disk that fills up under it.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(kwargs["args"].item))
+        if shutil.disk_usage(self._folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+        talk = logging.getLogger("absl")
+        talk.disabled = True  # orbax logs the traceback of what it raises, once for each thread
+        try:
+            saved = super().save(step, *args, **kwargs)
+        except Exception as error:
+            if (told := as_os_error(error, self._folder)) is None:
+                raise
+            raise told from error
+        finally:
+            talk.disabled = False
+        if saved:
+            folder = self._folder / str(step)
+            write_json(folder / CHECKSUMS, _hashes(folder))
+        return saved
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return {str(path.relative_to(folder)): file_hash(path) for path in files}
+
+
+def _damage(folder: Path) -> str:
+    """Say what is wrong with a step; nothing if it is what was written."""
+    try:
+        expected, found = read_json(folder / CHECKSUMS), _hashes(folder)
+    except (InputError, OSError) as error:
+        return str(error).rstrip(".")
+    wrong = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
+    return f"{len(wrong)} files are damaged or missing ({sorted(wrong)[0]})" if wrong else ""
