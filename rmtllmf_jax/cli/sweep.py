@@ -35,6 +35,10 @@ class Sweep(SweepOptions):
     out: Out
     tasks: tuple[str, ...] = ()
     """Tasks; none means all that were fine-tuned in the run folder."""
+    model: str | None = None
+    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+    data: Path | None = None
+    """Where the images of the run are now, if they were moved since `finetune`."""
     seed: int = 0
     """Root of channel, noise, few-shot samples and evaluation subsets."""
     distributed: bool = False
@@ -69,7 +73,15 @@ class Sweep(SweepOptions):
         use_compilation_cache(self.cache_dir)
         process = join(self)
         with working_in(self.out) if process == 0 else nullcontext():
-            sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
+            sweep(
+                self,
+                self.out,
+                self.tasks,
+                self.seed,
+                self.cache_dir,
+                model=self.model,
+                data=self.data,
+            )
 
 
 def join(options: Sweep) -> int:
@@ -214,9 +226,16 @@ def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Set
 
 
 def sweep(
-    options: SweepOptions, out: Path, tasks: tuple[str, ...], seed: int, cache_dir: Path
+    options: SweepOptions,
+    out: Path,
+    tasks: tuple[str, ...],
+    seed: int,
+    cache_dir: Path,
+    *,
+    model: str | None = None,
+    data: Path | None = None,
 ) -> None:
-    """Run the grid on a run folder's users and write its tables."""
+    """Run the grid on a run folder's users and write its tables; see `read_users` for places."""
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.run import run_grid
@@ -224,7 +243,7 @@ def sweep(
     from rmtllmf_jax.sweep.trackers import get_tracker
 
     started = time.time()
-    setting, records, names = read_users(out, tasks)
+    setting, records, names = read_users(out, tasks, model=model, data=data)
     settings, grid = check(options, names, seed)
     inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int64, PyTree
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.splits import evaluation_subset, few_shot
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set, even_batch
@@ -62,8 +61,7 @@ def load_inputs(
         vectors.append(fusion.TaskVector.between(finetuned, base).tree)
         heads.append(head)
         users[task.name] = {
-            "finetuned": file_hash(run / record.finetuned),
-            "head": file_hash(run / record.head),
+            **record.hashes(run),
             "train": task.train.split.fingerprint,
             "test": task.test.split.fingerprint,
         }
