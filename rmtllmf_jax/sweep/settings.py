@@ -15,7 +15,7 @@ from rmtllmf_jax.common.errors import (
 )
 from rmtllmf_jax.evaluation.accuracy import even_batch
 from rmtllmf_jax.fusion import SCALES
-from rmtllmf_jax.resilience import EMBEDDINGS
+from rmtllmf_jax.resilience import EMBEDDINGS, frozen_patterns
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
 
@@ -74,6 +74,7 @@ class Settings:
         if self.c0_db != self.c0_db or abs(self.c0_db) == float("inf"):
             raise InputError(f"c0 must be a finite number of dB, got {self.c0_db!r}.")
         self._check_scale()
+        frozen_patterns(self.frozen)
         parse_error_model(self.error_model)
         if self.order is not None:
             require_known("order", self.order, RECEIVERS)

@@ -204,10 +204,11 @@ def _train_user(
                 f"{summary}: not a record of this version ({error}); delete it, and `rmtllmf "
                 "finetune` makes it again."
             ) from error
-        load_user(run, record, base, backbone.width)  # damage is named here, not in a sweep
-        return record
+        if record.head_sha256 == file_hash(head_path):  # else the head was lost, and made again
+            load_user(run, record, base, backbone.width)  # damage is named here, not in a sweep
+            return record
     checkpoints = run / "training" / f"{task.name}-{key}"
-    _note_another(run, task.name, path)
+    _note_another(run, task.name)
     params = models.params(task, head, checkpoints)
     require_finite(params, f"{task.name}: the fine-tuned model")
     # One entry alone: safetensors writes several in a random order, and the file's hash counts.
@@ -227,13 +228,13 @@ def _train_user(
     return record
 
 
-def _note_another(run: Path, task: str, path: Path) -> None:
+def _note_another(run: Path, task: str) -> None:
     """Say that a task is fine-tuned anew although the folder has a model of it."""
     before = load_manifest(run)[1].get(task) if (run / MANIFEST).exists() else None
-    if before is not None and run / before.finetuned != path:
+    if before is not None and (run / before.finetuned).exists():
         note(
-            f"{task}: model, images or options are not those of {before.finetuned}; fine-tuning "
-            "another one."
+            f"{task}: fine-tuning again: head, base model, images or options are not those of "
+            f"{before.finetuned}."
         )
 
 
