@@ -388,6 +388,12 @@ def test_a_moved_model_and_moved_images(
     assert "unknown scenario" in sweep("--data", data, "--model", model, "--scenarios", "no")
 
 
+def test_images_of_other_classes(sweep: Refused, data: Path) -> None:
+    path = data / "svhn" / "classes.json"
+    path.write_text(json.dumps({"classes": ["a", "b", "c", "d"]}))
+    assert "task 'svhn' has 4 classes, and the run was fine-tuned on 3" in sweep("--data", data)
+
+
 def test_an_image_processor_that_changed(sweep: Refused, model: Path) -> None:
     assert "damaged" not in sweep("--model", model, "--shots", "19")
     (model / "preprocessor_config.json").write_text('{"do_normalize": false}')

@@ -185,6 +185,19 @@ def test_a_vector_of_another_base_is_refused(
     assert "mnist.safetensors: a task vector of another base model" in error
 
 
+def test_a_damaged_vector_is_refused(
+    models: Path, vectors: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    path = Path(shutil.copytree(vectors, tmp_path / "vectors")) / "mnist.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--out", tmp_path / "run", "--cache-dir", cache_dir]
+    error = refused(capsys, *words, "--task-vectors", tmp_path / "vectors")
+    assert f"{path}: damaged, its content is not what its checksum says" in error
+
+
 def test_a_missing_vector_says_how_to_make_it(
     models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
 ):

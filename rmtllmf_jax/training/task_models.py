@@ -100,7 +100,7 @@ class Imported:
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
         """Return base plus task vector.
 
-        **Raises:** `InputError` if the vector belongs to another base model.
+        **Raises:** `InputError` if the vector belongs to another base model, or is damaged.
         """
         path = self._path(task.name)
         about = _read_about(path)
@@ -112,7 +112,8 @@ class Imported:
         tensors = read_safetensors(path)
         if about.get("sha256", "") not in ("", tree_hash(tensors)):
             raise InputError(
-                f"{path}: damaged, its content is not what its checksum says; import it again."
+                f"{path}: damaged, its content is not what its checksum says; delete it and import "
+                "it again."
             )
         # Linear, so that a vector moves to another image size as its two checkpoints do.
         tensors = with_positions(tensors, self.grid)
