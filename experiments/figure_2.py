@@ -3,11 +3,11 @@
     python experiments/figure_2.py --run runs/vit-tiny [--quick | --full]
 
 needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune --model MODEL
---data DATA --out runs/vit-tiny`, 20 minutes on two cores). The paper's claims: unprotected fusion
-loses more than half of its accuracy to thermal noise and nearly all of it under attack; R-MTLLMF is
-within a few points of the noiseless baseline without an attacker, and 9 to 14 times the unprotected
-accuracy with one. Besides the paper's four lines there is the control: the base model realigned on
-the same shots, nothing fused.
+--data DATA --image-size 64 --out runs/vit-tiny`, 20 minutes on two cores). The paper's claims:
+unprotected fusion loses more than half of its accuracy to thermal noise and nearly all of it under
+attack; R-MTLLMF is within a few points of the noiseless baseline without an attacker, and 9 to 14
+times the unprotected accuracy with one. Besides the paper's four lines there is the control: the
+base model realigned on the same shots, nothing fused.
 
 By default combinations of 2, 4, 6 and 8 tasks, five of each size, two channel draws, one seed, 200
 test images a task; `--full` is all 247 combinations, three draws and two seeds on all test images

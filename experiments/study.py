@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,7 @@ def found(users: Users) -> tuple[Setting, dict[str, UserRecord], tuple[str, ...]
 
     **Raises:** `InputError` as `read_users` does.
     """
-    setting, records, names = read_users(users.run, users.tasks)
-    if users.model is not None:
-        setting = replace(setting, model=users.model)
-    if users.data is not None:
-        setting = replace(setting, data=str(users.data))
-    return setting, records, names
+    return read_users(users.run, users.tasks, model=users.model, data=users.data)
 
 
 def sweep(

@@ -41,14 +41,31 @@ EMBEDDINGS = ("embeddings/.*", "pre_layrnorm/.*")
 """Class, position and patch embeddings, and the pre-LayerNorm that belongs to CLIP's."""
 
 
+def frozen_patterns(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
+    """Return regular expressions, compiled.
+
+    **Raises:** `InputError` that names the one that is none.
+    """
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(
+                f"frozen pattern {pattern!r}: not a regular expression ({error})."
+            ) from error
+    return compiled
+
+
 def frozen_leaves(
     params: PyTree, patterns: tuple[str, ...] = EMBEDDINGS
 ) -> PyTree[Bool[Array, ""]]:
     """Return a flag a leaf: whether its whole path matches one of the regular expressions.
 
-    **Raises:** `InputError` if no leaf matches, with the paths that there are.
+    **Raises:** `InputError` if no leaf matches, with the paths that there are, or if one is no
+    regular expression.
     """
-    compiled = [re.compile(pattern) for pattern in patterns]
+    compiled = frozen_patterns(patterns)
     flags = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.array(any(p.fullmatch(leaf_path(path)) for p in compiled)), params
     )

@@ -165,6 +165,7 @@ def test_the_installed_command_exits_with_2(tmp_path: Path) -> None:
         ("--learning-rate", "nan", "learning rate must be a finite number >= 0, got nan"),
         ("--realign-learning-rate", "inf", "learning rate must be a finite number >= 0"),
         ("--weight-decay", "-0.1", "weight decay must be a finite number >= 0, got -0.1"),
+        ("--frozen", "*(", "frozen pattern '*(': not a regular expression (nothing to repeat"),
         ("--combinations", "0", "--combinations must be `all` or a whole number >= 1, got '0'"),
         ("--combinations", "some", "--combinations must be `all` or a whole number >= 1"),
         ("--steps", "0", "steps must be at least 1, got 0"),
@@ -249,10 +250,21 @@ def test_missing_and_misshapen_keys(reproduce: Refused, model: Path) -> None:
     assert "misshapen: encoder/layer/0/intermediate/dense/kernel is (3, 32), expected" in error
 
 
-@pytest.mark.parametrize("config", ["", "{", '{"model_type": "bert"}'])
+@pytest.mark.parametrize(
+    "config",
+    ["", "{", '{"model_type": "bert"}', '{"model_type": "vit", "num_attention_heads": 0}'],
+)
 def test_a_configuration_of_no_vit(reproduce: Refused, model: Path, config: str) -> None:
     (model / "config.json").write_text(config)
     assert str(model / "config.json") in reproduce("--model", model)
+
+
+def test_an_image_processor_that_is_not_implemented(reproduce: Refused, model: Path) -> None:
+    path = model / "processor_config.json"
+    path.write_text('{"image_processor": {"size": {"shortest_edge": 20}, "resample": 3}}')
+    error = reproduce("--model", model)
+    assert f"{path}: size {{'shortest_edge': 20}} with no do_center_crop is not" in error
+    assert "--fit crop" in error
 
 
 # The data
@@ -346,6 +358,60 @@ def test_a_damaged_fine_tuned_model(
     words = ["--out", run, *finished.users, *finished.grid]
     assert f"{path}: not a readable safetensors file" in refused("reproduce", "vit-tiny", *words)
     assert before.items() <= contents(run).items()
+
+
+def flip(path: Path) -> None:
+    """Change a low bit, so that every number stays a number."""
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("artefact", ["finetuned/svhn-*.safetensors", "heads/svhn-*"])
+def test_altered_bytes(sweep: Refused, run: Path, artefact: str) -> None:
+    (path,) = run.glob(artefact)
+    flip(path)
+    assert f"{path}: damaged, its checksum is another" in sweep()
+
+
+def test_values_that_are_not_finite(sweep: Refused, run: Path) -> None:
+    (path,) = run.glob("finetuned/svhn-*.safetensors")
+    tensors = load_file(path)
+    tensors["layernorm/bias"][3] = np.nan
+    save_file(tensors, path)
+    assert f"{path}: NaN or infinite values in layernorm/bias" in sweep()
+
+
+def test_a_moved_model_and_moved_images(
+    sweep: Refused, run: Path, finished: TinyRun, model: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((run / "finetuned.json").read_text())
+    assert Path(manifest["setting"]["model"]).is_absolute()
+    assert Path(manifest["setting"]["data"]).is_absolute()
+    for name, option in (("model", "--model"), ("data", "--data")):
+        error = sweep(option, tmp_path / "gone")
+        assert f"{tmp_path / 'gone'}: no such" in error
+        assert f"new place with {option}" in error
+        manifest["setting"][name] = str(tmp_path / "gone")
+    (run / "finetuned.json").write_text(json.dumps(manifest))
+    assert "with --data" in sweep()
+    data = finished.users[finished.users.index("--data") + 1]
+    assert "with --model" in sweep("--data", data)
+    # Found again: what is refused now is another thing.
+    assert "unknown scenario" in sweep("--data", data, "--model", model, "--scenarios", "no")
+
+
+def test_images_of_other_classes(sweep: Refused, data: Path) -> None:
+    path = data / "svhn" / "classes.json"
+    path.write_text(json.dumps({"classes": ["a", "b", "c", "d"]}))
+    assert "task 'svhn' has 4 classes, and the run was fine-tuned on 3" in sweep("--data", data)
+
+
+def test_an_image_processor_that_changed(sweep: Refused, model: Path) -> None:
+    assert "damaged" not in sweep("--model", model, "--shots", "19")
+    (model / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    error = sweep("--model", model)
+    assert f"{model}: its configuration or its image processor says" in error
 
 
 def test_a_missing_head(sweep: Refused, run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from conftest import command, environment
 from safetensors.numpy import load_file, save_file
 from tiny_clip import write_clip
 
+from rmtllmf_jax.cli.finetune import setting_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.training.presets import DEMO, PRESETS
@@ -183,6 +185,19 @@ def test_a_vector_of_another_base_is_refused(
     assert "mnist.safetensors: a task vector of another base model" in error
 
 
+def test_a_damaged_vector_is_refused(
+    models: Path, vectors: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+):
+    path = Path(shutil.copytree(vectors, tmp_path / "vectors")) / "mnist.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
+    words += ["--out", tmp_path / "run", "--cache-dir", cache_dir]
+    error = refused(capsys, *words, "--task-vectors", tmp_path / "vectors")
+    assert f"{path}: damaged, its content is not what its checksum says" in error
+
+
 def test_a_missing_vector_says_how_to_make_it(
     models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
 ):
@@ -225,6 +240,32 @@ def test_published_models_are_those_of_the_eight_tasks(models: Path, tmp_path, c
 
 
 # Presets and the plan
+
+
+def test_images_are_the_models_own_where_no_option_says_more(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(models)
+    words = ["finetune", "--model", "base", "--data", "~/images", "--out", "o"]
+    setting = setting_of(parse(words), 0)
+    assert (setting.image_size, setting.fit, setting.resample) == (16, "crop", "bicubic")
+    assert setting.model == str(models / "base")
+    assert setting.data == str(Path.home() / "images")
+    model = Path(shutil.copytree(models / "base", tmp_path / "model"))
+    said = {"size": {"height": 16, "width": 16}, "do_center_crop": False, "resample": 2}
+    (model / "processor_config.json").write_text(json.dumps({"image_processor": said}))
+    own = setting_of(parse([*words, "--model", str(model)]), 0)
+    assert (own.fit, own.resample, own.tower) == ("squash", "bilinear", setting.tower)
+    chosen = setting_of(parse([*words, "--image-size", "24", "--fit", "crop"]), 0)
+    assert (chosen.image_size, chosen.fit) == (24, "crop")
+    bare = setting_of(parse([*words, "--no-normalise"]), 0)
+    assert len({each.tower for each in (setting, chosen, bare)}) == 3
+
+
+def test_the_recipe_of_the_vit_keeps_its_pixels():
+    required = ["--model", "m", "--data", "d", "--out", "o"]
+    assert parse(["reproduce", "vit-tiny", *required]).image_size == 64
+    assert parse(["reproduce", "vit-tiny", *required, "--image-size", "32"]).image_size == 32
 
 
 @pytest.mark.parametrize("name", [*PRESETS, "demo"])

@@ -65,11 +65,21 @@ def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
     np.testing.assert_array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
 
 
-def test_alpha_is_dropped() -> None:
+def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return pixels over white, rounded to whole grey levels."""
+    share = alpha / 255
+    return pixels * share + 255 * (1 - share)
+
+
+def test_what_is_transparent_lies_on_white() -> None:
     alpha = RNG.integers(0, 256, (20, 20, 1), dtype=np.uint8)
+    alpha[:4], alpha[4:8] = 0, 255
     image = Image.fromarray(np.concatenate([PIXELS, alpha], axis=2))
     assert image.mode == "RGBA"
-    np.testing.assert_array_equal(decode_image(encoded(image), 20, "here"), PIXELS)
+    decoded = decode_image(encoded(image), 20, "here")
+    np.testing.assert_allclose(decoded, on_white(PIXELS, alpha), atol=0.51)
+    np.testing.assert_array_equal(decoded[:4], 255)
+    np.testing.assert_array_equal(decoded[4:8], PIXELS[4:8])
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(100, 108))])
@@ -80,7 +90,22 @@ def test_palette_colours_are_looked_up(transparency: int | bytes | None) -> None
     image.putpalette(palette.tobytes())
     image.putdata(index.ravel().tolist())
     options = {} if transparency is None else {"transparency": transparency}
-    np.testing.assert_array_equal(decode_image(encoded(image, **options), 20, "h"), palette[index])
+    alpha = np.full(8, 255)
+    if transparency is not None:
+        alpha[3] = 0
+    if isinstance(transparency, bytes):
+        alpha = np.frombuffer(transparency, np.uint8)
+    decoded = decode_image(encoded(image, **options), 20, "h")
+    expected = on_white(palette, alpha[:, None])[index]
+    np.testing.assert_allclose(decoded, expected, atol=0 if transparency is None else 0.51)
+
+
+def test_a_transparent_grey_of_sixteen_bits_lies_on_white() -> None:
+    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 77
+    data = encoded(Image.fromarray(deep), transparency=int(deep[2, 3]))
+    decoded = decode_image(data, 20, "here")[..., 0]
+    expected = np.where(deep == deep[2, 3], 255, PIXELS[..., 0])
+    np.testing.assert_array_equal(decoded, expected)
 
 
 def test_one_bit_images() -> None:
@@ -133,6 +158,44 @@ def test_crop_is_transformers(height: int, width: int, size: int) -> None:
     )
     theirs = np.asarray(processor(Image.fromarray(pixels))["pixel_values"][0]).transpose(1, 2, 0)
     ours = decode_image(pixels, size, "here")
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def modes(height: int, width: int) -> dict[str, bytes]:
+    """Return files of every colour mode that has a transparency, or none."""
+    random = np.random.default_rng(width)
+    colours = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    grey = Image.fromarray(random.integers(0, 256, (height, width), dtype=np.uint8))
+    both, shades, palette = colours.copy(), grey.copy(), colours.quantize(16)
+    both.putalpha(grey)
+    shades.putalpha(colours.convert("L"))
+    return {
+        "RGBA": encoded(both),
+        "RGBA in WebP": encoded(both, "WEBP", lossless=True, exact=True),
+        "LA": encoded(shades),
+        "L": encoded(grey),
+        "L, one value": encoded(grey, transparency=77),
+        "RGB, one colour": encoded(colours, transparency=colours.getpixel((0, 0))),
+        "1": encoded(grey.convert("1")),
+        "P": encoded(palette),
+        "P, one colour": encoded(palette, transparency=3),
+        "P, many": encoded(palette, transparency=bytes(range(100, 116))),
+        "GIF": encoded(palette, "GIF", transparency=5),
+        "CMYK": encoded(colours.convert("CMYK"), "JPEG"),
+    }
+
+
+@pytest.mark.parametrize("size", [33, 224])
+@pytest.mark.parametrize(("height", "width"), [(37, 91), (91, 37), (7, 5)])
+@pytest.mark.parametrize("mode", modes(1, 1))
+def test_every_mode_is_transformers(height: int, width: int, size: int, mode: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    data = modes(height, width)[mode]
+    processor = transformers.CLIPImageProcessorPil(
+        size=size, crop_size=size, do_rescale=False, do_normalize=False, resample=2
+    )
+    theirs = processor(Image.open(io.BytesIO(data)))["pixel_values"][0].transpose(1, 2, 0)
+    ours = decode_image(data, size, "here", resample="bilinear")
     np.testing.assert_array_equal(ours, theirs)
 
 

@@ -161,6 +161,16 @@ def test_a_planted_leak_is_found_however_it_is_encoded():
     assert errors(examination) == ["overlap"]
 
 
+def test_black_logos_on_a_transparent_ground_are_no_leak():
+    pile = clean()
+    for split in (pile.train, pile.test):
+        for row, (pixels, label) in enumerate(split):
+            black = np.zeros((24, 24, 4), np.uint8)
+            black[..., 3] = np.resize(pixels, (24, 24))
+            split[row] = (encode(black, "PNG"), label)
+    assert errors(examine(pile, "dtd")) == []
+
+
 def test_a_grey_image_equals_itself_in_colour():
     pile = clean()
     grey = pile.test[0][0][:, :, 0]

@@ -70,6 +70,7 @@ TINY_CLIP = {
         "num_attention_heads": 2,
         "intermediate_size": 32,
         "vocab_size": 50,
+        "eos_token_id": 49,
         "max_position_embeddings": 8,
     },
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.zero_shot import load_head, save_head
 from rmtllmf_jax.resilience import frozen_leaves
 from rmtllmf_jax.training import finetune as finetune_module
 from rmtllmf_jax.training import task_models, user_heads
@@ -559,6 +561,72 @@ def test_a_damaged_artefact_is_named(trained: Users, run: Path, artefact: str):
         trained.train("mnist", "svhn", run=run)
     with pytest.raises(InputError, match=f"{path.name}: not a readable safetensors file"):
         load_user(run, record, trained.tiny[1], 16)
+
+
+def alter(path: Path) -> None:
+    """Flip a bit of the last value, which stays finite."""
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+
+
+def poison(path: Path) -> None:
+    """Make the last value NaN."""
+    path.write_bytes(path.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("artefact", ["head", "finetuned"])
+@pytest.mark.parametrize("damage", [alter, poison])
+def test_altered_bytes_are_found(
+    trained: Users, run: Path, artefact: str, damage: Callable[[Path], None]
+):
+    record = load_manifest(run)[1]["svhn"]
+    path = run / getattr(record, artefact)
+    damage(path)
+    named = f"{path.name}: (damaged, its checksum|a damaged head|NaN or infinite values in)"
+    with pytest.raises(InputError, match=named):
+        load_user(run, record, trained.tiny[1], 16)
+    with pytest.raises(InputError, match=named):
+        trained.train("mnist", "svhn", run=run)
+
+
+def test_a_folder_from_before_checksums_opens(trained: Users, run: Path):
+    path = run / "finetuned.json"
+    manifest = json.loads(path.read_text())
+    for record in manifest["users"].values():
+        del record["head_sha256"], record["finetuned_sha256"]
+    for option in ("resample", "tower"):
+        del manifest["setting"][option]
+    path.write_text(json.dumps(manifest))
+    setting, records = load_manifest(run)
+    assert setting == SETTING
+    expected = load_user(run, load_manifest(trained.run)[1]["svhn"], trained.tiny[1], 16)
+    assert_trees_equal(load_user(run, records["svhn"], trained.tiny[1], 16), expected)
+    assert records["svhn"].hashes(run) == load_manifest(trained.run)[1]["svhn"].hashes(run)
+
+
+def test_a_model_under_another_head_is_made_again(
+    trained: Users, run: Path, cheap: list[str], capsys: pytest.CaptureFixture[str]
+):
+    record = load_manifest(run)[1]["svhn"]
+    path = run / record.head
+    head, names = load_head(path)
+    save_head(path, replace(head, bias=head.bias + 1), names)
+    again = trained.train("svhn", run=run)["svhn"]
+    assert cheap == ["fine-tuning svhn"]
+    assert f"not those of {record.finetuned}" in capsys.readouterr().out
+    assert again.head_sha256 == file_hash(path) != record.head_sha256
+
+
+def test_a_model_that_is_not_finite_is_not_kept(
+    trained: Users, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, trained.tiny[1])
+    monkeypatch.setattr(task_models, "finetune", lambda *_, **__: broken)
+    with pytest.raises(InputError, match="mnist: the fine-tuned model: NaN or infinite values in"):
+        trained.train("mnist", run=tmp_path)
+    assert not list(tmp_path.glob("finetuned*"))
 
 
 def test_a_folder_without_a_manifest_asks_for_finetuning(tmp_path: Path):

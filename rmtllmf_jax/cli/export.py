@@ -25,28 +25,34 @@ class Export:
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
     fine-tuned model itself), and the power law of the number of tasks for several."""
 
+    model: Place | None = None
+    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+
     def run(self) -> None:
         """Run the sub-command."""
         from rmtllmf_jax import fusion
-        from rmtllmf_jax.cli.finetune import load_tower, require_same_weights
-        from rmtllmf_jax.cli.run_inputs import read_users
+        from rmtllmf_jax.cli.run_inputs import load_run_tower, read_users
         from rmtllmf_jax.common.errors import require_non_negative
         from rmtllmf_jax.models.export import export_model
         from rmtllmf_jax.models.pretrained import read_pretrained
         from rmtllmf_jax.training.users import load_user
 
-        setting, records, names = read_users(self.run_folder, self.tasks)
+        setting, records, names = read_users(self.run_folder, self.tasks, model=self.model)
         scale = self.scale
         if scale is None:
             scale = 1.0 if len(names) == 1 else fusion.power_law(len(names))
         require_non_negative("--scale", scale)
-        require_same_weights(setting)
-        backbone, base = load_tower(setting)
+        backbone, base = load_run_tower(setting)
         total = fusion.TaskVector.between(base, base)
         for name in names:
             finetuned, _ = load_user(self.run_folder, records[name], base, backbone.width)
             total = total + fusion.TaskVector.between(finetuned, base)
         export_model(
-            self.to, read_pretrained(setting.model), base + scale * total, setting.image_size
+            self.to,
+            read_pretrained(setting.model),
+            base + scale * total,
+            setting.image_size,
+            fit=setting.fit,
+            normalised=setting.normalise,
         )
         print(f"{self.to}: base + {scale:g} * ({' + '.join(names)})")

@@ -54,6 +54,7 @@ def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tup
             setting.image_size,
             cache_dir,
             fit=setting.fit,
+            resample=setting.resample,
             validation_fraction=setting.validation_fraction,
             seed=setting.seed,
         )
@@ -74,23 +75,6 @@ def load_tower(setting: Setting, remat: bool = False) -> tuple[Backbone, PyTree]
     )
 
 
-def require_same_weights(setting: Setting) -> None:
-    """Check that the pretrained weights are those that a run folder's setting was made with.
-
-    **Raises:** `InputError` if they are others.
-    """
-    from rmtllmf_jax.common.errors import InputError
-    from rmtllmf_jax.models.checkpoint import weights_hash
-    from rmtllmf_jax.models.hub import local_directory
-
-    directory = local_directory(setting.model)
-    if weights_hash(directory) != setting.model_hash:
-        raise InputError(
-            f"{directory}: not the weights that the run was fine-tuned from; put those back, or "
-            "run `rmtllmf finetune` again."
-        )
-
-
 def setting_of(options: FinetuneOptions, seed: int) -> Setting:
     """Return the library's setting for the options.
 
@@ -99,34 +83,43 @@ def setting_of(options: FinetuneOptions, seed: int) -> Setting:
     from rmtllmf_jax.common.errors import InputError, require_known
     from rmtllmf_jax.data.prompts import PROMPTS
     from rmtllmf_jax.data.sources import SOURCES
+    from rmtllmf_jax.models.backbone import describe_backbone
     from rmtllmf_jax.models.checkpoint import weights_hash
     from rmtllmf_jax.models.configs import read_config
     from rmtllmf_jax.models.hub import local_directory
+    from rmtllmf_jax.models.processor import read_processor
     from rmtllmf_jax.training.users import HEADS, Setting
 
     for option, known in (("source", SOURCES), ("prompts", PROMPTS)):
         require_known(f"--{option}", getattr(options, option), known)
     directory = local_directory(options.model)
-    has_text = read_config(directory / "config.json").text is not None
+    config = read_config(directory / "config.json")
+    has_text = config.text is not None
     head = options.head or ("zero-shot" if has_text else "lda")
     if require_known("--head", head, HEADS) == "zero-shot" and not has_text:
         raise InputError(
             f"--head zero-shot needs a text tower, and {options.model} has none: take --head lda, "
             "or a CLIP model."
         )
+    processor = read_processor(directory, config.kind)
+    tower = describe_backbone(directory, config, options.image_size, normalised=options.normalise)
+    here = Path(options.model).expanduser()
     return Setting(
-        model=options.model,
+        # Places as they are from every folder.
+        model=str(here.absolute()) if here.is_dir() else options.model,
         model_hash=weights_hash(directory),
-        data=None if options.data is None else str(options.data),
-        image_size=options.image_size,
+        data=None if options.data is None else str(options.data.expanduser().absolute()),
+        image_size=tower.image_size,
         validation_fraction=options.validation_fraction,
         seed=seed,
         source=options.source,
         head=head,
         prompts=options.prompts,
-        fit=options.fit,
+        fit=options.fit or processor.own_fit(),
         normalise=options.normalise,
         dtype=compute_dtype(options.dtype),
+        resample=processor.resample,
+        tower=tower.fingerprint,
     )
 
 
@@ -165,7 +158,7 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
     setting = setting_of(options, seed)
     backbone, base = load_tower(setting, options.remat)
-    _print_notes(setting, options.tasks)
+    _print_notes(setting, backbone, options.tasks)
     data = load_tasks(setting, options.tasks, cache_dir)
     models = _task_models(options, setting, backbone, base, out)
 
@@ -181,12 +174,20 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
     print_vectors(out, backbone, base, records)
 
 
-def _print_notes(setting: Setting, tasks: tuple[str, ...]) -> None:
-    """Say what sets of TensorFlow Datasets do not have in common with the field's."""
+def _print_notes(setting: Setting, backbone: Backbone, tasks: tuple[str, ...]) -> None:
+    """Say what a model leaves open, and what sets of TensorFlow Datasets do not share."""
     from rmtllmf_jax.common.progress import note
     from rmtllmf_jax.data.registry import task_facts
     from rmtllmf_jax.data.tasks import TASK_NAMES
+    from rmtllmf_jax.models.hub import local_directory
+    from rmtllmf_jax.models.processor import NESTED, PLAIN
 
+    directory = local_directory(setting.model)
+    if setting.normalise and not any((directory / name).is_file() for name in (NESTED, PLAIN)):
+        note(
+            f"{setting.model}: no {PLAIN} says how it wants its images; mean {backbone.mean}, std "
+            f"{backbone.std}, {setting.fit} and {setting.resample} are taken."
+        )
     for task in tasks if setting.source == "tfds" else ():
         if task in TASK_NAMES and task_facts(task).tfds_note:
             note(f"{task}: {task_facts(task).tfds_note}")

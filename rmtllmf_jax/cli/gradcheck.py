@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.environment import use_compilation_cache
+from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.cli.options import Cache, default_cache
 from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.errors import (
@@ -56,6 +57,10 @@ class Gradcheck:
 
     out: Path | None = None
     """Run folder whose users are fused; nothing is written there. Without it, a random model."""
+    model: Place | None = None
+    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+    data: Path | None = None
+    """Where the images of the run are now, if they were moved since `finetune`."""
     combination: str = ""
     """Tasks that are fused, as a+b; by default all of the run folder."""
     parameters: tuple[str, ...] = ()
@@ -268,7 +273,9 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
         combination = _combination(options.combination, TASKS)
         inputs = random_inputs(options.seed)
     else:
-        setting, records, names = read_users(options.out, ())
+        setting, records, names = read_users(
+            options.out, (), model=options.model, data=options.data
+        )
         combination = _combination(options.combination, names)
         settings.channel(len(names))
         # Finite differences of a score in bfloat16 would be rounding and nothing else.

@@ -55,13 +55,15 @@ class FinetuneOptions:
     default zero-shot where the model has a text tower."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
-    image_size: int = 64
-    """Height and width in pixels; a multiple of the model's patch size."""
-    fit: Literal["crop", "squash"] = "crop"
-    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size)."""
+    image_size: int | None = None
+    """Height and width in pixels, a multiple of the model's patch size; by default the model's
+    own."""
+    fit: Literal["crop", "squash"] | None = None
+    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size); by
+    default as the model's image processor does (crop, if it has none)."""
     normalise: BothWays = True
-    """Give the model images with its own mean and standard deviation taken out (--normalise), or
-    pixels as they are, in [0, 1] (--no-normalise)."""
+    """Rescale and normalise images as the model's image processor says (--normalise), or leave
+    pixels in [0, 1] (--no-normalise)."""
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
     steps: int = FINETUNE.steps

@@ -41,13 +41,15 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED
     from rmtllmf_jax.cli.needed import images_needed, size_of_task, what_is_needed
     from rmtllmf_jax.models.hub import in_cache
+    from rmtllmf_jax.models.shapes import CLIPShape
     from rmtllmf_jax.sweep.plan import plan
     from rmtllmf_jax.training.presets import Preset
 
-    preset = Preset(
-        recipe_of(options), settings.realign, model=options.model, image_size=options.image_size
-    )
     model = _model_shape(options)
+    vision = model.vision if isinstance(model, CLIPShape) else model
+    preset = Preset(
+        recipe_of(options), settings.realign, model=options.model, image_size=vision.image_size
+    )
     tasks = tuple(size_of_task(options, name) for name in options.tasks)
     ready = options.task_vectors is not None
     needed = what_is_needed(
@@ -84,7 +86,9 @@ def sweep_dry_run(options: Sweep) -> None:
     from rmtllmf_jax.training.presets import Preset
     from rmtllmf_jax.training.recipes import Recipe
 
-    setting, records, names = read_users(options.out, options.tasks)
+    setting, records, names = read_users(
+        options.out, options.tasks, model=options.model, data=options.data
+    )
     settings, grid = check(options, names, options.seed)
     inputs = load_run(options.out, setting, records, names, options.cache_dir, remat=options.remat)
     tasks = tuple(
@@ -135,6 +139,7 @@ def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
 
     from rmtllmf_jax.cli.finetune import compute_dtype
     from rmtllmf_jax.common.errors import InputError
+    from rmtllmf_jax.models.backbone import at_size
     from rmtllmf_jax.models.configs import published_config, read_config
     from rmtllmf_jax.models.hub import in_cache, local_directory
     from rmtllmf_jax.models.shapes import CLIPShape
@@ -149,8 +154,7 @@ def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
             "first, or name a directory."
         )
     vision = replace(
-        config.vision,
-        image_size=options.image_size,
+        at_size(config.vision, options.image_size, options.model),
         dtype=compute_dtype(options.dtype),
         remat=options.remat,
     )

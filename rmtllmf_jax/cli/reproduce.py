@@ -27,6 +27,9 @@ DEMO_SWEEP: dict[str, Any] = {
 }
 """What the recipe `demo` sets besides its preset: a few cells of every kind."""
 
+VIT_IMAGES: dict[str, Any] = {"image_size": 64}
+"""What the recipe `vit-tiny` sets."""
+
 QUICK: dict[str, Any] = {
     "steps": 100,
     "batch_size": 32,
@@ -115,10 +118,10 @@ def recipe_in(words: Sequence[str]) -> str | None:
 
 
 def recipe_options(name: str) -> dict[str, Any]:
-    """Return the options that a recipe sets; `vit-tiny` leaves all as they are."""
+    """Return the options that a recipe sets."""
     if name == DEMO_NAME:
         return preset_options(DEMO) | DEMO_SWEEP
-    return preset_options(PRESETS[name]) if name in PRESETS else {}
+    return preset_options(PRESETS[name]) if name in PRESETS else VIT_IMAGES
 
 
 def preset_options(preset: Preset) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
+from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import UNDER_WAY, set_aside, working_in
 from rmtllmf_jax.cli.run_inputs import load_run, read_users
@@ -33,6 +34,10 @@ class Sweep(SweepOptions):
     out: Out
     tasks: tuple[str, ...] = ()
     """Tasks; none means all that were fine-tuned in the run folder."""
+    model: Place | None = None
+    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+    data: Path | None = None
+    """Where the images of the run are now, if they were moved since `finetune`."""
     seed: int = 0
     """Root of channel, noise, few-shot samples and evaluation subsets."""
     process: int | None = None
@@ -68,7 +73,16 @@ class Sweep(SweepOptions):
         use_compilation_cache(self.cache_dir)
         place = join(self)
         with working_in(self.out) if place[0] == 0 else nullcontext():
-            sweep(self, self.out, self.tasks, self.seed, self.cache_dir, place)
+            sweep(
+                self,
+                self.out,
+                self.tasks,
+                self.seed,
+                self.cache_dir,
+                place,
+                model=self.model,
+                data=self.data,
+            )
 
 
 def join(options: Sweep) -> tuple[int, int]:
@@ -256,8 +270,14 @@ def sweep(
     seed: int,
     cache_dir: Path,
     place: tuple[int, int] = (0, 1),
+    *,
+    model: str | None = None,
+    data: Path | None = None,
 ) -> None:
-    """Run the grid on a run folder's users and write its tables, as one process of `place`."""
+    """Run the grid on a run folder's users and write its tables, as one process of `place`.
+
+    `model` and `data` as for `read_users`.
+    """
     from rmtllmf_jax.common.credentials import without_credentials
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.sweep.engine import Engine
@@ -266,7 +286,7 @@ def sweep(
     from rmtllmf_jax.sweep.trackers import get_tracker
 
     started = time.time()
-    setting, records, names = read_users(out, tasks)
+    setting, records, names = read_users(out, tasks, model=model, data=data)
     settings, grid = check(options, names, seed)
     inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})

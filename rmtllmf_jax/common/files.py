@@ -119,6 +119,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
+    except OSError as error:  # a folder, or not ours to read
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a JSON file ({error}).") from error
 

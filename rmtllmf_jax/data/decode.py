@@ -10,33 +10,45 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from rmtllmf_jax.common.errors import InputError
-
-Fit = Literal["crop", "squash"]
-"""How an image becomes a square: `crop` keeps its proportions, `squash` all of its content."""
-
-FITS: tuple[Fit, ...] = ("crop", "squash")
+from rmtllmf_jax.models.processor import RESAMPLES, Resample
 
 Rule = Literal["crop", "squash", "exact"]
 """What is done to an image: a `Fit`, or nothing to those that have the size already."""
 
-RESIZE_RULES: dict[Rule, str] = {
-    "crop": "RGB; bicubic, shorter side to image_size; centre crop, offsets rounded down",
-    "squash": "RGB; bicubic, both sides to image_size",
-    "exact": "RGB; every image has image_size already",
-}
-"""Go into the key of the cache: change one whenever `decode_image` gives other pixels."""
+_RGB = "RGB, transparency on white"
+
+
+def resize_rule(rule: Rule, resample: Resample) -> str:
+    """Return what `decode_image` does; change it whenever that gives other pixels.
+
+    It goes into the key of the cache.
+    """
+    return {
+        "crop": f"{_RGB}; {resample}, shorter side to image_size; centre crop, offsets rounded "
+        "down",
+        "squash": f"{_RGB}; {resample}, both sides to image_size",
+        "exact": f"{_RGB}; every image has image_size already",
+    }[rule]
+
+
+_FILTERS = {name: Image.Resampling[name.upper()] for name in RESAMPLES}
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """Pillow also opens formats that run other programs (EPS); data sets need none of those."""
 
 
 def decode_image(
-    image: bytes | np.ndarray, image_size: int, origin: str, fit: Rule = "crop"
+    image: bytes | np.ndarray,
+    image_size: int,
+    origin: str,
+    fit: Rule = "crop",
+    resample: Resample = "bicubic",
 ) -> UInt8[np.ndarray, "s s 3"]:
     """Decode an image and make it a square of `image_size` pixels.
 
     `crop` is CLIP's preprocessing up to the normalisation: the shorter side becomes `image_size`
-    (bicubic) and the centre is cut out, as `CLIPImageProcessorPil` of transformers does it;
+    and the centre is cut out, pixel by pixel as `CLIPImageProcessorPil` of transformers does it
+    (tests/parity/test_preprocessing.py; 16-bit grey, which that clips to white, aside);
     torchvision's `CenterCrop` cuts one pixel later where what is cut off is 3, 7, 11, ... pixels in
     all. `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
@@ -50,8 +62,8 @@ def decode_image(
         if fit == "exact":
             return _as_it_is(rgb, image_size, origin)
         if fit == "squash":
-            return np.asarray(rgb.resize((image_size, image_size), Image.Resampling.BICUBIC))
-        return np.asarray(_centre_square(rgb, image_size))
+            return np.asarray(rgb.resize((image_size, image_size), _FILTERS[resample]))
+        return np.asarray(_centre_square(rgb, image_size, _FILTERS[resample]))
     except (ValueError, MemoryError, OverflowError) as error:  # a strip a million pixels long
         if isinstance(error, InputError):
             raise
@@ -63,8 +75,8 @@ def decode_image(
 def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
     """Return an image in full size and RGB, from an image file's bytes or from its pixels.
 
-    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). Transparency is dropped, the EXIF orientation
-    is not applied, 16-bit grey values keep their upper eight bits.
+    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). What is transparent lies on white, the EXIF
+    orientation is not applied, 16-bit grey values keep their upper eight bits.
 
     **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
     array is none of these.
@@ -105,18 +117,23 @@ def _from_pixels(pixels: np.ndarray, origin: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):  # Pillow would clip these to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        return Image.fromarray(np.where(values == transparent, 255, grey)).convert("RGB")
+    if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no agreed range")
-    elif image.mode == "P":  # Pillow warns about palettes with transparency otherwise
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    if transparent is None and "A" not in image.getbands() and "a" not in image.getbands():
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
+def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     shorter = min(image.size)
     width, height = (int(size * side / shorter) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
     return resized.crop((left, top, left + size, top + size))

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from rmtllmf_jax.data.cache import Images, load_split
-from rmtllmf_jax.data.decode import Fit
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.source import SPLITS, Source
 from rmtllmf_jax.data.splits import split_validation
 from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.models.processor import Fit, Resample
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def load_task(
     cache_dir: Path,
     *,
     fit: Fit = "crop",
+    resample: Resample = "bicubic",
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> TaskData:
@@ -71,7 +72,9 @@ def load_task(
     """
     native = task_facts(task).pixels if task in TASK_NAMES else None
     train, test = (
-        load_split(source, task, split, image_size, cache_dir, fit=fit, native=native)
+        load_split(
+            source, task, split, image_size, cache_dir, fit=fit, resample=resample, native=native
+        )
         for split in SPLITS
     )
     kept, validation = split_validation(train.labels, validation_fraction, seed)

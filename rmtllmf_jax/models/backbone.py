@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.configs import ModelConfig
 from rmtllmf_jax.models.images import normalise
 from rmtllmf_jax.models.layouts import VISION
 from rmtllmf_jax.models.positions import interpolate_positions
 from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
+from rmtllmf_jax.models.processor import read_processor
+from rmtllmf_jax.models.shapes import ViTShape
 from rmtllmf_jax.models.vit import VisionTransformer
 from rmtllmf_jax.models.weights import assign
 
@@ -31,7 +32,7 @@ _POSITIONS = ("embeddings/position_embeddings", "embeddings/position_embedding/e
 class Backbone:
     """A model without its parameters: static, hashable, and pure in what it computes.
 
-    `mean` and `std` are the model's own, a channel, for images in 0..1.
+    `mean` and `std` are those of the model's image processor, a channel, for images in 0..1.
     """
 
     module: VisionTransformer | CLIPVision
@@ -47,6 +48,13 @@ class Backbone:
     def width(self) -> int:
         """Length of a feature."""
         return self.module.shape.width
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what features depend on beside parameters, images and the type computed in."""
+        shape = asdict(self.module.shape)
+        del shape["dtype"], shape["remat"]
+        return content_hash({**shape, "mean": self.mean, "std": self.std})
 
     def features(
         self, params: PyTree, images: UInt8[Array, "batch size size channels"]
@@ -76,7 +84,8 @@ def load_backbone(
       interpolated to it. `None` keeps the checkpoint's own.
     - `dtype`: what the tower computes in, `float32` or `bfloat16`; `remat`: compute activations
       again in the backward pass.
-    - `normalised`: with the model's own mean and standard deviation; otherwise images stay in 0..1.
+    - `normalised`: rescaled and normalised as the model's image processor says; otherwise images
+      stay in 0..1.
 
     **Returns:** the backbone, and its parameters in float32.
 
@@ -96,20 +105,50 @@ def backbone_of(
     normalised: bool = True,
 ) -> tuple[Backbone, PyTree]:
     """Return what `load_backbone` does, of a model that has been read."""
-    shape = found.config.vision
+    backbone = describe_backbone(
+        found.directory, found.config, image_size, dtype=dtype, remat=remat, normalised=normalised
+    )
+    grid = backbone.module.shape.grid
+    tensors = with_positions(tower_tensors(found.tensors, found.config), grid)
+    return backbone, assign(tensors, abstract_params(backbone), found.origin)
+
+
+def at_size(shape: ViTShape, image_size: int | None, origin: str | Path) -> ViTShape:
+    """Return the shape of a tower for images of another size; `None` is its own.
+
+    **Raises:** `InputError` that names `origin` if the size is no multiple of the patch size.
+    """
     size = shape.image_size if image_size is None else image_size
     if size < shape.patch_size or size % shape.patch_size:
         raise InputError(
             f"image size {size} is not a positive multiple of the patch size {shape.patch_size} "
-            f"of {found.directory}."
+            f"of {origin}."
         )
-    shape = replace(shape, image_size=size, dtype=dtype, remat=remat)
-    is_vit = found.config.kind == "vit"
-    tensors = with_positions(tower_tensors(found.tensors, found.config), shape.grid)
-    identity = ((0.0,) * shape.channels, (1.0,) * shape.channels)
-    mean, std = _image_statistics(found.directory, found.config) if normalised else identity
-    backbone = Backbone(VisionTransformer(shape) if is_vit else CLIPVision(shape), mean, std)
-    return backbone, assign(tensors, abstract_params(backbone), found.origin)
+    return replace(shape, image_size=size)
+
+
+def describe_backbone(
+    directory: Path,
+    config: ModelConfig,
+    image_size: int | None = None,
+    *,
+    dtype: str = "float32",
+    remat: bool = False,
+    normalised: bool = True,
+) -> Backbone:
+    """Return what `load_backbone` does without the parameters, which are not read."""
+    shape = replace(at_size(config.vision, image_size, directory), dtype=dtype, remat=remat)
+    mean, std = (0.0,) * shape.channels, (1.0,) * shape.channels
+    if normalised:
+        processor = read_processor(directory, config.kind)
+        mean, std = processor.mean, processor.std
+        if {len(mean), len(std)} != {shape.channels}:
+            raise InputError(
+                f"{processor.origin or directory}: image_mean and image_std need a number for "
+                f"each of the model's {shape.channels} channels, got {len(mean)} and {len(std)}."
+            )
+    module = VisionTransformer(shape) if config.kind == "vit" else CLIPVision(shape)
+    return Backbone(module, mean, std)
 
 
 def tower_tensors(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -143,24 +182,3 @@ def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
         (1, shape.image_size, shape.image_size, shape.channels), jnp.float32
     )
     return jax.eval_shape(backbone.module.init, jax.random.key(0), images)["params"]
-
-
-def _image_statistics(
-    directory: Path, config: ModelConfig
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std of the directory's preprocessor, or of the model's own kind."""
-    from transformers import image_utils
-
-    path = directory / "preprocessor_config.json"
-    said: Any = read_json(path) if path.exists() else {}
-    kind = "IMAGENET_STANDARD" if config.kind == "vit" else "OPENAI_CLIP"
-    try:
-        mean, std = (
-            tuple(float(x) for x in said.get(key, getattr(image_utils, f"{kind}_{name}")))
-            for key, name in (("image_mean", "MEAN"), ("image_std", "STD"))
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: image_mean and image_std must be lists of numbers ({error})."
-        ) from error
-    return mean, std

@@ -13,7 +13,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.backbone import backbone_of
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.pretrained import Pretrained, abstract_clip, read_pretrained
-from rmtllmf_jax.models.weights import assign
+from rmtllmf_jax.models.weights import NotFinite, assign
 
 Level = Literal["error", "warning", "note"]
 
@@ -61,12 +61,14 @@ def check_model(model: str | Path) -> Checkup:
 def _check_fit(found: Pretrained) -> list[Fault]:
     try:
         backbone_of(found)
+    except NotFinite:
+        return []  # `check_tensors` says more
     except InputError as error:
         follows = "it cannot be loaded; config.json and weights belong to different models"
         return [Fault("error", "fit", str(error), follows)]
     if found.config.text is not None:
-        shape = found.config.clip(found.directory / "config.json")
         try:
+            shape = found.config.clip(found.directory / "config.json")
             assign(found.tensors, abstract_clip(CLIP(shape)), found.origin)
         except InputError as error:
             follows = "its image tower can be used, but no zero-shot heads can be made with it"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
 
 KINDS = ("vit", "clip", "clip_vision_model")
@@ -54,11 +55,16 @@ class ModelConfig:
     def clip(self, path: Path) -> CLIPShape:
         """Return both towers.
 
-        **Raises:** `InputError` that names `path` if there is no text tower.
+        **Raises:** `InputError` that names `path` if there is no text tower that can be used.
         """
         if self.text is None or self.projection is None:
             raise InputError(
                 f"{path}: model_type is {self.kind!r}, which has no text tower; expected 'clip'."
+            )
+        if not 0 <= self.text.end_token < self.text.vocabulary:
+            raise InputError(
+                f"{path}: text_config.eos_token_id must be one of the {self.text.vocabulary} "
+                f"tokens, got {self.text.end_token}."
             )
         return CLIPShape(self.vision, self.text, self.projection)
 
@@ -99,7 +105,11 @@ def read_config(path: Path) -> ModelConfig:
     try:
         full = reader.from_dict(content)
     except (StrictDataclassError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+    except ZeroDivisionError as error:  # transformers divides before it checks
+        raise InputError(
+            f"{path}: num_attention_heads of a tower must be a whole number >= 1, got 0."
+        ) from error
     return _both_towers(full, path) if kind == "clip" else ModelConfig(kind, _vision(full, path))
 
 
@@ -114,7 +124,7 @@ def _both_towers(full: Any, path: Path) -> ModelConfig:
         "clip",
         _vision(full.vision_config, path, "vision_config."),
         TextShape(
-            **_transformer(text),
+            **_transformer(text, path, "text_config."),
             vocabulary=text.vocab_size,
             positions=text.max_position_embeddings,
             end_token=end,
@@ -126,7 +136,7 @@ def _both_towers(full: Any, path: Path) -> ModelConfig:
 def _vision(config: Any, path: Path, where: str = "") -> ViTShape:
     _require_sizes(config, (*_SIZES, *_IMAGE_SIZES), path, where)
     return ViTShape(
-        **_transformer(config),
+        **_transformer(config, path, where),
         image_size=config.image_size,
         patch_size=config.patch_size,
         channels=config.num_channels,
@@ -134,7 +144,9 @@ def _vision(config: Any, path: Path, where: str = "") -> ViTShape:
     )
 
 
-def _transformer(config: Any) -> dict[str, Any]:
+def _transformer(config: Any, path: Path, where: str) -> dict[str, Any]:
+    require_known(f"{where}hidden_act of {path}", config.hidden_act, ACTIVATIONS)
+    require_non_negative(f"{path}: {where}layer_norm_eps", config.layer_norm_eps)
     return {
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,

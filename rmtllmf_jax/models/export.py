@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
 from rmtllmf_jax.models.layouts import VISION, to_torch
 from rmtllmf_jax.models.pretrained import Pretrained
+from rmtllmf_jax.models.processor import NESTED, PLAIN, Fit, read_processor
 
 _CARRIED = (
     "tokenizer.json",
@@ -27,25 +29,42 @@ _CARRIED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_PROCESSOR = "preprocessor_config.json"
 
 
-def export_model(folder: Path, base: Pretrained, tower: PyTree, image_size: int) -> None:
+def export_model(
+    folder: Path,
+    base: Pretrained,
+    tower: PyTree,
+    image_size: int,
+    *,
+    fit: Fit | None = None,
+    normalised: bool = True,
+) -> None:
     """Write the pretrained model with another image tower as a Hugging Face directory.
 
-    Text tower, projections, classifier, tokenizer and image processor are the pretrained model's.
-    CLIP keys keep the prefix ``vision_model.``, which transformers 4 and 5 read as `CLIPModel` and
-    as `CLIPVisionModel`. The folder appears by one rename, whole.
+    Text tower, projections, classifier and tokenizer are the pretrained model's, and so is the
+    image processor but for what the arguments change: `preprocessor_config.json` says in full what
+    the tower takes, also where the pretrained model has none. CLIP keys keep the prefix
+    ``vision_model.``, which transformers 4 and 5 read as `CLIPModel` and as `CLIPVisionModel`. The
+    folder appears by one rename, whole.
 
     **Arguments:**
 
     - `tower`: parameters of the image tower (`backbone.load_backbone`).
     - `image_size`: in pixels, of the images that the tower takes.
+    - `fit`: how these become squares; `None` is the pretrained model's own way.
+    - `normalised`: whether they are normalised, or stay in 0..1.
 
-    **Raises:** `InputError` if `folder` exists already, or cannot be written.
+    **Raises:** `InputError` if `folder` exists already, or cannot be written, or if the pretrained
+    model makes squares in a way that is not implemented.
     """
     if folder.exists():
         raise InputError(f"{folder}: exists already; name a new folder, or remove this one.")
+    processor = read_processor(base.directory, base.config.kind)
+    processor = replace(processor, fit=fit or processor.own_fit())
+    if not normalised:
+        ones = (1.0,) * len(processor.std)
+        processor = replace(processor, mean=(0.0,) * len(ones), std=ones)
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
@@ -53,9 +72,12 @@ def export_model(folder: Path, base: Pretrained, tower: PyTree, image_size: int)
             save_file(_torch_tensors(base, tower), temporary, {"format": "pt"})
         config = read_json(base.directory / "config.json")
         write_json(part / "config.json", _with_image_size(config, base.config.kind, image_size))
-        if (base.directory / _PROCESSOR).is_file():
-            processor = read_json(base.directory / _PROCESSOR)
-            write_json(part / _PROCESSOR, _with_processed_size(processor, image_size))
+        said = processor.description(base.config.kind, image_size)
+        write_json(part / PLAIN, said)
+        if (base.directory / NESTED).is_file():  # transformers 5 looks there first
+            write_json(
+                part / NESTED, read_json(base.directory / NESTED) | {"image_processor": said}
+            )
         for name in _CARRIED:
             if (base.directory / name).is_file():
                 shutil.copyfile(base.directory / name, part / name)
@@ -88,13 +110,3 @@ def _with_image_size(config: dict[str, Any], kind: str, image_size: int) -> dict
     sections = [name for name in ("vision_config", "vision_config_dict") if config.get(name)]
     changed = {name: config[name] | {"image_size": image_size} for name in sections}
     return {"vision_config": {"image_size": image_size}} | config | changed
-
-
-def _with_processed_size(processor: dict[str, Any], image_size: int) -> dict[str, Any]:
-    def resized(size: Any) -> Any:
-        if isinstance(size, dict):
-            return dict.fromkeys(size, image_size)
-        return image_size
-
-    sizes = {name: resized(processor[name]) for name in ("size", "crop_size") if name in processor}
-    return processor | sizes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from rmtllmf_jax.common.errors import require_at_least, require_known
-
-Fit = Literal["crop", "squash"]
-"""How an image becomes a square."""
-
-FITS: tuple[Fit, ...] = ("crop", "squash")
-"""`crop`: shorter side to the size, then the centre; `squash`: both sides to the size."""
+from rmtllmf_jax.models.processor import FITS
 
 _FRACTION_BITS = 22  # of Pillow's fixed-point weights
 _DIGITS = 3

@@ -7,12 +7,24 @@ convolutions, (height, width, inputs, outputs).
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 VISION = "vision_model/"
 """What the paths of CLIP's image tower begin with."""
 
 _VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/")
+_VIT_BLOCK = re.compile(r"layers/(\d+)/(.*)/(\w+)")
+_VIT_MODULES = {
+    "attention/q_proj": "attention/attention/query",
+    "attention/k_proj": "attention/attention/key",
+    "attention/v_proj": "attention/attention/value",
+    "attention/o_proj": "attention/output/dense",
+    "mlp/fc1": "intermediate/dense",
+    "mlp/fc2": "output/dense",
+}
+"""What the state dict of a ViT of transformers 5 calls a block's modules, and files do."""
 _TABLES = ("token_embedding/weight", "position_embedding/weight")
 
 
@@ -21,7 +33,8 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
 
     Takes the layouts of `CLIPModel`, of `CLIPVisionModel` with the prefix ``vision_model.``
     (transformers 4) and without (5), of `CLIPVisionModelWithProjection`, and of `ViTModel` with and
-    without ``vit.``; buffers (``position_ids``) are left out.
+    without ``vit.``, by the names of `save_pretrained` and by those of a state dict of transformers
+    5 (``layers.0.mlp.fc1``); buffers (``position_ids``) are left out.
     """
     renamed = {}
     for key, tensor in tensors.items():
@@ -32,6 +45,9 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
             path = path.removeprefix(prefix)
         if kind != "vit" and path.startswith(_VISION_PARTS):
             path = VISION + path
+        if kind == "vit" and (block := _VIT_BLOCK.fullmatch(path)):
+            number, module, leaf = block.groups()
+            path = f"encoder/layer/{number}/{_VIT_MODULES.get(module, module)}/{leaf}"
         if torch:
             path, tensor = _from_torch(path, tensor)
         if path == "logit_scale":

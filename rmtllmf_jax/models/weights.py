@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
 from rmtllmf_jax.fusion import leaves_by_path
+
+_SHOWN = 8  # leaves that an error names
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -65,7 +68,8 @@ def load_tree(path: Path, like: PyTree) -> Any:
 def assign(tensors: dict[str, np.ndarray], like: PyTree, origin: Path) -> Any:
     """Return `tensors`, keyed by leaf path, as a tree shaped like `like`, in its dtypes.
 
-    **Raises:** `InputError` with all missing, unexpected and misshapen keys.
+    **Raises:** `InputError` with all missing, unexpected and misshapen keys, or with those that
+    hold NaN or infinite values.
     """
     expected = leaves_by_path(like)
     problems = [f"missing: {key} {expected[key].shape}" for key in expected if key not in tensors]
@@ -77,5 +81,31 @@ def assign(tensors: dict[str, np.ndarray], like: PyTree, origin: Path) -> Any:
     ]
     if problems:
         raise InputError(f"{origin}: the weights do not fit:\n  " + "\n  ".join(problems))
+    require_finite(tensors, origin)
     leaves = [jnp.asarray(tensors[key], leaf.dtype) for key, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+class NotFinite(InputError):
+    """Weights that hold NaN or infinite values."""
+
+
+def require_finite(tree: PyTree, origin: Path | str) -> None:
+    """Check that all values of a tree are finite.
+
+    **Raises:** `NotFinite` that begins with `origin` and names the leaves that are not.
+    """
+    bad = [key for key, x in leaves_by_path(tree).items() if not np.isfinite(np.asarray(x)).all()]
+    if bad:
+        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise NotFinite(f"{origin}: NaN or infinite values in {', '.join(bad[:_SHOWN])}{more}.")
+
+
+def tree_hash(tree: PyTree, text: str = "") -> str:
+    """Return a hash of a text, and of path, type, shape and values of all leaves."""
+    digest = hashlib.sha256(text.encode())
+    for path, leaf in sorted(leaves_by_path(tree).items()):
+        array = np.asarray(leaf, order="C")
+        digest.update(f"\n{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

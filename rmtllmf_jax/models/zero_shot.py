@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.tokens import fill_templates, require_tokenizer, tokenise
-from rmtllmf_jax.models.weights import read_metadata, read_safetensors, save_tree
+from rmtllmf_jax.models.weights import read_metadata, read_safetensors, save_tree, tree_hash
 
 _TEXT_PARTS = ("text_model", "text_projection", "logit_scale")
 _METADATA = "head"
@@ -158,10 +157,10 @@ def cached_zero_shot_head(
         {
             "format": _FORMAT,
             "tower": repr(_in_float32(clip).shape.text),
-            "weights": _tree_hash(parts),
+            "weights": tree_hash(parts),
             "classes": list(classes),
             "templates": list(templates),
-            "tokens": _tree_hash({"tokens": tokens}),
+            "tokens": tree_hash({"tokens": tokens}),
         }
     )
     path = folder / f"zero-shot-{key}.safetensors"
@@ -182,7 +181,7 @@ def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
     require_classes(head, classes, path)
     names = json.dumps(list(classes))
     tensors = leaves_by_path(head)
-    about = {"classes": list(classes), "sha256": _tree_hash(tensors, names)}
+    about = {"classes": list(classes), "sha256": tree_hash(tensors, names)}
     # One entry alone: safetensors writes several in a random order, and the file's hash counts.
     save_tree(path, tensors, {_METADATA: json.dumps(about)})
 
@@ -199,7 +198,7 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...]]:
         raise InputError(f"{error} {again}") from error
     about = json.loads(metadata.get(_METADATA, "{}"))
     names = about.get("classes", [])
-    if about.get("sha256") != _tree_hash(tensors, json.dumps(names)):
+    if about.get("sha256") != tree_hash(tensors, json.dumps(names)):
         raise InputError(
             f"{path}: a damaged head: its content is not what its checksum says. {again}"
         )
@@ -229,13 +228,3 @@ def require_classes(
             raise InputError(
                 f"{origin}: the head's class {index} is {name!r}, but {expected!r} is expected."
             )
-
-
-def _tree_hash(tree: PyTree, text: str = "") -> str:
-    """Return a hash of a text, and of path, type, shape and values of all leaves."""
-    digest = hashlib.sha256(text.encode())
-    for path, leaf in sorted(leaves_by_path(tree).items()):
-        array = np.asarray(leaf, order="C")
-        digest.update(f"\n{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int64, PyTree
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.splits import evaluation_subset, few_shot
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set, even_batch
@@ -51,19 +50,24 @@ def load_inputs(
 ) -> SweepInputs:
     """Read the users' artefacts of a run folder and form their task vectors.
 
-    **Raises:** `InputError` that names a missing or damaged file.
+    **Raises:** `InputError` that names a missing or damaged file, or a task whose classes are
+    more or fewer than those that it was fine-tuned on.
     """
     vectors, heads = [], []
     fingerprint: dict[str, object] = {"setting": setting_key, "tasks": {}}
     users = {}
     for task in data:
         record = records[task.name]
+        if len(task.classes) != record.classes:
+            raise InputError(
+                f"task {task.name!r} has {len(task.classes)} classes, and the run was fine-tuned "
+                f"on {record.classes}: these are other images; name the place of the run's own."
+            )
         finetuned, head = load_user(run, record, base, backbone.width)
         vectors.append(fusion.TaskVector.between(finetuned, base).tree)
         heads.append(head)
         users[task.name] = {
-            "finetuned": file_hash(run / record.finetuned),
-            "head": file_hash(run / record.head),
+            **record.hashes(run),
             "train": task.train.split.fingerprint,
             "test": task.test.split.fingerprint,
         }

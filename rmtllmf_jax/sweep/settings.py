@@ -18,7 +18,7 @@ from rmtllmf_jax.common.errors import (
 )
 from rmtllmf_jax.evaluation.accuracy import even_batch
 from rmtllmf_jax.fusion import SCALES
-from rmtllmf_jax.resilience import EMBEDDINGS
+from rmtllmf_jax.resilience import EMBEDDINGS, frozen_patterns
 from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
@@ -84,6 +84,7 @@ class Settings:
         images = self.realign.steps * self.realign.batch_size  # a table of them is made a cell
         require_at_least("realign steps times realign batch size", images, 1, 2**27)
         self._check_scale()
+        frozen_patterns(self.frozen)
         parse_error_model(self.error_model)
         if self.order is not None:
             require_known("order", self.order, RECEIVERS)

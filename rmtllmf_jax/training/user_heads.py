@@ -17,10 +17,15 @@ from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, lda_head
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.tokens import load_tokenizer
-from rmtllmf_jax.models.weights import assign, load_tree, read_safetensors, save_tree
-from rmtllmf_jax.models.zero_shot import cached_zero_shot_head
+from rmtllmf_jax.models.weights import assign, read_safetensors
+from rmtllmf_jax.models.zero_shot import (
+    cached_zero_shot_head,
+    load_head,
+    require_classes,
+    save_head,
+)
 
-_FORMAT = 1  # of the closed-form heads; goes into their names
+_FORMAT = 2  # of the closed-form heads; goes into their names
 
 MakeHead = Callable[[TaskData], tuple[Head, Path]]
 """Gives a task's head and the file in the run folder that keeps it."""
@@ -38,11 +43,13 @@ def closed_form_heads(
         content = content_hash({"data": task.train.split.fingerprint, "v": _FORMAT, **key})
         path = folder / f"{task.name}-{content}.safetensors"
         if path.exists():
-            return load_tree(path, _blank(backbone.width, len(task.classes))), path
+            head, names = load_head(path)
+            require_classes(head, task.classes, path, names)
+            return head, path
         images = task.train.images
         features = extract_features(backbone, base, images, description=f"features {task.name}")
         head = lda_head(features, task.train.labels, len(task.classes))
-        save_tree(path, head)
+        save_head(path, head, task.classes)
         return head, path
 
     return make

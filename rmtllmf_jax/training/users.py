@@ -15,14 +15,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.files import content_hash, read_json, write_json
-from rmtllmf_jax.data.decode import Fit
+from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_json
+from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
-from rmtllmf_jax.models.weights import load_tree, save_tree
+from rmtllmf_jax.models.processor import Fit, Resample
+from rmtllmf_jax.models.weights import load_tree, require_finite, save_tree
 from rmtllmf_jax.training.task_models import TaskModels
 from rmtllmf_jax.training.user_heads import (
     MakeHead,
@@ -61,6 +62,10 @@ class Setting:
     """Whether images are normalised with the model's own mean and standard deviation."""
     dtype: str = "float32"
     """What the image tower computes in, one of `models.shapes.DTYPES`."""
+    resample: Resample = "bicubic"
+    """Filter by which images are resized."""
+    tower: str = ""
+    """`Backbone.fingerprint`: what else the features depend on; empty in runs from before it."""
 
     def key(self) -> dict[str, Any]:
         """Return what the numbers depend on: contents, not places.
@@ -79,7 +84,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class UserRecord:
-    """One task's artefacts, relative to the run folder, and what they reached on validation."""
+    """One task's artefacts, relative to the run folder, and what they reached on validation.
+
+    The checksums are SHA-256 of the two files, empty in runs from before there were any.
+    """
 
     head: str
     finetuned: str
@@ -87,6 +95,15 @@ class UserRecord:
     recipe: dict[str, Any]
     base_validation_accuracy: float
     finetuned_validation_accuracy: float
+    head_sha256: str = ""
+    finetuned_sha256: str = ""
+
+    def hashes(self, run: Path) -> dict[str, str]:
+        """Return the checksums of head and fine-tuned model, of the files where none are kept."""
+        return {
+            "head": self.head_sha256 or file_hash(run / self.head),
+            "finetuned": self.finetuned_sha256 or file_hash(run / self.finetuned),
+        }
 
 
 def train_users(
@@ -146,10 +163,21 @@ def load_manifest(run: Path) -> tuple[Setting, dict[str, UserRecord]]:
 def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[PyTree, Head]:
     """Return a user's fine-tuned parameters and frozen head.
 
-    **Raises:** `InputError` that names a missing or damaged file.
+    **Raises:** `InputError` that names a missing or damaged file: one that cannot be read, holds
+    values that are not finite, or is not what its checksum says.
     """
     head = load_user_head(run / record.head, width, record.classes)
-    return load_tree(run / record.finetuned, base), head
+    params = load_tree(run / record.finetuned, base)
+    for name, sha256 in (
+        (record.head, record.head_sha256),
+        (record.finetuned, record.finetuned_sha256),
+    ):
+        if sha256 and file_hash(run / name) != sha256:
+            raise InputError(
+                f"{run / name}: damaged, its checksum is another than when it was made; delete it, "
+                "and `rmtllmf finetune` makes it again."
+            )
+    return params, head
 
 
 def _train_user(
@@ -169,10 +197,20 @@ def _train_user(
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
     summary = path.with_suffix(".json")
     if path.exists() and summary.exists():
-        load_tree(path, base)  # a damaged file is named here, not in the middle of a sweep
-        return UserRecord(**read_json(summary))
+        try:
+            record = UserRecord(**read_json(summary))
+        except TypeError as error:
+            raise InputError(
+                f"{summary}: not a record of this version ({error}); delete it, and `rmtllmf "
+                "finetune` makes it again."
+            ) from error
+        if record.head_sha256 == file_hash(head_path):  # else the head was lost, and made again
+            load_user(run, record, base, backbone.width)  # damage is named here, not in a sweep
+            return record
     checkpoints = run / "training" / f"{task.name}-{key}"
+    _note_another(run, task.name)
     params = models.params(task, head, checkpoints)
+    require_finite(params, f"{task.name}: the fine-tuned model")
     # One entry alone: safetensors writes several in a random order, and the file's hash counts.
     save_tree(path, params, {"user": path.stem})
     record = UserRecord(
@@ -182,10 +220,22 @@ def _train_user(
         recipe=made_from["recipe"],
         base_validation_accuracy=_accuracy(backbone, base, head, task.validation),
         finetuned_validation_accuracy=_accuracy(backbone, params, head, task.validation),
+        head_sha256=file_hash(head_path),
+        finetuned_sha256=file_hash(path),
     )
     write_json(summary, asdict(record))
     shutil.rmtree(checkpoints, ignore_errors=True)  # the result is safe on disk
     return record
+
+
+def _note_another(run: Path, task: str) -> None:
+    """Say that a task is fine-tuned anew although the folder has a model of it."""
+    before = load_manifest(run)[1].get(task) if (run / MANIFEST).exists() else None
+    if before is not None and (run / before.finetuned).exists():
+        note(
+            f"{task}: fine-tuning again: head, base model, images or options are not those of "
+            f"{before.finetuned}."
+        )
 
 
 def _accuracy(backbone: Backbone, params: PyTree, head: Head, rows: Rows) -> float:

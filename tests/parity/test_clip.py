@@ -21,6 +21,7 @@ from rmtllmf_jax.models.checkpoint import weight_files
 from rmtllmf_jax.models.export import export_model
 from rmtllmf_jax.models.layouts import to_paths
 from rmtllmf_jax.models.pretrained import load_clip, read_pretrained
+from rmtllmf_jax.models.processor import read_processor
 
 END = 98
 TINY_TEXT = {
@@ -358,6 +359,27 @@ def test_an_export_knows_its_own_image_size(tmp_path: Path):
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert processor["size"] == {"shortest_edge": 40}
     assert processor["crop_size"] == {"height": 40, "width": 40}
+
+
+def test_an_export_says_which_images_it_takes(tmp_path: Path):
+    clip_model().save_pretrained(tmp_path / "base")
+    said = {"image_mean": [0.1, 0.2, 0.3], "size": {"height": 24, "width": 24}, "resample": 2}
+    said |= {"do_center_crop": False, "rescale_factor": 1 / 127.5}
+    nested = {"processor_class": "CLIPProcessor", "image_processor": said}
+    (tmp_path / "base" / "processor_config.json").write_text(json.dumps(nested))
+    base = read_pretrained(tmp_path / "base")
+    backbone, params = load_backbone(tmp_path / "base")
+    for name, options in (("own", {}), ("other", {"fit": "crop", "normalised": False})):
+        export_model(tmp_path / name, base, params, 24, **options)
+        own, bare = (
+            json.loads((tmp_path / name / file).read_text())
+            for file in ("processor_config.json", "preprocessor_config.json")
+        )
+        assert own == {"processor_class": "CLIPProcessor", "image_processor": bare}
+    assert load_backbone(tmp_path / "own")[0] == backbone
+    assert read_processor(tmp_path / "own", "clip").own_fit() == "squash"
+    assert load_backbone(tmp_path / "other")[0].std == (1, 1, 1)
+    assert read_processor(tmp_path / "other", "clip").own_fit() == "crop"
 
 
 @pytest.mark.parametrize("kind", ["ViTModel", "ViTForImageClassification"])

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import PIL
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from rmtllmf_jax.data.decode import decode_image
 from rmtllmf_jax.models.images import normalise, resize
+from rmtllmf_jax.models.processor import read_processor
 
 PILLOW = int(PIL.__version__.split(".")[0])
 TALL = pytest.mark.skipif(PILLOW < 13, reason="older Pillow takes the passes in the other order")
@@ -67,6 +74,52 @@ def test_the_whole_pipeline(shape: tuple[int, int]):
     pixels = resize(jnp.asarray(image[None]), 224)
     values = normalise(pixels, clip.image_mean, clip.image_std)
     np.testing.assert_allclose(values, processed(image, 224), rtol=1e-5, atol=1e-6)
+
+
+SQUARE = {"height": 24, "width": 24}
+CROP = {"size": {"shortest_edge": 24}, "crop_size": SQUARE}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("CLIP", CROP),
+        ("CLIP", CROP | {"do_normalize": False}),
+        ("CLIP", CROP | {"do_rescale": False}),
+        ("CLIP", CROP | {"rescale_factor": 1 / 127.5, "resample": 1}),
+        ("CLIP", {"size": SQUARE, "do_center_crop": False}),
+        ("ViT", {"size": SQUARE}),
+        ("ViT", {"size": SQUARE, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.7, 0.8, 0.9]}),
+        ("ViT", CROP | {"do_center_crop": True, "do_convert_rgb": True}),
+    ],
+    ids=str,
+)
+def test_a_saved_processor_is_read_and_described(tmp_path: Path, kind: str, options: dict):
+    image, classes = Image.fromarray(photo(37, 91)), {"CLIP": "clip", "ViT": "vit"}
+    theirs = getattr(transformers, f"{kind}ImageProcessorPil")(**options)
+    theirs.save_pretrained(tmp_path)
+
+    def values(processor: Any) -> np.ndarray:
+        return np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0)
+
+    ours = read_processor(tmp_path, classes[kind])
+    pixels = decode_image(np.asarray(image), 24, "here", ours.own_fit(), ours.resample)
+    np.testing.assert_allclose(
+        normalise(jnp.asarray(pixels), ours.mean, ours.std), values(theirs), rtol=1e-5, atol=1e-5
+    )
+    described = json.dumps(ours.description(classes[kind], 24))
+    (tmp_path / "preprocessor_config.json").write_text(described)
+    opened = type(theirs).from_pretrained(tmp_path)
+    np.testing.assert_allclose(values(opened), values(theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "vit"])
+def test_what_a_file_leaves_out_is_as_in_transformers(tmp_path: Path, kind: str):
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    left_out = read_processor(tmp_path, kind)
+    classes = {"clip": CLIPImageProcessorPil, "vit": transformers.ViTImageProcessorPil}
+    classes[kind]().save_pretrained(tmp_path)
+    assert read_processor(tmp_path, kind) == left_out
 
 
 @pytest.mark.parametrize("make", [photo, noise])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,11 +12,12 @@ import pytest
 import torch
 import transformers
 from conftest import TINY_CONFIG
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.models.positions import interpolate_positions
+from rmtllmf_jax.models.pretrained import read_pretrained
 
 LABELS = 3
 
@@ -97,10 +99,27 @@ def test_logits_of_a_vit_ti_at_64_pixels(tmp_path: Path):
     assert_same_logits(classifier(config), tmp_path, 64, image_size=64)
 
 
-def test_features_of_a_bare_model(tmp_path: Path):
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_state_dict_of_a_classifier(tmp_path: Path, bias: bool):
+    model = classifier(TINY_CONFIG | {"qkv_bias": bias})
+    assert_same_logits(model, tmp_path / "saved", 16)
+    plain = tmp_path / "plain"  # which transformers 5 names otherwise than what it saves
+    plain.mkdir()
+    shutil.copy(tmp_path / "saved" / "config.json", plain)
+    save_file(model.state_dict(), plain / "model.safetensors")
+    saved, found = (read_pretrained(tmp_path / name).tensors for name in ("saved", "plain"))
+    assert saved.keys() == found.keys()
+    for path, tensor in saved.items():
+        np.testing.assert_array_equal(found[path], tensor)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_features_of_a_bare_model(tmp_path: Path, plain: bool):
     full = transformers.ViTConfig(**TINY_CONFIG)
     model = randomised(transformers.ViTModel(full))  # with a pooler, which is left out
     model.save_pretrained(tmp_path)
+    if plain:
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert not any(key.startswith("vit.") for key in load_file(tmp_path / "model.safetensors"))
     images = raw_images(16)
     with torch.no_grad():

@@ -12,11 +12,13 @@ from jaxtyping import Int32, UInt8
 
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.cache.build import decode_split
 from rmtllmf_jax.data.cache.entry import FORMAT, Arrays, Entry
 from rmtllmf_jax.data.cache.part import IMAGES, LABELS
-from rmtllmf_jax.data.decode import FITS, RESIZE_RULES, Fit, OtherSize, Rule
+from rmtllmf_jax.data.decode import OtherSize, Rule, resize_rule
 from rmtllmf_jax.data.source import Source
+from rmtllmf_jax.models.processor import FITS, RESAMPLES, Fit, Resample
 
 
 @dataclass(frozen=True)
@@ -42,42 +44,45 @@ def load_split(
     cache_dir: Path,
     *,
     fit: Fit = "crop",
+    resample: Resample = "bicubic",
     native: int | None = None,
-    verify: bool = False,
 ) -> Images:
     """Return a split of a task as `image_size` x `image_size` RGB pixels.
 
-    The first call decodes every image (see `decode_image` for `fit`) into
-    `cache_dir/images/<fingerprint>`, later ones map that entry. A killed process leaves no half
-    entry, and the next call goes on where it was; a damaged entry is built again; of several
-    processes that ask at once one builds while the others wait. `verify` checks every byte of an
-    entry that is there already, not only its sizes.
+    The first call decodes every image (see `decode_image` for `fit` and `resample`) into
+    `cache_dir/images/<fingerprint>`, later ones check every byte of that entry against its
+    checksums and map it. A killed process leaves no half entry, and the next call goes on where it
+    was; a damaged entry is built again, with a line that says so; of several processes that ask at
+    once one builds while the others wait.
 
     With `native`, the side in pixels of the small squares that all images are said to be, they are
-    kept and returned in that size if it is below `image_size` and they are: `models.images.resize`
-    makes the same pixels of them on the device, and 32 pixels take a fiftieth of the room of 224.
+    kept and returned in that size if it is below `image_size`, they are, and `resample` is
+    bicubic: `models.images.resize` makes the same pixels of them on the device, and 32 pixels take
+    a fiftieth of the room of 224.
 
-    **Raises:** `InputError` if `image_size` < 1, if `fit` is unknown, if the split is empty, if an
-    image cannot be decoded or a label is no index into the classes (the message names file and
-    row), if the source changes meanwhile, or if `cache_dir` cannot be written.
+    **Raises:** `InputError` if `image_size` < 1, if `fit` or `resample` is unknown, if the split is
+    empty, if an image cannot be decoded or a label is no index into the classes (the message names
+    file and row), if the source changes meanwhile, or if `cache_dir` cannot be written.
     """
     require_at_least("image_size", image_size, 1)
     require_known("fit", fit, FITS)
+    require_known("resample", resample, RESAMPLES)
     classes = source.classes(task)
     if source.size(task, split) < 1:
         raise InputError(f"task {task!r}: split {split!r} holds no images.")
     made_from = {"source": source.fingerprint(task, split), "classes": classes, "format": FORMAT}
-    asked_for = {**made_from, "image_size": image_size, "resize": RESIZE_RULES[fit]}
+    asked_for = {**made_from, "image_size": image_size, "resize": resize_rule(fit, resample)}
     # Of what was asked for, so that it does not tell in which size images are kept.
     fingerprint = content_hash(asked_for)
-    if native is not None and native < image_size:
-        as_stored = {**made_from, "image_size": native, "resize": RESIZE_RULES["exact"]}
+    if native is not None and native < image_size and resample == "bicubic":
+        exact = resize_rule("exact", resample)
+        as_stored = {**made_from, "image_size": native, "resize": exact}
         try:
-            arrays = _entry(source, task, split, cache_dir, as_stored, "exact", verify)
+            arrays = _entry(source, task, split, cache_dir, as_stored, "exact", resample)
             return Images(*arrays, classes, fingerprint)
         except OtherSize:
             pass  # not the set that it is named after: kept at `image_size` like any other
-    arrays = _entry(source, task, split, cache_dir, asked_for, fit, verify)
+    arrays = _entry(source, task, split, cache_dir, asked_for, fit, resample)
     return Images(*arrays, classes, fingerprint)
 
 
@@ -88,16 +93,18 @@ def _entry(
     cache_dir: Path,
     made_from: dict[str, Any],
     rule: Rule,
-    verify: bool,
+    resample: Resample,
 ) -> Arrays:
     """Open the entry of what it is made from, or decode it first."""
     count, image_size = source.size(task, split), made_from["image_size"]
     entry = Entry(cache_dir / "images" / content_hash(made_from), count, image_size)
-    arrays = entry.open(verify=verify)
+    arrays = entry.open()
     if arrays is None:
         with entry.locked():
-            arrays = entry.open(verify=verify)  # built while this process waited?
+            arrays = entry.open()  # built while this process waited?
             if arrays is None:
+                if entry.folder.exists():
+                    note(f"{entry.folder}: damaged; decoding {task} {split} again")
                 about = {**made_from, "task": task, "split": split, "pillow": PIL.__version__}
                 with entry.creating(about) as part:
                     decode_split(
@@ -108,6 +115,7 @@ def _entry(
                         part.arrays[IMAGES],
                         part.arrays[LABELS],
                         fit=rule,
+                        resample=resample,
                         start=part.rows,
                         save=part.save,
                     )

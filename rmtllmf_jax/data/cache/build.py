@@ -16,6 +16,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.decode import Rule, decode_image
 from rmtllmf_jax.data.source import Example, Source
+from rmtllmf_jax.models.processor import Resample
 
 _GROUP = 16  # images a thread decodes at a time
 SAVE_ROWS, SAVE_SECONDS = 2048, 5.0
@@ -31,6 +32,7 @@ def decode_split(
     labels: Int32[np.ndarray, " n"],
     *,
     fit: Rule = "crop",
+    resample: Resample = "bicubic",
     start: int = 0,
     save: Callable[[int], None] = lambda rows: None,
 ) -> None:
@@ -47,7 +49,7 @@ def decode_split(
 
     def decode(start: int, group: list[Example]) -> int:
         for row, example in enumerate(group, start):
-            images[row] = decode_image(example.image, size, example.origin, fit)
+            images[row] = decode_image(example.image, size, example.origin, fit, resample)
         return len(group)
 
     workers = os.cpu_count() or 1

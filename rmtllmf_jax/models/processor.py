@@ -1,0 +1,210 @@
+"""What a model's image processor does to images; what is not done here is refused by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.files import read_json
+
+NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
+"""Where an image processor is described: by transformers 5, which reads the first one first, and by
+earlier versions and many models on the hub."""
+
+Fit = Literal["crop", "squash"]
+"""How an image becomes a square: `crop` keeps its proportions, `squash` all of its content."""
+
+FITS: tuple[Fit, ...] = get_args(Fit)
+"""`crop`: shorter side to the size, then the centre; `squash`: both sides to the size."""
+
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""The filter by which an image is resized, one of Pillow's."""
+
+RESAMPLES: tuple[Resample, ...] = get_args(Resample)
+"""In the order of their numbers."""
+
+_TYPES: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": {
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "resample": RESAMPLES.index("bicubic"),
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    },
+    "ViTImageProcessor": {
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "resample": RESAMPLES.index("bilinear"),
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    },
+}
+"""Types that are known, and what they do where a file leaves it out."""
+
+_COMMON: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_HARMLESS = ("do_convert_rgb",)  # all images are RGB here
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """How a model wants its images.
+
+    `mean` and `std`, a channel, are for images in 0..1: ``(images / 255 - mean) / std`` is what
+    rescaling and normalising do together, or one of them, or none. `fit` is `None` where images
+    become squares in a way that is not implemented, and `unfit` says which. `origin` is the file,
+    `None` where the model has none.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: Fit | None = "crop"
+    resample: Resample = "bicubic"
+    unfit: str = ""
+    origin: Path | None = None
+
+    def own_fit(self) -> Fit:
+        """Return how images become squares.
+
+        **Raises:** `InputError` that names what is not implemented.
+        """
+        if self.fit is None:
+            raise InputError(
+                f"{self.origin}: {self.unfit} is not implemented; choose --fit crop (the shorter "
+                "side to size, then the centre) or --fit squash (both sides to size) in its place."
+            )
+        return self.fit
+
+    def description(self, kind: str, image_size: int) -> dict[str, Any]:
+        """Return what `preprocessor_config.json` says of it for squares of `image_size` pixels.
+
+        **Raises:** as `own_fit`.
+        """
+        square = {"height": image_size, "width": image_size}
+        crops = self.own_fit() == "crop"
+        return {
+            "image_processor_type": _default_type(kind),
+            **_COMMON,
+            "size": {"shortest_edge": image_size} if crops else square,
+            "do_center_crop": crops,
+            **({"crop_size": square} if crops else {}),
+            "do_convert_rgb": True,
+            "resample": RESAMPLES.index(self.resample),
+            "image_mean": self.mean,
+            "image_std": self.std,
+        }
+
+
+def _default_type(kind: str) -> str:
+    return "ViTImageProcessor" if kind == "vit" else "CLIPImageProcessor"
+
+
+def default_processor(kind: str) -> ImageProcessor:
+    """Return the mean and std of a kind (OpenAI's for CLIP, 0.5 for a ViT), `crop`, `bicubic`."""
+    preset = _TYPES[_default_type(kind)]
+    return ImageProcessor(preset["image_mean"], preset["image_std"])
+
+
+def read_processor(directory: Path, kind: str) -> ImageProcessor:
+    """Return what the image processor of a model directory says.
+
+    `kind` is Hugging Face's `model_type`. A directory without a processor's file gets
+    `default_processor`.
+
+    **Raises:** `InputError` that names the file and a field that is no such thing, a type of
+    processor that is not known, or a step that is not implemented.
+    """
+    found = _find_processor(directory)
+    if found is None:
+        return default_processor(kind)
+    path, said = found
+    default = _default_type(kind)
+    # None stands for the default of the type, as in transformers.
+    said = {name: value for name, value in said.items() if value is not None}
+    name = str(said.get("image_processor_type", said.get("feature_extractor_type", default)))
+    name = (
+        name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    )
+    full = _COMMON | _TYPES[require_known(f"image_processor_type of {path}", name, _TYPES)] | said
+    for field, value in full.items():
+        if field in _STEPS and not isinstance(value, bool):
+            raise InputError(f"{path}: {field} must be true or false, got {value!r}.")
+        if field.startswith("do_") and value and field not in (*_STEPS, *_HARMLESS):
+            raise InputError(f"{path}: {field} is not implemented; it must be false, or left out.")
+    number = full["resample"]
+    if type(number) is not int or number not in range(len(RESAMPLES)):
+        raise InputError(
+            f"{path}: resample must be the number of one of Pillow's filters, 0 to "
+            f"{len(RESAMPLES) - 1}, got {number!r}."
+        )
+    fit, unfit = _fit(full, both_sides=name == "ViTImageProcessor")
+    return ImageProcessor(*_statistics(full, path), fit, RESAMPLES[number], unfit, path)
+
+
+def _find_processor(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the file that describes a directory's image processor, and the description.
+
+    **Raises:** `InputError` that names a file that holds something else.
+    """
+    for name in (NESTED, PLAIN):
+        path = directory / name
+        if not path.exists():
+            continue
+        said = read_json(path)
+        if name == NESTED and isinstance(said, dict):
+            if "image_processor" not in said:
+                continue  # as transformers 4 wrote it: the image processor is in the other file
+            said = said["image_processor"]
+        if not isinstance(said, dict):
+            raise InputError(f"{path}: an image processor must be an object, got {said!r}.")
+        return path, said
+    return None
+
+
+def _statistics(full: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std for images in 0..1, into which the factor of rescaling is folded."""
+    try:
+        mean, std = (tuple(map(float, full[name])) for name in ("image_mean", "image_std"))
+        factor = float(full["rescale_factor"]) if full["do_rescale"] else 1.0
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: image_mean and image_std must be lists of numbers, rescale_factor a number "
+            f"({error})."
+        ) from error
+    if not full["do_normalize"]:
+        mean, std = (0.0,) * len(mean), (1.0,) * len(mean)
+    if not all(map(math.isfinite, (*mean, *std, factor))) or 0 in (*std, factor):
+        raise InputError(
+            f"{path}: image_mean must be finite, image_std and rescale_factor also not 0, got "
+            f"{mean}, {std}, {factor}."
+        )
+    # 255 * (1 / 255) is 1 exactly, so that the usual factor changes no digit.
+    return tuple(x / (255 * factor) for x in mean), tuple(x / (255 * factor) for x in std)
+
+
+def _fit(full: dict[str, Any], *, both_sides: bool) -> tuple[Fit | None, str]:
+    """Return how images become squares, or what of it is not implemented."""
+    if not full["do_resize"]:
+        return None, "do_resize: false"
+    size, crop = full["size"], full.get("crop_size")
+    if isinstance(size, int):
+        size = dict.fromkeys(("height", "width") if both_sides else ("shortest_edge",), size)
+    if isinstance(crop, int):
+        crop = dict.fromkeys(("height", "width"), crop)
+    said = size if isinstance(size, dict) else {}
+    side, centre = said.get("height", said.get("shortest_edge")), full["do_center_crop"]
+    square = {"height": side, "width": side}
+    if size == square and (not centre or crop == square):
+        return "squash", ""
+    if size == {"shortest_edge": side} and centre and crop == square:
+        return "crop", ""
+    return None, f"size {size} with " + (f"crop_size {crop}" if centre else "no do_center_crop")
