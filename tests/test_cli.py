@@ -98,9 +98,10 @@ def test_run_json_says_how_the_tables_came_about(
     assert run["versions"]["jax"] == version("jax")
     assert run["versions"]["rmtllmf-jax"] == version("rmtllmf-jax")
     assert run["tasks"] == list(TASKS)
-    assert run["users"]["setting"] | {"model_hash": ""} == {
+    assert run["users"]["setting"] | {"model_hash": "", "tower": ""} == {
         "model": str(shallow_model),
         "model_hash": "",
+        "tower": "",
         "data": str(tiny_data),
         "image_size": 16,
         "validation_fraction": 0.1,
@@ -109,6 +110,7 @@ def test_run_json_says_how_the_tables_came_about(
         "head": "lda",
         "prompts": "ensemble",
         "fit": "crop",
+        "resample": "bicubic",
         "normalise": True,
         "dtype": "float32",
     }
@@ -420,7 +422,9 @@ def test_alone_it_prints_help_and_it_knows_its_version(capsys: pytest.CaptureFix
 def test_options_of_reproduce_are_those_of_its_parts() -> None:
     whole = vars(parse(["reproduce", "vit-tiny", *REQUIRED]))
     finetune, sweep = vars(parse(["finetune", *REQUIRED])), vars(parse(["sweep", "--out", "o"]))
-    del sweep["tasks"]  # those of the run folder, where reproduce takes the eight
+    for name in ("tasks", "model", "data"):
+        del sweep[name]  # those of the run folder, where reproduce takes its own
+    finetune["image_size"] = 64  # the recipe's
     for alone in ("distributed", "coordinator", "processes", "process"):
         del sweep[alone]  # reproduce is one process
     assert whole.items() >= finetune.items()

@@ -127,7 +127,7 @@ def test_a_verdict_is_explained(
     code: int,
     verdict: str,
 ) -> None:
-    def found(*_: Any) -> list[Agreement]:
+    def found(*_: Any, **__: Any) -> list[Agreement]:
         return [Agreement("scale", gradient, difference, uncertainty)]
 
     monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
@@ -144,7 +144,7 @@ def test_a_verdict_is_explained(
 def test_tolerance_is_an_option(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "value", lambda *_: 0.5)
     monkeypatch.setattr(
-        gradients, "check_gradient", lambda *_: [Agreement("scale", 1.0, 1.01, 0.0)]
+        gradients, "check_gradient", lambda *_, **__: [Agreement("scale", 1.0, 1.01, 0.0)]
     )
     codes = [run("--scenario", "clean", "--tolerance", each)[0] for each in (0.001, 0.02)]
     assert codes == [1, 0]
@@ -207,7 +207,7 @@ def test_the_score_is_taken_and_no_gradient_beside_that_of_the_check(
     """One step of the bar for the score, and one for every parameter."""
     steps: list[int] = []
 
-    def found(objective: Objective, start: Parameters, *rest: Any) -> list[Agreement]:
+    def found(objective: Objective, start: Parameters, *rest: Any, **_: Any) -> list[Agreement]:
         for _ in start.given():
             rest[-1](1)
         return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
@@ -264,7 +264,7 @@ def test_what_acts_is_checked(
 ) -> None:
     seen: list[tuple[Objective, Parameters]] = []
 
-    def remember(objective: Objective, start: Parameters, *_: Any) -> list[Agreement]:
+    def remember(objective: Objective, start: Parameters, *_: Any, **__: Any) -> list[Agreement]:
         seen.append((objective, start))
         return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
 
@@ -287,7 +287,7 @@ def test_a_run_folder_is_what_a_sweep_would_fuse(
 ) -> None:
     seen: list[Objective] = []
 
-    def remember(objective: Objective, start: Parameters, *_: Any) -> list[Agreement]:
+    def remember(objective: Objective, start: Parameters, *_: Any, **__: Any) -> list[Agreement]:
         seen.append(objective)
         return [Agreement(name, 1.0, 1.0, 0.0) for name in start.given()]
 
@@ -315,7 +315,7 @@ def test_a_run_in_bfloat16_is_checked_in_float32(
     assert load_manifest(copy)[0].dtype == "bfloat16"
     seen: list[str] = []
 
-    def remember(objective: Objective, *_: Any) -> list[Agreement]:
+    def remember(objective: Objective, *_: Any, **__: Any) -> list[Agreement]:
         seen.append(objective.setting.features.__self__.module.shape.dtype)
         return []
 
@@ -386,7 +386,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
         ("--eval-samples -1", "eval samples must be at least 0, got -1"),
         ("--eval-batch-size 0", "eval batch size must be at least 1, got 0"),
         ("--scale validation", "--scale validation is for a sweep to search"),
-        ("--scale big", "scale must be a number >= 0 or one of"),
+        ("--scale big", "unknown scale 'big'"),
         ("--c0 inf", "c0 in dB must be finite and >= -120 and <= 300"),
         ("--seed -1", "--seed must be at least 0, got -1"),
         ("--seed 4294967296", "--seed must be at most 4294967295"),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from rmtllmf_jax.cli.help_text import Place
+
 
 @dataclass(kw_only=True)
 class Export:
@@ -24,7 +26,6 @@ class Export:
     scale: float | None = None
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
     fine-tuned model itself), and the power law of the number of tasks for several."""
-
     model: Place | None = None
     """Where the pretrained model of the run is now, if it was moved since `finetune`."""
 

@@ -93,10 +93,10 @@ class Stage:
     def _wait(self, jobs: Sequence[Job], description: str) -> None:
         """Read what other processes write, until nothing is missing."""
         said, layout = float("-inf"), self.engine.layout
-        while missing := [job for job in jobs if job.hash not in self.parts]:
+        while missing := {job.hash for job in jobs if job.hash not in self.parts}:
             if time.monotonic() - said >= 60:
                 theirs = {
-                    number: sum(job in missing for job in layout.share(jobs, number))
+                    number: sum(job.hash in missing for job in layout.share(jobs, number))
                     for number in range(layout.processes)
                 }
                 _log.warning(
