@@ -1,9 +1,9 @@
 """Functions whose derivative rules hold under every transformation of JAX.
 
-`jax.custom_jvp` loses its rule where reverse mode goes through `scan` or `lax.map`: to hoist what
-does not change out of the loop, JAX (0.10 to 0.12 at least) evaluates the loop's body in part, and
-there puts a function's body in place of a call with a rule. The next derivative is the body's; of
-constants, such as eigenvalues, it is zero, without a word. A primitive is left as it is.
+Before JAX 0.12 `jax.custom_jvp` loses its rule where reverse mode goes through `scan` or `lax.map`:
+to hoist what does not change out of the loop, JAX evaluates the loop's body in part, and there puts
+a function's body in place of a call with a rule. The next derivative is the body's; of constants,
+such as eigenvalues, it is zero, without a word. A primitive is left as it is.
 """
 
 from __future__ import annotations
