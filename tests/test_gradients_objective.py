@@ -32,6 +32,7 @@ from rmtllmf_jax.gradients import (
     value,
     value_and_gradient,
 )
+from rmtllmf_jax.gradients.link import _effective_gram
 from rmtllmf_jax.gradients.parameters import channel_matrix
 
 ATTACKED = tuple(sorted(set(SCENARIOS) - {"clean", "ideal"}))
@@ -240,6 +241,25 @@ def test_the_entries_of_an_attack_give_its_covariance_and_mse(
         free = user_mse(Parameters(attack=entries), "ideal", preset, KEY)
         expected = channel.user_mse(attack, preset, KEY)
         np.testing.assert_allclose(free, expected, rtol=10 * tolerance)
+
+
+def test_a_free_attack_keeps_the_floor_in_float32_at_80_db():
+    """A jammer towards one user: the others see the floor, and the least that the root lifts it."""
+    preset = replace(PRESET, order=None)
+    h_tilde = channel.draw_channel(preset, KEY)
+    covariance = channel.attack_covariance("strongest_user", h_tilde, 1e8)
+    attack = attack_entries(covariance, 1e8)
+
+    def mse_of(dtype: Any) -> np.ndarray:
+        given = {"attack": attack, "budget": jnp.asarray(1e8)}
+        parameters = Parameters(**{name: jnp.asarray(x, dtype) for name, x in given.items()})
+        effective = _effective_gram(parameters, "ideal", preset, h_tilde, lambda _: None)
+        return np.asarray(channel.lmmse_mse(effective))
+
+    found = mse_of(jnp.float32)
+    with jax.enable_x64(True):
+        h_tilde = h_tilde.astype(complex)
+        np.testing.assert_allclose(found, mse_of(jnp.float64), rtol=1e-4)
 
 
 def test_a_user_at_the_base_station_has_no_channel():
