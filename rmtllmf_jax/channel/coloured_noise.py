@@ -16,7 +16,7 @@ from jaxtyping import Array, Complex, Real
 
 from rmtllmf_jax.channel.checks import require_channel, require_covariance, require_powers
 from rmtllmf_jax.channel.linalg import eigh, eigh_of_root, product
-from rmtllmf_jax.channel.matrix_functions import divide, in_basis, square_root
+from rmtllmf_jax.channel.matrix_functions import in_basis, reciprocal, square_root
 from rmtllmf_jax.common.errors import InputError
 
 
@@ -28,8 +28,7 @@ class ColouredNoise(NamedTuple):
 
     def whiten(self, right: Complex[Array, "antennas m"]) -> Complex[Array, "antennas m"]:
         """D^(-1/2) V^H B: noise seen so has covariance I."""
-        eye = jnp.eye(len(self.powers), dtype=self.powers.dtype)
-        root = divide(eye, square_root(self.powers))
+        root = reciprocal(square_root(self.powers))
         return product(root, product(self.vectors.conj().T, right))
 
     def colour(self, white: Complex[Array, "antennas m"]) -> Complex[Array, "antennas m"]:

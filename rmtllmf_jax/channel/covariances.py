@@ -7,6 +7,7 @@ They are for whoever wants to draw the noise, look at it, or bring a covariance 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import jax.numpy as jnp
@@ -18,11 +19,11 @@ from rmtllmf_jax.channel.checks import require_channel, require_powers
 from rmtllmf_jax.channel.coloured_noise import coloured_noise
 from rmtllmf_jax.channel.equalise import error_covariance_of, mmse_equaliser
 from rmtllmf_jax.channel.linalg import product
-from rmtllmf_jax.channel.matrix_functions import congruence, divide, in_own_basis, square_root
+from rmtllmf_jax.channel.matrix_functions import congruence, in_own_basis, reciprocal, square_root
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.realisation import gram, received_power
 from rmtllmf_jax.channel.receivers import receiver_mse
-from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_covariance
+from rmtllmf_jax.channel.spectral_attacks import spectral_covariance
 from rmtllmf_jax.channel.sum_mse_attack import SUM_MSE
 from rmtllmf_jax.channel.sum_rate_attack import FLOOR_AWARE, SUM_RATE
 from rmtllmf_jax.common.errors import require_known
@@ -131,15 +132,10 @@ def _white(h_tilde: Array, budget: Array, noise: Array) -> Array:
     return budget / len(h_tilde) * jnp.eye(len(h_tilde), dtype=h_tilde.dtype)
 
 
-def _in_range(rule: Rule) -> _Covariance:
-    return lambda h_tilde, budget, noise: spectral_covariance(rule, h_tilde, budget, noise)
-
-
 def _white_in_range(h_tilde: Array, budget: Array, noise: Array) -> Array:
     del noise
     here, vectors = in_own_basis(gram(h_tilde))
-    projection = divide(jnp.eye(len(here), dtype=here.dtype), here)
-    return budget / len(here) * congruence(product(h_tilde, vectors), projection)
+    return budget / len(here) * congruence(product(h_tilde, vectors), reciprocal(here))
 
 
 def _strongest_user(h_tilde: Array, budget: Array, noise: Array) -> Array:
@@ -155,8 +151,7 @@ def _min_max_rate(h_tilde: Array, budget: Array, noise: Array) -> Array:
     # (A A^H)^(1/2) = A (A^H A)^(-1/2) A^H.
     here, vectors = in_own_basis(gram(weighted))
     root = square_root(here)
-    inverse_root = divide(jnp.eye(len(here), dtype=here.dtype), root)
-    along = congruence(product(weighted, vectors), inverse_root)
+    along = congruence(product(weighted, vectors), reciprocal(root))
     return budget / jnp.real(jnp.trace(root)) * along
 
 
@@ -165,11 +160,11 @@ COVARIANCES: Mapping[str, _Covariance] = MappingProxyType(
         "none": _none,
         "white": _white,
         "white_in_range": _white_in_range,
-        "sum_rate": _in_range(SUM_RATE),
-        "sum_rate_floor_aware": _in_range(FLOOR_AWARE),
+        "sum_rate": partial(spectral_covariance, SUM_RATE),
+        "sum_rate_floor_aware": partial(spectral_covariance, FLOOR_AWARE),
         "strongest_user": _strongest_user,
         "min_max_rate": _min_max_rate,
-        "sum_mse": _in_range(SUM_MSE),
+        "sum_mse": partial(spectral_covariance, SUM_MSE),
     }
 )
 """`(h_tilde, budget, noise) -> covariance` of every attack by name."""

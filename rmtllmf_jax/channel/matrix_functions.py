@@ -82,6 +82,11 @@ def divide(
     return _sylvester(denominator, 2 * numerator)
 
 
+def reciprocal(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
+    """1 / D of a positive definite matrix, see `divide`."""
+    return divide(jnp.eye(len(matrix), dtype=matrix.dtype), matrix)
+
+
 @Ruled
 def square_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """The positive square root of a positive definite matrix that is diagonal at the point."""

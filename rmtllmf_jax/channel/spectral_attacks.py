@@ -31,6 +31,7 @@ from rmtllmf_jax.channel.matrix_functions import (
     own_units,
     with_derivative_of,
 )
+from rmtllmf_jax.channel.realisation import gram
 
 
 class Rule(NamedTuple):
@@ -71,8 +72,8 @@ def spectral_covariance(
     noise: Float[Array, ""],
 ) -> Complex[Array, "antennas antennas"]:
     """The attacker's own covariance H~ V diag(sigma / lambda) V^H H~^H, of trace `budget`."""
-    gram = product(h_tilde.conj().T, h_tilde)
-    here, vectors, (effective, log_nu, floor), sigma = _solved(rule, gram, budget, noise)
+    solved = _solved(rule, gram(h_tilde), budget, noise)
+    here, vectors, (effective, log_nu, floor), sigma = solved
     total = rule.total(effective, jnp.exp(log_nu), floor)
     moved = total - floor * jnp.eye(len(total), dtype=total.dtype)
     # N - n has lost the digits of a sigma far below the floor.
