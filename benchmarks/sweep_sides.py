@@ -21,9 +21,9 @@ from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.vit import VisionTransformer
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import Layout
 from rmtllmf_jax.sweep.settings import Settings

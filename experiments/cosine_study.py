@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 from study import Users, load, made_by, write_figure
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.report.figures import cosine_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid

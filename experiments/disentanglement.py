@@ -42,8 +42,7 @@ from journal import Journal
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.sweep import axis_of
+from rmtllmf_jax.channel import SCENARIOS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
@@ -57,8 +56,10 @@ from rmtllmf_jax.evaluation.distances import get_distance
 from rmtllmf_jax.report.disentanglement import by_size, pairs_figure, sizes_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.runs.environment import use_compilation_cache
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations
-from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets
+from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 
@@ -305,7 +306,8 @@ def require_usable(options: Options) -> None:
 
     **Raises:** `InputError` that names the option.
     """
-    axis_of("", options.settings().preset, options.scenarios, ())
+    for scenario in options.scenarios:
+        require_known("scenario", scenario, SCENARIOS)
     for name, least in (("points", 2), ("draws", 1), ("pair_count", 1), ("combinations", 0)):
         require_at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
     if not options.scenarios or not options.lowest < options.highest:

@@ -39,13 +39,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
-from study import Users, found, load, sweep
+from study import Users, opened, sweep
 
-from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
-from rmtllmf_jax.cli.sweep import axis_of
 from rmtllmf_jax.common.files import write_json
 from rmtllmf_jax.report.write import write_report
 from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.runs.environment import provenance, use_compilation_cache
+from rmtllmf_jax.sweep.axis import parse_axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.tables import write_table
@@ -107,8 +107,9 @@ def main(options: Options) -> None:
         validation_samples=options.validation_samples,
         seed=options.seed,
     )
-    axis = axis_of(options.axis, settings.preset, options.scenarios, options.protections)
-    inputs = load(options)
+    axis = parse_axis(options.axis)
+    run = opened(options)
+    inputs = run.inputs()
     combinations = choose_combinations(inputs.tasks, options.combinations, options.seed)
     chosen = tuple(each for each in combinations if len(each) in options.sizes)
     grid = Grid(
@@ -123,11 +124,10 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_table(options.out / f"{name}.parquet", table.to_dict("records"))
-    setting, records, names = found(options)
     configuration = {
         **provenance(),
         "tasks": inputs.tasks,
-        "users": {"setting": asdict(setting), "recipe": records[names[0]].recipe},
+        "users": run.summary(),
         "settings": asdict(settings),
         "grid": asdict(grid),
         "seconds": round(time.time() - started, 1),

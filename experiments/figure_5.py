@@ -31,7 +31,6 @@ import pandas as pd
 import tyro
 from study import Users, load, made_by, sweep, write_figure
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.ablation import figure_5
@@ -39,8 +38,9 @@ from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.resilience import EMBEDDINGS
+from rmtllmf_jax.runs.environment import use_compilation_cache
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.settings import Settings
 
 HALVES = ("none", "freeze", "realign", "r-mtllmf")

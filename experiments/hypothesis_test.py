@@ -48,7 +48,6 @@ from matplotlib.figure import Figure
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -71,8 +70,9 @@ from rmtllmf_jax.report.hypothesis import (
 )
 from rmtllmf_jax.report.markdown import table as markdown
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.runs.environment import use_compilation_cache
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
-from rmtllmf_jax.sweep.inputs import SweepInputs
 
 # Folded into the root key: noise of the Monte Carlo check.
 _NOISE = 1

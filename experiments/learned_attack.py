@@ -36,7 +36,6 @@ from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.channel import ChannelPreset
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import require_at_least, require_known
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
@@ -44,6 +43,7 @@ from rmtllmf_jax.report.learned import attack_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.runs.environment import use_compilation_cache
 
 # Folded into the root key: channels, the noise that is tuned on, and that which judges.
 _CHANNEL, _TUNING, _JUDGING = 0, 1, 2

@@ -54,13 +54,13 @@ from journal import Journal
 from merge_rules_study import VARIANTS, Candidate, Options, Study, choose, measure
 from study import load, made_by
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
+from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Combination
 
 

@@ -31,9 +31,9 @@ from rmtllmf_jax.fusion.rules import (
 )
 from rmtllmf_jax.models.heads import logits_by_task
 from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.batches import balanced_batches

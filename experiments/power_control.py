@@ -37,7 +37,6 @@ from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, power_control
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import require_at_least, require_known
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
@@ -46,6 +45,7 @@ from rmtllmf_jax.report.learned import power_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.runs.environment import use_compilation_cache
 
 # Folded into the root key: places, fading and noise that are tuned on, and those that judge.
 _PLACES, _TUNING, _JUDGING = 0, 1, 2

@@ -40,8 +40,6 @@ from clip_mini_texts import (
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from safetensors.numpy import load_file, save_file
 
-from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
-from rmtllmf_jax.cli.options import default_cache
 from rmtllmf_jax.common.files import content_hash, replacing, write_bytes, write_json
 from rmtllmf_jax.data.sources import get_source
 from rmtllmf_jax.data.task_data import TaskData, load_task
@@ -56,6 +54,7 @@ from rmtllmf_jax.models.layouts import to_torch
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.tokens import load_tokenizer, tokenise
 from rmtllmf_jax.models.zero_shot import zero_shot_head
+from rmtllmf_jax.runs.environment import default_cache, provenance, use_compilation_cache
 from rmtllmf_jax.training.batches import epoch_batch
 from rmtllmf_jax.training.loop import first_state, gradient_step, run_steps
 from rmtllmf_jax.training.recipes import Recipe

@@ -12,21 +12,19 @@ import pandas as pd
 from journal import Journal
 from matplotlib.figure import Figure
 
-from rmtllmf_jax.cli.environment import provenance
-from rmtllmf_jax.cli.options import default_cache
-from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.gradients import Objective
 from rmtllmf_jax.report.images import image_bytes
+from rmtllmf_jax.runs.environment import default_cache, provenance
+from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.runs.run import Run, open_run
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.objective import objective_of, with_users
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.users import Setting, UserRecord
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,18 @@ class Learner(Users):
 def load(users: Users) -> SweepInputs:
     """Return base model, task vectors, heads and samples of a run folder.
 
-    **Raises:** `InputError` as `read_users` and `load_run` do.
+    **Raises:** `InputError` as `Run` does.
     """
-    setting, records, names = found(users)
-    return load_run(users.run, setting, records, names, users.cache_dir)
+    return opened(users).inputs()
 
 
-def found(users: Users) -> tuple[Setting, dict[str, UserRecord], tuple[str, ...]]:
-    """Return how the users were fine-tuned, with model and data where they are now; and names.
+def opened(users: Users) -> Run:
+    """Return the run folder, with model and data where they are now.
 
-    **Raises:** `InputError` as `read_users` does.
+    **Raises:** `InputError` as `open_run` does.
     """
-    return read_users(users.run, users.tasks, model=users.model, data=users.data)
+    where = {"model": users.model, "data": users.data, "cache_dir": users.cache_dir}
+    return open_run(users.run, users.tasks, **where)
 
 
 def sweep(

@@ -26,10 +26,10 @@ from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import lda_head, stack_heads
 from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import Layout, one_device
 from rmtllmf_jax.sweep.run import run_grid

@@ -26,10 +26,10 @@ def main() -> None:
 
     from sweep_fixtures import MERGES, MIXED, SETTINGS, TASKS, inputs_of, quick_jit, tables_of
 
-    from rmtllmf_jax.cli.environment import use_compilation_cache
     from rmtllmf_jax.data.sources.parquet import ParquetFolder
     from rmtllmf_jax.data.task_data import load_task
     from rmtllmf_jax.models.backbone import load_backbone
+    from rmtllmf_jax.runs.environment import use_compilation_cache
     from rmtllmf_jax.sweep import stage
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.layout import Layout

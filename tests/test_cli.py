@@ -18,10 +18,10 @@ from conftest import TinyRun, command
 
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
-from rmtllmf_jax.cli.run_folder import set_aside
 from rmtllmf_jax.cli.sweep import grid_of
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.runs.folder import set_aside
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.parts import Parts, read_parts
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
@@ -144,7 +144,7 @@ def test_the_same_command_again_does_nothing_twice(
 
     for work in (
         "rmtllmf_jax.data.cache.decode_split",
-        "rmtllmf_jax.training.users.extract_features",
+        "rmtllmf_jax.runs.users.extract_features",
         "rmtllmf_jax.training.task_models.finetune",
         "rmtllmf_jax.sweep.engine.Engine.models",
         "rmtllmf_jax.sweep.cosines._receive",

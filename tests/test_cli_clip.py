@@ -15,7 +15,7 @@ from conftest import command, environment
 from safetensors.numpy import load_file, save_file
 from tiny_clip import write_clip
 
-from rmtllmf_jax.cli.finetune import setting_of
+from rmtllmf_jax.cli.finetune import config_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.training.presets import DEMO, PRESETS
@@ -247,18 +247,18 @@ def test_images_are_the_models_own_where_no_option_says_more(
 ):
     monkeypatch.chdir(models)
     words = ["finetune", "--model", "base", "--data", "~/images", "--out", "o"]
-    setting = setting_of(parse(words), 0)
+    setting = config_of(parse(words), 0)
     assert (setting.image_size, setting.fit, setting.resample) == (16, "crop", "bicubic")
     assert setting.model == str(models / "base")
     assert setting.data == str(Path.home() / "images")
     model = Path(shutil.copytree(models / "base", tmp_path / "model"))
     said = {"size": {"height": 16, "width": 16}, "do_center_crop": False, "resample": 2}
     (model / "processor_config.json").write_text(json.dumps({"image_processor": said}))
-    own = setting_of(parse([*words, "--model", str(model)]), 0)
+    own = config_of(parse([*words, "--model", str(model)]), 0)
     assert (own.fit, own.resample, own.tower) == ("squash", "bilinear", setting.tower)
-    chosen = setting_of(parse([*words, "--image-size", "24", "--fit", "crop"]), 0)
+    chosen = config_of(parse([*words, "--image-size", "24", "--fit", "crop"]), 0)
     assert (chosen.image_size, chosen.fit) == (24, "crop")
-    bare = setting_of(parse([*words, "--no-normalise"]), 0)
+    bare = config_of(parse([*words, "--no-normalise"]), 0)
     assert len({each.tower for each in (setting, chosen, bare)}) == 3
 
 

@@ -22,11 +22,11 @@ from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.cli.random_users import TASKS, random_inputs
 from rmtllmf_jax.gradients import Agreement, Objective, Parameters
 from rmtllmf_jax.gradients.link import user_mse
+from rmtllmf_jax.runs.config import load_manifest
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
-from rmtllmf_jax.training.users import load_manifest
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import partial
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ ROOMS = (
     "training",
     "resilience",
     "evaluation",
+    "runs",
     "gradients",
     "sweep",
     "report",
@@ -127,6 +130,36 @@ def test_importing_loads_nothing_heavy(module: str, lazy: list[str]):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == ""
+
+
+def test_no_circle_among_imports():
+    """Lazy imports count; those for type checkers alone do not."""
+    modules = {
+        ".".join([PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]): path for path in FILES
+    }
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    imports = {
+        name: {found for found in map(partial(_module, modules), _run_time(path)) if found} - {name}
+        for name, path in modules.items()
+    }
+    # A package's face imports its own modules, which import others of it.
+    TopologicalSorter(imports).prepare()  # raises CycleError with the circle
+
+
+def _run_time(path: Path) -> set[str]:
+    """Return what a file imports, `if TYPE_CHECKING` left out."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return imported(path, ast.unparse(tree))
+
+
+def _module(modules: dict[str, Path], name: str) -> str:
+    """Return the module that a name is, or is in."""
+    return (
+        name if name in modules else name.rpartition(".")[0] * (name.rpartition(".")[0] in modules)
+    )
 
 
 def test_no_file_is_over_400_lines():

@@ -29,11 +29,11 @@ from sweep_fixtures import (
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.cost import activation_bytes
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.room import MOST, cells_that_fit, streams_that_fit

@@ -20,10 +20,10 @@ from rmtllmf_jax import channel
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.parts import Parts
 from rmtllmf_jax.sweep.programs import Programs

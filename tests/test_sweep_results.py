@@ -26,9 +26,10 @@ from sweep_fixtures import (
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.channel import get_preset, user_mse
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.inputs import SweepInputs, shot_pool
+from rmtllmf_jax.sweep.samples import shot_pool
 from rmtllmf_jax.training.batches import balanced_batches
 from rmtllmf_jax.training.realign import realign
 

@@ -26,6 +26,8 @@ from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
 from rmtllmf_jax.resilience import frozen_leaves
+from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
+from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
 from rmtllmf_jax.training import task_models, user_heads
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
@@ -34,7 +36,6 @@ from rmtllmf_jax.training.loop import run_steps
 from rmtllmf_jax.training.realign import Shots, realign
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
 from rmtllmf_jax.training.task_models import FineTuned
-from rmtllmf_jax.training.users import Setting, UserRecord, load_manifest, load_user, train_users
 
 Tiny = tuple[Backbone, dict]
 RECIPE = Recipe(steps=5, batch_size=8, learning_rate=1e-3, weight_decay=0.1)
@@ -371,7 +372,7 @@ def test_one_trace_serves_all_combinations_and_frozen_leaves(tiny: Tiny):
 
 # Users
 
-SETTING = Setting(
+SETTING = RunConfig(
     model="a", model_hash="b", data="c", image_size=16, validation_fraction=0.2, seed=0
 )
 
@@ -388,7 +389,7 @@ class Users:
         self,
         *names: str,
         run: Path,
-        setting: Setting = SETTING,
+        setting: RunConfig = SETTING,
         recipe: Recipe = RECIPE,
         report: Callable[[str, UserRecord], None] = lambda task, record: None,
     ) -> dict[str, UserRecord]:

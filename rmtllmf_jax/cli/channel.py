@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import Cache, default_cache
-from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.cli.options import Cache
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known, require_seed
+from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.runs.folder import working_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

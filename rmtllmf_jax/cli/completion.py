@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -36,15 +37,12 @@ class Completion:
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
     """The shell."""
 
-    def run(self) -> None:
-        """Run the sub-command."""
-        print(completion_script(self.shell), end="")
 
+def completion_script(shell: str, parse: Callable[[list[str]], object]) -> str:
+    """Return tyro's script for a shell; in bash with files as readline completes them.
 
-def completion_script(shell: str) -> str:
-    """Return tyro's script for a shell; in bash with files as readline completes them."""
-    from rmtllmf_jax.cli.main import parse
-
+    `parse` reads the arguments of the whole command line.
+    """
     with redirect_stdout(StringIO()) as printed, suppress(SystemExit):
         parse(["--tyro-write-completion", shell, "-"])
     script = printed.getvalue()

@@ -32,28 +32,27 @@ class Export:
     def run(self) -> None:
         """Run the sub-command."""
         from rmtllmf_jax import fusion
-        from rmtllmf_jax.cli.run_inputs import load_run_tower, read_users
         from rmtllmf_jax.common.errors import require_non_negative
         from rmtllmf_jax.models.export import export_model
         from rmtllmf_jax.models.pretrained import read_pretrained
-        from rmtllmf_jax.training.users import load_user
+        from rmtllmf_jax.runs import open_run
 
-        setting, records, names = read_users(self.run_folder, self.tasks, model=self.model)
+        run = open_run(self.run_folder, self.tasks, model=self.model)
+        config, names = run.config, run.names
         scale = self.scale
         if scale is None:
             scale = 1.0 if len(names) == 1 else fusion.power_law(len(names))
         require_non_negative("--scale", scale)
-        backbone, base = load_run_tower(setting)
+        base = run.base
         total = fusion.TaskVector.between(base, base)
         for name in names:
-            finetuned, _ = load_user(self.run_folder, records[name], base, backbone.width)
-            total = total + fusion.TaskVector.between(finetuned, base)
+            total = total + fusion.TaskVector.between(run.finetuned(name), base)
         export_model(
             self.to,
-            read_pretrained(setting.model),
+            read_pretrained(config.model),
             base + scale * total,
-            setting.image_size,
-            fit=setting.fit,
-            normalised=setting.normalise,
+            config.image_size,
+            fit=config.fit,
+            normalised=config.normalise,
         )
         print(f"{self.to}: base + {scale:g} * ({' + '.join(names)})")

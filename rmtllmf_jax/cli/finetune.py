@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, default_cache
-from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out
+from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.runs.folder import working_in
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
-    from rmtllmf_jax.data.task_data import TaskData
     from rmtllmf_jax.models.backbone import Backbone
+    from rmtllmf_jax.runs.config import RunConfig, UserRecord
     from rmtllmf_jax.training.recipes import Recipe
     from rmtllmf_jax.training.task_models import TaskModels
-    from rmtllmf_jax.training.users import Setting, UserRecord
 
 
 @dataclass(kw_only=True)
@@ -40,86 +39,25 @@ class Finetune(FinetuneOptions):
             finetune(self, self.out, self.seed, self.cache_dir)
 
 
-def load_tasks(setting: Setting, names: tuple[str, ...], cache_dir: Path) -> tuple[TaskData, ...]:
-    """Return the tasks' data through the cache, as a setting describes it."""
-    from rmtllmf_jax.data.sources import get_source
-    from rmtllmf_jax.data.task_data import load_task
-    from rmtllmf_jax.data.tasks import validate_tasks
-
-    source = get_source(setting.source, None if setting.data is None else Path(setting.data))
-    return tuple(
-        load_task(
-            source,
-            name,
-            setting.image_size,
-            cache_dir,
-            fit=setting.fit,
-            resample=setting.resample,
-            validation_fraction=setting.validation_fraction,
-            seed=setting.seed,
-        )
-        for name in validate_tasks(names, source.tasks())
-    )
-
-
-def load_tower(setting: Setting, remat: bool = False) -> tuple[Backbone, PyTree]:
-    """Return the image tower as a setting describes it."""
-    from rmtllmf_jax.models.backbone import load_backbone
-
-    return load_backbone(
-        setting.model,
-        setting.image_size,
-        dtype=setting.dtype,
-        remat=remat,
-        normalised=setting.normalise,
-    )
-
-
-def setting_of(options: FinetuneOptions, seed: int) -> Setting:
-    """Return the library's setting for the options.
+def config_of(options: FinetuneOptions, seed: int) -> RunConfig:
+    """Return the configuration of a run that the options describe.
 
     **Raises:** `InputError` for an option that cannot be used, or a model that is not there.
     """
-    from rmtllmf_jax.common.errors import InputError, require_known
-    from rmtllmf_jax.data.prompts import PROMPTS
-    from rmtllmf_jax.data.sources import SOURCES
-    from rmtllmf_jax.models.backbone import describe_backbone
-    from rmtllmf_jax.models.checkpoint import weights_hash
-    from rmtllmf_jax.models.configs import read_config
-    from rmtllmf_jax.models.hub import local_directory
-    from rmtllmf_jax.models.processor import read_processor
-    from rmtllmf_jax.training.users import HEADS, Setting
+    from rmtllmf_jax.runs.config import configure
 
-    for option, known in (("source", SOURCES), ("prompts", PROMPTS)):
-        require_known(f"--{option}", getattr(options, option), known)
-    directory = local_directory(options.model)
-    config = read_config(directory / "config.json")
-    has_text = config.text is not None
-    head = options.head or ("zero-shot" if has_text else "lda")
-    if require_known("--head", head, HEADS) == "zero-shot" and not has_text:
-        raise InputError(
-            f"--head zero-shot needs a text tower, and {options.model} has none: take --head lda, "
-            "or a CLIP model."
-        )
-    processor = read_processor(directory, config.kind)
-    tower = describe_backbone(directory, config, options.image_size, normalised=options.normalise)
-    here = Path(options.model).expanduser()
-    return Setting(
-        # Places as they are from every folder.
-        model=str(here.absolute()) if here.is_dir() else options.model,
-        model_hash=weights_hash(directory),
-        data=None if options.data is None else str(options.data.expanduser().absolute()),
-        image_size=tower.image_size,
+    return configure(
+        options.model,
+        data=options.data,
+        source=options.source,
+        head=options.head,
+        prompts=options.prompts,
+        image_size=options.image_size,
+        fit=options.fit,
+        normalise=options.normalise,
+        dtype=options.dtype,
         validation_fraction=options.validation_fraction,
         seed=seed,
-        source=options.source,
-        head=head,
-        prompts=options.prompts,
-        fit=options.fit or processor.own_fit(),
-        normalise=options.normalise,
-        dtype=compute_dtype(options.dtype),
-        resample=processor.resample,
-        tower=tower.fingerprint,
     )
 
 
@@ -137,30 +75,15 @@ def recipe_of(options: FinetuneOptions) -> Recipe:
     )
 
 
-def compute_dtype(name: str) -> str:
-    """Return what the image tower computes in on the devices found.
-
-    **Raises:** `InputError` for an unknown name.
-    """
-    from rmtllmf_jax.common.errors import require_known
-    from rmtllmf_jax.models.shapes import DTYPES
-
-    if require_known("--dtype", name, (*DTYPES, "auto")) != "auto":
-        return name
-    import jax
-
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) -> None:
     """Get what models are not there yet, then print what the task vectors look like."""
-    from rmtllmf_jax.training.users import train_users
+    from rmtllmf_jax.runs.users import train_users
 
-    setting = setting_of(options, seed)
-    backbone, base = load_tower(setting, options.remat)
-    _print_notes(setting, backbone, options.tasks)
-    data = load_tasks(setting, options.tasks, cache_dir)
-    models = _task_models(options, setting, backbone, base, out)
+    config = config_of(options, seed)
+    backbone, base = config.load_tower(options.remat)
+    _print_notes(config, backbone, options.tasks)
+    data = config.load_tasks(options.tasks, cache_dir)
+    models = _task_models(options, config, backbone, base, out)
 
     def report(task: str, record: UserRecord) -> None:
         print(
@@ -170,11 +93,11 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
             flush=True,
         )
 
-    records = train_users(backbone, base, data, setting, models, out, report)
+    records = train_users(backbone, base, data, config, models, out, report)
     print_vectors(out, backbone, base, records)
 
 
-def _print_notes(setting: Setting, backbone: Backbone, tasks: tuple[str, ...]) -> None:
+def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) -> None:
     """Say what a model leaves open, and what sets of TensorFlow Datasets do not share."""
     from rmtllmf_jax.common.progress import note
     from rmtllmf_jax.data.registry import task_facts
@@ -182,30 +105,30 @@ def _print_notes(setting: Setting, backbone: Backbone, tasks: tuple[str, ...]) -
     from rmtllmf_jax.models.hub import local_directory
     from rmtllmf_jax.models.processor import NESTED, PLAIN
 
-    directory = local_directory(setting.model)
-    if setting.normalise and not any((directory / name).is_file() for name in (NESTED, PLAIN)):
+    directory = local_directory(config.model)
+    if config.normalise and not any((directory / name).is_file() for name in (NESTED, PLAIN)):
         note(
-            f"{setting.model}: no {PLAIN} says how it wants its images; mean {backbone.mean}, std "
-            f"{backbone.std}, {setting.fit} and {setting.resample} are taken."
+            f"{config.model}: no {PLAIN} says how it wants its images; mean {backbone.mean}, std "
+            f"{backbone.std}, {config.fit} and {config.resample} are taken."
         )
-    for task in tasks if setting.source == "tfds" else ():
+    for task in tasks if config.source == "tfds" else ():
         if task in TASK_NAMES and task_facts(task).tfds_note:
             note(f"{task}: {task_facts(task).tfds_note}")
 
 
 def _task_models(
-    options: FinetuneOptions, setting: Setting, backbone: Backbone, base: PyTree, out: Path
+    options: FinetuneOptions, config: RunConfig, backbone: Backbone, base: PyTree, out: Path
 ) -> TaskModels:
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, import_published
     from rmtllmf_jax.training.task_models import FineTuned, Imported
 
     if options.task_vectors is None:
-        return FineTuned(backbone, base, recipe_of(options), setting.seed)
+        return FineTuned(backbone, base, recipe_of(options), config.seed)
     folder = Path(options.task_vectors)
     if options.task_vectors == PUBLISHED:
         folder = out / "task_vectors"
-        import_published(setting, options.tasks, folder)
-    return Imported(base, setting.model_hash, backbone.module.shape.grid, folder)
+        import_published(config, options.tasks, folder)
+    return Imported(base, config.model_hash, backbone.module.shape.grid, folder)
 
 
 def print_vectors(
@@ -219,7 +142,7 @@ def print_vectors(
     from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.report.similarity import similarity_figure
     from rmtllmf_jax.report.terminal import print_sheet
-    from rmtllmf_jax.training.users import load_user
+    from rmtllmf_jax.runs.users import load_user
 
     vectors = []
     for record in records.values():

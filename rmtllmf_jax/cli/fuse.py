@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rmtllmf_jax.cli.method_options import parse_options
-from rmtllmf_jax.cli.run_folder import working_in
 from rmtllmf_jax.common.progress import note
+from rmtllmf_jax.runs.folder import working_in
 
 if TYPE_CHECKING:
     from rmtllmf_jax.fusion.files.fusing import Fusing

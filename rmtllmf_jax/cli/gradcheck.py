@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, default_cache
-from rmtllmf_jax.cli.run_inputs import load_run, read_users
+from rmtllmf_jax.cli.options import Cache
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -20,6 +18,7 @@ from rmtllmf_jax.common.errors import (
     require_non_negative,
     require_seed,
 )
+from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
@@ -267,20 +266,24 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
     be used.
     """
     from rmtllmf_jax.cli.random_users import TASKS, random_inputs
+    from rmtllmf_jax.runs import open_run
     from rmtllmf_jax.sweep.objective import objective_of
 
     if options.out is None:
         combination = _combination(options.combination, TASKS)
         inputs = random_inputs(options.seed)
     else:
-        setting, records, names = read_users(
-            options.out, (), model=options.model, data=options.data
+        run = open_run(
+            options.out,
+            model=options.model,
+            data=options.data,
+            cache_dir=options.cache_dir,
+            # Finite differences of a score in bfloat16 would be rounding and nothing else.
+            dtype="float32",
         )
-        combination = _combination(options.combination, names)
-        settings.channel(len(names))
-        # Finite differences of a score in bfloat16 would be rounding and nothing else.
-        setting = replace(setting, dtype="float32")
-        inputs = load_run(options.out, setting, records, names, options.cache_dir)
+        combination = _combination(options.combination, run.names)
+        settings.channel(len(run.names))
+        inputs = run.inputs()
     return objective_of(
         inputs,
         settings,

@@ -14,7 +14,7 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
     from rmtllmf_jax.fusion import TaskVector
-    from rmtllmf_jax.training.users import Setting
+    from rmtllmf_jax.runs.config import RunConfig
 
 PUBLISHED = "tanganke"
 """Name of the eight published models fine-tuned from CLIP ViT-B/16, one a task."""
@@ -59,13 +59,13 @@ def published(task: str) -> str:
     return f"{PUBLISHED}/clip-vit-base-patch16_{task_facts(task).finetuned}"
 
 
-def import_published(setting: Setting, tasks: tuple[str, ...], folder: Path) -> None:
+def import_published(config: RunConfig, tasks: tuple[str, ...], folder: Path) -> None:
     """Import the published models of tasks, those alone that are not there yet."""
     from rmtllmf_jax.training.task_models import import_vector, is_imported
 
     for task in tasks:
-        if not is_imported(setting.model_hash, task, folder):
-            vector = import_vector(setting.model, published(task), task, folder)
+        if not is_imported(config.model_hash, task, folder):
+            vector = import_vector(config.model, published(task), task, folder)
             note(f"{task}: imported {published(task)}: {_summary(vector)}")
 
 

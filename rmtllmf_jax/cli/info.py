@@ -8,9 +8,16 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rmtllmf_jax.cli.environment import devices, extras, settings, use_compilation_cache, versions
-from rmtllmf_jax.cli.options import Cache, default_cache, default_of
+from rmtllmf_jax.cli.options import Cache, default_of
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.runs.environment import (
+    default_cache,
+    devices,
+    extras,
+    settings,
+    use_compilation_cache,
+    versions,
+)
 
 VARIABLES = {
     "XDG_CACHE_HOME": "folder of the default of --cache-dir",

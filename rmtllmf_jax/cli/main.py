@@ -25,7 +25,7 @@ from typing import Annotated, Any, NoReturn, Protocol, TextIO, runtime_checkable
 import tyro
 
 from rmtllmf_jax.cli.channel import Channel
-from rmtllmf_jax.cli.completion import Completion
+from rmtllmf_jax.cli.completion import Completion, completion_script
 from rmtllmf_jax.cli.doctor import Doctor
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
@@ -54,7 +54,7 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: Mapping[str, type[Command]] = {
+COMMANDS: Mapping[str, type[Command | Completion]] = {
     "reproduce": Reproduce,
     "finetune": Finetune,
     "sweep": Sweep,
@@ -96,12 +96,12 @@ def _defaults(changes: Mapping[str, Any]) -> Reproduce:
     return options
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str]) -> Command | Completion:
     """Return the sub-command that the arguments describe."""
     return _read(argv)[0]
 
 
-def _read(argv: Sequence[str]) -> tuple[Command, bool]:
+def _read(argv: Sequence[str]) -> tuple[Command | Completion, bool]:
     """Return the sub-command that the arguments describe, and if it is to be quiet."""
     words = [word for word in argv if word != _QUIET]
     if words == ["--version"]:
@@ -311,7 +311,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _results_alone() if quiet else _progress_in_log(),
                 stopping(),
             ):
-                command.run()
+                if isinstance(command, Completion):
+                    print(completion_script(command.shell, parse), end="")
+                else:
+                    command.run()
         except InputError as error:
             _refuse(str(error))
         except KeyboardInterrupt as stop:

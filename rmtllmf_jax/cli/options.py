@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +17,6 @@ from rmtllmf_jax.training.recipes import FINETUNE, REALIGN
 def default_of(option: Field[Any]) -> Any:
     """Return a fresh default of a dataclass's field, `dataclasses.MISSING` if it must be given."""
     return option.default if option.default_factory is MISSING else option.default_factory()
-
-
-def default_cache() -> Path:
-    """Return the user's cache folder for this program; it begins with `~` if there is no home."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "rmtllmf"
 
 
 Out = Annotated[Path, tyro.conf.arg(help="Run folder: everything is kept there, and gone on from.")]

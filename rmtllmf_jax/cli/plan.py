@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rmtllmf_jax.cli.reproduce import Reproduce
-    from rmtllmf_jax.cli.sweep import Sweep
     from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
     from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.runs import Run, SweepInputs
     from rmtllmf_jax.sweep.cost import Speed
     from rmtllmf_jax.sweep.grid import Grid
     from rmtllmf_jax.sweep.plan import Plan
@@ -75,22 +75,20 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
 
 
-def sweep_dry_run(options: Sweep) -> None:
-    """Print the plan of `rmtllmf sweep`, on the models and images of its run folder.
-
-    **Raises:** `InputError` for what the sweep itself would refuse, before any work.
-    """
-    from rmtllmf_jax.cli.run_inputs import load_run, read_users
-    from rmtllmf_jax.cli.sweep import check, layout_of
+def sweep_dry_run(
+    run: Run,
+    inputs: SweepInputs,
+    settings: Settings,
+    grid: Grid,
+    cells_at_once: int,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print the plan of `rmtllmf sweep`, on the models and images of its run folder."""
     from rmtllmf_jax.sweep.plan import OwnTask, plan
     from rmtllmf_jax.training.presets import Preset
     from rmtllmf_jax.training.recipes import Recipe
 
-    setting, records, names = read_users(
-        options.out, options.tasks, model=options.model, data=options.data
-    )
-    settings, grid = check(options, names, options.seed)
-    inputs = load_run(options.out, setting, records, names, options.cache_dir, remat=options.remat)
     tasks = tuple(
         OwnTask(
             task.name,
@@ -101,19 +99,20 @@ def sweep_dry_run(options: Sweep) -> None:
         )
         for task in inputs.data
     )
-    recipe = Recipe(**records[names[0]].recipe)
+    config = run.config
+    recipe = Recipe(**run.users[run.names[0]].recipe)
     numbers = plan(
-        _with_vision(setting.model, inputs.backbone.module.shape),
-        Preset(recipe, settings.realign, model=setting.model, image_size=setting.image_size),
+        _with_vision(config.model, inputs.backbone.module.shape),
+        Preset(recipe, settings.realign, model=config.model, image_size=config.image_size),
         tasks,
         grid,
         settings,
         ready_vectors=True,
-        validation_fraction=setting.validation_fraction,
-        cells_at_once=layout_of(options, inputs, settings).cells_in_memory,
+        validation_fraction=config.validation_fraction,
+        cells_at_once=cells_at_once,
         heads=False,
     )
-    _show(numbers, options.json)
+    _show(numbers, as_json)
 
 
 def _show(plan: Plan, as_json: bool) -> None:
@@ -137,12 +136,12 @@ def _with_vision(model: str, vision: ViTShape) -> CLIPShape | ViTShape:
 def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
     from dataclasses import replace
 
-    from rmtllmf_jax.cli.finetune import compute_dtype
     from rmtllmf_jax.common.errors import InputError
     from rmtllmf_jax.models.backbone import at_size
     from rmtllmf_jax.models.configs import published_config, read_config
     from rmtllmf_jax.models.hub import in_cache, local_directory
     from rmtllmf_jax.models.shapes import CLIPShape
+    from rmtllmf_jax.runs.config import compute_dtype
 
     if in_cache(options.model):
         config = read_config(local_directory(options.model) / "config.json")
@@ -167,7 +166,7 @@ def find_devices() -> Devices:
     """Return what JAX runs on. On a GPU the memory is what JAX may take, not all there is."""
     import jax
 
-    from rmtllmf_jax.cli.environment import memory_of
+    from rmtllmf_jax.runs.environment import memory_of
 
     first = jax.local_devices()[0]
     cpu = first.platform == "cpu"

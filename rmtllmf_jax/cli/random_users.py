@@ -14,7 +14,7 @@ from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.shapes import ViTShape
 from rmtllmf_jax.models.vit import VisionTransformer
-from rmtllmf_jax.sweep.inputs import SweepInputs
+from rmtllmf_jax.runs.inputs import SweepInputs
 
 TASKS = ("first", "second", "third")
 _IMAGES, _CLASSES = 64, 4

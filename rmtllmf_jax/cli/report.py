@@ -35,9 +35,9 @@ class Report:
 
 def _so_far(run: Path) -> Path:
     """Write the tables of what is finished of the sweep under way; return their folder."""
-    from rmtllmf_jax.cli.run_folder import UNDER_WAY
     from rmtllmf_jax.common.errors import InputError
     from rmtllmf_jax.common.files import read_json, write_json
+    from rmtllmf_jax.runs.folder import UNDER_WAY
     from rmtllmf_jax.sweep.so_far import results_so_far
     from rmtllmf_jax.sweep.tables import write_table
 

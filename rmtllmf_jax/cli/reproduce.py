@@ -9,10 +9,10 @@ from typing import Any, get_origin, get_type_hints
 
 import tyro
 
-from rmtllmf_jax.cli.environment import use_compilation_cache
-from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions, default_cache
-from rmtllmf_jax.cli.run_folder import working_in
+from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.runs.folder import working_in
 from rmtllmf_jax.training.presets import DEMO, PRESETS, Preset
 
 DEMO_NAME, VIT = "demo", "vit-tiny"
@@ -73,6 +73,7 @@ class Reproduce(FinetuneOptions, SweepOptions):
         from rmtllmf_jax.cli.finetune import finetune
         from rmtllmf_jax.cli.report import report
         from rmtllmf_jax.cli.sweep import check, sweep
+        from rmtllmf_jax.runs import open_run
 
         if self.json and not self.dry_run:
             raise InputError("--json needs --dry-run; the results are those of the report.")
@@ -85,7 +86,8 @@ class Reproduce(FinetuneOptions, SweepOptions):
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
             finetune(self, self.out, self.seed, self.cache_dir)
-            sweep(self, self.out, self.tasks, self.seed, self.cache_dir)
+            run = open_run(self.out, self.tasks, cache_dir=self.cache_dir, remat=self.remat)
+            sweep(self, run, self.seed)
             report(self.out)
 
 

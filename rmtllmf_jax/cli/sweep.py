@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
-from rmtllmf_jax.cli.run_folder import UNDER_WAY, set_aside, working_in
-from rmtllmf_jax.cli.run_inputs import load_run, read_users
+from rmtllmf_jax.cli.options import Cache, Out, SweepOptions
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.progress import note
+from rmtllmf_jax.runs.environment import default_cache, provenance, use_compilation_cache
+from rmtllmf_jax.runs.folder import UNDER_WAY, set_aside, working_in
 
 if TYPE_CHECKING:
+    from rmtllmf_jax.runs import Run
+    from rmtllmf_jax.runs.inputs import SweepInputs
     from rmtllmf_jax.sweep.axis import Axis
     from rmtllmf_jax.sweep.grid import Grid
-    from rmtllmf_jax.sweep.inputs import SweepInputs
     from rmtllmf_jax.sweep.layout import Layout
     from rmtllmf_jax.sweep.settings import Settings
 
@@ -68,21 +68,32 @@ class Sweep(SweepOptions):
         if self.dry_run:
             from rmtllmf_jax.cli.plan import sweep_dry_run
 
-            sweep_dry_run(self)
+            run = self.opened()
+            settings, grid = check(self, run.names, self.seed)
+            inputs = run.inputs()
+            at_once = layout_of(self, inputs, settings).cells_in_memory
+            sweep_dry_run(run, inputs, settings, grid, at_once, as_json=self.json)
             return
         use_compilation_cache(self.cache_dir)
         place = join(self)
         with working_in(self.out) if place[0] == 0 else nullcontext():
-            sweep(
-                self,
-                self.out,
-                self.tasks,
-                self.seed,
-                self.cache_dir,
-                place,
-                model=self.model,
-                data=self.data,
-            )
+            sweep(self, self.opened(), self.seed, place)
+
+    def opened(self) -> Run:
+        """Return the run folder whose users send.
+
+        **Raises:** `InputError` as `open_run`.
+        """
+        from rmtllmf_jax.runs import open_run
+
+        return open_run(
+            self.out,
+            self.tasks,
+            model=self.model,
+            data=self.data,
+            cache_dir=self.cache_dir,
+            remat=self.remat,
+        )
 
 
 def join(options: Sweep) -> tuple[int, int]:
@@ -263,21 +274,8 @@ def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Set
     return settings, grid
 
 
-def sweep(
-    options: SweepOptions,
-    out: Path,
-    tasks: tuple[str, ...],
-    seed: int,
-    cache_dir: Path,
-    place: tuple[int, int] = (0, 1),
-    *,
-    model: str | None = None,
-    data: Path | None = None,
-) -> None:
-    """Run the grid on a run folder's users and write its tables, as one process of `place`.
-
-    `model` and `data` as for `read_users`.
-    """
+def sweep(options: SweepOptions, run: Run, seed: int, place: tuple[int, int] = (0, 1)) -> None:
+    """Run the grid on a run folder's users and write its tables, as one process of `place`."""
     from rmtllmf_jax.common.credentials import without_credentials
     from rmtllmf_jax.common.files import content_hash, write_json
     from rmtllmf_jax.sweep.engine import Engine
@@ -286,17 +284,17 @@ def sweep(
     from rmtllmf_jax.sweep.trackers import get_tracker
 
     started = time.time()
-    setting, records, names = read_users(out, tasks, model=model, data=data)
-    settings, grid = check(options, names, seed)
-    inputs = load_run(out, setting, records, names, cache_dir, remat=options.remat)
+    out = run.path
+    settings, grid = check(options, run.names, seed)
+    inputs = run.inputs()
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     root = options.store or str(out / "sweep")
     store = f"{root if '://' in root else Path(root).absolute()}/{key}"
     layout = layout_of(options, inputs, settings, place)
     configuration: dict[str, Any] = {
         **provenance(),
-        "tasks": names,
-        "users": {"setting": asdict(setting), "recipe": records[names[0]].recipe},
+        "tasks": run.names,
+        "users": run.summary(),
         "settings": asdict(settings),
         "grid": asdict(grid),
         "layout": {

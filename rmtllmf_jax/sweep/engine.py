@@ -16,10 +16,11 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.task_data import Rows
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
-from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets, shot_pool, task_shots
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
 from rmtllmf_jax.sweep.programs import Merges, build_programs
+from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool, task_shots
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 from rmtllmf_jax.training.batches import balanced_batches

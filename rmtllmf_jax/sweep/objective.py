@@ -10,7 +10,8 @@ from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import ChannelPreset
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
-from rmtllmf_jax.sweep.inputs import SweepInputs, evaluation_sets
+from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import user_kappa
 

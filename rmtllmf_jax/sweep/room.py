@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from rmtllmf_jax.models.shapes import ViTShape
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.cost import FLOAT, activation_bytes
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.settings import Settings
 
 MOST = 8

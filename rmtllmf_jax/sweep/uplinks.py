@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import uplink
 from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import error_covariance, user_mse
 from rmtllmf_jax.sweep.grid import Cell
-from rmtllmf_jax.sweep.inputs import SweepInputs
 from rmtllmf_jax.sweep.settings import Settings
 
 # Folded into the root key, so that channel and parameter noise are independent.

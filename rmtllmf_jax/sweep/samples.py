@@ -1,86 +1,18 @@
-"""What a sweep starts from: base model, task vectors, heads, and the samples of every task."""
+"""The samples of every task that a sweep evaluates and realigns on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64, PyTree
+from jaxtyping import Int64
 
-from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.splits import evaluation_subset, few_shot
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set, even_batch
-from rmtllmf_jax.models.backbone import Backbone
-from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.realign import Shots
-from rmtllmf_jax.training.users import UserRecord, load_user
-
-
-@dataclass(frozen=True)
-class SweepInputs:
-    """Arrays of a sweep; task q of `tasks` is the user q of every channel draw."""
-
-    tasks: tuple[str, ...]
-    backbone: Backbone
-    base: PyTree
-    vectors: PyTree[Float[Array, "users ..."]]
-    heads: Head
-    data: tuple[TaskData, ...]
-    fingerprint: dict[str, object]
-    """Contents that the results depend on."""
-
-    def finetuned(self, user: int) -> PyTree:
-        """Return one user's fine-tuned parameters."""
-        return fusion.add_to_base(self.base, fusion.unstack(self.vectors)[user], 1.0)
-
-
-def load_inputs(
-    run: Path,
-    backbone: Backbone,
-    base: PyTree,
-    data: tuple[TaskData, ...],
-    records: dict[str, UserRecord],
-    setting_key: dict[str, object],
-) -> SweepInputs:
-    """Read the users' artefacts of a run folder and form their task vectors.
-
-    **Raises:** `InputError` that names a missing or damaged file, or a task whose classes are
-    more or fewer than those that it was fine-tuned on.
-    """
-    vectors, heads = [], []
-    fingerprint: dict[str, object] = {"setting": setting_key, "tasks": {}}
-    users = {}
-    for task in data:
-        record = records[task.name]
-        if len(task.classes) != record.classes:
-            raise InputError(
-                f"task {task.name!r} has {len(task.classes)} classes, and the run was fine-tuned "
-                f"on {record.classes}: these are other images; name the place of the run's own."
-            )
-        finetuned, head = load_user(run, record, base, backbone.width)
-        vectors.append(fusion.TaskVector.between(finetuned, base).tree)
-        heads.append(head)
-        users[task.name] = {
-            **record.hashes(run),
-            "train": task.train.split.fingerprint,
-            "test": task.test.split.fingerprint,
-        }
-    fingerprint["tasks"] = users
-    return SweepInputs(
-        tuple(task.name for task in data),
-        backbone,
-        base,
-        fusion.stack(vectors),
-        stack_heads(heads),
-        data,
-        fingerprint,
-    )
 
 
 def evaluation_sets(

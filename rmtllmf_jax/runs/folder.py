@@ -16,8 +16,10 @@ UNDER_WAY = "sweeping.json"
 """What `run.json` will be, from a sweep's start to its end."""
 EARLIER = "earlier"
 """Folder of the tables and reports of other configurations, each in a folder of its own."""
-_RESULTS, _RUN = "results.parquet", "run.json"
-_TABLES = (_RESULTS, "cosines.parquet", "scales.parquet", "report", _RUN)
+RUN = "run.json"
+"""How the tables of a folder came about."""
+_RESULTS = "results.parquet"
+_TABLES = (_RESULTS, "cosines.parquet", "scales.parquet", "report", RUN)
 _LOCK = ".lock"
 
 
@@ -68,7 +70,7 @@ def set_aside(out: Path, configuration: Mapping[str, Any]) -> Path | None:
     """
     name, before = _name_of(configuration), None
     if (
-        any((out / each).exists() for each in (_RESULTS, _RUN))
+        any((out / each).exists() for each in (_RESULTS, RUN))
         and (seen := _name_there(out)) != name
     ):
         before = out / EARLIER / seen
@@ -90,7 +92,7 @@ def _move(here: Path, there: Path) -> None:
 
 def _name_there(out: Path) -> str:
     try:
-        return _name_of(read_json(out / _RUN))
+        return _name_of(read_json(out / RUN))
     except (InputError, KeyError, TypeError):  # of another program
         return file_hash(out / _RESULTS)[:16]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,15 @@ from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
-from rmtllmf_jax.models.processor import Fit, Resample
 from rmtllmf_jax.models.weights import load_tree, require_finite, save_tree
+from rmtllmf_jax.runs.config import (
+    HEADS,
+    MANIFEST,
+    RunConfig,
+    UserRecord,
+    load_manifest,
+    write_manifest,
+)
 from rmtllmf_jax.training.task_models import TaskModels
 from rmtllmf_jax.training.user_heads import (
     MakeHead,
@@ -32,85 +38,12 @@ from rmtllmf_jax.training.user_heads import (
     zero_shot_heads,
 )
 
-MANIFEST = "finetuned.json"
-HEADS = ("lda", "zero-shot")
-"""Shrinkage LDA on the base model's features, or the text tower's embeddings of class prompts."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all users share, and what the artefacts' names are hashed from."""
-
-    model: str
-    """Directory or hub id of the pretrained model."""
-    model_hash: str
-    """SHA-256 of its weights."""
-    data: str | None
-    """Folder of the data, if it is in one."""
-    image_size: int
-    validation_fraction: float
-    seed: int
-    source: str = "folder"
-    """Where the images come from, one of `data.sources.SOURCES`."""
-    head: str = "lda"
-    """Kind of the frozen heads, one of `HEADS`."""
-    prompts: str = "ensemble"
-    """Prompts of zero-shot heads, one of `data.prompts.PROMPTS`."""
-    fit: Fit = "crop"
-    """How images become squares."""
-    normalise: bool = True
-    """Whether images are normalised with the model's own mean and standard deviation."""
-    dtype: str = "float32"
-    """What the image tower computes in, one of `models.shapes.DTYPES`."""
-    resample: Resample = "bicubic"
-    """Filter by which images are resized."""
-    tower: str = ""
-    """`Backbone.fingerprint`: what else the features depend on; empty in runs from before it."""
-
-    def key(self) -> dict[str, Any]:
-        """Return what the numbers depend on: contents, not places.
-
-        Options at their defaults are left out if there were artefacts before there was the option.
-        """
-        values = asdict(self)
-        del values["model"], values["data"], values["source"]
-        if self.head != "zero-shot":
-            del values["prompts"]
-        for field in fields(self):
-            if field.default is not MISSING and values.get(field.name) == field.default:
-                del values[field.name]
-        return values
-
-
-@dataclass(frozen=True)
-class UserRecord:
-    """One task's artefacts, relative to the run folder, and what they reached on validation.
-
-    The checksums are SHA-256 of the two files, empty in runs from before there were any.
-    """
-
-    head: str
-    finetuned: str
-    classes: int
-    recipe: dict[str, Any]
-    base_validation_accuracy: float
-    finetuned_validation_accuracy: float
-    head_sha256: str = ""
-    finetuned_sha256: str = ""
-
-    def hashes(self, run: Path) -> dict[str, str]:
-        """Return the checksums of head and fine-tuned model, of the files where none are kept."""
-        return {
-            "head": self.head_sha256 or file_hash(run / self.head),
-            "finetuned": self.finetuned_sha256 or file_hash(run / self.finetuned),
-        }
-
 
 def train_users(
     backbone: Backbone,
     base: PyTree,
     tasks: Sequence[TaskData],
-    setting: Setting,
+    config: RunConfig,
     models: TaskModels,
     run: Path,
     report: Callable[[str, UserRecord], None] = lambda task, record: None,
@@ -122,7 +55,7 @@ def train_users(
 
     **Raises:** `InputError` from training or importing, or that names a damaged artefact.
     """
-    make = _head_maker(backbone, base, setting, run)
+    make = _head_maker(backbone, base, config, run)
     heads = {task.name: make(task) for task in tasks}
     # Padded to one shape, so that one compiled step serves every task.
     stacked = stack_heads([head for head, _ in heads.values()])
@@ -130,34 +63,18 @@ def train_users(
     for index, task in enumerate(tasks):
         head = jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
         head_path = heads[task.name][1]
-        record = _train_user(backbone, base, task, head, head_path, setting, models, run)
+        record = _train_user(backbone, base, task, head, head_path, config, models, run)
         records[task.name] = record
-        _write_manifest(run, setting, {task.name: record})
+        write_manifest(run, config, {task.name: record})
         report(task.name, record)
     return records
 
 
-def _head_maker(backbone: Backbone, base: PyTree, setting: Setting, run: Path) -> MakeHead:
+def _head_maker(backbone: Backbone, base: PyTree, config: RunConfig, run: Path) -> MakeHead:
     folder = run / "heads"
-    if require_known("head", setting.head, HEADS) == "lda":
-        return closed_form_heads(backbone, base, setting.key(), folder)
-    return zero_shot_heads(local_directory(setting.model), setting.prompts, folder)
-
-
-def load_manifest(run: Path) -> tuple[Setting, dict[str, UserRecord]]:
-    """Return what `train_users` finished in a run folder.
-
-    **Raises:** `InputError` if there is nothing, or the manifest cannot be used.
-    """
-    path = run / MANIFEST
-    if not path.exists():
-        raise InputError(f"{path}: no such file; run `rmtllmf finetune --out {run}` first.")
-    try:
-        content = read_json(path)
-        users = {task: UserRecord(**record) for task, record in content["users"].items()}
-        return Setting(**content["setting"]), users
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a manifest of this version ({error}).") from error
+    if require_known("head", config.head, HEADS) == "lda":
+        return closed_form_heads(backbone, base, config.key(), folder)
+    return zero_shot_heads(local_directory(config.model), config.prompts, folder)
 
 
 def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[PyTree, Head]:
@@ -186,14 +103,14 @@ def _train_user(
     task: TaskData,
     head: Head,
     head_path: Path,
-    setting: Setting,
+    config: RunConfig,
     models: TaskModels,
     run: Path,
 ) -> UserRecord:
     made_from = models.key(task.name)
     # A closed-form head's name covers the images that it was made from; a zero-shot head has none.
-    data = {} if setting.head == "lda" else {"data": task.train.split.fingerprint}
-    key = content_hash({"head": head_path.name, **data, **made_from, **setting.key()})
+    data = {} if config.head == "lda" else {"data": task.train.split.fingerprint}
+    key = content_hash({"head": head_path.name, **data, **made_from, **config.key()})
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
     summary = path.with_suffix(".json")
     if path.exists() and summary.exists():
@@ -244,17 +161,3 @@ def _accuracy(backbone: Backbone, params: PyTree, head: Head, rows: Rows) -> flo
     features = extract_features(backbone, params, rows.images, description="validation")
     logits = head(jnp.asarray(features))
     return float(np.mean(np.asarray(jnp.argmax(logits, axis=1)) == rows.labels))
-
-
-def _write_manifest(run: Path, setting: Setting, new: dict[str, UserRecord]) -> None:
-    """Add records to the manifest; another setting starts a new one."""
-    users: dict[str, UserRecord] = {}
-    if (run / MANIFEST).exists():
-        before, known = load_manifest(run)
-        users = known if before.key() == setting.key() else {}
-    users = dict(sorted((users | new).items()))
-    content = {
-        "setting": asdict(setting),
-        "users": {task: asdict(record) for task, record in users.items()},
-    }
-    write_json(run / MANIFEST, content)

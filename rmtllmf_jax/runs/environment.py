@@ -32,6 +32,12 @@ EXTRAS = {
 rmtllmf-jax[hub]`."""
 
 
+def default_cache() -> Path:
+    """Return the user's cache folder for this program; it begins with `~` if there is no home."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "rmtllmf"
+
+
 def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs on disk, so that the next run starts at once.
 

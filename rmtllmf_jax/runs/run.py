@@ -1,0 +1,183 @@
+"""A run folder as an object: its users, and what they are read into, each at its first use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Array, Float, PyTree
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.data.task_data import TaskData
+from rmtllmf_jax.data.tasks import validate_tasks
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.hub import local_directory
+from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
+from rmtllmf_jax.runs.environment import default_cache
+from rmtllmf_jax.runs.folder import RUN
+from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.runs.users import load_user
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `open_run` found; models and images are read when they are first asked for.
+
+    All of it raises `InputError`: if model or images are not where they were, if the model is
+    another than the run was made with, and for a missing or damaged file, which is named.
+    """
+
+    path: Path
+    config: RunConfig
+    """What all users share; model and data where they are now."""
+    users: Mapping[str, UserRecord]
+    """By task, sorted: user q of every channel draw sends the q-th."""
+    cache_dir: Path
+    """Folder of decoded images."""
+    remat: bool = False
+    """Compute activations again in the backward pass."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.users)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The image tower without its parameters."""
+        return self._tower[0]
+
+    @property
+    def base(self) -> PyTree:
+        """The pretrained parameters of the image tower."""
+        return self._tower[1]
+
+    @cached_property
+    def tasks(self) -> tuple[TaskData, ...]:
+        """The images of every task, memory-mapped."""
+        data = self.config.data
+        if data is not None and not Path(data).exists():
+            raise InputError(
+                f"{data}: no such folder; the run's images were there: give their new place with "
+                "--data."
+            )
+        found = self.config.load_tasks(self.names, self.cache_dir)
+        for task in found:
+            if len(task.classes) != (known := self.users[task.name].classes):
+                raise InputError(
+                    f"task {task.name!r} has {len(task.classes)} classes, and the run was "
+                    f"fine-tuned on {known}: these are other images; name the place of the run's "
+                    "own."
+                )
+        return found
+
+    @cached_property
+    def vectors(self) -> PyTree[Float[Array, "users ..."]]:
+        """The task vectors, fine-tuned minus base parameters, stacked over the users."""
+        between = fusion.TaskVector.between
+        return fusion.stack([between(model, self.base).tree for model, _ in self._models])
+
+    @property
+    def heads(self) -> Head:
+        """The frozen heads, padded and stacked over the users."""
+        return stack_heads([head for _, head in self._models])
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """What `run.json` says of the folder's tables, `None` before the first sweep."""
+        path = self.path / RUN
+        return read_json(path) if path.exists() else None
+
+    def summary(self) -> dict[str, Any]:
+        """Return how the users came about, for the provenance of what is made of them."""
+        return {"setting": asdict(self.config), "recipe": self.users[self.names[0]].recipe}
+
+    def finetuned(self, task: str) -> PyTree:
+        """Return the fine-tuned parameters of a task's user."""
+        return self._models[self.names.index(task)][0]
+
+    def inputs(self) -> SweepInputs:
+        """Return all of it as a sweep or an objective takes it."""
+        self.require_model()  # the cheap refusals first
+        tasks = self.tasks
+        users = {
+            task.name: {
+                **self.users[task.name].hashes(self.path),
+                "train": task.train.split.fingerprint,
+                "test": task.test.split.fingerprint,
+            }
+            for task in tasks
+        }
+        return SweepInputs(
+            self.names,
+            self.backbone,
+            self.base,
+            self.vectors,
+            self.heads,
+            tasks,
+            {"setting": self.config.key(), "tasks": users},
+        )
+
+    def require_model(self) -> None:
+        """Check that the pretrained model is where it was, and what it was."""
+        _ = self._tower
+
+    @cached_property
+    def _tower(self) -> tuple[Backbone, PyTree]:
+        try:
+            local_directory(self.config.model)
+        except InputError as error:
+            moved = "If it was moved, give its new place with --model."
+            raise InputError(f"{error} {moved}") from error
+        self.config.require_same_weights()
+        backbone, base = self.config.load_tower(self.remat)
+        self.config.require_same_tower(backbone)
+        return backbone, base
+
+    @cached_property
+    def _models(self) -> list[tuple[PyTree, Head]]:
+        width = self.backbone.width
+        return [load_user(self.path, user, self.base, width) for user in self.users.values()]
+
+
+def open_run(
+    path: str | os.PathLike[str],
+    tasks: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    data: Path | None = None,
+    dtype: str | None = None,
+    cache_dir: Path | None = None,
+    remat: bool = False,
+) -> Run:
+    """Return the run of a folder that `rmtllmf finetune` or `reproduce` made.
+
+    **Arguments:**
+
+    - `tasks`: names; none is all that were fine-tuned.
+    - `model`, `data`: where these are now, if they were moved.
+    - `dtype`: what the image tower computes in, in place of what it was fine-tuned in.
+    - `cache_dir`: folder of decoded images; the user's cache folder unless given.
+
+    **Raises:** `InputError` if the folder has no users, or a task is unknown or named twice.
+    """
+    folder = Path(path)
+    config, records = load_manifest(folder)
+    changes: dict[str, Any] = {} if model is None else {"model": model}
+    changes |= {} if data is None else {"data": str(data.expanduser())}
+    changes |= {} if dtype is None else {"dtype": dtype}
+    names = sorted(validate_tasks(tuple(tasks) or tuple(records), records))
+    return Run(
+        folder,
+        replace(config, **changes),
+        {name: records[name] for name in names},
+        cache_dir or default_cache(),
+        remat,
+    )
