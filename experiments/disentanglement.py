@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from figures_disentanglement import by_size, pairs_figure, sizes_figure
 from journal import Journal
 from study import Users, load, made_by, write_figure
 
@@ -53,7 +54,6 @@ from rmtllmf_jax.evaluation.disentanglement import (
     wde_terms,
 )
 from rmtllmf_jax.evaluation.distances import get_distance
-from rmtllmf_jax.report.disentanglement import by_size, pairs_figure, sizes_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache

@@ -14,7 +14,7 @@ Asked of it: up to which MSE the theory is right, whether those of the preset ar
 whether beyond it fails by the ratio's own law (R is no Gaussian) or by the model's curvature.
 
 Written to results/hypothesis_test/: README.md, results.csv (a row a combination, task and MSE;
-columns: `COLUMNS` and `level_columns` of rmtllmf_jax/report/hypothesis.py), and the figures spread,
+columns: `COLUMNS` and `level_columns` of figures_hypothesis.py), and the figures spread,
 rejection, levels and flips (PNG and SVG). What is finished is kept in the run folder, so that a
 killed run goes on. --quick is two tasks, 8 images, 5 levels and 16 draws: a few minutes on two
 cores.
@@ -43,6 +43,15 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from figures_hypothesis import (
+    COLUMNS,
+    first_order_holds_up_to,
+    flip_figure,
+    level_columns,
+    level_figure,
+    rejection_figure,
+    spread_figure,
+)
 from journal import Journal
 from matplotlib.figure import Figure
 from study import Users, load, made_by, write_figure
@@ -59,15 +68,6 @@ from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
 from rmtllmf_jax.evaluation.accuracy import evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
-from rmtllmf_jax.report.hypothesis import (
-    COLUMNS,
-    first_order_holds_up_to,
-    flip_figure,
-    level_columns,
-    level_figure,
-    rejection_figure,
-    spread_figure,
-)
 from rmtllmf_jax.report.markdown import table as markdown
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache

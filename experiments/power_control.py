@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 import tyro
+from figures_learned import power_figure
 from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
@@ -41,7 +42,6 @@ from rmtllmf_jax.common.errors import require_at_least, require_known
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
-from rmtllmf_jax.report.learned import power_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet

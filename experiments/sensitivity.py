@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from figures_learned import sensitivity_figure
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, gradients
@@ -39,7 +40,6 @@ from rmtllmf_jax.common.errors import require_at_least, require_known
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
-from rmtllmf_jax.report.learned import sensitivity_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TinyRun
+from figures_disentanglement import by_size, pairs_figure, sizes_figure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,6 @@ from rmtllmf_jax.evaluation.disentanglement import (
 from rmtllmf_jax.evaluation.distances import kl_divergence, log_probabilities
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
-from rmtllmf_jax.report.disentanglement import by_size, pairs_figure, sizes_figure
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid

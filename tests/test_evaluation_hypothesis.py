@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import figures_hypothesis as figures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,6 @@ from rmtllmf_jax.evaluation.logit_jacobian import (
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
-from rmtllmf_jax.report import hypothesis as figures
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -60,7 +60,7 @@ def html_page(
     - `plates`: the figures, each with its SVG file's text.
     - `skipped`: which figures are missing, and why.
     - `sheets`: tables of numbers.
-    - `paper`: the table "paper | ours | why different".
+    - `paper`: the table "paper | ours".
     - `run`: the content of `run.json`.
     """
     sections = {

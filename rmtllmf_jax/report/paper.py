@@ -1,6 +1,6 @@
 """The paper's numbers next to a run's: R-MTLLMF (arXiv 2411.18220), CLIP ViT-B/16, eight tasks.
 
-"why different" holds what the run's own tables and configuration say, see `paper_reasons.py`.
+Why they differ is for whoever ran it to say: `experiments/` does, each in its own words.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report import paper_reasons as reasons
 from rmtllmf_jax.report.order import PROTECTIONS, SCENARIOS
 from rmtllmf_jax.report.paper_facts import Facts
 from rmtllmf_jax.report.sheets import Sheet
 
 MISSING = "not in this run"
 
-Row = tuple[str, str, str, str]
+Row = tuple[str, str, str]
 
 # (scenario, protection) -> per cent as printed.
 _ACCURACIES = {
@@ -38,22 +37,19 @@ _NOISY = ("ideal", "sum_rate", "strongest_user")
 def paper_sheet(
     results: pd.DataFrame, cosines: pd.DataFrame | None, run: Mapping[str, Any]
 ) -> Sheet:
-    """Return the table "paper | ours | why different" of a run.
+    """Return the table "paper | ours" of a run.
 
     `run` is the content of `run.json`. Ours are means over combinations, draws and seeds ± one
     sample standard deviation, of task arithmetic without an axis.
     """
     facts = Facts.of(results, cosines, run)
-    settings = reasons.settings(facts)
-    rows = [(setting.what, setting.paper, setting.ours, setting.why) for setting in settings]
+    parts = (_accuracies, _mses, _snrs, _cosines, _ratios, _halves)
+    rows = [row for part in parts for row in part(facts)]
     if facts.results.empty:
-        rows.append(("Every measured number", "-", MISSING, "No task arithmetic without an axis."))
-    else:
-        for part in (_accuracies, _mses, _snrs, _cosines, _ratios, _halves):
-            rows += part(facts)
-    header = ["quantity", "paper", "ours", "why different"]
+        rows = [("Every measured number (task arithmetic, no axis)", "-", MISSING)]
+    header = ["quantity", "paper", "ours"]
     title = "The paper's numbers and this run's"
-    return Sheet(title, header, [list(row) for row in rows], names=4)
+    return Sheet(title, header, [list(row) for row in rows], names=3)
 
 
 def _accuracies(facts: Facts) -> Iterator[Row]:
@@ -64,9 +60,8 @@ def _accuracies(facts: Facts) -> Iterator[Row]:
             return _mean(100 * facts.scores(*kind), ".1f")
 
         scores = facts.scores(scenario, protection)
-        why = reasons.accuracy(facts, scenario, protection, printed) if len(scores) else ""
         cells = f", {len(scores)} cells" if len(scores) else ""
-        yield what, printed, _with_informative(facts, ours) + cells, why
+        yield what, printed, _with_informative(facts, ours) + cells
 
 
 def _mses(facts: Facts) -> Iterator[Row]:
@@ -76,8 +71,7 @@ def _mses(facts: Facts) -> Iterator[Row]:
         attacked = facts.attacked_mse() if scenario == "strongest_user" else None
         if attacked is not None:
             ours += f"; the attacked user alone {_mean(attacked, '.3g')}"
-        why = reasons.mse(facts, scenario) if len(table) else ""
-        yield f"{_name(scenario)}: average MSE", printed, ours, why
+        yield f"{_name(scenario)}: average MSE", printed, ours
 
 
 def _snrs(facts: Facts) -> Iterator[Row]:
@@ -85,8 +79,7 @@ def _snrs(facts: Facts) -> Iterator[Row]:
         ours = _mean(facts.worst_snr_db(scenario), ".1f")
         if ours == MISSING and len(facts.user_mse(scenario)):
             ours = "not defined"
-        why = reasons.snr(facts, scenario) if ours != MISSING else ""
-        yield f'{_name(scenario)}: "SNR" (dB)', printed, ours, why
+        yield f'{_name(scenario)}: "SNR" (dB)', printed, ours
 
 
 def _cosines(facts: Facts) -> Iterator[Row]:
@@ -100,9 +93,8 @@ def _cosines(facts: Facts) -> Iterator[Row]:
             round(float(x), 2) + 0.0 for x in (pairs.min(), pairs.max(), pairs.mean())
         )
         ours = f"{low:.2f} to {high:.2f}, mean {mean:.2f}"
-        why = reasons.cosine(facts, scenario) if len(pairs) else ""
         what = f"{_name(scenario)}, {label}: cosines of task vectors"
-        yield what, printed, ours if len(pairs) else MISSING, why
+        yield what, printed, ours if len(pairs) else MISSING
 
 
 def _ratios(facts: Facts) -> Iterator[Row]:
@@ -111,18 +103,15 @@ def _ratios(facts: Facts) -> Iterator[Row]:
         return _ratio(pairs, lambda value: f"{100 * value:.1f}")
 
     what = "R-MTLLMF, ideal, over the noiseless baseline (%)"
-    ours = _with_informative(facts, over_baseline)
-    why = reasons.over_baseline(facts) if ours != MISSING else ""
-    yield what, "97.7", ours, why
+    yield what, "97.7", _with_informative(facts, over_baseline)
     for scenario in ("sum_rate", "strongest_user"):
 
         def over_unprotected(facts: Facts, scenario: str = scenario) -> str:
             pairs = facts.pairs((scenario, "r-mtllmf"), (scenario, "none"))
             return _ratio(pairs, lambda value: f"{value:.2f} x")
 
-        ours = _with_informative(facts, over_unprotected)
-        why = reasons.over_unprotected(facts, scenario) if ours != MISSING else ""
-        yield f"{_name(scenario)}: protected over unprotected", "9-14 x", ours, why
+        what = f"{_name(scenario)}: protected over unprotected"
+        yield what, "9-14 x", _with_informative(facts, over_unprotected)
 
 
 def _halves(facts: Facts) -> Iterator[Row]:
@@ -137,9 +126,8 @@ def _halves(facts: Facts) -> Iterator[Row]:
                     found.append(f"{_name(scenario)} {points:.1f}")
             return ", ".join(found) or MISSING
 
-        ours = _with_informative(facts, worse)
-        why = reasons.half(facts, half, _NOISY) if ours != MISSING else ""
-        yield f"{PROTECTIONS[half]}: points worse than both halves", "21-53", ours, why
+        what = f"{PROTECTIONS[half]}: points worse than both halves"
+        yield what, "21-53", _with_informative(facts, worse)
 
 
 def _with_informative(facts: Facts, ours: Callable[[Facts], str]) -> str:

@@ -141,12 +141,3 @@ class Facts:
             if len(chosen):
                 return chosen.groupby(["task_a", "task_b"])["cosine"].mean()
         return empty
-
-    @property
-    def error_model(self) -> str | None:
-        """How the errors of different users hang together; `None` if nothing says so."""
-        for table in (self.cosines, self.results):
-            if table is not None and "error_model" in table and len(table):
-                return ", ".join(sorted(table["error_model"].astype(str).unique()))
-        value = find(self.run, "error_model")
-        return None if value is None else str(value)
