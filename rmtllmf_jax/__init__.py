@@ -1,12 +1,15 @@
 """R-MTLLMF in JAX: fuse task vectors that arrive over noisy and attacked MIMO uplinks.
 
-The rooms, in the order in which data flows through them (docs/house.md walks them)::
+The sub-packages, in the order in which they build on each other (docs/house.md)::
 
-    data -> models -> training -> fusion -> channel -> uplink -> resilience
-         -> evaluation -> sweep -> report
+    fusion | channel < uplink < models | data < training < resilience < evaluation
+           < runs < gradients < sweep < report < cli
 
-Import the room that you need, for example ``from rmtllmf_jax import channel``; importing this
-package alone loads nothing heavy.
+``import rmtllmf_jax`` loads none of them; each loads at its first use.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"

@@ -16,13 +16,13 @@ import pytest
 from huggingface_hub import constants
 from rich.console import Console
 
-from rmtllmf_jax.cli import environment
 from rmtllmf_jax.cli.info import VARIABLES, defaults, folders, size_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models import embedded
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.report.terminal import print_texts
+from rmtllmf_jax.runs import environment
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from functools import partial
@@ -115,6 +116,7 @@ def test_no_jax_where_none_is_needed(part: str):
 @pytest.mark.parametrize(
     ("module", "lazy"),
     [
+        ("runs", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
         ("cli.main", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
         ("data.task_data", ["jax", "transformers", "pandas"]),
         ("fusion", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
@@ -130,6 +132,17 @@ def test_importing_loads_nothing_heavy(module: str, lazy: list[str]):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "package", ["", *(room for room in ROOMS if room not in ("resilience", "cli"))]
+)
+def test_faces_are_whole(package: str):
+    face = importlib.import_module(f"{PACKAGE}.{package}".rstrip("."))
+    assert set(face.__all__) <= set(dir(face))
+    assert [name for name in face.__all__ if getattr(face, name, None) is None] == []
+    with pytest.raises(AttributeError, match="opne_run"):
+        _ = face.opne_run
 
 
 def test_no_circle_among_imports():

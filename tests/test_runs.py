@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import TinyRun, assert_trees_equal
 
-from rmtllmf_jax import runs
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import add_to_base, unstack
 from rmtllmf_jax.runs import Run, open_run
@@ -73,10 +72,3 @@ def test_other_images_and_other_weights_are_refused(tiny_data: Path, tmp_path: P
     (run / "finetuned.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="not the weights that the run was fine-tuned from"):
         _ = open_run(run, model=str(OLD / "model"), data=tiny_data, cache_dir=tmp_path).base
-
-
-def test_the_face_is_whole():
-    assert set(dir(runs)) == set(runs.__all__)
-    assert all(hasattr(runs, name) for name in runs.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'open_rum'"):
-        _ = runs.open_rum  # type: ignore[attr-defined]

@@ -1,1 +1,5 @@
 """Labelled images: tasks, sources, a decoded cache and seeded splits. Needs no jax."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

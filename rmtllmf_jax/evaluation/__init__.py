@@ -1,1 +1,5 @@
 """How good a model is on its tasks."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,3 +3,7 @@
 `tables` reads and summarises, `verdict` compares, `figures` draws, `terminal` prints, and
 `write.write_report` does all of it for a run folder.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,21 @@
+from .config import HEADS, RunConfig, UserRecord, configure, load_manifest
+from .environment import default_cache, provenance, use_compilation_cache
+from .inputs import SweepInputs
+from .run import Run, open_run
+from .users import load_user, train_users
+
+__all__ = [
+    "HEADS",
+    "Run",
+    "RunConfig",
+    "SweepInputs",
+    "UserRecord",
+    "configure",
+    "default_cache",
+    "load_manifest",
+    "load_user",
+    "open_run",
+    "provenance",
+    "train_users",
+    "use_compilation_cache",
+]

@@ -1,0 +1,25 @@
+from .axis import Axis, parse_axis
+from .engine import Engine
+from .grid import Cell, Grid, choose_combinations
+from .layout import Layout, one_device
+from .objective import objective_of, with_users
+from .parts import Parts, read_parts
+from .run import run_grid
+from .settings import Settings
+
+__all__ = [
+    "Axis",
+    "Cell",
+    "Engine",
+    "Grid",
+    "Layout",
+    "Parts",
+    "Settings",
+    "choose_combinations",
+    "objective_of",
+    "one_device",
+    "parse_axis",
+    "read_parts",
+    "run_grid",
+    "with_users",
+]
