@@ -107,19 +107,20 @@ def main(options: Options) -> None:
         validation_samples=options.validation_samples,
         seed=options.seed,
     )
-    axis = parse_axis(options.axis)
-    run = opened(options)
-    inputs = run.inputs()
-    combinations = choose_combinations(inputs.tasks, options.combinations, options.seed)
-    chosen = tuple(each for each in combinations if len(each) in options.sizes)
     grid = Grid(
-        chosen,
+        (("every task",),),
         tuple(dict.fromkeys(options.scenarios)),
         tuple(dict.fromkeys(options.protections)),
         options.draws,
         options.seeds,
-        axis=axis,
+        axis=parse_axis(options.axis),
     )
+    grid.require_fitting(settings.channel(1))
+    run = opened(options)
+    inputs = run.inputs()
+    combinations = choose_combinations(inputs.tasks, options.combinations, options.seed)
+    chosen = tuple(each for each in combinations if len(each) in options.sizes)
+    grid = replace(grid, combinations=chosen)
     tables = sweep(options.run, inputs, settings, grid)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():

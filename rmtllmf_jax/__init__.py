@@ -1,6 +1,6 @@
 """R-MTLLMF in JAX: fuse task vectors that arrive over noisy and attacked MIMO uplinks.
 
-The sub-packages, in the order in which they build on each other (docs/house.md)::
+The sub-packages, in the order in which they build on each other (docs/architecture.md)::
 
     fusion | channel < uplink < models | data < training < resilience < evaluation
            < runs < gradients < sweep < report < cli

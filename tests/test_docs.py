@@ -49,3 +49,12 @@ def test_pages_load_nothing_from_other_hosts():
     """No script, picture or style; links are another matter."""
     for page in DOCS.rglob("*.md"):
         assert not re.search(r"!\[[^]]*\]\(https?:|<(script|img|link|iframe)\b", page.read_text())
+
+
+def test_the_picture_of_the_architecture_is_that_of_the_imports(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    diagram = import_module("architecture_diagram")
+    rooms = {module.name for module in iter_modules(rmtllmf_jax.__path__)} - {"__main__", "common"}
+    assert diagram.HOLDS.keys() == rooms
+    lines = diagram.PICTURE.read_text().splitlines()
+    assert [line for line in lines if " to " in line] == diagram.arrows()

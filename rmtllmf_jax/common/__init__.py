@@ -1,1 +1,1 @@
-"""What every room may use: one exception, atomic files, progress bars. No jax in here."""
+"""What every sub-package may use: one exception, atomic files, progress bars. No jax in here."""

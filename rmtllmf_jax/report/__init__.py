@@ -1,4 +1,4 @@
-"""Figures and tables made from a run's tables alone: no model, no jax, no other room of the house.
+"""Figures and tables made from a run's tables alone: no model, no jax, no other sub-package.
 
 `tables` reads and summarises, `verdict` compares, `figures` draws, `terminal` prints, and
 `write.write_report` does all of it for a run folder.

@@ -62,12 +62,7 @@ class Run:
     @cached_property
     def tasks(self) -> tuple[TaskData, ...]:
         """The images of every task, memory-mapped."""
-        data = self.config.data
-        if data is not None and not Path(data).exists():
-            raise InputError(
-                f"{data}: no such folder; the run's images were there: give their new place with "
-                "--data."
-            )
+        self._require_images()
         found = self.config.load_tasks(self.names, self.cache_dir)
         for task in found:
             if len(task.classes) != (known := self.users[task.name].classes):
@@ -105,8 +100,8 @@ class Run:
 
     def inputs(self) -> SweepInputs:
         """Return all of it as a sweep or an objective takes it."""
-        self.require_model()  # the cheap refusals first
-        tasks = self.tasks
+        self._require_images()  # the cheap refusals first
+        _, tasks = self._tower, self.tasks
         users = {
             task.name: {
                 **self.users[task.name].hashes(self.path),
@@ -125,9 +120,13 @@ class Run:
             {"setting": self.config.key(), "tasks": users},
         )
 
-    def require_model(self) -> None:
-        """Check that the pretrained model is where it was, and what it was."""
-        _ = self._tower
+    def _require_images(self) -> None:
+        data = self.config.data
+        if data is not None and not Path(data).exists():
+            raise InputError(
+                f"{data}: no such folder; the run's images were there: give their new place with "
+                "--data."
+            )
 
     @cached_property
     def _tower(self) -> tuple[Backbone, PyTree]:
