@@ -42,8 +42,8 @@ import tyro
 from study import Users, opened, sweep
 
 from rmtllmf_jax.common.files import write_json
+from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.report.write import write_report
-from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.runs.environment import provenance, use_compilation_cache
 from rmtllmf_jax.sweep.axis import parse_axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations

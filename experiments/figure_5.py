@@ -33,11 +33,11 @@ from study import Users, load, made_by, sweep, write_figure
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.ablation import figure_5
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.tables import cell_scores
-from rmtllmf_jax.resilience import EMBEDDINGS
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations

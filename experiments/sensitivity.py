@@ -39,11 +39,11 @@ from rmtllmf_jax.channel import SCENARIOS
 from rmtllmf_jax.common.errors import require_at_least, require_known
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
-from rmtllmf_jax.resilience import frozen_leaves
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of

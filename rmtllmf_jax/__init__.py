@@ -2,7 +2,7 @@
 
 The sub-packages, in the order in which they build on each other (docs/architecture.md)::
 
-    fusion | channel < uplink < models | data < training < resilience < evaluation
+    fusion | channel < uplink < models < data < evaluation < training < defences
            < runs < gradients < sweep < report < cli
 
 ``import rmtllmf_jax`` loads none of them; each loads at its first use.

@@ -21,11 +21,11 @@ import pytest
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.data.sources.parquet import ParquetFolder
 from rmtllmf_jax.data.task_data import Rows, load_task
+from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.fusion.rules import get_rule
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import lda_head, stack_heads
-from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.engine import Engine
@@ -90,7 +90,7 @@ def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **options)
 
     # chex tells programs by their names: those of two rules are two.
-    program.__name__ = "_".join((named.__name__, *getattr(function, "args", ())))
+    program.__name__ = "_".join((named.__name__, *map(str, getattr(function, "args", ()))))
     return quick_jit(chex.assert_max_traces(program, n=1))
 
 

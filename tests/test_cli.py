@@ -20,7 +20,7 @@ from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
 from rmtllmf_jax.cli.sweep import grid_of
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.runs.folder import set_aside
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.parts import Parts, read_parts

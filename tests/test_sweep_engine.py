@@ -28,7 +28,7 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.cost import activation_bytes

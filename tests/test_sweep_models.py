@@ -27,8 +27,8 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax import uplink
+from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.fusion.rules import RULES as KNOWN
-from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import base_job, finetuned_job

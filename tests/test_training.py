@@ -21,11 +21,11 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.sources.parquet import ParquetFolder
 from rmtllmf_jax.data.task_data import TaskData, load_task
+from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
-from rmtllmf_jax.resilience import frozen_leaves
 from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
 from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module

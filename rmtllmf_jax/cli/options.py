@@ -88,7 +88,8 @@ class SweepOptions:
     """Channel scenarios: clean (no channel), ideal (thermal noise alone), and the attackers white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
-    """Protections; `control` is the base model realigned without any task vector."""
+    """Protections: none, freeze, realign, r-mtllmf, control (the base model realigned without any
+    task vector), or repairs with options: 'reload(patterns=(...))+realign(shots=5)'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge rules with their default options: task_arithmetic, average, ties, dare, dare_ties,
     lata."""

@@ -195,7 +195,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
 
     **Raises:** `InputError` for an option that cannot be used.
     """
-    from rmtllmf_jax.resilience import EMBEDDINGS
+    from rmtllmf_jax.defences.repairs import EMBEDDINGS
     from rmtllmf_jax.sweep.settings import Settings
     from rmtllmf_jax.training.recipes import REALIGN, Recipe
 
@@ -227,13 +227,14 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     **Raises:** `InputError` for an unknown rule, scenario or protection, for one that the preset
     cannot have, or for an empty grid.
     """
+    from rmtllmf_jax.defences.repairs import parse_protection
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 
-    axis = axis_of(options.axis, options.preset, options.scenarios, options.protections)
+    axis = axis_of(options.axis, options.preset, options.scenarios)
     return Grid(
         choose_combinations(tasks, options.per_size(), seed),
         tuple(dict.fromkeys(options.scenarios)),
-        tuple(dict.fromkeys(options.protections)),
+        tuple(dict.fromkeys(map(parse_protection, options.protections))),
         options.draws,
         options.seeds,
         tuple(dict.fromkeys(options.rules)),
@@ -241,16 +242,13 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     )
 
 
-def axis_of(
-    text: str, preset: str, scenarios: tuple[str, ...], protections: tuple[str, ...]
-) -> Axis:
-    """Return the axis that a text describes, if preset, scenarios and protections can have it.
+def axis_of(text: str, preset: str, scenarios: tuple[str, ...]) -> Axis:
+    """Return the axis that a text describes, if preset and scenarios can have it.
 
     **Raises:** `InputError` for what is unknown, and for what the preset cannot have.
     """
     from rmtllmf_jax.channel import SCENARIOS, DirectPreset, get_preset
     from rmtllmf_jax.common.errors import require_known
-    from rmtllmf_jax.resilience import PROTECTIONS
     from rmtllmf_jax.sweep.axis import parse_axis
 
     channel, axis = get_preset(preset), parse_axis(text)
@@ -260,8 +258,6 @@ def axis_of(
         if isinstance(channel, DirectPreset):
             channel.require_no_attack(scenario)
         axis.require_meaning(scenario)
-    for protection in protections:
-        require_known("protection", protection, PROTECTIONS)
     return axis
 
 

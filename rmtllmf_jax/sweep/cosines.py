@@ -58,7 +58,7 @@ def _rows(engine: Engine, cell: Cell) -> list[dict[str, Any]]:
         engine.sources(cell.seed, cell.draw),
         jnp.asarray(engine.uplinks.factor(cell)),
     )
-    frozen = fusion.leaves_by_path(engine.frozen)
+    frozen = fusion.leaves_by_path(engine.frozen(engine.settings.frozen))
     whole = fusion.leaves_by_path(received)
     rest = {path: leaf for path, leaf in whole.items() if not frozen[path]}
     tasks, rows = engine.inputs.tasks, []

@@ -14,8 +14,17 @@ from jaxtyping import Array, Int, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.task_data import Rows
+from rmtllmf_jax.defences.repairs import (
+    Protection,
+    Realign,
+    Reload,
+    Repair,
+    Split,
+    frozen_leaves,
+    protection_name,
+    split,
+)
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
-from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
@@ -42,11 +51,11 @@ class Engine:
     ) -> None:
         self.inputs, self.settings, self.layout = inputs, settings, layout
         self.uplinks = Uplinks(inputs, settings)
-        self.programs = build_programs(inputs.backbone, settings.realign, layout, jit)
-        self.frozen = frozen_leaves(inputs.base, settings.frozen)
+        self.programs = build_programs(inputs.backbone, layout, jit)
         self._sources: tuple[tuple[int, int], PyTree] | None = None
         self._seed_keys: dict[int, Key[Array, " cells"]] = {}
-        self._pools: dict[int, tuple[Shots, list[Int64[np.ndarray, " shots"]]]] = {}
+        self._frozen: dict[tuple[str, ...], PyTree] = {}
+        self._pools: dict[tuple[int, int], tuple[Shots, list[Int64[np.ndarray, " shots"]]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Counted]]:
         """Compute jobs, and yield those that ran side by side when all of them are done.
@@ -57,7 +66,7 @@ class Engine:
         if a device runs out of memory, with what to do about it.
         """
         self._require_shots(jobs)
-        for group in _groups(jobs):
+        for group in self._groups(jobs):
             for some in _cut(group, self.layout.chunk * self.layout.streams):
                 try:
                     yield self._side_by_side(some)
@@ -67,7 +76,7 @@ class Engine:
                     raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
-        """Return the models of jobs that share rule, seed, draw and realignment, stacked.
+        """Return the models of jobs that share rule, seed, draw and repairs, stacked.
 
         There are as many as a chunk has cells; the last job fills up what is left.
 
@@ -75,7 +84,8 @@ class Engine:
         """
         chunk = [*jobs, *[jobs[-1]] * (self.layout.chunk - len(jobs))]
         cell = chunk[0].cell
-        merges = self._merges(chunk)
+        repairs = self._split(chunk[0]).rest
+        merges, frozen = self._merges(chunk), self.frozen(self._patterns(chunk))
         sources = self.sources(cell.seed, cell.draw)
         models = self.programs.merge(
             cell.rule,
@@ -83,20 +93,22 @@ class Engine:
             self.arrays["base"],
             self.arrays["vectors"],
             sources,
-            self.arrays["frozen"],
+            frozen,
         )
-        if PROTECTIONS[cell.protection].realign:
-            pool, places = self._pool(cell.seed)
-            rows = [self._shots(places, job, cell.seed) for job in chunk]
-            models = self.programs.realign(
-                models,
-                merges.reload,
-                np.stack(rows),
-                self.arrays["frozen"],
-                self.arrays["heads"],
-                pool,
-            )
-        return models
+        if not repairs:
+            return models
+        shots = _shots_wanted(repairs)
+        return self.programs.repair(
+            repairs,
+            models,
+            merges.reload,
+            tuple(self._rows(repair, chunk) for repair in repairs),
+            merges.key,
+            frozen,
+            self.arrays["base"],
+            self.arrays["heads"],
+            self._pool(cell.seed, shots)[0] if shots else None,
+        )
 
     def accuracy(self, params: PyTree, task: str, split: str) -> float:
         """Return the accuracy on a task of a model that was made elsewhere."""
@@ -124,10 +136,18 @@ class Engine:
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
-        """The `base` model, task `vectors`, `frozen` flags and `heads`, on all devices."""
+        """The `base` model, task `vectors` and `heads`, on all devices."""
         arrays = {"base": self.inputs.base, "vectors": self.inputs.vectors}
-        arrays |= {"frozen": self.frozen, "heads": self.inputs.heads}
-        return self.layout.put(arrays)
+        return self.layout.put(arrays | {"heads": self.inputs.heads})
+
+    def frozen(self, patterns: tuple[str, ...]) -> PyTree:
+        """Return on all devices which leaves match the patterns, see `frozen_leaves`."""
+        if patterns not in self._frozen:
+            base = self.inputs.base
+            nothing = jax.tree.map(lambda _: jnp.array(False), base)
+            flags = frozen_leaves(base, patterns) if patterns else nothing
+            self._frozen[patterns] = self.layout.put(flags)
+        return self._frozen[patterns]
 
     @cached_property
     def _test(self) -> list[EvaluationSet]:
@@ -177,8 +197,9 @@ class Engine:
         """Make what the threads share before they start; each would make its own."""
         self.arrays, self.sets(job.split), self._keys(job.cell.seed)
         self.sources(job.cell.seed, job.cell.draw)
-        if PROTECTIONS[job.cell.protection].realign:
-            self._pool(job.cell.seed)
+        self.frozen(self._patterns([job]))
+        if shots := _shots_wanted(self._split(job).rest):
+            self._pool(job.cell.seed, shots)
 
     def _counted(self, chunk: list[Job]) -> list[Counted]:
         models = self.models(chunk)
@@ -212,14 +233,14 @@ class Engine:
         users, tasks = len(self.inputs.tasks), self.inputs.tasks
         weights = np.zeros((len(chunk), users), np.float32)
         for row, job in enumerate(chunk):
-            if job.kind != "base" and PROTECTIONS[job.cell.protection].fuse:
+            if job.kind != "base" and self._split(job).fuse:
                 weights[row] = [task in job.cell.combination for task in tasks]
         columns: tuple[Any, ...] = (  # NumPy's own: the program puts them on the devices at once
             weights,
             np.stack([self.uplinks.factor(job.cell) for job in chunk]),
             np.asarray([job.scale for job in chunk], np.float32),
             self._keys(chunk[0].cell.seed),  # one seed a chunk
-            np.asarray([PROTECTIONS[job.cell.protection].reload for job in chunk]),
+            np.asarray([self._split(job).reload is not None for job in chunk]),
         )
         return Merges(*columns)
 
@@ -230,42 +251,81 @@ class Engine:
         return self._seed_keys[seed]
 
     def _require_shots(self, jobs: Sequence[Job]) -> None:
-        realigned = [job.cell for job in jobs if PROTECTIONS[job.cell.protection].realign]
-        pairs = {(cell.seed, task) for cell in realigned for task in cell.combination}
-        for seed, name in sorted(pairs):
+        wanted = {
+            (job.cell.seed, task, shots)
+            for job in jobs
+            if (shots := _shots_wanted(self._split(job).rest))
+            for task in job.cell.combination
+        }
+        for seed, name, shots in sorted(wanted):
             task = self.inputs.data[self.inputs.tasks.index(name)]
-            task_shots(task, self.settings.shots, self.settings.root(seed))
+            task_shots(task, shots, self.settings.root(seed))
 
-    def _pool(self, seed: int) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
-        if seed not in self._pools:
+    def _pool(self, seed: int, shots: int) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
+        if (seed, shots) not in self._pools:
             pool, places = shot_pool(
                 self.inputs.data,
-                self.settings.shots,
+                shots,
                 self.settings.root(seed),
                 self.inputs.backbone.image_size,
             )
-            self._pools[seed] = self.layout.put(pool), places
-        return self._pools[seed]
+            self._pools[seed, shots] = self.layout.put(pool), places
+        return self._pools[seed, shots]
 
-    def _shots(
-        self, places: list[Int64[np.ndarray, " _"]], job: Job, seed: int
-    ) -> Int64[np.ndarray, "steps batch"]:
-        recipe = self.settings.realign
-        groups = [places[self.inputs.tasks.index(task)] for task in job.cell.combination]
-        if not all(map(len, groups)):  # a task with too few images has no place in the pool
-            self._require_shots([job])
-        return balanced_batches(groups, recipe.steps, recipe.batch_size, self.settings.root(seed))
+    def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Return jobs by what those of a chunk must share, in the order in which it first comes."""
+        groups: dict[tuple, list[Job]] = {}
+        for job in jobs:
+            _, reload, repairs = self._split(job)
+            reload = reload or Reload(
+                self.settings.frozen
+            )  # one that does not, beside one that does
+            cell = job.cell
+            shared = cell.seed, cell.draw, job.split, cell.rule, repairs, reload
+            groups.setdefault(shared, []).append(job)
+        by_noise = sorted(groups, key=lambda shared: shared[:2])  # stable
+        return [groups[shared] for shared in by_noise]
+
+    def _split(self, job: Job) -> Split:
+        """Return a job's protection, its reloading apart."""
+        return split(self.settings.repairs(job.cell.protection))
+
+    def _patterns(self, chunk: Sequence[Job]) -> tuple[str, ...]:
+        """Return the leaves that jobs of a chunk reload, none if no job does."""
+        found = [self._split(job).reload for job in chunk]
+        return next((reload.patterns for reload in found if reload), ())
+
+    def _rows(
+        self, repair: Repair, chunk: list[Job]
+    ) -> Int64[np.ndarray, "cells steps batch"] | None:
+        """Return the samples that a repair sees step by step in each cell, `None` for none."""
+        recipe, shots = getattr(repair, "recipe", None), _shots_wanted((repair,))
+        if recipe is None or not shots:
+            return None
+        seed = chunk[0].cell.seed
+        _, places = self._pool(seed, shots)
+        rows = []
+        for job in chunk:
+            groups = [places[self.inputs.tasks.index(task)] for task in job.cell.combination]
+            if not all(map(len, groups)):  # a task with too few images has no place in the pool
+                self._require_shots([job])
+            root = self.settings.root(seed)
+            rows.append(balanced_batches(groups, recipe.steps, recipe.batch_size, root))
+        return np.stack(rows)
 
 
-def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Return jobs by what the cells of a chunk must share, in the order in which it first comes."""
-    groups: dict[tuple, list[Job]] = {}
-    for job in jobs:
-        cell = job.cell
-        realigned = PROTECTIONS[cell.protection].realign
-        groups.setdefault((cell.seed, cell.draw, job.split, cell.rule, realigned), []).append(job)
-    by_noise = sorted(groups, key=lambda shared: shared[:2])  # stable
-    return [groups[shared] for shared in by_noise]
+def _shots_wanted(protection: Protection) -> int:
+    """Return the samples per class that a protection sees, 0 for none.
+
+    **Raises:** `InputError` for repairs that want different numbers.
+    """
+    wanted = {int(getattr(repair, "shots", 0)) for repair in protection} - {0}
+    if len(wanted) > 1:
+        raise InputError(
+            f"the repairs {protection_name(protection)} want {sorted(wanted)} samples per class: "
+            "give all of a protection the same number."
+        )
+    return max(wanted, default=0)
 
 
 def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
@@ -274,16 +334,17 @@ def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
 
 def _not_finite(job: Job, images: int, settings: Settings) -> str:
     """Say which cell's model is broken, and by which options it may be."""
-    cell, protection = job.cell, PROTECTIONS[job.cell.protection]
+    cell, (fuse, _, repairs) = job.cell, split(settings.repairs(job.cell.protection))
     suspects = []
-    if job.kind == "merged" and protection.fuse:
+    if job.kind == "merged" and fuse:
         suspects.append(f"--scale (here {job.scale:g})")
         if cell.scenario != "clean":
             kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
-    if protection.realign:
-        suspects.append(f"--realign-learning-rate (here {settings.realign.learning_rate:g})")
-    what = job.kind if job.kind != "merged" else f"{cell.protection}, {cell.rule}"
+    rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]
+    suspects += [f"--realign-learning-rate (here {rate:g})" for rate in rates]
+    name = protection_name(cell.protection)
+    what = job.kind if job.kind != "merged" else f"{name}, {cell.rule}"
     level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
     return (
         f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "

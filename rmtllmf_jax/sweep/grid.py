@@ -11,8 +11,8 @@ import numpy as np
 
 from rmtllmf_jax.channel import SCENARIOS, DirectPreset, Preset
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.defences.repairs import Protection, repairs_of, split
 from rmtllmf_jax.fusion.rules import get_rule
-from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 
 SWEPT_RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
@@ -32,7 +32,8 @@ class Cell:
     scenario: str
     draw: int
     seed: int
-    protection: str
+    protection: str | Protection
+    """Repairs, or the name of those of the settings: none, freeze, realign, r-mtllmf, control."""
     rule: str = "task_arithmetic"
     """Merge rule, of `fusion.rules.RULES`."""
     axis: str = ""
@@ -46,7 +47,7 @@ class Grid:
 
     combinations: tuple[Combination, ...]
     scenarios: tuple[str, ...]
-    protections: tuple[str, ...]
+    protections: tuple[str | Protection, ...]
     draws: int
     seeds: int
     rules: tuple[str, ...] = ("task_arithmetic",)
@@ -62,19 +63,20 @@ class Grid:
         for scenario in self.scenarios:
             self.axis.require_meaning(require_known("scenario", scenario, SCENARIOS))
         for protection in self.protections:
-            require_known("protection", protection, PROTECTIONS)
+            repairs_of(protection)
         for rule in self.rules:
             require_known("merge rule", rule, SWEPT_RULES)
         if not self.counts():
             raise InputError(
-                "the grid has no cell: the protection control stands under the scenario clean "
-                f"alone, and the scenarios are {', '.join(self.scenarios)}."
+                "the grid has no cell: a protection that starts from the base model (control) "
+                "stands under the scenario clean alone, and the scenarios are "
+                f"{', '.join(self.scenarios)}."
             )
 
     def cells(self) -> list[Cell]:
         """Return the cells in a fixed order, each once.
 
-        `clean` has no channel and so a single draw and no level; `control` has no uplink and so
+        `clean` has no channel and so a single draw and no level; the control has no uplink and so
         stands under `clean` alone, and under the first rule, as nothing is merged; a clean merge
         that is not realigned draws nothing (but for a random rule) and so has a single seed.
 
@@ -97,9 +99,9 @@ class Grid:
             if seed < self._seeds(scenario, rule, protection)
         ]
 
-    def counts(self) -> Counter[tuple[str, str]]:
+    def counts(self) -> Counter[tuple[str, str | Protection]]:
         """Return how many cells each combination has, by scenario and protection."""
-        found: Counter[tuple[str, str]] = Counter()
+        found: Counter[tuple[str, str | Protection]] = Counter()
         for scenario, rule, protection in product(self.scenarios, self.rules, self.protections):
             seeds = self._seeds(scenario, rule, protection)
             number = self._draws(scenario) * len(self.axis.levels_of(scenario)) * seeds
@@ -119,15 +121,17 @@ class Grid:
     def _draws(self, scenario: str) -> int:
         return 1 if scenario == "clean" else self.draws
 
-    def _seeds(self, scenario: str, rule: str, protection: str) -> int:
+    def _seeds(self, scenario: str, rule: str, protection: str | Protection) -> int:
         """Return the seeds of a kind of cell, 0 if there is none."""
-        if protection == "control" and (scenario != "clean" or rule != self.rules[0]):
+        if not split(repairs_of(protection)).fuse and (
+            scenario != "clean" or rule != self.rules[0]
+        ):
             return 0
         return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
 
 
-def _draws_nothing(rule: str, protection: str) -> bool:
-    return protection in ("none", "freeze") and not get_rule(rule).random
+def _draws_nothing(rule: str, protection: str | Protection) -> bool:
+    return not split(repairs_of(protection)).rest and not get_rule(rule).random
 
 
 def choose_combinations(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.defences.repairs import protection_name
 from rmtllmf_jax.sweep.grid import Cell
 
 Kind = Literal["merged", "base", "finetuned"]
@@ -27,7 +28,8 @@ class Job:
     @cached_property
     def hash(self) -> str:
         """What the job's results are kept under, within a configuration."""
-        return content_hash(asdict(self))
+        cell = asdict(self.cell) | {"protection": protection_name(self.cell.protection)}
+        return content_hash(asdict(self) | {"cell": cell})
 
     def rows(
         self,
@@ -51,7 +53,7 @@ class Job:
                 "level": float("nan" if cell.level is None else cell.level),
                 "draw": cell.draw,
                 "seed": cell.seed,
-                "protection": cell.protection,
+                "protection": protection_name(cell.protection),
                 "rule": cell.rule,
                 "scale": float(self.scale),
                 "task": task,

@@ -9,8 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
+from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
 from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
-from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.cost import (
     FLOAT,
     Speed,
@@ -150,7 +150,7 @@ def plan(
     _require_tasks(grid, tasks)
     shape = image_tower(model)
     recipe = None if ready_vectors else preset.finetune
-    realigned = any(PROTECTIONS[protection].realign for _, protection in grid.counts())
+    realigned = any(split(repairs_of(protection)).rest for _, protection in grid.counts())
     realign_batch = settings.realign.batch_size if realigned else None
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realigned else 0
     batch = _batch_size(tasks, settings, validation_fraction)
@@ -186,7 +186,9 @@ def plan(
 def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for (scenario, protection), count in grid.counts().items():
-        counts.setdefault(scenario, {})[protection] = count * len(grid.combinations)
+        counts.setdefault(scenario, {})[protection_name(protection)] = count * len(
+            grid.combinations
+        )
     return counts
 
 
@@ -225,10 +227,10 @@ def _sweep_work(
     """Return the work of all cells, of the references, and of the scale rule `validation`."""
     shape, counts = image_tower(model), grid.counts()
     test = {task.name: _padded(_subset(settings.eval_samples, task.test), batch) for task in tasks}
-    each = {name: sum(n for (_, p), n in counts.items() if p == name) for name in PROTECTIONS}
+    parts = [(split(repairs_of(protection)), n) for (_, protection), n in counts.items()]
     combinations = len(grid.combinations)
-    merges = combinations * sum(n for name, n in each.items() if PROTECTIONS[name].fuse)
-    realigned = combinations * sum(n for name, n in each.items() if PROTECTIONS[name].realign)
+    merges = combinations * sum(n for part, n in parts if part.fuse)
+    realigned = combinations * sum(n for part, n in parts if part.rest)
     images = realigned * settings.realign.steps * settings.realign.batch_size
     work = [
         Work("realignment", images, "images", images * train_flops(shape), "train"),

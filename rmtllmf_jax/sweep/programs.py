@@ -1,8 +1,8 @@
-"""The three compiled programs of a sweep: merge, realign, count, each over a chunk of cells.
+"""The compiled programs of a sweep: merge, repair, count, each over a chunk of cells.
 
 What differs between cells is data: a combination is a vector of weights and a table of sample
-indices, a channel is the factor of the users' errors, a protection is a flag, a task is an index
-into padded heads. Each program compiles once for each merge rule (`merge`), or once (the others).
+indices, a channel is the factor of the users' errors, reloading is a flag, a task is an index into
+padded heads. Each program compiles once per merge rule (`merge`), per repairs (`repair`), or once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from rmtllmf_jax import fusion, uplink
+from rmtllmf_jax.defences.repairs import Context, Model, Protection, reload_leaves
 from rmtllmf_jax.evaluation.accuracy import EvaluationBatch, count_correct
 from rmtllmf_jax.fusion.rules import get_rule
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.resilience import reload_leaves
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
 from rmtllmf_jax.training.realign import Shots
-from rmtllmf_jax.training.realign import realign as realign_one
-from rmtllmf_jax.training.recipes import Recipe
 
 
 class Merges(NamedTuple):
@@ -79,19 +77,18 @@ class Programs:
 
     merge: Callable[..., PyTree]
     """(rule, Merges, base, stacked, sources, frozen) -> models; `rule` is static."""
-    realign: Callable[..., PyTree]
-    """(models, reload, batches, frozen, heads, shots) -> models."""
+    repair: Callable[..., PyTree]
+    """(repairs, models, reload, rows, keys, frozen, base, heads, shots) -> models; the repairs are
+    static, and there are rows for each of them."""
     count: Callable[..., Int[Array, "cells 2"]]
     """(models, heads, task, batch) -> what `count_correct` counts of each model."""
 
 
 @cache
-def build_programs(
-    backbone: Backbone, recipe: Recipe, layout: Layout, jit: Callable[..., Any]
-) -> Programs:
+def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) -> Programs:
     """Return the programs of a sweep, compiled by `jit`, which may count traces besides.
 
-    Sweeps that differ in neither model, recipe nor layout share what is compiled.
+    Sweeps that differ in neither model nor layout share what is compiled.
     """
     cells, images, every = PartitionSpec(CELLS), PartitionSpec(IMAGES), PartitionSpec()
     at_once = layout.cells_at_once
@@ -104,22 +101,25 @@ def build_programs(
 
         return over_cells(one, merges, 1)  # bound by memory: side by side would gain nothing
 
-    def realign(
+    def repair(
+        repairs: Protection,
         models: PyTree,
         reload: Bool[Array, " cells"],
-        batches: Int[Array, "cells steps batch"],
+        rows: tuple[Int[Array, "cells steps batch"] | None, ...],
+        keys: Key[Array, " cells"],
         frozen: PyTree,
+        base: PyTree,
         heads: Head,
-        shots: Shots,
+        shots: Shots | None,
     ) -> PyTree:
-        def one(each: tuple[PyTree, Array, Array]) -> PyTree:
-            params, keep, rows = each
-            trainable = jax.tree.map(lambda flag: ~(flag & keep), frozen)
-            return realign_one(
-                params, trainable, heads, shots, rows, backbone=backbone, recipe=recipe
-            )[0]
+        def one(each: tuple[PyTree, Array, tuple[Array | None, ...], Array]) -> PyTree:
+            params, keep, rows, key = each
+            model = Model(params, jax.tree.map(lambda flag: flag & keep, frozen))
+            for act, mine in zip(repairs, rows, strict=True):
+                model = act(model, Context(base, heads, shots, mine, key, backbone))
+            return model.params
 
-        return over_cells(one, (models, reload, batches), at_once)
+        return over_cells(one, (models, reload, rows, keys), at_once)
 
     def count(
         models: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch
@@ -130,17 +130,21 @@ def build_programs(
         found = over_cells(one, models, at_once)
         return found if layout.mesh is None else jax.lax.psum(found, IMAGES)
 
-    by_rule: dict[str, Callable[..., PyTree]] = {}
+    def by_value(program: Callable[..., PyTree], *specs: PartitionSpec) -> Callable[..., PyTree]:
+        """Return a program whose first argument is static."""
+        compiled: dict[Any, Callable[..., PyTree]] = {}
 
-    def merge_by(rule: str, *arrays: Any) -> PyTree:
-        if rule not in by_rule:
-            program = layout.shard(partial(merge, rule), (cells, *[every] * 4), cells)
-            by_rule.setdefault(rule, jit(program))  # another thread may have come first
-        return by_rule[rule](*arrays)
+        def call(value: Any, *arrays: Any) -> PyTree:
+            if value not in compiled:
+                sharded = layout.shard(partial(program, value), specs, cells)
+                compiled.setdefault(value, jit(sharded))  # another thread may have come first
+            return compiled[value](*arrays)
+
+        return call
 
     return Programs(
-        merge=merge_by,
-        realign=jit(layout.shard(realign, (cells, cells, cells, every, every, every), cells)),
+        merge=by_value(merge, cells, *[every] * 4),
+        repair=by_value(repair, *[cells] * 4, *[every] * 4),
         count=jit(layout.shard(count, (cells, every, every, images), cells)),
     )
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rmtllmf_jax.resilience import PROTECTIONS
+from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
@@ -76,7 +76,7 @@ def _tell_mixture(programs: Rows) -> None:
 
 
 def _scale(cell: Cell, scales: Scales) -> float:
-    fuse = PROTECTIONS[cell.protection].fuse
+    fuse = split(repairs_of(cell.protection)).fuse
     return scales[cell.rule, len(cell.combination)] if fuse else 0.0
 
 
@@ -96,7 +96,7 @@ def _rows(stage: Stage, job: Job) -> Rows:
                 "level": float("nan") if cell.level is None else cell.level,
                 "draw": cell.draw,
                 "seed": cell.seed,
-                "protection": cell.protection,
+                "protection": protection_name(cell.protection),
                 "rule": cell.rule,
                 "task": task,
                 "scale": job.scale,

@@ -16,9 +16,16 @@ from rmtllmf_jax.common.errors import (
     require_non_negative,
     require_seed,
 )
+from rmtllmf_jax.defences.repairs import (
+    EMBEDDINGS,
+    Protection,
+    Realign,
+    Reload,
+    named,
+    repairs_of,
+)
 from rmtllmf_jax.evaluation.accuracy import even_batch
 from rmtllmf_jax.fusion import SCALES
-from rmtllmf_jax.resilience import EMBEDDINGS, frozen_patterns
 from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
@@ -84,7 +91,7 @@ class Settings:
         images = self.realign.steps * self.realign.batch_size  # a table of them is made a cell
         require_at_least("realign steps times realign batch size", images, 1, 2**27)
         self._check_scale()
-        frozen_patterns(self.frozen)
+        Reload(self.frozen)
         parse_error_model(self.error_model)
         if self.order is not None:
             require_known("order", self.order, RECEIVERS)
@@ -103,6 +110,14 @@ class Settings:
         **Raises:** `InputError` if it is more than a key holds.
         """
         return require_seed("the sum of --seed and --seeds, less one,", self.seed + seed)
+
+    def repairs(self, protection: str | Protection) -> Protection:
+        """Return the repairs of a protection; a named one has the settings' own options.
+
+        **Raises:** `InputError` for an unknown name.
+        """
+        reload, realign = Reload(self.frozen), Realign.by(self.realign, self.shots)
+        return repairs_of(protection, named(reload, realign))
 
     def channel(self, tasks: int) -> Preset:
         """Return the channel preset with the receiver that `order` asks for.

@@ -9,9 +9,19 @@ import pytest
 from conftest import assert_trees_equal
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.defences.repairs import (
+    PROTECTIONS,
+    Realign,
+    Reload,
+    frozen_leaves,
+    parse_protection,
+    protection_name,
+    reload_leaves,
+    repairs_of,
+    split,
+)
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone
-from rmtllmf_jax.resilience import PROTECTIONS, Protection, frozen_leaves, reload_leaves
 
 
 def flagged(params: dict, *patterns: str) -> set[str]:
@@ -68,16 +78,40 @@ def test_reload_takes_flagged_leaves_from_the_base_bitwise(wrap: object):
     assert np.signbit(result["embeddings"][2])
 
 
+def test_the_halves_of_the_method_and_its_control():
+    assert split(PROTECTIONS["none"]) == (True, None, ())
+    assert split(PROTECTIONS["freeze"]) == (True, Reload(), ())
+    assert split(PROTECTIONS["realign"]) == (True, None, (Realign(),))
+    assert split(PROTECTIONS["r-mtllmf"]) == (True, Reload(), (Realign(),))
+    assert split(PROTECTIONS["control"]) == (False, Reload(), (Realign(),))
+    late = (Realign(), Reload())
+    assert split(late) == (True, None, late)  # reloading counts where it stands
+
+
+def test_protections_are_read_and_written():
+    assert parse_protection("r-mtllmf") == "r-mtllmf"
+    text = "reload(patterns=('a/.*', 'b+'))+realign(shots=5)"
+    repairs = parse_protection(text)
+    assert repairs == (Reload(("a/.*", "b+")), Realign(5))
+    assert protection_name(repairs) == text
+    assert protection_name(()) == "none"
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("text", "said"),
     [
-        ("none", Protection(reload=False, realign=False, fuse=True)),
-        ("freeze", Protection(reload=True, realign=False, fuse=True)),
-        ("realign", Protection(reload=False, realign=True, fuse=True)),
-        ("r-mtllmf", Protection(reload=True, realign=True, fuse=True)),
-        ("control", Protection(reload=True, realign=True, fuse=False)),
+        ("r-mtlmf", "unknown protection 'r-mtlmf'. Did you mean 'r-mtllmf'?"),
+        ("reload+realing", "unknown repair 'realing'. Did you mean 'realign'?"),
+        ("realign(shots=0)", "repair realign: shots must be at least 1, got 0."),
+        ("reload(patterns=('(',))", "frozen pattern '('"),
     ],
 )
-def test_protections_are_the_halves_of_the_method(name: str, expected: Protection):
-    assert PROTECTIONS[name] == expected
-    assert len(PROTECTIONS) == 5
+def test_what_is_no_protection_is_said(text: str, said: str):
+    with pytest.raises(InputError) as error:
+        parse_protection(text)
+    assert said in str(error.value)
+
+
+def test_what_is_no_repair_is_refused():
+    with pytest.raises(InputError, match="expected repairs such as"):
+        repairs_of(("reload",))

@@ -1,0 +1,300 @@
+"""Repairs of a merged model: reload the sensitive embeddings, realign on a few shots.
+
+A protection is a tuple of repairs, applied in turn: R-MTLLMF is ``(Reload(), Realign())``. A repair
+of your own is a frozen dataclass that is called as these are; it needs no registration.
+
+Reference: R-MTLLMF (arXiv 2411.18220), section III.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.values import by_name, described, parse
+from rmtllmf_jax.fusion import leaf_path, leaves_by_path
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.training.realign import Shots, realign
+from rmtllmf_jax.training.recipes import REALIGN, Recipe
+
+EMBEDDINGS = ("embeddings/.*", "pre_layrnorm/.*")
+"""Class, position and patch embeddings, and the pre-LayerNorm that belongs to CLIP's."""
+
+
+def frozen_patterns(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
+    """Return regular expressions, compiled.
+
+    **Raises:** `InputError` that names the one that is none.
+    """
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(
+                f"frozen pattern {pattern!r}: not a regular expression ({error})."
+            ) from error
+    return compiled
+
+
+def frozen_leaves(
+    params: PyTree, patterns: tuple[str, ...] = EMBEDDINGS
+) -> PyTree[Bool[Array, ""]]:
+    """Return a flag per leaf: whether its whole path matches one of the regular expressions.
+
+    **Raises:** `InputError` if no leaf matches, with the paths that there are, or if one is no
+    regular expression.
+    """
+    compiled = frozen_patterns(patterns)
+    flags = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.array(any(p.fullmatch(leaf_path(path)) for p in compiled)), params
+    )
+    if not any(pattern.fullmatch(path) for path in leaves_by_path(params) for pattern in compiled):
+        paths = list(leaves_by_path(params))
+        raise InputError(
+            f"no leaf matches the frozen patterns {list(patterns)}; "
+            f"the leaves are {', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}."
+        )
+    return flags
+
+
+def reload_leaves(params: PyTree, base: PyTree, frozen: PyTree[Bool[Array, ""]]) -> PyTree:
+    """Return `params` with the flagged leaves taken from `base`, bitwise."""
+    return jax.tree.map(jnp.where, frozen, base, params)
+
+
+class Model(NamedTuple):
+    """A model under repair."""
+
+    params: PyTree[Array]
+    kept: PyTree[Bool[Array, ""]]
+    """Per leaf, whether it is reloaded and stays as it is."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["base", "heads", "shots", "rows", "key"],
+    meta_fields=["backbone"],
+)
+@dataclass(frozen=True)
+class Context:
+    """What a repair may look at."""
+
+    base: PyTree[Array]
+    """The pretrained parameters."""
+    heads: Head
+    """Frozen heads, stacked over the tasks."""
+    shots: Shots | None
+    """The few-shot pool of all tasks; `None` for repairs that ask for no shots."""
+    rows: Int[Array, "steps batch"] | None
+    """Per step, the places of its samples in the pool: tasks of the combination take turns."""
+    key: Key[Array, ""]
+    """Of the configuration's seed."""
+    backbone: Backbone
+
+
+@runtime_checkable
+class Repair(Protocol):
+    """`(model, context) -> model`: pure, hashable, and the same program for equal values.
+
+    A repair that wants shots has a field or attribute `shots`, the samples per class, and a
+    `recipe` whose steps and batch size say how many rows of them it takes.
+    """
+
+    def __call__(self, model: Model, context: Context) -> Model:
+        """Return the repaired model."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromBase:
+    """Start from the base model in place of the merged one: what the other repairs alone are worth.
+
+    The first repair of the control.
+    """
+
+    def __call__(self, model: Model, context: Context) -> Model:
+        """Return the base model."""
+        return model._replace(params=context.base)
+
+
+@dataclass(frozen=True)
+class Reload:
+    """Take the leaves whose whole paths match one of the regular expressions from the base model.
+
+    They stay as they are under the repairs that follow.
+    """
+
+    patterns: tuple[str, ...] = EMBEDDINGS
+
+    def __post_init__(self) -> None:
+        """Refuse what is no regular expression."""
+        frozen_patterns(self.patterns)
+
+    def __call__(self, model: Model, context: Context) -> Model:
+        """Return the model with these leaves reloaded.
+
+        **Raises:** `InputError` if no leaf matches.
+        """
+        flags = frozen_leaves(context.base, self.patterns)
+        kept = jax.tree.map(jnp.logical_or, model.kept, flags)
+        return Model(reload_leaves(model.params, context.base, flags), kept)
+
+
+@dataclass(frozen=True)
+class Realign:
+    """Train the leaves that are not kept on a few samples per class, each task under its own head.
+
+    AdamW by a `Recipe` (`training.recipes.REALIGN`); tasks take turns sample by sample.
+    """
+
+    shots: int = 10
+    """Samples per class."""
+    steps: int = REALIGN.steps
+    batch_size: int = REALIGN.batch_size
+    learning_rate: float = REALIGN.learning_rate
+    weight_decay: float = REALIGN.weight_decay
+    warmup: float = REALIGN.warmup
+    clip_norm: float | None = REALIGN.clip_norm
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot train a model."""
+        require_at_least("shots", self.shots, 1)
+        _ = self.recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """The optimiser."""
+        return Recipe(
+            self.steps,
+            self.batch_size,
+            self.learning_rate,
+            self.weight_decay,
+            self.warmup,
+            self.clip_norm,
+        )
+
+    @classmethod
+    def by(cls, recipe: Recipe, shots: int = 10) -> Realign:
+        """Return the realignment by a recipe."""
+        return cls(
+            shots,
+            recipe.steps,
+            recipe.batch_size,
+            recipe.learning_rate,
+            recipe.weight_decay,
+            recipe.warmup,
+            recipe.clip_norm,
+        )
+
+    def __call__(self, model: Model, context: Context) -> Model:
+        """Return the realigned model."""
+        trainable = jax.tree.map(jnp.logical_not, model.kept)
+        assert context.shots is not None
+        assert context.rows is not None
+        params, _ = realign(
+            model.params,
+            trainable,
+            context.heads,
+            context.shots,
+            context.rows,
+            backbone=context.backbone,
+            recipe=self.recipe,
+        )
+        return model._replace(params=params)
+
+
+Protection = tuple[Repair, ...]
+"""Repairs in the order in which they are applied; none leaves the merged model as it is."""
+
+REPAIRS = by_name(FromBase, Reload, Realign)
+"""Repairs by the names that the command line knows."""
+
+
+def named(reload: Reload | None = None, realign: Realign | None = None) -> dict[str, Protection]:
+    """Return R-MTLLMF, its halves and its controls by their names."""
+    reload, realign = reload or Reload(), realign or Realign()
+    return {
+        "none": (),
+        "freeze": (reload,),
+        "realign": (realign,),
+        "r-mtllmf": (reload, realign),
+        # The same shots spent without any task vector: what realignment alone is worth.
+        "control": (FromBase(), reload, realign),
+    }
+
+
+PROTECTIONS: Mapping[str, Protection] = MappingProxyType(named())
+"""The named protections with their default options."""
+
+
+def parse_protection(text: str, names: Mapping[str, Protection] = PROTECTIONS) -> str | Protection:
+    """Return the protection that a text describes: one of `names`, or ``reload+realign(shots=5)``.
+
+    **Raises:** `InputError` for an unknown name or option.
+    """
+    if text in names:
+        return text
+    parts = re.split(r"\+(?![^(]*\))", text)
+    if len(parts) == 1 and "(" not in text and text not in REPAIRS:
+        require_known("protection", text, (*names, *REPAIRS))
+    return tuple(parse(part, REPAIRS, "repair") for part in parts)
+
+
+def repairs_of(
+    protection: str | tuple[Any, ...], names: Mapping[str, Protection] = PROTECTIONS
+) -> Protection:
+    """Return the repairs of a protection that may be given by its name.
+
+    **Raises:** `InputError` for an unknown name, or for what is no repair.
+    """
+    if isinstance(protection, str):
+        return names[require_known("protection", protection, names)]
+    for repair in protection:
+        if not isinstance(repair, Repair):
+            raise InputError(
+                f"protection: expected repairs such as defences.Reload(), got {repair!r}."
+            )
+    return protection
+
+
+def protection_name(protection: str | Protection) -> str:
+    """Return what a protection is called in tables: its name, or its repairs one by one."""
+    if isinstance(protection, str):
+        return protection
+    return "+".join(map(described, protection)) or "none"
+
+
+class Split(NamedTuple):
+    """A protection as a compiled program takes it: what is data, and what is compiled in."""
+
+    fuse: bool
+    """Whether the merged model counts, or the base alone."""
+    reload: Reload | None
+    """The leaves that are reloaded at once."""
+    rest: Protection
+    """What is done then."""
+
+
+def split(protection: Protection) -> Split:
+    """Return the leading `FromBase` and `Reload` apart from the rest.
+
+    Both are linear in the model, so that a flag says whether they are done: protections that differ
+    in nothing else share a program.
+    """
+    fuse = not isinstance(next(iter(protection), None), FromBase)
+    rest = protection if fuse else protection[1:]
+    reload = next(iter(rest), None)
+    if isinstance(reload, Reload):
+        return Split(fuse, reload, rest[1:])
+    return Split(fuse, None, rest)
