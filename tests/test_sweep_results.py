@@ -35,7 +35,7 @@ from rmtllmf_jax.training.realign import realign
 
 COLUMNS = [
     *("combination", "size", "scenario", "axis", "level", "draw", "seed", "protection", "rule"),
-    *("task", "scale", "kappa", "mse", "mse_mean", "error_model"),
+    *("task", "scale", "kappa", "mse", "mse_mean", "uses", "error_model"),
     *("accuracy", "finetuned_accuracy", "base_accuracy", "normalised_accuracy"),
 ]
 COSINES = ["scenario", "axis", "level", "draw", "seed", "protection", "task_a", "task_b"]

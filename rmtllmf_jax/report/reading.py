@@ -66,13 +66,16 @@ _LIMITS = {
     "finetuned_accuracy": (0, 1),
     "base_accuracy": (0, 1),
     "normalised_accuracy": (0, _INFINITY),
+    "uses": (0, _INFINITY),
     "cosine": (-1.001, 1.001),  # rounded in float32
 }
 """Least and largest value that a column can have; all must be finite, but for `_MAY_BE_NAN`."""
-_MAY_BE_NAN = ("kappa", "mse", "mse_mean")
+_MAY_BE_NAN = ("kappa", "mse", "mse_mean", "uses")
 
 _NO_NAME = re.compile(r'[<>"$/\\]|\s\s|^\s|\s$')
-"""What no name of a scenario, task or rule holds: it would mean something in a path or a page."""
+_NO_VALUE = re.compile(r'[<>"$]|\s\s|^\s|\s$')
+"""What no name holds, as it would mean something in a path or a page; a rule or a protection with
+its options may hold a pattern of paths."""
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -167,7 +170,8 @@ def _unlike(column: pd.Series, kind: type) -> str:
         for value in column.unique():
             if not isinstance(value, str):
                 return "a value is missing or no text"
-            if _NO_NAME.search(value) or not value.isprintable():
+            wrong = _NO_VALUE if column.name in ("rule", "protection") else _NO_NAME
+            if wrong.search(value) or not value.isprintable():
                 return f"{value!r} is no name, but for its characters a path or a part of a page"
     elif not is_numeric_dtype(column) or is_bool_dtype(column):
         return f"its values are {column.dtype}"

@@ -100,7 +100,7 @@ def _rows(stage: Stage, job: Job) -> Rows:
                 "rule": cell.rule,
                 "task": task,
                 "scale": job.scale,
-                **{name: found[name] for name in ("kappa", "mse", "mse_mean")},
+                **{name: found[name] for name in ("kappa", "mse", "mse_mean", "uses")},
                 "error_model": engine.settings.error_model,
                 "accuracy": accuracy,
                 "finetuned_accuracy": finetuned,

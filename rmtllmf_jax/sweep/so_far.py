@@ -12,7 +12,7 @@ from rmtllmf_jax.sweep.parts import read_parts
 
 _CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "rule", "protection", "task"]
 
-_UPLINK = {"kappa", "mse", "mse_mean"}
+_UPLINK = {"kappa", "mse", "mse_mean", "uses"}
 """What parts of older programs lack; NaN stands for it."""
 
 

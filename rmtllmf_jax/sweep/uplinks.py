@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import uplink
 from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.defences.repairs import repairs_of, split
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import error_covariance, user_mse
 from rmtllmf_jax.sweep.grid import Cell
@@ -55,7 +56,13 @@ class Uplinks:
         return self._mse[where]
 
     def columns(self, cell: Cell) -> dict[str, dict[str, float]]:
-        """Return what a row of results says of the channel of each of a cell's tasks."""
+        """Return what a row of results says of the uplink of each of a cell's tasks.
+
+        `uses` are channel uses per parameter, against sending each once: nothing is sent without a
+        channel, and nothing of what is sent counts where the base model is started from.
+        """
+        fused = split(repairs_of(cell.protection)).fuse
+        uses = 1.0 if fused and cell.scenario != "clean" else 0.0
         users = [self.inputs.tasks.index(task) for task in cell.combination]
         mse, kappa = self.mse(cell), np.asarray(self.kappa)
         return {
@@ -63,6 +70,7 @@ class Uplinks:
                 "kappa": float(kappa[user]),
                 "mse": float(mse[user]),
                 "mse_mean": float(np.mean(mse[users])),
+                "uses": uses,
             }
             for task, user in zip(cell.combination, users, strict=True)
         }
