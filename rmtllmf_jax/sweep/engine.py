@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.task_data import Rows
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
 from rmtllmf_jax.resilience import PROTECTIONS, frozen_leaves
@@ -282,7 +283,7 @@ def _not_finite(job: Job, images: int, settings: Settings) -> str:
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     if protection.realign:
         suspects.append(f"--realign-learning-rate (here {settings.realign.learning_rate:g})")
-    what = job.kind if job.kind != "merged" else f"{cell.protection}, {cell.rule}"
+    what = job.kind if job.kind != "merged" else f"{cell.protection}, {described(cell.rule)}"
     level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
     return (
         f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
 from rmtllmf_jax.channel import SCENARIOS, DirectPreset, Preset
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.fusion.rules import get_rule
+from rmtllmf_jax.common.values import described, name_of
+from rmtllmf_jax.fusion.rules import METHODS, TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.resilience import PROTECTIONS
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 
-SWEPT_RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
-"""Merge rules that need nothing but task vectors."""
+SWEPT_RULES = tuple(name for name, kind in METHODS.items() if not fact(kind, "needs"))
+"""Merge methods that need nothing but task vectors."""
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
 
@@ -33,8 +35,8 @@ class Cell:
     draw: int
     seed: int
     protection: str
-    rule: str = "task_arithmetic"
-    """Merge rule, of `fusion.rules.RULES`."""
+    rule: Method | OneOf = TASK_ARITHMETIC
+    """Merge method, or those that validation chooses from."""
     axis: str = ""
     """What `level` is, one of `axis.AXES`; empty where the channel preset says it all."""
     level: float | None = None
@@ -49,7 +51,7 @@ class Grid:
     protections: tuple[str, ...]
     draws: int
     seeds: int
-    rules: tuple[str, ...] = ("task_arithmetic",)
+    rules: tuple[Method | OneOf, ...] = (TASK_ARITHMETIC,)
     axis: Axis = NO_AXIS
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class Grid:
         for protection in self.protections:
             require_known("protection", protection, PROTECTIONS)
         for rule in self.rules:
-            require_known("merge rule", rule, SWEPT_RULES)
+            require_swept(rule)
         if not self.counts():
             raise InputError(
                 "the grid has no cell: the protection control stands under the scenario clean "
@@ -97,6 +99,10 @@ class Grid:
             if seed < self._seeds(scenario, rule, protection)
         ]
 
+    def record(self) -> dict[str, Any]:
+        """Return the grid as `run.json` has it."""
+        return asdict(self) | {"rules": [described(rule) for rule in self.rules]}
+
     def counts(self) -> Counter[tuple[str, str]]:
         """Return how many cells each combination has, by scenario and protection."""
         found: Counter[tuple[str, str]] = Counter()
@@ -119,15 +125,33 @@ class Grid:
     def _draws(self, scenario: str) -> int:
         return 1 if scenario == "clean" else self.draws
 
-    def _seeds(self, scenario: str, rule: str, protection: str) -> int:
+    def _seeds(self, scenario: str, rule: Method | OneOf, protection: str) -> int:
         """Return the seeds of a kind of cell, 0 if there is none."""
         if protection == "control" and (scenario != "clean" or rule != self.rules[0]):
             return 0
         return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
 
 
-def _draws_nothing(rule: str, protection: str) -> bool:
-    return protection in ("none", "freeze") and not get_rule(rule).random
+def _draws_nothing(rule: Method | OneOf, protection: str) -> bool:
+    random = any(fact(method, "random") for method in methods_of(rule))
+    return protection in ("none", "freeze") and not random
+
+
+def require_swept(rule: Any) -> None:
+    """Check that a merge method needs nothing but task vectors.
+
+    **Raises:** `InputError` that says what else it needs, or that it is no method.
+    """
+    if not (isinstance(rule, OneOf) or callable(rule)):
+        raise InputError(
+            f"merge method: expected a value such as fusion.Ties(density=0.1), got {rule!r}."
+        )
+    for method in methods_of(rule):
+        if needs := fact(method, "needs"):
+            raise InputError(
+                f"the merge method {name_of(method)} needs {', '.join(needs)}, which a sweep does "
+                f"not have; take one of {', '.join(SWEPT_RULES)}."
+            )
 
 
 def choose_combinations(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.sweep.grid import Cell
 
 Kind = Literal["merged", "base", "finetuned"]
@@ -27,7 +28,9 @@ class Job:
     @cached_property
     def hash(self) -> str:
         """What the job's results are kept under, within a configuration."""
-        return content_hash(asdict(self))
+        content = asdict(self)
+        content["cell"]["rule"] = described(self.cell.rule)
+        return content_hash(content)
 
     def rows(
         self,
@@ -52,7 +55,7 @@ class Job:
                 "draw": cell.draw,
                 "seed": cell.seed,
                 "protection": cell.protection,
-                "rule": cell.rule,
+                "rule": described(cell.rule),
                 "scale": float(self.scale),
                 "task": task,
                 **uplink[task],
