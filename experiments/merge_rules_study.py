@@ -22,13 +22,7 @@ from rmtllmf_jax import fusion
 from rmtllmf_jax.common.progress import Advance
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.fusion.layers import group_by_layer
-from rmtllmf_jax.fusion.rules import (
-    AdaMergingOptions,
-    adamerging,
-    get_rule,
-    merge_by_layer,
-    prediction_entropy,
-)
+from rmtllmf_jax.fusion.rules import METHODS, AdaMerging, merge_by_layer, prediction_entropy
 from rmtllmf_jax.models.heads import logits_by_task
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -177,25 +171,26 @@ class Study:
         if rule == "layer_wise":
             layers = group_by_layer(fusion.leaves_by_path(self.inputs.base))
             options = {"layers": ramp(list(layers), **options)}
-        elif rule == "fisher":
-            options["fishers"] = self.rows(self.fishers, combination)
+        needs = {}
+        if rule == "fisher":
+            needs = {"fishers": self.rows(self.fishers, combination)}
         elif rule == "regmean":
-            options["grams"] = self.rows(self.grams, combination)
+            needs = {"grams": self.rows(self.grams, combination)}
         vectors = self.rows(self.inputs.vectors, combination)
-        return merge(rule, vectors, get_rule(rule).options(**options), self.key(combination))
+        return merge(METHODS[rule](**options), vectors, self.key(combination), **needs)
 
     def _learned(self, one: Candidate, combination: Combination) -> Any:
         """Return AdaMerging's task vector; the weights, which take long, are in the journal."""
-        options = AdaMergingOptions(**json.loads(one.options))
+        method = AdaMerging(**json.loads(one.options))
         vectors = self.rows(self.inputs.vectors, combination)
         name = one.name(combination, "weights")
         if name not in self.journal:
             batches = self.unlabelled_batches(combination)
-            found = adamerging(vectors, self.inputs.base, self.entropy, batches, options)
+            found = method.learn(vectors, self.inputs.base, self.entropy, batches)
             rows = {layer: np.asarray(row).tolist() for layer, row in found.weights.items()}
             self.journal.add(name, rows)
         weights = {layer: jnp.asarray(row) for layer, row in self.journal[name].items()}
-        granularity = "tensor" if options.granularity == "task" else options.granularity
+        granularity = "tensor" if method.granularity == "task" else method.granularity
         return merge_by_layer(vectors, weights, granularity)
 
     def unlabelled_batches(self, combination: Combination) -> dict[str, jax.Array]:
@@ -290,19 +285,16 @@ class Study:
         return float(np.mean(np.array(self.journal[name]) / alone))
 
 
-def merge(rule: str, stacked: Any, options: Any, key: jax.Array) -> Any:
+def merge(method: Any, stacked: Any, key: jax.Array, **needs: Any) -> Any:
     """Return the merged task vector.
 
     Random rules run leaf by leaf: a mask for every leaf and user in one program compiles for
     minutes.
     """
-    chosen = get_rule(rule)
-    return (chosen.merge if chosen.random else _compiled(chosen.merge))(stacked, options, key)
+    return (method if method.random else _compiled(method))(stacked, key, **needs)
 
 
-@cache
-def _compiled(rule: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(rule)
+_compiled = cache(jax.jit)
 
 
 def ramp(layers: list[str], first: float, last: float) -> dict[str, float]:

@@ -19,10 +19,11 @@ import pandas as pd
 import pytest
 
 from rmtllmf_jax import fusion, uplink
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.sources.parquet import ParquetFolder
 from rmtllmf_jax.data.task_data import Rows, load_task
 from rmtllmf_jax.defences.repairs import PROTECTIONS
-from rmtllmf_jax.fusion.rules import get_rule
+from rmtllmf_jax.fusion import Average, Dare, DareTies, Lata, TaskArithmetic, Ties
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import lda_head, stack_heads
@@ -49,7 +50,7 @@ RULED = Grid(
     ("none", "r-mtllmf", "control"),
     1,
     2,
-    ("ties", "dare", "task_arithmetic"),
+    (Ties(), Dare(), TaskArithmetic()),
     Axis("snr_db", (0.0, 12.0)),
 )
 """With merge rules, of which one is random, and levels."""
@@ -59,13 +60,13 @@ MIXED = Grid(
     ("none", "r-mtllmf", "control"),
     1,
     2,
-    ("task_arithmetic", "ties"),
+    (TaskArithmetic(), Ties()),
     Axis("snr_db", (0.0, 12.0)),
 )
 """Smaller, with a chunk of every kind."""
-MERGES = replace(MIXED, protections=("none",), rules=("task_arithmetic",))
+MERGES = replace(MIXED, protections=("none",), rules=(TaskArithmetic(),))
 """The part of it that needs two programs alone."""
-RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
+RULES = (TaskArithmetic(), Average(), Ties(), Dare(), DareTies(), Lata())
 CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "protection", "rule"]
 
 Tables = dict[str, pd.DataFrame]
@@ -90,7 +91,7 @@ def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **options)
 
     # chex tells programs by their names: those of two rules are two.
-    program.__name__ = "_".join((named.__name__, *map(str, getattr(function, "args", ()))))
+    program.__name__ = "_".join((named.__name__, *map(described, getattr(function, "args", ()))))
     return quick_jit(chex.assert_max_traces(program, n=1))
 
 
@@ -236,10 +237,7 @@ def merged(inputs: SweepInputs, combination: Iterable[str], scale: float, sent: 
     )
 
 
-@cache
-def _rule(rule: str) -> Callable[..., Any]:
-    chosen = get_rule(rule)
-    return quick_jit(partial(chosen.merge, options=chosen.options()))
+_quick = cache(quick_jit)
 
 
 def merged_by_rule(engine: Engine, cell: Cell, scale: float) -> Any:
@@ -248,7 +246,7 @@ def merged_by_rule(engine: Engine, cell: Cell, scale: float) -> Any:
     users = np.array([inputs.tasks.index(task) for task in cell.combination])
     some = jax.tree.map(lambda leaf: leaf[users], received(engine, cell))
     key = jax.random.key(engine.settings.seed + cell.seed)
-    total = _rule(cell.rule)(some, key=key)
+    total = _quick(cell.rule)(some, key=key)
     return jax.tree.map(lambda base, leaf: np.asarray(base + scale * leaf), inputs.base, total)
 
 

@@ -96,7 +96,7 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--protections", "rmtllmf", "protection", "r-mtllmf", "freeze"),
         ("--order", "weakest", "order", "weakest_first", "lmmse"),
         ("--error-model", "independant", "error model", "independent", "noisy_reference"),
-        ("--rules", "tie", "merge rule", "ties", "dare"),
+        ("--rules", "tie", "merge method", "ties", "dare"),
         ("--axis", "snr", "axis", "snr_db", "budget_db"),
     ],
 )

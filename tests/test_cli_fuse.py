@@ -13,12 +13,11 @@ import tyro
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.fuse import Fuse
-from rmtllmf_jax.cli.method_options import parse_options
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import power_law
 from rmtllmf_jax.fusion.files.adapters import require_no_adapter
 from rmtllmf_jax.fusion.files.recipe import file_methods
-from rmtllmf_jax.fusion.rules import RULES, LayerWiseOptions
+from rmtllmf_jax.fusion.rules import METHODS
 from rmtllmf_jax.report.layer_weights import layer_weights_figure, write_layer_weights
 
 
@@ -49,9 +48,10 @@ def fuse(models: list[Path], out: Path, **options: Any) -> dict[str, np.ndarray]
         ({"scale": "-0.5"}, -2.0),
         ({"scale": "1/N"}, 2.0),
         ({"method": "average"}, 2.0),
-        ({"method": "ties", "options": ("density=1",)}, 2.0),
-        ({"method": "ties", "options": ("normalise=false",)}, 4 * power_law(2)),
-        ({"options": ("weights=1,-1",), "scale": "1"}, -2.0),
+        ({"method": "ties(density=1)"}, 2.0),
+        ({"method": "ties", "scale": "power-law"}, 2.0),
+        ({"method": "ties", "options": ("normalise=No", "weights=1,1")}, 4 * power_law(2)),
+        ({"method": "task_arithmetic(weights=(1, -1))", "scale": "1"}, -2.0),
     ],
 )
 def test_scale_and_options_mean_what_they_say(
@@ -96,27 +96,20 @@ def test_a_dry_run_lists_every_tensor_and_writes_nothing(
     [
         ({"method": "tise"}, r"unknown method 'tise'\. Did you mean 'ties'\? Known: task_arith"),
         ({"method": "regmean"}, r"the method regmean needs .*, computed on data"),
-        (
-            {"method": "ties", "options": ("densty=1",)},
-            r"unknown option of ties 'densty'\. Did you",
-        ),
+        ({"method": "ties(densty=1)"}, r"unknown option of method ties 'densty'\. Did you"),
         ({"method": "ties", "options": ("density",)}, r"--options: expected NAME=VALUE, got 'dens"),
-        (
-            {"method": "ties", "options": ("density=x",)},
-            r"density of ties must be a number, got 'x'",
-        ),
-        (
-            {"method": "ties", "options": ("density=2",)},
-            r"--options of ties: density must be above",
-        ),
-        ({"options": ("weights=1,2,3",)}, r"weights: 3 given for 2 task vectors"),
-        ({"options": ("weights=1", "weights=2")}, r"weights is given twice"),
-        ({"method": "lata", "options": ("reference=x",)}, r"unknown option of lata 'reference'"),
+        ({"method": "ties(density=x)"}, r"method ties: density must be a number, got x"),
+        ({"method": "ties(density=2)"}, r"method ties: density must be above 0"),
+        ({"method": "ties(density=[0.1, 0.2])"}, r"ties: density must be a number, got \[0.1, 0.2"),
+        ({"method": "ties(normalise=maybe)"}, r"ties: normalise must be true or false, got maybe"),
+        ({"method": "layer_wise(layers=1)"}, r"layers must be a mapping such as"),
+        ({"method": "average(weights=(1, 2, 3))"}, r"weights: 3 given for 2 task vectors"),
+        ({"method": "lata(reference=x)"}, r"unknown option of method lata 'reference'"),
         ({"scale": "big"}, r"unknown scale 'big'"),
         ({"scale": "nan"}, r"the scale must be a finite number"),
         ({"shard_size": "5 apples"}, r"a size must be a number with a unit"),
         ({"models": ()}, r"there is no model to merge"),
-        ({"reference": Path("x")}, r"a reference is for the method lata alone"),
+        ({"reference": Path("x")}, r"the method task_arithmetic takes no reference"),
         ({"base": Path("nowhere")}, r"nowhere: no such file or directory"),
     ],
 )
@@ -211,34 +204,14 @@ def test_an_adapter_is_known_by_its_keys(key: str, refused: bool):
         assert not refused
 
 
-def test_options_of_every_kind_are_parsed():
-    parsed = parse_options(
-        ['layers={"model.layers.0": 0.5, "lm_head": [1, 0]}', "default=none", "granularity=tensor"],
-        LayerWiseOptions,
-        "layer_wise",
-    )
-    layers = {"model.layers.0": 0.5, "lm_head": (1.0, 0.0)}
-    assert parsed == LayerWiseOptions(layers, None, "tensor")
-    assert list(parsed.layers.items()) == list(layers.items())
-    assert parse_options(["default=0.5"], LayerWiseOptions, "layer_wise").default == 0.5
-    with pytest.raises(InputError, match=r"layers of layer_wise must be a JSON object"):
-        parse_options(["layers=[1]"], LayerWiseOptions, "layer_wise")
-    ties = RULES["ties"].options
-    assert parse_options(["normalise=No", "weights=1,2.5"], ties, "ties") == ties(
-        normalise=False, weights=(1.0, 2.5)
-    )
-    with pytest.raises(InputError, match="normalise of ties must be true or false, got 'maybe'"):
-        parse_options(["normalise=maybe"], ties, "ties")
-
-
 def test_the_help_names_every_method_and_option(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         tyro.cli(Fuse, args=["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for method in file_methods():
         assert method in text
-        for field in fields(RULES[method].options):
-            assert field.metadata.get("tree") or f"{field.name}=" in text, (method, field.name)
+        for field in fields(METHODS[method]):
+            assert f"{field.name}=" in text, (method, field.name)
             if isinstance(field.default, bool | float | str):
                 assert f"{field.name}={str(field.default).lower()}" in text, (method, field.name)
 
@@ -307,9 +280,8 @@ def test_lata_of_language_models_opens_and_generates(
         base=llamas["pretrained"],
         models=(llamas["math"], llamas["code"]),
         reference=llamas["instruct"],
-        method="lata",
+        method=f"lata(granularity={granularity})",
         scale="0.5",
-        options=(f"granularity={granularity}",),
         shard_size="4KB",
         out=out,
     ).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,21 @@ from rmtllmf_jax.fusion.files.plan import plan_fusion
 from rmtllmf_jax.fusion.files.recipe import Recipe, file_methods
 from rmtllmf_jax.fusion.files.shards import bytes_of
 from rmtllmf_jax.fusion.rules import (
-    AverageOptions,
-    DareOptions,
-    DareTiesOptions,
-    LataOptions,
-    LayerWiseOptions,
-    TaskArithmeticOptions,
-    TiesOptions,
-    get_rule,
+    Average,
+    Dare,
+    DareTies,
+    Fisher,
+    Lata,
+    LayerWise,
+    TaskArithmetic,
+    Ties,
 )
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
 Tensors = dict[str, np.ndarray]
-ADD = Recipe("task_arithmetic", TaskArithmeticOptions(), 0.3)
+ADD = Recipe(TaskArithmetic(), 0.3)
 
 
 def tensors(seed: int) -> Tensors:
@@ -111,45 +111,77 @@ def test_every_layout_gives_the_plain_merge(tmp_path: Path, layout: str):
     assert_close(found, {key: base[key] + 0.3 * (a[key] + b[key] - 2 * base[key]) for key in base})
 
 
-OPTIONS: dict[str, list[Any]] = {
-    "task_arithmetic": [TaskArithmeticOptions(), TaskArithmeticOptions((0.5, -1.0))],
-    "average": [AverageOptions(), AverageOptions((1.0, 3.0))],
-    "ties": [TiesOptions(0.3), TiesOptions(0.5, normalise=False, weights=(1.0, 2.0))],
-    "dare": [DareOptions(0.5), DareOptions(0.0, (1.0, 2.0)), DareOptions(0.7, (1.0, 2.0))],
-    "dare_ties": [DareTiesOptions(0.5), DareTiesOptions(0.3, True, (1.0, 2.0))],
+METHODS: dict[str, list[Any]] = {
+    "task_arithmetic": [TaskArithmetic(), TaskArithmetic((0.5, -1.0))],
+    "average": [Average(), Average((1.0, 3.0))],
+    "ties": [Ties(0.3), Ties(0.5, normalise=False, weights=(1.0, 2.0))],
+    "dare": [Dare(0.5), Dare(0.0, (1.0, 2.0)), Dare(0.7, (1.0, 2.0))],
+    "dare_ties": [DareTies(0.5), DareTies(0.3, True, (1.0, 2.0))],
     "layer_wise": [
-        LayerWiseOptions({"model.layers.1": (0.5, 2.0), "model.layers.*": 0.25}, default=1.0),
-        LayerWiseOptions({r".*bias": 0.0}, 1.0, "tensor", (2.0, 1.0)),
+        LayerWise({"model.layers.1": (0.5, 2.0), "model.layers.*": 0.25}, default=1.0),
+        LayerWise({r".*bias": 0.0}, 1.0, "tensor", (2.0, 1.0)),
     ],
     "lata": [
-        LataOptions(),
-        LataOptions("logarithmic", granularity="tensor"),
-        LataOptions("threshold", sigma=0.1, weights=(1.0, 0.5)),
+        Lata(),
+        Lata("logarithmic", granularity="tensor"),
+        Lata("threshold", sigma=0.1, weights=(1.0, 0.5)),
     ],
 }
 
 
-def in_memory(method: str, stacked: dict[str, jax.Array], options: Any) -> dict[str, jax.Array]:
-    rule = jax.jit(lambda vectors, key: get_rule(method).merge(vectors, options, key))
-    return rule(stacked, jax.random.key(5))
+def in_memory(method: Any, stacked: dict[str, jax.Array], **more: Any) -> dict[str, jax.Array]:
+    return jax.jit(method)(stacked, jax.random.key(5), **more)
 
 
 def test_every_method_of_files_is_tested():
-    assert sorted(OPTIONS) == sorted(file_methods())
+    assert sorted(METHODS) == sorted(file_methods())
 
 
-@pytest.mark.parametrize("method", OPTIONS)
-def test_a_rule_on_files_gives_what_it_gives_in_memory(
-    models: list[Path], tmp_path: Path, method: str
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_on_files_gives_what_it_gives_in_memory(
+    models: list[Path], tmp_path: Path, name: str
 ):
     base, *others = (tensors(seed) for seed in range(3))
     stacked = {key: jnp.stack([other[key] - base[key] for other in others]) for key in base}
-    for number, options in enumerate(OPTIONS[method]):
-        found = fuse(
-            tmp_path / str(number), models[0], models[1:], Recipe(method, options, -0.7, seed=5)
-        )
-        merged = in_memory(method, stacked, options)
+    for number, method in enumerate(METHODS[name]):
+        found = fuse(tmp_path / str(number), models[0], models[1:], Recipe(method, -0.7, seed=5))
+        merged = in_memory(method, stacked)
         assert_close(found, {key: base[key] - 0.7 * np.asarray(merged[key]) for key in base})
+
+
+@dataclass(frozen=True)
+class Own:
+    """A method that is registered nowhere."""
+
+    power: float = 1.0
+
+    def __call__(self, stacked: Any, key: Any = None, *, weights: Any = None) -> Any:
+        return jax.tree.map(lambda leaf: self.power * leaf[0] - leaf[1], stacked)
+
+
+class OwnByTensor(Own):
+    """The same, which says that it looks at one tensor at a time."""
+
+    per_leaf = True
+    random = True
+
+    def __call__(self, stacked: Any, key: Any = None, *, weights: Any = None) -> Any:
+        sign = jnp.where(jax.random.bernoulli(key), 1, -1)
+        return jax.tree.map(lambda leaf: sign * leaf, super().__call__(stacked))
+
+
+def test_a_method_of_ones_own_merges_files(models: list[Path], tmp_path: Path):
+    base, a, b = (tensors(seed) for seed in range(3))
+    found = fuse(tmp_path / "out", models[0], models[1:], Recipe(OwnByTensor(2.0), 0.5))
+    signs = set()
+    for key, value in found.items():
+        added = 0.5 * (2 * (a[key] - base[key]) - (b[key] - base[key]))
+        sign = np.sign(np.sum((value - base[key]) * added))
+        np.testing.assert_allclose(value, base[key] + sign * added, atol=1e-5)
+        signs.add(float(sign))
+    assert signs == {1.0, -1.0}  # every tensor has a key of its own
+    record = json.loads((tmp_path / "out/fusion.json").read_text())
+    assert (record["method"], record["seed"]) == ("own_by_tensor(power=2.0)", 0)
 
 
 @pytest.mark.parametrize("users", [1, 2])
@@ -163,10 +195,10 @@ def test_lata_compares_to_the_reference(models: list[Path], tmp_path: Path, user
         tmp_path / "out",
         models[0],
         models[1 : users + 1],
-        Recipe("lata", LataOptions(), 0.4),
+        Recipe(Lata(), 0.4),
         reference=write(tmp_path / "instruct", instruct),
     )
-    merged = in_memory("lata", stacked, LataOptions(reference=iota))
+    merged = in_memory(Lata(), stacked, reference=iota)
     assert_close(found, {key: base[key] + 0.4 * np.asarray(merged[key]) for key in base})
     record = json.loads((tmp_path / "out/fusion.json").read_text())
     assert [each["role"] for each in record["inputs"]] == ["base", *["model"] * users, "reference"]
@@ -231,18 +263,18 @@ def test_a_merge_that_overflows_is_refused(tmp_path: Path, base: float, model: f
         fuse(tmp_path / "out", paths[0], paths[1:], replace(ADD, scale=2.0))
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "lata"])
-def test_empty_tensors_stay_empty(tmp_path: Path, method: str):
+@pytest.mark.parametrize("method", [TaskArithmetic(), Ties(), DareTies(), Lata()])
+def test_empty_tensors_stay_empty(tmp_path: Path, method: Any):
     content = [tensors(seed) | {"none": np.zeros((0, 3), np.float32)} for seed in range(3)]
     paths = [write(tmp_path / str(n), each) for n, each in enumerate(content)]
-    recipe = Recipe(method, get_rule(method).options(), 1.0)
+    recipe = Recipe(method, 1.0)
     assert fuse(tmp_path / "out", paths[0], paths[1:], recipe)["none"].shape == (0, 3)
 
 
 def test_the_first_pass_of_lata_is_kept(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = Recipe("lata", LataOptions(granularity="tensor"), 0.5)
+    recipe = Recipe(Lata(granularity="tensor"), 0.5)
     whole = fuse(tmp_path / "whole", models[0], models[1:], recipe)
     with fusing(plan_fusion(tmp_path / "out", models[0], models[1:], recipe)) as under_way:
         under_way.layer_weights()
@@ -399,7 +431,7 @@ def test_quantised_weights_are_refused(tmp_path: Path):
 
 
 def test_the_card_names_inputs_hashes_and_options(models: list[Path], tmp_path: Path):
-    recipe = Recipe("ties", TiesOptions(0.3), 0.8)
+    recipe = Recipe(Ties(0.3), 0.8)
     fuse(tmp_path / "first", models[0], models[1:], recipe)
     card = (tmp_path / "first/README.md").read_text()
     record = json.loads((tmp_path / "first/fusion.json").read_text())
@@ -408,10 +440,10 @@ def test_the_card_names_inputs_hashes_and_options(models: list[Path], tmp_path: 
         assert each["files"][0]["sha256"] == sha256
         assert f"| {model.name} | model.safetensors | " in card
         assert f"`{sha256}`" in card
-    assert "`base + 0.8 * ties(a, b)`" in card
+    assert "`base + 0.8 * ties(density=0.3)(a, b)`" in card
     assert "| option `density` | `0.3` |" in card
     assert "arXiv 2306.01708" in card
-    assert (record["method"], record["scale"], record["options"]["density"]) == ("ties", 0.8, 0.3)
+    assert (record["method"], record["scale"]) == ("ties(density=0.3)", 0.8)
     fuse(tmp_path / "again/first", models[0], models[1:], recipe)
     for path in (tmp_path / "first").iterdir():
         assert (tmp_path / "again/first" / path.name).read_bytes() == path.read_bytes()
@@ -483,25 +515,26 @@ def test_an_unreadable_checkpoint_is_named(
 
 
 def test_rules_that_need_data_say_what_they_need(models: list[Path], tmp_path: Path):
-    for method in ("fisher", "regmean"):
-        with pytest.raises(InputError, match=f"the method {method} needs .* computed on data"):
+    for method, why in (
+        (Fisher(), "fisher needs fishers, computed on data"),
+        (Own(), "own does not say `per_leaf = True`"),
+    ):
+        with pytest.raises(InputError, match=f"the method {why}"):
             plan_fusion(tmp_path / "out", models[0], models[1:], replace(ADD, method=method))
-    with pytest.raises(InputError, match=r"unknown method 'tise'. Did you mean 'ties'"):
-        plan_fusion(tmp_path / "out", models[0], models[1:], replace(ADD, method="tise"))
 
 
 def test_a_reference_is_for_lata_and_lata_needs_one(models: list[Path], tmp_path: Path):
-    with pytest.raises(InputError, match="a reference is for the method lata alone"):
+    with pytest.raises(InputError, match="the method task_arithmetic takes no reference"):
         plan_fusion(tmp_path / "out", models[0], models[1:], ADD, reference=models[1])
     with pytest.raises(InputError, match="the method lata needs a reference, or more than one"):
-        plan_fusion(tmp_path / "out", models[0], [models[1]], Recipe("lata", LataOptions(), 1.0))
+        plan_fusion(tmp_path / "out", models[0], [models[1]], Recipe(Lata(), 1.0))
 
 
 def test_weights_for_other_than_the_models_are_refused(models: list[Path], tmp_path: Path):
-    recipe = Recipe("average", AverageOptions((1.0, 2.0, 3.0)), 1.0)
+    recipe = Recipe(Average((1.0, 2.0, 3.0)), 1.0)
     with pytest.raises(InputError, match="weights: 3 given for 2 task vectors"):
         plan_fusion(tmp_path / "out", models[0], models[1:], recipe)
-    recipe = Recipe("layer_wise", LayerWiseOptions({"model.layers.7": 1.0}, 1.0), 1.0)
+    recipe = Recipe(LayerWise({"model.layers.7": 1.0}, 1.0), 1.0)
     with pytest.raises(InputError, match="matches no layer"):
         plan_fusion(tmp_path / "out", models[0], models[1:], recipe)
 

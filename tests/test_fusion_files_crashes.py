@@ -25,7 +25,7 @@ from rmtllmf_jax.fusion.files import merging
 from rmtllmf_jax.fusion.files.fusing import fusing
 from rmtllmf_jax.fusion.files.plan import plan_fusion
 from rmtllmf_jax.fusion.files.recipe import Recipe
-from rmtllmf_jax.fusion.rules import TaskArithmeticOptions
+from rmtllmf_jax.fusion.rules import TaskArithmetic
 
 SHARDS, ROWS = 120, 1000
 SIZE = 4 * ROWS
@@ -139,7 +139,7 @@ def test_kill_9_keeps_the_finished_shards(
 
 def work(out: Path, models: list[Path], before_the_end: Callable[[], object], size: int) -> None:
     """Merge, and do something before the end."""
-    recipe = Recipe("task_arithmetic", TaskArithmeticOptions(), 1.0)
+    recipe = Recipe(TaskArithmetic(), 1.0)
     plan = plan_fusion(out, models[0], [models[1]], recipe, shard_bytes=size)
     with fusing(plan) as under_way:
         under_way.merge(None)

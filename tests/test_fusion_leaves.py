@@ -39,7 +39,7 @@ def test_sums_over_half_precision_are_taken_in_float32(dtype: Any, size: float):
     root = np.sqrt(np.diag(gram))
     rms = root / np.sqrt(1001)
     agree = np.mean(np.sign(wide)[:, None] == np.sign(wide)[None], axis=2)
-    grams = rules.layer_grams({"layers": {"0": rows}}, rules.LataOptions())
+    grams = rules.layer_grams({"layers": {"0": rows}}, "block")
     per_leaf = uplink.kappa_per_leaf(stacked, 0.0)["a"]
     for found, expected in (
         (x.dot(y), gram[0, 1]),
@@ -80,7 +80,7 @@ def test_scaling_and_adding_round_once_and_keep_the_type(dtype: Any):
     narrow = jnp.asarray(by_user, dtype)  # narrow weights widen too
     expected = np.asarray(narrow, np.float64) @ wide
     assert_rounded_once(fusion.weighted_sum(stacked, narrow)["w"], expected, dtype)
-    average = rules.average(stacked, rules.AverageOptions(), weights=jnp.ones(300, dtype))
+    average = rules.Average()(stacked, weights=jnp.ones(300, dtype))
     assert_rounded_once(average["w"], wide.mean(axis=0), dtype)
     assert (base + TaskVector({"w": rows[1].astype(jnp.float32)}))["w"].dtype == dtype
 
@@ -186,7 +186,7 @@ def test_names_layers_and_merges_do_not_depend_on_the_container():
     found = []
     for base, *others in (states, dicts):
         stacked = fusion.stack([TaskVector.between(other, base).tree for other in others])
-        merged = rules.lata(stacked, rules.LataOptions())
+        merged = rules.Lata()(stacked)
         received = uplink.transmit(stacked, jnp.ones(2), jnp.ones(2), KEY)
         names = list(fusion.group_by_layer(fusion.leaves_by_path(stacked)))
         assert names == ["embed", "layers/0", "layers/1", "layers/2", "norm"]
@@ -282,7 +282,7 @@ def test_a_tree_without_a_leaf_is_refused(use: Callable[[], Any]):
         (lambda v: fusion.weighted_sum(v, 1.0), r"weights: 1 given in the shape \(\) for 2"),
         (lambda v: fusion.weighted_sum(v, jnp.ones((2, 1))), r"in the shape \(2, 1\) for 2"),
         (
-            lambda v: rules.average(v, rules.AverageOptions(), weights=[1.0]),
+            lambda v: rules.Average()(v, weights=[1.0]),
             "weights: 1 given for 2",
         ),
         (lambda v: uplink.transmit(v, jnp.ones(1), jnp.ones(2), KEY), "mse: 1 given for 2"),
@@ -318,5 +318,5 @@ def test_what_would_broadcast_or_be_left_out_is_refused(use: Callable[[Any], Any
 def test_lists_are_weights_and_scalars_of_numpy_scales():
     stacked = {"w": jnp.array([[1.0, 2.0], [3.0, -2.0]])}
     assert fusion.weighted_sum(stacked, [0.5, 0.5])["w"].tolist() == [2.0, 0.0]
-    mean = rules.task_arithmetic(stacked, rules.TaskArithmeticOptions(), weights=[0.5, 0.5])
+    mean = rules.TaskArithmetic()(stacked, weights=[0.5, 0.5])
     assert mean["w"].tolist() == [2.0, 0.0]

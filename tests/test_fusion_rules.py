@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -20,9 +19,9 @@ from hypothesis import strategies as st
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion import rules
-from rmtllmf_jax.fusion.rules.dare import keep_mask
-from rmtllmf_jax.fusion.rules.ties import kth_largest
+from rmtllmf_jax.fusion.rules.sparsified import keep_mask, kth_largest
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 SHAPES = {
@@ -48,24 +47,31 @@ def normal(seed: int, users: int = 3) -> dict:
     )
 
 
-def options_of(name: str, stacked: dict) -> Any:
-    """Return options with which each rule does something of its own."""
-    users = len(stacked["temperature"])
+def method_of(name: str, users: int = 3) -> Any:
+    """Return each method with options that do something of its own."""
     if name == "layer_wise":
         by_user = tuple(0.1 * (user + 1) for user in range(users))
-        return rules.LayerWiseOptions({"layers/1": by_user, "layers/.*": 2.0}, default=0.5)
-    if name == "fisher":
-        return rules.FisherOptions(fishers=jax.tree.map(jnp.square, normal(11, users)))
-    if name == "regmean":
-        inputs = np.random.default_rng(12).normal(size=(users, 9, 4)).astype(np.float32)
-        gram = jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs))
-        return rules.RegMeanOptions(grams={"layers/0/kernel": gram})
+        return rules.LayerWise({"layers/1": by_user, "layers/.*": 2.0}, default=0.5)
     chosen: dict[str, dict] = {"ties": {"density": 0.5}, "dare": {"drop": 0.4}}
-    return rules.RULES[name].options(**chosen.get(name, {}))
+    return rules.METHODS[name](**chosen.get(name, {}))
+
+
+def needs_of(name: str, users: int = 3) -> dict[str, Any]:
+    """Return what a method needs besides the task vectors, of the first `users` of three."""
+    if name == "fisher":
+        fishers = jax.tree.map(jnp.square, normal(11))
+        return {"fishers": jax.tree.map(lambda leaf: leaf[:users], fishers)}
+    if name == "regmean":
+        inputs = np.random.default_rng(12).normal(size=(3, 9, 4)).astype(np.float32)[:users]
+        return {
+            "grams": {"layers/0/kernel": jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs))}
+        }
+    return {}
 
 
 def merge(name: str, stacked: dict, **more: Any) -> dict:
-    return rules.get_rule(name).merge(stacked, options_of(name, stacked), KEY, **more)
+    users = len(stacked["temperature"])
+    return method_of(name, users)(stacked, KEY, **needs_of(name, users), **more)
 
 
 def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
@@ -78,23 +84,26 @@ def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) ->
         )
 
 
-every_rule = pytest.mark.parametrize("name", list(rules.RULES))
+NAMES = [name for name in rules.METHODS if name != "adamerging"]  # which has weights of its own
+every_method = pytest.mark.parametrize("name", NAMES)
 
 
-# What all rules have in common
+# What all methods have in common
 
 
-@every_rule
+@every_method
 @pytest.mark.slow
 def test_compiled_is_the_same_with_one_trace_a_structure(name: str):
+    def call(stacked: dict) -> dict:
+        return merge(name, stacked)
+
     chex.clear_trace_counter()
-    compiled = jax.jit(chex.assert_max_traces(rules.RULES[name].merge, n=1))
+    compiled = jax.jit(chex.assert_max_traces(call, n=1))
     for seed in (0, 1):
-        stacked = normal(seed)
-        close(compiled(stacked, options_of(name, stacked), KEY), merge(name, stacked))
+        close(compiled(normal(seed)), merge(name, normal(seed)))
 
 
-@every_rule
+@every_method
 def test_bfloat16_comes_out_as_it_went_in_and_is_summed_in_float32(name: str):
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), normal(2))
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
@@ -117,9 +126,9 @@ def test_float64_is_kept(name: str):
     close(merged, expected, rtol=1e-4, atol=1e-5)
 
 
-@every_rule
+@every_method
 @pytest.mark.slow
-def test_rules_map_over_weights(name: str):
+def test_methods_map_over_weights(name: str):
     stacked = normal(4)
     weights = jnp.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.5, 2.0, 0.25]])
     mapped = jax.vmap(lambda w: merge(name, stacked, weights=w))(weights)
@@ -127,30 +136,21 @@ def test_rules_map_over_weights(name: str):
         close(tree, merge(name, stacked, weights=w))
 
 
-@every_rule
-def test_weights_of_the_options_and_of_the_call_are_the_same(name: str):
+@every_method
+def test_weights_of_the_value_and_of_the_call_are_the_same(name: str):
     stacked = normal(5)
-    options = options_of(name, stacked)
-    given = dataclasses.replace(options, weights=(1.0, 0.0, 0.5))
-    in_options = rules.get_rule(name).merge(stacked, given, KEY)
-    assert_trees_equal(in_options, merge(name, stacked, weights=jnp.array([1.0, 0.0, 0.5])))
+    weighing = dataclasses.replace(method_of(name), weights=(1.0, 0.0, 0.5))
+    own = weighing(stacked, KEY, **needs_of(name))
+    assert_trees_equal(own, merge(name, stacked, weights=jnp.array([1.0, 0.0, 0.5])))
 
 
-@every_rule
+@every_method
 def test_a_user_of_weight_zero_is_as_if_left_out(name: str):
     stacked, two = normal(6), jax.tree.map(lambda leaf: leaf[:2], normal(6))
-    options = options_of(name, stacked)
-    if name == "layer_wise":
-        fewer = dataclasses.replace(options, layers={"layers/1": (0.1, 0.2), "layers/.*": 2.0})
-    elif name in ("fisher", "regmean"):
-        fewer = jax.tree.map(lambda leaf: leaf[:2], options)
-    else:
-        fewer = options
-    without = rules.get_rule(name).merge(two, fewer, KEY)
-    close(merge(name, stacked, weights=jnp.array([1.0, 1.0, 0.0])), without)
+    close(merge(name, stacked, weights=jnp.array([1.0, 1.0, 0.0])), merge(name, two))
 
 
-@every_rule
+@every_method
 def test_what_is_not_finite_does_not_vanish(name: str):
     stacked = normal(7)
     stacked["norm"]["scale"] = stacked["norm"]["scale"].at[1].set(jnp.nan)
@@ -160,71 +160,92 @@ def test_what_is_not_finite_does_not_vanish(name: str):
     assert not jnp.isfinite(merged["layers"]["0"]["bias"]).any()
 
 
-@every_rule
+@every_method
 def test_wrong_input_is_refused(name: str):
-    stacked = normal(8)
-    options = dataclasses.replace(options_of(name, stacked), weights=(1.0, 2.0))
+    stacked, needs = normal(8), needs_of(name)
+    method = dataclasses.replace(method_of(name), weights=(1.0, 2.0))
     with pytest.raises(InputError, match="weights: 2 given for 3 task vectors; give one for each"):
-        rules.RULES[name].merge(stacked, options, KEY)
+        method(stacked, KEY, **needs)
     with pytest.raises(InputError, match=r"weights must be finite numbers, got \[1.0, nan\]"):
-        dataclasses.replace(options, weights=(1.0, float("nan")))
+        dataclasses.replace(method, weights=(1.0, float("nan")))
     with pytest.raises(InputError, match=r"task vectors: .* got norm/scale: int32; leave"):
         merge(name, stacked | {"norm": {"scale": jnp.ones((3, 5), jnp.int32)}})
     with pytest.raises(InputError, match="one common leading axis"):
-        rules.RULES[name].merge({"a": jnp.zeros((2, 3)), "b": jnp.zeros((3, 3))}, options, KEY)
+        method({"a": jnp.zeros((2, 3)), "b": jnp.zeros((3, 3))}, KEY, **needs)
     with pytest.raises(InputError, match="no task vector to merge"):
-        rules.RULES[name].merge({"a": jnp.zeros((0, 3))}, options, KEY)
+        method({"a": jnp.zeros((0, 3))}, KEY, **needs)
 
 
-@every_rule
-def test_per_leaf_rules_see_a_leaf_at_a_time(name: str):
-    if not rules.RULES[name].per_leaf:
-        return
-    whole, options = fusion.leaves_by_path(normal(9)), options_of(name, normal(9))
-    merged = rules.RULES[name].merge(whole, options_of_paths(options, list(whole)), KEY)
+@pytest.mark.parametrize("name", [name for name in NAMES if rules.METHODS[name].per_leaf])
+def test_per_leaf_methods_see_a_leaf_at_a_time(name: str):
+    whole, needs = fusion.leaves_by_path(normal(9)), needs_of(name)
+    if name == "fisher":
+        needs = {"fishers": fusion.leaves_by_path(needs["fishers"])}
+    merged = method_of(name)(whole, KEY, **needs)
     for path, leaf in whole.items():
-        alone = rules.RULES[name].merge({path: leaf}, options_of_paths(options, [path]), KEY)
-        assert_trees_equal(alone, {path: merged[path]})
+        of_leaf = {
+            need: {where: array for where, array in given.items() if where == path}
+            for need, given in needs.items()
+        }
+        assert_trees_equal(method_of(name)({path: leaf}, KEY, **of_leaf), {path: merged[path]})
 
 
-def options_of_paths(options: Any, paths: list[str]) -> Any:
-    """Cut the trees among the options to the given leaves, flat."""
-    if isinstance(options, rules.FisherOptions):
-        fishers = fusion.leaves_by_path(options.fishers)
-        return dataclasses.replace(options, fishers={path: fishers[path] for path in paths})
-    if isinstance(options, rules.RegMeanOptions):
-        grams = {path: gram for path, gram in options.grams.items() if path in paths}
-        return dataclasses.replace(options, grams=grams)
-    return options
+@pytest.mark.parametrize("name", rules.METHODS)
+def test_methods_are_documented_values_that_can_be_written_and_read(name: str):
+    kind = rules.METHODS[name]
+    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    fields = [
+        (node, after)
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node)
+    ]
+    assert len(fields) == len(dataclasses.fields(kind))
+    for node, after in fields:
+        assert isinstance(after, ast.Expr), ast.unparse(node)
+    assert kind.title
+    assert "arXiv" in kind.reference
+    method = method_of(name)
+    assert hash(method) == hash(method_of(name))
+    assert rules.parse_method(described(method)) == method
+    assert rules.parse_method(described(method)) != dataclasses.replace(method, **CHANGED[name])
 
 
-@every_rule
-def test_options_are_documented_static_and_have_defaults(name: str):
-    rule = rules.RULES[name]
-    assert dataclasses.is_dataclass(rule.options)
-    body = ast.parse(inspect.getsource(rule.options)).body[0].body  # type: ignore[attr-defined]
-    for node, after in itertools.pairwise(body):
-        if isinstance(node, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), ast.unparse(node)
-    names = {field.name for field in dataclasses.fields(rule.options)}
-    assert set(rule.trees) <= names
-    if not rule.trees:
-        assert jax.tree.leaves(rule.options()) == []
-        assert hash(rule.options()) == hash(rule.options())
-    assert "arXiv" in rule.merge.__doc__
-    assert "2" in rule.reference
+CHANGED: dict[str, dict] = {key: {"weights": (1.0, 2.0)} for key in NAMES} | {
+    "adamerging": {"clip": False},
+    "layer_wise": {"layers": {"layers/.*": 2.0, "layers/1": (0.1, 0.2, 0.30000000000000004)}},
+}
 
 
 def test_means_have_a_natural_scale():
-    defaults = {name for name, rule in rules.RULES.items() if rules.averages(name, rule.options())}
-    assert defaults == {"average", "ties", "fisher", "regmean"}
-    assert not rules.averages("ties", rules.TiesOptions(normalise=False))
-    assert rules.averages("dare_ties", rules.DareTiesOptions(normalise=True))
+    assert {name for name in rules.METHODS if method_of(name).is_mean} == {
+        *("average", "ties", "fisher", "regmean", "adamerging")
+    }
+    assert not rules.Ties(normalise=False).is_mean
+    assert rules.DareTies(normalise=True).is_mean
 
 
-def test_a_rule_that_does_not_exist():
-    with pytest.raises(InputError, match=r"unknown merge rule 'tias'. Did you mean 'ties'"):
-        rules.get_rule("tias")
+def test_a_method_that_does_not_exist():
+    with pytest.raises(InputError, match=r"unknown merge method 'tias'. Did you mean 'ties'"):
+        rules.parse_method("tias")
+
+
+def test_lists_of_values_are_a_choice_between_methods():
+    chosen = rules.parse_method("ties(density=[.1, .2], normalise=[true, false], weights=(1, 2))")
+    assert [(one.density, one.normalise) for one in chosen.methods] == [
+        *((0.1, True), (0.1, False), (0.2, True), (0.2, False))
+    ]
+    assert {one.weights for one in chosen.methods} == {(1.0, 2.0)}
+    assert rules.parse_method(described(chosen)) == chosen
+    assert described(rules.one_of(rules.Lata(), sigma=[0.5])) == "lata(sigma=[0.5])"
+    for text, message in (
+        ("ties(density=[0.1, 2])", "density must be above 0 and at most 1, got 2"),
+        ("ties(dens=[0.1])", "unknown option of merge method ties 'dens'. Did you mean 'density'"),
+        ("ties(density=[])", "density must be a number, got "),
+    ):
+        with pytest.raises(InputError, match=message):
+            rules.parse_method(text)
+    with pytest.raises(InputError, match="ties: no value of density is given to choose from"):
+        rules.one_of(rules.Ties(), density=[])
 
 
 # Task arithmetic and the average
@@ -236,24 +257,22 @@ def test_task_arithmetic_and_average(weights: list[float], seed: int):
     stacked = normal(seed)
     w = np.array(weights)
     expected = jax.tree.map(lambda leaf: np.tensordot(w, np.asarray(leaf), 1), stacked)
-    options = rules.TaskArithmeticOptions(weights=tuple(weights))
-    close(rules.task_arithmetic(stacked, options), expected, atol=1e-5)
+    close(rules.TaskArithmetic(tuple(weights))(stacked), expected, atol=1e-5)
     if abs(w.sum()) > 0.1:
         mean = jax.tree.map(lambda leaf: leaf / w.sum(), expected)
-        options = rules.AverageOptions(weights=tuple(weights))
-        close(rules.average(stacked, options), mean, rtol=1e-4, atol=1e-3)
+        close(rules.Average(tuple(weights))(stacked), mean, rtol=1e-4, atol=1e-3)
 
 
 def test_without_weights_it_is_the_sum_and_the_mean():
     stacked = normal(20)
     as_before = fusion.weighted_sum(stacked, jnp.ones(3))
-    assert_trees_equal(rules.task_arithmetic(stacked, rules.TaskArithmeticOptions()), as_before)
+    assert_trees_equal(rules.TaskArithmetic()(stacked), as_before)
     mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=0), stacked)
-    close(rules.average(stacked, rules.AverageOptions()), mean)
+    close(rules.Average()(stacked), mean)
 
 
 def test_an_average_of_nobody_is_zero():
-    merged = rules.average(normal(21), rules.AverageOptions(weights=(0.0, 0.0, 0.0)))
+    merged = rules.Average((0.0, 0.0, 0.0))(normal(21))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(merged))
 
 
@@ -291,42 +310,41 @@ def test_ties(density: float, weights: list[float], mean: bool, seed: int):
     expected = jax.tree.map(
         lambda leaf: ties_in_numpy(np.asarray(leaf), density, np.array(weights), mean), stacked
     )
-    options = rules.TiesOptions(density=density, normalise=mean, weights=tuple(weights))
-    close(rules.ties(stacked, options), expected)
+    close(rules.Ties(density, mean, tuple(weights))(stacked), expected)
 
 
 def test_ties_of_one_vector_is_the_vector_trimmed():
     stacked = {"w": jnp.array([[0.1, -5.0, 3.0, -0.2, 0.3]])}
-    merged = rules.ties(stacked, rules.TiesOptions(density=0.55))["w"]  # 2.75 of 5: cut
+    merged = rules.Ties(density=0.55)(stacked)["w"]  # 2.75 of 5: cut
     np.testing.assert_array_equal(merged, np.array([0, -5, 3, 0, 0], np.float32))
-    whole = rules.ties(stacked, rules.TiesOptions(density=1.0))
+    whole = rules.Ties(density=1.0)(stacked)
     np.testing.assert_array_equal(whole["w"], stacked["w"][0])
 
 
 def test_ties_of_identical_vectors_is_the_vector():
     one = normal(22, users=1)
     stacked = jax.tree.map(lambda leaf: jnp.tile(leaf, (4, *[1] * (leaf.ndim - 1))), one)
-    merged = rules.ties(stacked, rules.TiesOptions(density=1.0))
+    merged = rules.Ties(density=1.0)(stacked)
     close(merged, jax.tree.map(lambda leaf: leaf[0], one), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("density", [0.2, 1.0])
 def test_ties_of_zeros_is_zero(density: float):
     stacked = jax.tree.map(jnp.zeros_like, normal(23))
-    merged = rules.ties(stacked, rules.TiesOptions(density=density))
+    merged = rules.Ties(density=density)(stacked)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(merged))
 
 
 def test_ties_keeps_all_that_tie_whatever_their_order():
     row = jnp.array([2.0, -1.0, 1.0, 0.5, 1.0, 3.0, 0.1, 0.2])
-    options = rules.TiesOptions(density=0.4)  # 3 of 8: 3, 2 and a tie at 1
-    merged = rules.ties({"w": row[None]}, options)["w"]
+    method = rules.Ties(density=0.4)  # 3 of 8: 3, 2 and a tie at 1
+    merged = method({"w": row[None]})["w"]
     np.testing.assert_array_equal(merged, np.where(np.abs(row) >= 1, row, 0))
-    np.testing.assert_array_equal(rules.ties({"w": row[None, ::-1]}, options)["w"], merged[::-1])
+    np.testing.assert_array_equal(method({"w": row[None, ::-1]})["w"], merged[::-1])
 
 
 def test_a_tied_vote_elects_plus():
-    merged = rules.ties({"w": jnp.array([[1.5], [-1.5]])}, rules.TiesOptions(density=1.0))
+    merged = rules.Ties(density=1.0)({"w": jnp.array([[1.5], [-1.5]])})
     np.testing.assert_array_equal(merged["w"], [1.5])
 
 
@@ -344,12 +362,12 @@ def test_the_kth_largest_is_that_of_sorting(seed: int, k: int, coarse: bool):
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
 def test_a_density_out_of_range_is_refused(density: float):
     with pytest.raises(InputError, match="density must be above 0 and at most 1, got"):
-        rules.TiesOptions(density=density)
+        rules.Ties(density=density)
 
 
 def test_the_gradient_of_ties_reaches_those_who_agree():
     leaf = jnp.array([[1.0, 2.0], [3.0, -1.0]])
-    gradient = jax.grad(lambda x: rules.ties({"w": x}, rules.TiesOptions(density=1.0))["w"].sum())
+    gradient = jax.grad(lambda x: rules.Ties(density=1.0)({"w": x})["w"].sum())
     np.testing.assert_allclose(gradient(leaf), [[0.5, 1.0], [0.5, 0.0]])
 
 
@@ -359,27 +377,20 @@ def test_the_gradient_of_ties_reaches_those_who_agree():
 @pytest.mark.parametrize("name", ["dare", "dare_ties"])
 def test_dare_without_dropping_is_the_rule_below_it(name: str):
     stacked = normal(30)
-    if name == "dare":
-        below = rules.task_arithmetic(stacked, rules.TaskArithmeticOptions())
-    else:
-        below = rules.ties(stacked, rules.TiesOptions(density=1.0, normalise=False))
-    merged = rules.RULES[name].merge(stacked, rules.RULES[name].options(drop=0.0), KEY)
-    assert_trees_equal(merged, below)
+    below = rules.TaskArithmetic() if name == "dare" else rules.Ties(1.0, normalise=False)
+    assert_trees_equal(rules.METHODS[name](drop=0.0)(stacked, KEY), below(stacked))
 
 
 def kept(name: str, stacked: dict, drop: float) -> dict[str, np.ndarray]:
     """Return which entries survive, seen from outside: by merging one user at a time."""
-    rows = []
-    for weights in jnp.eye(3):
-        options = rules.RULES[name].options(drop=drop)
-        rows.append(rules.RULES[name].merge(stacked, options, KEY, weights=weights))
+    rows = [rules.METHODS[name](drop=drop)(stacked, KEY, weights=w) for w in jnp.eye(3)]
     return {p: np.asarray(x) != 0 for p, x in fusion.leaves_by_path(fusion.stack(rows)).items()}
 
 
 def test_dare_is_a_sum_of_what_is_kept_rescaled():
     stacked, weights = normal(31), (1.0, 0.5, -2.0)
     masks = kept("dare", stacked, 0.4)
-    merged = rules.dare(stacked, rules.DareOptions(drop=0.4, weights=weights), KEY)
+    merged = rules.Dare(0.4, weights)(stacked, KEY)
     for path, leaf in fusion.leaves_by_path(stacked).items():
         sparse = np.asarray(leaf, np.float64) * masks[path] / 0.6
         expected = np.tensordot(weights, sparse, 1)
@@ -392,8 +403,7 @@ def test_dare_is_a_sum_of_what_is_kept_rescaled():
 def test_dare_ties_elects_among_what_is_kept(mean: bool):
     stacked, weights = normal(32), (1.0, 0.5, 2.0)
     masks = kept("dare_ties", stacked, 0.4)
-    options = rules.DareTiesOptions(drop=0.4, normalise=mean, weights=weights)
-    merged = fusion.leaves_by_path(rules.dare_ties(stacked, options, KEY))
+    merged = fusion.leaves_by_path(rules.DareTies(0.4, mean, weights)(stacked, KEY))
     for path, leaf in fusion.leaves_by_path(stacked).items():
         sparse = np.asarray(leaf, np.float64) * masks[path] / 0.6
         expected = ties_in_numpy(sparse, 1.0, np.array(weights), mean)
@@ -403,7 +413,7 @@ def test_dare_ties_elects_among_what_is_kept(mean: bool):
 @pytest.mark.parametrize("drop", [0.3, 0.9])
 def test_dare_drops_as_often_as_it_says_and_independently(drop: float):
     stacked = {"a": jnp.ones((2, 20_000)), "b": jnp.ones((2, 20_000))}
-    users = [rules.dare(stacked, rules.DareOptions(drop=drop), KEY, weights=w) for w in jnp.eye(2)]
+    users = [rules.Dare(drop)(stacked, KEY, weights=w) for w in jnp.eye(2)]
     masks = [np.asarray(leaf) != 0 for tree in users for leaf in jax.tree.leaves(tree)]
     for mask in masks:
         assert abs(mask.mean() - (1 - drop)) < 5 * np.sqrt(drop * (1 - drop) / mask.size)
@@ -413,10 +423,9 @@ def test_dare_drops_as_often_as_it_says_and_independently(drop: float):
 
 def test_the_mean_of_dare_over_keys_is_task_arithmetic():
     stacked = {"scale": normal(33)["norm"]["scale"]}
-    options = rules.DareOptions(drop=0.5)
     keys = jax.random.split(KEY, 2000)
-    draws = jax.jit(jax.vmap(lambda key: rules.dare(stacked, options, key)))(keys)
-    expected = rules.task_arithmetic(stacked, rules.TaskArithmeticOptions())
+    draws = jax.jit(jax.vmap(lambda key: rules.Dare(0.5)(stacked, key)))(keys)
+    expected = rules.TaskArithmetic()(stacked)
     for path, leaf in fusion.leaves_by_path(draws).items():
         error = np.abs(np.mean(leaf, axis=0) - fusion.leaves_by_path(expected)[path])
         assert np.all(error < 5 * np.std(leaf, axis=0) / np.sqrt(len(keys)) + 1e-5), path
@@ -424,22 +433,18 @@ def test_the_mean_of_dare_over_keys_is_task_arithmetic():
 
 def test_masks_follow_from_the_path_and_the_user_not_from_the_order():
     stacked = {"a": jnp.ones((2, 50)), "b": jnp.ones((2, 50))}
-    options = rules.DareOptions(drop=0.5)
-    both, alone = rules.dare(stacked, options, KEY), rules.dare({"b": stacked["b"]}, options, KEY)
+    both, alone = rules.Dare(0.5)(stacked, KEY), rules.Dare(0.5)({"b": stacked["b"]}, KEY)
     np.testing.assert_array_equal(both["b"], alone["b"])
     expected = sum(2.0 * keep_mask(KEY, user, "b", (50,), 0.5) for user in range(2))
     np.testing.assert_array_equal(alone["b"], expected)
-    other = rules.dare(stacked, options, jax.random.key(8))
+    other = rules.Dare(0.5)(stacked, jax.random.key(8))
     assert not np.array_equal(other["b"], both["b"])
 
 
-@pytest.mark.parametrize(
-    ("merge_rule", "options"),
-    [(rules.dare, rules.DareOptions), (rules.dare_ties, rules.DareTiesOptions)],
-)
-def test_dare_needs_a_key_and_a_probability(merge_rule: Callable, options: type):
+@pytest.mark.parametrize("kind", [rules.Dare, rules.DareTies])
+def test_dare_needs_a_key_and_a_probability(kind: type):
     with pytest.raises(InputError, match="draws random masks: give it a key"):
-        merge_rule(normal(34), options())
+        kind()(normal(34))
     for drop in (1.0, -0.1):
         with pytest.raises(InputError, match="drop must be at least 0 and below 1"):
-            options(drop=drop)
+            kind(drop=drop)

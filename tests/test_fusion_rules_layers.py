@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -58,32 +57,32 @@ def close(actual: dict, expected: dict, rtol: float = 1e-5) -> None:
 
 def test_names_expressions_and_the_default():
     stacked = flat(0)
-    options = rules.LayerWiseOptions(
+    method = rules.LayerWise(
         {"layers/.*": 0.5, "layers/1": (1.0, 2.0, 3.0), r".*/\d+": 9.0, "norm": 0.0}, default=-1.0
     )
     half = (0.5, 0.5, 0.5)
     weights = dict(zip(LAYERS, [(-1,) * 3, half, (1, 2, 3), half, half, (0,) * 3], strict=True))
-    close(rules.layer_wise(as_jax(stacked), options), by_layer(stacked, weights))
+    close(method(as_jax(stacked)), by_layer(stacked, weights))
 
 
 def test_each_tensor_may_be_a_layer():
     stacked = flat(1)
-    options = rules.LayerWiseOptions({".*/bias": 0.0, ".*": 2.0}, granularity="tensor")
+    method = rules.LayerWise({".*/bias": 0.0, ".*": 2.0}, granularity="tensor")
     weights = {path: (0.0 if path.endswith("bias") else 2.0,) * 3 for path in PATHS}
-    close(rules.layer_wise(as_jax(stacked), options), by_layer(stacked, weights, "tensor"))
+    close(method(as_jax(stacked)), by_layer(stacked, weights, "tensor"))
 
 
 def test_equal_weights_are_task_arithmetic():
     stacked = as_jax(flat(2))
-    merged = rules.layer_wise(stacked, rules.LayerWiseOptions(default=1.0))
-    assert_trees_equal(merged, rules.task_arithmetic(stacked, rules.TaskArithmeticOptions()))
+    merged = rules.LayerWise(default=1.0)(stacked)
+    assert_trees_equal(merged, rules.TaskArithmetic()(stacked))
 
 
 def test_layer_wise_of_one_leaf_at_a_time_is_that_of_all():
     stacked = as_jax(flat(3))
-    options = rules.LayerWiseOptions({"layers/.*": (1.0, 2.0, 3.0)}, default=0.5)
-    whole = rules.layer_wise(stacked, options)
-    weights = rules.layer_wise_weights(stacked, options, users=3)
+    method = rules.LayerWise({"layers/.*": (1.0, 2.0, 3.0)}, default=0.5)
+    whole = method(stacked)
+    weights = method.by_layer(stacked, jnp.ones(3))
     assert list(weights) == LAYERS
     for path, leaf in stacked.items():
         alone = rules.merge_by_layer({path: leaf}, weights, "block")
@@ -98,12 +97,16 @@ def test_layer_wise_of_one_leaf_at_a_time_is_that_of_all():
         ({"layers": {".*": (1.0, 2.0)}}, r"layer embeddings: 2 weights given for 3 task vectors"),
         ({"layers": {"layers/(": 1.0}}, r"'layers/\(' is neither a name nor a regular expression"),
         ({"layers": {".*": math.inf}}, r"weights must be finite numbers, got \[inf\]"),
-        ({"granularity": "blocks"}, r"unknown granularity 'blocks'. Did you mean 'block'"),
+        ({}, "layer_wise has no weights: name layers, or set default"),
+        (
+            {"granularity": "blocks"},
+            r"unknown granularity 'blocks'. Did you mean 'block'",
+        ),
     ],
 )
 def test_layers_that_are_not_there_are_refused(options: dict, message: str):
     with pytest.raises(InputError, match=message):
-        rules.layer_wise(as_jax(flat(4)), rules.LayerWiseOptions(**options))
+        rules.LayerWise(**options)(as_jax(flat(4)))
 
 
 def test_a_leaf_without_weights_is_refused():
@@ -113,7 +116,7 @@ def test_a_leaf_without_weights_is_refused():
 
 def test_options_by_layer_compare_and_hash_by_content_and_order():
     one, same, other = (
-        rules.LayerWiseOptions(layers)
+        rules.LayerWise(layers)
         for layers in ({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0})
     )
     assert one == same
@@ -171,16 +174,19 @@ def test_lata(weighting: str, granularity: str, referenced: bool):
     for seed in range(4):
         stacked = flat(seed)
         reference = {p: leaf[0] for p, leaf in flat(seed + 50).items()} if referenced else None
-        options = rules.LataOptions(weighting, 0.1, granularity, reference=as_jax(reference))
+        method = rules.Lata(weighting, 0.1, granularity)
         expected = lata_in_numpy(stacked, reference, weighting, 0.1, granularity)
-        merged = jax.jit(rules.lata)(as_jax(stacked), options)
+        merged = jax.jit(method)(as_jax(stacked), reference=as_jax(reference))
         close(merged, by_layer(stacked, expected, granularity))
 
 
-def weights_of(stacked: dict, options: rules.LataOptions) -> dict[str, np.ndarray]:
+def weights_of(
+    stacked: dict, method: rules.Lata, reference: dict | None = None
+) -> dict[str, np.ndarray]:
     users = len(next(iter(stacked.values())))
-    cosines = rules.reference_cosines(rules.layer_grams(as_jax(stacked), options), users)
-    return {k: np.asarray(w) for k, w in rules.lata_weights(cosines, options).items()}
+    grams = rules.layer_grams(as_jax(stacked), method.granularity, as_jax(reference))
+    weights = rules.lata_weights(rules.reference_cosines(grams, users), method)
+    return {layer: np.asarray(w) for layer, w in weights.items()}
 
 
 weightings = st.sampled_from(["linear", "logarithmic", "threshold"])
@@ -189,7 +195,7 @@ weightings = st.sampled_from(["linear", "logarithmic", "threshold"])
 @few
 @given(weightings, st.integers(0, 999), st.sampled_from([2, 5]))
 def test_lata_weights_lie_in_0_to_1(weighting: str, seed: int, users: int):
-    weights = weights_of(flat(seed, users), rules.LataOptions(weighting, sigma=0.0))
+    weights = weights_of(flat(seed, users), rules.Lata(weighting, sigma=0.0))
     table = np.stack(list(weights.values()))
     assert table.min() >= 0
     assert table.max() <= 1
@@ -202,20 +208,20 @@ def test_lata_weights_lie_in_0_to_1(weighting: str, seed: int, users: int):
 @given(weightings, st.integers(0, 999), st.floats(-12, 12), st.floats(-12, 12))
 def test_lata_weights_do_not_see_positive_factors(weighting: str, seed: int, a: float, b: float):
     stacked, reference = flat(seed), {p: leaf[0] for p, leaf in flat(seed + 1000).items()}
-    options = rules.LataOptions(weighting, sigma=0.03, reference=as_jax(reference))
-    before = weights_of(stacked, options)
+    method = rules.Lata(weighting, sigma=0.03)
+    before = weights_of(stacked, method, reference)
     stacked = {path: leaf * np.float32(10.0**a) for path, leaf in stacked.items()}
     scaled = {path: leaf * np.float32(10.0**b) for path, leaf in reference.items()}
-    after = weights_of(stacked, dataclasses.replace(options, reference=as_jax(scaled)))
+    after = weights_of(stacked, method, scaled)
     assert_trees_equal(before, after)
 
 
 @few
 @given(weightings, st.integers(0, 999), st.permutations(range(3)))
 def test_lata_weights_move_with_the_tasks(weighting: str, seed: int, order: list[int]):
-    options = rules.LataOptions(weighting, sigma=0.03)
-    before = weights_of(flat(seed), options)
-    after = weights_of({path: leaf[order] for path, leaf in flat(seed).items()}, options)
+    method = rules.Lata(weighting, sigma=0.03)
+    before = weights_of(flat(seed), method)
+    after = weights_of({path: leaf[order] for path, leaf in flat(seed).items()}, method)
     assert_trees_equal({layer: w[order] for layer, w in before.items()}, after)
 
 
@@ -229,9 +235,9 @@ def test_lata_weights_move_with_the_layers(weighting: str, seed: int, order: lis
         number, slash, leaf = rest.partition("/")
         return f"layers/{new[number]}{slash}{leaf}" if rest else head
 
-    options = rules.LataOptions(weighting, sigma=0.03)
-    before = weights_of(flat(seed), options)
-    after = weights_of({rename(path): leaf for path, leaf in flat(seed).items()}, options)
+    method = rules.Lata(weighting, sigma=0.03)
+    before = weights_of(flat(seed), method)
+    after = weights_of({rename(path): leaf for path, leaf in flat(seed).items()}, method)
     for layer, w in before.items():
         np.testing.assert_array_equal(after[rename(layer)], w)
 
@@ -242,7 +248,7 @@ def test_lata_breaks_ties_by_the_names_of_the_layers_whatever_their_order(weight
     paths = [f"layers/{n}/w" for n in (0, 1, 2, 10, 11)]
     expected = np.arange(5) / 4 if weighting == "linear" else np.log(np.arange(1, 6)) / np.log(5)
     for order in (paths, paths[::-1], [paths[3], *paths[:3], paths[4]]):
-        weights = weights_of(dict.fromkeys(order, same), rules.LataOptions(weighting))
+        weights = weights_of(dict.fromkeys(order, same), rules.Lata(weighting))
         for path, weight in zip(paths, expected, strict=True):
             np.testing.assert_allclose(weights[path.removesuffix("/w")], weight, rtol=1e-6)
 
@@ -251,9 +257,8 @@ def test_a_threshold_of_1_is_task_arithmetic():
     stacked = as_jax(flat(6))
     stacked |= {"layers/0/bias": jnp.tile(stacked["layers/0/bias"][:1], (3, 1, 1))}  # cosine 1
     for granularity in ("block", "tensor"):
-        options = rules.LataOptions("threshold", sigma=1.0, granularity=granularity)
-        merged = rules.lata(stacked, options)
-        assert_trees_equal(merged, rules.task_arithmetic(stacked, rules.TaskArithmeticOptions()))
+        merged = rules.Lata("threshold", sigma=1.0, granularity=granularity)(stacked)
+        assert_trees_equal(merged, rules.TaskArithmetic()(stacked))
 
 
 def test_layers_like_the_reference_count_less():
@@ -261,19 +266,16 @@ def test_layers_like_the_reference_count_less():
     stacked = {path: leaf[1:] for path, leaf in flat(7).items()}
     alike = {f"layers/1/{leaf}" for leaf in ("bias", "kernel")}
     stacked |= {path: np.stack([reference[path]] * 2) for path in alike}
-    options = rules.LataOptions("threshold", 0.9, reference=as_jax(reference))
-    merged = rules.lata(as_jax(stacked), options)
+    merged = rules.Lata("threshold", 0.9)(as_jax(stacked), reference=as_jax(reference))
     for path, leaf in merged.items():
         expected = 0 * leaf if path in alike else stacked[path].sum(axis=0)
         np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
-    assert (
-        weights_of(stacked, rules.LataOptions(reference=as_jax(reference)))["layers/1"].max() == 0
-    )
+    assert weights_of(stacked, rules.Lata(), reference)["layers/1"].max() == 0
 
 
 def test_forgetting_takes_away_what_merging_adds():
     stacked, base = as_jax(flat(8)), {p: leaf[0] for p, leaf in as_jax(flat(9)).items()}
-    merged = rules.lata(stacked, rules.LataOptions())
+    merged = rules.Lata()(stacked)
     forgotten = rules.forget(base, merged, 0.4)
     assert_trees_equal(forgotten, fusion.add_to_base(base, merged, -0.4))
     close(fusion.add_to_base(forgotten, merged, 0.4), base)
@@ -282,16 +284,16 @@ def test_forgetting_takes_away_what_merging_adds():
 def test_a_layer_of_zeros_is_like_nothing_and_harms_nobody():
     stacked = flat(10)
     stacked["norm/scale"] = np.zeros_like(stacked["norm/scale"])
-    options = rules.LataOptions("threshold", sigma=-0.5)
-    cosines = rules.reference_cosines(rules.layer_grams(as_jax(stacked), options), 3)
+    cosines = rules.reference_cosines(rules.layer_grams(as_jax(stacked), "block"), 3)
     np.testing.assert_array_equal(cosines["norm"], 0)
-    assert all(np.isfinite(leaf).all() for leaf in rules.lata(as_jax(stacked), options).values())
+    merged = rules.Lata("threshold", sigma=-0.5)(as_jax(stacked))
+    assert all(np.isfinite(leaf).all() for leaf in merged.values())
 
 
 def test_a_model_of_one_layer_is_task_arithmetic():
     stacked = {"w": jnp.array([[1.0, 2.0], [3.0, -1.0]])}
     for weighting in ("linear", "logarithmic"):
-        merged = rules.lata(stacked, rules.LataOptions(weighting))
+        merged = rules.Lata(weighting)(stacked)
         np.testing.assert_array_equal(merged["w"], [4.0, 1.0])
 
 
@@ -299,26 +301,25 @@ def test_a_model_of_one_layer_is_task_arithmetic():
 def test_lata_of_files_leaf_by_leaf_is_that_of_all(referenced: bool):
     stacked = as_jax(flat(11))
     reference = {p: leaf[0] for p, leaf in as_jax(flat(12)).items()} if referenced else None
-    options = rules.LataOptions("logarithmic", reference=reference)
+    method = rules.Lata("logarithmic")
     grams: dict[str, Any] = {}
     for path, leaf in reversed(stacked.items()):  # a file's order is not a tree's
         layer = layers_of([path])[path]
         gram = rules.leaf_gram(leaf, reference[path] if reference else None)
         grams[layer] = grams.get(layer, 0) + gram
-    plain = dataclasses.replace(options, reference=None)
-    weights = rules.lata_weights(rules.reference_cosines(grams, 3), plain)
-    merged = rules.lata(stacked, options)
+    weights = method.by_layer(stacked, jnp.ones(3), grams)
+    merged = method(stacked, reference=reference)
     for path, leaf in stacked.items():
         alone = rules.merge_by_layer({path: leaf}, weights, "block")
         assert_trees_equal(alone, {path: merged[path]})
 
 
 def test_lata_weights_are_constants_to_differentiation():
-    stacked, options = as_jax(flat(13)), rules.LataOptions()
-    weights = weights_of(flat(13), options)
+    stacked, method = as_jax(flat(13)), rules.Lata()
+    weights = weights_of(flat(13), method)
 
     def total(tree: dict) -> jax.Array:
-        return sum(leaf.sum() for leaf in rules.lata(tree, options).values())
+        return sum(leaf.sum() for leaf in method(tree).values())
 
     gradient = jax.grad(total)(stacked)
     for path, layer in layers_of(PATHS).items():
@@ -329,17 +330,15 @@ def test_lata_weights_are_constants_to_differentiation():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rules.LataOptions("log"), r"unknown weighting 'log'.*Known: linear, logarithmic"),
-        (lambda: rules.LataOptions(granularity="layer"), r"unknown granularity 'layer'"),
-        (lambda: rules.LataOptions(sigma=1.5), r"sigma must be a cosine, -1 to 1, got 1.5"),
+        (lambda: rules.Lata("log"), r"unknown weighting 'log'.*Known: linear, logarithmic"),
+        (lambda: rules.Lata(granularity="layer"), r"unknown granularity 'layer'"),
+        (lambda: rules.Lata(sigma=1.5), r"sigma must be a cosine, -1 to 1, got 1.5"),
         (
-            lambda: rules.lata(as_jax(flat(14, users=1)), rules.LataOptions()),
+            lambda: rules.Lata()(as_jax(flat(14, users=1))),
             r"compares layers to a reference: give one, or at least two task vectors",
         ),
         (
-            lambda: rules.lata(
-                as_jax(flat(14)), rules.LataOptions(reference={"norm/scale": jnp.ones(2)})
-            ),
+            lambda: rules.Lata()(as_jax(flat(14)), reference={"norm/scale": jnp.ones(2)}),
             r"norm/scale: \(3, 2\) in task vectors, \(2,\) in reference",
         ),
     ],

@@ -70,8 +70,8 @@ def test_weights_follow_adam_step_by_step(granularity: str, clip: bool):
     batches = np.random.default_rng(1).normal(size=(STEPS, 4)).astype(np.float32)
     paths = list(stacked)
     groups = {"task": [paths], "block": [paths[:2], paths[2:]], "tensor": [[p] for p in paths]}
-    options = rules.AdaMergingOptions(granularity, learning_rate=0.05, clip=clip)
-    found = rules.adamerging(stacked, base, distance, jnp.asarray(batches), options)
+    method = rules.AdaMerging(granularity, learning_rate=0.05, clip=clip)
+    found = method.learn(stacked, base, distance, jnp.asarray(batches))
     weights, losses = adam_by_hand(stacked, base, batches, groups[granularity], 0.05, clip)
     by_path = {p: weights[row] for row, group in enumerate(groups[granularity]) for p in group}
     for layer, w in found.weights.items():
@@ -95,8 +95,7 @@ def test_it_finds_the_task_vector_that_makes_predictions_certain():
     useful = jnp.asarray(random.normal(size=(4, 3)), jnp.float32)
     stacked = {"w": jnp.stack([useful, -0.9 * useful])}  # they cancel where both are used
     base = {"w": jnp.zeros((4, 3))}
-    options = rules.AdaMergingOptions(learning_rate=0.01)
-    found = rules.adamerging(stacked, base, entropy_of_linear, inputs, options)
+    found = rules.AdaMerging(learning_rate=0.01).learn(stacked, base, entropy_of_linear, inputs)
     first, second = np.asarray(found.weights["w"])
     assert first == 1
     assert second == 0
@@ -106,10 +105,10 @@ def test_it_finds_the_task_vector_that_makes_predictions_certain():
 
 def test_without_steps_that_matter_it_is_task_arithmetic():
     stacked, base = two_layers(3)
-    options = rules.AdaMergingOptions(learning_rate=0.0)
-    found = rules.adamerging(stacked, base, distance, jnp.zeros((2, 4)), options)
-    expected = rules.task_arithmetic(stacked, rules.TaskArithmeticOptions(weights=(0.3, 0.3)))
-    for path, leaf in found.merged.items():
+    needs = {"base": base, "entropy": distance, "batches": jnp.zeros((2, 4))}
+    merged = rules.AdaMerging(learning_rate=0.0)(stacked, **needs)
+    expected = rules.TaskArithmetic(weights=(0.3, 0.3))(stacked)
+    for path, leaf in merged.items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, atol=1e-7)
 
 
@@ -135,12 +134,8 @@ def test_the_entropy_is_that_of_the_predictions():
 def test_bad_input_of_adamerging_is_refused(change: dict, message: str):
     stacked, base = two_layers()
     with pytest.raises(InputError, match=message):
-        rules.adamerging(
-            stacked,
-            change.get("base", base),
-            distance,
-            change.get("batches", jnp.zeros((2, 4))),
-            rules.AdaMergingOptions(**change.get("options", {})),
+        rules.AdaMerging(**change.get("options", {})).learn(
+            stacked, change.get("base", base), distance, change.get("batches", jnp.zeros((2, 4)))
         )
 
 
@@ -157,8 +152,7 @@ def stacked_rows(seed: int, users: int = 3) -> dict[str, jax.Array]:
 
 def test_fisher_is_a_mean_weighted_entry_by_entry():
     stacked, fishers = stacked_rows(5), jax.tree.map(jnp.square, stacked_rows(6))
-    options = rules.FisherOptions(weights=(1.0, 2.0, 0.5), fishers=fishers)
-    merged = rules.fisher(stacked, options)
+    merged = rules.Fisher(weights=(1.0, 2.0, 0.5))(stacked, fishers=fishers)
     for path, leaf in stacked.items():
         f = np.array([1.0, 2.0, 0.5]) @ np.asarray(fishers[path], float).reshape(3, -1)
         products = np.asarray(fishers[path] * leaf, float).reshape(3, -1)
@@ -170,8 +164,8 @@ def test_fisher_is_a_mean_weighted_entry_by_entry():
 def test_equal_fishers_average(level: float):
     stacked = stacked_rows(7)
     fishers = jax.tree.map(lambda leaf: jnp.full(leaf.shape, level), stacked)
-    merged = rules.fisher(stacked, rules.FisherOptions(fishers=fishers))
-    expected = rules.average(stacked, rules.AverageOptions())
+    merged = rules.Fisher()(stacked, fishers=fishers)
+    expected = rules.Average()(stacked)
     for path, leaf in merged.items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-6)
 
@@ -179,7 +173,7 @@ def test_equal_fishers_average(level: float):
 def test_fisher_merging_maximises_the_gaussian_likelihood():
     """Its definition: the minimum of sum_q F_q (theta - theta_q)^2, where the gradient is zero."""
     stacked, fishers = stacked_rows(8), jax.tree.map(jnp.square, stacked_rows(9))
-    merged = rules.fisher(stacked, rules.FisherOptions(fishers=fishers))
+    merged = rules.Fisher()(stacked, fishers=fishers)
 
     def cost(theta: dict) -> Any:
         return sum(jnp.sum(fishers[p] * (theta[p] - stacked[p]) ** 2) for p in theta)
@@ -189,13 +183,11 @@ def test_fisher_merging_maximises_the_gaussian_likelihood():
 
 
 def test_fisher_without_matching_fishers_is_refused():
-    with pytest.raises(InputError, match=r"fisher needs options.fishers"):
-        rules.fisher(stacked_rows(10), rules.FisherOptions())
     fishers = stacked_rows(10) | {"bias": jnp.ones((3, 4))}
     with pytest.raises(InputError, match=r"bias: \(3, 2\) in task vectors, \(3, 4\) in fishers"):
-        rules.fisher(stacked_rows(10), rules.FisherOptions(fishers=fishers))
+        rules.Fisher()(stacked_rows(10), fishers=fishers)
     with pytest.raises(InputError, match=r"floor must be a finite number >= 0, got -1.0"):
-        rules.FisherOptions(floor=-1.0)
+        rules.Fisher(floor=-1.0)
 
 
 # RegMean
@@ -214,10 +206,7 @@ def test_regmean_is_the_least_squares_fit_to_all_outputs(input_axis: int):
     if input_axis == 1:
         stacked, fit = stacked | {"kernel": stacked["kernel"].mT}, fit.T
     gram = jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs), jnp.float32)
-    options = rules.RegMeanOptions(
-        off_diagonal=1.0, ridge=0.0, input_axis=input_axis, grams={"kernel": gram}
-    )
-    merged = rules.regmean(stacked, options)
+    merged = rules.RegMean(1.0, 0.0, input_axis)(stacked, grams={"kernel": gram})
     np.testing.assert_allclose(merged["kernel"], fit, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(merged["bias"], stacked["bias"].mean(axis=0), rtol=1e-5, atol=1e-6)
 
@@ -227,10 +216,7 @@ def test_regmean_shrinks_what_is_off_the_diagonal():
     grams = np.einsum("qni,qnj->qij", inputs, inputs)
     shrunk = np.where(np.eye(4) > 0, grams, 0.6 * grams)
     products = np.einsum("qij,qjo->io", shrunk, np.asarray(stacked["kernel"], float))
-    options = rules.RegMeanOptions(
-        off_diagonal=0.6, ridge=0.0, grams={"kernel": jnp.asarray(grams)}
-    )
-    merged = rules.regmean(stacked, options)
+    merged = rules.RegMean(0.6, ridge=0.0)(stacked, grams={"kernel": jnp.asarray(grams)})
     expected = np.linalg.solve(shrunk.sum(axis=0), products)
     np.testing.assert_allclose(merged["kernel"], expected, rtol=1e-3, atol=1e-4)
 
@@ -240,7 +226,7 @@ def test_regmean_averages_inputs_that_no_task_sees(dead: slice):
     stacked, inputs = stacked_rows(14), layer_inputs()
     inputs[:, :, dead] = 0
     gram = jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs), jnp.float32)
-    merged = rules.regmean(stacked, rules.RegMeanOptions(grams={"kernel": gram}))
+    merged = rules.RegMean()(stacked, grams={"kernel": gram})
     expected = stacked["kernel"].mean(axis=0)
     np.testing.assert_allclose(merged["kernel"][dead], expected[dead], rtol=1e-4, atol=1e-5)
     assert np.isfinite(merged["kernel"]).all()
@@ -265,8 +251,10 @@ def test_regmean_averages_inputs_that_no_task_sees(dead: slice):
     ],
 )
 def test_bad_gram_matrices_are_refused(options: dict, message: str):
+    grams = options.get("grams", {})
+    values = {name: value for name, value in options.items() if name != "grams"}
     with pytest.raises(InputError, match=message):
-        rules.regmean(stacked_rows(15), rules.RegMeanOptions(**options))
+        rules.RegMean(**values)(stacked_rows(15), grams=grams)
 
 
 def test_a_merged_model_of_regmean_is_the_base_plus_its_vector():
@@ -274,8 +262,7 @@ def test_a_merged_model_of_regmean_is_the_base_plus_its_vector():
     stacked, inputs = stacked_rows(16), layer_inputs()
     base = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
     gram = jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs), jnp.float32)
-    options = rules.RegMeanOptions(grams={"kernel": gram})
     models = jax.tree.map(lambda tau, theta: theta + tau, stacked, base)
-    merged = fusion.add_to_base(base, rules.regmean(stacked, options), 1.0)
-    for path, leaf in rules.regmean(models, options).items():
+    merged = fusion.add_to_base(base, rules.RegMean()(stacked, grams={"kernel": gram}), 1.0)
+    for path, leaf in rules.RegMean()(models, grams={"kernel": gram}).items():
         np.testing.assert_allclose(merged[path], leaf, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ import optax
 import pytest
 from cost_fixtures import B16, FORWARD, SMALL, TINY, TINY_CLIP, TINY_TEXT
 
+from rmtllmf_jax import fusion
 from rmtllmf_jax.models.clip import CLIP, CLIPText, CLIPVision
 from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
 from rmtllmf_jax.models.vit import VisionTransformer
@@ -195,7 +196,7 @@ def test_merging_memory_is_what_xla_allocates():
     factor = jax.ShapeDtypeStruct((users, users), jnp.float32)
     flag = jax.ShapeDtypeStruct((), bool)
     merge = Merges(weights, factor, number, jax.random.key(0), flag)
-    program = jax.jit(partial(receive_and_merge, rule="task_arithmetic"))
+    program = jax.jit(partial(receive_and_merge, rule=fusion.TaskArithmetic()))
     memory = program.lower(merge, params, stacked, stacked, flags).compile().memory_analysis()
     allocated = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes

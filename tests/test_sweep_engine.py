@@ -29,6 +29,7 @@ from sweep_fixtures import (
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.fusion import TaskArithmetic, Ties
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.cost import activation_bytes
@@ -48,7 +49,7 @@ def test_one_trace_a_rule_and_one_for_everything_else(
     chex.clear_trace_counter()
     engine = Engine(sweep_inputs, SETTINGS, one_device(), at_most_once)
     scenarios, axis = ("clean", "ideal"), Axis("mse", (0.01, 0.2))
-    rules = ("task_arithmetic", "ties")
+    rules = (TaskArithmetic(), Ties())
     grid = Grid((PAIR, OTHER, TASKS), scenarios, tuple(PROTECTIONS), 2, 2, rules, axis)
     cells = grid.cells()
     some = [cells[place] for place in range(0, len(cells), 13)]

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from sweep_fixtures import model, quick_jit
 
-from rmtllmf_jax import channel
+from rmtllmf_jax import channel, fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
@@ -154,7 +154,7 @@ def test_every_merge_rule_receives_the_same_errors(make: Callable[..., Engine], 
     cell = Cell(PAIR, "strongest_user", 0, 0, "none")
     mean, total = (
         np.asarray(model(engine, replace(cell, rule=rule), 1.0)["embeddings"]["cls_token"])
-        for rule in ("average", "task_arithmetic")
+        for rule in (fusion.Average(), fusion.TaskArithmetic())
     )
     np.testing.assert_allclose(2 * mean, total, rtol=1e-4, atol=1e-5)
     assert np.std(mean) > 0.1

@@ -12,9 +12,11 @@ import pytest
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.fusion import Average, Dare, Fisher, MergeMethod, TaskArithmetic, Ties
 from rmtllmf_jax.sweep.axis import Axis
-from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations, require_swept
 from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job
 
 PAIRS = (("dtd", "mnist"), ("dtd", "svhn"))
@@ -103,7 +105,7 @@ def test_cells_are_the_product_less_what_means_the_same() -> None:
 
 def test_cells_are_counted_without_making_them() -> None:
     axis = Axis("snr_db", (0.0, 5.0))
-    for some in (grid(), grid(rules=("dare", "ties"), axis=axis), grid(protections=("control",))):
+    for some in (grid(), grid(rules=(Dare(), Ties()), axis=axis), grid(protections=("control",))):
         made = Counter((cell.scenario, cell.protection) for cell in some.cells())
         assert made == {kind: len(PAIRS) * count for kind, count in some.counts().items()}
     many = grid(draws=10**12)
@@ -122,8 +124,7 @@ def test_cells_are_counted_without_making_them() -> None:
             "unknown scenario 'sumrate'. Did you mean 'sum_rate'",
         ),
         ({"protections": ("rmtllmf",)}, "unknown protection 'rmtllmf'. Did you mean 'r-mtllmf'"),
-        ({"rules": ("tie",)}, "unknown merge rule 'tie'. Did you mean 'ties'"),
-        ({"rules": ("fisher",)}, "unknown merge rule 'fisher'"),  # it needs data
+        ({"rules": (Fisher(),)}, "the merge method fisher needs fishers, which a sweep does not"),
     ],
 )
 def test_unknown_names_are_refused(change: dict[str, object], named: str) -> None:
@@ -132,35 +133,40 @@ def test_unknown_names_are_refused(change: dict[str, object], named: str) -> Non
     assert str(caught.value).startswith(named)
 
 
+def test_the_name_of_a_method_is_no_method() -> None:
+    with pytest.raises(InputError, match=r"expected a value such as fusion.Ties\(.*, got 'ties'"):
+        require_swept("ties")
+
+
 def test_control_stands_once_and_a_random_rule_keeps_its_seeds() -> None:
-    cells = grid(rules=("dare", "ties")).cells()
+    cells = grid(rules=(Dare(), Ties())).cells()
     assert len(set(cells)) == len(cells)
-    assert {cell.rule for cell in cells if cell.protection == "control"} == {"dare"}
+    assert {cell.rule for cell in cells if cell.protection == "control"} == {Dare()}
     assert {cell.scenario for cell in cells if cell.protection == "control"} == {"clean"}
 
-    def seeds(rule: str, protection: str) -> set[int]:
+    def seeds(rule: MergeMethod, protection: str) -> set[int]:
         clean = [cell for cell in cells if cell.scenario == "clean"]
         return {c.seed for c in clean if (c.rule, c.protection) == (rule, protection)}
 
     for protection in ("none", "freeze"):
-        assert seeds("dare", protection) == {0, 1}
-        assert seeds("ties", protection) == {0}
-    assert seeds("dare", "realign") == seeds("ties", "realign") == {0, 1}
+        assert seeds(Dare(), protection) == {0, 1}
+        assert seeds(Ties(), protection) == {0}
+    assert seeds(Dare(), "realign") == seeds(Ties(), "realign") == {0, 1}
 
 
 def test_every_rule_and_level_is_a_cell_of_its_own() -> None:
     plain, axis = grid(), Axis("snr_db", (-5.0, 0.0, 5.0))
-    cells = grid(rules=("average", "ties"), axis=axis).cells()
+    cells = grid(rules=(Average(), Ties()), axis=axis).cells()
     assert len(set(cells)) == len(cells)
     seen = Counter((c.scenario, c.rule, c.axis, c.level) for c in cells if c.scenario != "clean")
     assert set(seen) == {
         (scenario, rule, "snr_db", level)
         for scenario, rule, level in product(
-            ("ideal", "sum_rate"), ("average", "ties"), (-5.0, 0.0, 5.0)
+            ("ideal", "sum_rate"), (Average(), Ties()), (-5.0, 0.0, 5.0)
         )
     }
     noisy = sum(cell.scenario == "ideal" for cell in plain.cells())
-    assert seen["ideal", "ties", "snr_db", 0.0] == noisy
+    assert seen["ideal", Ties(), "snr_db", 0.0] == noisy
     clean = [cell for cell in cells if cell.scenario == "clean"]
     assert {(cell.axis, cell.level) for cell in clean} == {("", None)}
     before = [cell for cell in plain.cells() if cell.scenario == "clean"]
@@ -188,7 +194,7 @@ def every_job(wide: Grid) -> list[Job]:
 
 
 def test_jobs_have_hashes_of_their_own_that_say_what_they_are() -> None:
-    wide = grid(rules=("task_arithmetic", "dare"), axis=Axis("snr_db", (0.0, 5.0)))
+    wide = grid(rules=(TaskArithmetic(), Dare(), Ties(0.1)), axis=Axis("snr_db", (0.0, 5.0)))
     jobs = every_job(wide)
     assert len({job.hash for job in jobs}) == len(set(jobs)) == len(jobs)
     for job in jobs[::7]:
@@ -199,7 +205,7 @@ def test_jobs_have_hashes_of_their_own_that_say_what_they_are() -> None:
                 "draw": job.cell.draw,
                 "seed": job.cell.seed,
                 "protection": job.cell.protection,
-                "rule": job.cell.rule,
+                "rule": described(job.cell.rule),
                 "axis": job.cell.axis,
                 "level": job.cell.level,
             },
@@ -216,7 +222,7 @@ def test_a_job_is_the_same_in_every_grid_that_holds_it() -> None:
     small = {Job(cell, 0.3).hash for cell in grid(axis=axis, draws=1, seeds=1).cells()}
     large = grid(
         axis=more,
-        rules=("task_arithmetic", "ties"),
+        rules=(TaskArithmetic(), Ties()),
         combinations=(("mnist", "svhn"), *PAIRS),
         scenarios=("sum_rate", "white", "clean", "ideal"),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -24,11 +25,14 @@ from sweep_fixtures import (
     model,
     others,
     received,
+    tables_of,
 )
 
 from rmtllmf_jax import uplink
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import PROTECTIONS
-from rmtllmf_jax.fusion.rules import RULES as KNOWN
+from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties, power_law
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import base_job, finetuned_job
@@ -115,7 +119,7 @@ def test_a_draw_has_one_gaussian_a_user_that_all_cells_share(sweep_engine: Engin
         replace(NOISY, combination=OTHER, scenario="ideal"),
         replace(NOISY, scenario="ideal", axis="mse", level=0.3),
         replace(NOISY, axis="snr_db", level=9.0),
-        replace(NOISY, rule="ties"),
+        replace(NOISY, rule=Ties()),
     ]
     uplinks, inputs = sweep_engine.uplinks, sweep_engine.inputs
     for where in ({}, {"draw": 1}, {"seed": 1}):
@@ -128,7 +132,7 @@ def test_a_draw_has_one_gaussian_a_user_that_all_cells_share(sweep_engine: Engin
                 sources,
             )
             chex.assert_trees_all_close(sent, received(sweep_engine, cell), rtol=1e-4, atol=1e-6)
-            if cell.rule == "task_arithmetic":
+            if cell.rule == TaskArithmetic():
                 expected = merged(inputs, cell.combination, 0.3, sent)
                 found = model(sweep_engine, cell, 0.3)
                 chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -196,17 +200,17 @@ def test_mse_of_a_draw_does_not_depend_on_what_else_is_asked(sweep_engine: Engin
 @pytest.mark.parametrize(
     "rule",
     [
-        pytest.param(rule, marks=pytest.mark.slow if rule.startswith("dare") else ())
+        pytest.param(rule, marks=pytest.mark.slow if rule.random else (), id=described(rule))
         for rule in RULES
     ],
 )
 @pytest.mark.parametrize("scenario", ["clean", "sum_rate"])
 def test_a_rule_merges_the_users_of_the_combination_alone(
-    sweep_engine: Engine, rule: str, scenario: str
+    sweep_engine: Engine, rule: MergeMethod, scenario: str
 ) -> None:
     """A weight of zero is as if the user were left out."""
     combinations = [PAIR, TASKS]
-    if not KNOWN[rule].random:  # whose masks go by the user's number
+    if not rule.random:  # whose masks go by the user's number
         combinations.append(OTHER)
     for combination in combinations:
         cell = Cell(combination, scenario, 1, 1, "none", rule)
@@ -217,8 +221,45 @@ def test_a_rule_merges_the_users_of_the_combination_alone(
         assert_trees_equal(embeddings(frozen), embeddings(sweep_engine.inputs.base))
 
 
+@dataclass(frozen=True)
+class Median:
+    """A rule of one's own, which nobody has registered."""
+
+    power: float = 1.0
+
+    def __call__(self, stacked: Any, key: Any = None, *, weights: Any = None) -> Any:
+        def middle(leaf: Any) -> Any:
+            there = jnp.where(weights.reshape(-1, *[1] * (leaf.ndim - 1)) > 0, leaf, jnp.nan)
+            return self.power * jnp.nanmedian(there, axis=0)
+
+        return jax.tree.map(middle, stacked)
+
+
+def test_a_rule_of_ones_own_is_swept(sweep_engine: Engine, tmp_path: Path) -> None:
+    grid = Grid((PAIR,), ("clean",), ("none",), 1, 1, (Median(2.0), Average()))
+    table = tables_of(sweep_engine, grid, tmp_path)["results"]
+    scales = {"median(power=2.0)": power_law(2), "average": 1.0}
+    assert table.groupby("rule")["scale"].first().to_dict() == scales
+    twice, once = (
+        model(sweep_engine, Cell(PAIR, "clean", 0, 0, "none", rule), scale)
+        for rule, scale in ((Median(2.0), 0.5), (Average(), 1.0))  # of two the median is the mean
+    )
+    chex.assert_trees_all_close(twice, once, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_a_rule_are_the_users(sweep_engine: Engine) -> None:
+    for rule in (TaskArithmetic, Ties):
+        pair, alone = (
+            model(sweep_engine, Cell(tasks, "ideal", 0, 0, "none", rule(weights=weights)), 0.5)
+            for tasks, weights in ((TASKS, (0.0, 1.0, 0.0)), (("mnist",), ()))
+        )
+        chex.assert_trees_all_close(pair, alone, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="weights: 2 given for 3 task vectors"):
+        model(sweep_engine, Cell(PAIR, "clean", 0, 0, "none", Ties(weights=(1.0, 2.0))), 0.5)
+
+
 def test_a_random_rule_has_another_mask_in_another_seed(sweep_engine: Engine) -> None:
-    cell = Cell(PAIR, "clean", 0, 0, "none", "dare")
+    cell = Cell(PAIR, "clean", 0, 0, "none", Dare())
     one, two = (others(model(sweep_engine, replace(cell, seed=seed), 0.5)) for seed in (0, 1))
     assert not any(np.array_equal(one[path], two[path]) for path in one if "kernel" in path)
     assert_trees_equal(others(model(sweep_engine, cell, 0.5)), one)
@@ -226,7 +267,7 @@ def test_a_random_rule_has_another_mask_in_another_seed(sweep_engine: Engine) ->
 
 def test_cells_of_a_random_rule_are_not_thinned() -> None:
     """The grid keeps the clean seeds of a rule whose masks differ from seed to seed."""
-    grid = Grid((PAIR,), ("clean",), ("none",), 1, 2, ("dare", "ties"))
+    grid = Grid((PAIR,), ("clean",), ("none",), 1, 2, (Dare(), Ties()))
     assert [(cell.rule, cell.seed) for cell in grid.cells()] == [
-        *(("dare", 0), ("ties", 0), ("dare", 1))
+        *((Dare(), 0), (Ties(), 0), (Dare(), 1))
     ]

@@ -26,6 +26,7 @@ from sweep_fixtures import (
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.channel import get_preset, user_mse
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
@@ -35,7 +36,7 @@ from rmtllmf_jax.training.realign import realign
 
 COLUMNS = [
     *("combination", "size", "scenario", "axis", "level", "draw", "seed", "protection", "rule"),
-    *("task", "scale", "kappa", "mse", "mse_mean", "uses", "error_model"),
+    *("method", "task", "scale", "kappa", "mse", "mse_mean", "uses", "error_model"),
     *("accuracy", "finetuned_accuracy", "base_accuracy", "normalised_accuracy"),
 ]
 COSINES = ["scenario", "axis", "level", "draw", "seed", "protection", "task_a", "task_b"]
@@ -50,7 +51,7 @@ def rows_of(results: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     level = np.nan if cell.level is None else cell.level
     same = results["combination"] == "+".join(cell.combination)
     for name in ("scenario", "axis", "draw", "seed", "protection", "rule"):
-        same &= results[name] == getattr(cell, name)
+        same &= results[name] == (described(cell.rule) if name == "rule" else getattr(cell, name))
     return results[same & ((results["level"] == level) | np.isnan([level] * len(results)))]
 
 
@@ -65,7 +66,7 @@ def test_one_row_a_cell_and_task_in_the_order_of_the_grid(
     expected = [
         (
             *("+".join(c.combination), c.scenario, c.axis, -1.0 if c.level is None else c.level),
-            *(c.draw, c.seed, c.protection, c.rule, task),
+            *(c.draw, c.seed, c.protection, described(c.rule), task),
         )
         for c in grid.cells()
         for task in c.combination

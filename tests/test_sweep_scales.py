@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sweep_fixtures import (
     GRID,
@@ -21,12 +22,25 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
+from rmtllmf_jax.fusion import (
+    Average,
+    Dare,
+    DareTies,
+    Lata,
+    TaskArithmetic,
+    Ties,
+    one_of,
+    parse_method,
+)
+from rmtllmf_jax.report.reading import read_scales
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.job import Job, finetuned_job
 from rmtllmf_jax.sweep.parts import Parts
 from rmtllmf_jax.sweep.scales import scales_by_size, validation_jobs
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
+from rmtllmf_jax.sweep.so_far import results_so_far
 from rmtllmf_jax.sweep.stage import Stage
 
 VALIDATION = replace(SETTINGS, scale="validation")
@@ -36,20 +50,22 @@ EVERY = Grid(
     ("none", "control"),
     1,
     1,
-    ("task_arithmetic", "ties"),
+    (TaskArithmetic(), Ties()),
 )
 
 
 def scale_of(engine: Engine, scale: str, grid: Grid, folder: Path) -> tuple[Any, Any]:
     with Stage(engine_like(engine, replace(SETTINGS, scale=scale)), folder) as stage:
-        return scales_by_size(stage, grid)
+        chosen, curve = scales_by_size(stage, grid)
+    assert all(method == rule for (rule, _), (method, _) in chosen.items())
+    return {key: scale for key, (_, scale) in chosen.items()}, curve
 
 
 def test_scale_by_law_and_by_number(sweep_engine: Engine, tmp_path: Path) -> None:
     power, curve = scale_of(sweep_engine, "power-law", EVERY, tmp_path / "law")
     law = {2: pytest.approx(0.7176, abs=1e-4), 3: pytest.approx(0.5503, abs=1e-4)}
     assert power == {
-        (rule, size): 1.0 if rule == "ties" else law[size] for rule in EVERY.rules for size in law
+        (rule, size): 1.0 if rule == Ties() else law[size] for rule in EVERY.rules for size in law
     }
     for scale, by_size in (
         ("0.25", {2: 0.25, 3: 0.25}),
@@ -65,9 +81,9 @@ def test_scale_by_law_and_by_number(sweep_engine: Engine, tmp_path: Path) -> Non
 
 
 def test_rules_that_average_have_a_natural_scale(sweep_engine: Engine, tmp_path: Path) -> None:
-    rules = ("average", "ties", "dare", "dare_ties", "lata")
+    rules = (Average(), Ties(), Ties(normalise=False), Dare(), DareTies(), Lata())
     scales, _ = scale_of(sweep_engine, "power-law", replace(EVERY, rules=rules), tmp_path)
-    assert {rule for (rule, size), scale in scales.items() if scale == 1} == {"average", "ties"}
+    assert {rule for (rule, size), scale in scales.items() if scale == 1} == {Average(), Ties()}
 
 
 @pytest.fixture(scope="session")
@@ -78,11 +94,18 @@ def validated(sweep_engine: Engine, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_validation_takes_the_best_of_the_curve(validated: Tables) -> None:
     curve, results = validated["scales"], validated["results"]
-    assert list(curve.columns) == ["combination", "size", "rule", "scale", "normalised_accuracy"]
+    assert list(curve.columns) == [
+        "combination",
+        "size",
+        "rule",
+        "method",
+        "scale",
+        "normalised_accuracy",
+    ]
     assert len(curve) == 2 * 4 * len(VALIDATION_SCALES)
     assert set(curve["scale"]) == set(VALIDATION_SCALES)
     best = curve.groupby(["rule", "size", "scale"])["normalised_accuracy"].mean()
-    for rule in EVERY.rules:
+    for rule in map(described, EVERY.rules):
         for size in (2, 3):
             cells = results[(results["size"] == size) & (results["rule"] == rule)]
             chosen = cells.loc[cells["protection"] == "none", "scale"]
@@ -92,6 +115,37 @@ def test_validation_takes_the_best_of_the_curve(validated: Tables) -> None:
             assert there[chosen.iloc[0]] == pytest.approx(there.max(), rel=1e-12)
     assert best.nunique() > 3
     assert (results.loc[results["protection"] == "control", "scale"] == 0).all()
+
+
+def test_validation_chooses_options_too(sweep_engine: Engine, tmp_path: Path) -> None:
+    """As a sweep over each method of its own would: the best of all methods' curves."""
+    several = one_of(Ties(), density=[0.05, 0.9])
+    grid = Grid((PAIR, TASKS), ("clean", "ideal"), ("none",), 1, 1, (several, TaskArithmetic()))
+    with pytest.raises(InputError, match=r"ties\(density=\[0.05, 0.9\]\) leaves its options to be"):
+        tables_of(sweep_engine, grid, tmp_path / "law")
+    engine = engine_like(sweep_engine, VALIDATION)
+    tables = tables_of(engine, grid, tmp_path / "store")
+    curve, results = tables["scales"], tables["results"]
+    rule = "ties(density=[0.05, 0.9])"
+    configuration = {"grid": grid.record(), "settings": {"error_model": "independent"}}
+    so_far = pd.DataFrame(results_so_far(str(tmp_path / "store"), configuration))
+    assert set(so_far["rule"]) == {rule, "task_arithmetic"}
+    own = curve[curve["rule"] == rule]
+    assert set(own["method"]) == {"ties(density=0.05)", "ties(density=0.9)"}
+    means = own.groupby(["size", "method", "scale"])["normalised_accuracy"].mean()
+    for size in (2, 3):
+        cells = results[(results["size"] == size) & (results["rule"] == rule)]
+        ((method, scale),) = set(zip(cells["method"], cells["scale"], strict=True))
+        assert means[size, method, scale] == pytest.approx(means[size].max(), rel=1e-12)
+        named = replace(grid, rules=(parse_method(method),))
+        alone = tables_of(engine, named, tmp_path / "store")["results"].query("size == @size")
+        assert list(alone["rule"]) == [method] * len(cells)
+        if alone["scale"].iloc[0] == scale:
+            assert list(alone["accuracy"]) == list(cells["accuracy"])
+    path = tmp_path / "scales.parquet"
+    curve.to_parquet(path)
+    kept = read_scales(path)
+    assert (kept[kept["rule"] == rule].groupby("size")["method"].nunique() == 1).all()
 
 
 def test_validation_curve_is_measured_on_validation_images(
@@ -130,7 +184,7 @@ def finish(folder: Path, job: Job, correct: int) -> None:
     """Leave a result of 10 samples a task as if a sweep had computed it."""
     with Parts(folder / "cells") as parts:
         tasks = job.cell.combination
-        uplink = {task: {"kappa": 1.0, "mse": 0.0, "mse_mean": 0.0} for task in tasks}
+        uplink = {task: {"kappa": 1.0, "mse": 0.0, "mse_mean": 0.0, "uses": 0.0} for task in tasks}
         counts = dict.fromkeys(tasks, correct), dict.fromkeys(tasks, 10)
         parts.add(job.hash, job.rows(*counts, uplink))
 

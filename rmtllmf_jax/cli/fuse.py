@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rmtllmf_jax.cli.method_options import parse_options
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.folder import working_in
 
@@ -39,17 +39,17 @@ class Fuse:
     out: Path
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"
-    """Merge rule: task_arithmetic, average, ties, dare, dare_ties, layer_wise or lata."""
+    """Merge method, options in brackets: task_arithmetic, average, ties(density=0.2,
+    normalise=true), dare(drop=0.9), dare_ties(drop=0.9, normalise=false),
+    layer_wise(layers={'model.layers.0': 0.5, 'lm_head': 1}, default=none, granularity=block) with
+    default the weight of all other layers, or lata(weighting=linear, sigma=0.5,
+    granularity=block) with logarithmic or threshold and tensor. All take weights=(1, 0.5), one
+    number per model."""
     options: tuple[str, ...] = ()
-    """Options of the merge rule as NAME=VALUE. All take weights=1,0.5 (one number a model);
-    ties: density=0.2 normalise=true; dare: drop=0.9; dare_ties: drop=0.9 normalise=false;
-    layer_wise: layers='{"model.layers.0": 0.5, "lm_head": 1}' default=none (the weight of all
-    others) granularity=block;
-    lata: weighting=linear (or logarithmic, threshold) sigma=0.5 granularity=block (or tensor)."""
+    """The method's options as NAME=VALUE, as earlier versions had them; better in brackets."""
     scale: str | None = None
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model
-    and for rules that average (average, ties), and power-law for those that sum. A negative one
-    forgets."""
+    and power-law, which is 1 for methods that average (average, ties). A negative one forgets."""
     reference: Path | None = None
     """For lata: the model whose difference from the base the layers are compared to (instruct where
     the base is pretrained). By default, for each model, the mean of the other task vectors."""
@@ -95,16 +95,31 @@ class Fuse:
         print(f"{self.out}: {_summary(plan)}")
 
     def _recipe(self) -> Recipe:
+        from rmtllmf_jax.common.values import parse
         from rmtllmf_jax.fusion.files.recipe import Recipe, require_method
-        from rmtllmf_jax.fusion.rules import averages, get_rule
+        from rmtllmf_jax.fusion.rules import METHODS
         from rmtllmf_jax.fusion.scale import scale_of
 
-        rule = get_rule(require_method(self.method))
-        options = parse_options(self.options, rule.options, self.method)
-        mean = averages(self.method, options)
-        default = "1" if mean or len(self.models) == 1 else "power-law"
-        scale = scale_of(default if self.scale is None else self.scale, len(self.models) or 1)
-        return Recipe(self.method, options, scale, self.seed, self.dtype)
+        method = parse(_with_pairs(self.method, self.options), METHODS, "method")
+        require_method(method)
+        default = "1" if len(self.models) == 1 else "power-law"
+        scale = scale_of(
+            default if self.scale is None else self.scale, len(self.models) or 1, method
+        )
+        return Recipe(method, scale, self.seed, self.dtype)
+
+
+def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:
+    """Return a method's text with the options of NAME=VALUE pairs."""
+    options = []
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--options: expected NAME=VALUE, got {pair!r}.")
+        if name == "weights":
+            value = f"({value},)"
+        options.append(f"{name}={value}")
+    return f"{method}({', '.join(options)})" if options else method
 
 
 def _say_what_is_there(under_way: Fusing) -> None:
@@ -127,8 +142,9 @@ def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
 
     plan = under_way.plan
     rows = {layer: [float(weight) for weight in row] for layer, row in weights.items()}
-    layers = layers_of(plan.matching.merged, plan.recipe.options.granularity)
-    title = f"Weights by layer: {plan.recipe.method}"
+    method: Any = plan.recipe.method
+    layers = layers_of(plan.matching.merged, method.granularity)
+    title = f"Weights by layer: {plan.recipe.name}"
     sheet = layer_weights_sheet(rows, plan.names, Counter(layers.values()), title)
     print_sheet(sheet, Console())
     write_layer_weights(under_way.folder / PLOT, rows, plan.names, title)
@@ -158,7 +174,7 @@ def _listing(plan: Plan) -> Iterator[str]:
                 if tensor.dtype == tensor.base.dtype
                 else (f"{tensor.base.dtype}->{tensor.dtype}"),
                 f"{tensor.size:,}",
-                plan.recipe.method if tensor.merged else "from the base",
+                plan.recipe.name if tensor.merged else "from the base",
             )
             for tensor in shard.tensors
         ]

@@ -91,8 +91,9 @@ class SweepOptions:
     """Protections: none, freeze, realign, r-mtllmf, control (the base model realigned without any
     task vector), or repairs with options: 'reload(patterns=(...))+realign(shots=5)'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
-    """Merge rules with their default options: task_arithmetic, average, ties, dare, dare_ties,
-    lata."""
+    """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
+    dare, dare_ties, layer_wise, lata. Of ties(density=[0.1, 0.2]) --scale validation chooses the
+    density, too."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
     power over the noise) or mse=.01,.1 (every user's). The noise of a draw is the same at all."""

@@ -228,6 +228,7 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
     cannot have, or for an empty grid.
     """
     from rmtllmf_jax.defences.repairs import parse_protection
+    from rmtllmf_jax.fusion.rules import parse_method
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 
     axis = axis_of(options.axis, options.preset, options.scenarios)
@@ -237,7 +238,7 @@ def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
         tuple(dict.fromkeys(map(parse_protection, options.protections))),
         options.draws,
         options.seeds,
-        tuple(dict.fromkeys(options.rules)),
+        tuple(dict.fromkeys(map(parse_method, options.rules))),
         axis,
     )
 
@@ -263,9 +264,12 @@ def axis_of(text: str, preset: str, scenarios: tuple[str, ...]) -> Axis:
 
 def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Settings, Grid]:
     """Return settings and grid; bad options are refused before any long work begins."""
+    from rmtllmf_jax.sweep.scales import require_chosen
+
     settings = settings_of(options, seed)
     settings.channel(len(tasks))
     grid = grid_of(options, tasks, seed)
+    require_chosen(grid, settings.scale)
     settings.root(grid.seeds - 1)
     return settings, grid
 
@@ -292,7 +296,7 @@ def sweep(options: SweepOptions, run: Run, seed: int, place: tuple[int, int] = (
         "tasks": run.names,
         "users": run.summary(),
         "settings": asdict(settings),
-        "grid": asdict(grid),
+        "grid": grid.record(),
         "layout": {
             "devices": len(layout.devices),
             "cells_at_once": layout.cells_at_once,
@@ -319,7 +323,7 @@ def sweep(options: SweepOptions, run: Run, seed: int, place: tuple[int, int] = (
     used = {(row["rule"], row["size"]): row["scale"] for row in tables["results"] if row["scale"]}
     configuration["scales"] = {
         rule: {size: scale for (name, size), scale in used.items() if name == rule}
-        for rule in grid.rules
+        for rule in configuration["grid"]["rules"]
     }
     configuration["seconds"] = round(time.time() - started, 1)
     write_json(out / "run.json", configuration)

@@ -6,8 +6,9 @@ writes one as the results tables and the command line have it, and `parse` reads
     ties(density=0.1)    sic(order=strongest_first)    paper(users=12, fading=rician(9))
 
 A name is that of the class in snake case, or the class's own `name`; options that have their
-defaults are left out. A user's own class needs nothing more to work in Python, and is registered
-nowhere; a mapping from names to classes serves the command line alone.
+defaults are left out, and a class whose values are written otherwise has a method `described`. A
+user's own class needs nothing more to work in Python, and is registered nowhere; a mapping from
+names to classes serves the command line alone.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def described(value: Any) -> str:
     >>> described(Ties()), described(Ties(0.1, (1.0, 0.5)))
     ('ties', 'ties(density=0.1, weights=(1.0, 0.5))')
     """
+    if not isinstance(value, type) and callable(own := getattr(value, "described", None)):
+        return str(own())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         given = [
             f"{field.name}={described(getattr(value, field.name))}"

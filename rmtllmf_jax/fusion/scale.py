@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_at_least, require_known
+from rmtllmf_jax.fusion.rules.linear import TASK_ARITHMETIC
+from rmtllmf_jax.fusion.rules.method import Method, fact
 
 # test as a word of its own, or with more behind it, not within latest or contest.
 _TEST = re.compile(r"(?<![A-Za-z])[Tt](?:est|EST)|(?<=[a-z])Test")
@@ -39,15 +41,20 @@ SCALES: dict[str, Callable[[int], float]] = {
 """Rules that give the coefficient from the number of tasks alone."""
 
 
-def scale_of(rule: str, tasks: int) -> float:
+def scale_of(rule: str, tasks: int, method: Method = TASK_ARITHMETIC) -> float:
     """Return the coefficient of a rule of `SCALES`, or the number that `rule` is.
+
+    The power law is one of sums: under it a method that averages (`is_mean`) has 1.
 
     **Raises:** `InputError` if it is neither, not finite, or if there is no task.
 
-    >>> scale_of("1/sqrt(N)", 4), scale_of("0.3", 4)
-    (0.5, 0.3)
+    >>> from rmtllmf_jax.fusion.rules import Ties
+    >>> scale_of("1/sqrt(N)", 4), scale_of("0.3", 4), scale_of("power-law", 4, Ties())
+    (0.5, 0.3, 1.0)
     """
     require_at_least("the number of tasks", tasks, 1)
+    if rule == "power-law" and fact(method, "is_mean"):
+        return 1.0
     try:
         value = float(rule)
     except ValueError:

@@ -123,14 +123,20 @@ def read_cosines(path: Path) -> pd.DataFrame:
 def read_scales(path: Path) -> pd.DataFrame:
     """Read `scales.parquet`: the validation curve, one row a (combination, scale).
 
-    Columns are those of `SCALES` and `rule`, filled in where a table lacks it.
+    Columns are those of `SCALES`, `rule` and `method`, filled in where a table lacks them. Of a
+    rule whose options were chosen too, only the method that is best for a size is kept.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
     columns, holds a row twice or an accuracy that is none.
     """
     scales = completed(_read(path, SCALES)).drop(columns=["axis", "level"])
-    _check_rows(path, scales, ["rule", "combination", "scale"])
-    return scales
+    if "method" not in scales:
+        scales = scales.assign(method=scales["rule"])
+    _check_rows(path, scales, ["rule", "method", "combination", "scale"])
+    keys = ["rule", "size", "method"]
+    means = scales.groupby([*keys, "scale"], sort=False)["normalised_accuracy"].mean()
+    chosen = {best[:3] for best in means.groupby(["rule", "size"]).idxmax()}
+    return scales[[row in chosen for row in scales[keys].itertuples(index=False, name=None)]]
 
 
 def completed(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
 from rmtllmf_jax.fusion.similarity import sign_agreement
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
@@ -49,7 +50,7 @@ def _cells(grid: Grid) -> Iterator[Cell]:
                 if scenario == "clean" and (seed or draw):
                     continue
                 for level in grid.axis.levels_of(scenario):
-                    yield Cell((), scenario, draw, seed, "none", "task_arithmetic", *level)
+                    yield Cell((), scenario, draw, seed, "none", TASK_ARITHMETIC, *level)
 
 
 def _rows(engine: Engine, cell: Cell) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.task_data import Rows
 from rmtllmf_jax.defences.repairs import (
     Protection,
@@ -343,8 +344,8 @@ def _not_finite(job: Job, images: int, settings: Settings) -> str:
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]
     suspects += [f"--realign-learning-rate (here {rate:g})" for rate in rates]
-    name = protection_name(cell.protection)
-    what = job.kind if job.kind != "merged" else f"{name}, {cell.rule}"
+    name = f"{protection_name(cell.protection)}, {described(cell.rule)}"
+    what = job.kind if job.kind != "merged" else name
     level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
     return (
         f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "

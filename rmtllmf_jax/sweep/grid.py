@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
 from rmtllmf_jax.channel import SCENARIOS, DirectPreset, Preset
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.defences.repairs import Protection, repairs_of, split
-from rmtllmf_jax.fusion.rules import get_rule
+from rmtllmf_jax.common.values import described, name_of
+from rmtllmf_jax.defences.repairs import Protection, protection_name, repairs_of, split
+from rmtllmf_jax.fusion.rules import METHODS, TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 
-SWEPT_RULES = ("task_arithmetic", "average", "ties", "dare", "dare_ties", "lata")
-"""Merge rules that need nothing but task vectors."""
+SWEPT_RULES = tuple(name for name, kind in METHODS.items() if not fact(kind, "needs"))
+"""Merge methods that need nothing but task vectors."""
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
 
@@ -34,8 +36,8 @@ class Cell:
     seed: int
     protection: str | Protection
     """Repairs, or the name of those of the settings: none, freeze, realign, r-mtllmf, control."""
-    rule: str = "task_arithmetic"
-    """Merge rule, of `fusion.rules.RULES`."""
+    rule: Method | OneOf = TASK_ARITHMETIC
+    """Merge method, or those that validation chooses from."""
     axis: str = ""
     """What `level` is, one of `axis.AXES`; empty where the channel preset says it all."""
     level: float | None = None
@@ -50,7 +52,7 @@ class Grid:
     protections: tuple[str | Protection, ...]
     draws: int
     seeds: int
-    rules: tuple[str, ...] = ("task_arithmetic",)
+    rules: tuple[Method | OneOf, ...] = (TASK_ARITHMETIC,)
     axis: Axis = NO_AXIS
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Grid:
         for protection in self.protections:
             repairs_of(protection)
         for rule in self.rules:
-            require_known("merge rule", rule, SWEPT_RULES)
+            require_swept(rule)
         if not self.counts():
             raise InputError(
                 "the grid has no cell: a protection that starts from the base model (control) "
@@ -99,6 +101,13 @@ class Grid:
             if seed < self._seeds(scenario, rule, protection)
         ]
 
+    def record(self) -> dict[str, Any]:
+        """Return the grid as `run.json` has it."""
+        return asdict(self) | {
+            "rules": [described(rule) for rule in self.rules],
+            "protections": [protection_name(protection) for protection in self.protections],
+        }
+
     def counts(self) -> Counter[tuple[str, str | Protection]]:
         """Return how many cells each combination has, by scenario and protection."""
         found: Counter[tuple[str, str | Protection]] = Counter()
@@ -121,7 +130,7 @@ class Grid:
     def _draws(self, scenario: str) -> int:
         return 1 if scenario == "clean" else self.draws
 
-    def _seeds(self, scenario: str, rule: str, protection: str | Protection) -> int:
+    def _seeds(self, scenario: str, rule: Method | OneOf, protection: str | Protection) -> int:
         """Return the seeds of a kind of cell, 0 if there is none."""
         if not split(repairs_of(protection)).fuse and (
             scenario != "clean" or rule != self.rules[0]
@@ -130,8 +139,26 @@ class Grid:
         return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
 
 
-def _draws_nothing(rule: str, protection: str | Protection) -> bool:
-    return not split(repairs_of(protection)).rest and not get_rule(rule).random
+def _draws_nothing(rule: Method | OneOf, protection: str | Protection) -> bool:
+    random = any(fact(method, "random") for method in methods_of(rule))
+    return not split(repairs_of(protection)).rest and not random
+
+
+def require_swept(rule: Any) -> None:
+    """Check that a merge method needs nothing but task vectors.
+
+    **Raises:** `InputError` that says what else it needs, or that it is no method.
+    """
+    if not (isinstance(rule, OneOf) or callable(rule)):
+        raise InputError(
+            f"merge method: expected a value such as fusion.Ties(density=0.1), got {rule!r}."
+        )
+    for method in methods_of(rule):
+        if needs := fact(method, "needs"):
+            raise InputError(
+                f"the merge method {name_of(method)} needs {', '.join(needs)}, which a sweep does "
+                f"not have; take one of {', '.join(SWEPT_RULES)}."
+            )
 
 
 def choose_combinations(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import protection_name
 from rmtllmf_jax.sweep.grid import Cell
 
@@ -28,8 +29,12 @@ class Job:
     @cached_property
     def hash(self) -> str:
         """What the job's results are kept under, within a configuration."""
-        cell = asdict(self.cell) | {"protection": protection_name(self.cell.protection)}
-        return content_hash(asdict(self) | {"cell": cell})
+        content = asdict(self)
+        content["cell"] |= {
+            "rule": described(self.cell.rule),
+            "protection": protection_name(self.cell.protection),
+        }
+        return content_hash(content)
 
     def rows(
         self,
@@ -54,7 +59,7 @@ class Job:
                 "draw": cell.draw,
                 "seed": cell.seed,
                 "protection": protection_name(cell.protection),
-                "rule": cell.rule,
+                "rule": described(cell.rule),
                 "scale": float(self.scale),
                 "task": task,
                 **uplink[task],

@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.defences.repairs import Context, Model, Protection, reload_leaves
 from rmtllmf_jax.evaluation.accuracy import EvaluationBatch, count_correct
-from rmtllmf_jax.fusion.rules import get_rule
+from rmtllmf_jax.fusion.merge import one_per_user
+from rmtllmf_jax.fusion.rules import Method, fact
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
@@ -48,25 +49,27 @@ def receive_and_merge(
     sources: PyTree[Float[Array, "sources ..."]],
     frozen: PyTree[Bool[Array, ""]],
     *,
-    rule: str,
+    rule: Method,
 ) -> PyTree:
     """Return ``base + scale rule(tau_1 + e_1, ..., tau_Q + e_Q)`` of one cell (no `cells` axis).
 
     R-MTLLMF, eq. (6), frozen leaves from the base where the cell says so. The errors are ``e = F
     z`` with the `sources` z. A user of weight zero is not in the combination, but still one of the
     run: the base of `uplink.NoisyReference` is sent once, with the mean variance of all users, and
-    serves every combination.
+    serves every combination. Weights of the rule's own, one per user of the run, multiply these.
     """
-    if rule == "task_arithmetic":
-        # Linear: the errors' weighted sum is one sum over the sources, in one pass over memory.
-        total = fusion.weighted_sum(stacked, merge.weights)
-        by_source = jnp.matmul(merge.weights, merge.factor, precision="highest")
+    weights = merge.weights
+    if own := fact(rule, "weights"):
+        weights = weights * one_per_user("weights", own, len(weights))
+    if fact(rule, "linear"):
+        # The errors' weighted sum is one sum over the sources, in one pass over memory.
+        total = fusion.weighted_sum(stacked, weights)
+        by_source = jnp.matmul(weights, merge.factor, precision="highest")
         received = jax.tree.map(jnp.add, total, fusion.weighted_sum(sources, by_source))
     else:
         received = jax.tree.map(jnp.add, stacked, uplink.errors(sources, merge.factor))
-        chosen = get_rule(rule)
-        key = merge.key if chosen.random else None
-        received = chosen.merge(received, chosen.options(), key, weights=merge.weights)
+        key = merge.key if fact(rule, "random") else None
+        received = rule(received, key, weights=weights)
     kept = jax.tree.map(lambda flag: flag & merge.reload, frozen)
     return reload_leaves(fusion.add_to_base(base, received, merge.scale), base, kept)
 
@@ -94,7 +97,7 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
     at_once = layout.cells_at_once
 
     def merge(
-        rule: str, merges: Merges, base: PyTree, stacked: PyTree, sources: PyTree, frozen: PyTree
+        rule: Method, merges: Merges, base: PyTree, stacked: PyTree, sources: PyTree, frozen: PyTree
     ) -> PyTree:
         def one(each: Merges) -> PyTree:
             return receive_and_merge(each, base, stacked, sources, frozen, rule=rule)

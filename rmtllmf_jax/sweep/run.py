@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
@@ -14,7 +16,7 @@ from rmtllmf_jax.sweep.job import Job, base_job
 from rmtllmf_jax.sweep.parts import Parts
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.references import finetuned_accuracy, reference_jobs
-from rmtllmf_jax.sweep.scales import Scales, scales_by_size
+from rmtllmf_jax.sweep.scales import Scales, require_chosen, scales_by_size
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
 
@@ -43,16 +45,21 @@ def run_grid(
     anything is computed.
     """
     grid.require_fitting(engine.uplinks.preset)
+    require_chosen(grid, engine.settings.scale)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
     with Stage(engine, f"{folder}/cells", tracker) as stage:
         stage.complete(reference_jobs(stage), "references")
         scales, curve = scales_by_size(stage, grid)
-        jobs = [Job(cell, _scale(cell, scales)) for cell in cells]
+        jobs = [_job(cell, scales) for cell in cells]
         stage.complete(jobs, "sweep")
         if engine.layout.process:
             return {}
-        results = [row for job in jobs for row in _rows(stage, job)]
+        results = [
+            row
+            for cell, job in zip(cells, jobs, strict=True)
+            for row in _rows(stage, job, described(cell.rule))
+        ]
         programs = stage.parts.programs(job.hash for job in jobs)
     with Parts(f"{folder}/cosines", program=program(engine.layout.devices[0])) as parts:
         tables = {"results": results, "cosines": cosine_rows(engine, grid, parts)}
@@ -75,12 +82,14 @@ def _tell_mixture(programs: Rows) -> None:
         )
 
 
-def _scale(cell: Cell, scales: Scales) -> float:
+def _job(cell: Cell, scales: Scales) -> Job:
+    """Return a cell's job, with the method that was chosen where the grid leaves several open."""
+    method, scale = scales[cell.rule, len(cell.combination)]
     fuse = split(repairs_of(cell.protection)).fuse
-    return scales[cell.rule, len(cell.combination)] if fuse else 0.0
+    return Job(replace(cell, rule=method), scale if fuse else 0.0)
 
 
-def _rows(stage: Stage, job: Job) -> Rows:
+def _rows(stage: Stage, job: Job, rule: str) -> Rows:
     engine, cell = stage.engine, job.cell
     rows = []
     for task in cell.combination:
@@ -97,7 +106,8 @@ def _rows(stage: Stage, job: Job) -> Rows:
                 "draw": cell.draw,
                 "seed": cell.seed,
                 "protection": protection_name(cell.protection),
-                "rule": cell.rule,
+                "rule": rule,
+                "method": described(cell.rule),
                 "task": task,
                 "scale": job.scale,
                 **{name: found[name] for name in ("kappa", "mse", "mse_mean", "uses")},

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
+from rmtllmf_jax.fusion.rules import methods_of, parse_method
 from rmtllmf_jax.sweep.parts import read_parts
 
 _CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "rule", "protection", "task"]
@@ -25,7 +27,7 @@ def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[st
     - `configuration`: as in `run.json`; its grid and error model are read.
 
     **Raises:** `InputError` if nothing is finished, or there are cells with several merging
-    coefficients (the grid grew under the scale rule `validation`).
+    coefficients or options (the grid grew under the scale rule `validation`).
     """
     cells = read_parts(f"{store}/cells")
     tested = cells[cells["split"] == "test"]
@@ -34,14 +36,16 @@ def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[st
         for kind in ("base", "finetuned")
     }
     grid = configuration["grid"]
+    rule_of = {each: rule for rule in grid["rules"] for each in _methods(rule)}
+    tested = tested.assign(method=tested["rule"], rule=tested["rule"].map(rule_of))
     rows = tested[(tested["kind"] == "merged") & _of_grid(tested, grid)]
     rows = rows[rows["task"].isin(own["base"].index) & rows["task"].isin(own["finetuned"].index)]
     if rows.empty:
         raise InputError(f"{store}: no cell of this sweep is finished yet; wait for one.")
     if rows.duplicated(_CELL).any():
         raise InputError(
-            f"{store}: cells with several merging coefficients; which ones are this sweep's is "
-            "known at its end."
+            f"{store}: cells with several merging coefficients or options; which ones are this "
+            "sweep's is known at its end."
         )
     tuned = rows["task"].map(own["finetuned"])
     rows = rows.assign(**dict.fromkeys(_UPLINK - set(rows), float("nan"))).assign(
@@ -54,6 +58,13 @@ def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[st
     return found
 
 
+def _methods(rule: str) -> list[str]:
+    """Return the methods that a rule of a grid chooses from, or itself alone."""
+    if "[" not in rule:
+        return [rule]  # perhaps of a class that is registered nowhere
+    return [described(method) for method in methods_of(parse_method(rule))]
+
+
 def _of_grid(rows: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
     """Return which rows are of a grid, as JSON has it."""
     axis = grid["axis"]
@@ -61,7 +72,7 @@ def _of_grid(rows: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
         rows["combination"].isin(["+".join(names) for names in grid["combinations"]])
         & rows["scenario"].isin(grid["scenarios"])
         & rows["protection"].isin(grid["protections"])
-        & rows["rule"].isin(grid["rules"])
+        & rows["rule"].notna()
         & (rows["draw"] < grid["draws"])
         & (rows["seed"] < grid["seeds"])
         & (

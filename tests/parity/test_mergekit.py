@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion import rules
-from rmtllmf_jax.fusion.rules.dare import keep_mask
+from rmtllmf_jax.fusion.rules.sparsified import keep_mask
 
 pytest.importorskip("torch", reason="mergekit needs torch: pip install 'rmtllmf-jax[parity]'")
 with warnings.catch_warnings():
@@ -103,14 +103,12 @@ def assert_same(ours: Tensors, theirs: Tensors, base: Path) -> None:
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS, (0.3, -0.2, 0.0)])
 def test_task_arithmetic(files: list[Path], tmp_path: Path, weights: tuple[float, ...]):
     expected = theirs(files, tmp_path, "task_arithmetic", weights)
-    options = rules.TaskArithmeticOptions(weights=weights)
-    assert_same(ours(files, lambda tree: rules.task_arithmetic(tree, options)), expected, files[0])
+    assert_same(ours(files, rules.TaskArithmetic(weights)), expected, files[0])
 
 
 def test_average(files: list[Path], tmp_path: Path):
     expected = theirs(files, tmp_path, "task_arithmetic", WEIGHTS, normalize=True)
-    options = rules.AverageOptions(weights=WEIGHTS)
-    assert_same(ours(files, lambda tree: rules.average(tree, options)), expected, files[0])
+    assert_same(ours(files, rules.Average(WEIGHTS)), expected, files[0])
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS, (1.0, -0.5, 0.0)])
@@ -120,8 +118,7 @@ def test_ties(
     files: list[Path], tmp_path: Path, density: float, normalise: bool, weights: tuple[float, ...]
 ):
     expected = theirs(files, tmp_path, "ties", weights, density=density, normalize=normalise)
-    options = rules.TiesOptions(density=density, normalise=normalise, weights=weights)
-    assert_same(ours(files, lambda tree: rules.ties(tree, options)), expected, files[0])
+    assert_same(ours(files, rules.Ties(density, normalise, weights)), expected, files[0])
 
 
 @pytest.fixture
@@ -153,11 +150,8 @@ def test_dare_with_the_same_masks(
     name = {"dare": "dare_linear", "dare_ties": "dare_ties"}[method]
     density = {"density": 1 - DROP, "rescale": False, "normalize": False}
     expected = theirs(files, tmp_path, name, rescaled, **density)
-    rule = rules.RULES[method]
-    options = rule.options(drop=DROP, weights=WEIGHTS)
-    assert_same(
-        ours(files, lambda tree: rule.merge(tree, options, fixed_masks)), expected, files[0]
-    )
+    dropping = rules.METHODS[method](drop=DROP, weights=WEIGHTS)
+    assert_same(ours(files, lambda tree: dropping(tree, fixed_masks)), expected, files[0])
 
 
 def test_dare_ties_as_a_mean_with_the_same_masks(
@@ -165,10 +159,10 @@ def test_dare_ties_as_a_mean_with_the_same_masks(
 ):
     density = {"density": 1 - DROP, "rescale": False, "normalize": True}
     expected = theirs(files, tmp_path, "dare_ties", WEIGHTS, **density)
-    options = rules.DareTiesOptions(drop=DROP, normalise=True, weights=WEIGHTS)
+    method = rules.DareTies(DROP, True, WEIGHTS)
 
     def merge(tree: dict) -> dict:  # theirs without the rescaling, which weights cannot give a mean
-        rescaled = rules.dare_ties(tree, options, fixed_masks)
+        rescaled = method(tree, fixed_masks)
         return jax.tree.map(lambda leaf: leaf * (1 - DROP), rescaled)
 
     assert_same(ours(files, merge), expected, files[0])

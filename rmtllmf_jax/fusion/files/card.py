@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,18 @@ def card(
 
     **Arguments:**
 
-    - `record`: `method`, `formula`, `reference`, `scale`, `options`, `dtype`, `tensors`, `inputs`
-      (each as `input_record`), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer).
+    - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (each as
+      `input_record`), `versions`, and `layer_weights` (None, or the `models` and the weights by
+      layer).
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
     """
+    reference = record["reference"]
     settings = [
-        ("method", f"`{record['method']}` ({record['reference']})"),
+        ("method", f"`{record['method']}`" + (f" ({reference})" if reference else "")),
         ("formula", f"`{record['formula']}`"),
         ("scale", f"{record['scale']:.6g}"),
-        *((f"option `{key}`", f"`{json.dumps(value)}`") for key, value in _options(record)),
         ("type of the weights", record["dtype"]),
         ("tensors", f"{record['tensors']['merged']} merged, {record['tensors']['copied']} copied"),
         *((f"version of {key}", value) for key, value in record["versions"].items()),
@@ -72,10 +71,6 @@ def card(
     if code:
         parts.append(code)
     return "\n\n".join(parts) + "\n"
-
-
-def _options(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(record["options"].items())
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

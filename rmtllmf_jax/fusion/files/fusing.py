@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, sync, write_bytes, write_json
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.files.card import card, input_record
 from rmtllmf_jax.fusion.files.carried import copy_carried
 from rmtllmf_jax.fusion.files.checkpoint import labels
@@ -22,15 +25,11 @@ from rmtllmf_jax.fusion.files.layer_gram import layer_grams
 from rmtllmf_jax.fusion.files.merging import merge_shards
 from rmtllmf_jax.fusion.files.part import Part, cannot_write, require_space
 from rmtllmf_jax.fusion.files.plan import Plan
-from rmtllmf_jax.fusion.files.programs import (
-    LayerWeights,
-    TensorMerge,
-    weights_from_grams,
-    weights_of_layers,
-)
-from rmtllmf_jax.fusion.files.recipe import LATA, LAYER_WISE
+from rmtllmf_jax.fusion.files.programs import LayerWeights, TensorMerge
 from rmtllmf_jax.fusion.files.shards import index_of
 from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.rules import LayerWeighted, fact
+from rmtllmf_jax.fusion.rules.leaves import user_weights
 
 CARD, RECORD = "README.md", "fusion.json"
 
@@ -51,23 +50,28 @@ class Fusing:
         return self.part.folder
 
     def layer_weights(self) -> LayerWeights | None:
-        """Return the weights by layer of rules that have them; `lata` reads all inputs for it."""
-        recipe, users, keys = self.plan.recipe, len(self.plan.models), self.plan.matching.merged
-        if recipe.method == LAYER_WISE:
-            return weights_of_layers(keys, recipe.options, users)
-        if recipe.method != LATA:
+        """Return the weights by layer of methods that have them; comparing reads all inputs."""
+        method, keys = self.plan.recipe.method, self.plan.matching.merged
+        if not isinstance(method, LayerWeighted):
             return None
+        by_user = user_weights(method.weights, len(self.plan.models))
+        grams = self._grams(method.granularity) if method.compares else None
+        by_layer = method.by_layer(keys, by_user, grams)
+        return {layer: np.asarray(weights) for layer, weights in by_layer.items()}
+
+    def _grams(self, granularity: str) -> dict[str, Array]:
+        """Return the layers' inner products, each over its largest: cosines stay as they are."""
+        keys = self.plan.matching.merged
         grams = self.part.notes()
         if grams is None:
             with progress_bar("comparing layers", len(keys)) as advance:
-                found = layer_grams(
-                    self.plan.base, self.plan.others, keys, recipe.options.granularity, advance
-                )
+                found = layer_grams(self.plan.base, self.plan.others, keys, granularity, advance)
             grams = {layer: gram.tolist() for layer, gram in found.items()}
             self.part.keep_notes(grams)
-        layers = group_by_layer(keys, recipe.options.granularity)
+        layers = group_by_layer(keys, granularity)
         tables = {layer: np.asarray(grams[layer], np.float64) for layer in layers}
-        return weights_from_grams(tables, recipe.options, users)
+        # Squares stay within float32.
+        return {k: jnp.asarray(gram / (gram.max() or 1.0), float) for k, gram in tables.items()}
 
     def merge(self, weights: LayerWeights | None) -> None:
         """Write all shards that are not there yet."""
@@ -133,20 +137,10 @@ def _manifest(plan: Plan) -> dict[str, Any]:
 
 def _how(plan: Plan) -> dict[str, Any]:
     recipe = plan.recipe
-    trees = recipe.rule.trees
-    names = [each.name for each in fields(recipe.options) if each.name not in trees]
-    options = {name: _plain(getattr(recipe.options, name)) for name in names}
-    rest = asdict(recipe) | {"options": options}
-    if not recipe.rule.random:
-        del rest["seed"]
-    return rest
-
-
-def _plain(value: Any) -> Any:
-    """Return an option as JSON has it; pairs for a mapping, whose order may count."""
-    if isinstance(value, Mapping):
-        return [[key, _plain(each)] for key, each in value.items()]
-    return list(value) if isinstance(value, tuple) else value
+    how = asdict(recipe) | {"method": described(recipe.method)}
+    if not fact(recipe.method, "random"):
+        del how["seed"]
+    return how
 
 
 def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -> dict[str, Any]:
@@ -159,7 +153,7 @@ def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -
     return {
         **_how(plan),
         "formula": plan.formula,
-        "reference": plan.recipe.rule.reference,
+        "reference": fact(plan.recipe.method, "reference"),
         "tensors": {"merged": len(plan.matching.merged), "copied": len(plan.matching.copied)},
         "inputs": [
             input_record(role, label, checkpoint, sums)

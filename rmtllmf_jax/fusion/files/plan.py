@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.files.carried import code_files, require_mergeable
 from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, labels, open_checkpoint
 from rmtllmf_jax.fusion.files.dtypes import KEEP, NAMES
 from rmtllmf_jax.fusion.files.matching import Matching, match, require_equal
 from rmtllmf_jax.fusion.files.part import require_absent
-from rmtllmf_jax.fusion.files.programs import weights_of_layers
-from rmtllmf_jax.fusion.files.recipe import LATA, LAYER_WISE, Recipe, require_method
+from rmtllmf_jax.fusion.files.recipe import Recipe, require_method
 from rmtllmf_jax.fusion.files.shards import Shard, plan_shards
+from rmtllmf_jax.fusion.rules import LayerWeighted, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 
 
@@ -53,7 +54,8 @@ class Plan:
     @property
     def formula(self) -> str:
         """What is done, in one line."""
-        return f"base + {self.recipe.scale:.4g} * {self.recipe.method}({', '.join(self.names)})"
+        method, models = described(self.recipe.method), ", ".join(self.names)
+        return f"base + {self.recipe.scale:.4g} * {method}({models})"
 
 
 def plan_fusion(
@@ -83,11 +85,13 @@ def plan_fusion(
         require_known("dtype", recipe.dtype, NAMES)
     if not models:
         raise InputError("there is no model to merge: name at least one.")
-    if reference is not None and recipe.method != LATA:
-        raise InputError(f"a reference is for the method {LATA} alone, not {recipe.method}.")
-    if reference is None and recipe.method == LATA and len(models) == 1:
-        raise InputError(f"the method {LATA} needs a reference, or more than one model.")
-    user_weights(recipe.options.weights, len(models))
+    method = recipe.method
+    compares = isinstance(method, LayerWeighted) and method.compares
+    if reference is not None and not compares:
+        raise InputError(f"the method {recipe.name} takes no reference, as lata does.")
+    if reference is None and compares and len(models) == 1:
+        raise InputError(f"the method {recipe.name} needs a reference, or more than one model.")
+    by_user = user_weights(fact(method, "weights"), len(models))
     start, *others = [open_checkpoint(path) for path in (base, *models)]
     guide = open_checkpoint(reference) if reference is not None else None
     compared = [*others, *([guide] if guide else [])]
@@ -97,7 +101,7 @@ def plan_fusion(
     if not matching.merged:
         raise InputError(f"{base}: holds no floating-point tensor to merge.")
     require_equal(start, compared, matching.copied)
-    if recipe.method == LAYER_WISE:
-        weights_of_layers(matching.merged, recipe.options, len(models))
+    if isinstance(method, LayerWeighted) and not compares:
+        method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
     shards = plan_shards(start, matching, recipe.dtype, shard_bytes)
     return Plan(recipe, out, start, others, guide, matching, shards, carry_code)

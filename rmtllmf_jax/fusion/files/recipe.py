@@ -1,33 +1,38 @@
-"""How checkpoints are merged: rule, options, scale; and which rules files can be merged by."""
+"""How checkpoints are merged: method and scale; and which methods files can be merged by."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from rmtllmf_jax.common.errors import InputError, require_known, require_seed
+from rmtllmf_jax.common.errors import InputError, require_seed
+from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.fusion.files.dtypes import KEEP
-from rmtllmf_jax.fusion.rules import RULES, Rule, get_rule
-
-LATA, LAYER_WISE = "lata", "layer_wise"
+from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 
 
 def file_methods() -> list[str]:
-    """Return the rules that need nothing but the checkpoints: no data, no gradients."""
-    by_leaf = [name for name, rule in RULES.items() if rule.per_leaf and not rule.trees]
-    return [*by_leaf, LAYER_WISE, LATA]
+    """Return the methods that need nothing but the checkpoints: no data, no gradients."""
+    return [name for name, kind in METHODS.items() if not why_not_files(kind)]
+
+
+def why_not_files(method: Method) -> str:
+    """Return why checkpoints cannot be merged by a method, or nothing."""
+    if needs := fact(method, "needs"):
+        return f"needs {', '.join(needs)}, computed on data, besides the checkpoints"
+    kind = method if isinstance(method, type) else type(method)
+    if not (fact(method, "per_leaf") or issubclass(kind, LayerWeighted)):
+        return "does not say `per_leaf = True`: it may look at more than a tensor at a time"
+    return ""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How checkpoints are merged: ``base + scale * method(models - base)``."""
 
-    method: str
-    options: Any
-    """Of the rule's own dataclass."""
+    method: Method
     scale: float
     seed: int = 0
-    """Of the masks of random rules."""
+    """Of the masks of random methods."""
     dtype: str = KEEP
     """Of the merged tensors in the output: `dtypes.KEEP` or one of `dtypes.NAMES`."""
 
@@ -36,20 +41,18 @@ class Recipe:
         require_seed("seed", self.seed)
 
     @property
-    def rule(self) -> Rule:
-        """The merge rule."""
-        return get_rule(self.method)
+    def name(self) -> str:
+        """The method's."""
+        return name_of(self.method)
 
 
-def require_method(method: str) -> str:
-    """Return the name of a rule that checkpoints can be merged by.
+def require_method(method: Method) -> None:
+    """Check that checkpoints can be merged by a method.
 
-    **Raises:** `InputError` with the nearest name, or why a rule cannot be used on files.
+    **Raises:** `InputError` that says why not.
     """
-    if method in RULES and method not in file_methods():
-        trees, others = ", ".join(RULES[method].trees), ", ".join(file_methods())
+    if why := why_not_files(method):
         raise InputError(
-            f"the method {method} needs {trees}, computed on data, besides the checkpoints: use "
-            f"rmtllmf_jax.fusion.rules.{method}, or take one of {others}."
+            f"the method {name_of(method)} {why}. Call it on stacked task vectors, or take one of "
+            f"{', '.join(file_methods())}."
         )
-    return require_known("method", method, file_methods())

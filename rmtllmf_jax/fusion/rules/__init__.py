@@ -1,70 +1,50 @@
-"""Merge rules: pure functions ``(stacked task vectors, options, key) -> merged task vector``."""
+"""Merge methods: frozen dataclasses, ``method(stacked, key=None, *, weights=None) -> merged``."""
 
-from rmtllmf_jax.fusion.rules.adamerging import (
-    AdaMerged,
-    AdaMergingOptions,
-    adamerging,
-    prediction_entropy,
-)
-from rmtllmf_jax.fusion.rules.dare import DareOptions, DareTiesOptions, dare, dare_ties
-from rmtllmf_jax.fusion.rules.fisher import FisherOptions, fisher
+from rmtllmf_jax.fusion.rules.adamerging import AdaMerged, AdaMerging, prediction_entropy
+from rmtllmf_jax.fusion.rules.choice import METHODS, OneOf, methods_of, one_of, parse_method
+from rmtllmf_jax.fusion.rules.fisher import Fisher
 from rmtllmf_jax.fusion.rules.lata import (
-    LataOptions,
+    Lata,
     forget,
-    lata,
     lata_weights,
     layer_grams,
     leaf_gram,
     reference_cosines,
 )
-from rmtllmf_jax.fusion.rules.layer_wise import (
-    LayerWiseOptions,
-    layer_wise,
-    layer_wise_weights,
-    merge_by_layer,
-)
-from rmtllmf_jax.fusion.rules.linear import (
-    AverageOptions,
-    TaskArithmeticOptions,
-    average,
-    task_arithmetic,
-)
-from rmtllmf_jax.fusion.rules.registry import RULES, Rule, averages, get_rule
-from rmtllmf_jax.fusion.rules.regmean import RegMeanOptions, regmean
-from rmtllmf_jax.fusion.rules.ties import TiesOptions, ties
+from rmtllmf_jax.fusion.rules.layer_wise import LayerWeighted, LayerWise, merge_by_layer
+from rmtllmf_jax.fusion.rules.linear import TASK_ARITHMETIC, Average, TaskArithmetic
+from rmtllmf_jax.fusion.rules.method import MergeMethod, Method, fact
+from rmtllmf_jax.fusion.rules.regmean import RegMean
+from rmtllmf_jax.fusion.rules.sparsified import Dare, DareTies, Sparsified, Ties
 
 __all__ = [
-    "RULES",
+    "METHODS",
+    "TASK_ARITHMETIC",
     "AdaMerged",
-    "AdaMergingOptions",
-    "AverageOptions",
-    "DareOptions",
-    "DareTiesOptions",
-    "FisherOptions",
-    "LataOptions",
-    "LayerWiseOptions",
-    "RegMeanOptions",
-    "Rule",
-    "TaskArithmeticOptions",
-    "TiesOptions",
-    "adamerging",
-    "average",
-    "averages",
-    "dare",
-    "dare_ties",
-    "fisher",
+    "AdaMerging",
+    "Average",
+    "Dare",
+    "DareTies",
+    "Fisher",
+    "Lata",
+    "LayerWeighted",
+    "LayerWise",
+    "MergeMethod",
+    "Method",
+    "OneOf",
+    "RegMean",
+    "Sparsified",
+    "TaskArithmetic",
+    "Ties",
+    "fact",
     "forget",
-    "get_rule",
-    "lata",
     "lata_weights",
     "layer_grams",
-    "layer_wise",
-    "layer_wise_weights",
     "leaf_gram",
     "merge_by_layer",
+    "methods_of",
+    "one_of",
+    "parse_method",
     "prediction_entropy",
     "reference_cosines",
-    "regmean",
-    "task_arithmetic",
-    "ties",
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base
 from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
+from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import (
     check_stacked,
     leaves_by_path,
@@ -23,12 +24,34 @@ from rmtllmf_jax.fusion.trees import (
 )
 
 ADAMERGING_GRANULARITIES = ("task", "block", "tensor")
+Entropy = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
-@jax.tree_util.register_static
+class AdaMerged(NamedTuple):
+    """What `AdaMerging.learn` found."""
+
+    weights: dict[str, Float[Array, " users"]]
+    """By layer; with granularity `task` all layers have the same."""
+    merged: PyTree
+    """The merged task vector: the model is the base plus it, scale 1."""
+    losses: Float[Array, " steps"]
+    """The entropy before each step, on the step's batch."""
+
+
 @dataclass(frozen=True)
-class AdaMergingOptions:
-    """Options of `adamerging`."""
+class AdaMerging(MergeMethod):
+    """The ``w`` that minimise the entropy of ``base + sum_q w_lq tau_lq`` on unlabelled batches.
+
+    One step of Adam a batch: ``w <- w - rate m^ / (sqrt(v^) + 1e-8)``, m^ and v^ the corrected
+    running means of the gradient and its square; the model sees w clipped to [0, 1] while Adam
+    keeps the unclipped, as published.
+    """
+
+    name: ClassVar[str] = "adamerging"
+    title: ClassVar[str] = "AdaMerging"
+    reference: ClassVar[str] = "Yang et al., arXiv 2310.02575"
+    is_mean: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("base", "entropy", "batches")
 
     granularity: str = "tensor"
     """One weight a task vector (`task`), or one in each layer (`block`; `tensor` as published)."""
@@ -49,69 +72,57 @@ class AdaMergingOptions:
                 f"initial must be at most 1 where weights are clipped, {self.initial!r}."
             )
 
+    def __call__(  # type: ignore[override]  # it needs more
+        self,
+        stacked: PyTree[Array],
+        key: Key[Array, ""] | None = None,
+        *,
+        base: PyTree[Array],
+        entropy: Entropy,
+        batches: PyTree[Array],
+    ) -> PyTree[Array]:
+        """Return the merged task vector, of which 1 is the scale; arguments as for `learn`."""
+        return self.learn(stacked, base, entropy, batches).merged
 
-class AdaMerged(NamedTuple):
-    """What `adamerging` found."""
+    def learn(
+        self, stacked: PyTree[Array], base: PyTree[Array], entropy: Entropy, batches: PyTree[Array]
+    ) -> AdaMerged:
+        """Return the weights by layer, the merged task vector, and the entropy of each step.
 
-    weights: dict[str, Float[Array, " users"]]
-    """By layer; with granularity `task` all layers have the same."""
-    merged: PyTree
-    """The merged task vector: the model is the base plus it, scale 1."""
-    losses: Float[Array, " steps"]
-    """The entropy before each step, on the step's batch."""
+        **Arguments:**
 
+        - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
+        - `base`: the base parameters, of the same structure without the leading axis.
+        - `entropy`: `(parameters, batch) -> scalar`, the mean entropy (`prediction_entropy`) over
+          all tasks; compiled once for a function, so hand in the same function again, not a new
+          lambda.
+        - `batches`: one batch a step, stacked: leaves with a leading axis of steps.
 
-def adamerging(
-    stacked: PyTree[Array],
-    base: PyTree[Array],
-    entropy: Callable[[PyTree, PyTree], Float[Array, ""]],
-    batches: PyTree[Array],
-    options: AdaMergingOptions,
-) -> AdaMerged:
-    """Learn ``w`` to minimise the entropy of ``base + sum_q w_lq tau_lq`` on unlabelled batches.
-
-    One step of Adam a batch: ``w <- w - rate m^ / (sqrt(v^) + 1e-8)``, m^ and v^ the corrected
-    running means of the gradient and its square; the model sees w clipped to [0, 1] while Adam
-    keeps the unclipped, as published.
-
-    **Arguments:**
-
-    - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
-    - `base`: the base parameters, of the same structure without the leading axis.
-    - `entropy`: `(parameters, batch) -> scalar`, the mean entropy (`prediction_entropy`) over all
-      tasks; compiled once for a function, so hand in the same function again, not a new lambda.
-    - `batches`: one batch a step, stacked: leaves with a leading axis of steps.
-    - `options`: granularity, initial weight and learning rate.
-
-    **Returns:** the weights by layer, the merged task vector, and the entropy of each step.
-
-    **Raises:** `InputError` if base and task vectors do not match (with every differing path), if
-    the task vectors hold integers, or if there is no batch.
-
-    Reference: Yang et al., "AdaMerging", arXiv 2310.02575.
-    """
-    check_stacked(stacked)
-    one = jax.tree.map(lambda leaf: leaf[0], stacked)
-    require_same_structure(one, base, ("task vectors", "base"))
-    if stack_size(batches) == 0:
-        raise InputError("there is no batch to learn the weights from: the leading axis is 0.")
-    return _learn(stacked, base, batches, entropy, options)
+        **Raises:** `InputError` if base and task vectors do not match (with every differing path),
+        if the task vectors hold integers, or if there is no batch.
+        """
+        check_stacked(stacked)
+        one = jax.tree.map(lambda leaf: leaf[0], stacked)
+        require_same_structure(one, base, ("task vectors", "base"))
+        if stack_size(batches) == 0:
+            raise InputError("there is no batch to learn the weights from: the leading axis is 0.")
+        return _learn(stacked, base, batches, entropy, self)
 
 
-@partial(jax.jit, static_argnames=("entropy", "options"))
+@partial(jax.jit, static_argnames=("entropy", "method"))
 def _learn(
     stacked: PyTree[Array],
     base: PyTree[Array],
     batches: PyTree[Array],
-    entropy: Callable[[PyTree, PyTree], Float[Array, ""]],
-    options: AdaMergingOptions,
+    entropy: Entropy,
+    method: AdaMerging,
 ) -> AdaMerged:
-    granularity = "tensor" if options.granularity == "task" else options.granularity
+    granularity = "tensor" if method.granularity == "task" else method.granularity
     layers = list(group_by_layer(leaves_by_path(stacked), granularity))
-    rows = 1 if options.granularity == "task" else len(layers)
+    rows = 1 if method.granularity == "task" else len(layers)
 
     def by_layer(raw: Array) -> dict[str, Array]:
-        table = jnp.clip(raw, 0, 1) if options.clip else raw
+        table = jnp.clip(raw, 0, 1) if method.clip else raw
         return dict(zip(layers, jnp.broadcast_to(table, (len(layers), raw.shape[1])), strict=True))
 
     def loss(raw: Array, batch: PyTree) -> Array:
@@ -126,9 +137,9 @@ def _learn(
         square = 0.999 * square + 0.001 * gradient**2
         towards = mean / (1 - 0.9**number)
         spread = jnp.sqrt(square / (1 - 0.999**number)) + 1e-8
-        return (raw - options.learning_rate * towards / spread, mean, square), value
+        return (raw - method.learning_rate * towards / spread, mean, square), value
 
-    first = jnp.full((rows, stack_size(stacked)), options.initial)
+    first = jnp.full((rows, stack_size(stacked)), method.initial)
     numbers = jnp.arange(1, stack_size(batches) + 1, dtype=first.dtype)
     start = (first, jnp.zeros_like(first), jnp.zeros_like(first))
     (raw, _, _), losses = jax.lax.scan(step, start, (numbers, batches))

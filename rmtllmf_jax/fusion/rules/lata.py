@@ -10,71 +10,35 @@ names, the mean of the other task vectors where there is no instruction model. H
 >>> import jax.numpy as jnp
 >>> stacked = {"layers": {str(n): {"w": jnp.array([[1.0, 0.0]])} for n in range(2)}}
 >>> iota = {"layers": {"0": {"w": jnp.array([2.0, 0.0])}, "1": {"w": jnp.array([0.0, 2.0])}}}
->>> merged = lata(stacked, LataOptions(reference=iota))["layers"]
+>>> merged = Lata()(stacked, reference=iota)["layers"]
 >>> merged["0"]["w"].tolist(), merged["1"]["w"].tolist()              # layer 0 is like iota
 ([0.0, 0.0], [1.0, 0.0])
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer
+from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base
-from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
-from rmtllmf_jax.fusion.rules.leaves import PerUser, check_weights, user_weights
+from rmtllmf_jax.fusion.rules.layer_wise import Grams, LayerWeighted, merge_by_layer
+from rmtllmf_jax.fusion.rules.leaves import PerUser, user_weights
 from rmtllmf_jax.fusion.similarity import inner_products
 from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, require_same_structure, widened
 
 WEIGHTINGS = ("linear", "logarithmic", "threshold")
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["reference"],
-    meta_fields=["weighting", "sigma", "granularity", "weights"],
-)
 @dataclass(frozen=True)
-class LataOptions:
-    """Options of `lata`."""
-
-    weighting: str = "linear"
-    """Weights by rank, `linear` or `logarithmic`, or by cosine, `threshold`."""
-    sigma: float = 0.5
-    """With `threshold`: layers whose cosine is above it count nothing; 1 is task arithmetic."""
-    granularity: str = "block"
-    """What a layer is: `block` or `tensor`."""
-    weights: tuple[float, ...] = ()
-    """One weight a task vector, times those by layer; none: 1 for each."""
-    reference: PyTree = field(default=None, metadata={"tree": True})
-    """The vector iota (for LLMs: instruct minus pretrained), shaped as one task vector; none: for
-    each task the mean of the other task vectors."""
-
-    def __post_init__(self) -> None:
-        """Check the names and numbers."""
-        check_weights(self.weights)
-        require_known("weighting", self.weighting, WEIGHTINGS)
-        require_known("granularity", self.granularity, GRANULARITIES)
-        if not -1 <= self.sigma <= 1:
-            raise InputError(f"sigma must be a cosine, -1 to 1, got {self.sigma!r}.")
-
-
-def lata(
-    stacked: PyTree[Array],
-    options: LataOptions,
-    key: Key[Array, ""] | None = None,
-    *,
-    weights: PerUser | None = None,
-) -> PyTree[Array]:
-    """Return ``sum_q w_q w_lq tau_lq``, the w_lq from how much tau_lq is like the reference.
+class Lata(LayerWeighted):
+    """``sum_q w_q w_lq tau_lq``, the w_lq from how much tau_lq is like the reference.
 
     In each layer l ``s_lq = cos(tau_lq, iota_l)``; over the layers of one task r is the rank by
     falling s, 1 to L; ties go by the order of the layers' names, numbers in them as numbers. Then
@@ -84,50 +48,77 @@ def lata(
     a positive number, and are constants to differentiation.
 
     Merging adds the result to the base; forgetting subtracts it (`forget`, or a negative scale).
-
-    For files, leaf by leaf: sum `leaf_gram` over the leaves of each layer, `reference_cosines` and
-    `lata_weights` of the sums, then `layer_wise.merge_by_layer` of each leaf.
-
-    **Arguments:**
-
-    - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
-    - `options`: weighting, layers, and the reference.
-    - `key`: not used.
-    - `weights`: w_q in place of the options' weights. A user of weight 0 is as if left out: not a
-      part of the mean of the others either.
-
-    **Returns:** leaves without the leading axis, of the same types; sums are in float32 or wider.
-
-    **Raises:** `InputError` if there is neither a reference nor a second task vector, if the
-    reference does not match the task vectors (with every differing path), if the number of weights
-    is not Q, if the leaves have no common leading axis, or hold integers.
-
-    Reference: Chen et al., arXiv 2502.20186; see the module for what is ours.
     """
-    users = check_stacked(stacked)
-    by_user = user_weights(options.weights, users, weights)
-    grams = layer_grams(stacked, options)
-    cosines = reference_cosines(grams, users, active=by_user != 0)
-    by_layer = {layer: by_user * w for layer, w in lata_weights(cosines, options).items()}
-    return merge_by_layer(stacked, by_layer, options.granularity)
+
+    title: ClassVar[str] = "LATA-style"
+    reference: ClassVar[str] = "after Chen et al., arXiv 2502.20186"
+    takes: ClassVar[tuple[str, ...]] = ("reference",)
+    compares: ClassVar[bool] = True
+
+    weighting: str = "linear"
+    """Weights by rank, `linear` or `logarithmic`, or by cosine, `threshold`."""
+    sigma: float = 0.5
+    """With `threshold`: layers whose cosine is above it count nothing; 1 is task arithmetic."""
+    granularity: str = "block"
+    """What a layer is: `block` or `tensor`."""
+    weights: tuple[float, ...] = ()
+    """One weight a task vector, times those by layer; none: 1 for each."""
+
+    def __post_init__(self) -> None:
+        """Check the names and numbers."""
+        super().__post_init__()
+        require_known("weighting", self.weighting, WEIGHTINGS)
+        if not -1 <= self.sigma <= 1:
+            raise InputError(f"sigma must be a cosine, -1 to 1, got {self.sigma!r}.")
+
+    def __call__(
+        self,
+        stacked: PyTree[Array],
+        key: Key[Array, ""] | None = None,
+        *,
+        weights: PerUser | None = None,
+        reference: PyTree[Array] | None = None,
+    ) -> PyTree[Array]:
+        """Return the merged task vector, see `MergeMethod`.
+
+        `reference` is the vector iota (for LLMs: instruct minus pretrained), shaped as one task
+        vector; none: for each task the mean of the other task vectors. A user of weight 0 is no
+        part of that mean.
+
+        **Raises:** `InputError` also if there is neither a reference nor a second task vector, or
+        if the reference does not match the task vectors (with every differing path).
+        """
+        by_user = user_weights(self.weights, check_stacked(stacked), weights)
+        grams = layer_grams(stacked, self.granularity, reference)
+        by_layer = self.by_layer(leaves_by_path(stacked), by_user, grams)
+        return merge_by_layer(stacked, by_layer, self.granularity)
+
+    def by_layer(
+        self, paths: Iterable[str], weights: Float[Array, " users"], grams: Grams | None = None
+    ) -> dict[str, Float[Array, " users"]]:
+        """Return the weights by layer from `grams`; a vector more than users is the reference."""
+        if grams is None:
+            raise InputError("lata compares layers: give their inner products, see layer_grams.")
+        cosines = reference_cosines(grams, len(weights), active=weights != 0)
+        return {layer: weights * w for layer, w in lata_weights(cosines, self).items()}
 
 
 def layer_grams(
-    stacked: PyTree[Array], options: LataOptions
+    stacked: PyTree[Array], granularity: str, reference: PyTree[Array] | None = None
 ) -> dict[str, Float[Array, "vectors vectors"]]:
     """Return the inner products of the task vectors, the reference last, in each layer.
 
     **Raises:** `InputError` if the reference does not match the task vectors.
     """
     leaves = leaves_by_path(stacked)
-    reference: dict[str, Any] = dict.fromkeys(leaves)
-    if options.reference is not None:
+    iota: dict[str, Any] = dict.fromkeys(leaves)
+    if reference is not None:
         one = jax.tree.map(lambda leaf: leaf[0], stacked)
-        require_same_structure(one, options.reference, ("task vectors", "reference"))
-        reference = leaves_by_path(options.reference)
+        require_same_structure(one, reference, ("task vectors", "reference"))
+        iota = leaves_by_path(reference)
     return {
-        layer: jnp.asarray(sum(leaf_gram(leaves[path], reference[path]) for path in paths))
-        for layer, paths in group_by_layer(leaves, options.granularity).items()
+        layer: jnp.asarray(sum(leaf_gram(leaves[path], iota[path]) for path in paths))
+        for layer, paths in group_by_layer(leaves, granularity).items()
     }
 
 
@@ -175,19 +166,19 @@ def reference_cosines(
 
 
 def lata_weights(
-    cosines: Mapping[str, Float[Array, " users"]], options: LataOptions
+    cosines: Mapping[str, Float[Array, " users"]], method: Lata
 ) -> dict[str, Float[Array, " users"]]:
-    """Return the weights by layer, in [0, 1], from the cosines (formulas: `lata`)."""
+    """Return the weights by layer, in [0, 1], from the cosines (formulas: `Lata`)."""
     layers = list(group_by_layer(cosines, "tensor"))  # by name, whatever order a file has
     table = jnp.stack([cosines[layer] for layer in layers])
-    if options.weighting == "threshold":
-        rows = (table <= options.sigma).astype(table.dtype)
+    if method.weighting == "threshold":
+        rows = (table <= method.sigma).astype(table.dtype)
     elif len(layers) == 1:
         rows = jnp.ones_like(table)
     else:
         order = jnp.argsort(-table, axis=0, stable=True)
         rank = jnp.argsort(order, axis=0).astype(table.dtype)  # from 0
-        if options.weighting == "linear":
+        if method.weighting == "linear":
             rows = rank / (len(layers) - 1)
         else:
             rows = jnp.log(rank + 1) / jnp.log(jnp.asarray(len(layers), table.dtype))

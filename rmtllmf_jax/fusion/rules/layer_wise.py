@@ -2,8 +2,8 @@
 
 >>> import jax.numpy as jnp
 >>> stacked = {"layers": {str(n): {"w": jnp.array([[1.0], [10.0]])} for n in range(3)}}
->>> options = LayerWiseOptions({"layers/0": 0.0, "layers/1": (1.0, 0.5), "layers/.*": 1.0})
->>> [leaf["w"].tolist() for leaf in layer_wise(stacked, options)["layers"].values()]
+>>> method = LayerWise({"layers/0": 0.0, "layers/1": (1.0, 0.5), "layers/.*": 1.0})
+>>> [leaf["w"].tolist() for leaf in method(stacked)["layers"].values()]
 [[0.0], [6.0], [11.0]]
 """
 
@@ -13,12 +13,13 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer, layer_of
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
@@ -27,13 +28,60 @@ from rmtllmf_jax.fusion.rules.leaves import (
     user_weights,
     weighted,
 )
+from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path
 
+Grams = Mapping[str, Float[Array, "vectors vectors"]]
+"""Inner products of the task vectors, and of a reference as a last one, by layer."""
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class LayerWiseOptions:
-    """Options of `layer_wise`."""
+
+class LayerWeighted(MergeMethod):
+    """Base of methods that only weigh task vectors by layer: ``sum_q w_lq tau_lq``, l the layer.
+
+    For files: `by_layer` of all names, then `merge_by_layer` of each leaf.
+    """
+
+    compares: ClassVar[bool] = False
+    """Weights follow from the layers' inner products, see `lata.layer_grams`."""
+    granularity: str
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check what all have."""
+        check_weights(self.weights)
+        require_known("granularity", self.granularity, GRANULARITIES)
+
+    def by_layer(
+        self, paths: Iterable[str], weights: Float[Array, " users"], grams: Grams | None = None
+    ) -> dict[str, Float[Array, " users"]]:
+        """Return ``w_lq``, those of the users multiplied in, for the layers of these leaves.
+
+        `grams` are for methods that `compares`.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        stacked: PyTree[Array],
+        key: Key[Array, ""] | None = None,
+        *,
+        weights: PerUser | None = None,
+    ) -> PyTree[Array]:
+        """Return the merged task vector, see `MergeMethod`.
+
+        **Raises:** `InputError` also for layers, see `by_layer`.
+        """
+        by_user = user_weights(self.weights, check_stacked(stacked), weights)
+        by_layer = self.by_layer(leaves_by_path(stacked), by_user)
+        return merge_by_layer(stacked, by_layer, self.granularity)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWise(LayerWeighted):
+    """``sum_q w_q w_lq tau_lq`` in each layer l, the weights given."""
+
+    title: ClassVar[str] = "weights by layer"
+    reference: ClassVar[str] = "general form of arXiv 2310.02575 and arXiv 2502.20186"
 
     layers: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
     """Weights by layer: its name, or a regular expression for whole names; the first that matches
@@ -47,8 +95,9 @@ class LayerWiseOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the layers' names."""
-        check_weights(self.weights)
-        require_known("granularity", self.granularity, GRANULARITIES)
+        super().__post_init__()
+        if not self.layers and self.default is None:
+            raise InputError("layer_wise has no weights: name layers, or set default.")
         for pattern, given in self.layers.items():
             check_weights(given if isinstance(given, tuple) else (given,))
             try:
@@ -59,90 +108,52 @@ class LayerWiseOptions:
                 ) from None
 
     def __hash__(self) -> int:
-        """Hash by content, as the options of the other rules do: the layers in their order."""
-        return hash((tuple(self.layers.items()), self.default, self.granularity, self.weights))
+        """Hash by content; the order of the layers counts."""
+        return hash(described(self))
 
     def __eq__(self, other: object) -> bool:
         """Compare by content; the order of the layers counts."""
-        if not isinstance(other, LayerWiseOptions):
-            return NotImplemented
-        mine, theirs = (
-            (list(o.layers.items()), o.default, o.granularity, o.weights) for o in (self, other)
-        )
-        return mine == theirs
+        return isinstance(other, LayerWise) and described(self) == described(other)
 
+    def by_layer(
+        self, paths: Iterable[str], weights: Float[Array, " users"], grams: Grams | None = None
+    ) -> dict[str, Float[Array, " users"]]:
+        """Return the weights by layer.
 
-def layer_wise(
-    stacked: PyTree[Array],
-    options: LayerWiseOptions,
-    key: Key[Array, ""] | None = None,
-    *,
-    weights: PerUser | None = None,
-) -> PyTree[Array]:
-    """Return ``sum_q w_q w_lq tau_lq`` in each layer l.
-
-    For files, leaf by leaf: `layer_wise_weights` of all names, then `merge_by_layer` of each leaf.
-
-    **Arguments:**
-
-    - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
-    - `options`: the weights by layer.
-    - `key`: not used.
-    - `weights`: w_q in place of the options' weights; an array to map over or differentiate by.
-
-    **Returns:** leaves without the leading axis, of the same types; sums are in float32 or wider.
-
-    **Raises:** `InputError` if a name or expression matches no layer, if a layer has no weight, if
-    a number of weights is not Q, if the leaves have no common leading axis, or hold integers.
-
-    Reference: the general form of Yang et al., arXiv 2310.02575, and Chen et al., arXiv 2502.20186.
-    """
-    users = check_stacked(stacked)
-    by_layer = layer_wise_weights(leaves_by_path(stacked), options, users)
-    by_user = user_weights(options.weights, users, weights)
-    by_layer = {layer: by_user * w for layer, w in by_layer.items()}
-    return merge_by_layer(stacked, by_layer, options.granularity)
-
-
-def layer_wise_weights(
-    paths: Iterable[str], options: LayerWiseOptions, users: int
-) -> dict[str, Float[Array, " users"]]:
-    """Return the weights by layer, for all layers of these leaves; `options.weights` left out.
-
-    **Raises:** `InputError` that names what matches no layer, the layers without a weight, and
-    weights whose number is not that of the users.
-    """
-    layers = list(group_by_layer(paths, options.granularity))
-    chosen: dict[str, float | tuple[float, ...]] = {}
-    for pattern, given in options.layers.items():
-        if pattern in layers:
-            matched = [pattern]
-            chosen.pop(pattern, None)  # a name goes before any expression
-        else:
-            matched = [layer for layer in layers if re.fullmatch(pattern, layer)]
-        if not matched:
-            nearest = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.5)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise InputError(f"layers: {pattern!r} matches no layer.{hint} {_listed(layers)}")
-        for layer in matched:
-            chosen.setdefault(layer, given)
-    missing = [layer for layer in layers if layer not in chosen]
-    if missing and options.default is None:
-        raise InputError(
-            f"no weight for {', '.join(missing)}: name them in layers, or set default."
-        )
-
-    def expand(layer: str) -> Array:
-        given = chosen.get(layer, options.default)
-        row = given if isinstance(given, tuple) else (given,) * users
-        if len(row) != users:
+        **Raises:** `InputError` that names what matches no layer, the layers without a weight, and
+        weights whose number is not that of the users.
+        """
+        names = list(group_by_layer(paths, self.granularity))
+        chosen: dict[str, float | tuple[float, ...]] = {}
+        for pattern, given in self.layers.items():
+            if pattern in names:
+                matched = [pattern]
+                chosen.pop(pattern, None)  # a name goes before any expression
+            else:
+                matched = [layer for layer in names if re.fullmatch(pattern, layer)]
+            if not matched:
+                nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.5)
+                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+                raise InputError(f"layers: {pattern!r} matches no layer.{hint} {_listed(names)}")
+            for layer in matched:
+                chosen.setdefault(layer, given)
+        missing = [layer for layer in names if layer not in chosen]
+        if missing and self.default is None:
             raise InputError(
-                f"layer {layer}: {len(row)} weights given for {users} task vectors; "
-                "give one number, or one for each."
+                f"no weight for {', '.join(missing)}: name them in layers, or set default."
             )
-        return jnp.asarray(row, float)
 
-    return {layer: expand(layer) for layer in layers}
+        def expand(layer: str) -> Array:
+            given = chosen.get(layer, self.default)
+            row = given if isinstance(given, tuple) else (given,) * len(weights)
+            if len(row) != len(weights):
+                raise InputError(
+                    f"layer {layer}: {len(row)} weights given for {len(weights)} task vectors; "
+                    "give one number, or one for each."
+                )
+            return weights * jnp.asarray(row, float)
+
+        return {layer: expand(layer) for layer in names}
 
 
 def merge_by_layer(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.fusion.rules.leaves import (
@@ -20,17 +18,25 @@ from rmtllmf_jax.fusion.rules.leaves import (
     user_weights,
     weighted,
 )
+from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["grams"],
-    meta_fields=["off_diagonal", "ridge", "input_axis", "weights"],
-)
 @dataclass(frozen=True)
-class RegMeanOptions:
-    """Options of `regmean`."""
+class RegMean(MergeMethod):
+    """``(sum_q w_q G_q)^-1 sum_q w_q G_q tau_q`` for matrices with G_q, else the average.
+
+    It minimises ``sum_q w_q ||X_q W - X_q W_q||^2``, X_q the inputs of the layer on task q: with
+    scale 1 the merged model has that W. Before solving, entries of G_q off the diagonal are
+    multiplied by alpha = `off_diagonal`, and `ridge` times the mean diagonal is added to it.
+    """
+
+    name: ClassVar[str] = "regmean"
+    title: ClassVar[str] = "RegMean"
+    reference: ClassVar[str] = "Jin et al., arXiv 2212.09849"
+    per_leaf: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("grams",)
 
     off_diagonal: float = 0.9
     """What the Gram matrices' entries off the diagonal are multiplied by, 0 to 1 (alpha)."""
@@ -40,9 +46,6 @@ class RegMeanOptions:
     """Axis of the inputs in a matrix: 0 for kernels (in, out), 1 for torch's weights (out, in)."""
     weights: tuple[float, ...] = ()
     """One weight a task vector, times its Gram matrix; none: 1 for each."""
-    grams: Mapping[str, Any] = field(default_factory=dict, metadata={"tree": True})
-    """Gram matrices ``G_q = X_q^T X_q`` of a layer's inputs, (users, in, in), by the path of its
-    matrix; leaves without one are averaged."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -53,72 +56,60 @@ class RegMeanOptions:
         if self.input_axis not in (0, 1):
             raise InputError(f"input_axis must be 0 or 1, got {self.input_axis!r}.")
 
+    def __call__(  # type: ignore[override]  # it needs more
+        self,
+        stacked: PyTree[Array],
+        key: Key[Array, ""] | None = None,
+        *,
+        grams: Mapping[str, Float[Array, "users inputs inputs"]],
+        weights: PerUser | None = None,
+    ) -> PyTree[Array]:
+        """Return the merged task vector, see `MergeMethod`.
 
-def regmean(
-    stacked: PyTree[Array],
-    options: RegMeanOptions,
-    key: Key[Array, ""] | None = None,
-    *,
-    weights: PerUser | None = None,
-) -> PyTree[Array]:
-    """Return ``(sum_q w_q G_q)^-1 sum_q w_q G_q tau_q`` for matrices with G_q, else the average.
+        `grams`: ``G_q = X_q^T X_q`` of a layer's inputs, (users, in, in), by the path of its
+        matrix; leaves without one are averaged.
 
-    It minimises ``sum_q w_q ||X_q W - X_q W_q||^2``, X_q the inputs of the layer on task q: with
-    scale 1 the merged model has that W. Before solving, entries of G_q off the diagonal are
-    multiplied by alpha = `off_diagonal`, and `ridge` times the mean diagonal is added to it.
+        **Raises:** `InputError` also if a Gram matrix belongs to no leaf, or its shape is not that
+        of its matrix's inputs.
+        """
+        users = check_stacked(stacked)
+        w = user_weights(self.weights, users, weights)
+        self._check(stacked, grams, users)
+        share = w / one_where_zero(jnp.sum(w))
 
-    **Arguments:**
+        def merge(path: str, leaf: Array) -> Array:
+            if path not in grams:
+                return weighted(share, leaf)
+            own = grams[path].astype(leaf.dtype)
+            if self.input_axis == 1:
+                return self._solve(own, leaf.mT, w).T
+            return self._solve(own, leaf, w)
 
-    - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
-    - `options`: the Gram matrices, how they are conditioned, the layout of matrices, and weights.
-    - `key`: not used.
-    - `weights`: w_q in place of the options' weights; an array to map over or differentiate by.
+        return merge_leaves(merge, stacked)
 
-    **Returns:** leaves without the leading axis, of the same types; sums are in float32 or wider.
+    def _solve(self, grams: Array, kernels: Array, w: Array) -> Array:
+        diagonal = jnp.eye(grams.shape[-1], dtype=grams.dtype)
+        grams = grams * jnp.where(diagonal > 0, 1, self.off_diagonal)
+        mean = jnp.mean(jnp.diagonal(grams, axis1=1, axis2=2))
+        # A layer that sees nothing at all still needs something to divide by.
+        grams = grams + jnp.where(mean > 0, self.ridge * mean, 1) * diagonal
+        products = jnp.matmul(grams, kernels, precision="highest")
+        return jnp.linalg.solve(weighted(w, grams), weighted(w, products))
 
-    **Raises:** `InputError` if a Gram matrix belongs to no leaf, or its shape is not that of its
-    matrix's inputs, if the leaves have no common leading axis, or hold integers, or if the number
-    of weights is not Q.
-
-    Reference: Jin et al., "Dataless Knowledge Fusion by Merging Weights", arXiv 2212.09849.
-    """
-    users = check_stacked(stacked)
-    w = user_weights(options.weights, users, weights)
-    _check_grams(stacked, options, users)
-    share = w / one_where_zero(jnp.sum(w))
-
-    def merge(path: str, leaf: Array) -> Array:
-        if path not in options.grams:
-            return weighted(share, leaf)
-        grams = options.grams[path].astype(leaf.dtype)
-        if options.input_axis == 1:
-            return _solve(grams, leaf.mT, w, options).T
-        return _solve(grams, leaf, w, options)
-
-    return merge_leaves(merge, stacked)
-
-
-def _solve(grams: Array, kernels: Array, w: Array, options: RegMeanOptions) -> Array:
-    diagonal = jnp.eye(grams.shape[-1], dtype=grams.dtype)
-    grams = grams * jnp.where(diagonal > 0, 1, options.off_diagonal)
-    mean = jnp.mean(jnp.diagonal(grams, axis1=1, axis2=2))
-    # A layer that sees nothing at all still needs something to divide by.
-    grams = grams + jnp.where(mean > 0, options.ridge * mean, 1) * diagonal
-    products = jnp.matmul(grams, kernels, precision="highest")
-    return jnp.linalg.solve(weighted(w, grams), weighted(w, products))
-
-
-def _check_grams(stacked: PyTree[Array], options: RegMeanOptions, users: int) -> None:
-    leaves = leaves_by_path(stacked)
-    for path, gram in options.grams.items():
-        if path not in leaves:
-            raise InputError(f"grams: {path} is no leaf of the task vectors: {', '.join(leaves)}.")
-        shape = leaves[path].shape
-        if len(shape) != 3:
-            raise InputError(f"grams: {path} has the shape {shape[1:]}, which is no matrix.")
-        inputs = shape[1 + options.input_axis]
-        if gram.shape != (users, inputs, inputs):
-            raise InputError(
-                f"grams: {path} needs the shape {(users, inputs, inputs)} (users, in, in), got "
-                f"{gram.shape}; its matrix is {shape[1:]} with inputs on axis {options.input_axis}."
-            )
+    def _check(self, stacked: PyTree[Array], grams: Mapping[str, Array], users: int) -> None:
+        leaves = leaves_by_path(stacked)
+        for path, gram in grams.items():
+            if path not in leaves:
+                raise InputError(
+                    f"grams: {path} is no leaf of the task vectors: {', '.join(leaves)}."
+                )
+            shape = leaves[path].shape
+            if len(shape) != 3:
+                raise InputError(f"grams: {path} has the shape {shape[1:]}, which is no matrix.")
+            inputs = shape[1 + self.input_axis]
+            if gram.shape != (users, inputs, inputs):
+                raise InputError(
+                    f"grams: {path} needs the shape {(users, inputs, inputs)} (users, in, in), got "
+                    f"{gram.shape}; its matrix is {shape[1:]} with inputs on axis "
+                    f"{self.input_axis}."
+                )

@@ -1,0 +1,97 @@
+"""What a merge method is: a frozen dataclass that is called on stacked task vectors.
+
+A class of one's own needs no more than that, and is registered nowhere:
+
+>>> from dataclasses import dataclass
+>>> import jax, jax.numpy as jnp
+>>> @dataclass(frozen=True)
+... class Largest:
+...     "The entry of largest magnitude."
+...     per_leaf = True
+...     def __call__(self, stacked, key=None, *, weights=None):
+...         def pick(leaf):
+...             return jnp.take_along_axis(leaf, jnp.abs(leaf).argmax(0)[None], 0)[0]
+...         return jax.tree.map(pick, stacked)
+>>> Largest()({"w": jnp.array([[1.0, -5.0], [-3.0, 2.0]])})["w"].tolist()
+[-3.0, -5.0]
+>>> fact(Largest(), "per_leaf"), fact(Largest(), "random")
+(True, False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Key, PyTree
+
+from rmtllmf_jax.common.values import name_of
+from rmtllmf_jax.fusion.merge import PerUser
+
+Method = Callable[..., PyTree]
+"""A merge method: a `MergeMethod`, or any frozen dataclass that is called as one."""
+
+
+class MergeMethod:
+    """Base of the merge methods: ``method(stacked, key=None, *, weights=None) -> merged``.
+
+    Hyperparameters are the fields of a frozen dataclass, arrays arguments of the call. The class
+    variables say what programs have to know; a class that does not say them has those below.
+    """
+
+    title: ClassVar[str] = ""
+    """As it is written in print; the class's docstring says more."""
+    reference: ClassVar[str] = ""
+    """Authors and number of the paper."""
+    random: ClassVar[bool] = False
+    """Needs a key."""
+    per_leaf: ClassVar[bool] = False
+    """A leaf of the result depends on the same leaf of the task vectors alone, whatever its name:
+    files are then merged tensor by tensor."""
+    linear: ClassVar[bool] = False
+    """Is `fusion.weighted_sum` of the task vectors by `weights`, so that noise may be summed before
+    it is drawn."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the call besides these that must be given: statistics of data."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the call that may be given."""
+
+    weights: tuple[float, ...] = ()
+    """One weight a task vector where the call gives none; none: 1 for each."""
+
+    @property
+    def is_mean(self) -> bool:
+        """A mean of the task vectors, whose natural coefficient is 1, rather than a sum."""
+        return False
+
+    def __call__(
+        self,
+        stacked: PyTree[Array],
+        key: Key[Array, ""] | None = None,
+        *,
+        weights: PerUser | None = None,
+    ) -> PyTree[Array]:
+        """Return the merged task vector.
+
+        **Arguments:**
+
+        - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
+        - `key`: for methods that draw random numbers (`random`).
+        - `weights`: one a user, in place of the method's own; an array to map over or to
+          differentiate by. A user of weight 0 is as if left out.
+
+        **Returns:** leaves without the leading axis, of the same types; sums are in float32 or
+        wider.
+
+        **Raises:** `InputError` if the leaves have no common leading axis, or hold integers, or if
+        the number of weights is not Q.
+        """
+        raise NotImplementedError(name_of(self))
+
+
+_PLAIN = MergeMethod()
+
+
+def fact(method: Method, name: str) -> Any:
+    """Return what a method's class says of it under a name of `MergeMethod`, or the default."""
+    return getattr(method, name, getattr(_PLAIN, name))
