@@ -23,7 +23,7 @@ class Protection:
     reload: bool
     """Reload the frozen leaves from the base model and keep them."""
     realign: bool
-    """Train the other leaves on a few samples a class."""
+    """Train the other leaves on a few shots per class."""
     fuse: bool = True
     """Start from the merged model; `False` starts from the base model."""
 
@@ -33,7 +33,7 @@ PROTECTIONS = {
     "freeze": Protection(reload=True, realign=False),
     "realign": Protection(reload=False, realign=True),
     "r-mtllmf": Protection(reload=True, realign=True),
-    # The same shots spent without any task vector: what realignment alone is worth.
+    # The same shots without any task vector: what realignment alone is worth.
     "control": Protection(reload=True, realign=True, fuse=False),
 }
 
@@ -44,7 +44,7 @@ EMBEDDINGS = ("embeddings/.*", "pre_layrnorm/.*")
 def frozen_patterns(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
     """Return regular expressions, compiled.
 
-    **Raises:** `InputError` that names the one that is none.
+    **Raises:** `InputError` that names an invalid one.
     """
     compiled = []
     for pattern in patterns:
@@ -60,10 +60,10 @@ def frozen_patterns(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
 def frozen_leaves(
     params: PyTree, patterns: tuple[str, ...] = EMBEDDINGS
 ) -> PyTree[Bool[Array, ""]]:
-    """Return a flag a leaf: whether its whole path matches one of the regular expressions.
+    """Return a flag per leaf: whether its whole path matches one of the regular expressions.
 
-    **Raises:** `InputError` if no leaf matches, with the paths that there are, or if one is no
-    regular expression.
+    **Raises:** `InputError` if no leaf matches, listing the existing paths, or if a regular
+    expression is invalid.
     """
     compiled = frozen_patterns(patterns)
     flags = jax.tree_util.tree_map_with_path(
