@@ -289,7 +289,7 @@ def test_a_report_before_the_end_of_a_sweep(
     page = (run / "so_far" / "report" / "summary.md").read_text()
     total = len(whole.drop_duplicates(KEYS[:-1]))
     done = len(part.drop_duplicates(KEYS[:-1]))
-    assert f"The sweep is not at its end: all below is of {done} of {total} cells." in page
+    assert f"The sweep is not finished: everything below covers {done} of {total} cells." in page
     assert stamps(run, "report") == before
     (run / "sweeping.json").unlink()
     with pytest.raises(SystemExit):

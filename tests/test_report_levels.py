@@ -355,7 +355,7 @@ def test_the_scale_sheet_stands_next_to_the_public_law():
         "used": ["0.3", "0.3"],
         "best on validation": ["0.3", "0.1 (edge)"],
         "there, on validation": ["90.0", "85.0"],
-        "public law 1.13 N^-0.655": [f"{1.13 * n**-0.655:.2f}" for n in (2, 3)],
+        "published fit 1.13 N^-0.655": [f"{1.13 * n**-0.655:.2f}" for n in (2, 3)],
     }
     controls = made.results()
     assert scale_sheet(controls[controls["protection"] == "control"], None) is None
@@ -368,5 +368,5 @@ def test_the_scale_figure_draws_curves_best_points_and_the_law():
     points = lines_of(figure, 1)
     np.testing.assert_allclose(points["Best on validation"].get_xydata(), [[2, 0.3]])
     np.testing.assert_allclose(points["Best, the least that was tried"].get_xydata(), [[3, 0.1]])
-    law = points["Public law $1.13 N^{-0.655}$"]
+    law = points["Published fit $1.13 N^{-0.655}$"]
     np.testing.assert_allclose(law.get_ydata()[[0, -1]], [1.13 * n**-0.655 for n in (2, 3)])

@@ -147,7 +147,7 @@ def test_the_page_says_what_the_tables_say(report: Path, page: Page):
         assert word in page.text
     assert "<script>alert(1)</script>" in page.text
     assert "± 1 sample standard deviation" in page.text
-    assert "public law 1.13 N^-0.655 0.72 0.55" in page.text
+    assert "published fit 1.13 N^-0.655 0.72 0.55" in page.text
 
 
 def test_old_figures_go_and_other_files_stay(tmp_path: Path):

@@ -686,7 +686,7 @@ def test_a_damaged_step_is_not_gone_on_from(
     damage(tmp_path / "6")
     assert count_up(tmp_path, 7) == 21
     assert f"{tmp_path / '6'}: " in caplog.text
-    assert "going on from the step before" in caplog.text
+    assert "resuming from the step before" in caplog.text
     for step in (4, 6):
         spoil(tmp_path / str(step))
     assert count_up(tmp_path, 7) == 21  # from the first step on

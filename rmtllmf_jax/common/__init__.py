@@ -1,1 +1,1 @@
-"""What every sub-package may use: one exception, atomic files, progress bars. No jax in here."""
+"""Shared by all sub-packages: one exception, atomic files, progress bars. Does not import jax."""

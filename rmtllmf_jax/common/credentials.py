@@ -1,4 +1,4 @@
-"""Addresses without what only their owner may know."""
+"""URLs without credentials."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _ADDRESS = re.compile(r"(\w[\w+.-]*://)([^/?#\s\"']*@)?([^?\s\"']*)(\?[^\s\"']*)
 
 
 def without_credentials(text: str) -> str:
-    """Return a text in whose URLs user, password and the values of a query read `***`.
+    """Return a text with user, password and query values of its URLs replaced by `***`.
 
-    For whatever is kept or printed: `run.json`, pages, error messages.
+    For everything that is stored or printed: `run.json`, pages, error messages.
     """
     return _ADDRESS.sub(_hidden, text)
 

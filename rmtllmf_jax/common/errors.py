@@ -1,4 +1,4 @@
-"""The one exception that a user's input can cause, and the did-you-mean that goes with names."""
+"""The one exception that a user's input can raise, with did-you-mean hints for names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says in one line, without a full stop; its type if it says nothing."""
+    """Return an error's first line without its full stop; its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
@@ -59,8 +59,8 @@ def require_at_least(name: str, value: int, least: int, most: int | None = None)
 
 
 def require_seed(name: str, value: int) -> int:
-    """Return the root of random numbers: 32 bits, which is what a key of JAX holds of it.
+    """Return the seed of the random numbers if it fits into 32 bits, all that a JAX key holds.
 
-    **Raises:** `InputError` for another number, which would give the draws of one of these.
+    **Raises:** `InputError` for any other number, which would repeat the draws of a valid one.
     """
     return require_at_least(name, value, 0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one; locks; content hashes."""
+"""Atomic file writes (the old file or the new one, never half of one), locks, content hashes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or a folder's list of names, has reached the disk.
+    """Block until a file, or a folder's list of names, has reached the disk.
 
-    Some network file systems cannot do it for a folder, and store its names as they please.
+    Some network file systems cannot sync a folder; this is then skipped.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -40,7 +40,7 @@ def lock(file: IO[bytes], *, wait: bool) -> None:
 
     Where the file system has no locks a warning says so, and the file is not locked.
 
-    **Raises:** `BlockingIOError` if another process holds the lock and this one is not to `wait`.
+    **Raises:** `BlockingIOError` if another process holds the lock and `wait` is false.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -54,9 +54,9 @@ def lock(file: IO[bytes], *, wait: bool) -> None:
 
 
 def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
-    """Return what the operating system had to say, with the file's name; `None` if nothing.
+    """Return the operating system's error, with the file's name; `None` if there is none.
 
-    Libraries pass it on without the name, or as a text in an error of their own.
+    Libraries pass it on without the name, or as text in an error of their own.
     """
     told = re.search(r"\b(?:os error|errno|os_error_code)\W+(\d+)", str(error), re.IGNORECASE)
     number = error.errno if isinstance(error, OSError) else None
@@ -71,8 +71,8 @@ def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed onto `path`.
 
-    If the body raises, or the process is killed, `path` is what it was before. Whatever wrote the
-    file, who may read it is as for any new file (the umask).
+    If the body raises, or the process is killed, `path` is unchanged. Whatever wrote the file, its
+    permissions are those of any new file (the umask).
 
     **Raises:** `OSError` that names `path` if it cannot be written, as on a full disk.
     """
@@ -132,6 +132,6 @@ def file_hash(path: Path) -> str:
 
 
 def content_hash(value: Any) -> str:
-    """Return a hash (16 hexadecimal digits) of a JSON-like value, whatever its key order."""
+    """Return a hash (16 hexadecimal digits) of a JSON-like value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

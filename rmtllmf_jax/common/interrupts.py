@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a program alike, and wait for a step that must not be cut in two.
+"""Ctrl-C, SIGTERM and SIGHUP end a program the same way, and wait for steps that must complete.
 
-`stopping` makes the last two raise `Stopped`, a KeyboardInterrupt: what is finished is stored on
-the way out, whichever of the three it was.
+`stopping` makes the last two raise `Stopped`, a KeyboardInterrupt: finished work is stored on the
+way out, whichever of the three it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP has come."""
+    """SIGTERM or SIGHUP was received."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """Return what a shell calls a program that a signal ended: 130, 143 or 129."""
+    """Return the exit code that shells give a program ended by a signal: 130, 143 or 129."""
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
@@ -35,8 +35,8 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 def stopping() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise `Stopped` until the block ends.
 
-    A signal that is ignored stays so, as under nohup. After a SIGHUP nothing goes to the terminals
-    that have gone: writing to them would be another error.
+    An ignored signal stays ignored, as under nohup. After a SIGHUP nothing is written to closed
+    terminals, which would be another error.
     """
     if not _in_main_thread():
         yield
@@ -60,9 +60,9 @@ def stopping() -> Iterator[None]:
 def interrupts_held(notice: str = "") -> Iterator[None]:
     """Let Ctrl-C, and the signals of `stopping`, take effect at the end of the block.
 
-    For steps that leave something half-made behind, or lose much, if they are interrupted. With a
-    `notice` for standard error the first signal says it, and a second one takes effect at once.
-    Python handles signals in the main thread alone; in another thread nothing changes.
+    For steps that would leave something half-made, or lose much work, if interrupted. With a
+    `notice`, the first signal prints it on standard error and a second one takes effect at once.
+    Python handles signals in the main thread only; in other threads nothing changes.
     """
     if not _in_main_thread():
         yield
@@ -97,7 +97,7 @@ def _in_main_thread() -> bool:
 
 
 def _leave_dead_terminals() -> None:
-    """Send to nowhere what would go to a terminal that was closed: it would be an error."""
+    """Redirect output for closed terminals to the null device; writing there is an error."""
     for number in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, else a line a minute in the log."""
+"""Progress on standard error: a bar on a terminal, else a line per minute in the log."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Protocol, runtime_checkable
 
 WINDOW = 300.0
-"""Seconds over which rates are taken: a long job tells how fast it is, not how fast it was."""
+"""Seconds over which rates are averaged: a long job shows its current speed."""
 LINE_EVERY = 60.0
-"""Least seconds between two lines in the log."""
+"""Minimum seconds between two lines in the log."""
 
 _log = logging.getLogger("rmtllmf_jax.progress")
 _silent = False
@@ -28,7 +28,7 @@ class Advance(Protocol):
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Show no bars, no notes and nothing of the log but errors until the block ends."""
+    """Show no bars, no notes and only the log's errors until the block ends."""
     global _silent
     log = logging.getLogger("rmtllmf_jax")
     before = _silent, log.level, _log.level
@@ -44,7 +44,7 @@ def silenced() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Print a line on how the work goes on, which is no result; nothing while `silenced`."""
+    """Print a line about the progress of the work (not a result); nothing while `silenced`."""
     if not _silent:
         print(text, flush=True)
 
@@ -55,8 +55,8 @@ def progress_bar(
 ) -> Iterator[Advance]:
     """Yield a function that advances a bar of `total` units, `done` of which are finished already.
 
-    `unit` is the plural of what is counted (`cells`); with it the bar shows the rate, and that of
-    whatever else `advance` is told of: ``3.1 cells/s, 410 images/s``. A total of 0 is unknown.
+    `unit` is the plural of what is counted (`cells`); with it the bar shows its rate, and those of
+    all other counts given to `advance`: ``3.1 cells/s, 410 images/s``. A total of 0 means unknown.
 
     When standard error is not a terminal, nothing is written there (and rich is not imported): the
     logger `rmtllmf_jax.progress` gets a line of level INFO at most once a minute, as
@@ -97,14 +97,14 @@ def progress_bar(
 
 
 class _Rates:
-    """How fast some counts grow, over the last `WINDOW` seconds."""
+    """The rates of some counts over the last `WINDOW` seconds."""
 
     def __init__(self) -> None:
         self._totals: Counter[str] = Counter()
         self._samples: deque[tuple[float, Counter[str]]] = deque()
 
     def add(self, counts: dict[str, int]) -> None:
-        """Count more. Time runs from the end of the first: that one has waited for the compiler."""
+        """Add counts. Time runs from the end of the first, which includes the compilation."""
         now = monotonic()
         self._totals.update(counts)
         if not self._samples or now - self._samples[-1][0] >= 1:
@@ -113,11 +113,11 @@ class _Rates:
             self._samples.popleft()
 
     def total(self, unit: str) -> int:
-        """Return what was counted."""
+        """Return a unit's total count."""
         return self._totals[unit]
 
     def rates(self) -> dict[str, float]:
-        """Return counts a second; nothing before there are two counts."""
+        """Return counts per second; empty before the second count."""
         if not self._samples:
             return {}
         then, before = self._samples[0]
@@ -127,7 +127,7 @@ class _Rates:
         return {unit: (count - before[unit]) / seconds for unit, count in self._totals.items()}
 
     def texts(self) -> list[str]:
-        """Return the rates in words."""
+        """Return the rates as text."""
         return [f"{_number(rate)} {unit}".rstrip() + "/s" for unit, rate in self.rates().items()]
 
 
@@ -153,12 +153,12 @@ def _logging(description: str, total: int, done: int, unit: str, rates: _Rates) 
 
 
 def _number(value: float) -> str:
-    """Return two digits of a small number, all before the point of a large one."""
+    """Return a small number with two digits, a large one without decimals."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _duration(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time in a suitable unit."""
     for size, name, digits in ((1, "s", 0), (60, "min", 0), (3600, "h", 1)):
         if seconds < 90 * size:
             return f"{seconds / size:.{digits}f} {name}"

@@ -1,4 +1,4 @@
-"""From an image file's bytes, or its pixels, to a square of pixels."""
+"""From an image file's bytes or pixels to a square of pixels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.processor import RESAMPLES, Resample
 
 Rule = Literal["crop", "squash", "exact"]
-"""What is done to an image: a `Fit`, or nothing to those that have the size already."""
+"""What is done to an image: a `Fit`, or nothing where all images have the size already."""
 
 _RGB = "RGB, transparency on white"
 
 
 def resize_rule(rule: Rule, resample: Resample) -> str:
-    """Return what `decode_image` does; change it whenever that gives other pixels.
+    """Return a description of `decode_image`; change it whenever that gives other pixels.
 
-    It goes into the key of the cache.
+    It is part of the cache key.
     """
     return {
         "crop": f"{_RGB}; {resample}, shorter side to image_size; centre crop, offsets rounded "
@@ -34,7 +34,7 @@ def resize_rule(rule: Rule, resample: Resample) -> str:
 _FILTERS = {name: Image.Resampling[name.upper()] for name in RESAMPLES}
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-"""Pillow also opens formats that run other programs (EPS); data sets need none of those."""
+"""Pillow also opens formats that run other programs (EPS); data sets do not need those."""
 
 
 def decode_image(
@@ -47,15 +47,14 @@ def decode_image(
     """Decode an image and make it a square of `image_size` pixels.
 
     `crop` is CLIP's preprocessing up to the normalisation: the shorter side becomes `image_size`
-    and the centre is cut out, pixel by pixel as `CLIPImageProcessorPil` of transformers does it
-    (tests/parity/test_preprocessing.py; 16-bit grey, which that clips to white, aside);
-    torchvision's `CenterCrop` cuts one pixel later where what is cut off is 3, 7, 11, ... pixels in
-    all. `squash` resizes both sides, whatever the proportions. `exact` does not resize.
+    and the centre is cut out, with the same pixels as `CLIPImageProcessorPil` of transformers
+    (tests/parity/test_preprocessing.py), except for 16-bit grey, which that clips to white;
+    torchvision's `CenterCrop` cuts one pixel later where 3, 7, 11, ... pixels are cut off in all.
+    `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
     **Returns:** (image_size, image_size, 3), RGB, 0 to 255.
 
-    **Raises:** `InputError` that begins with `origin` (see `read_rgb`), for `exact` also
-    `OtherSize`.
+    **Raises:** `InputError` that begins with `origin` (see `read_rgb`); `OtherSize` for `exact`.
     """
     try:
         rgb = read_rgb(image, origin)
@@ -75,7 +74,7 @@ def decode_image(
 def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
     """Return an image in full size and RGB, from an image file's bytes or from its pixels.
 
-    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). What is transparent lies on white, the EXIF
+    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). Transparency becomes white, the EXIF
     orientation is not applied, 16-bit grey values keep their upper eight bits.
 
     **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
@@ -94,7 +93,7 @@ def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
 
 
 class OtherSize(InputError):
-    """An image is not of the size that all images of its set were said to have."""
+    """An image does not have the size expected of all images of its set."""
 
 
 def _as_it_is(image: Image.Image, size: int, origin: str) -> UInt8[np.ndarray, "s s 3"]:

@@ -9,13 +9,13 @@ from rmtllmf_jax.data.registry import SINGLE_PROMPT, task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 PROMPTS = ("ensemble", "single")
-"""All templates of the task, or "a photo of a {}" alone."""
+"""All templates of the task, or only "a photo of a {}"."""
 
 
 def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
-    """Return the templates of a task; one that the registry does not know has the single prompt.
+    """Return the templates of a task; tasks unknown to the registry have the single prompt.
 
-    **Raises:** `InputError` if `prompts` is none of `PROMPTS`.
+    **Raises:** `InputError` if `prompts` is not one of `PROMPTS`.
     """
     require_known("prompts", prompts, PROMPTS)
     if prompts == "single" or task not in TASK_NAMES:
@@ -24,10 +24,10 @@ def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
 
 
 def prompt_classes(task: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return class names as they go into prompts, in the order given.
+    """Return class names as used in prompts, in the order given.
 
     A name that the registry knows, in any of its spellings, becomes CLIP's (`AnnualCrop` is
-    "annual crop land"); another one stays as the data has it, with spaces for underscores.
+    "annual crop land"); any other keeps the data's spelling, with spaces for underscores.
     """
     if task not in TASK_NAMES:
         return tuple(name.replace("_", " ") for name in classes)

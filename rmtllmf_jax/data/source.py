@@ -1,4 +1,4 @@
-"""What a source of labelled images offers; where the images come from is its own business."""
+"""The interface of a source of labelled images, wherever they come from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Example:
     """One image with its label.
 
     `image` is an image file as stored, or its pixels from 0 to 255: (h, w, 3) RGB, or (h, w, 1) or
-    (h, w) grey. `label` is an index into the task's classes, `origin` names the file and row for
-    error messages.
+    (h, w) grey. `label` is an index into the task's classes; `origin` names file and row in error
+    messages.
     """
 
     image: bytes | UInt8[np.ndarray, "h w c"] | UInt8[np.ndarray, "h w"]
@@ -35,7 +35,7 @@ class Source(Protocol):
     """
 
     def tasks(self) -> tuple[str, ...]:
-        """Return the names of the tasks, at least one."""
+        """Return the names of the tasks (at least one)."""
         ...
 
     def classes(self, task: str) -> tuple[str, ...]:
@@ -47,12 +47,12 @@ class Source(Protocol):
         ...
 
     def fingerprint(self, task: str, split: str) -> str:
-        """Return a hash of the content: it changes when any image, label or their order does."""
+        """Return a hash of the content: it changes with any image, any label, and their order."""
         ...
 
     def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
         """Yield the images of a split one by one, always in the same order, from row `start` on.
 
-        What is before `start` is not decoded, and not read as far as the format allows.
+        Earlier rows are not decoded, and not read as far as the format allows.
         """
         ...

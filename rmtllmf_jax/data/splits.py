@@ -1,7 +1,7 @@
-"""Which images train, validate, realign and evaluate: index sets from explicit seeds.
+"""Index sets for training, validation, realignment and evaluation, from explicit seeds.
 
 Every choice draws from its own stream, keyed by seed, purpose and class: more images in one class
-leave the draws of the others as they were.
+do not change the draws of the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def split_validation(
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " validation"]]:
     """Set aside `fraction` of every class, rounded to whole images, for validation.
 
-    A class keeps at least one training image, so a class of one has no validation image.
+    A class keeps at least one training image, so a class with one image has none for validation.
 
     **Returns:** training and validation indices into `labels`: sorted, disjoint, complete.
 
-    **Raises:** `InputError` if `fraction` is not in [0, 1), if a positive fraction leaves no
-    validation image at all, if `seed` is negative, or if `labels` is empty or holds negatives.
+    **Raises:** `InputError` if `fraction` is not in [0, 1), if a positive fraction gives no
+    validation image at all, if `seed` is negative, or if `labels` is empty or has negative values.
     """
     if not 0 <= fraction < 1:
         raise InputError(f"validation fraction must be >= 0 and < 1, got {fraction!r}.")
@@ -53,14 +53,14 @@ def few_shot(
 ) -> Int64[np.ndarray, " shots"]:
     """Draw exactly `per_class` images of every class.
 
-    The classes are those that occur in `labels`, or all of `classes` (names in label order) where
+    The classes are those that occur in `labels`, or all of `classes` (names in label order) if
     given. Sets are nested: for one seed, the draw of 4 images contains that of 2.
 
     **Returns:** sorted indices into `labels`.
 
-    **Raises:** `InputError` that names the class and its count if a class has fewer images, unless
-    `allow_fewer`, which then takes all there are; if `per_class` < 1; if `seed` is negative; if
-    `labels` is empty, holds negatives or a label outside `classes`.
+    **Raises:** `InputError` that names the class and its count if a class has fewer images (with
+    `allow_fewer` all of them are taken); if `per_class` < 1; if `seed` is negative; if `labels` is
+    empty or has negative values or a label outside `classes`.
     """
     require_at_least("per_class", per_class, 1)
     _require_labels(labels)

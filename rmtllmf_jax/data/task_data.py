@@ -1,4 +1,4 @@
-"""A task's splits as the pipeline uses them: train, validation and test."""
+"""A task's splits as used by the pipeline: train, validation and test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rmtllmf_jax.models.processor import Fit, Resample
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a split; the images stay in the memory map until they are asked for."""
+    """Some rows of a split; the images stay in the memory map until first use."""
 
     split: Images
     indices: Int64[np.ndarray, " n"]
@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task, with a validation part that was split off train."""
+    """One task, with a validation part split off from train."""
 
     name: str
     classes: tuple[str, ...]
@@ -66,7 +66,7 @@ def load_task(
 ) -> TaskData:
     """Load a task through the cache; `seed` chooses the validation part, class by class.
 
-    Sets whose images are all small squares are kept in their own size (`load_split`).
+    Sets of small square images are kept in their own size (`load_split`).
 
     **Raises:** `InputError` that names the file, row or option (`load_split`, `split_validation`).
     """

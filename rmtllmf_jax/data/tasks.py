@@ -25,10 +25,10 @@ EMBEDDED_NAMES = (
 def validate_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
     """Return `names` as a tuple, in the order given, if a run can use them.
 
-    `available` is what the source at hand holds (`Source.tasks()`).
+    `available` are the tasks of the source (`Source.tasks()`).
 
     **Raises:** `InputError` if there is no name, if a name is not available (the message lists
-    those that are, and the nearest), or if a name stands twice.
+    those that are, and the nearest), or if a name is given twice.
     """
     chosen = tuple(names)
     known = tuple(available)

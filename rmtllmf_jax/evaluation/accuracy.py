@@ -38,9 +38,9 @@ class EvaluationBatch:
 def count_correct(
     params: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch, *, backbone: Backbone
 ) -> Int[Array, " 2"]:
-    """Return how many valid samples of a batch the model classifies right, and how many not at all.
+    """Return how many valid samples of a batch are classified correctly, and how many not at all.
 
-    The latter have logits that are not finite: the model is broken, and what it says is chance.
+    The latter have logits that are not finite: the model is broken, and its decisions are chance.
 
     **Arguments:**
 
@@ -50,7 +50,7 @@ def count_correct(
     head = jax.tree.map(lambda leaf: leaf[task], heads)
     logits = head(backbone.features(params, batch.images))
     right = jnp.argmax(logits, axis=-1) == batch.labels
-    broken = ~jnp.isfinite(jnp.max(logits, axis=-1))  # NaN wins
+    broken = ~jnp.isfinite(jnp.max(logits, axis=-1))  # max propagates NaN
     return jnp.stack([jnp.sum(right & batch.valid), jnp.sum(broken & batch.valid)])
 
 
@@ -64,11 +64,11 @@ class EvaluationSet:
 
 
 def even_batch(counts: Sequence[int], most: int, multiple: int = 1) -> int:
-    """Return the size of batches, `most` at most, for sets of these sizes: with little padding.
+    """Return a batch size of at most `most` that needs little padding for sets of these sizes.
 
-    One size serves all sets, hence one compiled program. It is `most`, or the size that cuts one of
-    the sets into equal parts: the largest that computes within a hundredth of the fewest rows. A
-    multiple of `multiple` (devices that share a batch), as `most` has to be.
+    One size serves all sets, hence one compiled program. It is `most`, or a size that cuts one of
+    the sets into equal parts: the largest whose rows, padding included, are within one percent of
+    the minimum. A multiple of `multiple` (devices that share a batch), as `most` must be.
 
     >>> even_batch([200, 200], 128), even_batch([12], 128), even_batch([8041, 1880], 128)
     (100, 12, 128)

@@ -1,4 +1,4 @@
-"""Discrete choices: values that steer a choice, and refuse to be differentiated through it."""
+"""Discrete choices: values that determine a choice and cannot be differentiated through it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rmtllmf_jax.common.errors import InputError
 def discrete(choice: str, x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     """Return `x`, from which `choice` is about to be made (an argmax, an order of users).
 
-    The derivative of what follows would be zero, or leave the choice out, without a word.
+    The derivative of what follows would be zero, or would silently ignore the choice.
 
-    **Raises:** `InputError` that names the choice where a derivative is asked for (`jax.grad`,
-    `jax.jvp`, ... while they trace; not where `x` is a constant for them).
+    **Raises:** `InputError` that names the choice if a derivative is requested (`jax.grad`,
+    `jax.jvp`, ... while they trace; not if `x` is a constant to them).
 
     >>> import jax.numpy as jnp
     >>> int(jnp.argmax(discrete("the largest", jnp.array([1.0, 3.0, 2.0]))))

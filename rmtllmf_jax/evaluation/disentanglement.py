@@ -1,21 +1,21 @@
-"""Weight disentanglement error: how much merged tasks disturb one another's predictions.
+"""Weight disentanglement error: how much merged tasks change each other's predictions.
 
 R-MTLLMF (arXiv 2411.18220), eqs. (7) and (8)::
 
     xi = sum_i E_{x in task i} [ dist( f(x; base + a_i tau_i), f(x; base + scale sum_j tau_j) ) ]
 
-Every task is read under its own frozen head, and no label is needed. Zero means that on its own
-samples no task notices the others. **What is compared with what under noise:** the single model
-on the left has the task vector as it was sent, the merged model on the right those that were
-received, tau_j + e_j. So xi counts what the noise does beside what the other tasks do; its rise
-above the xi without noise is the noise's part.
+Every task is evaluated under its own frozen head, and no label is needed. Zero means that no task's
+predictions on its own samples change. **The comparison under noise:** the single model on the left
+has the task vector as sent, the merged model on the right the vectors as received, tau_j + e_j. So
+xi counts the effect of the noise as well as that of the other tasks; its increase over the xi
+without noise is due to the noise.
 
 All functions are pure and differentiable (under `disagreement` the gradient is zero). Compile them
 with `jax.jit(..., static_argnames=("features", "distance", "batch_size"))`: tasks, scales,
-combinations and noise are data, so that one program serves all of them. `features(params, images)`
-is the model up to its head, such as `Backbone.features`; the same object compiles once.
+combinations and noise are data, so one program serves all of them. `features(params, images)` is
+the model up to its head, such as `Backbone.features`; the same object is compiled once.
 
-Reference of the pair's heat map: Ortiz-Jimenez et al., "Task Arithmetic in the Tangent Space",
+Reference for the heat map of a pair: Ortiz-Jimenez et al., "Task Arithmetic in the Tangent Space",
 NeurIPS 2023 (arXiv 2305.12827).
 """
 
@@ -42,7 +42,7 @@ Features = Callable[..., Array]
 @partial(jax.tree_util.register_dataclass, data_fields=["images", "valid"], meta_fields=[])
 @dataclass(frozen=True)
 class TaskSamples:
-    """Samples of several tasks in batches of one shape; `valid` marks those that are no padding."""
+    """Samples of several tasks in batches of one shape; `valid` marks the real ones."""
 
     images: UInt8[Array, "tasks batches batch size size channels"]
     valid: Bool[Array, "tasks batches batch"]
@@ -52,7 +52,7 @@ def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> TaskSamples:
     """Return the samples of the tasks as one array of images of `image_size` pixels.
 
     Tasks with fewer batches than the longest get batches of padding, which cost time: give all
-    tasks about as many samples.
+    tasks about equally many samples.
 
     **Raises:** `InputError` if there is no task, or if the sizes of the batches differ.
     """
@@ -90,16 +90,16 @@ def pair_wde(
     """Return the heat map of two tasks over their scales a_1 and a_2.
 
     At (a_1, a_2) the merged model is ``base + a_1 (tau_1 + e_1) + a_2 (tau_2 + e_2)`` and task i's
-    single model is ``base + a_i tau_i``. The single models' outputs are computed once a scale, the
-    merged ones' once a point of the grid.
+    single model is ``base + a_i tau_i``. The single models' outputs are computed once per scale,
+    the merged ones' once per point of the grid.
 
     **Arguments:**
 
     - `pair`, `heads`, `samples`: stacked over the two tasks, in one order.
     - `first`, `second`: the scales a_1 and a_2, of any sign.
     - `distance`: `disagreement`, or `kl` for KL(single || merged) in nats.
-    - `noise`: the errors e_1 and e_2 of reception, stacked; `None` receives what was sent.
-    - `batch_size`: points of the grid at once (`jax.lax.map`); `None` is one after another, with
+    - `noise`: the reception errors e_1 and e_2, stacked; `None` means no errors.
+    - `batch_size`: points of the grid at once (`jax.lax.map`); `None` means one after another, with
       the least memory.
 
     **Returns:** the *mean* over the two tasks, in [0, 1] for `disagreement`; eq. (7) is the sum,
@@ -151,8 +151,8 @@ def combination_wde(
 
     - `stacked`, `heads`, `samples`: of all tasks, in one order.
     - `weights`: 1 for the tasks of a combination, 0 for the others.
-    - `scales`: the merging coefficients; `alone`: the a_i of the single models beside each of
-      them, by default the same (1 is the fine-tuned model).
+    - `scales`: the merging coefficients; `alone`: the a_i of the single models for each of them, by
+      default the same (1 is the fine-tuned model).
     - `distance`, `noise`: as in `pair_wde`; `batch_size`: combinations at once.
 
     **Returns:** the *sum* over a combination's tasks, in [0, number of its tasks] for
@@ -198,10 +198,10 @@ def single_outputs(
     features: Features,
     distance: str = "disagreement",
 ) -> Shaped[Array, "levels tasks batches batch ..."]:
-    """Return what ``f(x; base + a tau_i)`` says on task i's samples, at every scale a.
+    """Return the outputs of ``f(x; base + a tau_i)`` on task i's samples, at every scale a.
 
-    Of no noise and no combination: computed once, `wde_terms` compares them with every merge. Kept
-    is what the distance reads: classes, or log probabilities.
+    They do not depend on noise or combination: `wde_terms` compares them with every merge. Only the
+    distance's input is kept: classes, or log probabilities.
 
     **Raises:** `InputError` as `combination_wde` does.
     """
@@ -226,7 +226,7 @@ def wde_terms(
     distance: str = "disagreement",
     batch_size: int | None = None,
 ) -> Float[Array, "combinations tasks"]:
-    """Return every task's term of xi: how often, or how far, the merged model departs from its own.
+    """Return every task's term of xi: how often, or how far, the merge departs from its own model.
 
     Combination c is ``base + scales_c sum_j weights_cj received_j``, compared with the single
     outputs at `level`_c. Its row adds up to eq. (7); tasks that are not in it (weight 0) have the
@@ -234,8 +234,8 @@ def wde_terms(
 
     **Arguments:**
 
-    - `received`: the task vectors as they arrived, noise and all.
-    - `outputs`: of `single_outputs` for the same tasks, samples and distance.
+    - `received`: the task vectors as received, including noise.
+    - `outputs`: those of `single_outputs` for the same tasks, samples and distance.
 
     **Raises:** `InputError` as `combination_wde` does.
     """
@@ -264,7 +264,7 @@ def wde_terms(
 
 @dataclass(frozen=True)
 class _Model:
-    """Everything of a model but its parameters, with the samples that it is read on."""
+    """A model without its parameters, with the samples that it is evaluated on."""
 
     features: Features
     distance: Distance
@@ -272,7 +272,7 @@ class _Model:
     samples: TaskSamples
 
     def outputs(self, params: PyTree, task: Int[Array, ""]) -> Shaped[Array, "batches batch ..."]:
-        """Return what is kept of the outputs on a task's samples, under its own head."""
+        """Return the distance's input from a task's samples under its own head."""
         head = jax.tree.map(lambda leaf: leaf[task], self.heads)
         return jax.lax.map(
             lambda images: self.distance.read(head(self.features(params, images))),

@@ -1,4 +1,4 @@
-"""How far apart two models' predictions are, sample by sample."""
+"""Distances between two models' predictions, per sample."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rmtllmf_jax.common.errors import require_known
 
 @dataclass(frozen=True)
 class Distance:
-    """What is kept of a model's logits, and the distance between what is kept of two models."""
+    """What is kept of a model's logits, and the distance between two models' kept outputs."""
 
     read: Callable[..., Array]
-    """Logits (*batch, classes) to what is kept, with the same leading axes."""
+    """Maps logits (*batch, classes) to what is kept, with the same leading axes."""
     between: Callable[..., Array]
-    """What is kept of the first and of the second model to distances (*batch)."""
+    """Maps the kept outputs of the first and the second model to distances (*batch)."""
     unit: str
     """Unit of a distance, for axes and tables."""
 
 
 def labels(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:
-    """Return the class of the largest logit; one that a padded head lacks never has it."""
+    """Return the class of the largest logit, never a class of a head's padding."""
     return jnp.argmax(logits, axis=-1)
 
 
@@ -38,7 +38,7 @@ def disagreement(
 
 
 def log_probabilities(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """Return the logarithm of the softmax; of a class that a padded head lacks about -1e9."""
+    """Return the logarithm of the softmax; about -1e9 for a class of a head's padding."""
     return jax.nn.log_softmax(logits, axis=-1)
 
 
@@ -47,8 +47,8 @@ def kl_divergence(
 ) -> Float[Array, "*batch"]:
     """Return ``KL(first || second) = sum_c p_c (log p_c - log q_c)`` in nats, of log probabilities.
 
-    Padded classes have p = 0 and finite logarithms, so that they add nothing, and nothing to
-    gradients. Zero for equal models up to rounding, which may leave some -1e-7 in float32.
+    Padded classes have p = 0 and finite logarithms, so they add nothing, not even to gradients.
+    Zero for equal models up to rounding, which may leave about -1e-7 in float32.
     """
     return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
 

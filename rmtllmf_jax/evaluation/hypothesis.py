@@ -1,8 +1,8 @@
 """The hypothesis test (9)-(12): does noise in the parameters show in the logits?
 
-Of one sample, z_k is the logit k of the merged model without noise, and z'_k with it:
-``theta' = theta + dtheta``, where dtheta has independent Gaussian entries of the standard deviation
-`noise_std`, a scalar or one a leaf of the parameters. The statistic is the ratio
+For one sample, z_k is the logit k of the merged model without noise, and z'_k with it:
+``theta' = theta + dtheta``, where dtheta has independent Gaussian entries of standard deviation
+`noise_std`, a scalar or one per leaf of the parameters. The statistic is the ratio
 
     R = z_k / z'_k                                                                 (9)
 
@@ -12,27 +12,27 @@ and to first order ``R - 1 = -(J_k dtheta) / z_k``, a Gaussian with
 
 with J_k the gradient of z_k (`logit_jacobian_norms`) and l the leaf.
 
-**The test.** H0: what moved this logit is noise of the standard deviation `noise_std`, no more. It
-is rejected, at confidence beta, if ``|R - 1| > T`` with ``T = z_beta sqrt(Var[R - 1])`` (12), where
-z_beta is the *two-sided* Gaussian quantile, ``P(|Z| <= z_beta) = beta``. Three readings, all of
-them `rejection_rate` with another threshold:
+**The test.** H0: this logit was moved only by noise of standard deviation `noise_std`. It is
+rejected, at confidence beta, if ``|R - 1| > T`` with ``T = z_beta sqrt(Var[R - 1])`` (12), where
+z_beta is the *two-sided* Gaussian quantile, ``P(|Z| <= z_beta) = beta``. There are three uses, all
+of them `rejection_rate` with different thresholds:
 
-* T for the noise that there is: rejected in a share 1 - beta of cases, if the theory holds;
-* T for a reference, such as an uplink without attack: the share is the test's power to see that the
-  noise is stronger, ``2 Q(z_beta sqrt(MSE_reference / MSE))``;
+* T for the actual noise: rejected in a fraction 1 - beta of cases, if the theory holds;
+* T for a reference, such as an uplink without attack: the rejection rate is the test's power to
+  detect stronger noise, ``2 Q(z_beta sqrt(MSE_reference / MSE))``;
 * a fixed tolerance in place of T ("R = 1 within 10 %").
 
-**`noise_std` of an uplink.** For ``theta = base + scale sum_q tau^_q`` with errors of the variance
+**`noise_std` of an uplink.** For ``theta = base + scale sum_q tau^_q`` with errors of variance
 ``kappa_q^2 mu_q``, it is ``scale sqrt(sum_q kappa_q^2 mu_q)`` if the users' errors are independent;
-times ``sqrt(1 + (Q - 1) rho)`` if every two of Q users' (equally strong) errors have the
-correlation rho. In general it is ``sqrt(w^T S w)``: `uplink.ErrorModel.std_of_sum`, whose weights w
-are the scale.
+times ``sqrt(1 + (Q - 1) rho)`` if all pairs of Q users' (equally strong) errors have correlation
+rho. In general it is ``sqrt(w^T S w)``: `uplink.ErrorModel.std_of_sum`, with the scale as every
+weight w.
 
-**Against the paper.** Its (11) leaves out scale^2. It also writes the variance of ``|R - 1|``,
+**Differences from the paper.** Its (11) omits scale^2. It also states the variance of ``|R - 1|``,
 which for a Gaussian is 1 - 2/pi of this one and not what a two-sided threshold needs.
 
 **Heavy tails.** As z' has a density at zero, no moment of R exists: a Monte Carlo variance of R
-need not settle however many draws there are. So spreads are given by quantiles too (`robust_std`),
+need not converge with the number of draws. So spreads are also given by quantiles (`robust_std`),
 and for the change ``z'/z - 1``, which has the same first-order variance and no pole.
 """
 
@@ -64,7 +64,7 @@ _ONE_SIGMA = (NormalDist().cdf(-1), NormalDist().cdf(1))
 def ratio_std(sensitivity: Sensitivity, noise_std: PyTree) -> Float[Array, "*shape"]:
     """Return the standard deviation of R - 1 to first order, the root of (11).
 
-    Infinite for a logit of exactly zero, whose ratio says nothing.
+    Infinite for a logit of exactly zero, whose ratio is meaningless.
     """
     return sensitivity.std(noise_std) / jnp.abs(sensitivity.values)
 
@@ -106,8 +106,8 @@ def ratio_rejection_rate(
     """Return ``P(|R - 1| > limit)`` of a logit that is *linear* in the parameters, exactly.
 
     Then ``R = 1 / (1 + x)`` with x Gaussian of the same `std`; with the limit T, ``a = T / ((1 + T)
-    std)`` and ``b = T / (|1 - T| std)``, the rate is ``Q(a) + sign(1 - T) Q(b)``. Beside
-    `rejection_rate` it tells what is due to the ratio, and what to the model's curvature.
+    std)`` and ``b = T / (|1 - T| std)``, the rate is ``Q(a) + sign(1 - T) Q(b)``. Compared with
+    `rejection_rate` it separates the effect of the ratio from that of the model's curvature.
     """
     limit, spread = jnp.asarray(limit), _not_zero(std)
     below = norm.sf(limit / ((1 + limit) * spread))
@@ -122,7 +122,7 @@ def flip_probability(
     """Return ``Q(m / sd)``, the chance that the second class overtakes the first.
 
     `margin` m and its first-order standard deviation are those of `margin_jacobian_norms`. The
-    decision flips at least as often: other classes may overtake as well.
+    decision changes at least as often: other classes may overtake as well.
     """
     return jnp.where(std > 0, norm.sf(margin / _not_zero(std)), 0.0)
 
@@ -142,9 +142,9 @@ def disturbed_logits(
 
     **Arguments:**
 
-    - `noise_std`: an array of levels for all leaves, or one such array a leaf (`noise_by_leaf`).
-    - `keys`: one a draw. All levels scale the same Gaussians (common random numbers); they are
-      those of `uplink.noise_of_sum` for the same key.
+    - `noise_std`: an array of levels for all leaves, or one such array per leaf (`noise_by_leaf`).
+    - `keys`: one per draw. All levels scale the same Gaussians (common random numbers), those of
+      `uplink.noise_of_sum` for the same key.
     """
     head = jax.tree.map(lambda leaf: leaf[task], heads)
     levels = noise_by_leaf(noise_std, leaves_by_path(params))
@@ -170,30 +170,30 @@ def disturbed_logits(
 
 @dataclass(frozen=True)
 class Spread:
-    """Monte Carlo over theory, 1 where the first order is right; all draws and logits pooled."""
+    """Monte Carlo over theory, 1 where the first order holds; draws and logits are pooled."""
 
     std: float
-    """Root mean square of deviation over predicted standard deviation."""
+    """Root mean square of the deviation over the predicted standard deviation."""
     robust: float
-    """The same by quantiles, see `robust_std`: unmoved by heavy tails."""
+    """The same by quantiles, see `robust_std`: insensitive to heavy tails."""
     error: float
     """Standard error of `robust` over draws, from groups of them; NaN below 16 draws."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happens, predicted and counted."""
+    """The frequency of an event, predicted and counted."""
 
     predicted: float
-    """To first order; mean over what is counted."""
+    """To first order; mean over the counted cases."""
     measured: float
     error: float
     """Standard error of `measured` over draws, which all samples share; NaN for one draw."""
 
 
 def robust_std(values: Float[np.ndarray, "..."], axis: int | None = None) -> np.ndarray:
-    """Return half the width of the central 68.27 %: a Gaussian's standard deviation."""
-    # Nearest: between a number and the infinite ratio of a logit of zero there is no middle.
+    """Return half the width of the central 68.27 %: for a Gaussian the standard deviation."""
+    # Nearest: one cannot interpolate towards the infinite ratio of a zero logit.
     low, high = np.quantile(values, _ONE_SIGMA, axis=axis, method="nearest")
     return np.asarray((high - low) / 2)
 
@@ -201,7 +201,7 @@ def robust_std(values: Float[np.ndarray, "..."], axis: int | None = None) -> np.
 def ratios(
     sensitivity: Sensitivity, disturbed: Float[Array, "draws batch classes"]
 ) -> Float[np.ndarray, "draws logits"]:
-    """Return R = z / z' (9) of the logits that count, one column a sample and class."""
+    """Return R = z / z' (9) of the counted logits, one column per sample and class."""
     values, moved = _counted(sensitivity, disturbed)
     with np.errstate(divide="ignore", invalid="ignore"):
         return values / moved
@@ -213,7 +213,7 @@ def ratio_spread(
     """Compare R - 1, and the change z'/z - 1, with the standard deviation of (11)."""
     values, moved = _counted(sensitivity, disturbed)
     std = _at_counted(sensitivity, sensitivity.std(noise_std))
-    # The relative change over its std: z cancels, which may be zero.
+    # The relative change over its std: z, which may be zero, cancels.
     deviation = (ratios(sensitivity, disturbed) - 1) * np.abs(values)
     return _spread(deviation, std), _spread(moved - values, std)
 
@@ -226,7 +226,7 @@ def rejections(
 ) -> tuple[Rate, float]:
     """Compare the rate of ``|R - 1| > limit`` with `rejection_rate`.
 
-    **Returns:** the rate, and what `ratio_rejection_rate` predicts in place of the first order.
+    **Returns:** the rate, and the prediction of `ratio_rejection_rate` in place of the first order.
     """
     std = ratio_std(sensitivity, noise_std)
     limits = _at_counted(sensitivity, jnp.broadcast_to(jnp.asarray(limit), std.shape))
@@ -244,7 +244,7 @@ def margin_spread(
 ) -> Spread:
     """Compare the change of the margin with its first-order standard deviation.
 
-    `logits` are the undisturbed model's, whose two largest the `margin` is of.
+    `logits` are the undisturbed model's; `margin` is between their two largest.
     """
     change = _margins(logits, disturbed) - np.asarray(margin.values, np.float64)
     std = np.asarray(margin.std(noise_std), np.float64)
@@ -258,10 +258,10 @@ def flips(
     logits: Float[Array, "batch classes"],
     disturbed: Float[Array, "draws batch classes"],
 ) -> tuple[Rate, Rate]:
-    """Count flips beside `flip_probability`.
+    """Compare counted flips with `flip_probability`.
 
-    **Returns:** how often the second class overtakes the first, which is what the theory is about;
-    and how often the decision changes, to whatever class.
+    **Returns:** how often the second class overtakes the first, which the theory predicts; and how
+    often the decision changes to any class.
     """
     chance = flip_probability(margin.values, margin.std(noise_std))
     predicted = float(_at_counted(margin, chance).mean())
@@ -283,7 +283,7 @@ def _margins(
 
 
 def _counted(sensitivity: Sensitivity, disturbed: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Return values and disturbed values of what counts, in double precision."""
+    """Return the counted values and disturbed values, in double precision."""
     moved = np.asarray(disturbed, np.float64)[..., np.asarray(sensitivity.counted)]
     return _at_counted(sensitivity, sensitivity.values), moved
 

@@ -1,12 +1,12 @@
-"""How fast logits and margins change with the parameters: exact norms of their gradients.
+"""Sensitivity of logits and margins to the parameters: exact norms of their gradients.
 
 J_k is the gradient of the logit z_k of one sample with respect to the backbone's parameters (heads
-stay with the receiver, no uplink disturbs them). A perturbation with independent entries of
-standard deviation sigma_l in the leaf l moves z_k, to first order, by a Gaussian of variance
-``sum_l sigma_l^2 ||J_k,l||^2``. So the norms are kept leaf by leaf, and one computation of them
-serves every noise level: the variance is linear in it.
+stay at the receiver and are not disturbed by the uplink). A perturbation with independent entries
+of standard deviation sigma_l in the leaf l moves z_k, to first order, by a Gaussian of variance
+``sum_l sigma_l^2 ||J_k,l||^2``. So the norms are kept per leaf, and computing them once serves
+every noise level: the variance is linear in them.
 
-The Jacobian itself (classes x parameters a sample) is never in memory: each gradient is one
+The Jacobian itself (classes x parameters per sample) is never in memory: each gradient is one
 vector-Jacobian product, of which only the sums of squares are kept.
 """
 
@@ -36,22 +36,22 @@ from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
 )
 @dataclass(frozen=True)
 class Sensitivity:
-    """Numbers that a model computes, and how fast they change with its parameters."""
+    """Numbers that a model computes, and their sensitivity to its parameters."""
 
     values: Float[Array, "*shape"]
-    """As the undisturbed model has them."""
+    """Those of the undisturbed model."""
     squared_norms: dict[str, Float[Array, "*shape"]]
-    """||J||^2 of each number with respect to a leaf, by the leaf's path; 0 where not counted."""
+    """||J||^2 of each number with respect to a leaf, by leaf path; 0 where not counted."""
     counted: Bool[Array, "*shape"]
-    """What statistics are over: no padded samples and classes, and nothing without a gradient.
+    """Which numbers statistics cover: no padded samples or classes, and none without a gradient.
 
-    A two-class `lda_head` has such a logit: its first class is zero, whatever the parameters.
+    A two-class `lda_head` has one without: its first logit is zero, whatever the parameters.
     """
 
     def std(self, noise_std: PyTree) -> Float[Array, "*shape"]:
         """Return the standard deviation ``sqrt(sum_l sigma_l^2 ||J_l||^2)``, to first order.
 
-        `noise_std` is sigma, a scalar or one a leaf, see `noise_by_leaf`.
+        `noise_std` is sigma, a scalar or one per leaf, see `noise_by_leaf`.
         """
         sigma = noise_by_leaf(noise_std, self.squared_norms)
         parts = [jnp.square(sigma[path]) * norms for path, norms in self.squared_norms.items()]
@@ -63,12 +63,12 @@ def noise_by_leaf(noise_std: PyTree, paths: Iterable[str]) -> dict[str, Array]:
 
     **Arguments:**
 
-    - `noise_std`: one scalar for all leaves, or one a leaf: a tree like the parameters, or a dict
+    - `noise_std`: one scalar for all leaves, or one per leaf: a tree like the parameters, or a dict
       by path such as ``{"encoder/layer/0/output/dense/kernel": 0.1, ...}``. A leaf that is not
-      disturbed has the standard deviation 0, said in so many words.
+      disturbed needs an explicit standard deviation of 0.
     - `paths`: the leaves' paths.
 
-    **Raises:** `InputError` with every path that is missing or that no leaf has.
+    **Raises:** `InputError` with every missing or unknown path.
     """
     if jax.tree_util.all_leaves([noise_std]):
         return {path: jnp.asarray(noise_std) for path in paths}
@@ -96,14 +96,14 @@ def logit_jacobian_norms(
 ) -> Sensitivity:
     """Return every logit z_k of every sample, and ||J_k||^2 by leaf: (batch, classes).
 
-    Exact, by one vector-Jacobian product a sample and logit. Classes that only pad a stacked head
-    cost nothing, though the compiled program is one for all tasks.
+    Exact, by one vector-Jacobian product per sample and logit. Classes that only pad a stacked head
+    cost nothing, although one compiled program serves all tasks.
 
     **Arguments:**
 
     - `heads`: stacked over tasks and padded; `task`: which of them to use.
     - `chunk`: logits at once; `samples`: samples at once. Memory is ``samples * chunk`` gradients;
-      the numbers do not depend on either, but for rounding.
+      the results do not depend on either, except for rounding.
 
     **Raises:** `InputError` if `chunk` or `samples` is below 1.
     """
@@ -112,7 +112,7 @@ def logit_jacobian_norms(
     real = _real_classes(head)
     classes = real.shape[0]
     every = jnp.eye(classes, dtype=head.bias.dtype)
-    # Real classes come first; the loop ends behind the last of them.
+    # Real classes come first; the loop ends after the last of them.
     count = jnp.max(jnp.where(real, jnp.arange(1, classes + 1), 0))
 
     def one(image: Array) -> tuple[Array, dict[str, Array]]:
@@ -136,9 +136,9 @@ def margin_jacobian_norms(
 ) -> Sensitivity:
     """Return every sample's margin ``z_a - z_b`` and ``||J_a - J_b||^2`` by leaf: (batch,).
 
-    a is the model's decision and b the class next to it (`top_two`). Unlike a ratio of logits, a
-    margin means the same whatever constant is added to a sample's logits, and nothing is divided
-    by a logit that may be near zero.
+    a is the model's decision and b the runner-up (`top_two`). Unlike a ratio of logits, a margin is
+    invariant to a constant added to a sample's logits, and nothing is divided by a logit that may
+    be near zero.
 
     **Arguments:** those of `logit_jacobian_norms`.
 
@@ -164,7 +164,7 @@ def top_two(
 ) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
     """Return the classes with the largest and the second largest logit.
 
-    **Raises:** `InputError` if there is one class only.
+    **Raises:** `InputError` if there is only one class.
     """
     if logits.shape[-1] < 2:
         raise InputError("a margin needs two classes or more, and this head has one.")
@@ -210,7 +210,7 @@ def _squared_norms(
         lambda norm: jnp.zeros(len(directions), norm.dtype),
         jax.eval_shape(norms, directions[0]),
     )
-    # A traced end: heads with few classes run few steps of the program that all heads share.
+    # A traced end: heads with few classes run few steps of the shared program.
     found = lax.fori_loop(0, (count + chunk - 1) // chunk, step, empty)
     return jax.tree.map(lambda row: row[:wanted], found)
 

@@ -1,7 +1,7 @@
-"""Scores of a sample's logits: accuracy, and what stands in for it where a derivative is wanted.
+"""Scores of a sample's logits: accuracy, and differentiable substitutes for it.
 
-Accuracy is a step function of the parameters: its derivative is zero almost everywhere and says
-nothing. The others have one. `soft_accuracy` tends to it as the temperature falls.
+Accuracy is a step function of the parameters: its derivative is zero almost everywhere. The others
+have useful ones. `soft_accuracy` tends to accuracy as the temperature falls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Score = Callable[
     [Float[Array, "batch classes"], Int[Array, " batch"], Real[ArrayLike, ""]],
     Float[Array, " batch"],
 ]
-"""`(logits, labels, temperature) -> a number a sample`."""
+"""`(logits, labels, temperature) -> a number per sample`."""
 
 
 def accuracy(
@@ -31,7 +31,7 @@ def accuracy(
 ) -> Float[Array, " batch"]:
     """1 where the largest logit is the label's, else 0. `temperature` is not used.
 
-    **Raises:** `InputError` where it is differentiated.
+    **Raises:** `InputError` if it is differentiated.
 
     >>> accuracy(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
     [1.0, 0.0]
@@ -47,8 +47,8 @@ def soft_accuracy(
 ) -> Float[Array, " batch"]:
     """``softmax(logits / temperature)`` at the label: the probability of being right.
 
-    The accuracy of a classifier that draws its answer. As `temperature` > 0 falls to zero it tends
-    to `accuracy`, wherever the largest logit is the only one.
+    The accuracy of a classifier that samples its answer. As `temperature` > 0 falls to zero it
+    tends to `accuracy`, wherever the largest logit is unique.
 
     >>> logits, labels = jnp.array([[1.0, 0.0]]), jnp.array([0])
     >>> [round(soft_accuracy(logits, labels, t).item(), 3) for t in (1.0, 0.2)]
@@ -76,9 +76,9 @@ def margin(
     labels: Int[Array, " batch"],
     temperature: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " batch"]:
-    """The label's logit minus the largest other one, over `temperature`: positive where right.
+    """The label's logit minus the largest other one, over `temperature`: positive where correct.
 
-    Differentiable where that other one is the only one.
+    Differentiable where that other one is unique.
 
     >>> margin(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
     [2.0, -1.0]
@@ -106,7 +106,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
 def get_score(name: str) -> Score:
     """Return the score called `name`.
 
-    **Raises:** `InputError` that names the nearest one.
+    **Raises:** `InputError` with the nearest name.
 
     >>> get_score("margin") is margin
     True

@@ -15,8 +15,8 @@ from jaxtyping import Array
 def _gelu(x: Array) -> Array:
     """Return ``x (1 + erf(x / sqrt 2)) / 2`` as torch computes it, in float32 at least.
 
-    `jax.nn.gelu` calls erfc, which takes a CPU two and a half times as long and keeps the relative
-    precision of what is nearly zero; next to the other inputs of a sum it makes no difference.
+    `jax.nn.gelu` calls erfc, which takes two and a half times as long on a CPU and keeps the
+    relative precision of values near zero; beside the other terms of a sum it makes no difference.
     """
     wide = _wide(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -27,7 +27,7 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     (x,), (change,) = primals, tangents
     wide = _wide(x)
     density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
-    # Not the same erf, or XLA keeps it beside x for the gradient, which costs more than it does.
+    # Another erf, of -x: XLA would store a shared one beside x for the gradient, which costs more.
     slope = 1 - _normal_cdf(-wide) + wide * density
     return _gelu(x), slope.astype(x.dtype) * change
 
@@ -47,4 +47,4 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
 }
-"""Those that occur in vision transformers and CLIP."""
+"""The activations of vision transformers and CLIP."""

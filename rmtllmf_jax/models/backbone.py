@@ -32,7 +32,7 @@ _POSITIONS = ("embeddings/position_embeddings", "embeddings/position_embedding/e
 class Backbone:
     """A model without its parameters: static, hashable, and pure in what it computes.
 
-    `mean` and `std` are those of the model's image processor, a channel, for images in 0..1.
+    `mean` and `std` are those of the model's image processor, per channel, for images in 0..1.
     """
 
     module: VisionTransformer | CLIPVision
@@ -51,7 +51,7 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what features depend on beside parameters, images and the type computed in."""
+        """Hash of what features depend on besides parameters, images and compute type."""
         shape = asdict(self.module.shape)
         del shape["dtype"], shape["remat"]
         return content_hash({**shape, "mean": self.mean, "std": self.std})
@@ -82,9 +82,9 @@ def load_backbone(
       `ViTForImageClassification`; text tower, projections, classifier and pooler are left out.
     - `image_size`: in pixels, a multiple of the patch size; the position embeddings are
       interpolated to it. `None` keeps the checkpoint's own.
-    - `dtype`: what the tower computes in, `float32` or `bfloat16`; `remat`: compute activations
-      again in the backward pass.
-    - `normalised`: rescaled and normalised as the model's image processor says; otherwise images
+    - `dtype`: compute type of the tower, `float32` or `bfloat16`; `remat`: recompute activations
+      in the backward pass.
+    - `normalised`: rescale and normalise as the model's image processor says; otherwise images
       stay in 0..1.
 
     **Returns:** the backbone, and its parameters in float32.
@@ -104,7 +104,7 @@ def backbone_of(
     remat: bool = False,
     normalised: bool = True,
 ) -> tuple[Backbone, PyTree]:
-    """Return what `load_backbone` does, of a model that has been read."""
+    """Return what `load_backbone` does, for a model that has been read."""
     backbone = describe_backbone(
         found.directory, found.config, image_size, dtype=dtype, remat=remat, normalised=normalised
     )
@@ -114,9 +114,9 @@ def backbone_of(
 
 
 def at_size(shape: ViTShape, image_size: int | None, origin: str | Path) -> ViTShape:
-    """Return the shape of a tower for images of another size; `None` is its own.
+    """Return the shape of a tower for another image size; `None` keeps its own.
 
-    **Raises:** `InputError` that names `origin` if the size is no multiple of the patch size.
+    **Raises:** `InputError` that names `origin` if the size is not a multiple of the patch size.
     """
     size = shape.image_size if image_size is None else image_size
     if size < shape.patch_size or size % shape.patch_size:
@@ -136,7 +136,7 @@ def describe_backbone(
     remat: bool = False,
     normalised: bool = True,
 ) -> Backbone:
-    """Return what `load_backbone` does without the parameters, which are not read."""
+    """Return the backbone of `load_backbone` without reading the parameters."""
     shape = replace(at_size(config.vision, image_size, directory), dtype=dtype, remat=remat)
     mean, std = (0.0,) * shape.channels, (1.0,) * shape.channels
     if normalised:
@@ -154,7 +154,7 @@ def describe_backbone(
 def tower_tensors(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
     """Return the image tower's part of a checkpoint, by the paths of the tower's own tree.
 
-    What belongs to no known part keeps its path, so that it is reported as unexpected.
+    Tensors of no known part keep their paths, so that they are reported as unexpected.
     """
     others = _VIT_HEADS if config.kind == "vit" else _CLIP_REST
     return {

@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face directory, whichever of its formats they are in."""
+"""The weight files of a Hugging Face directory, in any of its formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARDS = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
 TORCH = "pytorch_model.bin"
 FORMATS = (SAFETENSORS, SHARDS, MSGPACK, TORCH)
-"""Files that hold weights or name those that do; the first that exists is read."""
+"""Files that hold weights, or indices of such files; the first that exists is read."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     torch: bool
     origin: Path
-    """The file that error messages name."""
+    """The file named in error messages."""
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """Return the files that hold a directory's weights; one, or all shards in order.
+    """Return the files that hold a directory's weights: one, or all shards in order.
 
     **Raises:** `InputError` if there are none, or if a shard is missing.
     """
@@ -63,7 +63,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     """Read a directory's weights.
 
     A `pytorch_model.bin` is a pickle: it is read only where torch is installed, which then refuses
-    whatever is no tensor (`weights_only`).
+    everything but tensors (`weights_only`).
 
     **Raises:** `InputError` that names a missing, truncated or otherwise unreadable file.
     """
@@ -91,7 +91,7 @@ def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         tree = msgpack_restore(path.read_bytes())
         return {key: np.asarray(leaf) for key, leaf in flatten_dict(tree, sep="/").items()}
-    except Exception as error:  # msgpack raises its own kinds, flax assertions
+    except Exception as error:  # msgpack raises its own types, flax assertions
         raise InputError(f"{path}: not a readable flax checkpoint ({error}).") from error
 
 

@@ -1,4 +1,4 @@
-"""Look at a checkpoint: does it fit its configuration, and are its numbers those of a model?"""
+"""Check a checkpoint: does it fit its configuration, and are its values plausible?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rmtllmf_jax.models.weights import NotFinite, assign
 
 Level = Literal["error", "warning", "note"]
 
-_SHOWN = 3  # leaves that a fault names
+_SHOWN = 3  # leaves named by a fault
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with leaves of a checkpoint (or good to know), and what follows from it."""
+    """What is wrong with leaves of a checkpoint (or worth knowing), and what follows from it."""
 
     level: Level
     check: str
@@ -32,7 +32,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Checkup:
-    """`kind` is Hugging Face's `model_type`; `parameters` counts those of all `tensors`."""
+    """`kind` is Hugging Face's `model_type`; `parameters` is their number in all `tensors`."""
 
     kind: str
     tensors: int

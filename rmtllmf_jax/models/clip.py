@@ -1,6 +1,6 @@
 """CLIP as Flax linen modules whose parameters carry Hugging Face names.
 
-A leaf's path is the checkpoint's key with ``/`` for ``.`` and flax's words for ``weight``
+A leaf's path is the checkpoint's key with ``/`` for ``.`` and flax's names for ``weight``
 (``kernel``, ``scale``, ``embedding``), for example
 ``vision_model/encoder/layers/0/self_attn/q_proj/kernel``: the layout of ``flax_model.msgpack``.
 
@@ -33,7 +33,7 @@ _FIRST_LOGIT_SCALE = 2.6592  # log(1 / 0.07)
 
 
 class Embedding(nn.Module):
-    """A table with one row a position or token."""
+    """A table with one row per position or token."""
 
     rows: int
     width: int
@@ -73,7 +73,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer block; of all tokens, or of what the first one becomes alone."""
+    """One pre-norm transformer block; returns all tokens, or only the first one."""
 
     shape: TransformerShape
     first_only: bool = False
@@ -89,7 +89,7 @@ class Layer(nn.Module):
 
 
 class CausalLayer(Layer):
-    """A block in which a token sees those before it alone."""
+    """A block in which a token attends only to itself and earlier ones."""
 
     causal: bool = True
 
@@ -129,7 +129,7 @@ class CLIPVision(nn.Module):
         norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
         x = VisionEmbeddings(self.shape, name="embeddings")(images)
         x = norm(name="pre_layrnorm")(x)  # spelt so in every checkpoint
-        # The class token alone is read.
+        # Only the class token is read.
         x = Encoder(self.shape, Layer, "layers", first_only=True, name="encoder")(x)
         return norm(name="post_layernorm")(in_full(x[:, 0]))
 

@@ -12,7 +12,7 @@ from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
 
 KINDS = ("vit", "clip", "clip_vision_model")
-"""Hugging Face's `model_type` of what can be loaded."""
+"""Hugging Face's `model_type` of the models that can be loaded."""
 
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "openai/clip-vit-base-patch32": {"vision_config": {"patch_size": 32}},
@@ -42,7 +42,7 @@ _TEXT_SIZES = ("vocab_size", "max_position_embeddings")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a configuration says: `kind` is one of `KINDS`; the towers that it describes.
+    """The content of a configuration: its `kind`, one of `KINDS`, and its towers.
 
     `text` and `projection` are `None` where the model has no text tower.
     """
@@ -55,7 +55,7 @@ class ModelConfig:
     def clip(self, path: Path) -> CLIPShape:
         """Return both towers.
 
-        **Raises:** `InputError` that names `path` if there is no text tower that can be used.
+        **Raises:** `InputError` that names `path` if there is no usable text tower.
         """
         if self.text is None or self.projection is None:
             raise InputError(
@@ -70,7 +70,7 @@ class ModelConfig:
 
 
 def published_config(model: str) -> ModelConfig | None:
-    """Return the configuration of an OpenAI CLIP by its hub id, without reading it; else `None`."""
+    """Return the configuration of an OpenAI CLIP by hub id, without a download; else `None`."""
     from transformers import CLIPConfig
 
     if model not in _PUBLISHED:
@@ -99,7 +99,7 @@ def read_config(path: Path) -> ModelConfig:
         ViTConfig,
     )
 
-    # Long tables of class names, which transformers checks against a count that may be missing.
+    # Long tables of class names; transformers compares them with a count that may be missing.
     content = {k: v for k, v in content.items() if k not in ("id2label", "label2id")}
     reader = {"vit": ViTConfig, "clip": CLIPConfig, "clip_vision_model": CLIPVisionConfig}[kind]
     try:

@@ -7,15 +7,15 @@ from pathlib import Path
 from rmtllmf_jax.common.errors import InputError, require_known
 
 EMBEDDED_MODELS = ("clip-mini",)
-"""Names that `--model` takes beside directories and hub ids. See the model's card beside it."""
+"""Names that `--model` takes besides directories and hub ids. See the model card beside each."""
 
 
 def embedded_directory(name: str = "clip-mini") -> Path:
     """Return the Hugging Face directory of an embedded model.
 
-    It lies in the package where that was installed, and else in `checkpoints/` of the repository.
+    It is in the package if that was installed, otherwise in `checkpoints/` of the repository.
 
-    **Raises:** `InputError` for an unknown name, or where neither folder is there.
+    **Raises:** `InputError` for an unknown name, or if neither folder exists.
     """
     require_known("embedded model", name, EMBEDDED_MODELS)
     package = Path(__file__).parents[1]

@@ -43,20 +43,20 @@ def export_model(
     """Write the pretrained model with another image tower as a Hugging Face directory.
 
     Text tower, projections, classifier and tokenizer are the pretrained model's, and so is the
-    image processor but for what the arguments change: `preprocessor_config.json` says in full what
-    the tower takes, also where the pretrained model has none. CLIP keys keep the prefix
+    image processor, except where the arguments change it: `preprocessor_config.json` describes the
+    tower's input in full, even if the pretrained model has none. CLIP keys keep the prefix
     ``vision_model.``, which transformers 4 and 5 read as `CLIPModel` and as `CLIPVisionModel`. The
-    folder appears by one rename, whole.
+    folder appears complete, by one rename.
 
     **Arguments:**
 
     - `tower`: parameters of the image tower (`backbone.load_backbone`).
-    - `image_size`: in pixels, of the images that the tower takes.
-    - `fit`: how these become squares; `None` is the pretrained model's own way.
+    - `image_size`: side in pixels of the tower's input images.
+    - `fit`: how images become square; `None` keeps the pretrained model's way.
     - `normalised`: whether they are normalised, or stay in 0..1.
 
-    **Raises:** `InputError` if `folder` exists already, or cannot be written, or if the pretrained
-    model makes squares in a way that is not implemented.
+    **Raises:** `InputError` if `folder` exists already or cannot be written, or if the pretrained
+    model makes images square in a way that is not implemented.
     """
     if folder.exists():
         raise InputError(f"{folder}: exists already; name a new folder, or remove this one.")
@@ -106,7 +106,7 @@ def _torch_tensors(base: Pretrained, tower: PyTree) -> dict[str, np.ndarray]:
 def _with_image_size(config: dict[str, Any], kind: str, image_size: int) -> dict[str, Any]:
     if kind != "clip":
         return config | {"image_size": image_size}
-    # An old configuration says it twice, and the second one wins in transformers.
+    # Old configurations state it twice, and transformers uses the second one.
     sections = [name for name in ("vision_config", "vision_config_dict") if config.get(name)]
     changed = {name: config[name] | {"image_size": image_size} for name in sections}
     return {"vision_config": {"image_size": image_size}} | config | changed

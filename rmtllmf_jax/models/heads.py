@@ -1,4 +1,4 @@
-"""Frozen classification heads: one linear map a task, built once and never trained."""
+"""Frozen classification heads: one linear map per task, built once and never trained."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PADDED_LOGIT = -1e9
 class Head:
     """``logits = features @ kernel + bias``. Stacked heads have a leading axis of tasks.
 
-    With a `projection` (CLIP's, into the space that it shares with texts) the features are first
-    projected and scaled to unit length.
+    With a `projection` (CLIP's, into the space shared with texts) the features are first projected
+    and scaled to unit length.
     """
 
     kernel: Float[Array, "*tasks inputs classes"]
@@ -50,9 +50,9 @@ def lda_head(
     """Return the head of shrinkage linear discriminant analysis, in closed form.
 
     Class covariances shrunk by Ledoit and Wolf's rule, empirical priors: for backbones without a
-    text tower. Its logits are log posteriors up to a constant a sample.
+    text tower. Its logits are log posteriors up to a constant per sample.
 
-    **Raises:** `InputError` if a class has no sample, if every class has one alone, or if features
+    **Raises:** `InputError` if a class has no sample, if every class has only one, or if features
     are not finite.
 
     Reference: Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004.
@@ -109,7 +109,7 @@ def logits_by_task(
     """Return the logits of a batch whose samples belong to different tasks of stacked heads.
 
     Every head is applied to every sample and the sample's own is selected: gathering one kernel
-    a sample would move far more memory.
+    per sample would move far more memory.
     """
     if heads.projection is None:
         logits = jnp.einsum("bw,twc->btc", features, heads.kernel)

@@ -19,16 +19,16 @@ _SHARD = "model-*-of-*.safetensors"
 
 
 def local_directory(model: str | Path, revision: str | None = None) -> Path:
-    """Return the directory of a model: as it is if it exists, otherwise by its name or hub id.
+    """Return the directory of a model: itself if it exists, otherwise by its name or hub id.
 
     A name of `EMBEDDED_MODELS` is a model that comes with the project.
 
     A model that is complete in the local hub cache is used without asking the network; otherwise
     the small files and one format of the weights are downloaded. `HF_HUB_OFFLINE`, `HF_HOME` and
-    `HF_TOKEN` work as everywhere.
+    `HF_TOKEN` work as usual.
 
-    **Raises:** `InputError` that says which: no such directory, no such or a gated repository or
-    revision, no network.
+    **Raises:** `InputError` that says what is wrong: no such directory, a missing or gated
+    repository or revision, or no network.
     """
     path = Path(model).expanduser()
     name = str(model)
@@ -73,7 +73,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _weights(name: str, files: Iterable[str]) -> tuple[str, ...]:
-    """Return patterns of the first format that a repository has, in the order of `FORMATS`."""
+    """Return the patterns of a repository's first format, in the order of `FORMATS`."""
     there = set(files)
     require_no_adapter(name, sorted(there))
     for first, patterns in (

@@ -89,10 +89,10 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _rows_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Tell whether Pillow resizes the rows' axis (height) before the columns'.
+    """Return whether Pillow resizes the rows' axis (height) before the columns'.
 
-    Since Pillow 13 it does where the height shrinks by more than twice as many pixels as the
-    width; older ones never do. The order shows, as grey levels are rounded in between.
+    Since Pillow 13 it does so where the height shrinks by more than twice as many pixels as the
+    width; older versions never do. The order matters, as grey levels are rounded in between.
     """
     return old[0] - new[0] > max(0, 2 * (old[1] - new[1]))
 
@@ -104,11 +104,11 @@ def resize(
     """Return images as squares of `size` pixels: bicubic, antialiased, Pillow's to the last bit.
 
     Pillow's two passes, each rounded to 8 bits, with its 22-bit weights, as products of small
-    whole numbers. Reached in tests/parity/test_preprocessing.py: no pixel differs from Pillow 13
-    or `CLIPImageProcessorPil`, enlarged or reduced; `jax.image.resize(cubic)` differs by up to
-    .7 grey levels on average and 25 at most. Older Pillow differs in tall images alone, whose
-    passes it takes in the other order. Pixels that the crop drops are not computed; images that
-    have the size already come back as they are. Exact while no side shrinks a hundredfold.
+    whole numbers. In tests/parity/test_preprocessing.py no pixel differs from Pillow 13 or
+    `CLIPImageProcessorPil`, enlarged or reduced; `jax.image.resize(cubic)` differs by up to .7 grey
+    levels on average and 25 at most. Older versions of Pillow differ only in tall images, whose
+    passes they take in the other order. Pixels that the crop drops are not computed; images that
+    already have the size are returned unchanged. Exact while no side shrinks a hundredfold.
 
     **Arguments:**
 

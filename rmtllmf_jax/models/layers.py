@@ -1,4 +1,4 @@
-"""Layers that all towers share; the towers only add the names that their checkpoints use."""
+"""Layers shared by all towers, which only add the names that their checkpoints use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rmtllmf_jax.models.shapes import TransformerShape
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, with flax's parameter names ``scale`` and ``bias``.
 
-    Computed in float32 at least, returned in the type of `x`. Scale and bias meet what is
-    normalised already, in rows: in the order of `flax.linen.LayerNorm` the gradient of a ViT-Ti
-    takes 1.2 times as long on a CPU (benchmarks/model.py).
+    Computed in at least float32, returned in the type of `x`. Scale and bias are applied last, on
+    rows: in the order of `flax.linen.LayerNorm` the gradient of a ViT-Ti takes 1.2 times as long on
+    a CPU (benchmarks/model.py).
     """
 
     epsilon: float
@@ -67,9 +67,9 @@ class Layers(nn.Module):
 
     shape: TransformerShape
     block: type[nn.Module]
-    """Of one block; made from `shape`, `first_only` and `name`."""
+    """Class of one block; called with `shape`, `first_only` and `name`."""
     first_only: bool = False
-    """Whether the first token alone is returned, so that the last block computes no other."""
+    """Whether only the first token is returned, so that the last block computes no other."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch read width"]:
@@ -83,7 +83,7 @@ class Layers(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A level of names around the blocks, as checkpoints have it; `layers` is the blocks' own."""
+    """A level of names around the blocks, as in checkpoints; `layers` is the blocks' own name."""
 
     shape: TransformerShape
     block: type[nn.Module]
@@ -96,17 +96,17 @@ class Encoder(nn.Module):
 
 
 def in_dtype(x: Array, dtype: str) -> Array:
-    """Return `x` in the type to compute in; `float32` leaves it as it is, float64 too."""
+    """Return `x` in the compute type; `float32` leaves it unchanged, even float64."""
     return x.astype(jnp.bfloat16) if dtype == "bfloat16" else x
 
 
 def in_full(x: Array) -> Array:
-    """Return `x` in float32 at least, as features leave a tower."""
+    """Return `x` in at least float32, the type of a tower's features."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def dense(shape: TransformerShape, features: int, **options: Any) -> nn.Dense:
-    """Return a dense layer that computes in the tower's type, with its parameters as they are."""
+    """Return a dense layer that computes in the tower's type; its parameters keep theirs."""
     dtype = jnp.bfloat16 if shape.dtype == "bfloat16" else None
     return nn.Dense(features, dtype=dtype, dot_general=_by_rows, **options)
 
@@ -120,7 +120,7 @@ def attend(
 ) -> Float[Array, "batch read width"]:
     """Multi-head attention between projected tokens; `causal` hides later tokens.
 
-    `jax.nn.dot_product_attention` without its softmax: that one is in float32 even where all else
+    `jax.nn.dot_product_attention` with another softmax: its own is in float32 even where all else
     is in float64, and its derivative takes a tenth of a small model's gradient on a CPU.
     """
 
@@ -141,11 +141,11 @@ def attend(
 def _by_rows(
     x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs features"], *_: Any, **how: Any
 ) -> Float[Array, "*batch features"]:
-    """``x kernel`` as one product of matrices, as `flax.linen.Dense` asks for it.
+    """``x kernel`` as one matrix product, with the signature that `flax.linen.Dense` expects.
 
-    With a batch of more than one axis XLA copies what comes back before the kernel's gradient. And
-    that gradient is two thirds of the work on a CPU where its first axis is the shorter one: a
-    kernel that narrows is turned first (the barrier keeps XLA from turning it back).
+    With more than one batch axis, XLA copies the cotangent before the kernel's gradient. On a CPU
+    that gradient costs a third less if its first axis is the shorter one: a kernel that narrows is
+    transposed first (the barrier keeps XLA from undoing it).
     """
     rows, precision = x.reshape(-1, x.shape[-1]), how.get("precision")
     if kernel.shape[0] > kernel.shape[1]:
@@ -156,13 +156,13 @@ def _by_rows(
     return found.reshape(*x.shape[:-1], -1)
 
 
-# The rules below keep what they return and little else: derived step by step, a block would keep
+# The rules below keep little more than their results: derived step by step, a block would keep
 # half as much again for its gradient.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _standardised(x: Float[Array, "rows width"], epsilon: float) -> Float[Array, "rows width"]:
-    """Every row without its mean, over its standard deviation."""
+    """Every row minus its mean, over its standard deviation."""
     return _standardise(x, epsilon)[0]
 
 
@@ -185,7 +185,7 @@ def _standardise(
 
 @jax.custom_jvp
 def _softmax(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """`jax.nn.softmax` over the last axis, whose own rule of this kind is off by default."""
+    """`jax.nn.softmax` over the last axis; its own rule of this kind is off by default."""
     powers = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     return powers / jnp.sum(powers, axis=-1, keepdims=True)
 

@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 VISION = "vision_model/"
-"""What the paths of CLIP's image tower begin with."""
+"""Prefix of the paths of CLIP's vision encoder."""
 
 _VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/")
 _VIT_BLOCK = re.compile(r"layers/(\d+)/(.*)/(\w+)")
@@ -24,7 +24,7 @@ _VIT_MODULES = {
     "mlp/fc1": "intermediate/dense",
     "mlp/fc2": "output/dense",
 }
-"""What the state dict of a ViT of transformers 5 calls a block's modules, and files do."""
+"""A block's modules: their names in a ViT's state dict of transformers 5, and in files."""
 _TABLES = ("token_embedding/weight", "position_embedding/weight")
 
 
@@ -70,9 +70,9 @@ def _from_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def to_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return a leaf as torch names it and lays it out; undoes `to_paths` for one leaf.
+    """Return a leaf with torch's name and layout; undoes `to_paths` for one leaf.
 
-    In memory too: safetensors writes that as it lies, whatever the strides say.
+    In torch's memory layout too: safetensors writes memory as it is, ignoring strides.
     """
     stem, _, last = path.rpartition("/")
     name = path.replace("/", ".")

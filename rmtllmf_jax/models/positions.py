@@ -33,7 +33,7 @@ def interpolate_positions(
     """Interpolate position embeddings to ``grid x grid`` patches; the class token's row is kept.
 
     Bicubic with a = -0.75 and without antialiasing, as `interpolate_pos_encoding` of Hugging
-    Face's ViT in torch. Embeddings that belong to no square of patches come back as they are.
+    Face's ViT in torch. Embeddings that do not form a square of patches are returned unchanged.
     """
     patches = positions.shape[1] - 1
     old = math.isqrt(max(patches, 0))

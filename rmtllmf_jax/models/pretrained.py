@@ -23,19 +23,19 @@ from rmtllmf_jax.models.weights import assign
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a Hugging Face directory holds; `tensors` are all of its, by path (`layouts`)."""
+    """The content of a Hugging Face directory; `tensors` holds all tensors by path (`layouts`)."""
 
     directory: Path
     config: ModelConfig
     tensors: dict[str, np.ndarray]
     origin: Path
-    """The file of the weights that error messages name."""
+    """The weights file named in error messages."""
 
 
 def read_pretrained(model: str | Path) -> Pretrained:
     """Read configuration and weights of a model, from a directory or by its hub id.
 
-    **Raises:** `InputError` that names the file or an adapter, or says what the hub said
+    **Raises:** `InputError` that names the file or an adapter, or explains the hub's error
     (`local_directory`).
     """
     directory = local_directory(model)
@@ -50,7 +50,7 @@ def read_pretrained(model: str | Path) -> Pretrained:
 def load_clip(model: str | Path, *, dtype: str = "float32") -> tuple[CLIP, PyTree]:
     """Load CLIP with both towers from a directory or by its hub id.
 
-    `dtype` is what the towers compute in; parameters are float32.
+    `dtype` is the compute type of the towers; parameters are float32.
 
     **Raises:** `InputError` that names the file and every key that does not fit, or if the model
     has no text tower.

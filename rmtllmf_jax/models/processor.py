@@ -1,4 +1,4 @@
-"""What a model's image processor does to images; what is not done here is refused by name."""
+"""What a model's image processor does to images; steps not implemented are refused by name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import read_json
 
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
-"""Where an image processor is described: by transformers 5, which reads the first one first, and by
+"""Files that describe an image processor: of transformers 5, which prefers the first one, and of
 earlier versions and many models on the hub."""
 
 Fit = Literal["crop", "squash"]
-"""How an image becomes a square: `crop` keeps its proportions, `squash` all of its content."""
+"""How an image becomes square: `crop` keeps its proportions, `squash` all of its content."""
 
 FITS: tuple[Fit, ...] = get_args(Fit)
 """`crop`: shorter side to the size, then the centre; `squash`: both sides to the size."""
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-"""The filter by which an image is resized, one of Pillow's."""
+"""The resampling filter, one of Pillow's."""
 
 RESAMPLES: tuple[Resample, ...] = get_args(Resample)
 """In the order of their numbers."""
@@ -43,7 +43,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "image_std": (0.5, 0.5, 0.5),
     },
 }
-"""Types that are known, and what they do where a file leaves it out."""
+"""The known types and their defaults, for fields that a file leaves out."""
 
 _COMMON: dict[str, Any] = {
     "do_resize": True,
@@ -59,9 +59,9 @@ _HARMLESS = ("do_convert_rgb",)  # all images are RGB here
 class ImageProcessor:
     """How a model wants its images.
 
-    `mean` and `std`, a channel, are for images in 0..1: ``(images / 255 - mean) / std`` is what
-    rescaling and normalising do together, or one of them, or none. `fit` is `None` where images
-    become squares in a way that is not implemented, and `unfit` says which. `origin` is the file,
+    `mean` and `std`, per channel, are for images in 0..1: ``(images / 255 - mean) / std`` covers
+    rescaling and normalising together, either alone, and neither. `fit` is `None` where images
+    become square in a way that is not implemented, which `unfit` names. `origin` is the file,
     `None` where the model has none.
     """
 
@@ -73,7 +73,7 @@ class ImageProcessor:
     origin: Path | None = None
 
     def own_fit(self) -> Fit:
-        """Return how images become squares.
+        """Return how images become square.
 
         **Raises:** `InputError` that names what is not implemented.
         """
@@ -85,7 +85,7 @@ class ImageProcessor:
         return self.fit
 
     def description(self, kind: str, image_size: int) -> dict[str, Any]:
-        """Return what `preprocessor_config.json` says of it for squares of `image_size` pixels.
+        """Return its `preprocessor_config.json` for squares of `image_size` pixels.
 
         **Raises:** as `own_fit`.
         """
@@ -109,19 +109,19 @@ def _default_type(kind: str) -> str:
 
 
 def default_processor(kind: str) -> ImageProcessor:
-    """Return the mean and std of a kind (OpenAI's for CLIP, 0.5 for a ViT), `crop`, `bicubic`."""
+    """Return the defaults of a kind: mean, std (OpenAI's or, for a ViT, 0.5), `crop`, `bicubic`."""
     preset = _TYPES[_default_type(kind)]
     return ImageProcessor(preset["image_mean"], preset["image_std"])
 
 
 def read_processor(directory: Path, kind: str) -> ImageProcessor:
-    """Return what the image processor of a model directory says.
+    """Return the image processor of a model directory.
 
-    `kind` is Hugging Face's `model_type`. A directory without a processor's file gets
+    `kind` is Hugging Face's `model_type`. A directory without a processor file gets
     `default_processor`.
 
-    **Raises:** `InputError` that names the file and a field that is no such thing, a type of
-    processor that is not known, or a step that is not implemented.
+    **Raises:** `InputError` that names the file and an invalid field, an unknown type of processor,
+    or a step that is not implemented.
     """
     found = _find_processor(directory)
     if found is None:
@@ -153,7 +153,7 @@ def read_processor(directory: Path, kind: str) -> ImageProcessor:
 def _find_processor(directory: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the file that describes a directory's image processor, and the description.
 
-    **Raises:** `InputError` that names a file that holds something else.
+    **Raises:** `InputError` that names a file with other content.
     """
     for name in (NESTED, PLAIN):
         path = directory / name
@@ -171,7 +171,7 @@ def _find_processor(directory: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _statistics(full: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std for images in 0..1, into which the factor of rescaling is folded."""
+    """Return mean and std for images in 0..1, with the rescaling factor folded in."""
     try:
         mean, std = (tuple(map(float, full[name])) for name in ("image_mean", "image_std"))
         factor = float(full["rescale_factor"]) if full["do_rescale"] else 1.0
@@ -192,7 +192,7 @@ def _statistics(full: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tu
 
 
 def _fit(full: dict[str, Any], *, both_sides: bool) -> tuple[Fit | None, str]:
-    """Return how images become squares, or what of it is not implemented."""
+    """Return how images become square, or which step is not implemented."""
     if not full["do_resize"]:
         return None, "do_resize: false"
     size, crop = full["size"], full.get("crop_size")

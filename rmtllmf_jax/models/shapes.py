@@ -1,4 +1,4 @@
-"""Sizes and constants of the transformers, named as the field does: static, hashable."""
+"""Sizes and constants of the transformers, under their usual names: static, hashable."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.models.activations import ACTIVATIONS
 
 DTYPES = ("float32", "bfloat16")
-"""Types that a tower can compute in; parameters stay as they are."""
+"""Compute types of a tower; parameters keep their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerShape:
     """A stack of pre-norm blocks.
 
-    `dtype` is what the tower computes in: `float32` follows the parameters, `bfloat16` is for
-    accelerators (LayerNorm, softmax and the features stay in float32). With `remat` the backward
-    pass computes every block again in place of keeping its activations.
+    `dtype` is the compute type: `float32` follows the parameters, `bfloat16` is for accelerators
+    (LayerNorm, softmax and the features stay in float32). With `remat` the backward pass recomputes
+    every block in place of keeping its activations.
     """
 
     width: int
@@ -30,7 +30,7 @@ class TransformerShape:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse activations and types that are not implemented."""
+        """Check that activation and type are implemented."""
         require_known("activation", self.activation, ACTIVATIONS)
         require_known("dtype", self.dtype, DTYPES)
 
@@ -62,7 +62,7 @@ class TextShape(TransformerShape):
 
     @property
     def largest_is_end(self) -> bool:
-        """Whether the end token is the largest of a text: what 2 means, a slip of old files."""
+        """Whether the end token is a text's largest: the meaning of 2, an error in old files."""
         return self.end_token == 2
 
 

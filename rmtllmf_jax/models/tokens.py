@@ -14,7 +14,7 @@ from rmtllmf_jax.models.shapes import TextShape
 
 TOKENIZER = "tokenizer.json"
 VOCABULARY = ("vocab.json", "merges.txt")
-"""Files of a tokenizer inside a Hugging Face directory: the one, or the other two."""
+"""Files of a tokenizer inside a Hugging Face directory: the first, or the other two."""
 
 
 def load_tokenizer(directory: Path, text: TextShape | None = None) -> Any:
@@ -46,7 +46,7 @@ def load_tokenizer(directory: Path, text: TextShape | None = None) -> Any:
 
 
 def require_tokenizer(tokenizer: Any, text: TextShape, origin: Path | str) -> None:
-    """Check that a tokenizer and a text tower belong together.
+    """Check that a tokenizer fits a text tower.
 
     **Raises:** `InputError` that names `origin` and the numbers of tokens, or the end tokens.
     """
@@ -67,11 +67,11 @@ def require_tokenizer(tokenizer: Any, text: TextShape, origin: Path | str) -> No
 def fill_templates(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Return a prompt for every class and template, class by class.
 
-    A template holds the place of the class name once, as ``{}``; any other brace stands for
-    itself, in class names too.
+    A template marks the place of the class name once, as ``{}``; any other brace is literal, in
+    class names too.
 
-    **Raises:** `InputError` if there is no class or no template, or that names a template without
-    exactly one ``{}``.
+    **Raises:** `InputError` if there is no class or no template, or if a template (named) does not
+    hold exactly one ``{}``.
     """
     if not classes or not templates:
         raise InputError(
@@ -97,8 +97,8 @@ def tokenise(
     - `tokenizer`: as `load_tokenizer` returns it.
     - `context`: tokens that the text tower takes, start and end included (CLIP: 77).
 
-    **Raises:** `InputError` that names a text that is longer than `context` (CLIP's own code cuts
-    it off, end token and all, without a word), or that the vocabulary cannot spell.
+    **Raises:** `InputError` that names a text that is longer than `context` (CLIP's own code
+    silently cuts it off, with the end token), or that the vocabulary cannot spell.
     """
     tokens = np.full((len(texts), context), tokenizer.pad_token_id, np.int32)
     if not len(texts):

@@ -64,7 +64,7 @@ class Embeddings(nn.Module):
 
 
 class DenseIn(nn.Module):
-    """One dense layer called ``dense``, the level of names that checkpoints put around it."""
+    """One dense layer called ``dense``, inside the level of names that checkpoints have."""
 
     shape: TransformerShape
     features: int
@@ -105,7 +105,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer block; of all tokens, or of what the first one becomes alone."""
+    """One pre-norm transformer block; returns all tokens, or only the first one."""
 
     shape: ViTShape
     first_only: bool = False
@@ -131,6 +131,6 @@ class VisionTransformer(nn.Module):
         self, images: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch width"]:
         x = Embeddings(self.shape, name="embeddings")(images)
-        # The class token alone is read.
+        # Only the class token is read.
         x = Encoder(self.shape, Layer, "layer", first_only=True, name="encoder")(x)
         return LayerNorm(epsilon=self.shape.layer_norm_eps, name="layernorm")(in_full(x[:, 0]))

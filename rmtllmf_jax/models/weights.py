@@ -1,4 +1,4 @@
-"""Safetensors in and out, with errors that name the file and every key."""
+"""Reading and writing safetensors, with errors that name the file and every key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
 from rmtllmf_jax.fusion import leaves_by_path
 
-_SHOWN = 8  # leaves that an error names
+_SHOWN = 8  # leaves named by an error
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -46,8 +46,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def save_tree(path: Path, tree: PyTree, metadata: dict[str, str] | None = None) -> None:
-    """Write a tree of arrays as safetensors, atomically; a key is the leaf's path."""
-    # Safetensors writes the memory as it lies, whatever the strides say.
+    """Write a tree of arrays as safetensors, atomically; keys are leaf paths."""
+    # Safetensors writes memory as it is, ignoring strides.
     tensors = {key: np.asarray(leaf, order="C") for key, leaf in leaves_by_path(tree).items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
@@ -68,8 +68,8 @@ def load_tree(path: Path, like: PyTree) -> Any:
 def assign(tensors: dict[str, np.ndarray], like: PyTree, origin: Path) -> Any:
     """Return `tensors`, keyed by leaf path, as a tree shaped like `like`, in its dtypes.
 
-    **Raises:** `InputError` with all missing, unexpected and misshapen keys, or with those that
-    hold NaN or infinite values.
+    **Raises:** `InputError` with all missing, unexpected and misshapen keys, or with those of NaN
+    or infinite values.
     """
     expected = leaves_by_path(like)
     problems = [f"missing: {key} {expected[key].shape}" for key in expected if key not in tensors]
@@ -93,7 +93,7 @@ class NotFinite(InputError):
 def require_finite(tree: PyTree, origin: Path | str) -> None:
     """Check that all values of a tree are finite.
 
-    **Raises:** `NotFinite` that begins with `origin` and names the leaves that are not.
+    **Raises:** `NotFinite` that begins with `origin` and names the other leaves.
     """
     bad = [key for key, x in leaves_by_path(tree).items() if not np.isfinite(np.asarray(x)).all()]
     if bad:
@@ -102,7 +102,7 @@ def require_finite(tree: PyTree, origin: Path | str) -> None:
 
 
 def tree_hash(tree: PyTree, text: str = "") -> str:
-    """Return a hash of a text, and of path, type, shape and values of all leaves."""
+    """Return a hash of a text and of the path, type, shape and values of all leaves."""
     digest = hashlib.sha256(text.encode())
     for path, leaf in sorted(leaves_by_path(tree).items()):
         array = np.asarray(leaf, order="C")

@@ -26,7 +26,7 @@ from rmtllmf_jax.models.weights import read_metadata, read_safetensors, save_tre
 _TEXT_PARTS = ("text_model", "text_projection", "logit_scale")
 _METADATA = "head"
 _FORMAT = 1
-"""Part of the cache's key: raise it when the same inputs give another head."""
+"""Part of the cache key: increase it when the same inputs give another head."""
 _ROUND = 16  # texts are cut to a multiple of this many tokens, so that few programs are compiled
 
 
@@ -37,11 +37,11 @@ def class_embeddings(
     batch_size: int = 64,
     description: str = "class prompts",
 ) -> Float[np.ndarray, "classes features"]:
-    """Return a direction a class: the normalised mean of its prompts' normalised embeddings.
+    """Return a direction per class: the normalised mean of its prompts' normalised embeddings.
 
     **Arguments:**
 
-    - `encode`: the text tower, called on batches of one size (the last one is filled up).
+    - `encode`: the text tower, called on batches of one size (the last one is padded).
 
     **Raises:** `InputError` if an embedding is zero or not finite.
     """
@@ -80,7 +80,7 @@ def _prompt_tokens(
 ) -> Int[np.ndarray, "classes templates tokens"]:
     """Tokenise all prompts and drop the columns in which no text has a token.
 
-    What follows the end token does not matter, and prompts fill a fifth of CLIP's 77 places.
+    What follows the end token does not matter, and prompts fill a fifth of CLIP's 77 positions.
     """
     require_tokenizer(tokenizer, clip.shape.text, tokenizer.name_or_path)
     context = clip.shape.text.positions
@@ -91,7 +91,7 @@ def _prompt_tokens(
 
 
 def _in_float32(clip: CLIP) -> CLIP:
-    """Return CLIP with a text tower whose results depend on no option of speed."""
+    """Return CLIP with a text tower whose results are independent of speed options."""
     text = replace(clip.shape.text, dtype="float32", remat=False)
     return CLIP(replace(clip.shape, text=text))
 
@@ -105,7 +105,7 @@ def zero_shot_head(
     *,
     batch_size: int = 64,
 ) -> Head:
-    """Return CLIP's head for classes that it knows by name alone.
+    """Return CLIP's head for classes known only by name.
 
     Its logits are ``exp(logit_scale)`` times the cosine of the projected image feature and the
     class's direction (`class_embeddings`). The text tower computes in float32 at full precision,
@@ -115,9 +115,9 @@ def zero_shot_head(
 
     - `params`: of `clip`, both towers and projections.
     - `tokenizer`: that of the model (`tokens.load_tokenizer`).
-    - `classes`: names as they stand in a prompt, in the order of the labels.
+    - `classes`: names as used in a prompt, in the order of the labels.
     - `templates`: such as ``"a photo of a {}."``; several of them are an ensemble.
-    - `batch_size`: prompts a call of the text tower.
+    - `batch_size`: prompts per call of the text tower.
 
     **Returns:** a head with kernel (features, classes), no bias, and the visual projection
     (width, features).
@@ -147,7 +147,7 @@ def cached_zero_shot_head(
     """Return `zero_shot_head` and its file in `folder`, named after the hash of its content.
 
     The hash covers what the head depends on: the weights of the text tower and the projections,
-    the tower's constants, the class names and templates, and the tokens that they became.
+    the tower's constants, the class names and templates, and their tokens.
 
     **Raises:** what `zero_shot_head` raises, and `InputError` that names a damaged file.
     """
@@ -182,7 +182,7 @@ def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
     names = json.dumps(list(classes))
     tensors = leaves_by_path(head)
     about = {"classes": list(classes), "sha256": tree_hash(tensors, names)}
-    # One entry alone: safetensors writes several in a random order, and the file's hash counts.
+    # A single entry: safetensors writes several in random order, which would change the hash.
     save_tree(path, tensors, {_METADATA: json.dumps(about)})
 
 
@@ -209,12 +209,12 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...]]:
 def require_classes(
     head: Head, classes: Sequence[str], origin: Path, names: Sequence[str] | None = None
 ) -> None:
-    """Check that a head is one for these classes, in this order.
+    """Check that a head is for these classes, in this order.
 
     **Arguments:**
 
-    - `origin`: the file that the error names, of the head or of the classes.
-    - `names`: those that the head was made for, where they are known.
+    - `origin`: the file named by the error, of the head or of the classes.
+    - `names`: the classes that the head was made for, where they are known.
 
     **Raises:** `InputError` with both counts, or with the first name that differs.
     """

@@ -1,7 +1,7 @@
-"""Figures and tables made from a run's tables alone: no model, no jax, no other sub-package.
+"""Figures and tables made only from a run's tables: no model, no jax, no other sub-package.
 
 `tables` reads and summarises, `verdict` compares, `figures` draws, `terminal` prints, and
-`write.write_report` does all of it for a run folder.
+`write.write_report` does all of this for a run folder.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Figure 5: what each half of R-MTLLMF is worth, and how many samples a class it needs."""
+"""Figure 5: what each half of R-MTLLMF is worth, and how many shots per class it needs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _COLUMNS = ("variant", "shots", "size", "scenario", "score")
 
 
 def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
-    """Draw the ablation: (a) the variants side by side, (b) accuracy against samples a class.
+    """Draw the ablation: (a) the variants side by side, (b) accuracy against shots per class.
 
-    `table` has one row a cell: `variant` (a protection, or a name of the caller's own), `shots`
-    (samples a class, 0 for a variant that is not realigned), `size` (number of tasks), `scenario`
+    `table` has one row per cell: `variant` (a protection, or a name of the caller's own), `shots`
+    (samples per class, 0 for a variant that is not realigned), `size` (number of tasks), `scenario`
     and `score` (average normalised accuracy, a fraction). Panel (a) shows every variant at `shots`
-    samples, and those without any, in groups by scenario; the panels (b), one a scenario, every
-    variant that was realigned on two numbers of samples or more. Points are means over the rows
-    (combinations of all sizes, draws, seeds), bars and shading ± one sample standard deviation.
-    Where all rows have one number of samples there is panel (a) alone. `note` goes into the title.
+    samples, and those without any, in groups by scenario; the panels (b), one per scenario, show
+    every variant that was realigned on at least two numbers of samples. Points are means over the
+    rows (combinations of all sizes, draws, seeds), bars and shading ± one sample standard
+    deviation. If all rows have the same number of samples, there is only panel (a). `note` is added
+    to the title.
 
     **Raises:** `InputError` that names a missing column, for an empty table or a score that is not
     finite, or if no row has `shots` samples.
@@ -38,11 +39,11 @@ def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
     rows = figure.subfigures(1 + several, 1, squeeze=False)[:, 0]
     groups = rows[0].subplots()
     _draw_groups(groups, table[table["shots"].isin([0, shots])], scenarios, variants, looks)
-    tidy(groups, f"(a) At {shots} samples a class")
+    tidy(groups, f"(a) At {shots} samples per class")
     panels = [groups]
     if several:
         panels += rows[1].subplots(1, len(scenarios), sharey=True, squeeze=False)[0].tolist()
-        rows[1].supxlabel("Samples a class for realignment", fontsize=10)
+        rows[1].supxlabel("Samples per class for realignment", fontsize=10)
     for panel, scenario in zip(panels[1:], scenarios, strict=several):
         lines = table[(table["scenario"] == scenario) & (table["shots"] > 0)]
         _draw_shots(panel, lines, variants, looks)

@@ -20,10 +20,11 @@ from rmtllmf_jax.report.tables import base_by_size, spread
 def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
     """Draw the average normalised accuracy (%) against the level of an axis.
 
-    A line a protection: mean over combinations, draws and seeds, the band is ± one sample standard
-    deviation over them. With several scenarios a panel each (all sizes together), with one scenario
-    a panel for each number of tasks. The control (dashed) and the base model under its own heads
-    (dotted) need no uplink and no level. The axis `mse` is logarithmic. `note` goes into the title.
+    One line per protection: mean over combinations, draws and seeds; the band is ± one sample
+    standard deviation over them. Several scenarios have one panel each (all sizes together), a
+    single scenario one panel per number of tasks. The control (dashed) and the base model under its
+    own heads (dotted) need no uplink and no level. The axis `mse` is logarithmic. `note` is added
+    to the title.
 
     **Raises:** `InputError` if no row has that axis, or if those that have it were merged by
     several rules, which have no common mean.
@@ -83,7 +84,7 @@ def _draw_references(panel: Axes, rows: pd.DataFrame, control: pd.DataFrame) -> 
     if len(control):
         mean = spread(control, ["protection"])["mean"].mean()
         draw_reference(panel, ends, np.repeat(mean, 2), "control")
-    # Over the combinations of all sizes, as the other lines of the panel are.
+    # Over the combinations of all sizes, like the other lines of the panel.
     sizes = rows.groupby("size")["combination"].nunique()
     base = float(np.average(base_by_size(rows), weights=sizes))
     draw_reference(panel, ends, np.repeat(base, 2), "base")

@@ -1,4 +1,4 @@
-"""Figures of a channel and its attacks, drawn from arrays without pyplot and global state."""
+"""Figures of a channel and its attacks, drawn from arrays without pyplot or global state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.channel_tally import Tally
 from rmtllmf_jax.report.order import SCENARIOS
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
+# Okabe and Ito's palette, safe for colour-blind readers; in grey, markers distinguish the lines.
 _STYLES = {
     "none": ("No attack", "#009E73", "o"),
     "strongest_user": (SCENARIOS["strongest_user"], "#E69F00", "s"),
@@ -30,17 +30,17 @@ _STYLES = {
 _CHANNEL = ("Channel $HPH^H$", "#000000", "d")
 
 USERS = ("Weakest user", "Median user", "Strongest user")
-"""Whose constellations are drawn, by received power."""
+"""The users whose constellations are drawn, by received power."""
 
 
 class Equalised(NamedTuple):
-    """What three users' symbols look like behind the equaliser: those of `USERS`.
+    """Three users' symbols (those of `USERS`) behind the equaliser.
 
     **Fields:**
 
     - `estimates`: (3, symbols), unbiased.
     - `sinr_db`: (3,), of the unbiased estimates.
-    - `error_rate`: (3,), share of the symbols that are sliced wrongly.
+    - `error_rate`: (3,), symbol error rate of hard decisions.
     """
 
     estimates: np.ndarray
@@ -49,11 +49,11 @@ class Equalised(NamedTuple):
 
 
 def user_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
-    """Draw MSE and rate of each user against its place by received power, one line an attack.
+    """Draw MSE and rate of each user against its rank by received power, one line per attack.
 
-    Mean over drops; the band holds the middle 90 % of them. `note` goes into the title.
+    Mean over drops; the band holds the middle 90 % of them. `note` is added to the title.
     """
-    # Falling sizes: where an attack changes nothing, the line below it still shows.
+    # Decreasing sizes: where attacks coincide, the line below still shows.
     sizes = np.linspace(1, 0.55, len(tallies))
     band = {"alpha": min(0.15, 0.5 / len(tallies)), "linewidth": 0}
     figure = Figure(figsize=(10, 4.6), layout="constrained")
@@ -81,7 +81,7 @@ def user_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
 
 
 def distribution_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
-    """Draw which share of the drops has a mean MSE up to each value, one line an attack.
+    """Draw the empirical distribution of a drop's mean MSE, one line per attack.
 
     The marker is the mean over drops.
     """
@@ -108,9 +108,9 @@ def eigenvalue_figure(
 ) -> Figure:
     """Draw the attackers' eigenvalues beside those of H P H^H, for one drop and on average.
 
-    `channel` and every array of `attacks` are (drops, n), each row from the largest, in units of
-    the thermal noise; the first drop is shown. What is 50 dB below the `budget` is rounding and
-    left out.
+    `channel` and every array of `attacks` are (drops, n), each row in descending order, in units of
+    the thermal noise; the first drop is shown. Values 50 dB below the `budget` are rounding errors
+    and left out.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -139,9 +139,10 @@ def eigenvalue_figure(
 def constellation_figure(
     equalised: Mapping[str, Equalised], constellation: np.ndarray, note: str
 ) -> Figure:
-    """Draw received symbols behind the equaliser: a row an attack, a column a user of `USERS`.
+    """Draw received symbols behind the equaliser: one row per attack, one column per user.
 
-    `constellation` holds the symbols as sent, the black crosses. Points outside are not shown.
+    The users are `USERS`. `constellation` holds the symbols as sent (black crosses). Points outside
+    the panels are not shown.
     """
     rows = len(equalised)
     figure = Figure(figsize=(8.4, 0.9 + 2.8 * rows), layout="constrained")

@@ -1,4 +1,4 @@
-"""What many drops of a channel amount to, in memory that does not grow with their number."""
+"""Statistics of many drops of a channel, in memory independent of their number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Histograms of log10(MSE): a bin is 0.12 % wide, far below what drops differ by.
+# Histograms of log10(MSE): a bin is 0.12 % wide, far less than the spread of drops.
 _LOWEST_DECADE, _PER_DECADE = -12, 2000
 _BINS = -_LOWEST_DECADE * _PER_DECADE
 
@@ -35,7 +35,7 @@ class Tally:
         """Count drops: `mse` in [0, 1] is (drops, users), users by rising received power."""
         values = np.column_stack([mse, np.mean(mse, axis=1, dtype=float)]).astype(float)
         if not self.drops:
-            self._origin = values[0]  # sums of differences: no digits lost, none at all if equal
+            self._origin = values[0]  # differences: no digits lost, exact if equal
         self.drops += len(values)
         self._sum += np.sum(values - self._origin, axis=0)
         self._sum_of_squares += np.sum((values - self._origin) ** 2, axis=0)
@@ -64,7 +64,7 @@ class Tally:
         return np.array([self._percentile(user, percent) for user in range(len(self._rates))])
 
     def distribution(self) -> tuple[np.ndarray, np.ndarray]:
-        """Values of a drop's mean MSE, and the share of the drops that are not above each."""
+        """Values of a drop's mean MSE, and the share of drops at or below each."""
         counts = self._counts[-1]
         seen = np.flatnonzero(counts)
         value = np.clip(_value(seen + 1), self._low[-1], self._high[-1])
@@ -75,7 +75,7 @@ class Tally:
         """The numbers of a table, by the names that scripts read.
 
         `c0_db` is the parameter-domain SNR of a user with MSE 1; the worst user's is averaged in
-        dB. `mse_attacked` is that of the strongest user. NaN is what one drop cannot tell.
+        dB. `mse_attacked` is that of the strongest user. NaN where one drop is not enough.
         """
         variance = math.nan
         if self.drops > 1:

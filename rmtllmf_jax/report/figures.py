@@ -1,7 +1,7 @@
-"""The paper's figures, drawn from the tables without pyplot and without global state.
+"""The paper's figures, drawn from the tables without pyplot or global state.
 
 Figure 2 is drawn here; the cosine heat maps (3 and 4), the ablation (5) and the accuracy along an
-axis are drawn in files of their own and imported from here.
+axis are drawn in their own files and can be imported from here.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ __all__ = [
 
 
 def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
-    """Draw the average normalised accuracy (%) against the number of tasks, one panel a scenario.
+    """Draw the average normalised accuracy (%) against the number of tasks, one panel per scenario.
 
-    A line a protection: mean over combinations, draws and seeds; the band (a bar where there is
-    one size only) is ± one sample standard deviation over them. Two things need no uplink and are
+    One line per protection: mean over combinations, draws and seeds; the band (a bar where there is
+    only one size) is ± one sample standard deviation over them. Two lines need no uplink and are
     the same in every panel: the mean of the control (dashed) and the base model under the tasks'
-    own heads (dotted). `note` goes into the title.
+    own heads (dotted). `note` is added to the title.
 
-    **Raises:** `InputError` if `results` holds nothing but controls, or several merge rules or
-    levels of an axis, which have no common mean.
+    **Raises:** `InputError` if `results` holds only controls, or several merge methods or levels of
+    an axis, which have no common mean.
     """
     table = by_size(results)
     received = table[table["protection"] != "control"]
@@ -93,5 +93,5 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
 
 
 def _across(x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a line's points; of a single one, a short level line."""
+    """Return a line's points; for a single one, a short horizontal line."""
     return (x, mean) if len(x) > 1 else (np.array([x[0] - 0.4, x[0] + 0.4]), np.repeat(mean, 2))

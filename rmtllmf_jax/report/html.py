@@ -1,4 +1,4 @@
-"""The page `index.html`: one file that needs no other, no script and no network."""
+"""The self-contained page `index.html`: no other file, no script, no network."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def html_page(
 
     **Arguments:**
 
-    - `verdict`: sentences, the first thing to read.
+    - `verdict`: sentences, at the top of the page.
     - `plates`: the figures, each with its SVG file's text.
     - `skipped`: which figures are missing, and why.
     - `sheets`: tables of numbers.
@@ -109,7 +109,7 @@ def _figures(plates: Sequence[tuple[Plate, str]]) -> Iterator[str]:
 
 
 def _table(sheet: Sheet) -> str:
-    """Return a sheet with its column and row headers; it scrolls by itself where it is too wide."""
+    """Return a sheet with its column and row headers; a wide one scrolls on its own."""
     words = len(sheet.header) == sheet.names
     heads = 1 if words else sheet.names
     rows = "\n".join(

@@ -13,7 +13,7 @@ from rmtllmf_jax.report.sheets import Sheet
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "x", "*")
-_NAMED = 40  # layers beyond these are named every few
+_NAMED = 40  # beyond this number only every few layers are labelled
 
 Weights = Mapping[str, Sequence[float]]
 
@@ -23,7 +23,7 @@ def layer_weights_figure(weights: Weights, models: Sequence[str], title: str) ->
 
     **Arguments:**
 
-    - `weights`: one number a model by layer.
+    - `weights`: one number per model, by layer.
     """
     layers = list(weights)
     height = 2.6 + 0.05 * min(60, max(map(len, layers)))
@@ -53,7 +53,7 @@ def layer_weights_figure(weights: Weights, models: Sequence[str], title: str) ->
 def layer_weights_sheet(
     weights: Weights, models: Sequence[str], tensors: Mapping[str, int], title: str
 ) -> Sheet:
-    """Return the weights as a table: the layer, the number of its tensors, and every model."""
+    """Return the weights as a table: layer, number of its tensors, and one column per model."""
     rows = [
         [layer, str(tensors[layer]), *(f"{weight:.3f}" for weight in row)]
         for layer, row in weights.items()

@@ -1,4 +1,4 @@
-"""What the figures share: colours and markers of the protections, and panels without clutter."""
+"""The common style of the figures: colours and markers of the protections, uncluttered panels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rmtllmf_jax.report.order import PROTECTIONS
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
+# Okabe and Ito's palette, safe for colour-blind readers; in grey, markers distinguish the lines.
 _STYLES = {
     "none": ("#D55E00", "s"),
     "freeze": ("#56B4E9", "^"),
@@ -21,10 +21,10 @@ _STYLES = {
 _SPARE = [("#009E73", "D"), ("#E69F00", "P"), ("#F0E442", "*")]
 
 SEQUENCE = [*_SPARE[:2], *_STYLES.values()]
-"""Colours and markers of lines that are no protections, in their order."""
+"""Colours and markers of lines that are not protections, in order."""
 
 BASE = "Base model, its own heads"
-"""How the line of the base model is called."""
+"""Label of the base model's line."""
 
 
 def styles(protections: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -43,7 +43,7 @@ def draw_line(
 ) -> None:
     """Draw fractions in percent: a line with a band of one `std`, or a point with a bar.
 
-    A `std` that is NaN (a single cell) is drawn as none.
+    A `std` of NaN (a single cell) draws no band.
     """
     colour, marker = style
     mean, std = 100 * mean, 100 * np.nan_to_num(std)
@@ -56,7 +56,7 @@ def draw_line(
 
 
 def draw_reference(panel: Axes, x: np.ndarray, mean: np.ndarray, what: str) -> None:
-    """Draw what needs no uplink across a panel, in percent: `control` dashed, `base` dotted."""
+    """Draw a line that needs no uplink across a panel, in percent: control dashed, base dotted."""
     if what == "control":
         colour, dashes, width, label = "#000000", (0, (4.0, 2.0)), 1.3, PROTECTIONS["control"]
     else:
@@ -67,7 +67,7 @@ def draw_reference(panel: Axes, x: np.ndarray, mean: np.ndarray, what: str) -> N
 
 
 def tidy(panel: Axes, title: str) -> None:
-    """Give a panel its title and a light grid, and take away what says nothing."""
+    """Give a panel its title and a light grid, and remove clutter."""
     panel.set_title(title, fontsize=11)
     panel.set_axisbelow(True)
     panel.grid(axis="y", color="0.9", linewidth=0.8)

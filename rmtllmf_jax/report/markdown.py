@@ -21,8 +21,8 @@ def page(
 ) -> str:
     """Return the markdown page of the run `name`.
 
-    `plates` are the figures, whose PNG files stand beside the page; `skipped` says which are
-    missing and why; `run` is the content of `run.json`, every key optional.
+    `plates` are the figures, with their PNG files beside the page; `skipped` says which are missing
+    and why; `run` is the content of `run.json`, every key optional.
     """
     parts = [f"# Report of {_escape(name)}", "## Verdict", _list(verdict)]
     for sheet in sheets:
@@ -39,7 +39,7 @@ def page(
 
 
 def table(sheet: Sheet) -> str:
-    """Return a sheet as a markdown table, words to the left and numbers to the right."""
+    """Return a sheet as a markdown table, words left-aligned and numbers right-aligned."""
     rule = [":--" if place < sheet.names else "--:" for place in range(len(sheet.header))]
     rows = [[_escape(cell) for cell in row] for row in (sheet.header, *sheet.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
@@ -50,9 +50,9 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a text as one line in which names of tables and folders are no markdown and no HTML.
+    """Return a text as one line, escaped so that names act neither as markdown nor as HTML.
 
-    Markdown passes HTML through; a link or a picture is fetched where the page is shown.
+    Markdown passes HTML through; a link or a picture would be fetched where the page is shown.
     """
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\|\[])", r"\\\1", text)

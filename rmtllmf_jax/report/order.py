@@ -1,4 +1,4 @@
-"""Names of scenarios, protections, rules and axes: how they read in print and in which order."""
+"""Printed names and order of scenarios, protections, rules and axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCENARIOS = {
     "white": "White noise",
     "white_in_range": "White noise in range",
 }
-"""Known scenarios in their order, each with its printed name."""
+"""Known scenarios in order, each with its printed name."""
 
 PROTECTIONS = {
     "none": "Unprotected",
@@ -26,21 +26,21 @@ PROTECTIONS = {
     "r-mtllmf": "R-MTLLMF",
     "control": "Control (realigned base)",
 }
-"""Known protections in their order, each with its printed name."""
+"""Known protections in order, each with its printed name."""
 
 RULES = {"task_arithmetic": "task arithmetic"}
-"""The rule that stands first; the others follow by name."""
+"""The rule that comes first; the others follow by name."""
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km (dB)",
     "mse": "MSE of every user",
     "budget_db": "Attacker's power over the noise of one antenna (dB)",
 }
-"""Known axes of a sweep, each with what its levels are."""
+"""Known axes of a sweep, each with the meaning of its levels."""
 
 
 def arrange(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return the distinct `names`: those `known` in that order, then the others alphabetically."""
+    """Return the distinct `names`: the `known` ones in order, then the others alphabetically."""
     present = set(names)
     first = [name for name in known if name in present]
     return first + sorted(present.difference(first))

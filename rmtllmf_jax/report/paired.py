@@ -8,7 +8,7 @@ from scipy import stats
 
 
 def half_width(values: pd.Series, confidence: float = 0.95) -> float:
-    """Return half the width of Student's interval for the mean; NaN of one value."""
+    """Return half the width of Student's interval for the mean; NaN for one value."""
     if len(values) < 2:
         return float("nan")
     quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
@@ -21,6 +21,6 @@ def interval(values: pd.Series) -> str:
 
 
 def against(values: pd.Series, others: pd.Series) -> str:
-    """Return the mean difference of pairs in points with its 95 % interval, as `+2.1 ± 0.4`."""
+    """Return the mean difference over pairs in points with its 95 % interval: `+2.1 ± 0.4`."""
     gap = values - others
     return f"{100 * gap.mean():+.1f} ± {100 * half_width(gap):.1f}"

@@ -1,6 +1,6 @@
 """The paper's numbers next to a run's: R-MTLLMF (arXiv 2411.18220), CLIP ViT-B/16, eight tasks.
 
-Why they differ is for whoever ran it to say: `experiments/` does, each in its own words.
+Why they differ is for the author of a run to say, as the scripts of `experiments/` do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSING = "not in this run"
 
 Row = tuple[str, str, str]
 
-# (scenario, protection) -> per cent as printed.
+# (scenario, protection) -> percentage as printed.
 _ACCURACIES = {
     ("clean", "none"): "91.2",
     ("ideal", "none"): "36.3",
@@ -131,7 +131,7 @@ def _halves(facts: Facts) -> Iterator[Row]:
 
 
 def _with_informative(facts: Facts, ours: Callable[[Facts], str]) -> str:
-    """Return a number, and in brackets what it is without weak tasks."""
+    """Return a number, with its value without weak tasks in brackets."""
     text = ours(facts)
     if facts.informative is None or text == MISSING:
         return text

@@ -1,6 +1,6 @@
-"""What a run measured of the quantities that the paper prints, from its tables alone.
+"""A run's measurements of the quantities that the paper prints, from its tables alone.
 
-Only what the paper did counts: task arithmetic, and no axis.
+Only the paper's setting counts: task arithmetic, and no axis.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAIR = ["combination", "draw", "seed"]
 
 @dataclass(frozen=True)
 class Facts:
-    """The tables and the configuration of a run, seen as the paper's quantities."""
+    """The tables and the configuration of a run, in terms of the paper's quantities."""
 
     results: pd.DataFrame
     """Rows of task arithmetic without an axis, and the controls; may be empty."""
@@ -46,17 +46,17 @@ class Facts:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row a cell, see `tables.cell_scores`."""
+        """One row per cell, see `tables.cell_scores`."""
         return cell_scores(self.results)
 
     @cached_property
     def weak(self) -> list[str]:
-        """The tasks that fine-tuning did not teach."""
+        """The tasks that fine-tuning failed to teach."""
         return weak_tasks(self.results) if len(self.results) else []
 
     @cached_property
     def informative(self) -> Facts | None:
-        """The same without weak tasks; `None` if there is none of them, or nothing else."""
+        """The same without weak tasks; `None` if no task or every task is weak."""
         rest = without_weak_tasks(self.results) if self.weak else self.results.iloc[:0]
         return Facts(rest, self.cosines, self.run) if len(rest) else None
 
@@ -67,9 +67,9 @@ class Facts:
         return cells.loc[chosen, "score"].to_numpy(float)
 
     def pairs(self, first: tuple[str, str], second: tuple[str, str]) -> np.ndarray:
-        """(pairs, 2): scores of cells of two kinds (scenario, protection) that belong together.
+        """(pairs, 2): scores of matching cells of two kinds (scenario, protection).
 
-        A clean merge that draws nothing has one draw and one seed, which then stand for all.
+        A clean merge without randomness has one draw and one seed, which then stand for all.
         """
         keys = [key for key in _PAIR if "clean" not in (first[0], second[0]) or key != "draw"]
         sides = []
@@ -84,7 +84,7 @@ class Facts:
 
     @cached_property
     def _user_mse(self) -> pd.DataFrame:
-        """One row a (scenario, draw, seed), one column a task: the MSE of the task's user."""
+        """The MSE of each task's user: one row per (scenario, draw, seed), one column per task."""
         rows = self.results[self.results["protection"] != "control"]
         keys = ["scenario", "draw", "seed"]
         return rows.pivot_table(index=keys, columns="task", values="mse", aggfunc="first").dropna()
@@ -103,8 +103,8 @@ class Facts:
     def attacked_mse(self) -> np.ndarray | None:
         """MSE of the attacked user in every draw of `strongest_user`.
 
-        It is the user whose MSE grows most over that of the ideal uplink in the same draw; `None`
-        if the run lacks one of the two scenarios.
+        It is the user whose MSE grows most relative to the ideal uplink in the same draw; `None` if
+        the run lacks one of the two scenarios.
         """
         attacked, ideal = (self.user_mse(name) for name in ("strongest_user", "ideal"))
         if attacked.empty or list(attacked.index) != list(ideal.index):

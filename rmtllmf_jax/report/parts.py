@@ -1,4 +1,4 @@
-"""The results taken apart into what may be averaged: one merge rule, over one axis or none."""
+"""The results split into parts that may be averaged: one merge method, over one axis or none."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Part:
     axis: str
     results: pd.DataFrame
     title: str = ""
-    """Its rule in print; empty if the run has only one."""
+    """Its rule as printed; empty if the run has only one."""
     stem: str = ""
-    """The same for the end of a file's name."""
+    """The same as a suffix of file names."""
 
     @property
     def beside_an_axis(self) -> bool:
-        """Whether the part holds only what an axis leaves out: clean merges and controls."""
+        """Whether the part holds only rows that an axis does not apply to: clean and controls."""
         return not self.axis and set(self.results["scenario"]) <= {"clean"}
 
 
 def parts(results: pd.DataFrame) -> list[Part]:
-    """Return the parts of a run's results: the rules in their order, without an axis first."""
+    """Return the parts of a run's results: rules in order, those without an axis first."""
     results = completed(results)
     controls = results[results["protection"] == "control"].drop_duplicates(_MERGE)
     merged = results[results["protection"] != "control"]
@@ -49,12 +49,12 @@ def parts(results: pd.DataFrame) -> list[Part]:
 
 
 def rule_name(rule: str) -> str:
-    """Return how a merge rule reads in print."""
+    """Return the printed name of a merge rule."""
     return RULES.get(rule, rule.replace("_", " "))
 
 
 def file_stem(name: str) -> str:
-    """Return a name of a table as a part of a file's name: letters, digits and `_` alone."""
+    """Return a name of a table as part of a file name: only letters, digits and `_`."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
@@ -63,7 +63,7 @@ def _told_apart(found: list[Part]) -> Iterator[Part]:
     stems: set[str] = set()
     for part in found:
         axis, stem = file_stem(part.axis), f"_{file_stem(part.rule)}" if several else ""
-        while f"{axis}{stem}" in stems:  # names that differ in other characters only
+        while f"{axis}{stem}" in stems:  # names that differ only in other characters
             stem += "_"
         stems.add(f"{axis}{stem}")
         yield replace(part, title=rule_name(part.rule) if several else "", stem=stem)

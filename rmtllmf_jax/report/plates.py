@@ -1,4 +1,4 @@
-"""Which figures a run's tables ask for, each with what a reader has to know."""
+"""The figures that a run's tables allow, each with its title and caption."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 
 STEMS = ("figure_2*", "figure_3*", "figure_4*", "figure_5*", "axis_*", "scale_law*")
-"""What the files of a report's figures may be called."""
+"""Patterns of the file names of a report's figures."""
 
 _ABLATION = ("none", "freeze", "realign", "r-mtllmf")
 _HEAT_MAPS = {"figure_3": "ideal", "figure_4": "sum_rate"}
 _LINES = (
-    "A line a protection: mean over combinations, channel draws and seeds; the shading (a bar "
+    "One line per protection: mean over combinations, channel draws and seeds; the shading (a bar "
     "where there is one point) is ± 1 sample standard deviation over them. Dashed: the control, "
     "the base model realigned on the same shots without any task vector. Dotted: the base model "
     "under the tasks' own heads."
@@ -32,7 +32,7 @@ _LINES = (
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure with its file's stem, its title and the caption that says what is drawn."""
+    """A figure with its file's stem, its title and its caption."""
 
     stem: str
     figure: Figure
@@ -46,9 +46,9 @@ def plates(
     scales: pd.DataFrame | None,
     shots: int | None = None,
 ) -> tuple[list[Plate], list[str]]:
-    """Return the figures of a run, and a sentence for each of the paper's that it cannot have.
+    """Return the figures of a run, and a sentence for each of the paper's that is not possible.
 
-    `shots` is the number of samples a class for realignment, as `run.json` has it.
+    `shots` is the number of samples per class for realignment, from `run.json`.
     """
     found: list[Plate] = []
     skipped: list[str] = []
@@ -73,7 +73,7 @@ def plates(
             found.append(_heat_map(stem, cosines, scenario))
     halves = [part for part in whole if _has_halves(part)]
     if halves and shots is None:
-        skipped.append("figure_5 skipped: the samples a class of realignment are not recorded.")
+        skipped.append("figure_5 skipped: the samples per class of realignment are not recorded.")
     elif halves and shots is not None:
         found += [_halves(part, shots) for part in halves]
     else:
@@ -88,7 +88,8 @@ def plates(
 
 def _by_size(part: Part) -> Iterator[Plate]:
     title = f"Figure 2: accuracy by number of tasks{_comma(part.title)}"
-    caption = f"Average normalised accuracy by number of fused tasks, a panel a scenario. {_LINES}"
+    what = "Average normalised accuracy by number of fused tasks, one panel per scenario"
+    caption = f"{what}. {_LINES}"
     for note, results, stem in _versions(part):
         drawn = figure_2(results, ", ".join(filter(None, (part.title, note))))
         yield Plate(f"figure_2{part.stem}{stem}", drawn, title + _comma(note), caption)
@@ -99,7 +100,7 @@ def _along(part: Part) -> Iterator[Plate]:
     one = part.results.loc[part.results["axis"] != "", "scenario"].nunique() == 1
     panel = "number of tasks" if one else "scenario (all sizes together)"
     what = AXES.get(part.axis, part.axis)
-    caption = f"Average normalised accuracy by {what}, a panel a {panel}. {_LINES}"
+    caption = f"Average normalised accuracy by {what}, one panel per {panel}. {_LINES}"
     for note, results, stem in _versions(part):
         drawn = axis_figure(results, part.axis, ", ".join(filter(None, (part.title, note))))
         yield Plate(
@@ -120,8 +121,9 @@ def _heat_map(stem: str, cosines: pd.DataFrame, scenario: str) -> Plate:
     model = ", ".join(sorted(rows["error_model"].unique())) if "error_model" in rows else None
     errors = f"Errors of different users: {model}." if model else "The error model is not recorded."
     caption = (
-        "Cosines between the task vectors as received, mean over channel draws and seeds; a panel "
-        "a protection (freeze: the embeddings are those of the base model and count as zero). "
+        "Cosines between the task vectors as received, mean over channel draws and seeds; one "
+        "panel per protection (freeze: the embeddings are those of the base model and count as "
+        "zero). "
         f"{errors} The colour scale is -1 to 1 in every figure."
     )
     title = f"Figure {number}: cosines of task vectors, {name}"
@@ -145,8 +147,8 @@ def _halves(part: Part, shots: int) -> Plate:
     figure = figure_5(cells.assign(shots=realigned * shots), shots)
     caption = (
         "What each half of R-MTLLMF is worth: mean over combinations of all sizes, channel draws "
-        "and seeds; bars: ± 1 sample standard deviation. A run has one number of samples a class; "
-        "experiments/figure_5.py draws several."
+        "and seeds; bars: ± 1 sample standard deviation. A run has one number of samples per "
+        "class; experiments/figure_5.py draws several."
     )
     return Plate("figure_5", figure, "Figure 5: the halves of R-MTLLMF", caption)
 
@@ -158,8 +160,8 @@ def _scales(scales: pd.DataFrame) -> Iterator[Plate]:
         stem = f"scale_law_{file_stem(rule)}" if len(rules) > 1 else "scale_law"
         caption = (
             "Left: normalised accuracy of the noiseless merge on validation samples, mean over the "
-            "combinations of a size. Right: the best coefficient of each size next to the public "
-            f"law {LAW}; a triangle marks one at the edge of what was tried."
+            "combinations of a size. Right: the best coefficient of each size next to the "
+            f"published fit {LAW}; a triangle marks one at the edge of the range tried."
         )
         title = f"Merging coefficient by number of tasks{_comma(note)}"
         yield Plate(stem, scale_figure(scales[scales["rule"] == rule], note), title, caption)

@@ -1,4 +1,4 @@
-"""What `run.json` says about a run: found by name, wherever it stands."""
+"""The content of `run.json`, looked up by name at any depth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = (
 def read_configuration(run: Path) -> dict[str, Any]:
     """Read `run.json` of a run folder, without credentials in URLs; empty if there is none.
 
-    **Raises:** `InputError` if it is no JSON object.
+    **Raises:** `InputError` if it is not a JSON object.
     """
     path = run / "run.json"
     configuration = read_json(path) if path.exists() else {}
@@ -34,7 +34,7 @@ def read_configuration(run: Path) -> dict[str, Any]:
 
 
 def settings(run: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the path and the value of every setting that a reader looks for."""
+    """Yield the path and the value of every setting that matters to a reader."""
     for key, value in run.items():
         if key in _SHOWN:
             yield above + key, value if isinstance(value, str) else json.dumps(value)
@@ -45,7 +45,7 @@ def settings(run: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 def find(run: Mapping[str, Any], *path: str) -> Any:
     """Return the first value whose path ends with `path`, `None` if there is none.
 
-    Keys of a level come before those below them.
+    Keys of a level come before deeper ones.
     """
     here: Any = run
     for key in path:

@@ -1,4 +1,4 @@
-"""A run's tables, read and checked before a single number is averaged."""
+"""Reads and checks a run's tables before any number is averaged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from rmtllmf_jax.common.errors import InputError
 
 CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "rule", "protection"]
-"""The columns that name a cell; with `task` they name a row of the results."""
+"""The columns that identify a cell; with `task` they identify a row of the results."""
 
 DEFAULTS: dict[str, Any] = {"rule": "task_arithmetic", "axis": "", "level": np.nan}
-"""What tables of older sweeps, which lack these columns, were made with."""
+"""Values for tables of older sweeps, which lack these columns."""
 
 RESULTS: dict[str, type] = {
     "combination": str,
@@ -69,25 +69,25 @@ _LIMITS = {
     "uses": (0, _INFINITY),
     "cosine": (-1.001, 1.001),  # rounded in float32
 }
-"""Least and largest value that a column can have; all must be finite, but for `_MAY_BE_NAN`."""
+"""Least and largest value of a column; all must be finite, except in `_MAY_BE_NAN`."""
 _MAY_BE_NAN = ("kappa", "mse", "mse_mean", "uses")
 
 _NO_NAME = re.compile(r'[<>"$/\\]|\s\s|^\s|\s$')
 _NO_VALUE = re.compile(r'[<>"$]|\s\s|^\s|\s$')
-"""What no name holds, as it would mean something in a path or a page; a rule or a protection with
-its options may hold a pattern of paths."""
+"""Not allowed in names: it has a meaning in paths or pages. The options of a rule or a protection
+may hold patterns of paths."""
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read `results.parquet`: one row a cell (the columns `CELL`) and task.
+    """Read `results.parquet`: one row per cell (the columns `CELL`) and task.
 
-    Columns are those of `RESULTS` and `DEFAULTS`, which are filled in where a table lacks them;
+    Columns are those of `RESULTS` and `DEFAULTS`, the latter filled in where a table lacks them;
     accuracies are fractions. Other columns are kept.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, holds a row twice, a number that is not finite or outside of its range, a normalised
-    accuracy that is not accuracy over fine-tuned accuracy, a name with characters of a path or a
-    page, an axis without a level (or a level without an axis), or a cell without all of its tasks.
+    columns, holds a row twice, a number that is not finite or out of range, a normalised accuracy
+    that is not accuracy over fine-tuned accuracy, a name with forbidden characters, an axis without
+    a level (or a level without an axis), or a cell without all of its tasks.
     """
     results = completed(_read(path, RESULTS))
     _check_levels(path, results)
@@ -106,13 +106,13 @@ def read_results(path: Path) -> pd.DataFrame:
 
 
 def read_cosines(path: Path) -> pd.DataFrame:
-    """Read `cosines.parquet`: one row a (scenario, draw, seed, protection, task_a, task_b).
+    """Read `cosines.parquet`: one row per (scenario, draw, seed, protection, task_a, task_b).
 
     Columns are those of `COSINES`, and `DEFAULTS` filled in; `cosine` is between two received task
     vectors.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, holds a row twice or a cosine that is none.
+    columns, holds a row twice or an invalid cosine.
     """
     cosines = completed(_read(path, COSINES))
     keys = ["scenario", "axis", "level", "draw", "seed", "rule", "protection", "task_a", "task_b"]
@@ -121,13 +121,13 @@ def read_cosines(path: Path) -> pd.DataFrame:
 
 
 def read_scales(path: Path) -> pd.DataFrame:
-    """Read `scales.parquet`: the validation curve, one row a (combination, scale).
+    """Read `scales.parquet`: the validation curve, one row per (combination, scale).
 
     Columns are those of `SCALES`, `rule` and `method`, filled in where a table lacks them. Of a
     rule whose options were chosen too, only the method that is best for a size is kept.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, holds a row twice or an accuracy that is none.
+    columns, holds a row twice or an invalid accuracy.
     """
     scales = completed(_read(path, SCALES)).drop(columns=["axis", "level"])
     if "method" not in scales:
@@ -140,7 +140,7 @@ def read_scales(path: Path) -> pd.DataFrame:
 
 
 def completed(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with the columns `DEFAULTS`, those that it lacks filled in."""
+    """Return a table with the columns `DEFAULTS`, missing ones filled in."""
     return table.assign(**{name: value for name, value in DEFAULTS.items() if name not in table})
 
 
@@ -171,7 +171,7 @@ def _read(path: Path, columns: dict[str, type]) -> pd.DataFrame:
 
 
 def _unlike(column: pd.Series, kind: type) -> str:
-    """Say why a column cannot be of a type; nothing if it can."""
+    """Return why a column is not of a type; empty if it is."""
     if kind is str:
         for value in column.unique():
             if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The merging coefficient by the number of tasks, next to the public law."""
+"""The merging coefficient by number of tasks, next to the published fit."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rmtllmf_jax.report.looks import SEQUENCE, tidy
 from rmtllmf_jax.report.sheets import Sheet, percent
 
 LAW = "1.13 N^-0.655"
-"""The public law: best coefficients of a full sweep on CLIP ViT-B/16, fitted for N = 2 to 7."""
+"""The published fit: best coefficients of a full sweep on CLIP ViT-B/16, for N = 2 to 7."""
 
 
 def public_law(tasks: np.ndarray) -> np.ndarray:
-    """Return 1.13 N^-0.655, the public best merging coefficient for each number N of tasks."""
+    """Return 1.13 N^-0.655, the published best merging coefficient for each number N of tasks."""
     return 1.13 * np.asarray(tasks, float) ** -0.655
 
 
 def best_scales(scales: pd.DataFrame) -> pd.DataFrame:
     """Return the best coefficient of every size on the validation split.
 
-    `scales` is the table of `reading.read_scales` for one merge rule. One row a size: `size`,
-    `scale` (the least of the best ones), `mean` (normalised accuracy there, averaged over the
-    combinations, a fraction) and `edge` (whether it is the least or the largest that was tried, so
+    `scales` is the table of `reading.read_scales` for one merge method. One row per size: `size`,
+    `scale` (the smallest of the best ones), `mean` (normalised accuracy there, averaged over the
+    combinations, a fraction) and `edge` (whether it is the smallest or the largest one tried, so
     that the true best one may lie outside).
     """
     means = scales.groupby(["size", "scale"], as_index=False)["normalised_accuracy"].mean()
@@ -37,7 +37,7 @@ def best_scales(scales: pd.DataFrame) -> pd.DataFrame:
 
 
 def scale_sheet(results: pd.DataFrame, scales: pd.DataFrame | None) -> Sheet | None:
-    """Return the coefficients of one merge rule by size: used, best on validation, public law.
+    """Return one merge method's coefficients by size: used, best on validation, published fit.
 
     `None` if nothing was merged.
     """
@@ -63,7 +63,7 @@ def scale_sheet(results: pd.DataFrame, scales: pd.DataFrame | None) -> Sheet | N
     rows.append(
         [
             "merging coefficient",
-            f"public law {LAW}",
+            f"published fit {LAW}",
             *(f"{value:.2f}" for value in public_law(np.array(sizes))),
         ]
     )
@@ -72,14 +72,14 @@ def scale_sheet(results: pd.DataFrame, scales: pd.DataFrame | None) -> Sheet | N
 
 
 def scale_figure(scales: pd.DataFrame, note: str = "") -> Figure:
-    """Draw the validation curves by number of tasks, and their best coefficients beside the law.
+    """Draw the validation curves by number of tasks, and their best coefficients beside the fit.
 
-    `scales` is the table of `reading.read_scales` for one merge rule. Left: normalised accuracy
+    `scales` is the table of `reading.read_scales` for one merge method. Left: normalised accuracy
     (%) of the noiseless merge on validation samples against the coefficient, mean over the
     combinations of a size. Right: the best coefficient of every size (a triangle points outwards
-    where it is at the edge of what was tried) and 1.13 N^-0.655. `note` goes into the title.
+    if it is at the edge of the range tried) and 1.13 N^-0.655. `note` is added to the title.
 
-    **Raises:** `InputError` for several merge rules.
+    **Raises:** `InputError` for several merge methods.
     """
     if scales["rule"].nunique() > 1:
         raise InputError("scales: several merge rules, expected one.")
@@ -113,7 +113,7 @@ def scale_figure(scales: pd.DataFrame, note: str = "") -> Figure:
             right.plot(x[chosen], y[chosen], marker, color="#0072B2", label=label)
     fine = np.linspace(x.min(), x.max(), 50)
     right.plot(
-        fine, public_law(fine), "--", color="0.3", label=f"Public law ${LAW[:6]}^{{-0.655}}$"
+        fine, public_law(fine), "--", color="0.3", label=f"Published fit ${LAW[:6]}^{{-0.655}}$"
     )
     right.set_ylim(bottom=0)
     right.set_xticks(sizes)

@@ -1,4 +1,4 @@
-"""The tables as a reader sees them: percentages in strings, for the terminal and for markdown."""
+"""The tables as printed: percentages as strings, for the terminal and for markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAIN = ("none", "r-mtllmf", "control")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled table of strings; the first columns are names or words, the others numbers."""
+    """A titled table of strings; the first columns hold names or words, the others numbers."""
 
     title: str
     header: list[str]
@@ -29,10 +29,10 @@ class Sheet:
 
 
 def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
-    """Return every table of a report; averages are given without weak tasks too.
+    """Return every table of a report; averages are also given without weak tasks.
 
-    Each merge rule has tables of its own, and so has an axis, whose columns are its levels.
-    `spread` adds standard deviations to the tables by number of tasks and by level.
+    Each merge method has its own tables, and so has an axis, whose columns are its levels. `spread`
+    adds standard deviations to the tables by number of tasks and by level.
     """
     sheets = []
     for part in parts(results):
@@ -77,7 +77,7 @@ def summary_sheet(results: pd.DataFrame) -> Sheet:
 
 
 def size_sheet(results: pd.DataFrame, *, spread: bool) -> Sheet:
-    """Return the means of `tables.by_size` for none, R-MTLLMF and control, one column a size.
+    """Return the means of `tables.by_size` for none, R-MTLLMF and control, one column per size.
 
     `spread` adds the standard deviation over the cells.
     """
@@ -95,7 +95,7 @@ def size_sheet(results: pd.DataFrame, *, spread: bool) -> Sheet:
 
 
 def level_sheet(results: pd.DataFrame, axis: str, *, spread: bool) -> Sheet:
-    """Return the means over combinations, draws and seeds of one rule, one column a level.
+    """Return the means over combinations, draws and seeds of one rule, one column per level.
 
     The levels are those of `axis`; the control has none, and its mean stands in every column.
     `spread` adds the standard deviation over the cells.
@@ -115,7 +115,7 @@ def level_sheet(results: pd.DataFrame, axis: str, *, spread: bool) -> Sheet:
 
 
 def task_sheet(results: pd.DataFrame) -> Sheet:
-    """Return each task's mean accuracy, one column a task; base and fine-tuned models first."""
+    """Return each task's mean accuracy, one column per task; base and fine-tuned models first."""
     table = per_task(results)
     tasks = sorted(table["task"].unique())
     alone = results.groupby("task")[["base_accuracy", "finetuned_accuracy"]].mean()
@@ -140,7 +140,7 @@ def _mean(row: dict[str, Any], spread: bool) -> str:
 
 
 def _names(row: pd.Series | dict[str, Any]) -> list[str]:
-    """Name a row as the options do; what never met the uplink has no scenario."""
+    """Name a row as the options do; rows without an uplink have no scenario."""
     protection = row["protection"]
     return ["-" if protection == "control" else row["scenario"], protection]
 

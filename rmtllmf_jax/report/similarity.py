@@ -1,4 +1,4 @@
-"""How alike task vectors are: the matrix of their cosines, and the cosines layer by layer."""
+"""Similarity of task vectors: the matrix of their cosines, and the cosines layer by layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def similarity_figure(
 ) -> Figure:
     """Draw the cosines of task vectors (`fusion.exact_cosines`) beside those of their layers.
 
-    The right panel has one mark a layer (`fusion.layer_cosines`): the mean over pairs of tasks, and
-    from the smallest to the largest of them; none where a layer is zero in all pairs.
+    The right panel has one mark per layer (`fusion.layer_cosines`): the mean over pairs of tasks
+    and their range; none where a layer is zero in all pairs.
 
-    **Raises:** `InputError` if there are less than two tasks.
+    **Raises:** `InputError` if there are fewer than two tasks.
     """
     if len(tasks) < 2:
         raise InputError(f"cosines need two task vectors or more, got {list(tasks)}.")

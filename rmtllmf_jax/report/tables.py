@@ -1,7 +1,7 @@
-"""The results averaged: over a cell's tasks first, then over cells.
+"""Averages of the results: over a cell's tasks first, then over cells.
 
-Every accuracy is a fraction. Rows stand in the order of `order.py`, whatever the order of the file.
-Nothing is averaged over merge rules or over the levels of an axis.
+Every accuracy is a fraction. Rows are in the order of `order.py`, whatever the order of the file.
+Nothing is averaged over merge methods or over the levels of an axis.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = [
 ]
 
 SETTING = ["rule", "axis", "level"]
-"""The columns that are never averaged over."""
+"""Columns that are never averaged over."""
 
 
 def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell: the average normalised accuracy over its tasks.
+    """Return one row per cell: the average normalised accuracy over its tasks.
 
     Columns: those of `reading.CELL`, `size`, `score` (the average normalised accuracy), `mse` (mean
     over the users) and `control` (the score of the control with the same combination and seed,
-    which has no merge rule and no uplink; NaN where there is none).
+    which has no merge method and no uplink; NaN if there is none).
     """
     cells = completed(results).groupby(CELL, as_index=False, dropna=False)
     cells = cells.agg(
@@ -46,7 +46,7 @@ def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a (rule, axis, level, scenario, protection).
+    """Return one row per (rule, axis, level, scenario, protection).
 
     Columns: these five, `mean` and `std` (sample standard deviation, NaN for one cell) of the
     average normalised accuracy over combinations, draws and seeds, `cells` (their number),
@@ -66,7 +66,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(results: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return how the average normalised accuracy is spread over the cells of each group.
+    """Return the spread of the average normalised accuracy over the cells of each group.
 
     Columns: rule, axis, level and `by`, then `mean`, `std` (sample standard deviation, NaN for one
     cell), `min`, `max` and `count` (number of cells).
@@ -84,8 +84,8 @@ def by_size(results: pd.DataFrame) -> pd.DataFrame:
 def base_by_size(results: pd.DataFrame) -> pd.Series:
     """Return the base model's own average normalised accuracy, by the number of tasks.
 
-    That of the pretrained model under the tasks' frozen heads: no fusing, no uplink. Mean over a
-    combination's tasks, then over the combinations.
+    It is that of the pretrained model under the tasks' frozen heads: no fusion, no uplink. Mean
+    over a combination's tasks, then over the combinations.
     """
     own = results["base_accuracy"] / results["finetuned_accuracy"]
     keys = ["size", "combination"]

@@ -17,8 +17,8 @@ from rmtllmf_jax.report.verdict import verdict
 def print_summary(results: pd.DataFrame, console: Console | None = None) -> None:
     """Print the summary, the means by number of tasks, the accuracy of each task and the verdict.
 
-    `console` is standard output unless given. Numbers are percentages. A table too wide for the
-    console goes on in a second one, so that no number is cut.
+    `console` is standard output by default. Numbers are percentages. A table too wide for the
+    console continues in a second one, so that no number is cut.
     """
     console = console or Console()
     for sheet in all_sheets(results, spread=False):
@@ -28,15 +28,15 @@ def print_summary(results: pd.DataFrame, console: Console | None = None) -> None
 
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
-    """Print one table, in as many blocks of columns as the console's width asks for."""
+    """Print one table, in as many blocks of columns as the console's width requires."""
     for table in _tables(sheet, console.width, is_plain(console)):
         console.print(table)
         if is_plain(console):
-            console.print()  # as much room as the lines of a terminal's table make
+            console.print()  # the space that the rules of a terminal's table take
 
 
 def print_texts(sheet: Sheet, console: Console) -> None:
-    """Print a table whose cells are texts: the last column is wrapped at a terminal's width.
+    """Print a table of texts: the last column is wrapped at a terminal's width.
 
     In a file or a pipe every row is one line, so that paths stay whole.
     """
@@ -58,7 +58,7 @@ def print_texts(sheet: Sheet, console: Console) -> None:
 
 
 def is_plain(console: Console) -> bool:
-    """Return if lines and colours would be in the way: in a file, a pipe, or with NO_COLOR."""
+    """Return whether to omit lines and colours: in a file, a pipe, or with NO_COLOR."""
     return not console.is_terminal or console.no_color
 
 

@@ -1,4 +1,4 @@
-"""Whether the protection helps, said in numbers and then in a sentence."""
+"""Whether the protection helps, in numbers and then in a sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rmtllmf_jax.report.tables import SETTING, cell_scores
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 
 _VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be told from", "is worse than"
-_TIE = 1e-9  # below it two means differ by rounding only
+_TIE = 1e-9  # smaller differences of means are rounding
 _PAIR = [*SETTING, "combination", "scenario", "draw", "seed"]
 _RIVALS = {
     "none": ("unprotected", ""),
@@ -26,19 +26,19 @@ _RIVALS = {
         " The fused task vectors bring no measurable gain over the same shots without them.",
     ),
 }
-"""What R-MTLLMF is compared with: its name, and what follows where it is not beaten."""
+"""What R-MTLLMF is compared with, and what follows if R-MTLLMF does not beat it."""
 
 
 def comparisons(results: pd.DataFrame) -> pd.DataFrame:
     """Compare R-MTLLMF with no protection, realignment alone and the control, pair by pair.
 
     A pair shares combination, draw and seed (with the control, which has no uplink: combination and
-    seed); cells without a partner are left out. One row a (rule, axis, level, scenario, `against`),
-    for each scenario that has R-MTLLMF cells. Columns: these five (`against`: `none`, `control` and
-    `realign`, if the results have it), `protected` and `other` (mean average normalised accuracy
-    over the pairs), `difference`, its standard `error` (NaN for fewer than two pairs; pairs that
-    share tasks are not independent, so it is a lower bound), `better` (number of pairs in which
-    R-MTLLMF is better) and `pairs`. Without a pair the means are NaN.
+    seed); cells without a partner are left out. One row per (rule, axis, level, scenario,
+    `against`), for each scenario that has R-MTLLMF cells. Columns: these five (`against`: `none`,
+    `control` and `realign`, if the results have it), `protected` and `other` (mean average
+    normalised accuracy over the pairs), `difference`, its standard `error` (NaN for fewer than two
+    pairs; pairs that share tasks are not independent, so it is a lower bound), `better` (number of
+    pairs in which R-MTLLMF is better) and `pairs`. Without a pair the means are NaN.
     """
     cells = cell_scores(results)
     protected = cells[cells["protection"] == "r-mtllmf"]
@@ -69,7 +69,7 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(results: pd.DataFrame) -> list[str]:
-    """Return `sentences`; with weak tasks, also what they are and the sentences without them."""
+    """Return `sentences`; with weak tasks, also their names and the sentences without them."""
     note, informative = caveat(results), without_weak_tasks(results)
     if note is None or informative.empty:
         return sentences(results) + ([note] if note else [])
@@ -78,9 +78,9 @@ def verdict(results: pd.DataFrame) -> list[str]:
 
 
 def sentences(results: pd.DataFrame) -> list[str]:
-    """Return what `comparisons` shows, or one sentence that says there is nothing to compare.
+    """Return `comparisons` in words, or one sentence that says there is nothing to compare.
 
-    One sentence a row; along an axis, one for all levels. With several rules each says which.
+    One sentence per row; along an axis, one for all levels. With several rules each names its own.
     """
     table = comparisons(results)
     if table.empty:
@@ -136,9 +136,9 @@ def _names(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _verb(row: dict[str, Any]) -> tuple[str, float]:
-    """Return who wins, and twice the standard error that a winner has to exceed.
+    """Return which wins, and twice the standard error, which a winner has to exceed.
 
-    Of one pair that is not known, and nobody wins.
+    For a single pair that is unknown, and neither wins.
     """
     spread = 2 * row["error"]
     if math.isnan(spread) or abs(row["difference"]) <= max(spread, _TIE):

@@ -1,4 +1,4 @@
-"""Tasks that fine-tuning did not teach: dividing by their accuracy says nothing about merging."""
+"""Tasks that fine-tuning failed to teach: normalising by them says nothing about merging."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def weak_tasks(results: pd.DataFrame) -> list[str]:
 
 
 def without_weak_tasks(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the other tasks; a cell's average is then over those."""
+    """Return the rows of the other tasks; a cell's average is then over these."""
     return results[~results["task"].isin(weak_tasks(results))]
 
 
 def caveat(results: pd.DataFrame) -> str | None:
-    """Return a sentence that names the weak tasks and their accuracies, `None` if there is none."""
+    """Return a sentence that names the weak tasks and their accuracies, `None` without any."""
     weak = weak_tasks(results)
     if not weak:
         return None

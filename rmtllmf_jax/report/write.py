@@ -26,15 +26,15 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     """Write a report, into `<run>/report/` by default, from the tables of a run and `run.json`.
 
     Returns the files written: `index.html` (one page that needs no other file), the figures as PNG,
-    SVG and PDF, `summary.md` and `summary.csv`. The figures: `figure_2` (one a merge rule, if there
-    are several; `_informative`: without the tasks that fine-tuning did not teach, if there are
-    such), `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate),
-    `figure_5` (the halves of R-MTLLMF, where it has both) and `scale_law`. One that the tables
-    cannot give is skipped, its older files are removed, and the pages say why. Same tables, same
-    bytes.
+    SVG and PDF, `summary.md` and `summary.csv`. The figures: `figure_2` (one per merge method, if
+    there are several; `_informative`: without the tasks that fine-tuning failed to teach, if any),
+    `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate),
+    `figure_5` (the halves of R-MTLLMF, where it has both) and `scale_law`. A figure that the tables
+    do not allow is skipped, its older files are removed, and the pages say why. The same tables
+    give the same bytes.
 
     **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet`,
-    `scales.parquet` and `run.json` may be) or cannot be used.
+    `scales.parquet` and `run.json` are optional) or cannot be used.
     """
     results = read_results(run / "results.parquet")
     there = {name: run / f"{name}.parquet" for name in ("cosines", "scales")}
@@ -45,7 +45,7 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     name = run.resolve().name
     said = verdict(results)
     if so_far := find(configuration, "so_far"):
-        said.insert(0, f"The sweep is not at its end: all below is of {so_far}.")
+        said.insert(0, f"The sweep is not finished: everything below covers {so_far}.")
     drawn, skipped = plates(results, cosines, scales, find(configuration, "shots"))
     sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
     paper = paper_sheet(results, cosines, configuration)

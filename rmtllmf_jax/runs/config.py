@@ -1,4 +1,4 @@
-"""What all users of a run folder share, what each of them has, and the manifest of both."""
+"""What the users of a run folder share, what each of them has, and the manifest of both."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ HEADS = ("lda", "zero-shot")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What all users share, and what the artefacts' names are hashed from."""
+    """The settings that all users share; artefact names are hashes of them."""
 
     model: str
     """Directory or hub id of the pretrained model."""
     model_hash: str
-    """SHA-256 of its weights."""
+    """SHA-256 of the model's weights."""
     data: str | None
-    """Folder of the data, if it is in one."""
+    """Folder of the data, if there is one."""
     image_size: int
     validation_fraction: float
     seed: int
@@ -53,20 +53,20 @@ class RunConfig:
     prompts: str = "ensemble"
     """Prompts of zero-shot heads, one of `data.prompts.PROMPTS`."""
     fit: Fit = "crop"
-    """How images become squares."""
+    """How images are made square."""
     normalise: bool = True
     """Whether images are normalised with the model's own mean and standard deviation."""
     dtype: str = "float32"
-    """What the image tower computes in, one of `models.shapes.DTYPES`."""
+    """Compute type of the image tower, one of `models.shapes.DTYPES`."""
     resample: Resample = "bicubic"
-    """Filter by which images are resized."""
+    """Resampling filter for images."""
     tower: str = ""
-    """`Backbone.fingerprint`: what else the features depend on; empty in runs from before it."""
+    """`Backbone.fingerprint`: what else features depend on; empty in runs that predate it."""
 
     def key(self) -> dict[str, Any]:
-        """Return what the numbers depend on: contents, not places.
+        """Return what the numbers depend on: contents, not locations.
 
-        Options at their defaults are left out if there were artefacts before there was the option.
+        Options younger than existing artefacts are left out at their defaults.
         """
         values = asdict(self)
         del values["model"], values["data"], values["source"]
@@ -113,7 +113,7 @@ class RunConfig:
     def require_same_weights(self) -> None:
         """Check that the model's weights are those that the users were fine-tuned from.
 
-        **Raises:** `InputError` if they are others.
+        **Raises:** `InputError` if they are not.
         """
         directory = local_directory(self.model)
         if weights_hash(directory) != self.model_hash:
@@ -123,14 +123,14 @@ class RunConfig:
             )
 
     def require_same_tower(self, backbone: Backbone) -> None:
-        """Check that configuration and image processor are what the users were fine-tuned with.
+        """Check that configuration and image processor are those that the users were trained with.
 
-        **Raises:** `InputError` if they say something else.
+        **Raises:** `InputError` if they are not.
         """
         directory = local_directory(self.model)
         if self.tower:
             same = self.tower == backbone.fingerprint
-        else:  # a run from before there was a hash of it
+        else:  # a run that predates its hash
             before = _statistics_before(directory)
             same = not self.normalise or before == (backbone.mean, backbone.std)
         if not same:
@@ -143,9 +143,9 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class UserRecord:
-    """One task's artefacts, relative to the run folder, and what they reached on validation.
+    """One task's artefacts, relative to the run folder, and their validation accuracies.
 
-    The checksums are SHA-256 of the two files, empty in runs from before there were any.
+    The checksums are SHA-256 of the two files, empty in runs that predate them.
     """
 
     head: str
@@ -158,7 +158,7 @@ class UserRecord:
     finetuned_sha256: str = ""
 
     def hashes(self, run: Path) -> dict[str, str]:
-        """Return the checksums of head and fine-tuned model, of the files where none are kept."""
+        """Return the checksums of head and fine-tuned model, computed where none are stored."""
         return {
             "head": self.head_sha256 or file_hash(run / self.head),
             "finetuned": self.finetuned_sha256 or file_hash(run / self.finetuned),
@@ -166,9 +166,9 @@ class UserRecord:
 
 
 def load_manifest(run: Path) -> tuple[RunConfig, dict[str, UserRecord]]:
-    """Return what `train_users` finished in a run folder.
+    """Return the configuration and users that `train_users` finished in a run folder.
 
-    **Raises:** `InputError` if there is nothing, or the manifest cannot be used.
+    **Raises:** `InputError` if there are none, or the manifest cannot be used.
     """
     path = run / MANIFEST
     if not path.exists():
@@ -182,7 +182,7 @@ def load_manifest(run: Path) -> tuple[RunConfig, dict[str, UserRecord]]:
 
 
 def write_manifest(run: Path, setting: RunConfig, new: dict[str, UserRecord]) -> None:
-    """Add records to the manifest; another setting starts a new one."""
+    """Add records to the manifest; a different setting starts a new one."""
     users: dict[str, UserRecord] = {}
     if (run / MANIFEST).exists():
         before, known = load_manifest(run)
@@ -209,9 +209,9 @@ def configure(
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> RunConfig:
-    """Return the configuration of a new run; what is not given is as the model itself says.
+    """Return the configuration of a new run; options not given take the model's own values.
 
-    **Raises:** `InputError` for an option that cannot be used, or a model that is not there.
+    **Raises:** `InputError` for an invalid option or a missing model.
     """
     for option, value, known in (("source", source, SOURCES), ("prompts", prompts, PROMPTS)):
         require_known(f"--{option}", value, known)
@@ -228,7 +228,7 @@ def configure(
     tower = describe_backbone(directory, config, image_size, normalised=normalise)
     here = Path(model).expanduser()
     return RunConfig(
-        # Places as they are from every folder.
+        # Absolute paths: valid from every folder.
         model=str(here.absolute()) if here.is_dir() else model,
         model_hash=weights_hash(directory),
         data=None if data is None else str(data.expanduser().absolute()),
@@ -247,7 +247,7 @@ def configure(
 
 
 def compute_dtype(name: str) -> str:
-    """Return what the image tower computes in on the devices found.
+    """Return the compute type of the image tower on the devices found.
 
     **Raises:** `InputError` for an unknown name.
     """
@@ -259,7 +259,7 @@ def compute_dtype(name: str) -> str:
 
 
 def _statistics_before(directory: Path) -> tuple[tuple[float, ...], ...]:
-    """Return the mean and std that were read before rescaling and the other file counted."""
+    """Return mean and std as older versions read them: no rescaling, one file only."""
     default = default_processor(read_config(directory / "config.json").kind)
     path = directory / PLAIN
     said = read_json(path) if path.exists() else {}

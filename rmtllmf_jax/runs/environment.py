@@ -1,4 +1,4 @@
-"""What a run was made with, and where its compiled programs are kept."""
+"""The environment of a run (versions, devices, commit), and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ EXTRAS = {
     "cuda13": ("jax-cuda13-plugin",),
     "tpu": ("libtpu",),
 }
-"""What the package can do without, by the extra that installs it: `pip install
+"""Optional packages, by the extra that installs them: `pip install
 rmtllmf-jax[hub]`."""
 
 
 def default_cache() -> Path:
-    """Return the user's cache folder for this program; it begins with `~` if there is no home."""
+    """Return this program's cache folder; it begins with `~` if the user has no home folder."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "rmtllmf"
 
 
 def use_compilation_cache(cache_dir: Path) -> None:
-    """Keep compiled programs on disk, so that the next run starts at once.
+    """Keep compiled programs on disk, so that the next run does not compile them again.
 
-    **Raises:** `InputError` if the folder is that of a user without a home.
+    **Raises:** `InputError` if the folder is below the home of a user who has none.
     """
     if cache_dir.parts[:1] == ("~",):
         raise InputError(
@@ -53,13 +53,13 @@ def use_compilation_cache(cache_dir: Path) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of what the package is built on, by package."""
+    """Return the versions of Python and of the main dependencies, by package."""
     packages = {package: _version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), **packages}
 
 
 def extras() -> dict[str, dict[str, str | None]]:
-    """Return the versions of the packages of every extra; `None` is not installed."""
+    """Return the versions of the packages of every extra; `None` means not installed."""
     return {
         extra: {package: _version(package) for package in packages}
         for extra, packages in EXTRAS.items()
@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
 
 
 def settings() -> dict[str, Any]:
-    """Return what JAX runs with in this process."""
+    """Return JAX's settings in this process."""
     import jax
 
     config = jax.config.values
@@ -91,9 +91,9 @@ def settings() -> dict[str, Any]:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Return the devices of all processes; `memory` in bytes, `None` where it is not told.
+    """Return the devices of all processes; `memory` in bytes, `None` where it is unknown.
 
-    On a GPU it is what JAX may take, on a CPU what the machine has.
+    On a GPU it is the memory that JAX may take, on a CPU that of the machine.
     """
     import jax
 
@@ -109,13 +109,13 @@ def devices() -> list[dict[str, Any]]:
 
 
 def memory_of(device: Any) -> int | None:
-    """Return the bytes that programs on a device may take, `None` where it is not told."""
+    """Return the bytes that programs on a device may take, `None` where that is unknown."""
     import jax
 
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.process_index != jax.process_index():
-        return None  # a device tells its own process alone
+        return None  # only a device's own process can ask it
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
@@ -137,13 +137,13 @@ def provenance() -> dict[str, Any]:
 
 
 def _program() -> str:
-    """Return what a reader types to start this process: the command, or a script of his own."""
+    """Return how this process was started, as typed: the command, or the user's own script."""
     script = Path(sys.argv[0])
     return f"python {script}" if script.suffix == ".py" and script.stem != "__main__" else "rmtllmf"
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, `None` outside of one."""
+    """Return the commit of the checkout that the package runs from, `None` without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

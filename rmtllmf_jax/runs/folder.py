@@ -1,4 +1,4 @@
-"""The run folder: one process works in it at a time, and tables of each sweep stay in it."""
+"""The run folder: used by one process at a time; it keeps the tables of every sweep."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, file_hash, lock, read_json
 
 UNDER_WAY = "sweeping.json"
-"""What `run.json` will be, from a sweep's start to its end."""
+"""The future `run.json`, from a sweep's start to its end."""
 EARLIER = "earlier"
 """Folder of the tables and reports of other configurations, each in a folder of its own."""
 RUN = "run.json"
-"""How the tables of a folder came about."""
+"""The provenance of a folder's tables."""
 _RESULTS = "results.parquet"
 _TABLES = (_RESULTS, "cosines.parquet", "scales.parquet", "report", RUN)
 _LOCK = ".lock"
@@ -25,12 +25,12 @@ _LOCK = ".lock"
 
 @contextmanager
 def working_in(out: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out of it until the body ends.
+    """Create the folder and keep other processes out of it until the body ends.
 
-    The kernel drops the lock when its holder dies, kill -9 included. What was made here and stayed
-    empty, as for a command that is refused, is removed at the end.
+    The kernel drops the lock when its holder dies, kill -9 included. Folders created here that
+    stayed empty, as for a command that is refused, are removed at the end.
 
-    **Raises:** `InputError` if the folder cannot be made, or another process works in it.
+    **Raises:** `InputError` if the folder cannot be created, or another process works in it.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     made += [] if (out / _LOCK).exists() else [out / _LOCK]
@@ -54,7 +54,7 @@ def working_in(out: Path) -> Iterator[None]:
 
 
 def _remove_if_empty(out: Path, made: list[Path]) -> None:
-    """Remove what a process made for itself, if nothing came to lie in it."""
+    """Remove the folders that a process created, if nothing was written to them."""
     with suppress(OSError):  # the folder is gone or not empty
         if [path.name for path in out.iterdir()] == [_LOCK]:
             for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
@@ -62,11 +62,11 @@ def _remove_if_empty(out: Path, made: list[Path]) -> None:
 
 
 def set_aside(out: Path, configuration: Mapping[str, Any]) -> Path | None:
-    """Make room for the tables of a sweep, and return where those of another one are now.
+    """Move the tables of another configuration away, and return where they are now.
 
     A configuration is the store's (inputs and settings) and the grid. Tables and report of another
-    one go to a folder of `EARLIER`, from where those of this one come back. `None` if there were
-    none, or they are of this one.
+    one move to a folder of `EARLIER`; earlier ones of this configuration move back. `None` if there
+    were no tables, or they belong to this configuration.
     """
     name, before = _name_of(configuration), None
     if (
@@ -83,7 +83,7 @@ def set_aside(out: Path, configuration: Mapping[str, Any]) -> Path | None:
 
 def _move(here: Path, there: Path) -> None:
     there.mkdir(parents=True, exist_ok=True)
-    for name in _TABLES:  # what says whose they are last, so that a kill leaves a move to go on
+    for name in _TABLES:  # the provenance last, so that a killed move can resume
         if (here / name).exists():
             if (here / name).is_dir():
                 shutil.rmtree(there / name, ignore_errors=True)
@@ -93,7 +93,7 @@ def _move(here: Path, there: Path) -> None:
 def _name_there(out: Path) -> str:
     try:
         return _name_of(read_json(out / RUN))
-    except (InputError, KeyError, TypeError):  # of another program
+    except (InputError, KeyError, TypeError):  # written by another program
         return file_hash(out / _RESULTS)[:16]
 
 

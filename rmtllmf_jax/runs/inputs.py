@@ -1,4 +1,4 @@
-"""What a sweep or an objective starts from: base model, task vectors, heads and samples."""
+"""The inputs of a sweep or an objective: base model, task vectors, heads and samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SweepInputs:
     heads: Head
     data: tuple[TaskData, ...]
     fingerprint: dict[str, object]
-    """Contents that the results depend on."""
+    """Hashes of the contents that the results depend on."""
 
     def finetuned(self, user: int) -> PyTree:
         """Return one user's fine-tuned parameters."""

@@ -1,4 +1,4 @@
-"""A run folder as an object: its users, and what they are read into, each at its first use."""
+"""A run folder as an object: its users, with models and images loaded at first use."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from rmtllmf_jax.runs.users import load_user
 
 @dataclass(frozen=True)
 class Run:
-    """What `open_run` found; models and images are read when they are first asked for.
+    """What `open_run` found; models and images are loaded at first use.
 
-    All of it raises `InputError`: if model or images are not where they were, if the model is
-    another than the run was made with, and for a missing or damaged file, which is named.
+    Every attribute raises `InputError` if model or images have moved, if the model is not the one
+    that the run was made with, or if a file is missing or damaged (the message names it).
     """
 
     path: Path
     config: RunConfig
-    """What all users share; model and data where they are now."""
+    """The settings that all users share, with the current locations of model and data."""
     users: Mapping[str, UserRecord]
-    """By task, sorted: user q of every channel draw sends the q-th."""
+    """The users by task, sorted: user q of every channel draw sends the q-th."""
     cache_dir: Path
     """Folder of decoded images."""
     remat: bool = False
-    """Compute activations again in the backward pass."""
+    """Recompute activations in the backward pass."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,12 +86,12 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any] | None:
-        """What `run.json` says of the folder's tables, `None` before the first sweep."""
+        """The content of `run.json`, `None` before the first sweep."""
         path = self.path / RUN
         return read_json(path) if path.exists() else None
 
     def summary(self) -> dict[str, Any]:
-        """Return how the users came about, for the provenance of what is made of them."""
+        """Return how the users were made, for the provenance of results."""
         return {"setting": asdict(self.config), "recipe": self.users[self.names[0]].recipe}
 
     def finetuned(self, task: str) -> PyTree:
@@ -99,8 +99,8 @@ class Run:
         return self._models[self.names.index(task)][0]
 
     def inputs(self) -> SweepInputs:
-        """Return all of it as a sweep or an objective takes it."""
-        self._require_images()  # the cheap refusals first
+        """Return everything in the form that sweeps and objectives take."""
+        self._require_images()  # cheap checks first
         _, tasks = self._tower, self.tasks
         users = {
             task.name: {
@@ -160,10 +160,10 @@ def open_run(
 
     **Arguments:**
 
-    - `tasks`: names; none is all that were fine-tuned.
-    - `model`, `data`: where these are now, if they were moved.
-    - `dtype`: what the image tower computes in, in place of what it was fine-tuned in.
-    - `cache_dir`: folder of decoded images; the user's cache folder unless given.
+    - `tasks`: names; none means all that were fine-tuned.
+    - `model`, `data`: their current locations, if they were moved.
+    - `dtype`: compute type of the image tower, in place of that of the fine-tuning.
+    - `cache_dir`: folder of decoded images; by default the user's cache folder.
 
     **Raises:** `InputError` if the folder has no users, or a task is unknown or named twice.
     """

@@ -1,4 +1,4 @@
-"""The users' side: one frozen head and one fine-tuned model a task, kept in a run folder."""
+"""The users' side: one frozen head and one fine-tuned model per task, kept in a run folder."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def train_users(
     run: Path,
     report: Callable[[str, UserRecord], None] = lambda task, record: None,
 ) -> dict[str, UserRecord]:
-    """Build a head and get a fine-tuned model for each task; what is finished already is kept.
+    """Build a head and get a fine-tuned model for each task; finished ones are kept.
 
-    Artefacts carry a hash of everything that they depend on, so that a changed option makes new
-    ones; `run/finetuned.json` names those in use. `report` is called after each task.
+    Artefacts carry a hash of everything they depend on, so a changed option makes new ones;
+    `run/finetuned.json` names those in use. `report` is called after each task.
 
     **Raises:** `InputError` from training or importing, or that names a damaged artefact.
     """
@@ -81,7 +81,7 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
     """Return a user's fine-tuned parameters and frozen head.
 
     **Raises:** `InputError` that names a missing or damaged file: one that cannot be read, holds
-    values that are not finite, or is not what its checksum says.
+    values that are not finite, or does not match its checksum.
     """
     head = load_user_head(run / record.head, width, record.classes)
     params = load_tree(run / record.finetuned, base)
@@ -108,7 +108,7 @@ def _train_user(
     run: Path,
 ) -> UserRecord:
     made_from = models.key(task.name)
-    # A closed-form head's name covers the images that it was made from; a zero-shot head has none.
+    # A closed-form head's name covers its training images; a zero-shot head has none.
     data = {} if config.head == "lda" else {"data": task.train.split.fingerprint}
     key = content_hash({"head": head_path.name, **data, **made_from, **config.key()})
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
@@ -121,14 +121,14 @@ def _train_user(
                 f"{summary}: not a record of this version ({error}); delete it, and `rmtllmf "
                 "finetune` makes it again."
             ) from error
-        if record.head_sha256 == file_hash(head_path):  # else the head was lost, and made again
+        if record.head_sha256 == file_hash(head_path):  # else the head was lost and rebuilt
             load_user(run, record, base, backbone.width)  # damage is named here, not in a sweep
             return record
     checkpoints = run / "training" / f"{task.name}-{key}"
     _note_another(run, task.name)
     params = models.params(task, head, checkpoints)
     require_finite(params, f"{task.name}: the fine-tuned model")
-    # One entry alone: safetensors writes several in a random order, and the file's hash counts.
+    # A single entry: safetensors writes several in random order, which would change the hash.
     save_tree(path, params, {"user": path.stem})
     record = UserRecord(
         head=str(head_path.relative_to(run)),
@@ -146,7 +146,7 @@ def _train_user(
 
 
 def _note_another(run: Path, task: str) -> None:
-    """Say that a task is fine-tuned anew although the folder has a model of it."""
+    """Report that a task is fine-tuned again although the folder has a model of it."""
     before = load_manifest(run)[1].get(task) if (run / MANIFEST).exists() else None
     if before is not None and (run / before.finetuned).exists():
         note(

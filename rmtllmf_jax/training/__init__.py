@@ -1,4 +1,4 @@
-"""Fine-tuning one model a task, and realigning a merged model on a few samples a class."""
+"""Fine-tuning one model per task, and realigning a merged model on a few shots per class."""
 
 import lazy_loader
 

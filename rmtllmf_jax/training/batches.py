@@ -11,7 +11,7 @@ def epoch_batch(
 ) -> Int[np.ndarray, " batch_size"]:
     """Return the indices of one step's batch out of `count` samples.
 
-    Every epoch is a fresh permutation keyed by the seed and the epoch; batches run on across the
+    Every epoch is a fresh permutation keyed by the seed and the epoch; batches continue across the
     end of an epoch, so that all have the same size.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -28,8 +28,8 @@ def balanced_batches(
 ) -> Int[np.ndarray, "steps batch_size"]:
     """Return batches in which the groups (the tasks of a combination) take turns sample by sample.
 
-    A task of 196 classes thus weighs no more than one of ten. Within a group the samples come in
-    shuffled epochs.
+    A task with 196 classes thus weighs no more than one with ten. Within a group the samples come
+    in shuffled epochs.
     """
     turns = np.arange(steps * batch_size) % len(groups)
     batches = np.empty(steps * batch_size, dtype=np.int64)

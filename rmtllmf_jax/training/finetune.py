@@ -31,8 +31,8 @@ def train_step(
 ) -> tuple[PyTree, Float[Array, ""]]:
     """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
 
-    `state` is that of `loop.first_state`; `head` may be padded, which lets all tasks
-    share one compiled step.
+    `state` is that of `loop.first_state`; `head` may be padded, so that all tasks share one
+    compiled step.
     """
 
     def loss(params: PyTree) -> Float[Array, ""]:
@@ -60,11 +60,11 @@ def finetune(
     **Arguments:**
 
     - `base`: the pretrained parameters; `head`: frozen, possibly padded.
-    - `images`, `labels`: the training split; the images may be a memory map, and of another size
-      than the backbone's: they are resized on the device.
-    - `seed`: of the order of the samples.
-    - `checkpoints`: folder of orbax steps; the newest is gone on from, so that a run that was
-      killed ends at the same parameters as one that was not.
+    - `images`, `labels`: the training split; the images may be a memory map; those of another size
+      than the backbone's are resized on the device.
+    - `seed`: seed of the sample order.
+    - `checkpoints`: folder of orbax steps; training resumes from the newest, so that a killed run
+      ends at the same parameters as one that was not interrupted.
     - `every`: steps between checkpoints.
 
     **Raises:** `InputError` if the loss stops being finite.

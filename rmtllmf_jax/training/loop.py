@@ -1,4 +1,4 @@
-"""Optimiser steps, and runs of them that survive a kill -9: a bar, orbax steps, going on."""
+"""Optimiser steps, and training runs that survive a kill -9: progress, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def run_steps(
     every: int,
     description: str,
 ) -> PyTree:
-    """Return the state after all steps; a run that was killed ends as one that was not.
+    """Return the state after all steps; a killed run resumes and ends in the same state.
 
-    Ctrl-C, and SIGTERM and SIGHUP where they raise KeyboardInterrupt, keep the steps that are done.
+    Ctrl-C, and SIGTERM and SIGHUP where they raise KeyboardInterrupt, keep the finished steps.
 
     **Arguments:**
 
-    - `take`: `(state, step) -> (state, loss)`; it may donate the state that it is given.
-    - `checkpoints`: folder of orbax steps; the newest that is not damaged is gone on from.
+    - `take`: `(state, step) -> (state, loss)`; it may donate its state.
+    - `checkpoints`: folder of orbax steps; the run resumes from the newest undamaged one.
     - `every`: steps between checkpoints.
 
     **Raises:** `InputError` if the loss stops being finite; `OSError` that names the folder if a
@@ -72,13 +72,13 @@ def run_steps(
             abstract: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
             with interrupts_held():
                 state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
-            logging.getLogger(__name__).info("going on from step %d of %s", first, checkpoints)
+            logging.getLogger(__name__).info("resuming from step %d of %s", first, checkpoints)
         loss = jnp.zeros(())
         with progress_bar(description, steps, first) as advance:
             done = first
             try:
                 for step in range(first, steps):
-                    with interrupts_held():  # a step takes the state that it is given
+                    with interrupts_held():  # a step consumes the previous state
                         state, loss = take(state, step)
                         done = step + 1
                     advance(1)

@@ -37,14 +37,14 @@ def realign(
 ) -> tuple[PyTree, Float[Array, " steps"]]:
     """Return the realigned parameters and the loss before each step.
 
-    Pure, and one program whatever the combination and the frozen leaves are: both are data.
+    Pure; one program serves all combinations and frozen leaves: both are data.
 
     **Arguments:**
 
     - `params`: the merged model.
-    - `trainable`: a flag a leaf; leaves with `False` come back bitwise equal.
+    - `trainable`: a flag per leaf; leaves with `False` come back bitwise equal.
     - `heads`: stacked, frozen; `shots`: the pool of all tasks.
-    - `batches`: indices into the pool, one row a step (`batches.balanced_batches`), which choose
+    - `batches`: indices into the pool, one row per step (`batches.balanced_batches`); they select
       the combination.
     """
     optimiser = recipe.optimiser()
@@ -60,7 +60,7 @@ def realign(
     ) -> tuple[tuple[PyTree, PyTree], Float[Array, ""]]:
         params, state = carry
         value, gradient = jax.value_and_grad(loss)(params, batch)
-        # Frozen leaves must not count in the clipped global norm either.
+        # Nor may frozen leaves count in the clipped global norm.
         gradient = jax.tree.map(jnp.where, trainable, gradient, _zeros(gradient))
         updates, state = optimiser.update(gradient, state, params)
         moved = optax.apply_updates(params, updates)

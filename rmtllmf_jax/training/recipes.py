@@ -18,26 +18,26 @@ class Recipe:
 
     With `weight_decay` 0 it is Adam. Steps are those of `torch.optim.AdamW` to rounding (checked
     in tests/parity/test_optimiser.py): betas .9 and .999, eps 1e-8 outside the root, and a decay
-    that is multiplied by the learning rate of the step. Two things differ from the field's torch
-    code: `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm that it divides by, and open_clip's
-    warm-up is one step ahead (its first step has 1 / warm-up of the peak, here it has 0).
+    that is multiplied by the learning rate of the step. Two things differ from common torch code:
+    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm that it divides by, and open_clip's
+    warm-up is one step ahead (its first step has 1 / warm-up of the peak, ours has 0).
     """
 
     steps: int
     """Optimiser steps."""
     batch_size: int
-    """Images a step."""
+    """Images per step."""
     learning_rate: float
     """Peak learning rate, reached after the warm-up."""
     weight_decay: float
     """Decoupled weight decay, on all parameters."""
     warmup: float = 0.1
-    """Share of the steps that warm up; 0 starts at the peak."""
+    """Fraction of the steps spent warming up; 0 starts at the peak."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; `None` does not clip."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot train a model."""
+        """Check the numbers."""
         require_at_least("steps", self.steps, 1)
         require_at_least("batch size", self.batch_size, 1, 2**20)
         for field in fields(self)[2:]:
@@ -49,7 +49,7 @@ class Recipe:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps that warm up: optax wants at least one step of decay after them."""
+        """Number of warm-up steps: optax needs at least one step of decay after them."""
         return min(math.ceil(self.warmup * self.steps), self.steps - 1)
 
     def schedule(self) -> optax.Schedule:
@@ -77,7 +77,7 @@ FINETUNE = Recipe(steps=200, batch_size=64, learning_rate=3e-4, weight_decay=0.1
 """Fine-tuning of a ViT-Ti/16 at 64 pixels on a CPU."""
 
 REALIGN = Recipe(steps=60, batch_size=32, learning_rate=1e-4, weight_decay=0.0)
-"""Realignment of a merged ViT-Ti/16 on ten samples a class.
+"""Realignment of a merged ViT-Ti/16 on ten shots per class.
 
 The learning rate was chosen on validation samples (experiments/realign_choice.py).
 """

@@ -1,4 +1,4 @@
-"""Orbax steps that can prove themselves: one that is damaged is not gone on from."""
+"""Orbax checkpoints with checksums: training does not resume from a damaged one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import as_os_error, file_hash, read_json, write_json
 
 CHECKSUMS = "checksums.json"
-"""File in the folder of a step: the SHA-256 of each other one, by its path there."""
+"""File in the folder of a step: the SHA-256 of every other file, by relative path."""
 
 _log = logging.getLogger(__name__)
 
@@ -24,15 +24,15 @@ _log = logging.getLogger(__name__)
 class CheckedSteps(ocp.CheckpointManager):
     """Orbax's manager of the steps in a folder, with checksums.
 
-    Steps that are not what was written are removed at the start, and a warning says so: the newest
-    of the others is then the latest. So is one whose checksums a kill -9 prevented.
+    Damaged steps, and those that a kill -9 left without checksums, are removed at the start with a
+    warning: the newest of the others is then the latest.
     """
 
     def __init__(self, folder: Path, options: ocp.CheckpointManagerOptions) -> None:
         self._folder = folder.absolute()
         for step in self._folder.glob("[0-9]*"):
             if step.name.isdecimal() and (wrong := _damage(step)):
-                _log.warning("%s: %s; going on from the step before", step, wrong)
+                _log.warning("%s: %s; resuming from the step before", step, wrong)
                 shutil.rmtree(step)
         super().__init__(self._folder, options=options)
 
@@ -41,12 +41,12 @@ class CheckedSteps(ocp.CheckpointManager):
 
         **Raises:** `OSError` that names the folder if it cannot be written, as on a full disk.
         """
-        # Threads of orbax go on talking about a disk that fills up under it.
+        # Orbax's threads keep logging about a full disk.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(kwargs["args"].item))
         if shutil.disk_usage(self._folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         talk = logging.getLogger("absl")
-        talk.disabled = True  # orbax logs the traceback of what it raises, once for each thread
+        talk.disabled = True  # orbax logs the traceback of what it raises, once per thread
         try:
             saved = super().save(step, *args, **kwargs)
         except Exception as error:

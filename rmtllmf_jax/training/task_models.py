@@ -38,14 +38,14 @@ _METADATA = "task vector"
 
 @runtime_checkable
 class TaskModels(Protocol):
-    """Gives fine-tuned parameters a task, and says what they depend on."""
+    """Provides fine-tuned parameters per task, and says what they depend on."""
 
     def key(self, task: str) -> dict[str, Any]:
         """Return what the parameters depend on besides base model, data and head."""
         ...
 
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
-        """Return the parameters; what training must keep to go on lies in `folder`."""
+        """Return the parameters; `folder` holds the checkpoints that training resumes from."""
         ...
 
 
@@ -63,7 +63,7 @@ class FineTuned:
         return {"recipe": asdict(self.recipe)}
 
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
-        """Fine-tune, or go on where a killed run was."""
+        """Fine-tune, or resume a killed run."""
         return finetune(
             self.backbone,
             self.base,
@@ -79,7 +79,7 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class Imported:
-    """Models that others fine-tuned: base plus the task vectors of a folder (`import_vector`)."""
+    """Models fine-tuned elsewhere: base plus the task vectors of a folder (`import_vector`)."""
 
     base: PyTree
     base_hash: str
@@ -115,7 +115,7 @@ class Imported:
                 f"{path}: damaged, its content is not what its checksum says; delete it and import "
                 "it again."
             )
-        # Linear, so that a vector moves to another image size as its two checkpoints do.
+        # Linear: the resized vector is the difference of the two resized checkpoints.
         tensors = with_positions(tensors, self.grid)
         return fusion.add_to_base(self.base, assign(tensors, self.base, path), 1.0)
 
@@ -134,7 +134,7 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
     - `base`, `finetuned`: directories or hub ids of one architecture, in any format that
       `models.backbone.load_backbone` takes.
 
-    **Raises:** `InputError` that names the file, or every leaf by which the two differ.
+    **Raises:** `InputError` that names the file, or every leaf in which the two differ.
     """
     origin = read_pretrained(base)
     backbone, before = backbone_of(origin)
@@ -158,13 +158,13 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
         "origin": finetuned,
         "sha256": tree_hash(vector.tree),
     }
-    # One entry alone: safetensors writes several in a random order, and the file's hash counts.
+    # A single entry: safetensors writes several in random order, which would change the hash.
     save_tree(folder / f"{task}.safetensors", vector.tree, {_METADATA: json.dumps(about)})
     return vector
 
 
 def is_imported(base_hash: str, task: str, folder: Path) -> bool:
-    """Return whether a folder holds a task's vector of this base model already."""
+    """Return whether a folder already holds a task's vector of this base model."""
     path = folder / f"{task}.safetensors"
     return path.is_file() and _read_about(path)["base"] == base_hash
 

@@ -25,10 +25,10 @@ from rmtllmf_jax.models.zero_shot import (
     save_head,
 )
 
-_FORMAT = 2  # of the closed-form heads; goes into their names
+_FORMAT = 2  # version of the closed-form heads, part of their names
 
 MakeHead = Callable[[TaskData], tuple[Head, Path]]
-"""Gives a task's head and the file in the run folder that keeps it."""
+"""Returns a task's head and its file in the run folder."""
 
 
 def closed_form_heads(
@@ -36,7 +36,7 @@ def closed_form_heads(
 ) -> MakeHead:
     """Return a maker of shrinkage-LDA heads on the base model's features of the training images.
 
-    `key` is what features depend on besides the images; it goes into the files' names.
+    `key` holds what features depend on besides the images; it is part of the files' names.
     """
 
     def make(task: TaskData) -> tuple[Head, Path]:
@@ -74,7 +74,7 @@ def zero_shot_heads(model: Path, prompts: str, folder: Path) -> MakeHead:
 def load_user_head(path: Path, width: int, classes: int) -> Head:
     """Return a head from its file.
 
-    **Raises:** `InputError` that names a missing or damaged file, or one of other sizes.
+    **Raises:** `InputError` that names a missing or damaged file, or one of the wrong sizes.
     """
     tensors = read_safetensors(path)
     projection = tensors.get("projection")

@@ -1,10 +1,10 @@
-"""From the channel's MSE to received task vectors: the one place where channel and fusion meet.
+"""From the channel's MSE to received task vectors: where channel and fusion meet.
 
 A user's task vector arrives as ``tau_q + e_q`` with ``e_q ~ N(0, kappa_q^2 mu_q I)``, where mu_q
 is the user's MSE and kappa_q the scale between a unit-power symbol and a parameter. kappa is
 explicit: the paper's "variance = MSE" is kappa = 1, which no real model survives. How the errors of
-different users hang together is the error model: `Independent` (the default) is exact for MMSE-SIC,
-`ERROR_MODELS` lists the others.
+different users are correlated is the error model: `Independent` (the default) is exact for
+MMSE-SIC, `ERROR_MODELS` lists the others.
 """
 
 from rmtllmf_jax.uplink.error_models import (

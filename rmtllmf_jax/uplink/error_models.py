@@ -1,8 +1,8 @@
-"""Error models: how the errors of the users' transmissions hang together.
+"""Error models: how the errors of the users' transmissions are correlated.
 
-All give user q's error the scale ``kappa_q sqrt(mu_q)``; what differs is the covariance across
-users. As every model is linear in independent Gaussians, a weighted sum of the errors is one
-Gaussian again, whose standard deviation `ErrorModel.std_of_sum` knows.
+All give user q's error the scale ``kappa_q sqrt(mu_q)``; they differ in the covariance across
+users. As every model is linear in independent Gaussians, a weighted sum of the errors is again one
+Gaussian, whose standard deviation `ErrorModel.std_of_sum` gives.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _Model = TypeVar("_Model", bound=type)
 
 
 def _pytree(*fields: str) -> Callable[[_Model], _Model]:
-    """Register a class whose `fields` are its leaves as a pytree of its own type.
+    """Register a class as a pytree of its own type, with `fields` as its leaves.
 
-    For `jax.tree_util.register_dataclass` two classes with equal fields have equal structures, so
-    that a compiled program of one may be run with the other.
+    With `jax.tree_util.register_dataclass`, two classes with equal fields have equal structures, so
+    that a program compiled for one may be run with the other.
     """
 
     def register(model: _Model) -> _Model:
@@ -44,14 +44,15 @@ def _pytree(*fields: str) -> Callable[[_Model], _Model]:
 
 
 class ErrorModel(ABC):
-    """How the users' errors hang together: e = F z with independent standard Gaussians z.
+    """How the users' errors are correlated: e = F z with independent standard Gaussians z.
 
-    F has a row a user and a column a source. The first Q sources are the users' own, the others
-    are shared by all. Instances are pytrees: what they hold may be traced, batched, differentiated.
+    F has one row per user and one column per source. The first Q sources are the users' own, the
+    others are shared by all. Instances are pytrees: their fields may be traced, batched and
+    differentiated.
     """
 
     shared: ClassVar[int] = 0
-    """Sources besides the users' own."""
+    """Number of sources besides the users' own."""
 
     @abstractmethod
     def factor(self, std: Float[Array, " users"]) -> Float[Array, "users sources"]:
@@ -79,7 +80,7 @@ class ErrorModel(ABC):
         return safe_sqrt(jnp.sum(jnp.square(by_source)))
 
     def check(self, users: int) -> None:
-        """Refuse what no errors of `users` users can have; needs concrete values.
+        """Check that the errors of `users` users can have this model; needs concrete values.
 
         **Raises:** `InputError`.
         """
@@ -89,7 +90,7 @@ class ErrorModel(ABC):
 @_pytree()
 @dataclass(frozen=True)
 class Independent(ErrorModel):
-    """Errors of different users are independent: exact for MMSE-SIC, whoever attacks.
+    """Errors of different users are independent: exact for MMSE-SIC under every attack.
 
     >>> mse = jnp.array([0.09, 0.16])
     >>> round(float(Independent().std_of_sum(jnp.ones(2), jnp.ones(2), mse)), 3)
@@ -141,13 +142,13 @@ class Equicorrelated(ErrorModel):
         rho = jnp.asarray(self.rho, std.dtype)
         own = jnp.sqrt(1 - rho)
         total = 1 + (std.size - 1) * rho
-        # rho = -1/(Q - 1) must not fall below zero by rounding.
+        # At rho = -1/(Q - 1) the root must not become negative by rounding.
         total = jnp.where(jnp.abs(total) <= 2 * jnp.finfo(std.dtype).eps, 0.0, total)
         common = rho / (own + jnp.sqrt(total))
         return std[:, None] * (own * jnp.eye(std.size, dtype=std.dtype) + common)
 
     def check(self, users: int) -> None:
-        """Refuse a correlation that `users` errors cannot have."""
+        """Check that `users` errors can have this correlation."""
         super().check(users)
         rho, least = np.asarray(self.rho).item(), -1 / max(users - 1, 1)
         if not least - 1e-6 <= rho <= 1:  # -1/(users - 1) in float32 may lie below that in float64
@@ -183,10 +184,10 @@ class NoisyReference(ErrorModel):
 class Lmmse(ErrorModel):
     """Errors of the joint LMMSE receiver, with the correlations of Re(E), E = (I + G)^-1.
 
-    A parameter rides on one real dimension of a symbol, where the errors of users q and r have
-    the covariance kappa_q kappa_r Re(E_qr). The phase of E_qr is random over channels, so that the
-    correlation is zero on average and not in any one channel. `error_covariance` is E; it gives
-    the correlations alone, its diagonal is the `mse` that is passed beside it.
+    A parameter is carried by one real dimension of a symbol, where the errors of users q and r have
+    the covariance kappa_q kappa_r Re(E_qr). The phase of E_qr is random over channels, so the
+    correlation is zero on average, but not in any one channel. `error_covariance` is E; only its
+    correlations are used, its diagonal is the separate argument `mse`.
 
     >>> model = Lmmse(jnp.array([[4.0, 1.0j], [-1.0j, 1.0]]))           # imaginary: no correlation
     >>> model.covariance(jnp.array([2.0, 1.0])).tolist()
@@ -200,11 +201,11 @@ class Lmmse(ErrorModel):
         real = jnp.real(jnp.asarray(self.error_covariance)).astype(std.dtype)
         variance = jnp.diagonal(real)
         scale = 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
-        same = jnp.eye(std.size, dtype=bool)  # 1 also for a user whose E_qq is zero
+        same = jnp.eye(std.size, dtype=bool)  # 1 even for a user with zero E_qq
         return std[:, None] * correlation_root(jnp.where(same, 1.0, real * scale[:, None] * scale))
 
     def check(self, users: int) -> None:
-        """Refuse what is not the covariance of `users` errors."""
+        """Check that the matrix is a covariance of `users` errors."""
         super().check(users)
         matrix = np.asarray(self.error_covariance)
         expected = f"the error covariance must be a Hermitian ({users}, {users}) matrix >= 0"
@@ -232,7 +233,7 @@ ERROR_MODELS: Mapping[str, type[ErrorModel]] = MappingProxyType(
 def parse_error_model(text: str) -> tuple[str, float | None]:
     """Split ``name`` or ``name=number`` and check it; only `equicorrelated` takes a number.
 
-    **Raises:** `InputError` for an unknown name, or a number that is missing, bad or not wanted.
+    **Raises:** `InputError` for an unknown name, or a missing, invalid or superfluous number.
 
     >>> parse_error_model("equicorrelated=0.5")
     ('equicorrelated', 0.5)
@@ -256,7 +257,7 @@ def get_error_model(
     users: int,
     error_covariance: Inexact[ArrayLike, "users users"] | None = None,
 ) -> ErrorModel:
-    """The error model, checked for `users` users: an instance, or a name of `ERROR_MODELS`.
+    """Return an error model, given as an instance or by name, checked for `users` users.
 
     `equicorrelated=0.5` gives the correlation; `lmmse` needs the `error_covariance`. For concrete
     values: inside `jax.jit`, build the classes directly.
@@ -284,5 +285,5 @@ def mixed(
 
 
 def safe_sqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Return the square root with derivative 0 at 0, where a perfect uplink sits."""
+    """Return the square root with derivative 0 at 0, the value of a perfect uplink."""
     return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))

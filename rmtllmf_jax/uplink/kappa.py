@@ -1,4 +1,4 @@
-"""kappa, the scale between a unit-power symbol and a parameter: one a user, or a leaf and user."""
+"""kappa, the scale between unit-power symbols and parameters: per user, or per leaf and user."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 from rmtllmf_jax.fusion import rms
 
 DEFAULT_C0_DB = -31.0
-"""Parameter-domain SNR in dB of a user with MSE 1: the value that fits the paper's SNRs."""
+"""Parameter-domain SNR in dB of a user with MSE 1, fitted to the paper's SNRs."""
 
 
 def kappa_from_c0(
@@ -30,7 +30,7 @@ def kappa_per_leaf(
 ) -> PyTree[Float[Array, " users"]]:
     """Return a kappa for each leaf and user, normalised by the leaf's own rms.
 
-    The shape of a transmitter that normalises every parameter block to unit power.
+    Models a transmitter that normalises every parameter block to unit power.
 
     >>> import jax.numpy as jnp
     >>> kappa = kappa_per_leaf({"w": jnp.array([[1.0, 7.0]]), "b": jnp.array([[2.0]])}, c0_db=0.0)

@@ -1,16 +1,16 @@
 """Task vectors as received: one by one, or the error of their weighted sum in one draw.
 
-Keys are folded with a leaf's name and a user's number, so that adding either leaves the noise of
-the others alone.
+Keys are folded with a leaf's name and a user's number, so that adding either does not change the
+noise of the others.
 
 **A sweep over SNR** needs one draw of the Gaussians, rescaled. Map over the MSE and not over the
-key, and `jax.vmap` draws once for all points::
+key: `jax.vmap` then draws once for all points::
 
     jax.vmap(noise_of_sum, in_axes=(None, None, 0, None, None))(stacked, weights, mses, kappa, key)
 
-The noise of `noise_of_sum` is then the same array at all points up to a factor, and that of
-`transmit` wherever the users' MSEs change by a common factor (and each user's own noise, whatever
-the MSEs, under the default model).
+The noise of `noise_of_sum` is then the same array at all points up to a factor. So is that of
+`transmit` where the users' MSEs change by a common factor (under the default model, each user's own
+noise for any MSEs).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rmtllmf_jax.fusion.merge import PerUser, one_per_user
 from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
 from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel, mixed, safe_sqrt
 
-_SHARED = 2**32 - 1  # Folded into the key of a source that all users share: no user's number.
+_SHARED = 2**32 - 1  # Folded into the key of a source shared by all users; not a user's number.
 
 
 def transmit(
@@ -47,14 +47,14 @@ def transmit(
     **Arguments:**
 
     - `stacked`: the task vectors sent, leaves with a leading axis of Q users; noise is drawn and
-      added in float32 or wider, and what is received has the types of what was sent.
+      added in float32 or wider, and the received leaves have the types of those sent.
     - `mse`: mu_q of each user; zero is a perfect uplink.
-    - `kappa`: one a user, or a tree of them (`kappa_per_leaf`).
-    - `key`: the same key gives the same Gaussians, whatever the MSE (common random numbers).
-    - `error_model`: how the users' errors hang together.
+    - `kappa`: one per user, or a tree of them (`kappa_per_leaf`).
+    - `key`: the same key gives the same Gaussians for every MSE (common random numbers).
+    - `error_model`: how the users' errors are correlated.
 
-    **Raises:** `InputError` if `mse` or `kappa` is not one per user, or negative or not finite (as
-    far as it is known, not traced), or for leaves that hold no floating-point numbers.
+    **Raises:** `InputError` if `mse` or `kappa` is not one per user, or negative or not finite
+    (checked where it is not traced), or for leaves that are not floating-point.
 
     >>> sent = {"w": jnp.zeros((2, 10_000))}
     >>> mse, kappa = jnp.array([0.0, 0.25]), jnp.array([2.0, 2.0])
@@ -77,10 +77,10 @@ def draw_sources(
     key: Key[Array, ""],
     error_model: ErrorModel | type[ErrorModel] = INDEPENDENT,
 ) -> PyTree[Float[Array, "sources ..."]]:
-    """Return the standard Gaussians z that all errors are made of, e = F z (`ErrorModel.factor`).
+    """Return the standard Gaussians z of all errors, e = F z (`ErrorModel.factor`).
 
-    The users' own come first, then what all share. `transmit` draws the same: whoever keeps them
-    has the errors of every MSE, kappa and combination of users without drawing again.
+    The users' own come first, then the shared ones. `transmit` draws the same: kept, they give the
+    errors of every MSE, kappa and combination of users without drawing again.
     """
     sources = jnp.arange(check_stacked(stacked), dtype=jnp.uint32)
     if error_model.shared:
@@ -107,7 +107,7 @@ def _normals(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
 ) -> Float[Array, "sources ..."]:
-    """Compiled once a shape, not once a leaf, where the caller does not compile it himself."""
+    """Compiled once per shape, not per leaf, where the caller does not compile it."""
     of_leaf = jax.random.fold_in(key, leaf)
     keys = jax.vmap(lambda source: jax.random.fold_in(of_leaf, source))(sources)
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
@@ -126,7 +126,7 @@ def noise_of_sum(
     Merging is linear and the users' errors are jointly Gaussian with some covariance S across
     users, the same in every coordinate of a leaf. Their weighted sum is one Gaussian with variance
     ``w^T S w`` (``sum_q weights_q^2 kappa_q^2 mu_q`` if independent): one draw in place of Q.
-    `weights`, `mse` and `kappa` may be trees of leaves of their own, as for layer-wise scales.
+    `weights`, `mse` and `kappa` may be trees with values per leaf, as for layer-wise scales.
 
     **Raises:** `InputError` as `transmit`.
 
@@ -136,7 +136,7 @@ def noise_of_sum(
     ((10000,), 0.5)
     """
     normals, tree = jax.tree.flatten(_normal_like(stacked, key))
-    # All leaves at once: a few operations each would be most of a program.
+    # All leaves at once: a few operations for each would be most of the program.
     by_leaf = (
         jnp.stack(jax.tree.leaves(_leaf_by_leaf(name, values, stacked)))
         for name, values in (("weights", weights), ("kappa", kappa), ("mse", mse))
@@ -154,9 +154,9 @@ def noise_of_sum(
 def _normal_like(
     stacked: PyTree[Float[Array, "users ..."]], key: Key[Array, ""]
 ) -> PyTree[Float[Array, "..."]]:
-    """Return a standard Gaussian a leaf, drawn by one loop a shape: a quarter of the program.
+    """Return a standard Gaussian per leaf, drawn by one loop per shape: a quarter of the program.
 
-    The layers of a transformer have the same few shapes over and over.
+    The layers of a transformer share a few shapes.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(stacked)
     alike: dict[tuple[tuple[int, ...], jnp.dtype], list[int]] = {}
@@ -165,7 +165,7 @@ def _normal_like(
     found: list[Array] = [jnp.zeros(())] * len(paths)
     for (shape, dtype), places in alike.items():
         names = jnp.array([_leaf_number(paths[place][0]) for place in places], jnp.uint32)
-        # Not vmap: with some kinds of keys it draws other numbers.
+        # Not vmap: with some kinds of keys it draws different numbers.
         normals = jax.lax.map(
             lambda name, of=(shape, dtype): jax.random.normal(jax.random.fold_in(key, name), *of),
             names,
@@ -176,7 +176,7 @@ def _normal_like(
 
 
 def _leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
-    """Return a value per leaf and user, from that of each user or from such a tree."""
+    """Return a value per leaf and user, from values per user or from such a tree."""
     users = check_stacked(stacked)
     if isinstance(values, list | tuple) and all(isinstance(each, Number) for each in values):
         values = jnp.asarray(values)  # not a tree of leaves
@@ -189,7 +189,7 @@ def _leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Ar
 
 
 def _per_user(name: str, values: PerUser, users: int) -> Float[Array, " users"]:
-    """Return values that are one per user and, but for weights, not negative where known."""
+    """Return values, checked: one per user and, except for weights, not negative where known."""
     found = one_per_user(name, values, users)
     if name != "weights":
         require_within(name, found, 0.0, math.inf)
@@ -197,10 +197,10 @@ def _per_user(name: str, values: PerUser, users: int) -> Float[Array, " users"]:
 
 
 def _wide_type(leaf: Array) -> np.dtype:
-    """Return the type that noise is drawn in: bfloat16 has 128 Gaussians, the largest 2.9."""
+    """Return the type of the noise: in bfloat16 Gaussians have only 128 values, up to 2.9."""
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def _leaf_number(path: tuple) -> np.uint32:
-    """Return what a leaf's name adds to a key, so that another leaf leaves its noise alone."""
+    """Return the number of a leaf's name, folded into its key: independent of other leaves."""
     return np.uint32(zlib.crc32(leaf_path(path).encode()))

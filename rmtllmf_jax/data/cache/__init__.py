@@ -26,8 +26,8 @@ class Images:
     """A split as arrays: `images` (n, s, s, 3) uint8 RGB, `labels` (n,) int32; both read-only.
 
     `images` is mapped from disk. `fingerprint` is a hash of the source's content, the class names,
-    the image size asked for and the resize rule: equal fingerprints mean equal pixels at that size,
-    as far as Pillow and its JPEG decoder are the same.
+    the requested image size and the resize rule: equal fingerprints mean equal pixels at that size,
+    given the same Pillow and JPEG decoder.
     """
 
     images: UInt8[np.ndarray, "n s s 3"]
@@ -51,18 +51,18 @@ def load_split(
 
     The first call decodes every image (see `decode_image` for `fit` and `resample`) into
     `cache_dir/images/<fingerprint>`, later ones check every byte of that entry against its
-    checksums and map it. A killed process leaves no half entry, and the next call goes on where it
-    was; a damaged entry is built again, with a line that says so; of several processes that ask at
-    once one builds while the others wait.
+    checksums and map it. A killed process leaves no incomplete entry, and the next call resumes; a
+    damaged entry is built again, with a message; if several processes ask at once, one builds while
+    the others wait.
 
-    With `native`, the side in pixels of the small squares that all images are said to be, they are
-    kept and returned in that size if it is below `image_size`, they are, and `resample` is
-    bicubic: `models.images.resize` makes the same pixels of them on the device, and 32 pixels take
-    a fiftieth of the room of 224.
+    `native` is the side in pixels of the small squares that all images are expected to be. If they
+    are, it is below `image_size` and `resample` is bicubic, images are kept and returned at that
+    size: `models.images.resize` makes the same pixels of them on the device, and 32 pixels take a
+    fiftieth of the space of 224.
 
     **Raises:** `InputError` if `image_size` < 1, if `fit` or `resample` is unknown, if the split is
-    empty, if an image cannot be decoded or a label is no index into the classes (the message names
-    file and row), if the source changes meanwhile, or if `cache_dir` cannot be written.
+    empty, if an image cannot be decoded or a label is not an index into the classes (the message
+    names file and row), if the source changes meanwhile, or if `cache_dir` cannot be written.
     """
     require_at_least("image_size", image_size, 1)
     require_known("fit", fit, FITS)
@@ -72,7 +72,7 @@ def load_split(
         raise InputError(f"task {task!r}: split {split!r} holds no images.")
     made_from = {"source": source.fingerprint(task, split), "classes": classes, "format": FORMAT}
     asked_for = {**made_from, "image_size": image_size, "resize": resize_rule(fit, resample)}
-    # Of what was asked for, so that it does not tell in which size images are kept.
+    # Of the requested size, so that it is independent of the size in which images are kept.
     fingerprint = content_hash(asked_for)
     if native is not None and native < image_size and resample == "bicubic":
         exact = resize_rule("exact", resample)
@@ -81,7 +81,7 @@ def load_split(
             arrays = _entry(source, task, split, cache_dir, as_stored, "exact", resample)
             return Images(*arrays, classes, fingerprint)
         except OtherSize:
-            pass  # not the set that it is named after: kept at `image_size` like any other
+            pass  # not the set that its name suggests: kept at `image_size` like any other
     arrays = _entry(source, task, split, cache_dir, asked_for, fit, resample)
     return Images(*arrays, classes, fingerprint)
 
@@ -95,7 +95,7 @@ def _entry(
     rule: Rule,
     resample: Resample,
 ) -> Arrays:
-    """Open the entry of what it is made from, or decode it first."""
+    """Open an entry, or decode it first."""
     count, image_size = source.size(task, split), made_from["image_size"]
     entry = Entry(cache_dir / "images" / content_hash(made_from), count, image_size)
     arrays = entry.open()

@@ -18,9 +18,9 @@ from rmtllmf_jax.data.decode import Rule, decode_image
 from rmtllmf_jax.data.source import Example, Source
 from rmtllmf_jax.models.processor import Resample
 
-_GROUP = 16  # images a thread decodes at a time
+_GROUP = 16  # images that a thread decodes at a time
 SAVE_ROWS, SAVE_SECONDS = 2048, 5.0
-"""What a kill costs at most: `save` is called after so many rows or so long, whichever is first."""
+"""`save` is called after so many rows or seconds, whichever is first: the most a kill can lose."""
 
 
 def decode_split(
@@ -38,8 +38,8 @@ def decode_split(
 ) -> None:
     """Fill `images` (RGB, 0 to 255) and `labels` with a split, in the order of the source.
 
-    Rows before `start` are taken as done. `save` is called with the number of rows that are done,
-    now and then. Threads decode, as Pillow releases the interpreter lock, and only a bounded number
+    Rows before `start` are taken as done. `save` is called now and then with the number of finished
+    rows. Decoding is threaded, as Pillow releases the interpreter lock, and only a bounded number
     of encoded images is in memory at a time.
 
     **Raises:** `InputError` if an image cannot be decoded or a label is not in 0..classes-1 (the

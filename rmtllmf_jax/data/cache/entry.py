@@ -1,4 +1,4 @@
-"""One entry of the image cache: a folder that is complete or not there, and can prove itself."""
+"""One entry of the image cache: a folder that is complete or absent, with checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rmtllmf_jax.common.files import file_hash, lock, read_json, sync
 from rmtllmf_jax.data.cache.part import IMAGES, LABELS, META, Layout, Part, is_sound, using_cache
 
 FORMAT = 1
-"""Version of the layout on disk; goes into the key of the cache."""
+"""Version of the layout on disk; part of the cache key."""
 
 Arrays = tuple[UInt8[np.ndarray, "n s s 3"], Int32[np.ndarray, " n"]]
 """Images (RGB, 0 to 255) and labels."""
@@ -30,7 +30,7 @@ class Entry:
 
     The folder holds `images.npy` (uint8, (n, s, s, 3)), `labels.npy` (int32, (n,)) and `meta.json`
     (what the entry was made from, shapes and SHA-256 of the two files). It appears by one rename
-    after everything in it has reached the disk.
+    once its content has reached the disk.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Entry:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Wait until no other process or thread is in here for this entry.
+        """Wait until no other process or thread holds this entry.
 
         The kernel drops the lock when its holder dies.
 
@@ -77,11 +77,11 @@ class Entry:
     def creating(self, made_from: dict[str, Any]) -> Iterator[Part]:
         """Yield a `Part` to fill; the entry appears when the body ends without an error.
 
-        What a killed process left behind is taken up where it stands up to its own checksums. To
-        be used under `locked`. Bad input (`InputError`) ends in the same place next time, so its
-        part is removed; whatever else ends the body leaves the part for the next call.
+        The work of a killed process is resumed if it matches its checksums. To be used under
+        `locked`. Bad input (`InputError`) would fail again at the same place, so its part is
+        removed; after any other exception the part stays for the next call.
 
-        **Raises:** `InputError` if the cache folder cannot be written or has no room.
+        **Raises:** `InputError` if the cache folder cannot be written or is full.
         """
         folder = self.folder.with_name(f".{self.folder.name}.part")
         shutil.rmtree(self.folder, ignore_errors=True)  # a damaged entry

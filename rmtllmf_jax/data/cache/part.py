@@ -1,4 +1,4 @@
-"""A cache entry on its way: arrays that fill row by row, and how far they are for certain."""
+"""An unfinished cache entry: arrays that are filled row by row, and how many rows are safe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Part:
     """Array files in a folder, the first `rows` rows of which are on disk.
 
     `meta.json` holds what they are made from, `rows`, and for each file the SHA-256 of its header
-    and those rows: enough to go on after a kill, and the file's checksum once all rows are there.
+    and those rows: enough to resume after a kill, and the file's checksum once all rows are there.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Part:
 
     @classmethod
     def resumed(cls, folder: Path, layout: Layout, made_from: dict[str, Any]) -> Part | None:
-        """Take up a part; None unless it was made from the same and its rows match their hashes."""
+        """Resume a part; None unless it was made from the same and its rows match their hashes."""
         try:
             meta = read_json(folder / META)
             if {**meta, "files": None, "rows": None} != _meta(made_from, layout):
@@ -73,14 +73,14 @@ class Part:
             if hashes != part._hashes():
                 return None
             for path in folder.iterdir():
-                if path.name not in (*layout, META):  # a mark that was being written
+                if path.name not in (*layout, META):  # a temporary `meta.json`
                     path.unlink()
             return part
         except (InputError, OSError, LookupError, TypeError, AttributeError):
             return None
 
     def save(self, rows: int) -> None:
-        """Bring the first `rows` rows to the disk, then note that they are there.
+        """Write the first `rows` rows to the disk, then record that they are there.
 
         **Raises:** `InputError` if the disk is full or fails.
         """
@@ -122,7 +122,7 @@ def is_sound(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
 
 
 def _meta(made_from: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """Return what `meta.json` holds beside rows and checksums, as it comes back from JSON."""
+    """Return what `meta.json` holds besides rows and checksums, as read back from JSON."""
     count = layout[LABELS][0][0]
     meta: dict[str, Any] = json.loads(json.dumps({**made_from, "count": count}))
     return {**meta, "files": None, "rows": None}
@@ -137,7 +137,7 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    # A map over a sparse file dies of SIGBUS on a full disk; taking the blocks first raises.
+    # Writing to a mapped sparse file on a full disk is a SIGBUS; allocating blocks first raises.
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -146,7 +146,7 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.me
 
 @contextmanager
 def using_cache(folder: Path) -> Iterator[None]:
-    """Turn what the disk has to say about a cache folder into an `InputError`."""
+    """Turn disk errors about a cache folder into an `InputError`."""
     try:
         yield
     except OSError as error:

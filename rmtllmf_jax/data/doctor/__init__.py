@@ -29,7 +29,7 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """A split in numbers: images read, the registry's number, images a class, sides in pixels.
+    """A split in numbers: images read, the registry's number, images per class, sides in pixels.
 
     `full` is `None` for a task that is not in the registry; the ranges are (smallest, largest),
     `None` where nothing could be read.
@@ -44,7 +44,7 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class Examination:
-    """What `examine` found in a task's data; the gravest findings come first.
+    """What `examine` found in a task's data; the most serious findings come first.
 
     `classes` is `None` where the names could not be read.
     """
@@ -58,16 +58,16 @@ class Examination:
 def examine(source: Source, task: str, *, near: int | None = None) -> Examination:
     """Check one task of a source.
 
-    Against the registry: split sizes, class names, their order, published numbers a class, image
+    Against the registry: split sizes, class names, their order, published numbers per class, image
     sizes. Against itself: labels outside the classes, classes without images, imbalance, test
     images that are in train (equal pixels, however encoded), equal images with different labels,
-    repeated, unreadable, tiny and odd-sized images. Nothing about the content raises: a truncated
-    file becomes a finding that names it, and what can be checked without it is checked.
+    repeated, unreadable, tiny and odd-sized images. Bad content raises nothing: a truncated file
+    becomes a finding that names it, and everything else is still checked.
 
     **Arguments:**
 
-    - `near`: also report test images whose perceptual hash (256 bits) is at most this many bits
-      from one of train.
+    - `near`: also report test images whose perceptual hash (256 bits) differs in at most this many
+      bits from that of a train image.
 
     **Raises:** `InputError` if the source has no such task, or if `near` is not in 0..256.
     """

@@ -1,4 +1,4 @@
-"""What a source says about itself against the registry: split sizes, class names and labels."""
+"""Checks of a source against the registry: split sizes, class names and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMBALANCE = 10  # images of the largest class over those of the smallest
 
 
 def check_sizes(facts: TaskFacts, scans: Mapping[str, Scan]) -> list[Finding]:
-    """Compare the numbers of images with the registry, and with other numbers that are known."""
+    """Compare the numbers of images with the registry, and with other known numbers."""
     findings = []
     for split, scan in scans.items():
         size, expected = scan.announced, {"train": facts.train, "test": facts.test}[split]
@@ -41,7 +41,7 @@ def check_sizes(facts: TaskFacts, scans: Mapping[str, Scan]) -> list[Finding]:
 def check_classes(facts: TaskFacts, names: tuple[str, ...]) -> list[Finding]:
     """Compare the class names and their order with the registry.
 
-    As many names as the task has must stand in its order; fewer, in the order that is left.
+    A full set of names must be in the task's order; a subset, in the remaining order.
     """
 
     def found(level: Level, check: str, what: str, follows: str) -> Finding:
@@ -89,7 +89,7 @@ def check_classes(facts: TaskFacts, names: tuple[str, ...]) -> list[Finding]:
 def check_labels(
     task: str, classes: tuple[str, ...], scans: Mapping[str, Scan], facts: TaskFacts | None
 ) -> list[Finding]:
-    """Check that labels are indices of classes, how often each occurs, and who has none."""
+    """Check that labels are indices of classes, how often each occurs, and which never do."""
     findings = []
     for split, scan in scans.items():
         outside = [image for image in scan.images if not 0 <= image.label < len(classes)]
@@ -146,7 +146,7 @@ def _check_histogram(
 def _check_counts(
     facts: TaskFacts, split: str, classes: tuple[str, ...], counts: Int64[np.ndarray, " classes"]
 ) -> list[Finding]:
-    """Compare with the published numbers of images a class, which names alone cannot forge."""
+    """Compare with the published numbers of images per class, which expose shuffled labels."""
     official = {"train": facts.train_counts, "test": facts.test_counts}[split]
     labels = facts.labels_of(classes)
     if official is None or sorted(x for x in labels if x is not None) != [*range(len(official))]:

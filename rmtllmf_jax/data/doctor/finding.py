@@ -1,4 +1,4 @@
-"""One thing that a check found: what it saw, and what follows from it."""
+"""One finding of a check: what it saw, and what follows from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 Level = Literal["error", "warning", "note"]
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-"""From what makes a run's results meaningless or stops it, to what is good to know."""
+"""From errors, which make a run's results meaningless or stop it, to mere notes."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`what` was seen by `check` in the data of `task`, and what `follows` from it for a run."""
+    """`what` the `check` saw in the data of `task`, and what `follows` from it for a run."""
 
     level: Level
     check: str

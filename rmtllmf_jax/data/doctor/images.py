@@ -1,4 +1,4 @@
-"""What the images themselves say: unreadable ones, leaks from test into train, odd sizes."""
+"""Checks of the images themselves: unreadable ones, leaks from test into train, odd sizes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rmtllmf_jax.data.doctor.finding import Finding, share, some
 from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, Seen
 from rmtllmf_jax.data.registry import TaskFacts
 
-_TINY = 16  # pixels; below this nothing is to be recognised
+_TINY = 16  # pixels; below this nothing can be recognised
 _RESIZED = 200  # pixels; a set of many sizes whose copy has one below this was scaled down
-_USUAL = 0.9  # share of images of one size from which others are odd
+_USUAL = 0.9  # share of images with one size that makes other sizes odd
 _BLOCK = 16  # test hashes that are compared with all train hashes at a time
 
 
 def check_reading(task: str, scans: Mapping[str, Scan]) -> list[Finding]:
-    """Report where a source gave up, and images that are no images."""
+    """Report where reading a source failed, and unreadable images."""
     findings = []
     for split, scan in scans.items():
         read, announced = len(scan.images), scan.announced
@@ -82,9 +82,9 @@ def _conflicts(task: str, train: Scan, test: Scan) -> list[Finding]:
 
 
 def check_near_duplicates(task: str, train: Scan, test: Scan, near: int) -> list[Finding]:
-    """Report test images whose perceptual hash is at most `near` bits from one of train.
+    """Report test images whose perceptual hash is within `near` bits of a train image's.
 
-    Equal images are `check_overlap`'s and left out.
+    Equal images are reported by `check_overlap` and left out.
     """
     known = {image.digest for image in train.readable}
     candidates = [image for image in test.readable if image.digest not in known]
@@ -134,7 +134,7 @@ def nearest_hashes(
 def check_image_sizes(
     task: str, scans: Mapping[str, Scan], facts: TaskFacts | None
 ) -> list[Finding]:
-    """Report images that are tiny, of another size than nearly all, or not of the task's size."""
+    """Report images that are tiny, unlike nearly all others in size, or not of the task's size."""
     images = [image for scan in scans.values() for image in scan.readable]
     if not images:
         return []

@@ -1,4 +1,4 @@
-"""Every image of a split read and decoded once: labels, sizes and hashes, whatever is broken."""
+"""Reads and decodes every image of a split once: labels, sizes, hashes, and what is broken."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rmtllmf_jax.common.progress import Advance, progress_bar
 from rmtllmf_jax.data.decode import read_rgb
 from rmtllmf_jax.data.source import Example, Source
 
-_GROUP = 16  # images a thread decodes at a time
-_SIDE = 16  # of the grey image behind a perceptual hash
+_GROUP = 16  # images that a thread decodes at a time
+_SIDE = 16  # side of the grey image behind a perceptual hash
 
 HASH_BITS = _SIDE**2
 """Length of a perceptual hash."""
@@ -32,7 +32,7 @@ class Seen:
 
     `digest` is equal for images of equal size and pixels (RGB), however they were encoded; it is
     empty where the image could not be decoded, and `fault` says why.
-    `perceptual` are 256 bits (see `perceptual_hash`), `None` unless asked for.
+    `perceptual` is the 256-bit `perceptual_hash`, `None` unless requested.
     """
 
     label: int
@@ -59,9 +59,9 @@ class Scan:
 
 
 def scan_split(source: Source, task: str, split: str, *, perceptual: bool) -> Scan:
-    """Read a split to its end, or to where the source gives up; raises nothing about its content.
+    """Read a split to its end, or to where the source fails; raises nothing about its content.
 
-    Threads decode, as Pillow releases the interpreter lock.
+    Decoding is threaded, as Pillow releases the interpreter lock.
     """
     announced, uncounted = None, ""
     try:

@@ -1,4 +1,4 @@
-"""What is known about the eight tasks: class names, prompts, split sizes and where to get them."""
+"""Facts about the eight tasks: class names, prompts, split sizes and where to get them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 SINGLE_PROMPT = "a photo of a {}"
-"""The one prompt of the recipes that use no ensemble; `{}` stands for the class name."""
+"""The prompt of recipes without an ensemble; `{}` stands for the class name."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class TfdsSet:
 
 @dataclass(frozen=True)
 class OtherSize:
-    """A number of images that a split is known to have elsewhere.
+    """A number of images that a split is known to have in other copies.
 
     `follows` says what such a split is and what follows for a run that uses it; `level` is `error`
-    where the run's accuracies would mean nothing.
+    where the run's accuracies would be meaningless.
     """
 
     split: str
@@ -61,14 +61,14 @@ class OtherSize:
 class TaskFacts:
     """One task at full size, as the task-arithmetic literature uses it.
 
-    `classes` are CLIP's spellings, which go into the prompts and which the hub sets of `tanganke`
-    carry; `dataset_classes` are the names of the data set itself and `other_classes` further
-    spellings of all classes; each is in the order of the labels. A prompt holds `{}` once.
-    `train` and `test` are numbers of images, `train_counts` and `test_counts` those of each class
-    where they tell classes apart; `pixels` is the side of the images where all of them
-    are squares of one small size. `tfds_note` says why there is no `tfds`, or what to know of it.
+    `classes` are CLIP's spellings, used in the prompts and by the hub sets of `tanganke`;
+    `dataset_classes` are the names of the data set itself and `other_classes` further spellings of
+    all classes; each is in label order. A prompt holds `{}` once. `train` and `test` are numbers of
+    images, `train_counts` and `test_counts` those of each class where they distinguish classes;
+    `pixels` is the side of the images where all of them are squares of one small size.
+    `tfds_note` says why there is no `tfds`, or what to know about it.
     `finetuned` is the suffix of the published models `tanganke/clip-vit-base-patch16_<suffix>`.
-    `note` says in which order the labels are, and where other copies of the set differ.
+    `note` describes the label order, and where other copies of the set differ.
     """
 
     name: str
@@ -89,7 +89,7 @@ class TaskFacts:
     other_classes: tuple[tuple[str, ...], ...]
 
     def labels_of(self, names: Iterable[str]) -> tuple[int | None, ...]:
-        """Return this task's label for each class name, None for a name that it does not have.
+        """Return this task's label for each class name, None for an unknown name.
 
         A name may be any known spelling (see `plain_name`), in any order and number.
         """
@@ -100,10 +100,10 @@ class TaskFacts:
 
 
 def plain_name(name: str) -> str:
-    """Return a class name without what its spellings differ in.
+    """Return a class name without the differences between its spellings.
 
-    Case, separators and punctuation go, so do leading zeros of a number and the initial that
-    SUN397's folders begin with: `/f/field/wild` and `Field Wild` are the same, and `00007` and `7`.
+    Removes case, separators, punctuation, leading zeros of numbers and the initial of SUN397's
+    folders: `/f/field/wild` and `Field Wild` become the same, as do `00007` and `7`.
     """
     name = re.sub(r"^/[a-z]/", "", name.casefold())
     letters = re.sub(r"[\W_]+", "", name)
@@ -114,7 +114,7 @@ def plain_name(name: str) -> str:
 def task_facts(name: str) -> TaskFacts:
     """Return what is known about a task.
 
-    **Raises:** `InputError` for a name that is not in `TASK_NAMES`; it gives the nearest.
+    **Raises:** `InputError` for a name that is not in `TASK_NAMES`, with the nearest one.
     """
     require_known("task", name, TASK_NAMES)
     path = files(__name__) / f"{name}.json"

@@ -13,19 +13,18 @@ from rmtllmf_jax.data.sources.hub import HubSource
 from rmtllmf_jax.data.sources.tfds import TfdsSource
 
 SOURCES = ("hub", "tfds", "folder", "arrays", "embedded")
-"""Hugging Face hub, TensorFlow Datasets, parquet or image files, `.npz` files, the small tasks that
-come with the package."""
+"""Hugging Face hub, TensorFlow Datasets, parquet or image files, `.npz` files, and the small tasks
+that come with the package."""
 
 
 def get_source(name: str, data: Path | None = None) -> Source:
     """Return a source by its name.
 
-    `data` is the folder of `folder` and `arrays`; for `hub` and `tfds` it may be left out, and else
-    takes the place of the folders where `datasets` and TFDS keep their files; `embedded` takes
-    none.
+    `data` is the folder of `folder` and `arrays`; for `hub` and `tfds` it is optional and replaces
+    the folders where `datasets` and TFDS keep their files; `embedded` takes none.
 
-    **Raises:** `InputError` for an unknown name, if a source that needs `data` has none, and if one
-    that takes none is given some.
+    **Raises:** `InputError` for an unknown name, or if `data` is missing for a source that needs it
+    or given to one that takes none.
     """
     require_known("source", name, SOURCES)
     if name == "embedded":

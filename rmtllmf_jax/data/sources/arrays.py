@@ -1,4 +1,4 @@
-"""Images that are in memory already, or in one `.npz` file a task, as a source."""
+"""Images in memory, or in one `.npz` file per task, as a source."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NAMES = ("train_images", "train_labels", "test_images", "test_labels", "classes
 class TaskArrays:
     """One task: images uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), labels integers (n,).
 
-    **Raises:** `InputError` that names the array if its type or shape is another, if a label is no
-    index into `classes`, or if `classes` is empty or holds a name twice.
+    **Raises:** `InputError` that names the array if its type or shape is wrong, if a label is not
+    an index into `classes`, or if `classes` is empty or holds a name twice.
     """
 
     train_images: np.ndarray
@@ -46,10 +46,10 @@ class TaskArrays:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """The `Source` over arrays, or over `.npz` files that are read when they are first asked for.
+    """The `Source` over arrays, or over `.npz` files that are read at first use.
 
     **Raises:** every method raises `InputError` for an unknown task or split, and for a file that
-    does not hold what `TaskArrays` wants (it names file and array).
+    does not hold what `TaskArrays` requires (it names file and array).
     """
 
     arrays: Mapping[str, TaskArrays | Path]
@@ -60,7 +60,7 @@ class ArraySource:
         """Return the source over `<folder>/<task>.npz`.
 
         A file holds `train_images`, `train_labels`, `test_images`, `test_labels` and `classes` (an
-        array of strings), as `TaskArrays` wants them; `numpy.savez` writes such files.
+        array of strings), as `TaskArrays` requires; `numpy.savez` writes such files.
 
         **Raises:** `InputError` that names the folder if it is missing or holds no such file.
         """

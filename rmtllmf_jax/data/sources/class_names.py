@@ -13,7 +13,7 @@ from rmtllmf_jax.common.files import read_json
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Return the names in a JSON file: a plain list, or a list under `classes`.
 
-    **Raises:** `InputError` that names the file if it is missing or holds something else, or a name
+    **Raises:** `InputError` that names the file if it is missing, has other content or holds a name
     twice.
     """
     content = read_json(path)
@@ -29,9 +29,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def hub_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
-    """Return the features that Hugging Face `datasets` notes in a parquet file's metadata.
+    """Return the features that Hugging Face `datasets` records in a parquet file's metadata.
 
-    Empty where the file was written by something else.
+    Empty if the file was written by something else.
     """
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
@@ -43,7 +43,7 @@ def hub_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any
 
 
 def hub_class_names(features: dict[str, dict[str, Any]], label: str) -> tuple[str, ...] | None:
-    """Return the class names of a `ClassLabel` column, or None if it is none."""
+    """Return the class names of a `ClassLabel` column, None for another column."""
     names = features.get(label, {}).get("names")
     if isinstance(names, dict):  # written by early versions as {"0": name, ...}
         names = [names.get(str(index)) for index in range(len(names))]

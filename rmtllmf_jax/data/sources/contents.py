@@ -1,4 +1,4 @@
-"""Hashes of what files and examples hold; large amounts in threads, with a progress bar."""
+"""Hashes of the contents of files and examples; large amounts in threads, with a progress bar."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _KNOWN: dict[_Stamp, str] = {}
 def file_hashes(paths: Sequence[Path], description: str) -> list[str]:
     """Return the SHA-256 of each file, as hexadecimal.
 
-    Within a process a file is read once, unless its inode, size or times have changed since: a
-    process asks for the same fingerprint before and after it decodes a split.
+    Within a process a file is read once, unless its inode, size or times have changed: a process
+    needs the same fingerprint before and after it decodes a split.
 
     **Raises:** `OSError` if a file cannot be read.
     """
@@ -74,7 +74,7 @@ def _hash(path: Path, count: Callable[[int], None]) -> str:
         while chunk := file.read(4 * _MIB):
             digest.update(chunk)
             count(len(chunk))
-    # A file changed a moment ago may change again without a new time stamp.
+    # A file that has just changed may change again without a new time stamp.
     if max(stat.st_mtime_ns, stat.st_ctime_ns) + _SETTLED < now:
         _KNOWN[stamp] = digest.hexdigest()
     return digest.hexdigest()

@@ -18,8 +18,8 @@ class DataFolder:
 
     `ParquetFolder` and `ImageFolder` say what a task's folder may hold.
 
-    **Raises:** every method raises `InputError` that names the folder or file, also where a task is
-    there both ways.
+    **Raises:** every method raises `InputError` that names the folder or file, also if a task is
+    stored in both ways.
     """
 
     root: Path

@@ -20,12 +20,12 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 class HubSource:
     """The `Source` over the registry's data sets, downloaded once into the cache of `datasets`.
 
-    `cache_dir` replaces the cache that `datasets` would take, `revision` is a commit, tag or branch
-    of every set, `facts` says where a task is (an id of the hub, or a folder with its layout).
+    `cache_dir` replaces the default cache of `datasets`, `revision` is a commit, tag or branch of
+    every set, `facts` says where a task is (an id of the hub, or a folder with its layout).
 
-    **Raises:** every method raises `InputError` that names the data set: if there is none of that
-    id, configuration, split or column, if it is gated or private, if neither the hub can be reached
-    nor the cache has it, or if the extra is not installed.
+    **Raises:** every method raises `InputError` that names the data set: if its id, configuration,
+    split or column does not exist, if it is gated or private, if the hub cannot be reached and the
+    cache does not have it, or if the extra is not installed.
     """
 
     cache_dir: Path | None = None
@@ -38,12 +38,12 @@ class HubSource:
         return TASK_NAMES
 
     def classes(self, task: str) -> tuple[str, ...]:
-        """Return the class names that the set carries, or the registry's if it has numbers alone.
+        """Return the set's own class names, or the registry's if the set only has numbers.
 
         **Raises:** `InputError` also if their number is not the registry's.
         """
         loaded, known = self._load(task, "train"), self.facts(task)
-        import datasets  # there, or it would not have been loaded
+        import datasets  # installed, or the set would not have been loaded
 
         column = loaded.features[known.hub.label]
         if not isinstance(column, datasets.ClassLabel):
@@ -63,7 +63,7 @@ class HubSource:
         """Return a hash of the split's rows, as `datasets` keeps them on disk, and their columns.
 
         It depends on every byte of images and labels, not on commit, path or process. Another
-        version of `datasets` may write the same rows another way: they are decoded again then.
+        version of `datasets` may store the same rows differently: they are then decoded again.
         """
         import pyarrow.compute as pc
 
@@ -81,7 +81,7 @@ class HubSource:
         return content_hash({**columns, "rows": rows})
 
     def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the rows from `start` on; images are files as stored, decoded by nobody yet."""
+        """Yield the rows from `start` on; images are files as stored, not decoded."""
         loaded, hub = self._load(task, split), self.facts(task).hub
         if start >= len(loaded):  # `select` has no empty range at the end
             return
@@ -119,7 +119,7 @@ class HubSource:
                     cache_dir=cache,
                     revision=self.revision,
                 )
-        except Exception as error:  # besides its own, those of httpx, pyarrow and the hub
+        except Exception as error:  # its own types, and those of httpx, pyarrow and the hub
             raise explained(error, hub.id, self.revision) from error
         for column in (hub.image, hub.label):
             if column not in loaded.column_names:

@@ -1,4 +1,4 @@
-"""Which data sets of the Hugging Face hub are on this machine already."""
+"""Which data sets of the Hugging Face hub are already on this machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rmtllmf_jax.data.registry import HubSet
 
 
 def in_cache(hub: HubSet, cache_dir: Path | None = None) -> bool:
-    """Return whether the cache of `datasets` holds a set, prepared, so that no network is needed.
+    """Return whether the cache of `datasets` holds a prepared set, so that no network is needed.
 
-    `cache_dir` takes the place of the cache that `datasets` would use.
+    `cache_dir` replaces the default cache of `datasets`.
     """
     root = cache_dir or _default_cache()
     folder = root / hub.id.replace("/", "___")
@@ -19,7 +19,7 @@ def in_cache(hub: HubSet, cache_dir: Path | None = None) -> bool:
 
 
 def _default_cache() -> Path:
-    """Return the cache of `datasets`, by its own environment variables, without importing it."""
+    """Return the default cache of `datasets` from its environment variables, without importing."""
     if "HF_DATASETS_CACHE" in os.environ:
         return Path(os.environ["HF_DATASETS_CACHE"]).expanduser()
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))

@@ -1,4 +1,4 @@
-"""What went wrong at the Hugging Face hub, in words that say what to do."""
+"""Errors of the Hugging Face hub, explained with what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def explained(error: Exception, name: str, revision: str | None) -> InputError:
             f"{name}: gated; its owner gives access to registered users only. Accept the terms on "
             "the set's page on the Hugging Face hub, then log in with `hf auth login` or HF_TOKEN."
         )
-    # The hub's HTTP library has had two names (httpx, httpx2): its errors are known by their own.
+    # The hub's HTTP library has had two names (httpx, httpx2): match its errors by class name.
     transport = "TransportError" in {kind.__name__ for kind in type(error).__mro__}
     if transport or isinstance(error, (ConnectionError, TimeoutError, LocalEntryNotFoundError)):
         settings = [setting for setting in OFFLINE_SETTINGS if os.environ.get(setting)]
@@ -64,7 +64,7 @@ def explained(error: Exception, name: str, revision: str | None) -> InputError:
 
 @contextmanager
 def quiet_unless_terminal() -> Iterator[None]:
-    """Keep the progress bars of `datasets` and the hub off a standard error that is a file."""
+    """Hide the progress bars of `datasets` and the hub unless standard error is a terminal."""
     import datasets
     from huggingface_hub import utils as hub
 

@@ -18,12 +18,12 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".t
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The `Source` over a folder with one sub-folder a task, and in it a folder a split and class.
+    """The `Source` over a folder with one sub-folder per task, with one folder per split and class.
 
     Labels are positions among the sorted names of the class folders of `train`, or in
     `classes.json` (a list of the folder names, plain or under `classes`) if there is one. Images
     come class by class, sorted by name. Names that begin with a dot are ignored; anything else that
-    is not an image file is an error, as it may be one that was meant to count.
+    is not an image file is an error, as it may have been meant as one.
 
     **Raises:** every method raises `InputError` that names the folder or file.
     """
@@ -57,7 +57,7 @@ class ImageFolder:
     def fingerprint(self, task: str, split: str) -> str:
         """Return a hash of the names and contents of all image files, in their order.
 
-        Every byte is read, once a process: sizes and times would miss an edit or a copy.
+        Every byte is read, once per process: sizes and times would miss an edit or a copy.
         """
         images = self._images(task, split)
         try:
@@ -97,7 +97,7 @@ class ImageFolder:
 
 
 def holds_image_folders(folder: Path) -> bool:
-    """Return whether a task's folder has a split as a folder of class folders."""
+    """Return whether a task's folder has a split stored as class folders."""
     return folder.is_dir() and any(
         (folder / split).is_dir() and any(path.is_dir() for path in _visible(folder / split))
         for split in SPLITS

@@ -23,14 +23,14 @@ from rmtllmf_jax.data.sources.shards import holds_split, split_files
 
 @dataclass(frozen=True)
 class ParquetFolder:
-    """The `Source` over a folder with one sub-folder a task.
+    """The `Source` over a folder with one sub-folder per task.
 
     A split is `<split>.parquet`, or the shards `<split>-00000-of-0000N.parquet` of a data set that
     was downloaded from the Hugging Face hub (also below `data/` or the name of a configuration).
     A file has the columns `image` (PNG or JPEG bytes, or the struct `{bytes, path}` of Hugging Face
-    datasets), `label` (integer) and, optionally, `id` (string); `columns_in` says what else they
-    may be called. `classes.json` is a list of class names in label order, or an object with such a
-    list under `classes`; where there is none, the names that Hugging Face noted in the file count.
+    datasets), `label` (integer) and, optionally, `id` (string); `columns_in` lists other names for
+    them. `classes.json` is a list of class names in label order, or an object with such a list
+    under `classes`; without it, the names that Hugging Face recorded in the file are used.
 
     **Raises:** every method raises `InputError` that names the file (and row) if a folder, file or
     column is missing, if a file is truncated or otherwise unreadable, or if a value is null.

@@ -36,10 +36,10 @@ def rows_in(path: Path) -> int:
 
 
 def columns_in(path: Path, task: str) -> Columns:
-    """Return the columns of a file: `image` and `label`, or what takes their place.
+    """Return the columns of a file: `image` and `label`, or their substitutes.
 
-    A column that is not called so is looked for under the name that the task has on the Hugging
-    Face hub, then as the one column that the file's own metadata calls an image or a class label.
+    A column with another name is looked for under its name in the task's set on the Hugging Face
+    hub, then as the only column that the file's metadata declares an image or a class label.
     """
     with _opened(path) as file:
         schema = file.schema_arrow
@@ -55,7 +55,7 @@ def columns_in(path: Path, task: str) -> Columns:
 
 
 def class_names_in(path: Path, label: str) -> tuple[str, ...] | None:
-    """Return the class names that Hugging Face `datasets` noted in a file; None without."""
+    """Return the class names that Hugging Face `datasets` recorded in a file, None without."""
     with _opened(path) as file:
         return hub_class_names(hub_features(file.schema_arrow.metadata), label)
 
@@ -65,7 +65,7 @@ def examples_in(path: Path, columns: Columns, start: int) -> Iterator[Example]:
 
     Row groups before that of `start` are not read.
 
-    **Raises:** `InputError` that names the file (and row) if a column is missing or has another
+    **Raises:** `InputError` that names the file (and row) if a column is missing or has the wrong
     type, if the file is truncated or otherwise unreadable, or if a value is null.
     """
     with _opened(path) as file:
@@ -95,7 +95,7 @@ def _group_rows(file: Any, group: int) -> int:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises about a file's content into an `InputError`."""
+    """Turn pyarrow's errors about a file's content into an `InputError`."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -16,10 +16,10 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """Return the parquet files of a split in the order of their rows.
 
     They are `<split>.parquet`, or all of `<split>-00000-of-0000N.parquet`, in `folder` or, as in a
-    downloaded data set, in `data/` or a sub-folder with the name of a configuration.
+    downloaded data set, in `data/` or a sub-folder named after a configuration.
 
-    **Raises:** `InputError` if there is none, if there is more than one set of them, or if shards
-    are missing (it names their numbers).
+    **Raises:** `InputError` if there is none, if there are several sets of them, or if shards are
+    missing (it names their numbers).
     """
     plain = folder / f"{split}.parquet"
     found = {place: shards for place in _places(folder) if (shards := _shards(place, split))}

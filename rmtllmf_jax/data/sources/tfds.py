@@ -20,10 +20,10 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 class TfdsSource:
     """The `Source` over sets that were prepared as `array_record` (extra `tfds`).
 
-    `data_dir` replaces TFDS's own folder. Images come as the files that TFDS keeps; without
+    `data_dir` replaces TFDS's own folder. Images are the files as stored by TFDS; without
     `encoded`, TFDS decodes them to arrays. Labels follow the registry: where TFDS has the same
-    class names in another order (`sun397`), they are renumbered by name. `facts` says which
-    builder, splits and features a task has.
+    class names in another order (`sun397`), they are renumbered by name. `facts` gives the builder,
+    splits and features of a task.
 
     **Raises:** every method raises `InputError`: for a task without a usable builder (it names the
     data set on the Hugging Face hub), a set that is not prepared (it says how), class names other
@@ -37,11 +37,11 @@ class TfdsSource:
     _hashes: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self) -> tuple[str, ...]:
-        """Return the eight tasks; those without a builder say so when they are used."""
+        """Return the eight tasks; using one without a builder is an error."""
         return TASK_NAMES
 
     def classes(self, task: str) -> tuple[str, ...]:
-        """Return the registry's names of the set's classes, after a look at TFDS's own."""
+        """Return the registry's names of the set's classes, checked against TFDS's own."""
         self._labels(task)
         return self.facts(task).dataset_classes
 
@@ -50,10 +50,10 @@ class TfdsSource:
         return len(self._open(task, split))
 
     def fingerprint(self, task: str, split: str) -> str:
-        """Return a hash over all images and labels in their order; read once for each object.
+        """Return a hash over all images and labels in their order, computed once per object.
 
-        A prepared set is not written to again (TFDS gives a new version a new folder), so a change
-        under the feet of a running process is not looked for.
+        A prepared set is not written again (TFDS puts a new version in a new folder), so changes
+        while the process runs are not looked for.
         """
         key = (task, split)
         if key not in self._hashes:
@@ -62,7 +62,7 @@ class TfdsSource:
         return self._hashes[key]
 
     def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the examples from `start` on; what is before is not read."""
+        """Yield the examples from `start` on; earlier ones are not read."""
         opened, labels = self._open(task, split), self._labels(task)
         known = self._builder_facts(task)
         for row in range(start, len(opened)):
@@ -146,7 +146,7 @@ class TfdsSource:
 
 
 def _positions(builder: str, names: list[str], classes: tuple[str, ...]) -> list[int]:
-    """Return where each of TFDS's names stands among the registry's, as `plain_name` reads them."""
+    """Return the position of each TFDS name among the registry's, compared by `plain_name`."""
     wanted = {plain_name(name): position for position, name in enumerate(classes)}
     found = [plain_name(name) for name in names]
     if len(wanted) < len(classes) or sorted(found) != sorted(wanted):

@@ -33,8 +33,8 @@ EMBEDDED: Mapping[str, EmbeddedTask] = MappingProxyType(
 class EmbeddedSource:
     """The `Source` of the eight tasks: 32 x 32 RGB, about 1,000 train and 300 test images each.
 
-    One seed always gives the same images. Another one draws others, but never puts a scan or a
-    region of a photograph that is in test under some seed into train under another.
+    One seed always gives the same images. Another seed draws others, but a scan or a region of a
+    photograph that is in test under one seed is never in train under another.
 
     **Raises:** every method raises `InputError` for an unknown task or split, and if a package
     lacks a file that a task draws from; the constructor does for a negative seed.
@@ -69,7 +69,7 @@ class EmbeddedSource:
         return self._arrays(task).examples(task, split, start)
 
     def _arrays(self, task: str) -> ArraySource:
-        """Draw a task when it is first asked for, then keep it (4 MB)."""
+        """Draw a task at first use, then keep it (4 MB)."""
         known = EMBEDDED[require_known("task", task, EMBEDDED)]
         if task not in self._drawn:
             self._drawn[task] = ArraySource({task: draw_task(known, self.seed)})

@@ -20,8 +20,8 @@ def local(
 ) -> tuple[Plane, Plane]:
     """Return the pixels' coordinates (u to the right, v down) around a point, in pixels.
 
-    `angle` turns what is drawn in them clockwise, in radians. With more than one of `samples` along
-    each side of a pixel, a drawing is made finer and `shrink` averages it.
+    `angle` rotates the drawing clockwise, in radians. With more than one of `samples` along each
+    side of a pixel, a drawing is made finer and `shrink` averages it.
     """
     places = (np.arange(SIZE * samples) + 0.5) / samples
     across, down = places[None, :] - x, places[:, None] - y
@@ -39,7 +39,7 @@ def shrink(
 def sample(
     face: Float[np.ndarray, "rows columns channels"], across: Plane, down: Plane
 ) -> Float[np.ndarray, "h w channels"]:
-    """Look a face up at places from 0 to 1, bilinearly; it is 0 outside."""
+    """Sample a face bilinearly at positions from 0 to 1; it is 0 outside."""
     rows, columns, channels = face.shape
     padded = np.zeros((rows + 2, columns + 2, channels))
     padded[1:-1, 1:-1] = face
@@ -69,7 +69,7 @@ def blur(canvas: Canvas, width: float) -> Canvas:
 
 
 def coverage(distance: Plane) -> Plane:
-    """Return which part of each pixel is inside, for signed distances."""
+    """Return the fraction of each pixel that is inside, from signed distances."""
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 

@@ -37,13 +37,13 @@ def brightness(colour: Float[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*sha
 def two_colours(
     rng: np.random.Generator, contrast: float, light: float = 0.5
 ) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Return the colours of a background and of what is on it.
+    """Return the colours of a background and of its foreground.
 
-    Their brightness is at least `contrast` apart, which must be below 0.8; `light` is the chance
-    that the background is the darker one.
+    They differ in brightness by at least `contrast`, which must be below 0.8; `light` is the
+    probability that the background is the darker one.
     """
     pairs = any_colours(rng, 2 * _PAIRS).reshape(_PAIRS, 2, 3)
-    pairs[-1] = [[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]]  # in case that no other one has the contrast
+    pairs[-1] = [[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]]  # in case no other pair has the contrast
     apart = brightness(pairs[:, 1]) - brightness(pairs[:, 0])
     chosen = int(np.argmax(np.abs(apart) >= contrast))
     first, second = pairs[chosen]
@@ -54,7 +54,7 @@ def two_colours(
 def smooth(
     rng: np.random.Generator, cells: int, count: int = 1
 ) -> Float[np.ndarray, "32 32 count"]:
-    """Return smooth random fields in [0, 1]: `cells` + 1 values a side, interpolated."""
+    """Return smooth random fields in [0, 1]: `cells` + 1 values per side, interpolated."""
     weights = _interpolation(cells)
     fields = weights @ rng.random((count, cells + 1, cells + 1)) @ weights.T
     return fields.transpose(1, 2, 0)
@@ -63,7 +63,7 @@ def smooth(
 def cluttered(rng: np.random.Generator, base: Float[np.ndarray, "3"], amount: float) -> Canvas:
     """Return a background around a colour: smooth patches and a gradient in brightness and hue.
 
-    `amount` is how far patches may be from the colour, in [0, 1].
+    `amount` is the largest deviation of patches from the colour, in [0, 1].
     """
     grey = smooth(rng, 3) + 0.5 * smooth(rng, 8) - 0.75
     tint = smooth(rng, 2, 3) - 0.5

@@ -19,7 +19,7 @@ LIGHT = 1.0
 CLUTTER = 0.05
 NOISE = 0.02
 SIDES = (30, 32)
-"""Smallest and largest side of a digit in pixels; its place is free."""
+"""Smallest and largest side of a digit in pixels; its position is free."""
 
 TRAIN_SCANS = 120
 """Scans of each class that train may use; there are 174 to 183."""
@@ -31,8 +31,8 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 def digit_rows(split: str) -> tuple[Int64[np.ndarray, " n"], ...]:
     """Return the rows of `load_digits` that a split may use, class by class.
 
-    The same for every seed. Neighbouring rows are often of one writer, so that the first rows of a
-    class go to train and the last to test.
+    The same for every seed. Neighbouring rows are often by one writer, so the first rows of a class
+    go to train and the last to test.
     """
     _, labels = _scans()
     members = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]

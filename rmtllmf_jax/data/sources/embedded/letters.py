@@ -65,7 +65,7 @@ def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
 
 @cache
 def letter_face(letter: str, font: str) -> Plane:
-    """Return a letter as large as a square of 64 x 64 allows, 1 where its ink is."""
+    """Return a letter as large as a square of 64 x 64 allows, 1 where there is ink."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", font)

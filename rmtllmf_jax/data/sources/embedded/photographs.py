@@ -17,11 +17,11 @@ from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 CELLS = 4
 """A photograph is cut into CELLS x CELLS cells; every piece lies within one of them."""
 TEST_CELLS = ((0, 1), (1, 3), (2, 0), (3, 2))
-"""Row and column of the cells that test pieces come from, whatever the seed: a quarter."""
+"""Row and column of the cells that test pieces come from, for every seed: a quarter."""
 SMALLEST = 0.9
 """Smallest side of a piece, in sides of its cell; the largest is 1."""
 CHOICE = 3
-"""Of so many random pieces the one with the most contrast is taken: few are plain sky."""
+"""Of this many random pieces the one with the most contrast is taken, to avoid plain sky."""
 EXPOSURE = 0.08
 """Largest change of brightness (added) and of contrast (times 1 +- this)."""
 FADING = 0.15
@@ -42,7 +42,7 @@ PHOTOGRAPHS = {
     "motorcycle": "motorcycle_left.png",
     "printed page": "page.png",
 }
-"""Class name and file. PNG only: what a JPEG decodes to depends on the decoder."""
+"""Class name and file. PNG only: the pixels of a JPEG depend on the decoder."""
 
 Box = tuple[int, int, int, int]
 

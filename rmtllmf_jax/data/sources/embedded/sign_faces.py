@@ -1,4 +1,4 @@
-"""Faces of traffic signs, flat and from the front, with what is transparent around them."""
+"""Faces of traffic signs, flat and from the front, with transparency around them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Face = Float[np.ndarray, "64 64 4"]
 """RGB times opacity, and opacity, in [0, 1]."""
 
 Layers = list[tuple[tuple[float, float, float], Plane]]
-"""From the lowest: colours and the signed distances of where they are."""
+"""From the bottom: colours and the signed distances of their areas."""
 
 RED, BLUE, YELLOW = (0.78, 0.08, 0.12), (0.05, 0.3, 0.7), (0.98, 0.8, 0.1)
 WHITE, BLACK = (0.97, 0.97, 0.97), (0.05, 0.05, 0.05)

@@ -1,4 +1,4 @@
-"""Traffic signs from an angle, in all lights, before blurred surroundings."""
+"""Traffic signs at an angle, in varying light, in front of blurred surroundings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SAMPLES = 2
 
 
 def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
-    """Put a sign before a background, then change light, haze, focus and noise."""
+    """Put a sign in front of a background, then change light, haze, focus and noise."""
     canvas = _surroundings(rng)
     across, down = _face_places(rng)
     seen = shrink(sample(sign_face(tuple(FACES)[item.label]), across, down), _SAMPLES)
@@ -67,7 +67,7 @@ def homography(
 
 
 def _face_places(rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Return the place on the face, from 0 to 1, that each sample of the picture sees."""
+    """Return the position on the face, from 0 to 1, of each sample of the picture."""
     side = rng.uniform(*SIDES)
     square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     moved = square - 0.5 + PERSPECTIVE * rng.uniform(-1, 1, (4, 2))
@@ -79,7 +79,7 @@ def _face_places(rng: np.random.Generator) -> tuple[Plane, Plane]:
 
 
 def _surroundings(rng: np.random.Generator) -> Canvas:
-    """Return a sky over a ground with blurred things before them."""
+    """Return a sky over a ground with blurred objects in front."""
     sky = cluttered(rng, hsv(0.58, rng.uniform(0, 0.5), rng.uniform(0.5, 1)), 0.2)
     ground = cluttered(rng, hsv(rng.uniform(0.08, 0.4), rng.uniform(0, 0.6), rng.random()), 0.4)
     _, below = local(SIZE / 2, rng.uniform(-4, 36), rng.uniform(-0.2, 0.2))

@@ -16,7 +16,7 @@ SIZE = 32
 """Side of every image in pixels."""
 
 IMAGES = {"train": 1000, "test": 300}
-"""Images of a split; rounded up so that every class has as many as the others."""
+"""Images per split; rounded up so that all classes have equally many."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EmbeddedTask:
     """A task that comes with the package.
 
     `real` says whether its pixels were photographed or scanned; the others are rendered. `draw`
-    makes one image, (32, 32, 3) RGB, from an item and a generator that belongs to it alone.
+    makes one image, (32, 32, 3) RGB, from an item and the item's own generator.
     """
 
     name: str
@@ -52,7 +52,7 @@ def images_a_class(classes: int, split: str) -> int:
 def draw_task(task: EmbeddedTask, seed: int) -> TaskArrays:
     """Draw both splits of a task; the classes take turns.
 
-    **Raises:** `InputError` if a file that the task draws from is not there.
+    **Raises:** `InputError` if a file that the task draws from is missing.
     """
     arrays = {}
     for split in SPLITS:

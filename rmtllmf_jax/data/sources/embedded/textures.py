@@ -22,7 +22,7 @@ TURN = 0.1
 
 
 def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
-    """Mix two cluttered colours as a texture says."""
+    """Mix two cluttered colours by a texture."""
     period = rng.uniform(*PERIODS)
     x, y = SIZE / 2 + SIZE / 4 * rng.uniform(-1, 1, 2)
     u, v = local(x, y, TURN * rng.uniform(-1, 1))
