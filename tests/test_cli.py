@@ -425,7 +425,7 @@ def test_options_of_reproduce_are_those_of_its_parts() -> None:
     for name in ("tasks", "model", "data"):
         del sweep[name]  # those of the run folder, where reproduce takes its own
     finetune["image_size"] = 64  # the recipe's
-    for alone in ("distributed", "coordinator", "processes", "process"):
+    for alone in ("distributed", "processes", "process"):
         del sweep[alone]  # reproduce is one process
     assert whole.items() >= finetune.items()
     assert whole.items() >= sweep.items()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,28 +107,16 @@ def test_a_killed_process_is_replaced_by_the_same_command(
 # The command
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        port: int = listening.getsockname()[1]
-        return port
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("connected", [False, True])
-def test_a_sweep_of_two_processes_is_the_sweep(
-    finished: TinyRun, tmp_path: Path, connected: bool
-) -> None:
+def test_a_sweep_of_two_processes_is_the_sweep(finished: TinyRun, tmp_path: Path) -> None:
     """Through the installed command, on a store beside the run folder.
 
-    With JAX's own coordinator, or without: then each may be stopped and started again alone.
+    Each may be stopped and started again alone.
     """
     run = finished.copy(tmp_path / "run", sweep=False)
     cache = finished.users[finished.users.index("--cache-dir") + 1]
     words = ["sweep", "--out", run, "--cache-dir", cache, *finished.grid, "--processes", 2]
     words += ["--store", tmp_path / "store"]
-    if connected:
-        words += ["--distributed", "--coordinator", f"localhost:{free_port()}"]
 
     def start(process: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -137,16 +128,15 @@ def test_a_sweep_of_two_processes_is_the_sweep(
         )
 
     both = [start(process) for process in range(2)]
-    if not connected:
-        for process, (sign, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
-            while not list((tmp_path / "store").glob(f"*/cells/part-{process:04d}-*")):
-                assert both[process].poll() is None, both[process].communicate()
-                time.sleep(0.01)
-            both[process].send_signal(sign)
-            both[process].communicate()
-            assert both[process].returncode == code
-            assert both[1 - process].poll() is None  # it waits, or works
-            both[process] = start(process)
+    for process, (sign, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
+        while not list((tmp_path / "store").glob(f"*/cells/part-{process:04d}-*")):
+            assert both[process].poll() is None, both[process].communicate()
+            time.sleep(0.01)
+        both[process].send_signal(sign)
+        both[process].communicate()
+        assert both[process].returncode == code
+        assert both[1 - process].poll() is None  # it waits, or works
+        both[process] = start(process)
     finish(both)
     for name in ("results", "cosines"):
         pd.testing.assert_frame_equal(
@@ -164,7 +154,30 @@ def test_a_sweep_of_two_processes_is_the_sweep(
     assert not (run / "sweep").exists()
 
 
-CONNECTED = ["--distributed", "--processes", "2", "--process", "0", "--coordinator"]
+def test_on_a_cluster_the_processes_find_out_who_they_are() -> None:
+    """Under the variables of a Slurm step of two tasks: they meet, and part."""
+    script = "from rmtllmf_jax.cli.sweep import Sweep, join; import pathlib\n"
+    script += "print(join(Sweep(out=pathlib.Path('run'), distributed=True)))"
+    with socket.socket() as free:  # JAX makes the port of the number of the job
+        while True:
+            job = random.randrange(2**12)
+            with suppress(OSError):
+                free.bind(("", 61440 + job))
+                break
+    slurm = {"JOB_ID": job, "STEP_NODELIST": "localhost", "STEP_NUM_TASKS": 2, "NTASKS": 2}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=environment()
+            | {f"SLURM_{k}": str(v) for k, v in (slurm | {"PROCID": n, "LOCALID": n}).items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(2)
+    ]
+    said = [process.communicate(timeout=TIMEOUT) for process in both]
+    assert [out.splitlines()[-1:] for out, _ in said] == [["(0, 2)"], ["(1, 2)"]], said
 
 
 @pytest.mark.parametrize(
@@ -173,14 +186,8 @@ CONNECTED = ["--distributed", "--processes", "2", "--process", "0", "--coordinat
         (["--processes", "2"], "--process and --processes go together: give both"),
         (["--process", "2", "--processes", "2"], "one of 0 to 1 with --processes 2, got 2"),
         (["--process", "-1", "--processes", "2"], "one of 0 to 1 with --processes 2, got -1"),
-        (["--coordinator", "localhost:1"], "--coordinator needs --distributed"),
-        (CONNECTED[:-1], "go together, or none of them where JAX finds the others"),
+        (["--distributed", "--process", "0", "--processes", "2"], "leave it out to give --process"),
         (["--distributed"], "cannot be found (no address). Leave --distributed out"),
-        ([*CONNECTED, "nonsense"], "must be HOST:PORT with a port from 1 to 65535, got 'nonsense'"),
-        ([*CONNECTED, "host:port"], "must be HOST:PORT"),
-        ([*CONNECTED, "localhost:65536"], "must be HOST:PORT"),
-        ([*CONNECTED, "no.such.host.invalid:99"], "no.such.host.invalid:99: cannot be used ("),
-        ([*CONNECTED, "localhost:TAKEN"], "cannot be used (Address already in use"),
     ],
 )
 def test_processes_that_cannot_be_found(
@@ -191,16 +198,13 @@ def test_processes_that_cannot_be_found(
     words: list[str],
     message: str,
 ) -> None:
-    def initialize(*given: object) -> None:
-        assert given == (None, None, None)  # JAX looks for them itself, and finds no cluster here
+    def initialize() -> None:  # as where JAX finds no cluster
         raise ValueError("no address.")
 
     monkeypatch.setattr("jax.distributed.initialize", initialize)
-    with socket.create_server(("", 0)) as taken:
-        words = [word.replace("TAKEN", str(taken.getsockname()[1])) for word in words]
-        words += ["--out", str(tmp_path / "run"), "--cache-dir", str(cache_dir)]
-        with pytest.raises(SystemExit) as stop:
-            main(["sweep", *words])
+    words = [*words, "--out", str(tmp_path / "run"), "--cache-dir", str(cache_dir)]
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -49,9 +49,6 @@ class Sweep(SweepOptions):
     distributed: bool = False
     """Let JAX find out which process of how many this is: on a TPU slice, or a cluster that
     jax.distributed knows. All have to be started, and meet once."""
-    coordinator: str | None = None
-    """Address HOST:PORT of the first process, with --distributed where no slice or cluster says
-    it, and with --process and --processes."""
     dry_run: bool = False
     """Print the cells, and what they take on the devices found (memory, operations, hours), and
     stop."""
@@ -101,7 +98,7 @@ def join(options: Sweep) -> tuple[int, int]:
 
     **Raises:** `InputError` if it is not said who they are, or they cannot be reached.
     """
-    process, processes, address = options.process, options.processes, options.coordinator
+    process, processes = options.process, options.processes
     if (process is None) != (processes is None):
         raise InputError("--process and --processes go together: give both.")
     if process is not None and processes is not None and not 0 <= process < processes:
@@ -110,18 +107,12 @@ def join(options: Sweep) -> tuple[int, int]:
             f"{process}."
         )
     if not options.distributed:
-        if address is not None:
-            raise InputError(
-                "--coordinator needs --distributed. Without both, --process and --processes do."
-            )
         return process or 0, processes or 1
-    if (address is None) != (process is None):
+    if process is not None:
         raise InputError(
-            "with --distributed --process, --processes and --coordinator go together, or none of "
-            "them where JAX finds the others. Leave --distributed out to give the first two alone."
+            "--distributed finds out which process this is; leave it out to give --process and "
+            "--processes."
         )
-    if address is not None:
-        _require_coordinator(address, process == 0)
     import jax
     from jax._src.distributed import global_state  # jax.process_index() would start the devices
 
@@ -129,7 +120,7 @@ def join(options: Sweep) -> tuple[int, int]:
     jax.config.update("jax_enable_preemption_service", False)
     note("waiting until all processes of --distributed are here, for five minutes at most")
     try:
-        jax.distributed.initialize(address, processes, process)
+        jax.distributed.initialize()
         # No program spans processes: connected, the end of one would be that of all.
         jax.distributed.shutdown()
     except (ValueError, RuntimeError) as error:
@@ -138,30 +129,6 @@ def join(options: Sweep) -> tuple[int, int]:
             "and give each --process I and --processes N, with I from 0 to N - 1."
         ) from error
     return global_state.process_id, global_state.num_processes
-
-
-def _require_coordinator(address: str, first: bool) -> None:
-    """Check that an address is HOST:PORT, and free where this process is to listen there.
-
-    **Raises:** `InputError` if it is not: JAX would crash.
-    """
-    import socket
-
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(
-            f"--coordinator must be HOST:PORT with a port from 1 to 65535, got {address!r}."
-        )
-    try:
-        socket.getaddrinfo(host.strip("[]"), int(port))
-        if first:
-            with socket.create_server(("", int(port))):
-                pass
-    except OSError as error:
-        raise InputError(
-            f"--coordinator {address}: cannot be used ({error.strerror or error}); name a host "
-            "that is known and a port that is free there."
-        ) from error
 
 
 def layout_of(
