@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.environment import provenance, use_compilation_cache
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, Out, SweepOptions, default_cache
+from rmtllmf_jax.cli.options import Cache, DryRunOptions, Out, SweepOptions, default_cache
 from rmtllmf_jax.cli.run_folder import UNDER_WAY, set_aside, working_in
 from rmtllmf_jax.cli.run_inputs import load_run, read_users
 from rmtllmf_jax.common.errors import InputError, first_line
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Sweep(SweepOptions):
+class Sweep(SweepOptions, DryRunOptions):
     """Send the task vectors of a run folder over the channel, merge, protect and evaluate them.
 
     Example: rmtllmf sweep --out runs/a --combinations 3 --draws 2 --scale validation
@@ -52,19 +52,11 @@ class Sweep(SweepOptions):
     coordinator: str | None = None
     """Address HOST:PORT of the first process, with --distributed where no slice or cluster says
     it, and with --process and --processes."""
-    dry_run: bool = False
-    """Print the cells, and what they take on the devices found (memory, operations, hours), and
-    stop."""
-    json: bool = False
-    """With --dry-run: print JSON and nothing else, an object of cells (by scenario and protection),
-    work (parts with their operations and hours), training and sweep (memory by part), files and
-    needed (sizes), flops, disk, hours, devices and speed. Sizes are in bytes; null is not known."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
-        if self.json and not self.dry_run:
-            raise InputError("--json needs --dry-run; the results of a sweep are results.parquet.")
+        self.require_dry_run()
         if self.dry_run:
             from rmtllmf_jax.cli.plan import sweep_dry_run
 
@@ -168,12 +160,12 @@ def layout_of(
     import jax
 
     from rmtllmf_jax.sweep.layout import Layout
-    from rmtllmf_jax.sweep.room import cells_that_fit, streams_that_fit
+    from rmtllmf_jax.sweep.memory import cells_that_fit, memory_limit, streams_that_fit
 
     devices = tuple(jax.local_devices())
     at_once, streams = options.cells_at_once, 1
     if at_once is None:
-        at_once = cells_that_fit(inputs, settings, devices[0])
+        at_once = cells_that_fit(inputs, settings, memory_limit(devices[0]))
         if len(devices) == place[1] == 1:  # others would want the same cores
             streams = streams_that_fit(inputs, settings, devices[0])
     return Layout(devices, at_once, options.image_devices, *place, streams)
