@@ -54,7 +54,8 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models import vit
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.layers import LayerNorm
-from rmtllmf_jax.sweep.cost import forward_flops, known_speed, train_flops
+from rmtllmf_jax.sweep.cost import tower_costs
+from rmtllmf_jax.sweep.devices import known_speed
 
 MEMORY_STEPS, MEMORY_BATCH = 5, 2
 REPEATS = 20  # calls a round on an accelerator
@@ -161,7 +162,7 @@ def accelerator(name: str, batch: int, rounds: int) -> None:
     medians = interleaved(calls, rounds, 1 if device.platform == "cpu" else REPEATS)
     print(f"{name}, bfloat16, batch {batch}")
     for kind, seconds in medians.items():
-        flops = batch * (forward_flops if kind == "forward" else train_flops)(case.shape) / seconds
+        flops = batch * tower_costs(backbone).flops(training=kind != "forward") / seconds
         share = f"{flops / speed.peak('bfloat16'):.1%}" if speed else "unknown for this device"
         print(
             f"  {kind:16s} {1e3 * seconds:9.1f} ms {batch / seconds:8.1f} images/s "

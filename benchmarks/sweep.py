@@ -65,7 +65,7 @@ from sweep_sides import (
 from timing import interleaved, machine, peak_memory
 
 from rmtllmf_jax.sweep.layout import Layout
-from rmtllmf_jax.sweep.room import streams_that_fit
+from rmtllmf_jax.sweep.memory import streams_that_fit
 
 IN_PROCESSES = {"devices": (1, 2, 4, 8), "chunks": (1, 2, 4, 8), "streams": (1, 2)}
 

@@ -20,41 +20,31 @@ from pathlib import Path
 
 import pytest
 from conftest import command
+from cost_fixtures import TINY, backbone_of
 from huggingface_hub import constants
 
 from rmtllmf_jax.channel import ATTACKS
 from rmtllmf_jax.channel import PRESETS as CHANNELS
 from rmtllmf_jax.cli import main as entry
 from rmtllmf_jax.cli.main import COMMANDS, main, parse
-from rmtllmf_jax.cli.plan import Devices, print_json
+from rmtllmf_jax.cli.plan import print_json
 from rmtllmf_jax.cli.reproduce import Reproduce
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.interrupts import Stopped
 from rmtllmf_jax.common.progress import note, progress_bar, silenced
 from rmtllmf_jax.data.registry import task_facts
-from rmtllmf_jax.models.shapes import ViTShape
-from rmtllmf_jax.sweep.cost import Speed
+from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import plan
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.presets import PRESETS
 
-SHAPE = ViTShape(
-    width=16,
-    depth=1,
-    heads=2,
-    mlp_width=32,
-    activation="gelu",
-    layer_norm_eps=1e-6,
-    image_size=32,
-    patch_size=8,
-)
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 NAMES = pytest.mark.parametrize("name", COMMANDS)
 UNITS = re.compile(
     r"\bdB\b|steps?|images?|pixels|epochs|share|relative|rms\(tau\)|learning rate|decay|norm\b"
     r"|samples|realisations|channels|draws|repetitions|cells|devices|processes|bits|coefficient"
-    r"|standard deviation|divides|which one",
+    r"|standard deviation|TFLOP/s|GB|divides|which one",
     re.IGNORECASE,
 )
 """Words that say what a number counts or measures."""
@@ -351,7 +341,7 @@ def test_usage_that_cannot_be_read_is_code_2(
 def test_a_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     tasks = tuple(task_facts(name) for name in ("dtd", "mnist"))
     grid = Grid((("dtd", "mnist"),), ("clean",), ("none",), 1, 1)
-    found = plan(SHAPE, PRESETS["paper"], tasks, grid, Settings())
+    found = plan(backbone_of(TINY), tasks, grid, Settings(), PRESETS["paper"])
     print_json(found, Devices("TPU v4", 4, 1000), Speed(2e12, 1e12, 1e11))
     printed = json.loads(capsys.readouterr().out)
     assert printed["cells"] == {"clean": {"none": 1}}
@@ -364,13 +354,6 @@ def test_a_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     printed = json.loads(capsys.readouterr().out)
     assert printed["hours"] is None
     assert {part["hours"] for part in printed["work"]} == {None}
-
-
-def test_a_plan_as_json_needs_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["sweep", "--out", "nowhere", "--json"])
-    assert stopped.value.code == 2
-    assert "--json needs --dry-run" in capsys.readouterr().err
 
 
 # The page

@@ -6,146 +6,84 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
-from cost_fixtures import B16, FORWARD, SMALL, TINY, TINY_CLIP, TINY_TEXT
+from cost_fixtures import B16, SMALL, TINY, TINY_CLIP, TINY_TEXT, backbone_of, plain
 
-from rmtllmf_jax import fusion
-from rmtllmf_jax.models.clip import CLIP, CLIPText, CLIPVision
-from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
-from rmtllmf_jax.models.vit import VisionTransformer
-from rmtllmf_jax.sweep.cost import (
-    activation_bytes,
-    all_parameters,
-    forward_flops,
-    head_parameters,
-    sweep_memory,
-    tower_parameters,
-    train_flops,
-    training_memory,
-)
+from rmtllmf_jax.models.shapes import ViTShape
+from rmtllmf_jax.sweep.cost import Costs, clip_bytes, peak_bytes, text_costs, tower_costs
+from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
 from rmtllmf_jax.sweep.programs import Merges, receive_and_merge
 from rmtllmf_jax.training.recipes import Recipe
 
 
-def count(tree: object) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+def lowered(costs: Costs, batch: int, training: bool) -> jax.stages.Lowered:
+    function = jax.grad(lambda p, x: costs.function(p, x).sum()) if training else costs.function
+    inputs = jax.ShapeDtypeStruct((batch, *costs.example.shape), costs.example.dtype)
+    return jax.jit(function).lower(costs.params, inputs)
 
 
-def parameters_of(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> Any:
-    """Return the shapes of a module's parameters."""
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-
-
-def images(shape: ViTShape, batch: int = 1) -> jax.ShapeDtypeStruct:
-    size = shape.image_size
-    return jax.ShapeDtypeStruct((batch, size, size, shape.channels), jnp.float32)
-
-
-def flops(lowered: jax.stages.Lowered) -> float:
-    analysis = lowered.cost_analysis()
-    return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
-
-
-# Parameters
+# Parameters and operations
 
 
 def test_parameters_of_a_tiny_tower_by_hand():
     block = 4 * (4 * 4 + 4) + (4 * 8 + 8) + (8 * 4 + 4) + 2 * 8
     patches, token, positions, last = 2 * 2 * 3 * 4, 4, 5 * 4, 8
-    assert tower_parameters(TINY) == patches + 4 + token + positions + block + last == 256
-    assert tower_parameters(TINY_CLIP) == patches + token + positions + 8 + block + last == 260
-    text = (10 + 3) * 4 + block + 8
-    assert all_parameters(TINY_CLIP) == 260 + text + 4 * 3 + 4 * 3 + 1
-    assert head_parameters(TINY, 7) == 4 * 7 + 7
-    assert head_parameters(TINY_CLIP, 7) == 4 * 3 + 3 * 7 + 7
-
-
-def test_clip_vit_b_16_has_the_published_parameters():
-    assert tower_parameters(B16) == 85_799_424
-    assert all_parameters(B16) == 149_620_737
-
-
-@pytest.mark.parametrize("shape", [TINY, SMALL, replace(SMALL, qkv_bias=False)])
-def test_a_plain_vits_parameters_are_the_modules(shape: ViTShape):
-    assert tower_parameters(shape) == count(parameters_of(VisionTransformer(shape), images(shape)))
-    assert all_parameters(shape) == tower_parameters(shape)
-
-
-@pytest.mark.parametrize("model", [TINY_CLIP, replace(TINY_CLIP, vision=SMALL), B16])
-def test_clips_parameters_are_the_modules(model: CLIPShape):
-    tokens = jax.ShapeDtypeStruct((1, model.text.positions), jnp.int32)
-    tree = parameters_of(CLIP(model), images(model.vision), tokens)
-    assert tower_parameters(model) == count(tree["vision_model"])
-    assert all_parameters(model) == count(tree)
-
-
-# Operations
+    assert tower_costs(plain(TINY)).parameters == patches + 4 + token + positions + block + last
+    clip = tower_costs(backbone_of(TINY))
+    assert clip.parameters == patches + token + positions + 8 + block + last
+    assert (clip.bytes, clip.width) == (4 * 260, 4)
+    assert clip_bytes(TINY_CLIP) == 4 * (260 + (10 + 3) * 4 + block + 8 + 4 * 3 + 4 * 3 + 1)
 
 
 def test_operations_of_a_tiny_tower_by_hand():
     embedding = 2 * 4 * 12 * 4
-    projections, attention, mlp = 4 * 2 * 5 * 4 * 4, 2 * 2 * 5 * 5 * 4, 2 * 2 * 5 * 4 * 8
+    block = 4 * 2 * 5 * 4 * 4 + 2 * 2 * 5 * 5 * 4 + 2 * 2 * 5 * 4 * 8
     # Keys and values of all five tokens, the rest of the class token alone.
-    last = 2 * 2 * 5 * 4 * 4 + 2 * 2 * 4 * 4 + 2 * 2 * 5 * 4, 2 * 2 * 4 * 8
-    assert forward_flops(TINY) == embedding + sum(last) == FORWARD
-    two = replace(TINY, depth=2)
-    assert forward_flops(two) == FORWARD + projections + attention + mlp
+    last = 2 * 2 * 5 * 4 * 4 + 2 * 2 * 4 * 4 + 2 * 2 * 5 * 4 + 2 * 2 * 4 * 8
+    two = tower_costs(backbone_of(replace(TINY, depth=2)))
+    assert two.flops() == embedding + block + last
+    # No gradient for the images.
+    assert two.flops(training=True) == 2 * embedding + 3 * (block + last)
     text = 4 * 2 * 3 * 4 * 4 + 2 * 2 * 3 * 3 * 4 + 2 * 2 * 3 * 4 * 8
-    assert forward_flops(TINY_TEXT) == text
-    assert train_flops(TINY) == 3 * FORWARD
-    # The last product of a block is not needed.
-    again = projections + attention + mlp // 2 + last[0] + last[1] // 2
-    assert train_flops(replace(two, remat=True)) == 3 * forward_flops(two) + again
+    assert text_costs(TINY_TEXT).flops() == text
 
 
-def test_clip_vit_b_16_takes_the_published_operations_but_for_what_nobody_reads():
-    # The last block's queries, outputs, attention and MLP of the 196 patches.
-    unread = 196 * (2 * 768**2 + 2 * 197 * 768 + 2 * 768 * 3072)
-    assert forward_flops(B16.vision) / 2 == pytest.approx(17.56e9 - unread, rel=1e-3)
+def test_clip_vit_b_16_has_the_published_parameters_and_xlas_operations():
+    costs = tower_costs(backbone_of(B16.vision))
+    assert costs.parameters == 85_799_424
+    assert clip_bytes(B16) == 4 * 149_620_737
+    for training in (False, True):
+        counted = lowered(costs, 1, training).cost_analysis()["flops"]
+        assert costs.flops(training=training) == pytest.approx(counted, rel=0.005)
+    again = tower_costs(backbone_of(replace(SMALL, remat=True)))
+    counted = lowered(again, 1, True).cost_analysis()["flops"]
+    assert again.flops(training=True) == pytest.approx(counted, rel=0.05)
 
 
-def test_operations_are_those_that_xla_counts():
-    module, batch = CLIPVision(SMALL), 4
-    params = parameters_of(module, images(SMALL))
+def test_loops_and_branches_are_counted():
+    def function(matrix: Any, x: Any) -> Any:
+        x, _ = jax.lax.scan(lambda x, _: (x @ matrix, None), x, length=3)
+        branches = [lambda x: x, lambda x: x @ matrix, lambda x: x @ matrix @ matrix]
+        return jax.lax.switch(x[0, 0].astype(int), branches, x)
 
-    def features(params: Any, x: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, x)
-
-    def loss(params: Any, x: jax.Array) -> jax.Array:
-        return features(params, x).sum()
-
-    forward = flops(jax.jit(features).lower(params, images(SMALL, batch)))
-    assert forward / batch == pytest.approx(forward_flops(SMALL), rel=0.04)
-    training = flops(jax.jit(jax.grad(loss)).lower(params, images(SMALL, batch)))
-    assert training / batch == pytest.approx(train_flops(SMALL), rel=0.05)
-
-
-def test_operations_of_a_text_are_those_that_xla_counts():
-    shape = replace(TINY_TEXT, width=128, mlp_width=512, positions=32)
-    tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
-    module = CLIPText(shape)
-    params = parameters_of(module, tokens)
-    lowered = jax.jit(lambda p, x: module.apply({"params": p}, x)).lower(params, tokens)
-    assert flops(lowered) / 4 == pytest.approx(forward_flops(shape), rel=0.04)
-
-
-def test_rematerialised_operations_are_those_that_xla_counts():
-    shape = replace(SMALL, remat=True)
-    module = CLIPVision(shape)
-    params = parameters_of(module, images(shape))
-
-    def loss(params: Any, x: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, x).sum()
-
-    training = flops(jax.jit(jax.grad(loss)).lower(params, images(shape, 4)))
-    assert training / 4 == pytest.approx(train_flops(shape), rel=0.05)
+    matrix, row = jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
+    assert Costs(function, matrix, row).flops() == (3 + 2) * 2 * 4 * 4
 
 
 # Memory
+
+
+def test_an_array_lives_until_it_is_read_last():
+    def function(x: Any) -> Any:
+        wide = jnp.outer(x, x)  # 64 numbers
+        return (wide @ x) * 2
+
+    jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((8,), jnp.float32)).jaxpr
+    assert 4 * 64 < peak_bytes(jaxpr) <= 4 * (64 + 8 + 8)
+    pair = jax.make_jaxpr(lambda x: (x + 1, (x + 2).sum()))(jnp.zeros(100)).jaxpr
+    assert peak_bytes(pair) == 800 + 4
 
 
 @pytest.mark.parametrize(
@@ -158,37 +96,20 @@ def test_rematerialised_operations_are_those_that_xla_counts():
             id="attention",
             marks=pytest.mark.slow,
         ),
-        pytest.param(replace(SMALL, depth=1), 64, id="last", marks=pytest.mark.slow),
+        pytest.param(B16.vision, 128, id="B16", marks=pytest.mark.slow),
     ],
 )
 def test_training_memory_is_what_xla_allocates(shape: ViTShape, batch: int):
-    module, optimiser = CLIPVision(shape), Recipe(10, batch, 1e-5, 0.1).optimiser()
-    params = parameters_of(module, images(shape))
-    state = jax.eval_shape(lambda p: (p, optimiser.init(p)), params)
-
-    def step(state: Any, x: jax.Array, labels: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            logits = module.apply({"params": params}, x.astype(jnp.float32) / 255)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        updates, moments = optimiser.update(jax.grad(loss)(state[0]), state[1], state[0])
-        return optax.apply_updates(state[0], updates), moments
-
-    pixels = jax.ShapeDtypeStruct(images(shape, batch).shape, jnp.uint8)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, pixels, labels).compile()
-    memory = compiled.memory_analysis()
-    # The donated state comes back in its own place.
-    allocated = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    estimate = sum(training_memory(shape, batch).values()) - 4 * tower_parameters(shape)
-    assert 0.6 < estimate / allocated < 1.6
-    activations = activation_bytes(shape, batch, training=True)
-    assert activations > 0.5 * allocated  # what was estimated is what weighs
+    costs = tower_costs(backbone_of(shape))
+    memory = lowered(costs, batch, True).compile().memory_analysis()
+    allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert 0.9 < costs.temporaries(batch, training=True) / allocated < 1.5
 
 
 def test_merging_memory_is_what_xla_allocates():
     users = 8
-    params = parameters_of(CLIPVision(SMALL), images(SMALL))
+    costs = tower_costs(backbone_of(SMALL))
+    params = costs.params
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((users, *x.shape), x.dtype), params)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     flags = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), bool), params)
@@ -201,46 +122,36 @@ def test_merging_memory_is_what_xla_allocates():
     allocated = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     )
-    shape = replace(TINY_CLIP, vision=SMALL)
-    parts = sweep_memory(shape, users, eval_batch=1, test_bytes=0, realign_batch=None, shot_bytes=0)
+    parts = sweep_memory(costs, users, eval_batch=1, test_bytes=0, realign=None, shot_bytes=0)
     names = ("base model", "8 task vectors", "noise of a draw", "merged model")
     assert sum(parts[name] for name in names) == pytest.approx(allocated, rel=0.05)
 
 
-def test_training_memory_of_a_tiny_tower_by_hand():
-    assert training_memory(TINY, 3) == {
-        "base model": 4 * 256,
-        "parameters, gradients, moments": 16 * 256,
-        "activations, batch 3": 3 * (5 * 10 * 4 * 4 + 48 * 9),
-    }
-    two = training_memory(replace(TINY, depth=2), 3)
-    block = 5 * (10 * 4 + 3 * 8) * 4 + 2 * 25 * 12
-    assert two["activations, batch 3"] == 3 * (block + 5 * 10 * 4 * 4 + 48 * 9)
-    half = training_memory(replace(TINY, dtype="bfloat16"), 3)
-    assert half["parameters in bfloat16"] == 2 * 256
-    assert half["activations, batch 3"] == 3 * (5 * 10 * 4 * 2 + 48 * 7)
-
-
 def test_rematerialisation_keeps_one_block_and_the_inputs_of_all():
     deep = replace(SMALL, depth=12)
-    all_blocks = activation_bytes(deep, 1, training=True)
-    kept = activation_bytes(replace(deep, remat=True), 1, training=True)
-    one = activation_bytes(deep, 1, training=False)
-    assert one < kept < 0.2 * all_blocks
-    assert kept - one == 11 * 65 * 128 * 4
+    whole, kept = (
+        tower_costs(backbone_of(each)).temporaries(64, training=True)
+        for each in (deep, replace(deep, remat=True))
+    )
+    assert 64 * 11 * 65 * 128 * 4 < kept < 0.3 * whole
+    half = tower_costs(backbone_of(replace(deep, dtype="bfloat16")))
+    assert half.temporaries(64, training=True) < 0.75 * whole
 
 
 def test_sweep_memory_holds_the_busiest_step_alone():
-    common = {"eval_batch": 2, "test_bytes": 7, "shot_bytes": 5}
-    quiet = sweep_memory(TINY, 2, realign_batch=None, **common)
-    assert list(quiet.values())[:6] == [1024, 2048, 2048, 1024, 7, 5]
-    evaluating = 2 * (20 * 4 + 5 * 64 * 4 + 2 * 25 * 12 + 48 * 9)
-    assert quiet["busiest step: evaluating"] == evaluating
-    busy = sweep_memory(TINY, 2, realign_batch=3, **common)
-    trained = sum(training_memory(TINY, 3).values()) - 4 * 256
-    assert busy["busiest step: realigning"] == trained
-    many = sweep_memory(TINY, 8, realign_batch=None, **common)
-    assert many["busiest step: the cosines"] == 4 * 256 * 8
-    three = sweep_memory(TINY, 2, realign_batch=3, **common, cells_at_once=3)
+    tiny, realign = tower_costs(plain(TINY)), Recipe(3, 3, 1e-5, 0.1)
+    common: dict[str, Any] = {"eval_batch": 16, "test_bytes": 7, "shot_bytes": 5}
+    quiet = sweep_memory(tiny, 1, realign=None, **common)
+    assert list(quiet.values())[:6] == [1024, 1024, 1024, 1024, 7, 5]
+    assert quiet["busiest step: evaluating"] == tiny.temporaries(16, training=False)
+    training = training_memory(tiny, realign)
+    assert training["base model"] == 1024
+    assert training["parameters and moments"] == 3 * 1024 + 2 * 4  # and two counts of steps
+    activations = tiny.temporaries(3, training=True)
+    assert training["gradients and activations, batch 3"] == activations
+    trained = sum(training.values()) - 1024
+    many = sweep_memory(tiny, 64, realign=None, **common)
+    assert many["busiest step: the cosines"] == 1024 * 64
+    three = sweep_memory(tiny, 2, realign=realign, **common, cells_at_once=3)
     assert three["3 merged models"] == 3 * 1024
     assert three["busiest step: realigning"] == 3 * trained

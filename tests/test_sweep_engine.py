@@ -32,12 +32,12 @@ from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.fusion import TaskArithmetic, Ties
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
-from rmtllmf_jax.sweep.cost import activation_bytes
+from rmtllmf_jax.sweep.cost import tower_costs
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.room import MOST, cells_that_fit, streams_that_fit
+from rmtllmf_jax.sweep.memory import MOST, cells_that_fit, memory_limit, streams_that_fit
 
 # One compile
 
@@ -210,44 +210,42 @@ def device(limit: int | None, platform: str = "gpu") -> Any:
 
 
 def test_as_many_cells_as_there_is_room_for(sweep_inputs: SweepInputs) -> None:
-    params = 4 * sum(leaf.size for leaf in jax.tree.leaves(sweep_inputs.base))
+    costs, batch = tower_costs(sweep_inputs.backbone), SETTINGS.eval_batch_size
     images = sum(len(task.test) for task in sweep_inputs.data) * 16 * 16 * 3
-    shape = sweep_inputs.backbone.module.shape
-    evaluating = activation_bytes(shape, SETTINGS.eval_batch_size, training=False)
-    realigning = 4 * params + activation_bytes(shape, SETTINGS.realign.batch_size, training=True)
-    fixed, each = 7 * params + images, params + max(evaluating, realigning)
-
-    def fit(memory: float) -> int:
-        return cells_that_fit(sweep_inputs, SETTINGS, device(int(memory)))
-
+    evaluating = costs.temporaries(batch, training=False)
+    realign = costs.temporaries(SETTINGS.realign.batch_size, training=True)
+    counts = 2 * 4  # of the optimiser's steps
+    realigning = 3 * costs.bytes + counts + realign
+    fixed, each = 7 * costs.bytes + images, costs.bytes + max(evaluating, realigning)
     for cells in (1, 2, 5):
         needed = (fixed + cells * each) / 0.8
-        assert fit(needed * 1.001) == cells
-        assert fit(needed * 0.999) == max(1, cells - 1)
-    assert fit(1000 * needed) == MOST
-    assert fit(0) == 1  # one is tried, and the device may refuse it
+        assert cells_that_fit(sweep_inputs, SETTINGS, int(needed * 1.001)) == cells
+        assert cells_that_fit(sweep_inputs, SETTINGS, int(needed * 0.999)) == max(1, cells - 1)
+    assert cells_that_fit(sweep_inputs, SETTINGS, 10**12) == MOST
+    assert cells_that_fit(sweep_inputs, SETTINGS, 0) == 1  # the device may refuse it
 
 
 def test_two_cells_in_threads_where_a_cpu_has_the_memory(
     sweep_inputs: SweepInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many bytes as an accelerator needs for two cells at once."""
-    pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 0}
+    pages = {"SC_PAGE_SIZE": 2**12}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     fits = []
-    while 3 not in fits:
-        pages["SC_PHYS_PAGES"] += 1
-        fits.append(cells_that_fit(sweep_inputs, SETTINGS, device(1000 * pages["SC_PHYS_PAGES"])))
+    for power in range(24):
+        pages["SC_PHYS_PAGES"] = 2**power
+        fits.append(cells_that_fit(sweep_inputs, SETTINGS, 2 ** (12 + power)))
         streams = streams_that_fit(sweep_inputs, SETTINGS, device(None, "cpu"))
         assert streams == min(fits[-1], 2)
+    assert (fits[0], fits[-1]) == (1, MOST)
     assert streams_that_fit(sweep_inputs, SETTINGS, device(10**12)) == 1
 
 
 def test_room_is_asked_of_accelerators_that_know_it(sweep_inputs: SweepInputs) -> None:
     for unknown in (device(10**12, "cpu"), device(None)):
-        assert cells_that_fit(sweep_inputs, SETTINGS, unknown) == 1
-    assert cells_that_fit(sweep_inputs, SETTINGS, device(10**12, "tpu")) == MOST
-    whole = replace(SETTINGS, eval_batch_size=4096)
-    few = replace(SETTINGS, eval_batch_size=16, eval_samples=5)
-    room = device(3 * activation_bytes(sweep_inputs.backbone.module.shape, 4096, training=False))
+        assert memory_limit(unknown) is None
+    assert memory_limit(device(10**12, "tpu")) == 10**12
+    assert cells_that_fit(sweep_inputs, SETTINGS, None) == 1
+    room = 3 * tower_costs(sweep_inputs.backbone).temporaries(4096, training=False)
+    whole, few = (replace(SETTINGS, eval_batch_size=each) for each in (4096, 16))
     assert cells_that_fit(sweep_inputs, whole, room) < cells_that_fit(sweep_inputs, few, room)

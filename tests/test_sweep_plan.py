@@ -5,37 +5,30 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
 import pytest
-from cost_fixtures import B16, FORWARD, TINY, TINY_CLIP, TINY_TEXT
+from cost_fixtures import B16, TINY, TINY_CLIP, TINY_TEXT, backbone_of, plain
 from rich.console import Console
 
-from rmtllmf_jax.cli.main import parse
-from rmtllmf_jax.cli.needed import images_needed, what_is_needed
-from rmtllmf_jax.cli.plan import (
-    Devices,
-    find_devices,
-    find_speed,
-    measured_speed,
-    plan_sentences,
-    print_plan,
-    size_text,
-)
+from rmtllmf_jax.cli.main import main, parse
+from rmtllmf_jax.cli.plan import devices_of, plan_sentences, print_plan, size_text, what_is_needed
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.models.shapes import CLIPShape
-from rmtllmf_jax.sweep.cost import (
+from rmtllmf_jax.sweep.cost import text_costs, tower_costs
+from rmtllmf_jax.sweep.devices import (
+    Devices,
     Speed,
-    Work,
-    forward_flops,
+    described_devices,
     known_speed,
-    training_memory,
+    named_devices,
 )
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-from rmtllmf_jax.sweep.plan import Needed, Plan, plan
+from rmtllmf_jax.sweep.memory import training_memory
+from rmtllmf_jax.sweep.plan import Needed, Plan, Work, plan
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.presets import PRESETS, Preset
 from rmtllmf_jax.training.recipes import Recipe
@@ -56,9 +49,13 @@ SETTINGS = Settings(eval_batch_size=4, shots=2, realign=Recipe(3, 8, 1e-5, 0.0))
 GRID = Grid((("dtd", "mnist"),), ("clean", "ideal"), ("none", "r-mtllmf", "control"), 2, 2)
 
 
+TOWER = tower_costs(backbone_of(TINY))
+FORWARD, TRAIN = TOWER.flops(), TOWER.flops(training=True)
+
+
 def tiny_plan(**changes: Any) -> Plan:
-    arguments = {"model": TINY_CLIP, "preset": PRESET, "tasks": TASKS, "grid": GRID}
-    return plan(**{**arguments, "settings": SETTINGS, **changes})
+    arguments = {"backbone": backbone_of(TINY), "clip": TINY_CLIP, "tasks": TASKS, "grid": GRID}
+    return plan(**{**arguments, "settings": SETTINGS, "preset": PRESET, **changes})
 
 
 def amounts(result: Plan) -> dict[str, tuple[int, float]]:
@@ -72,18 +69,18 @@ def test_work_of_a_tiny_plan_by_hand():
         "clean": {"none": 1, "r-mtllmf": 2, "control": 2},
         "ideal": {"none": 4, "r-mtllmf": 4},
     }
-    forward, text = FORWARD, forward_flops(TINY_TEXT)
+    forward, text = FORWARD, text_costs(TINY_TEXT).flops()
     padded = 12 + 8  # test images of both tasks in batches of four
     assert amounts(result) == {
         "heads": (10, 10 * text),
-        "fine-tuning": (2 * 5 * 6, 60 * 3 * forward),
+        "fine-tuning": (2 * 5 * 6, 60 * TRAIN),
         "validation of the users": (2 * (2 + 4), 12 * forward),
         "merging": (5 + 6, 11 * (2 * 2 + 2) * 4 * 260),
-        "realignment": ((6 + 2) * 3 * 8, 192 * 3 * forward),
+        "realignment": ((6 + 2) * 3 * 8, 192 * TRAIN),
         "evaluation": (13 * padded, 13 * padded * forward),
         "base and fine-tuned models": (2 * padded, 2 * padded * forward),
     }
-    assert result.flops == 10 * text + (180 + 12 + 576 + 260 + 40) * forward
+    assert result.flops == 10 * text + (12 + 260 + 40) * forward + (60 + 192) * TRAIN
     assert result.parameters == 260
 
 
@@ -101,7 +98,7 @@ def test_files_of_a_tiny_plan_by_hand():
 
 def test_memory_of_a_tiny_plan_by_hand():
     result = tiny_plan()
-    assert result.training == training_memory(TINY_CLIP, 6)
+    assert result.training == training_memory(TOWER, PRESET.finetune)
     assert result.sweep["test images"] == 12 * 48 + 8 * 12
     assert result.sweep["few-shot pool"] == 2 * 5 * 48
     assert "busiest step: realigning" in result.sweep
@@ -112,7 +109,7 @@ def test_ready_vectors_leave_out_training():
     assert result.training is None
     assert "fine-tuning" not in amounts(result)
     assert "training state, while it runs" not in [file.what for file in result.files]
-    assert result.flops == tiny_plan().flops - 180 * FORWARD
+    assert result.flops == tiny_plan().flops - 60 * TRAIN
 
 
 def test_the_single_prompt_makes_fewer_texts():
@@ -121,7 +118,7 @@ def test_the_single_prompt_makes_fewer_texts():
 
 
 def test_a_plain_vits_heads_come_from_training_images():
-    result = tiny_plan(model=TINY)
+    result = tiny_plan(backbone=plain(TINY), clip=None)
     assert amounts(result)["heads"] == (18 + 36, 54 * FORWARD)
 
 
@@ -148,13 +145,15 @@ def test_a_task_of_the_grid_must_be_among_the_tasks():
         tiny_plan(tasks=TASKS[:1])
 
 
-def paper_plan(model: CLIPShape = B16, **changes: Any) -> Plan:
+@cache
+def paper_plan(dtype: str = "float32") -> Plan:
     tasks = tuple(task_facts(name) for name in TASK_NAMES)
     scenarios = ("clean", "ideal", "strongest_user", "sum_rate")
     protections = ("none", "freeze", "realign", "r-mtllmf", "control")
     grid = Grid(choose_combinations(TASK_NAMES, None, 0), scenarios, protections, 1, 1)
     settings = Settings(realign=PRESETS["paper"].realign)
-    return plan(model, PRESETS["paper"], tasks, grid, settings, **changes)
+    backbone = backbone_of(replace(B16.vision, dtype=dtype))
+    return plan(backbone, tasks, grid, settings, PRESETS["paper"], clip=B16)
 
 
 def test_the_papers_experiment_in_numbers():
@@ -183,8 +182,8 @@ def test_hours_by_hand():
     assert Work("x", 1, "images", 0.5 * 3.6e15, "forward").hours(speed, "bfloat16") == 0.25
     assert Work("x", 1, "models", 0.5 * 3.6e14, "memory").hours(speed, "bfloat16") == 1
     result = tiny_plan()
-    train = (60 + 192) * 3 * FORWARD / 0.4e12
-    forward = (10 * forward_flops(TINY_TEXT) + (12 + 260 + 40) * FORWARD) / 0.5e12
+    train = (60 + 192) * TRAIN / 0.4e12
+    forward = (10 * text_costs(TINY_TEXT).flops() + (12 + 260 + 40) * FORWARD) / 0.5e12
     moved = 11 * 6 * 4 * 260 / 0.5e11
     assert result.hours(speed) == pytest.approx((train + forward + moved) / 3600)
 
@@ -208,7 +207,7 @@ def test_known_devices_have_the_peaks_of_their_data_sheets(kind: str, peak: floa
     speed = known_speed(kind)
     assert speed is not None
     assert speed.peak("bfloat16") == peak
-    assert not speed.measured
+    assert speed.source == "by its data sheet"
 
 
 @pytest.mark.parametrize(
@@ -224,17 +223,58 @@ def test_known_devices_have_the_peaks_of_their_data_sheets(kind: str, peak: floa
 )
 def test_an_unknown_device_is_not_guessed(kind: str):
     assert known_speed(kind) is None
-    assert find_speed(Devices(kind, 1, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "memory"),
+    [("h100", 1, 80), ("a100-40gb-2", 2, 40), ("rtx-4090", 1, 24), ("tpu-v5e-8", 8, 16)],
+)
+def test_machines_by_name(name: str, count: int, memory: int):
+    devices, _ = named_devices(name)
+    assert (devices.count, devices.memory) == (count, memory * 10**9)
+
+
+def test_a_slice_counts_cores_where_chips_have_two():
+    assert named_devices("v5p-8") == named_devices("tpu-v5p-8")
+    assert named_devices("v5p-8")[0].count == 4
+    with pytest.raises(InputError, match="--for v4-7: a slice of tpu-v4 counts cores"):
+        named_devices("v4-7")
+
+
+def test_a_machine_as_described():
+    devices, speed = described_devices(50.0, 24.0)
+    assert (devices.memory, speed.peak("float32")) == (24_000_000_000, 5e13)
+    with pytest.raises(InputError, match="--memory must be a positive number, got -1"):
+        described_devices(50.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dry-run", "--for", "h101"], "unknown device 'h101' of --for. Known: h200"),
+        (["--dry-run", "--tflops", "5"], "--tflops and --memory go together"),
+        (["--dry-run", "--for", "h100", "--tflops", "5", "--memory", "8"], "not both"),
+        (["--for", "h100"], "--for needs --dry-run"),
+        (["--json"], "--json needs --dry-run"),
+    ],
+)
+@pytest.mark.parametrize("command", [["reproduce", "demo"], ["sweep"]])
+def test_options_of_a_dry_run_that_do_not_go_together(
+    command: list[str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        main([*command, "--out", "nowhere", *words])
+    assert message in capsys.readouterr().err
 
 
 def test_a_cpu_is_found_and_measured():
-    devices = find_devices()
+    devices, speed = devices_of(FROM_HUB)
     assert (devices.kind, devices.cpu) == ("cpu", True)
     assert devices.count == jax.device_count()
     assert devices.memory is not None
     assert devices.memory > 1e9
-    speed = measured_speed(256)
-    assert speed.measured
+    assert speed is not None
+    assert "measured just now" in speed.source
     assert 1e8 < speed.float32 < 1e14
     assert 1e8 < speed.bandwidth < 1e13
 
@@ -254,18 +294,16 @@ H100 = Devices("NVIDIA H100 80GB HBM3", 2, 60_000_000_000)
 FROM_HUB: Any = parse(["reproduce", "paper", "--out", "run"])
 
 
-def paper_needs(model_there: bool = False, **changes: Any) -> tuple:
-    def images(task: Any) -> Needed:
-        return replace(images_needed(FROM_HUB, task), present=task.name == "mnist" or model_there)
-
-    return what_is_needed(
-        B16,
-        PRESETS["paper"],
-        [task_facts(name) for name in TASK_NAMES],
-        model_there=lambda name: model_there,
-        images=images,
-        **changes,
-    )
+def paper_needs(*words: str) -> tuple[Needed, ...]:
+    """Return what the paper's run needs where MNIST alone is here."""
+    options: Any = parse(["reproduce", "paper", "--out", "run", *words])
+    tasks = tuple(task_facts(name) for name in TASK_NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmtllmf_jax.models.hub.in_cache", lambda name: False)
+        patch.setattr(
+            "rmtllmf_jax.data.sources.hub_cache.in_cache", lambda hub, _: "mnist" in hub.id
+        )
+        return tuple(what_is_needed(options, backbone_of(B16.vision), B16, tasks))
 
 
 def test_what_is_needed_names_models_and_data_sets():
@@ -276,7 +314,7 @@ def test_what_is_needed_names_models_and_data_sets():
         "ufldl-stanford/svhn (cropped_digits)"
     )
     assert [item.what for item in needed if item.present] == ["images mnist"]
-    ready = paper_needs(ready_vectors=True)
+    ready = paper_needs("--task-vectors", "tanganke")
     assert len(ready) == 1 + 8 + 8
     names = {item.what: item for item in ready}
     assert names["fine-tuned cars"].where == "tanganke/clip-vit-base-patch16_stanford-cars"
@@ -284,8 +322,9 @@ def test_what_is_needed_names_models_and_data_sets():
 
 
 def test_a_printed_plan_holds_its_numbers():
-    half = replace(B16, vision=replace(B16.vision, dtype="bfloat16"))
-    text = printed(paper_plan(half, needed=paper_needs()), H100, find_speed(H100))
+    text = printed(
+        replace(paper_plan("bfloat16"), needed=paper_needs()), H100, known_speed(H100.kind)
+    )
     for number in (
         "85,799,424 parameters",
         "32.7 GFLOP an image",
@@ -294,10 +333,10 @@ def test_a_printed_plan_holds_its_numbers():
         "598 MB",  # the download of CLIP
         "5.98 GB",  # decoded images of SUN397
         "2.75 GB",  # eight models
-        "16.5 GB",  # activations of fine-tuning
+        "16.6 GB",  # activations of fine-tuning
         "2 x NVIDIA H100 80GB HBM3 with 60.0 GB",
         "989 TFLOP/s (by its data sheet)",
-        "training is assumed to reach 40 % and evaluation 50 %",
+        "training is assumed to reach 40 % of it and evaluation 50 %",
         "Missing offline (8 of 9): openai/clip-vit-base-patch16, tanganke/stanford_cars",
         "computed in bfloat16.",
     ):
@@ -309,7 +348,7 @@ def test_a_printed_plan_holds_its_numbers():
 
 
 def test_a_narrow_terminal_loses_no_number():
-    text = printed(paper_plan(), H100, find_speed(H100), width=60)
+    text = printed(paper_plan(), H100, known_speed(H100.kind), width=60)
     assert "2,048,000" in text
     assert "5.98 GB" in text
 
@@ -323,21 +362,23 @@ def test_an_unknown_device_gets_operations_and_no_hours():
 
 
 def test_a_measured_speed_is_said_to_be_one():
-    speed = Speed(1e11, 1.5e11, 1e10, measured=True)
+    speed = Speed(1e11, 1.5e11, 1e10, "measured just now on a matrix product")
     sentences = " ".join(plan_sentences(tiny_plan(), Devices("cpu", 1, None, True), speed))
     assert "0.15 TFLOP/s (measured just now on a matrix product)" in sentences
 
 
 def test_too_little_memory_is_said():
     small = Devices("NVIDIA H100 80GB HBM3", 1, 16_000_000_000)
-    text = " ".join(plan_sentences(paper_plan(), small, find_speed(small)))
+    text = " ".join(plan_sentences(paper_plan(), small, known_speed(small.kind)))
     assert "Fine-tuning may not fit: about" in text
     assert "The sweep may not fit: about" in text
     assert "a device has 16.0 GB" in text
 
 
 def test_nothing_missing_is_said():
-    result = paper_plan(needed=paper_needs(model_there=True))
+    result = replace(
+        paper_plan(), needed=tuple(replace(each, present=True) for each in paper_needs())
+    )
     assert "Nothing is missing offline." in list(plan_sentences(result, H100, None))
 
 

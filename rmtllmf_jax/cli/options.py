@@ -159,3 +159,43 @@ class SweepOptions:
                 f"--combinations must be `all` or a whole number >= 1, got {self.combinations!r}."
             )
         return int(self.combinations)
+
+
+@dataclass(kw_only=True)
+class DryRunOptions:
+    """What `--dry-run` prints, and for which machine."""
+
+    dry_run: bool = False
+    """Print what the run needs and takes (cells, files, memory, operations, hours, what is missing
+    offline) on the devices found, and stop."""
+    target: Annotated[str | None, tyro.conf.arg(name="for")] = None
+    """With --dry-run: another machine than this one: h100, h200, a100, a100-40gb, rtx-4090,
+    tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e, or so many devices of it (h100-8, tpu-v5e-8)."""
+    tflops: float | None = None
+    """With --dry-run and --memory: peak of a device in TFLOP/s, in place of --for."""
+    memory: float | None = None
+    """With --dry-run and --tflops: memory of a device in GB, in place of --for."""
+    json: bool = False
+    """With --dry-run: print JSON and nothing else, an object of cells (by scenario and protection),
+    work (parts with their operations and hours), training and sweep (memory by part), files and
+    needed (sizes), flops, disk, hours, devices and speed. Sizes are in bytes; null is not known."""
+
+    def require_dry_run(self) -> None:
+        """Check that the options go together.
+
+        **Raises:** `InputError` if they do not, or if they are given without `--dry-run`.
+        """
+        given: dict[str, Any] = {"--json": self.json or None, "--for": self.target}
+        given |= {"--tflops": self.tflops, "--memory": self.memory}
+        for option, value in given.items():
+            if value is not None and not self.dry_run:
+                raise InputError(f"{option} needs --dry-run; a run writes its results to --out.")
+        if (self.tflops is None) != (self.memory is None):
+            raise InputError("--tflops and --memory go together: give both, or --for.")
+        if self.target is not None and self.tflops is not None:
+            raise InputError("--for names a machine, --tflops and --memory describe one: not both.")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the plan is for another machine than this one."""
+        return self.target is not None or self.tflops is not None

@@ -1,77 +1,70 @@
-"""`--dry-run`: what a run needs and takes on the devices found, as tables."""
+"""`--dry-run`: what a run needs and takes on these devices or others, as tables."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rmtllmf_jax.cli.options import DryRunOptions
     from rmtllmf_jax.cli.reproduce import Reproduce
-    from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
+    from rmtllmf_jax.models.backbone import Backbone
+    from rmtllmf_jax.models.configs import ModelConfig
+    from rmtllmf_jax.models.shapes import CLIPShape
     from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.runs import Run, SweepInputs
-    from rmtllmf_jax.sweep.cost import Speed
+    from rmtllmf_jax.sweep.devices import Devices, Speed
     from rmtllmf_jax.sweep.grid import Grid
-    from rmtllmf_jax.sweep.plan import Plan
+    from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize
     from rmtllmf_jax.sweep.settings import Settings
 
 
-@dataclass(frozen=True)
-class Devices:
-    """The devices that JAX found, of one kind; `memory` in bytes of one, `None` if not told."""
-
-    kind: str
-    count: int
-    memory: int | None
-    cpu: bool = False
-
-
-def dry_run(options: Reproduce, settings: Settings, grid: Grid, *, as_json: bool = False) -> None:
+def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     """Print the plan of `rmtllmf reproduce`: at full size, if the images are not here to count.
 
     **Raises:** `InputError` if the model's sizes cannot be known without downloading it, or for a
     task that neither the registry nor the source knows.
     """
     from rmtllmf_jax.cli.finetune import recipe_of
-    from rmtllmf_jax.cli.import_task_vector import PUBLISHED
-    from rmtllmf_jax.cli.needed import images_needed, size_of_task, what_is_needed
-    from rmtllmf_jax.models.hub import in_cache
+    from rmtllmf_jax.models.backbone import describe_backbone
     from rmtllmf_jax.models.shapes import CLIPShape
+    from rmtllmf_jax.runs.config import compute_dtype
     from rmtllmf_jax.sweep.plan import plan
     from rmtllmf_jax.training.presets import Preset
 
-    model = _model_shape(options)
-    vision = model.vision if isinstance(model, CLIPShape) else model
-    preset = Preset(
-        recipe_of(options), settings.realign, model=options.model, image_size=vision.image_size
+    machine = devices_of(options)
+    config = _config_of(options.model)
+    auto = options.dtype == "auto" and options.elsewhere
+    backbone = describe_backbone(
+        Path(options.model),
+        config,
+        options.image_size,
+        dtype="bfloat16" if auto else compute_dtype(options.dtype),
+        remat=options.remat,
+        normalised=False,  # the processor need not be here, and costs nothing
     )
+    clip = None
+    if config.text is not None and config.projection is not None:
+        clip = CLIPShape(backbone.module.shape, config.text, config.projection)
     tasks = tuple(size_of_task(options, name) for name in options.tasks)
-    ready = options.task_vectors is not None
-    needed = what_is_needed(
-        model,
-        preset,
-        tasks,
-        model_there=in_cache,
-        images=lambda task: images_needed(options, task),
-        ready_vectors=options.task_vectors == PUBLISHED,
-    )
     numbers = plan(
-        model,
-        preset,
+        backbone,
         tasks,
         grid,
         settings,
-        ready_vectors=ready,
+        Preset(recipe_of(options), prompts="single" if options.prompts == "single" else "ensemble"),
+        clip=clip,
+        ready_vectors=options.task_vectors is not None,
         validation_fraction=options.validation_fraction,
-        needed=needed,
+        needed=tuple(what_is_needed(options, backbone, clip, tasks)),
     )
-    _show(numbers, as_json)
-    if options.source not in ("hub", "embedded") and not as_json:
+    _show(numbers, machine, options.json)
+    if options.source not in ("hub", "embedded") and not options.json:
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
 
 
@@ -81,13 +74,12 @@ def sweep_dry_run(
     settings: Settings,
     grid: Grid,
     cells_at_once: int,
+    machine: tuple[Devices, Speed | None],
     *,
     as_json: bool = False,
 ) -> None:
     """Print the plan of `rmtllmf sweep`, on the models and images of its run folder."""
     from rmtllmf_jax.sweep.plan import OwnTask, plan
-    from rmtllmf_jax.training.presets import Preset
-    from rmtllmf_jax.training.recipes import Recipe
 
     tasks = tuple(
         OwnTask(
@@ -99,119 +91,108 @@ def sweep_dry_run(
         )
         for task in inputs.data
     )
-    config = run.config
-    recipe = Recipe(**run.users[run.names[0]].recipe)
     numbers = plan(
-        _with_vision(config.model, inputs.backbone.module.shape),
-        Preset(recipe, settings.realign, model=config.model, image_size=config.image_size),
+        inputs.backbone,
         tasks,
         grid,
         settings,
-        ready_vectors=True,
-        validation_fraction=config.validation_fraction,
+        validation_fraction=run.config.validation_fraction,
         cells_at_once=cells_at_once,
-        heads=False,
     )
-    _show(numbers, as_json)
+    _show(numbers, machine, as_json)
 
 
-def _show(plan: Plan, as_json: bool) -> None:
-    devices = find_devices()
-    speed = find_speed(devices)
-    (print_json if as_json else print_plan)(plan, devices, speed)
-
-
-def _with_vision(model: str, vision: ViTShape) -> CLIPShape | ViTShape:
-    """Return the sizes of a model on this machine, with those of its image tower as it is run."""
-    from rmtllmf_jax.models.configs import read_config
-    from rmtllmf_jax.models.hub import local_directory
-    from rmtllmf_jax.models.shapes import CLIPShape
-
-    config = read_config(local_directory(model) / "config.json")
-    if config.text is None or config.projection is None:
-        return vision
-    return CLIPShape(vision, config.text, config.projection)
-
-
-def _model_shape(options: Reproduce) -> CLIPShape | ViTShape:
-    from dataclasses import replace
-
-    from rmtllmf_jax.common.errors import InputError
-    from rmtllmf_jax.models.backbone import at_size
-    from rmtllmf_jax.models.configs import published_config, read_config
-    from rmtllmf_jax.models.hub import in_cache, local_directory
-    from rmtllmf_jax.models.shapes import CLIPShape
-    from rmtllmf_jax.runs.config import compute_dtype
-
-    if in_cache(options.model):
-        config = read_config(local_directory(options.model) / "config.json")
-    elif (known := published_config(options.model)) is not None:
-        config = known
-    else:
-        raise InputError(
-            f"{options.model}: not on this machine, and its sizes are not known; download it "
-            "first, or name a directory."
-        )
-    vision = replace(
-        at_size(config.vision, options.image_size, options.model),
-        dtype=compute_dtype(options.dtype),
-        remat=options.remat,
-    )
-    if config.text is None or config.projection is None:
-        return vision
-    return CLIPShape(vision, config.text, config.projection)
-
-
-def find_devices() -> Devices:
-    """Return what JAX runs on. On a GPU the memory is what JAX may take, not all there is."""
+def devices_of(options: DryRunOptions) -> tuple[Devices, Speed | None]:
+    """Return the devices that a plan is for, and the peaks of one if they are known."""
     import jax
 
     from rmtllmf_jax.runs.environment import memory_of
+    from rmtllmf_jax.sweep.devices import described_devices, found_devices, named_devices
 
-    first = jax.local_devices()[0]
-    cpu = first.platform == "cpu"
-    return Devices(first.device_kind, jax.device_count(), memory_of(first), cpu)
-
-
-def find_speed(devices: Devices) -> Speed | None:
-    """Return the peaks of one device: from its data sheet, on a CPU measured, else `None`."""
-    from rmtllmf_jax.sweep.cost import known_speed
-
-    return measured_speed() if devices.cpu else known_speed(devices.kind)
+    if options.target is not None:
+        return named_devices(options.target)
+    if options.tflops is not None and options.memory is not None:
+        return described_devices(options.tflops, options.memory)
+    return found_devices(memory_of(jax.local_devices()[0]))
 
 
-def measured_speed(size: int = 1024) -> Speed:
-    """Return what the first device reaches right now, in about a second.
+def _show(plan: Plan, machine: tuple[Devices, Speed | None], as_json: bool) -> None:
+    (print_json if as_json else print_plan)(plan, *machine)
 
-    Products of two `size` x `size` matrices in each type, and a sum of two vectors (two are read
-    and one is written).
+
+def _config_of(model: str) -> ModelConfig:
+    """Return the configuration of a model that is on this machine, or known.
+
+    **Raises:** `InputError` if it is neither.
     """
-    import jax
-    import jax.numpy as jnp
+    from rmtllmf_jax.common.errors import InputError
+    from rmtllmf_jax.models.configs import published_config, read_config
+    from rmtllmf_jax.models.hub import in_cache, local_directory
 
-    from rmtllmf_jax.sweep.cost import Speed
-
-    def products(dtype: str) -> float:
-        matrix = jnp.ones((size, size), dtype)
-        return 2 * size**3 / _shortest(lambda: jnp.matmul(matrix, matrix))
-
-    vector = jnp.ones(8 * size**2, jnp.float32)
-    other = jax.block_until_ready(vector + 1)
-    bandwidth = 3 * vector.nbytes / _shortest(lambda: jnp.add(vector, other))
-    return Speed(products("bfloat16"), products("float32"), bandwidth, measured=True)
+    if in_cache(model):
+        return read_config(local_directory(model) / "config.json")
+    if (known := published_config(model)) is not None:
+        return known
+    raise InputError(
+        f"{model}: not on this machine, and its sizes are not known; download it first, or name a "
+        "directory."
+    )
 
 
-def _shortest(run: Callable[[], object], times: int = 5) -> float:
-    """Return the seconds of the fastest of a few runs; the first, which compiles, is left out."""
-    import jax
+def size_of_task(options: Reproduce, name: str) -> TaskSize:
+    """Return what is known of a task: by the registry, or by the source's own data.
 
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    **Raises:** `InputError` if neither knows it.
+    """
+    from rmtllmf_jax.common.errors import require_known
+    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.data.sources import get_source
+    from rmtllmf_jax.data.tasks import TASK_NAMES
+    from rmtllmf_jax.sweep.plan import OwnTask
+
+    if name in TASK_NAMES and options.source != "embedded":
+        return task_facts(name)
+    source = get_source(options.source, options.data)
+    require_known("task", name, source.tasks())
+    return OwnTask(
+        name, source.classes(name), source.size(name, "train"), source.size(name, "test")
+    )
+
+
+def images_needed(options: Reproduce, task: TaskSize) -> Needed:
+    """Return where the images of a task come from, and whether they are on this machine."""
+    from rmtllmf_jax.data.registry import task_facts
+    from rmtllmf_jax.data.sources.hub_cache import in_cache
+    from rmtllmf_jax.sweep.plan import Needed
+
+    what = f"images {task.name}"
+    if options.source == "embedded":
+        return Needed(what, "comes with the package", None, present=True)
+    if options.source != "hub" and options.data is not None:
+        there = any(options.data.glob(f"{task.name}*"))
+        return Needed(what, str(options.data / task.name), None, there)
+    hub = task_facts(task.name).hub
+    where = hub.id if hub.config is None else f"{hub.id} ({hub.config})"
+    return Needed(what, where, None, options.source == "hub" and in_cache(hub, options.data))
+
+
+def what_is_needed(
+    options: Reproduce, backbone: Backbone, clip: CLIPShape | None, tasks: tuple[TaskSize, ...]
+) -> Iterator[Needed]:
+    """Yield what a run reads: models (sizes from their parameters) and data sets."""
+    from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
+    from rmtllmf_jax.models.hub import in_cache
+    from rmtllmf_jax.sweep.cost import clip_bytes, tower_costs
+    from rmtllmf_jax.sweep.plan import Needed
+
+    tower = tower_costs(backbone).bytes
+    whole = clip_bytes(clip) if clip else tower
+    yield Needed("model", options.model, whole, in_cache(options.model))
+    for task in tasks if options.task_vectors == PUBLISHED else ():
+        name = published(task.name)
+        yield Needed(f"fine-tuned {task.name}", name, tower, in_cache(name))
+    for task in tasks:
+        yield images_needed(options, task)
 
 
 def print_plan(
@@ -300,7 +281,8 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
     yield f"Grid: {sum(counts):,} cells."
     yield (
         f"Image tower: {plan.parameters:,} parameters, {plan.forward_flops / 1e9:.1f} GFLOP an "
-        f"image, computed in {plan.dtype}{', blocks rematerialised' if plan.remat else ''}."
+        f"image, computed in {plan.dtype}{', blocks rematerialised' if plan.remat else ''}. "
+        "Operations and memory are those of the programs' traces, before compilation."
     )
     yield _device_sentence(plan, devices, speed)
     for phase, parts in (("Fine-tuning", plan.training), ("The sweep", plan.sweep)):
@@ -319,7 +301,7 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
 
 
 def _device_sentence(plan: Plan, devices: Devices, speed: Speed | None) -> str:
-    from rmtllmf_jax.sweep.cost import UTILISATION
+    from rmtllmf_jax.sweep.devices import UTILISATION
 
     found = f"Devices: {devices.count} x {devices.kind}"
     if devices.memory is not None:
@@ -327,11 +309,11 @@ def _device_sentence(plan: Plan, devices: Devices, speed: Speed | None) -> str:
     if speed is None:
         return f"{found}, whose speed is not known here: no hours. The operations are above."
     peak = speed.peak(plan.dtype) / 1e12
-    source = "measured just now on a matrix product" if speed.measured else "by its data sheet"
     train, forward = (f"{100 * UTILISATION[kind]:.0f} %" for kind in ("train", "forward"))
     return (
-        f"{found}. Hours are of one device at {peak:.3g} TFLOP/s ({source}), of which training is "
-        f"assumed to reach {train} and evaluation {forward}; downloads and decoding come on top."
+        f"{found}. Hours are of one device at {peak:.3g} TFLOP/s ({speed.source}); training is "
+        f"assumed to reach {train} of it and evaluation {forward}. Downloads and decoding come on "
+        "top."
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any, get_origin, get_type_hints
 
 import tyro
 
-from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out, SweepOptions
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.cli.options import Cache, DryRunOptions, FinetuneOptions, Out, SweepOptions
+from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
 from rmtllmf_jax.training.presets import DEMO, PRESETS, Preset
@@ -42,7 +42,7 @@ QUICK: dict[str, Any] = {
 
 
 @dataclass(kw_only=True)
-class Reproduce(FinetuneOptions, SweepOptions):
+class Reproduce(FinetuneOptions, SweepOptions, DryRunOptions):
     """Fine-tune, transmit, merge, protect, evaluate and report; goes on where it was stopped.
 
     Examples: rmtllmf reproduce demo --out runs/demo;
@@ -59,11 +59,6 @@ class Reproduce(FinetuneOptions, SweepOptions):
     quick: bool = False
     """Use fewer steps, samples and combinations: ends within 30 minutes on two cores with a
     ViT-Ti. Options that are given keep their values."""
-    dry_run: bool = False
-    """Print what the run needs and takes on the devices found (files, memory, operations, hours,
-    what is missing offline) and stop."""
-    json: bool = False
-    """With --dry-run: print JSON and nothing else, as that of `rmtllmf sweep --help`."""
     seed: int = 0
     """Root of all random numbers."""
     cache_dir: Cache = field(default_factory=default_cache)
@@ -75,13 +70,12 @@ class Reproduce(FinetuneOptions, SweepOptions):
         from rmtllmf_jax.cli.sweep import check, sweep
         from rmtllmf_jax.runs import open_run
 
-        if self.json and not self.dry_run:
-            raise InputError("--json needs --dry-run; the results are those of the report.")
+        self.require_dry_run()
         settings, grid = check(self, self.tasks, self.seed)
         if self.dry_run:
             from rmtllmf_jax.cli.plan import dry_run
 
-            dry_run(self, settings, grid, as_json=self.json)
+            dry_run(self, settings, grid)
             return
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
@@ -105,7 +99,7 @@ def changed_defaults(argv: Sequence[str]) -> dict[str, Any]:
 
 def recipe_in(words: Sequence[str]) -> str | None:
     """Return the first of the words that is neither an option nor the value of one."""
-    hints = get_type_hints(Reproduce)
+    hints = get_type_hints(Reproduce) | {"for": str}
     takes = 0.0  # values that the option before may still have
     for word in words:
         name = word.lstrip("-").replace("-", "_")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, Out, SweepOptions
+from rmtllmf_jax.cli.options import Cache, DryRunOptions, Out, SweepOptions
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.environment import default_cache, provenance, use_compilation_cache
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Sweep(SweepOptions):
+class Sweep(SweepOptions, DryRunOptions):
     """Send the task vectors of a run folder over the channel, merge, protect and evaluate them.
 
     Example: rmtllmf sweep --out runs/a --combinations 3 --draws 2 --scale validation
@@ -49,32 +49,31 @@ class Sweep(SweepOptions):
     distributed: bool = False
     """Let JAX find out which process of how many this is: on a TPU slice, or a cluster that
     jax.distributed knows. All have to be started, and meet once."""
-    dry_run: bool = False
-    """Print the cells, and what they take on the devices found (memory, operations, hours), and
-    stop."""
-    json: bool = False
-    """With --dry-run: print JSON and nothing else, an object of cells (by scenario and protection),
-    work (parts with their operations and hours), training and sweep (memory by part), files and
-    needed (sizes), flops, disk, hours, devices and speed. Sizes are in bytes; null is not known."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
-        if self.json and not self.dry_run:
-            raise InputError("--json needs --dry-run; the results of a sweep are results.parquet.")
+        self.require_dry_run()
         if self.dry_run:
-            from rmtllmf_jax.cli.plan import sweep_dry_run
-
-            run = self.opened()
-            settings, grid = check(self, run.names, self.seed)
-            inputs = run.inputs()
-            at_once = layout_of(self, inputs, settings).cells_in_memory
-            sweep_dry_run(run, inputs, settings, grid, at_once, as_json=self.json)
+            self._dry_run()
             return
         use_compilation_cache(self.cache_dir)
         place = join(self)
         with working_in(self.out) if place[0] == 0 else nullcontext():
             sweep(self, self.opened(), self.seed, place)
+
+    def _dry_run(self) -> None:
+        from rmtllmf_jax.cli.plan import devices_of, sweep_dry_run
+        from rmtllmf_jax.sweep.memory import cells_that_fit
+
+        run, machine = self.opened(), devices_of(self)
+        settings, grid = check(self, run.names, self.seed)
+        inputs = run.inputs()
+        if self.elsewhere:
+            at_once = self.cells_at_once or cells_that_fit(inputs, settings, machine[0].memory)
+        else:
+            at_once = layout_of(self, inputs, settings).cells_in_memory
+        sweep_dry_run(run, inputs, settings, grid, at_once, machine, as_json=self.json)
 
     def opened(self) -> Run:
         """Return the run folder whose users send.
@@ -146,12 +145,12 @@ def layout_of(
     import jax
 
     from rmtllmf_jax.sweep.layout import Layout
-    from rmtllmf_jax.sweep.room import cells_that_fit, streams_that_fit
+    from rmtllmf_jax.sweep.memory import cells_that_fit, memory_limit, streams_that_fit
 
     devices = tuple(jax.local_devices())
     at_once, streams = options.cells_at_once, 1
     if at_once is None:
-        at_once = cells_that_fit(inputs, settings, devices[0])
+        at_once = cells_that_fit(inputs, settings, memory_limit(devices[0]))
         if len(devices) == place[1] == 1:  # others would want the same cores
             streams = streams_that_fit(inputs, settings, devices[0])
     return Layout(devices, at_once, options.image_devices, *place, streams)

@@ -10,23 +10,16 @@ from typing import Literal, Protocol, runtime_checkable
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
-from rmtllmf_jax.models.shapes import CLIPShape, ViTShape
-from rmtllmf_jax.sweep.cost import (
-    FLOAT,
-    Speed,
-    Work,
-    forward_flops,
-    head_parameters,
-    image_tower,
-    sweep_memory,
-    tower_parameters,
-    train_flops,
-    training_memory,
-)
+from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.shapes import CLIPShape
+from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
+from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
 from rmtllmf_jax.training.presets import Preset
 
+_FLOAT = 4  # bytes of a number of a head
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
 
 
@@ -83,6 +76,22 @@ class File:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A part of the run: so many `units`, `amount` operations (or bytes moved) in all."""
+
+    what: str
+    count: int
+    units: str
+    amount: float
+    kind: Literal["train", "forward", "memory"]
+
+    def hours(self, speed: Speed, dtype: str) -> float:
+        """Return the hours that one device takes, at the assumed share of its peak."""
+        peak = speed.bandwidth if self.kind == "memory" else speed.peak(dtype)
+        return self.amount / (peak * UTILISATION[self.kind]) / 3600
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will take; memory in bytes by part, on one device."""
 
@@ -120,65 +129,70 @@ class Plan:
 
 
 def plan(
-    model: CLIPShape | ViTShape,
-    preset: Preset,
+    backbone: Backbone,
     tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
+    preset: Preset | None = None,
     *,
+    clip: CLIPShape | None = None,
     ready_vectors: bool = False,
     validation_fraction: float = 0.1,
     needed: tuple[Needed, ...] = (),
     cells_at_once: int = 1,
-    heads: bool = True,
 ) -> Plan:
     """Return the plan of fine-tuning, sweep and evaluation on one device; nothing is computed.
 
     **Arguments:**
 
-    - `model`: CLIP has zero-shot heads from its text tower; a plain ViT closed-form ones, from the
-      features of the training images. The image size, type and remat are those of its image tower.
     - `settings`: of the sweep; its `realign` is the recipe of realignment.
+    - `preset`: how the users are made; `None` for a sweep alone, whose users are there already.
+    - `clip`: with its text tower heads are zero-shot; else closed-form ones, from the features of
+      the training images.
     - `ready_vectors`: published models are used, nothing is fine-tuned.
     - `validation_fraction`: share of each training split that is set aside.
     - `needed`: what comes from outside; passed on.
     - `cells_at_once`: cells that a device computes side by side.
-    - `heads`: `False` for a sweep alone, whose users are there already.
 
     **Raises:** `InputError` if the grid has a task that is not among `tasks`.
     """
     _require_tasks(grid, tasks)
-    shape = image_tower(model)
-    recipe = None if ready_vectors else preset.finetune
-    realigned = any(split(repairs_of(protection)).rest for _, protection in grid.counts())
-    realign_batch = settings.realign.batch_size if realigned else None
-    shots = settings.shots * sum(len(task.classes) for task in tasks) if realigned else 0
+    tower, shape = tower_costs(backbone), backbone.module.shape
+    recipe = None if preset is None or ready_vectors else preset.finetune
+    repaired = any(split(repairs_of(protection)).rest for _, protection in grid.counts())
+    realign = settings.realign if repaired else None
+    shots = settings.shots * sum(len(task.classes) for task in tasks) if realign else 0
     batch = _batch_size(tasks, settings, validation_fraction)
+    forward = tower.flops()
+    training = tower.flops(training=True) if recipe or realign else 0.0
     parts = []
-    if heads:
-        parts += _users_work(model, preset, tasks, validation_fraction, ready_vectors)
-    parts += _sweep_work(model, tasks, grid, settings, validation_fraction, batch)
+    if preset:
+        text = text_costs(clip.text).flops() if clip else None
+        parts += _users_work(
+            preset, tasks, validation_fraction, ready_vectors, forward, training, text
+        )
+    parts += _sweep_work(tower, tasks, grid, settings, validation_fraction, batch, training)
     return Plan(
-        tower_parameters(model),
-        forward_flops(shape),
+        tower.parameters,
+        forward,
         shape.dtype,
         shape.remat,
         _count_cells(grid),
         tuple(work for work in parts if work.count),
-        training_memory(model, recipe.batch_size) if recipe else None,
+        training_memory(tower, recipe) if recipe else None,
         sweep_memory(
-            model,
+            tower,
             len(tasks),
             eval_batch=batch,
             test_bytes=sum(
-                _padded(_subset(settings.eval_samples, task.test), batch) * _pixels(task, shape)
+                _padded(_subset(settings.eval_samples, task.test), batch) * _pixels(task, tower)
                 for task in tasks
             ),
-            realign_batch=realign_batch,
-            shot_bytes=shots * shape.image_size**2 * shape.channels,
+            realign=realign,
+            shot_bytes=shots * math.prod(tower.example.shape),
             cells_at_once=cells_at_once,
         ),
-        _files(model, tasks, training=recipe is not None) if heads else (),
+        _files(tower, clip, tasks, training=recipe is not None) if preset else (),
         needed,
     )
 
@@ -193,39 +207,41 @@ def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
 
 
 def _users_work(
-    model: CLIPShape | ViTShape,
     preset: Preset,
     tasks: Sequence[TaskSize],
     fraction: float,
     ready: bool,
+    forward: float,
+    training: float,
+    text: float | None,
 ) -> list[Work]:
     """Return the work of heads, fine-tuning and its validation (before and after)."""
-    shape = image_tower(model)
-    kept = [task.train - _validation(task, fraction) for task in tasks]
-    if isinstance(model, CLIPShape):
+    if text is not None:
         single = preset.prompts == "single"
         texts = sum(len(task.classes) * (1 if single else len(task.prompts)) for task in tasks)
-        heads = Work("heads", texts, "texts", texts * forward_flops(model.text), "forward")
+        work = [Work("heads", texts, "texts", texts * text, "forward")]
     else:
-        heads = Work("heads", sum(kept), "images", sum(kept) * forward_flops(shape), "forward")
-    work = [heads]
+        work = [
+            _evaluation("heads", sum(t.train - _validation(t, fraction) for t in tasks), forward)
+        ]
     if not ready:
         images = len(tasks) * preset.finetune.steps * preset.finetune.batch_size
-        work.append(Work("fine-tuning", images, "images", images * train_flops(shape), "train"))
+        work.append(Work("fine-tuning", images, "images", images * training, "train"))
     seen = 2 * sum(_validation(task, fraction) for task in tasks)
-    return [*work, _evaluation("validation of the users", seen, shape)]
+    return [*work, _evaluation("validation of the users", seen, forward)]
 
 
 def _sweep_work(
-    model: CLIPShape | ViTShape,
+    tower: Costs,
     tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
     fraction: float,
     batch: int,
+    training: float,
 ) -> list[Work]:
     """Return the work of all cells, of the references, and of the scale rule `validation`."""
-    shape, counts = image_tower(model), grid.counts()
+    forward, counts = tower.flops(), grid.counts()
     test = {task.name: _padded(_subset(settings.eval_samples, task.test), batch) for task in tasks}
     parts = [(split(repairs_of(protection)), n) for (_, protection), n in counts.items()]
     combinations = len(grid.combinations)
@@ -233,13 +249,13 @@ def _sweep_work(
     realigned = combinations * sum(n for part, n in parts if part.rest)
     images = realigned * settings.realign.steps * settings.realign.batch_size
     work = [
-        Work("realignment", images, "images", images * train_flops(shape), "train"),
+        Work("realignment", images, "images", images * training, "train"),
         _evaluation(
             "evaluation",
             counts.total() * sum(test[task] for tasks_ in grid.combinations for task in tasks_),
-            shape,
+            forward,
         ),
-        _evaluation("base and fine-tuned models", 2 * sum(test.values()), shape),
+        _evaluation("base and fine-tuned models", 2 * sum(test.values()), forward),
     ]
     if settings.scale == "validation":
         rows = {
@@ -251,25 +267,25 @@ def _sweep_work(
         tried = len(VALIDATION_SCALES) * len(grid.rules)
         seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
         merges += tried * len(grid.combinations)
-        work.append(_evaluation("choice of the scale", seen + sum(rows.values()), shape))
+        work.append(_evaluation("choice of the scale", seen + sum(rows.values()), forward))
     # Base, vectors and noise are read in one pass, and the result is written.
-    moved = float(merges * (2 * len(tasks) + 2) * FLOAT * tower_parameters(model))
+    moved = float(merges * (2 * len(tasks) + 2) * tower.bytes)
     return [Work("merging", merges, "models", moved, "memory"), *work]
 
 
 def _files(
-    model: CLIPShape | ViTShape, tasks: Sequence[TaskSize], *, training: bool
+    tower: Costs, clip: CLIPShape | None, tasks: Sequence[TaskSize], *, training: bool
 ) -> tuple[File, ...]:
-    shape, vector = image_tower(model), FLOAT * tower_parameters(model)
+    width, classes = clip.projection if clip else tower.width, sum(len(t.classes) for t in tasks)
+    heads = (width + 1) * classes + (len(tasks) * clip.vision.width * width if clip else 0)
     files = [
-        File(f"images {task.name}", "cache", (task.train + task.test) * _pixels(task, shape))
+        File(f"images {task.name}", "cache", (task.train + task.test) * _pixels(task, tower))
         for task in tasks
     ]
-    heads = sum(head_parameters(model, len(task.classes)) for task in tasks)
-    files += [File("heads", "run", FLOAT * heads)]
-    files += [File("fine-tuned models", "run", len(tasks) * vector)]
+    files += [File("heads", "run", _FLOAT * heads)]
+    files += [File("fine-tuned models", "run", len(tasks) * tower.bytes)]
     if training:  # parameters and two moments, of one task at a time
-        files.append(File("training state, while it runs", "run", _CHECKPOINTS * 3 * vector))
+        files.append(File("training state, while it runs", "run", _CHECKPOINTS * 3 * tower.bytes))
     return tuple(files)
 
 
@@ -281,8 +297,8 @@ def _require_tasks(grid: Grid, tasks: Sequence[TaskSize]) -> None:
         raise InputError(f"the grid has {', '.join(unknown)}, and the plan's tasks are {names}.")
 
 
-def _evaluation(what: str, images: int, shape: ViTShape) -> Work:
-    return Work(what, images, "images", images * forward_flops(shape), "forward")
+def _evaluation(what: str, images: int, forward: float) -> Work:
+    return Work(what, images, "images", images * forward, "forward")
 
 
 def _validation(task: TaskSize, fraction: float) -> int:
@@ -303,6 +319,7 @@ def _padded(images: int, batch: int) -> int:
     return math.ceil(images / batch) * batch
 
 
-def _pixels(task: TaskSize, shape: ViTShape) -> int:
+def _pixels(task: TaskSize, tower: Costs) -> int:
     """Return the bytes of an image as cached: its own small size, or the model's."""
-    return min(task.pixels or shape.image_size, shape.image_size) ** 2 * 3
+    size, _, channels = tower.example.shape
+    return min(task.pixels or size, size) ** 2 * channels

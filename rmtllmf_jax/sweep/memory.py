@@ -1,0 +1,111 @@
+"""What fine-tuning and a sweep hold on a device, and how many cells it has room for."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from rmtllmf_jax.sweep.cost import Costs, tower_costs, tree_bytes
+from rmtllmf_jax.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.runs.inputs import SweepInputs
+    from rmtllmf_jax.sweep.settings import Settings
+
+MOST = 8
+"""More cells side by side gain nothing: their matrix products fill a device by then."""
+_SHARE = 0.8  # of the memory: the estimates are rough, and the allocator needs slack
+
+
+def training_memory(model: Costs, recipe: Recipe) -> dict[str, int]:
+    """Return the bytes on a device while one task is fine-tuned, part by part; their sum counts."""
+    batch = recipe.batch_size
+    return {
+        "base model": model.bytes,
+        "parameters and moments": _state(model, recipe),
+        f"gradients and activations, batch {batch}": model.temporaries(batch, training=True),
+    }
+
+
+def sweep_memory(
+    model: Costs,
+    users: int,
+    *,
+    eval_batch: int,
+    test_bytes: int,
+    realign: Recipe | None,
+    shot_bytes: int,
+    cells_at_once: int = 1,
+) -> dict[str, int]:
+    """Return the bytes on a device during a sweep, part by part; their sum counts.
+
+    Base model, stacked vectors, the noise of a draw, test images and few-shot pool stay; each cell
+    has its merged model. On top the busiest of three steps: realigning (as training) and
+    evaluating, both per cell, and the cosines (vectors as received). Merging needs nothing besides:
+    it is one pass. Heads are left out. `realign` is `None` where no cell is realigned.
+    """
+    vectors = model.bytes * users
+    steps = {
+        "evaluating": cells_at_once * model.temporaries(eval_batch, training=False),
+        "the cosines": vectors,
+    }
+    if realign is not None:
+        activations = model.temporaries(realign.batch_size, training=True)
+        steps["realigning"] = cells_at_once * (_state(model, realign) + activations)
+    busiest = max(steps, key=lambda name: steps[name])
+    merged = "merged model" if cells_at_once == 1 else f"{cells_at_once} merged models"
+    return {
+        "base model": model.bytes,
+        f"{users} task vectors": vectors,
+        "noise of a draw": vectors,
+        merged: model.bytes * cells_at_once,
+        "test images": test_bytes,
+        "few-shot pool": shot_bytes,
+        f"busiest step: {busiest}": steps[busiest],
+    }
+
+
+def _state(model: Costs, recipe: Recipe) -> int:
+    return model.bytes + tree_bytes(jax.eval_shape(recipe.optimiser().init, model.params))
+
+
+def memory_limit(device: Any) -> int | None:
+    """Return the bytes that programs on an accelerator may take; `None` on a CPU or if not told."""
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+
+
+def cells_that_fit(inputs: SweepInputs, settings: Settings, limit: int | None) -> int:
+    """Return how many cells to compute at once in so many bytes: one where that is not known."""
+    return 1 if limit is None else _fitting(inputs, settings, limit, MOST)
+
+
+def streams_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> int:
+    """Return how many cells to compute in threads side by side: two on a CPU that has the memory.
+
+    An accelerator has no time to spare; it computes more cells in one program (`cells_that_fit`).
+    """
+    if device.platform != "cpu":
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _fitting(inputs, settings, memory, 2)
+
+
+def _fitting(inputs: SweepInputs, settings: Settings, limit: int, most: int) -> int:
+    memory = partial(
+        sweep_memory,
+        tower_costs(inputs.backbone),
+        len(inputs.tasks),
+        eval_batch=settings.eval_batch_size,
+        test_bytes=sum(
+            min(settings.eval_samples or len(task.test), len(task.test))
+            * task.test.split.images[0].nbytes
+            for task in inputs.data
+        ),
+        realign=settings.realign,
+        shot_bytes=0,
+    )
+    fits = [sum(memory(cells_at_once=n).values()) <= _SHARE * limit for n in range(1, most + 1)]
+    return max(1, sum(fits))  # one is tried, and the device may refuse it
