@@ -157,6 +157,7 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
     from rmtllmf_jax.training.users import train_users
 
     setting = setting_of(options, seed)
+    _require_vectors(options, setting)
     backbone, base = load_tower(setting, options.remat)
     _print_notes(setting, backbone, options.tasks)
     data = load_tasks(setting, options.tasks, cache_dir)
@@ -172,6 +173,23 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
     records = train_users(backbone, base, data, setting, models, out, report)
     print_vectors(out, backbone, base, records)
+
+
+def _require_vectors(options: FinetuneOptions, setting: Setting) -> None:
+    """Check that there is a vector of this base model for every task, before images are decoded.
+
+    **Raises:** `InputError` that names the first which is missing or of another base model.
+    """
+    from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
+    from rmtllmf_jax.training.task_models import require_imported
+
+    if (folder := options.task_vectors) is None:
+        return
+    for task in options.tasks:
+        if folder == PUBLISHED:
+            published(task)
+        else:
+            require_imported(setting.model_hash, task, Path(folder))
 
 
 def _print_notes(setting: Setting, backbone: Backbone, tasks: tuple[str, ...]) -> None:
