@@ -199,12 +199,13 @@ def test_a_damaged_vector_is_refused(
 
 
 def test_a_missing_vector_says_how_to_make_it(
-    models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+    models: Path, vectors: Path, cache_dir: Path, tmp_path: Path, capsys
 ):
-    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
-    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
-    error = refused(capsys, *words, "--task-vectors", tmp_path)
-    assert "mnist.safetensors: no such file; make it with `rmtllmf import-task-vector" in error
+    """Before any image is looked for: the first task's vector is there, and no image is."""
+    words = ["finetune", "--model", models / "base", "--data", tmp_path / "nowhere"]
+    words += ["--tasks", "mnist", "dtd", "--out", tmp_path / "run", "--cache-dir", cache_dir]
+    error = refused(capsys, *words, "--task-vectors", vectors)
+    assert "dtd.safetensors: no such file; make it with `rmtllmf import-task-vector" in error
 
 
 def test_a_file_of_another_kind_is_no_vector(

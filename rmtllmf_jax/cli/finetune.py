@@ -80,6 +80,7 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
     from rmtllmf_jax.runs.users import train_users
 
     config = config_of(options, seed)
+    _require_vectors(options, config)
     backbone, base = config.load_tower(options.remat)
     _print_notes(config, backbone, options.tasks)
     data = config.load_tasks(options.tasks, cache_dir)
@@ -95,6 +96,23 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
 
     records = train_users(backbone, base, data, config, models, out, report)
     print_vectors(out, backbone, base, records)
+
+
+def _require_vectors(options: FinetuneOptions, config: RunConfig) -> None:
+    """Check that there is a vector of this base model for every task, before images are decoded.
+
+    **Raises:** `InputError` that names the first which is missing or of another base model.
+    """
+    from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
+    from rmtllmf_jax.training.task_models import require_imported
+
+    if (folder := options.task_vectors) is None:
+        return
+    for task in options.tasks:
+        if folder == PUBLISHED:
+            published(task)
+        else:
+            require_imported(config.model_hash, task, Path(folder))
 
 
 def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) -> None:

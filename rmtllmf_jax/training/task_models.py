@@ -89,26 +89,15 @@ class Imported:
 
     def key(self, task: str) -> dict[str, Any]:
         """Return the hash of the task vector's file."""
-        path = self._path(task)
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such file; make it with `rmtllmf import-task-vector BASE FINETUNED "
-                f"--task {task} --out {self.folder}`."
-            )
-        return {"recipe": {"imported": _read_about(path)["origin"], "sha256": file_hash(path)}}
+        path, about = require_imported(self.base_hash, task, self.folder)
+        return {"recipe": {"imported": about["origin"], "sha256": file_hash(path)}}
 
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
         """Return base plus task vector.
 
         **Raises:** `InputError` if the vector belongs to another base model, or is damaged.
         """
-        path = self._path(task.name)
-        about = _read_about(path)
-        if about["base"] != self.base_hash:
-            raise InputError(
-                f"{path}: a task vector of another base model ({about['base_origin']}); import it "
-                "again with the base model of this run."
-            )
+        path, about = require_imported(self.base_hash, task.name, self.folder)
         tensors = read_safetensors(path)
         if about.get("sha256", "") not in ("", tree_hash(tensors)):
             raise InputError(
@@ -119,8 +108,25 @@ class Imported:
         tensors = with_positions(tensors, self.grid)
         return fusion.add_to_base(self.base, assign(tensors, self.base, path), 1.0)
 
-    def _path(self, task: str) -> Path:
-        return self.folder / f"{task}.safetensors"
+
+def require_imported(base_hash: str, task: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return the file of a task's vector and what it says of itself; its tensors are not read.
+
+    **Raises:** `InputError` if there is none, or it belongs to another base model.
+    """
+    path = folder / f"{task}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; make it with `rmtllmf import-task-vector BASE FINETUNED "
+            f"--task {task} --out {folder}`."
+        )
+    about = _read_about(path)
+    if about["base"] != base_hash:
+        raise InputError(
+            f"{path}: a task vector of another base model ({about['base_origin']}); import it "
+            "again with the base model of this run."
+        )
+    return path, about
 
 
 def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.TaskVector:
