@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from rmtllmf_jax.cli.help_text import Place
+from rmtllmf_jax.cli.options import Cache
+from rmtllmf_jax.common.errors import InputError, require_non_negative
+from rmtllmf_jax.runs.environment import default_cache
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from rmtllmf_jax.runs import RunConfig
 
 
 @dataclass(kw_only=True)
 class Export:
-    """Write a fine-tuned model, or the merge of several, as a directory that transformers opens.
+    """Write a model of a run folder as a directory that transformers opens.
 
-    Example: rmtllmf export runs/a --tasks mnist svhn dtd --scale 0.3 --to merged
+    Any configuration of results.parquet, received and repaired as it was evaluated; or a fine-tuned
+    model, or the noiseless sum of several.
+
+    Examples: rmtllmf export runs/a --configuration combination=dtd+mnist draw=0 --to out;
+    rmtllmf export runs/a --tasks mnist svhn dtd --scale 0.3 --to merged
     """
 
     run_folder: tyro.conf.Positional[Path]
@@ -23,36 +36,65 @@ class Export:
     """The directory to write; it must not exist."""
     tasks: tuple[str, ...] = ()
     """Tasks to merge, or one; none means all of the run folder."""
+    configuration: tuple[str, ...] = ()
+    """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
+    level, draw, seed, protection and rule; what the table has one of may be left out."""
     scale: float | None = None
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
     fine-tuned model itself), and the power law of the number of tasks for several."""
     model: Place | None = None
     """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+    data: Path | None = None
+    """With --configuration: where the images of the run are now, if they were moved."""
+    cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
-        from rmtllmf_jax import fusion
-        from rmtllmf_jax.common.errors import require_non_negative
-        from rmtllmf_jax.models.export import export_model
+        from rmtllmf_jax.models.export import export_model, require_absent
         from rmtllmf_jax.models.pretrained import read_pretrained
-        from rmtllmf_jax.runs import open_run
 
-        run = open_run(self.run_folder, self.tasks, model=self.model)
-        config, names = run.config, run.names
-        scale = self.scale
-        if scale is None:
-            scale = 1.0 if len(names) == 1 else fusion.power_law(len(names))
-        require_non_negative("--scale", scale)
-        base = run.base
-        total = fusion.TaskVector.between(base, base)
-        for name in names:
-            total = total + fusion.TaskVector.between(run.finetuned(name), base)
+        if self.configuration and (self.tasks or self.scale is not None):
+            raise InputError("--configuration says tasks and scale: leave out --tasks and --scale.")
+        require_absent(self.to)
+        config, tower, what = self._received() if self.configuration else self._sum()
         export_model(
             self.to,
             read_pretrained(config.model),
-            base + scale * total,
+            tower,
             config.image_size,
             fit=config.fit,
             normalised=config.normalise,
         )
-        print(f"{self.to}: base + {scale:g} * ({' + '.join(names)})")
+        print(f"{self.to}: {what}")
+
+    def _received(self) -> tuple[RunConfig, PyTree, str]:
+        """Return the model of a configuration, by the program of the sweep."""
+        from rmtllmf_jax.cli.evaluate import opened, pairs
+        from rmtllmf_jax.sweep.configuration import (
+            engine_of,
+            find_configuration,
+            job_of,
+            model_of,
+        )
+
+        run = opened(self.run_folder, self.model, self.data, self.cache_dir)
+        rows = find_configuration(run, pairs(self.configuration))
+        tower = model_of(engine_of(run), job_of(rows))
+        score = rows["normalised_accuracy"].mean()
+        return run.config, tower, f"{' '.join(self.configuration)}, normalised accuracy {score:.1%}"
+
+    def _sum(self) -> tuple[RunConfig, PyTree, str]:
+        """Return base + scale * sum of the task vectors."""
+        from rmtllmf_jax import fusion
+        from rmtllmf_jax.runs import open_run
+
+        run = open_run(self.run_folder, self.tasks, model=self.model)
+        scale = self.scale
+        if scale is None:
+            scale = 1.0 if len(run.names) == 1 else fusion.power_law(len(run.names))
+        require_non_negative("--scale", scale)
+        total = fusion.TaskVector.between(run.base, run.base)
+        for name in run.names:
+            total = total + fusion.TaskVector.between(run.finetuned(name), run.base)
+        tower = run.base + scale * total
+        return run.config, tower, f"base + {scale:g} * ({' + '.join(run.names)})"

@@ -27,6 +27,7 @@ import tyro
 from rmtllmf_jax.cli.channel import Channel
 from rmtllmf_jax.cli.completion import Completion, completion_script
 from rmtllmf_jax.cli.doctor import Doctor
+from rmtllmf_jax.cli.evaluate import Evaluate
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.fuse import Fuse
@@ -62,6 +63,7 @@ COMMANDS: Mapping[str, type[Command | Completion]] = {
     "fuse": Fuse,
     "import-task-vector": ImportTaskVector,
     "export": Export,
+    "evaluate": Evaluate,
     "doctor": Doctor,
     "channel": Channel,
     "gradcheck": Gradcheck,

@@ -58,8 +58,7 @@ def export_model(
     **Raises:** `InputError` if `folder` exists already or cannot be written, or if the pretrained
     model makes images square in a way that is not implemented.
     """
-    if folder.exists():
-        raise InputError(f"{folder}: exists already; name a new folder, or remove this one.")
+    require_absent(folder)
     processor = read_processor(base.directory, base.config.kind)
     processor = replace(processor, fit=fit or processor.own_fit())
     if not normalised:
@@ -87,6 +86,15 @@ def export_model(
         raise InputError(f"{folder}: cannot be written ({error}).") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def require_absent(folder: Path) -> None:
+    """Check that there is no such folder yet.
+
+    **Raises:** `InputError` if there is.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists already; name a new folder, or remove this one.")
 
 
 def _torch_tensors(base: Pretrained, tower: PyTree) -> dict[str, np.ndarray]:

@@ -18,8 +18,8 @@ EARLIER = "earlier"
 """Folder of the tables and reports of other configurations, each in a folder of its own."""
 RUN = "run.json"
 """The provenance of a folder's tables."""
-_RESULTS = "results.parquet"
-_TABLES = (_RESULTS, "cosines.parquet", "scales.parquet", "report", RUN)
+RESULTS = "results.parquet"
+_TABLES = (RESULTS, "cosines.parquet", "scales.parquet", "report", RUN)
 _LOCK = ".lock"
 
 
@@ -69,10 +69,7 @@ def set_aside(out: Path, configuration: Mapping[str, Any]) -> Path | None:
     were no tables, or they belong to this configuration.
     """
     name, before = _name_of(configuration), None
-    if (
-        any((out / each).exists() for each in (_RESULTS, RUN))
-        and (seen := _name_there(out)) != name
-    ):
+    if any((out / each).exists() for each in (RESULTS, RUN)) and (seen := _name_there(out)) != name:
         before = out / EARLIER / seen
         _move(out, before)
     if (back := out / EARLIER / name).is_dir():
@@ -94,7 +91,7 @@ def _name_there(out: Path) -> str:
     try:
         return _name_of(read_json(out / RUN))
     except (InputError, KeyError, TypeError):  # written by another program
-        return file_hash(out / _RESULTS)[:16]
+        return file_hash(out / RESULTS)[:16]
 
 
 def _name_of(configuration: Mapping[str, Any]) -> str:

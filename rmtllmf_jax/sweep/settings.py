@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -103,6 +103,17 @@ class Settings:
             require_known("scale", self.scale, SCALE_RULES)
         else:
             require_non_negative("scale", value, LARGEST)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Settings:
+        """Return the settings that `asdict` made a record of, after it was JSON.
+
+        **Raises:** `TypeError` for one of another version.
+        """
+        made = dict(record)
+        made["frozen"] = tuple(made["frozen"])
+        made["realign"] = Recipe(**made["realign"])
+        return cls(**made)
 
     def root(self, seed: int) -> int:
         """Return the root of the random numbers of a repetition.

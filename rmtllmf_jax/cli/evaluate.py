@@ -1,0 +1,155 @@
+"""`rmtllmf evaluate`: a model's accuracy on the tasks of a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from rmtllmf_jax.cli.help_text import Place
+from rmtllmf_jax.cli.options import Cache
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from rmtllmf_jax.runs import Run
+    from rmtllmf_jax.sweep.engine import Engine
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Print the accuracy of a model on a run folder's tasks, under their frozen heads.
+
+    Without --directory and --configuration: of each task's own fine-tuned model.
+
+    Examples: rmtllmf evaluate runs/a --directory merged --tasks mnist;
+    rmtllmf evaluate runs/a --configuration combination=dtd+mnist scenario=sum_rate
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder that `finetune` or `reproduce` made; its heads and images are used."""
+    directory: Place | None = None
+    """A model directory, as `export` and `fuse` write it, whose image tower is evaluated."""
+    configuration: tuple[str, ...] = ()
+    """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
+    level, draw, seed, protection and rule; what the table has one of may be left out."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; none means all of the run folder, or of the configuration."""
+    split: Literal["test", "validation"] = "test"
+    """Images to evaluate on: as many as the settings of the last sweep say; all without one."""
+    json: bool = False
+    """Print JSON and nothing else: an object of `model` and of `tasks`, by task an object of
+    accuracy, base_accuracy, finetuned_accuracy, normalised_accuracy and images."""
+    model: Place | None = None
+    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+    data: Path | None = None
+    """Where the images of the run are now, if they were moved since `finetune`."""
+    cache_dir: Cache = field(default_factory=default_cache)
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        from rmtllmf_jax.sweep.configuration import engine_of
+
+        if self.directory is not None and self.configuration:
+            raise InputError("--directory and --configuration are two models: give one of them.")
+        use_compilation_cache(self.cache_dir)
+        run = opened(self.run_folder, self.model, self.data, self.cache_dir)
+        engine = engine_of(run)
+        name, params, tasks = self._model(run, engine)
+        found = {}
+        for task in tasks:
+            base = engine.accuracy(run.base, task, self.split)
+            tuned = engine.accuracy(run.finetuned(task), task, self.split)
+            reached = tuned if params is None else engine.accuracy(params, task, self.split)
+            found[task] = {
+                "accuracy": reached,
+                "base_accuracy": base,
+                "finetuned_accuracy": tuned,
+                "normalised_accuracy": reached / tuned if tuned else None,
+                "images": engine.samples(task, self.split).count,
+            }
+        if self.json:
+            print(json.dumps({"model": name, "tasks": found}, indent=2, allow_nan=False))
+        else:
+            _print(f"{name}, {self.split} images", found)
+
+    def _model(self, run: Run, engine: Engine) -> tuple[str, PyTree | None, tuple[str, ...]]:
+        """Return a model's name, its parameters, and the tasks; none for the fine-tuned ones."""
+        from rmtllmf_jax.common.errors import require_known
+        from rmtllmf_jax.sweep.configuration import find_configuration, job_of, model_of
+
+        for task in self.tasks:
+            require_known("task", task, run.names)
+        tasks = self.tasks or run.names
+        if self.configuration:
+            job = job_of(find_configuration(run, pairs(self.configuration)))
+            chosen = self.tasks or job.cell.combination
+            return " ".join(self.configuration), model_of(engine, job), chosen
+        if self.directory is not None:
+            return self.directory, _tower(run, self.directory), tasks
+        return "fine-tuned models", None, tasks
+
+
+def opened(
+    folder: Path, model: str | None = None, data: Path | None = None, cache_dir: Path | None = None
+) -> Run:
+    """Return a run folder with the tasks of its last sweep, as a configuration depends on them."""
+    from rmtllmf_jax.runs import open_run
+
+    run = open_run(folder, model=model, data=data, cache_dir=cache_dir)
+    tasks = tuple((run.provenance or {}).get("tasks", ()))
+    return open_run(folder, tasks, model=model, data=data, cache_dir=cache_dir)
+
+
+def pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    """Return NAME=VALUE texts as a mapping.
+
+    **Raises:** `InputError` for anything else.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"--configuration: expected NAME=VALUE, got {text!r}.")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _tower(run: Run, directory: str) -> PyTree:
+    """Return the image tower of a directory, at the image size of a run.
+
+    **Raises:** `InputError` if it is not of the run's architecture.
+    """
+    from rmtllmf_jax import fusion
+    from rmtllmf_jax.models.backbone import load_backbone
+
+    config = run.config
+    other, params = load_backbone(directory, config.image_size, normalised=config.normalise)
+    fusion.require_same_structure(run.base, params, ("the run's model", directory))
+    if (other.mean, other.std) != (run.backbone.mean, run.backbone.std):
+        raise InputError(
+            f"{directory}: its image processor normalises by mean {other.mean} and std {other.std},"
+            f" and the run's by {run.backbone.mean} and {run.backbone.std}."
+        )
+    return params
+
+
+def _print(title: str, found: Mapping[str, Mapping[str, float | None]]) -> None:
+    from rich.console import Console
+
+    from rmtllmf_jax.report.sheets import Sheet, percent
+    from rmtllmf_jax.report.terminal import print_sheet
+
+    def text(value: float | None) -> str:
+        return "-" if value is None else percent(value)
+
+    names = ("accuracy", "normalised_accuracy", "base_accuracy", "finetuned_accuracy")
+    rows = [
+        [task, *(text(row[name]) for name in names), f"{row['images']:,}"]
+        for task, row in found.items()
+    ]
+    header = ["task", "accuracy (%)", "normalised", "base", "fine-tuned", "images"]
+    print_sheet(Sheet(title, header, rows), Console())
