@@ -1,4 +1,4 @@
-"""Captions of CIFAR-10, and the changes of an image that they tell of."""
+"""Captions of CIFAR-10, and the image transformations that they describe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = {
     "ship": ("ship", "boat", "vessel", "sailing ship"),
     "truck": ("truck", "lorry", "pickup truck", "fire truck"),
 }
-"""What captions call a class; the first one is CIFAR-10's own name."""
+"""Names of a class in captions; the first one is CIFAR-10's own."""
 
 TINTS = {
     "red": (1.0, 0.35, 0.35),
@@ -36,14 +36,14 @@ TEMPLATES = ("a photo of a {}", "a picture of a {}", "a small photo of a {}", "a
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to an image, and how captions call it."""
+    """A transformation of an image, and its name in captions."""
 
     word: str
     factors: tuple[float, float, float]
     turned: bool = False
 
     def of(self, thing: str) -> str:
-        """Return what a changed thing is called."""
+        """Return the name of a transformed thing."""
         return f"{self.word} {thing}" if self.word else thing
 
 
@@ -62,7 +62,7 @@ def caption(name: str, change: Change, generator: np.random.Generator) -> str:
 
 
 def all_captions() -> list[str]:
-    """Return every caption that there is."""
+    """Return all captions."""
     return [
         template.format(change.of(word))
         for template in TEMPLATES

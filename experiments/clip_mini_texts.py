@@ -1,8 +1,8 @@
-"""The text tower's own lesson: texts that no image goes with are told apart.
+"""Separate training of the text tower: to distinguish texts that belong to no image.
 
-CIFAR-10 has ten classes, so that contrastive learning alone leaves all other words in one place,
-and the zero-shot heads of other tasks would be nearly one direction. Here the image tower rests,
-and the text tower learns two things at once: CLIP's loss on the captions, as before, and to spread
+CIFAR-10 has ten classes, so contrastive learning alone maps all other words to one place, and the
+zero-shot heads of other tasks would be nearly one direction. Here the vision encoder is frozen, and
+the text tower learns two things at once: CLIP's loss on the captions, as before, and to spread
 random phrases over the sphere (uniformity: Wang and Isola, "Understanding Contrastive
 Representation Learning through Alignment and Uniformity on the Hypersphere", 2020).
 """
@@ -26,7 +26,7 @@ from rmtllmf_jax.models.heads import unit_length
 from rmtllmf_jax.training.loop import gradient_step
 from rmtllmf_jax.training.recipes import Recipe
 
-GROUPS, SIBLINGS = 16, 8  # phrases that share all words but the last
+GROUPS, SIBLINGS = 16, 8  # groups of phrases that share all words but the last
 LONGEST = 10  # letters of a word: two of them fit into the tower's tokens, letter by letter
 SHARPNESS = 2.0  # of the uniformity loss, as in its paper
 TEXT_PARTS = ("text_model", "text_projection", "logit_scale")
@@ -60,7 +60,7 @@ def random_phrases(words: list[str], generator: np.random.Generator) -> list[str
 
 
 def uniformity(texts: Float[Array, "texts features"]) -> Float[Array, ""]:
-    """Return ``log mean exp(-t |u - v|^2)`` over all pairs of unit vectors; lower is wider."""
+    """Return ``log mean exp(-t |u - v|^2)`` over all pairs of unit vectors; low if uniform."""
     apart = 2 - 2 * texts @ texts.T
     pairs = ~jnp.eye(len(texts), dtype=bool)
     return jax.nn.logsumexp(-SHARPNESS * apart, where=pairs) - jnp.log(pairs.sum())
@@ -78,7 +78,7 @@ def text_step(
     clip: CLIP,
     recipe: Recipe,
 ) -> tuple[PyTree, Float[Array, ""]]:
-    """Take one step of the text tower; `rest` and the images' features stay as they are."""
+    """Take one step of the text tower; `rest` and the image features stay fixed."""
 
     def directions(params: PyTree, tokens: Array) -> Array:
         found = clip.apply({"params": {**rest, **params}}, tokens, method="text_features")
@@ -101,7 +101,7 @@ def sharpness_limited(state: PyTree, value: Float[Array, ""]) -> tuple[PyTree, F
 def contrastive_loss(
     logits: Float[Array, "batch batch"], meaning: Int[Array, " batch"]
 ) -> Float[Array, ""]:
-    """Return CLIP's symmetric loss, with all pairs of one meaning as positives."""
+    """Return CLIP's symmetric loss, with all pairs of equal meaning as positives."""
     same = (meaning[:, None] == meaning).astype(logits.dtype)
     target = same / same.sum(axis=1, keepdims=True)
     rows = optax.softmax_cross_entropy(logits, target)

@@ -29,7 +29,7 @@ class Options(Users):
     """What to run."""
 
     error_models: tuple[str, ...] = ("independent", "noisy_reference")
-    """How the users' errors hang together."""
+    """How the users' errors are correlated."""
     draws: int = 20
     """Channel realisations."""
     seed: int = 0
@@ -71,7 +71,7 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
 
 
 def summary(rows: pd.DataFrame) -> Sheet:
-    """Return mean and range over pairs and draws of what two received task vectors share."""
+    """Return mean and range, over pairs and draws, of the cosines between received task vectors."""
     pairs = rows[rows["task_a"] < rows["task_b"]]
     cells = []
     keys = ["scenario", "error_model", "protection"]

@@ -1,27 +1,27 @@
-"""Does the noise of the uplink make fused tasks interfere? The weight disentanglement error.
+"""Does the noise of the uplink make fused tasks interfere? Weight disentanglement error.
 
     python experiments/disentanglement.py --run runs/vit-tiny --model MODEL --data DATA
 
 needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`). R-MTLLMF's eqs. (7)
-and (8): the share of test samples whose class changes between base + a tau_i, task vector as sent,
-and the merged model, task vectors as received. For a few pairs as a heat map over both scales; for
-two and more tasks as a number, at the merging coefficient of their number (a the same). The noise
-is the sweep's own: draw k has the channel, and the noise of seed 0, that a `rmtllmf sweep` of the
-same tasks, `--seed`, `--preset` and `--c0` has, so that its results stand beside these. User q of
-the channel sends the alphabet's q-th task.
+and (8): the fraction of test samples whose class differs between base + a tau_i, task vector as
+sent, and the merged model, task vectors as received. For a few pairs as a heat map over both
+scales; for two and more tasks as a number, at the merging coefficient for their number (a is the
+same). The noise is the sweep's own: draw k has the channel, and the noise of seed 0, of a `rmtllmf
+sweep` with the same tasks, `--seed`, `--preset` and `--c0`, so the results can be compared. User q
+of the channel sends the q-th task in alphabetical order.
 
 Written to results/disentanglement/: README.md, pairs.csv (every point of the heat maps),
-combinations.csv (every task's term), pairs and sizes as PNG and SVG. What is finished is kept in
-the run folder, so that a killed run goes on. About a million images go through a model: an
-estimated 30 to 60 minutes on two cores for ViT-Ti/16 at 64 pixels. `--quick` takes minutes: a
-coarse map of one pair, two combinations a size, 50 samples a task, one draw.
+combinations.csv (every task's term), pairs and sizes as PNG and SVG. Finished work is kept in the
+run folder, so that a killed run resumes. About a million images go through a model: an estimated 30
+to 60 minutes on two cores for ViT-Ti/16 at 64 pixels. `--quick` takes minutes: a coarse map of one
+pair, two combinations per size, 50 samples per task, one draw.
 
-24 minutes on two cores that had other work too, with 100 samples a task. Reached with ViT-Ti/16 at
-64 pixels: without noise 26 % of a pair's samples change their class when the tasks are merged, 67 %
-with eight tasks; thermal noise adds 7 points at two tasks and 1 at eight, the strongest-user attack
-12 and 4. Under the sum-rate attack 82 to 85 % change, however many tasks are merged: there the
-noise decides and not the other tasks. The blue cross and diagonal of the noiseless maps (tasks that
-leave one another alone) shrink to the origin.
+24 minutes on two busy cores, with 100 samples per task. Reached with ViT-Ti/16 at 64 pixels:
+without noise 26 % of a pair's samples change their class when the tasks are merged, 67 % with eight
+tasks; thermal noise adds 7 points at two tasks and 1 at eight, the strongest-user attack 12 and 4.
+Under the sum-rate attack 82 to 85 % change, however many tasks are merged: there the noise
+dominates, not the other tasks. The blue cross and diagonal of the noiseless maps (tasks that do not
+interfere) shrink to the origin.
 """
 
 from __future__ import annotations
@@ -71,17 +71,17 @@ class Options(Users):
     """What to run."""
 
     pairs: tuple[str, ...] = ()
-    """Pairs with a heat map, as TASK+TASK; none named draws --pair-count."""
+    """Pairs with a heat map, as TASK+TASK; by default --pair-count random ones."""
     pair_count: int = 3
-    """Pairs that are drawn where none is named, so that tasks occur about equally often."""
+    """Number of random pairs if none is named, drawn so that tasks occur about equally often."""
     points: int = 9
-    """Scales a side of a heat map."""
+    """Scales per side of a heat map."""
     lowest: float = -2.0
     """Smallest scale of a heat map."""
     highest: float = 2.0
     """Largest scale of a heat map."""
     combinations: int = 5
-    """Combinations of each number of tasks, drawn likewise; 0 is all of them."""
+    """Combinations of each number of tasks, drawn likewise; 0 is all."""
     scale: str = "power-law"
     """Merging coefficient of combinations: a rule of `fusion.SCALES`, or a number."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
@@ -91,11 +91,11 @@ class Options(Users):
     distance: str = "disagreement"
     """Share of samples that change class (disagreement), or KL(single || merged) in nats (kl)."""
     samples: int = 200
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     eval_batch_size: int = 100
-    """Images a step; changes speed and memory alone."""
+    """Images per step; only changes speed and memory."""
     points_at_once: int | None = None
-    """Points of a heat map at once; none is one after another, best on a CPU."""
+    """Points of a heat map at once; by default one after another, best on a CPU."""
     preset: str = "paper"
     """Channel preset."""
     c0: float = uplink.DEFAULT_C0_DB
@@ -108,7 +108,7 @@ class Options(Users):
     """Where the tables and figures go."""
 
     def settings(self) -> Settings:
-        """Return the sweep's settings that say channel, noise and test images."""
+        """Return the sweep's settings of channel, noise and test images."""
         return Settings(
             preset=self.preset,
             c0_db=self.c0,
@@ -119,7 +119,7 @@ class Options(Users):
 
 
 class Study:
-    """The models of a run beside one another; what was measured is in the journal."""
+    """The models of a run, with their measurements in the journal."""
 
     def __init__(self, inputs: SweepInputs, options: Options, journal: Journal) -> None:
         self.inputs, self.options, self.journal = inputs, options, journal
@@ -169,7 +169,7 @@ class Study:
         """Return the term of every task of a combination; one program serves all combinations."""
         inputs, scale = self.inputs, fusion.scale_of(self.options.scale, len(combination))
         scales = jnp.array([scale])
-        if scale not in self._singles:  # of no noise and no combination
+        if scale not in self._singles:  # independent of noise and combination
             self._singles[scale] = self.single_outputs(
                 inputs.base, inputs.vectors, inputs.heads, self.samples, scales
             )
@@ -194,7 +194,7 @@ _received = jax.jit(lambda vectors, noise: jax.tree.map(jnp.add, vectors, noise)
 def chosen_pairs(tasks: tuple[str, ...], options: Options) -> list[Combination]:
     """Return the pairs that get a heat map.
 
-    **Raises:** `InputError` if one that is named is no pair of the tasks.
+    **Raises:** `InputError` if a named one is not a pair of the tasks.
     """
     if not options.pairs:
         drawn = choose_combinations(tasks, options.pair_count, options.seed)
@@ -234,7 +234,7 @@ def measure(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def pair_rows(study: Study) -> Iterator[dict[str, Any]]:
-    """Yield a row a point of every heat map."""
+    """Yield one row per point of every heat map."""
     for task_a, task_b in study.pairs:
         for scenario, draw in study.cells():
             values = study.journal[f"pair/{task_a}+{task_b}/{scenario}/{draw}"]
@@ -254,7 +254,7 @@ def pair_rows(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def term_rows(study: Study) -> Iterator[dict[str, Any]]:
-    """Yield a row a task of every combination."""
+    """Yield one row per task of every combination."""
     for combination in study.combinations:
         text = "+".join(combination)
         for scenario, draw in study.cells():
@@ -274,7 +274,7 @@ def term_rows(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def sizes_sheet(combinations: pd.DataFrame, unit: str) -> Sheet:
-    """Return mean ± standard deviation of xi / N, a row a scenario and a column a size."""
+    """Return mean ± standard deviation of xi / N, one row per scenario and one column per size."""
     means = by_size(combinations)
     sizes, rows = sorted(means["size"].unique()), []
     for scenario, group in means.groupby("scenario", sort=False):
@@ -290,7 +290,7 @@ def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: 
     """Return the markdown page of table and figures."""
     lines = [
         made_by("disentanglement.py", options.seed, seconds, resumed=resumed),
-        f"Distance: {options.distance}, {options.samples or 'all'} test samples a task, "
+        f"Distance: {options.distance}, {options.samples or 'all'} test samples per task, "
         f"{options.draws} draws, scale {options.scale}. Every point of the heat maps: pairs.csv; "
         "every task's term: combinations.csv.",
     ]
@@ -302,7 +302,7 @@ def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: 
 
 
 def require_usable(options: Options) -> None:
-    """Refuse options that no study can use.
+    """Check the options.
 
     **Raises:** `InputError` that names the option.
     """

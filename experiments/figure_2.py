@@ -10,25 +10,25 @@ times the unprotected accuracy with one. Besides the paper's four lines there is
 base model realigned on the same shots, nothing fused.
 
 By default combinations of 2, 4, 6 and 8 tasks, five of each size, two channel draws, one seed, 200
-test images a task; `--full` is all 247 combinations, three draws and two seeds on all test images
+test images per task; `--full` is all 247 combinations, three draws and two seeds on all test images
 (for a GPU); `--quick` one combination of each size and 50 images. The coefficient is the best on
 validation samples for each number of tasks (`--scale`). Written to results/figure_2/: index.html
-(all figures and tables), the figures, summary.md, and the tables. What is finished is kept in the
-run folder: the same command goes on. With `--axis` the scenarios stand at several levels of the
+(all figures and tables), the figures, summary.md, and the tables. Finished work is kept in the run
+folder: the same command resumes. With `--axis` the scenarios are run at several levels of the
 channel in place of the preset's, e.g. the users' MSE itself:
 
     python experiments/figure_2.py --run runs/vit-tiny --axis mse=.01,.1 --scenarios clean ideal \
         --protections none r-mtllmf --out results/figure_2_mse
 
-1 h 41 min on two cores that had other work too (the cells; the page takes a minute). index.html and
-the PDFs are not committed. Reached with ViT-Ti/16 at 64 pixels, average normalised accuracy without
-cars, which fine-tuning does not teach: no noise 76.5 %, R-MTLLMF 83.2; thermal noise 74.9 and 82.4;
-strongest user 73.0 and 81.9; sum rate 53.8 and 72.9; the control 69.4. So R-MTLLMF under thermal
-noise has 107.8 % of the noiseless baseline (the paper: 97.7), and 1.36 and 1.12 times the
-unprotected accuracy under the two attacks (the paper: 9 to 14). Both differ because our merging
-coefficients, .5 to .1, keep the noise small: the unprotected model does not break down as the
-paper's does. Nearly all of the repair is realignment, and under the sum-rate attack R-MTLLMF cannot
-be told from the control (+3.5 points, twice the standard error 5.0).
+1 h 41 min on two busy cores (the cells; the page takes a minute). index.html and the PDFs are not
+committed. Reached with ViT-Ti/16 at 64 pixels, average normalised accuracy without cars, which
+fine-tuning does not teach: no noise 76.5 %, R-MTLLMF 83.2; thermal noise 74.9 and 82.4; strongest
+user 73.0 and 81.9; sum rate 53.8 and 72.9; the control 69.4. So R-MTLLMF under thermal noise has
+107.8 % of the noiseless baseline (the paper: 97.7), and 1.36 and 1.12 times the unprotected
+accuracy under the two attacks (the paper: 9 to 14). Both differ because our merging coefficients,
+.5 to .1, keep the noise small: the unprotected model does not break down as the paper's does.
+Nearly all of the repair is realignment, and under the sum-rate attack R-MTLLMF cannot be
+distinguished from the control (+3.5 points, twice the standard error 5.0).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Options(Users):
     sizes: tuple[int, ...] = (2, 4, 6, 8)
     """Numbers of tasks."""
     combinations: int | None = 5
-    """Combinations of each size; none is all."""
+    """Combinations of each size; by default all."""
     scenarios: tuple[str, ...] = SCENARIOS
     """Channel scenarios."""
     protections: tuple[str, ...] = tuple(PROTECTIONS)
@@ -73,22 +73,22 @@ class Options(Users):
     seeds: int = 1
     """Repetitions with other noise and other few-shot samples."""
     eval_samples: int = 200
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     validation_samples: int = 100
-    """Validation images a task; 0 is all."""
+    """Validation images per task; 0 is all."""
     scale: str = "validation"
     """Merging coefficient: validation, power-law or a number."""
     seed: int = 0
     """Root of all random numbers."""
     quick: bool = False
-    """Minutes in place of hours on two cores."""
+    """Minutes instead of hours on two cores."""
     full: bool = False
     """All combinations, three draws, two seeds, all test images."""
     out: Path = Path(__file__).parent / "results" / "figure_2"
     """Where tables and figures go."""
 
     def chosen(self) -> Options:
-        """Return what `--quick` and `--full` make of the options."""
+        """Return the options after `--quick` and `--full`."""
         if self.quick:
             return replace(self, combinations=1, draws=1, eval_samples=50, validation_samples=50)
         if self.full:

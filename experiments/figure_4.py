@@ -3,7 +3,7 @@
     python experiments/figure_4.py --run runs/vit-tiny [--quick]
 
 The paper: .48 to .52 between unprotected vectors, and less once the embeddings are reloaded. Errors
-that are independent across users give zero; of the natural error models `noisy_reference` alone
+that are independent across users give zero; of the natural error models only `noisy_reference`
 gives one half, which is then a property of how models are sent and not of the attack.
 
 Reached (20 channel draws, ViT-Ti/16 at 64 pixels, 40 s on two cores): .001 ± .001 with independent

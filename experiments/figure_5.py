@@ -1,22 +1,22 @@
-"""Figure 5: the ablation of R-MTLLMF: halves, samples a class, frozen leaves, realignment.
+"""Figure 5: the ablation of R-MTLLMF: halves, samples per class, frozen leaves, realignment.
 
     python experiments/figure_5.py --run runs/vit-tiny [--quick | --full]
 
 The paper: freezing alone or realignment alone is 21 to 53 points worse than both, and more than ten
-samples a class bring little. Here every variant is measured on the same channels, noise and shots:
-none, freeze, realign and r-mtllmf at ten samples a class; realign and r-mtllmf with 1 to 50;
-r-mtllmf with other leaves frozen (class, position or patch embeddings alone, all LayerNorms), other
-numbers of steps and learning rates. Tasks with a class that has fewer training images than the most
-samples asked for are left out, and the page says which. Settings are compared on test samples as
-the paper's figure is; none is chosen by it (the defaults come from realign_choice.py).
+samples per class bring little. Here all variants are measured on the same channels, noise and
+shots: none, freeze, realign and r-mtllmf at ten samples per class; realign and r-mtllmf with 1 to
+50; r-mtllmf with other leaves frozen (only class, position or patch embeddings, all LayerNorms),
+other numbers of steps and learning rates. Tasks with a class that has fewer training images than
+the largest number of samples are left out, and the page says which. Settings are compared on test
+samples, as in the paper's figure; none is chosen by it (the defaults come from realign_choice.py).
 
-About an hour on two cores with `--draws 1` (the page's 413 s went on where runs before it had been
-stopped). Reached with ViT-Ti/16 at 64 pixels, five combinations of four tasks, cars left out, one
+About an hour on two cores with `--draws 1` (the page's 413 s are of a run that resumed earlier
+ones). Reached with ViT-Ti/16 at 64 pixels, five combinations of four tasks, cars left out, one
 draw, under `sum_rate`: none 37.3, freeze 41.1, realign 70.8, r-mtllmf 74.5 %. So freezing alone is
-33 points worse than both, realignment alone 4. Ten samples a class in place of one bring 19 points,
-fifty in place of ten 2. Freezing the patch embedding alone does what all embeddings do (74.1);
-LayerNorms besides change nothing (74.0). Under `ideal`: 64.3, 64.1, 86.2, 87.1 %: freezing alone
-brings nothing, realignment alone is 1 point worse than both.
+33 points worse than both, realignment alone 4. Ten samples per class instead of one bring 19
+points, fifty instead of ten 2. Freezing only the patch embedding does as much as all embeddings
+(74.1); adding the LayerNorms changes nothing (74.0). Under `ideal`: 64.3, 64.1, 86.2, 87.1 %:
+freezing alone brings nothing, realignment alone is 1 point worse than both.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FROZEN = {
     "patch": (r"embeddings/patch_embedding.*",),
     "embeddings and norms": (*EMBEDDINGS, r".*(layer_?norm|layrnorm).*"),
 }
-"""Leaves that r-mtllmf takes from the base and keeps, in place of all embeddings."""
+"""Leaves that r-mtllmf reloads from the base and freezes, in place of all embeddings."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Options(Users):
     draws: int = 2
     """Channel realisations."""
     shots: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    """Samples a class."""
+    """Samples per class."""
     steps: tuple[int, ...] = (15, 30, 60, 120)
     """Realignment steps."""
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     """Peak learning rates of realignment."""
     eval_samples: int = 200
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     scale: str = "0.25"
     """Merging coefficient: a number or power-law."""
     seed: int = 0
@@ -85,7 +85,7 @@ class Options(Users):
     """Where tables and figures go."""
 
     def chosen(self) -> Options:
-        """Return what `--quick` and `--full` make of the options."""
+        """Return the options after `--quick` and `--full`."""
         if self.quick:
             few = {"shots": (1, 10), "steps": (60,), "learning_rates": (1e-4,)}
             return replace(self, combinations=1, draws=1, eval_samples=50, **few)
@@ -114,7 +114,7 @@ def variants(options: Options) -> Iterator[tuple[str, str, Settings, tuple[str, 
 
 
 def enough(inputs: SweepInputs, most: int) -> tuple[str, ...]:
-    """Return the tasks of which every class has so many training images."""
+    """Return the tasks in which every class has at least `most` training images."""
     return tuple(
         task.name
         for task in inputs.data
@@ -157,7 +157,7 @@ def main(options: Options) -> None:
         f"{len(combinations)} combinations, {options.draws} channel draws"
         + (f"; left out for want of training images: {', '.join(left)}." if left else "."),
         table(summary(cells)),
-        "![Halves, and samples a class](figure_5.png)",
+        "![Halves, and samples per class](figure_5.png)",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
     print("\n\n".join(lines))
@@ -175,7 +175,7 @@ def summary(cells: pd.DataFrame) -> Sheet:
             texts.append(f"{percent(scores.mean())}{spread}" if len(scores) else "-")
         rows.append([str(variant), str(shots), *texts])
     title = "Average normalised accuracy (%), mean ± standard deviation over combinations and draws"
-    return Sheet(title, ["variant", "samples a class", *scenarios], rows)
+    return Sheet(title, ["variant", "samples per class", *scenarios], rows)
 
 
 if __name__ == "__main__":

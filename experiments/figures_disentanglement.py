@@ -1,6 +1,6 @@
 """The weight disentanglement error: heat maps of pairs, and its growth with the number of tasks.
 
-Read from tables, one row a number:
+Read from tables, one row per number:
 
 - pairs: `task_a`, `task_b`, `scenario`, `draw`, `scale_a`, `scale_b`, `distance` and `wde`, the
   mean over the two tasks;
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.order import SCENARIOS, arrange, in_order
 
-# Okabe and Ito's palette, with markers for those who read in grey.
+# Okabe and Ito's palette, with markers for reading in grey.
 _STYLES = {
     "clean": ("#000000", "x"),
     "ideal": ("#0072B2", "o"),
@@ -30,10 +30,10 @@ _FACTORS = {"disagreement": 100.0, "kl": 1.0}
 
 
 def pairs_figure(pairs: pd.DataFrame) -> Figure:
-    """Draw the error of every pair over its two scales: a row a pair, a column a scenario.
+    """Draw the error of every pair over its two scales: one row per pair, one column per scenario.
 
     Means over the two tasks and over draws. All panels share one colour scale from zero: dark is
-    where the two tasks leave one another alone.
+    where the two tasks do not interfere.
 
     **Raises:** `InputError` if the table is empty or holds several distances.
     """
@@ -45,7 +45,7 @@ def pairs_figure(pairs: pd.DataFrame) -> Figure:
     size = (2.2 + 2.3 * len(scenarios), 1.0 + 2.3 * len(names))
     figure = Figure(figsize=(max(size[0], 5.0), size[1]), layout="constrained")
     axes = figure.subplots(len(names), len(scenarios), squeeze=False)
-    # A table of zeros alone needs some scale all the same.
+    # A table with only zeros still needs some scale.
     largest = 100.0 if distance == "disagreement" else max(float(means.max()), 1e-9)
     for row, (task_a, task_b) in zip(axes, names, strict=True):
         for panel, scenario in zip(row, scenarios, strict=True):
@@ -69,7 +69,7 @@ def pairs_figure(pairs: pd.DataFrame) -> Figure:
 
 
 def sizes_figure(combinations: pd.DataFrame) -> Figure:
-    """Draw the error against the number of tasks N, a line a scenario.
+    """Draw the error against the number of tasks N, one line per scenario.
 
     xi / N, the mean over a combination's tasks, so that sizes compare; mean and ± one sample
     standard deviation over combinations and draws.
@@ -87,7 +87,7 @@ def sizes_figure(combinations: pd.DataFrame) -> Figure:
         colour, marker = _STYLES.get(scenario) or next(spare)
         mean = _FACTORS[distance] * rows["mean"].to_numpy(float)
         spread = _FACTORS[distance] * rows["std"].fillna(0.0).to_numpy(float)
-        # Side by side, so that bars of one size do not hide one another.
+        # Side by side, so that bars of one size do not hide each other.
         x = rows["size"].to_numpy(float) + 0.08 * (place - (len(scenarios) - 1) / 2)
         name = SCENARIOS.get(scenario, scenario)
         axes.errorbar(
@@ -110,7 +110,7 @@ def sizes_figure(combinations: pd.DataFrame) -> Figure:
 
 
 def by_size(combinations: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a (scenario, size): `mean`, `std` and `count` over combinations and draws.
+    """Return one row per (scenario, size): `mean`, `std` and `count` over combinations and draws.
 
     Of xi / N, the mean over a combination's tasks; `std` is NaN for a single one.
     """
@@ -120,7 +120,7 @@ def by_size(combinations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _distance(table: pd.DataFrame) -> str:
-    """Return the distance that a table is of."""
+    """Return the distance in a table."""
     found = list(np.unique(table["distance"])) if len(table) else []
     if len(found) != 1 or found[0] not in _LABELS:
         raise InputError(

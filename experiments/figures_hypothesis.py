@@ -1,7 +1,7 @@
 """Figures of the hypothesis test (9)-(12), from its table: first-order theory beside Monte Carlo.
 
 One row of the table is a (combination, task, mse); the columns are those of `COLUMNS`. Lines are
-medians over combinations and tasks, bands go from the least to the largest of them.
+medians over combinations and tasks, bands show their range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TESTS = {
     "reference": "$T$ for the reference MSE",
     "tolerance": "Fixed tolerance",
 }
-"""The thresholds that |R - 1| is held against, each with its printed name."""
+"""The thresholds for |R - 1|, each with its printed name."""
 
 COLUMNS: Mapping[str, str] = {
     "mse": "mean MSE of the users",
@@ -58,11 +58,11 @@ COLUMNS: Mapping[str, str] = {
     "changed_measured": "how often the decision changes to whatever class, Monte Carlo",
     "changed_error": "standard error over draws",
 }
-"""The numbers of the table, and what they are."""
+"""The columns of the table, and their meanings."""
 
 
 def level_columns(levels: Sequence[float]) -> dict[str, str]:
-    """Return the columns of the test at the nominal rates alpha = 1 - beta, and what they are."""
+    """Return the columns of the test at the nominal rates alpha = 1 - beta, with their meanings."""
     return {
         f"own_{part}_at_{level:g}": f"as own_{part}, T for a nominal rate of {level:g}"
         for part in ("measured", "ratio_law")
@@ -70,7 +70,7 @@ def level_columns(levels: Sequence[float]) -> dict[str, str]:
     }
 
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
+# Okabe and Ito's palette, safe for colour-blind readers; in grey, markers distinguish the lines.
 _THEORY, _LAW = ("#000000", "", "--"), ("#E69F00", "", "-.")
 _RATIO, _CHANGE = ("#0072B2", "o", "-"), ("#009E73", "^", "-")
 _MARGIN, _ANY = ("#CC79A7", "D", "-"), ("#D55E00", "s", "-")
@@ -83,9 +83,9 @@ def first_order_holds_up_to(
 ) -> float:
     """Return the largest MSE up to which Monte Carlo over theory is `within` of 1.
 
-    The median of ``<what>_robust`` over combinations and tasks, with two of its median standard
-    errors granted, at that MSE and at every smaller one of the table; NaN if the smallest fails
-    already. `what` is `ratio`, `change` or `margin`.
+    The median of ``<what>_robust`` over combinations and tasks, give or take two median standard
+    errors, at that MSE and at every smaller one of the table; NaN if the smallest already fails.
+    `what` is `ratio`, `change` or `margin`.
     """
     curve = _curve(table, f"{what}_robust")["middle"]
     error = _curve(table, f"{what}_spread_error")["middle"].fillna(0.0)
@@ -97,9 +97,8 @@ def first_order_holds_up_to(
 def spread_figure(table: pd.DataFrame, note: str = "") -> Figure:
     """Draw the spread of R against the MSE, predicted and by Monte Carlo, and their ratio.
 
-    The dotted line is where the first order stops being right for R: the ratio of the robust
-    spreads leaves 0.9 to 1.1, the grey band, by more than two standard errors. `note` goes into
-    the title.
+    The dotted line is where the first order fails for R: the ratio of the robust spreads leaves 0.9
+    to 1.1, the grey band, by more than two standard errors. `note` is added to the title.
 
     **Raises:** `InputError` if the table has no row or lacks a column.
     """
@@ -132,9 +131,9 @@ def spread_figure(table: pd.DataFrame, note: str = "") -> Figure:
 
 
 def rejection_figure(table: pd.DataFrame, confidence: float, note: str = "") -> Figure:
-    """Draw the rate of |R - 1| > T against the MSE, a panel for each threshold of `TESTS`.
+    """Draw the rate of |R - 1| > T against the MSE, one panel per threshold of `TESTS`.
 
-    The dotted line is the nominal rate 1 - `confidence`. `note` goes into the title.
+    The dotted line is the nominal rate 1 - `confidence`. `note` is added to the title.
 
     **Raises:** `InputError` if the table has no row or lacks a column.
     """
@@ -157,11 +156,11 @@ def rejection_figure(table: pd.DataFrame, confidence: float, note: str = "") -> 
 
 
 def level_figure(table: pd.DataFrame, levels: Sequence[float], note: str = "") -> Figure:
-    """Draw the rate of |R - 1| > T against the nominal rate alpha, a line a MSE: five at most.
+    """Draw the rate of |R - 1| > T against the nominal rate alpha, one line per MSE: at most five.
 
-    T is for the noise that there is, so that the first order says alpha: the dashed diagonal. Thin
-    lines without markers are exact for a logit that is linear in the parameters. The MSEs are the
-    least of the table and its largest. `note` goes into the title.
+    T is for the actual noise, so the first order predicts alpha: the dashed diagonal. Thin lines
+    without markers are exact for a logit that is linear in the parameters. The MSEs are the
+    smallest of the table and its largest. `note` is added to the title.
 
     **Raises:** `InputError` if the table has no row or lacks a column, `level_columns` among them.
     """
@@ -193,8 +192,8 @@ def level_figure(table: pd.DataFrame, levels: Sequence[float], note: str = "") -
 def flip_figure(table: pd.DataFrame, note: str = "") -> Figure:
     """Draw how often decisions flip against the MSE: predicted from the margin, and counted.
 
-    The theory is about the second class alone, so the rate of any change lies above it. `note` goes
-    into the title.
+    The theory covers only the second class, so the rate of any change lies above it. `note` is
+    added to the title.
 
     **Raises:** `InputError` if the table has no row or lacks a column.
     """
@@ -220,7 +219,7 @@ def _require(table: pd.DataFrame, more: Mapping[str, str] = MappingProxyType({})
 
 
 def _curve(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return median, least and largest of a column by MSE, which is the index, rising."""
+    """Return median, smallest and largest of a column by MSE (the index, ascending)."""
     groups = table.groupby("mse")[column]
     return pd.DataFrame({"middle": groups.median(), "low": groups.min(), "high": groups.max()})
 

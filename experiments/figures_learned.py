@@ -1,4 +1,4 @@
-"""Figures of what was learned on the objective: attacks, powers, and where noise hurts."""
+"""Figures of learned attacks and powers, and of where noise hurts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rmtllmf_jax.report.paired import half_width
 
 
 def attack_figure(rows: pd.DataFrame) -> Figure:
-    """Draw the accuracy (%) that each attacker leaves: a dot a channel, the mean with 95 %.
+    """Draw the accuracy (%) that each attacker leaves: one dot per channel, the mean with 95 %.
 
     `rows` has the columns channel, attack and accuracy.
     """
@@ -20,7 +20,7 @@ def attack_figure(rows: pd.DataFrame) -> Figure:
 
 
 def power_figure(rows: pd.DataFrame) -> Figure:
-    """Draw the accuracy (%) under each power control: a dot a cell, the mean with 95 %.
+    """Draw the accuracy (%) under each power control: one dot per cell, the mean with 95 %.
 
     `rows` has the columns cell, channel, control and accuracy; a dot is a cell's mean.
     """
@@ -48,7 +48,7 @@ def _strips(rows: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 def sensitivity_figure(by_layer: pd.DataFrame) -> Figure:
-    """Draw ``d score / d log mu`` in points as a heat map: a row a layer, a column a task.
+    """Draw ``d score / d log mu`` in points as a heat map: one row per layer, one column per task.
 
     `by_layer` has layers as its index and tasks as its columns.
     """

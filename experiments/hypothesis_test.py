@@ -2,32 +2,31 @@
 
     python experiments/hypothesis_test.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`). It merges
-2, 4 and 8 of them, and for every task of a combination takes
-the hypothesis test (9)-(12) of the paper on test images: exact gradient norms of all logits, the
-standard deviation that they predict for R = z / z', thresholds and rejection rates, and the chance
-that a decision flips; each beside Monte Carlo with disturbed models, from an MSE so small that the
-theory holds to the means of the preset (.0129 ideal, .0327 strongest user, .208 sum rate). All
-users have the same MSE. What the functions are: rmtllmf_jax/evaluation/hypothesis.py.
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`). It merges 2, 4
+and 8 of them, and for every task of a combination performs the hypothesis test (9)-(12) of the
+paper on test images: exact gradient norms of all logits, the standard deviation that they predict
+for R = z / z', thresholds and rejection rates, and the probability that a decision flips; each
+compared with Monte Carlo on disturbed models, from an MSE so small that the theory holds to the
+means of the preset (.0129 ideal, .0327 strongest user, .208 sum rate). All users have the same MSE.
+The functions are in rmtllmf_jax/evaluation/hypothesis.py.
 
-Asked of it: up to which MSE the theory is right, whether those of the preset are among them, and
-whether beyond it fails by the ratio's own law (R is no Gaussian) or by the model's curvature.
+The questions: up to which MSE the theory holds, whether those of the preset are below it, and
+whether it then fails by the ratio's own law (R is not Gaussian) or by the model's curvature.
 
-Written to results/hypothesis_test/: README.md, results.csv (a row a combination, task and MSE;
-columns: `COLUMNS` and `level_columns` of figures_hypothesis.py), and the figures spread,
-rejection, levels and flips (PNG and SVG). What is finished is kept in the run folder, so that a
-killed run goes on. --quick is two tasks, 8 images, 5 levels and 16 draws: a few minutes on two
-cores.
+Written to results/hypothesis_test/: README.md, results.csv (one row per combination, task and MSE;
+columns: `COLUMNS` and `level_columns` of figures_hypothesis.py), and the figures spread, rejection,
+levels and flips (PNG and SVG). Finished work is kept in the run folder, so that a killed run
+resumes. --quick is two tasks, 8 images, 5 levels and 16 draws: a few minutes on two cores.
 
 Reached with ViT-Ti/16 at 64 pixels (`--samples 16 --draws 64`, 14 pairs of combination and task):
 up to an MSE of .003 the first order holds for each of them: spreads of R within .94 and 1.04 of the
 predicted, of the margin within .91 and 1.12. At .0129 (ideal) the median is right and single pairs
 are off by a fifth; 11 % are rejected at a nominal 5, of which the ratio's own law explains 7: the
-rest is curvature. At .0327, .58 to 1.48. At .208 (sum rate) the median is still within 12 %, and
-says nothing: pairs lie between .3 and 11, the second class overtakes the first in 47 % where 32
-are predicted, 83 % of the decisions change. By level: what goes wrong first are the tails, at
-.0129 5.6 % are rejected at a nominal 1 %, and 46 % at 50. So (11) describes an uplink that nobody
-attacks. Eight minutes on two cores (the page's time was stopped and shared).
+rest is curvature. At .0327, .58 to 1.48. At .208 (sum rate) the median is still within 12 %, but
+meaningless: pairs lie between .3 and 11, the second class overtakes the first in 47 % where 32 are
+predicted, 83 % of the decisions change. By level, the tails fail first: at .0129 5.6 % are rejected
+at a nominal 1 %, and 46 % at 50. So (11) describes an uplink without attack. Eight minutes on two
+cores (the page's time is from an interrupted run on busy cores).
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class Options(Users):
     combinations: int = 1
     """Combinations of each number of tasks, drawn so that tasks occur about equally often."""
     samples: int = 32
-    """Test images a task."""
+    """Test images per task."""
     mse: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.0129, 0.0327, 0.208)
     """Mean MSEs of the users; the last three are those of the preset `paper`."""
     reference_mse: float = 0.0129
@@ -95,7 +94,7 @@ class Options(Users):
     confidence: float = 0.95
     """beta of (12), two-sided."""
     levels: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-    """Nominal rates alpha = 1 - beta at which the test is held against the noise that there is."""
+    """Nominal rates alpha = 1 - beta for the test with T for the actual noise."""
     tolerance: float = 0.1
     """Fixed limit of |R - 1| beside T."""
     draws: int = 128
@@ -105,20 +104,20 @@ class Options(Users):
     c0_db: float = uplink.DEFAULT_C0_DB
     """Parameter-domain SNR in dB of a user with MSE 1; sets kappa for each user."""
     error_model: str = "independent"
-    """How the users' errors hang together: independent, equicorrelated=RHO or noisy_reference."""
+    """How the users' errors are correlated: independent, equicorrelated=RHO or noisy_reference."""
     chunk: int = 8
-    """Logits whose gradients are computed at once; changes speed and memory alone."""
+    """Logits whose gradients are computed at once; only changes speed and memory."""
     seed: int = 0
     """Root of combinations, images and noise."""
     out: Path = Path(__file__).parent / "results" / "hypothesis_test"
     """Where tables and figures go."""
     quick: bool = False
-    """Two tasks, 8 images, 5 levels, 16 draws, whatever else is said."""
+    """Two tasks, 8 images, 5 levels, 16 draws; overrides other options."""
 
     def checked(self) -> Options:
-        """Return what is to be run.
+        """Return the options to run with.
 
-        **Raises:** `InputError` for numbers that cannot be used.
+        **Raises:** `InputError` for invalid numbers.
         """
         require_at_least("--samples", self.samples, 1)
         require_at_least("--draws", self.draws, 2)
@@ -136,7 +135,7 @@ class Options(Users):
 
 @dataclass(frozen=True)
 class Merged:
-    """The merged model of a combination, and how strong the noise on it is."""
+    """The merged model of a combination, and the strength of its noise."""
 
     params: Any
     scale: float
@@ -159,7 +158,7 @@ def merged(inputs: SweepInputs, combination: Combination, options: Options) -> M
 def task_rows(
     inputs: SweepInputs, model: Merged, combination: Combination, task: str, options: Options
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row a MSE: the theory, from one computation of the gradients, and Monte Carlo."""
+    """Yield one row per MSE: the theory, from one computation of the gradients, and Monte Carlo."""
     user = inputs.tasks.index(task)
     test = inputs.data[user].test
     test = test.take(evaluation_subset(len(test), options.samples, options.seed))
@@ -191,7 +190,7 @@ def task_rows(
 def numbers(
     logits: Any, margin: Any, std: float, reference: float, moved: jax.Array, options: Options
 ) -> dict[str, float]:
-    """Return what is compared at one noise level, by the names of `COLUMNS`."""
+    """Return the numbers of one noise level, by the names of `COLUMNS`."""
     keep = np.asarray(logits.counted)
     predicted = hypothesis.ratio_std(logits, std)
     own = hypothesis.threshold(predicted, options.confidence)
@@ -249,7 +248,7 @@ def study(inputs: SweepInputs, options: Options, journal: Journal) -> pd.DataFra
 
 def figures(table: pd.DataFrame, options: Options) -> dict[str, Figure]:
     """Return the figures by the stems of their files."""
-    note = f"{options.error_model} errors, {options.draws} draws, {options.samples} images a task"
+    note = f"{options.error_model} errors, {options.draws} draws, {options.samples} images per task"
     return {
         "spread": spread_figure(table, note),
         "rejection": rejection_figure(table, options.confidence, note),
@@ -259,7 +258,7 @@ def figures(table: pd.DataFrame, options: Options) -> dict[str, Figure]:
 
 
 def sheet(table: pd.DataFrame) -> Sheet:
-    """Return medians over combinations and tasks, a row a MSE."""
+    """Return medians over combinations and tasks, one row per MSE."""
     shown = ["predicted_std", "measured_std", "ratio_robust", "change_robust", "margin_robust"]
     shown += ["own_measured", "own_ratio_law", "reference_measured", "tolerance_measured", "blind"]
     shown += ["overtaken_predicted", "overtaken_measured", "changed_measured"]
@@ -287,7 +286,7 @@ def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -
     lines = [
         made_by("hypothesis_test.py", options.seed, seconds, resumed=resumed),
         "Every combination and task: results.csv.",
-        f"Combinations: {table['combination'].nunique()}; {options.samples} test images a task, "
+        f"Combinations: {table['combination'].nunique()}; {options.samples} test images per task, "
         f"{options.draws} disturbed models at each MSE, {options.error_model} errors, all users "
         f"with the same MSE; confidence {options.confidence}, reference MSE "
         f"{options.reference_mse}, tolerance {options.tolerance}.",

@@ -1,4 +1,4 @@
-"""Finished work, line by line in a file that a kill -9 cannot spoil."""
+"""Finished work, line by line in a file that survives a kill -9."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rmtllmf_jax.common.errors import InputError
 class Journal:
     """An append-only file of JSON lines ``{"name": ..., "value": ...}``, fsynced line by line.
 
-    A last line that a crash cut short is dropped when the file is opened, and its work done again.
+    A last line truncated by a crash is dropped when the file is opened, and its work is repeated.
 
     **Raises:** `InputError` that names file and line if a line before the last is damaged.
     """
@@ -28,7 +28,7 @@ class Journal:
             self._file.truncate(whole)
 
     def _read(self) -> int:
-        """Take in the whole lines; return how many bytes they are."""
+        """Read the complete lines; return their length in bytes."""
         whole = 0
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         for number, line in enumerate(lines, start=1):
@@ -48,7 +48,7 @@ class Journal:
         return whole
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether the work called `name` is finished."""
+        """Return whether the work called `name` is finished."""
         return name in self._values
 
     def __getitem__(self, name: str) -> Any:

@@ -2,17 +2,17 @@
 
     python experiments/pretrain_clip_mini.py --data DATA [--quick]
 
-A small CLIP (image tower: 32 x 32 pixels, patches of 8, width 128, 6 layers; text tower: width 64,
-2 layers; 1.4 million parameters) learns from pairs of images and captions, contrastively. DATA
+A small CLIP (vision encoder: 32 x 32 pixels, patches of 8, width 128, 6 layers; text tower: width
+64, 2 layers; 1.4 million parameters) learns from pairs of images and captions, contrastively. DATA
 holds `cifar10/` as parquet files or image folders. Captions are made of class names, their synonyms
-and what was done to the image (coloured light, upside down), so that one image class has many
-texts. The loss is CLIP's, with all pairs of a batch that have the same class and change as
-positives. Then the image tower rests, and the text tower learns to tell other texts apart
+and the transformation of the image (coloured light, upside down), so that one image class has many
+texts. The loss is CLIP's, with all pairs of a batch that have the same class and transformation as
+positives. Then the vision encoder is frozen, and the text tower learns to distinguish other texts
 (clip_mini_texts.py).
 
-It stops and goes on as the other long runs do, and keeps a tokenizer that is there. What is
-written: config.json, model.safetensors, the tokenizer's two files, preprocessor_config.json, and
-README.md, the model card with the accuracies that were reached on CIFAR-10's own test images.
+It resumes like the other long runs, and keeps an existing tokenizer. Written are config.json,
+model.safetensors, the tokenizer's two files, preprocessor_config.json, and README.md, the model
+card with the accuracies reached on CIFAR-10's own test images.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class Options:
     steps: int = 4000
     """Optimiser steps of both towers."""
     text_steps: int = 1500
-    """Steps of the text tower alone."""
+    """Steps of only the text tower."""
     batch_size: int = 128
-    """Pairs a step."""
+    """Pairs per step."""
     learning_rate: float = 1e-3
     """Peak of AdamW."""
     weight_decay: float = 0.05
@@ -110,7 +110,7 @@ class Options:
     cache_dir: Path = field(default_factory=default_cache)
     """Folder of decoded images and compiled programs."""
     work: Path = Path("runs/clip-mini")
-    """Folder of what training must keep to go on."""
+    """Folder of the checkpoints that training resumes from."""
     out: Path = Path(__file__).parents[1] / "checkpoints" / "clip-mini"
     """The Hugging Face directory to write."""
 
@@ -145,7 +145,7 @@ def write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 
 def write_config(folder: Path) -> None:
-    """Write the configuration, for the tokenizer that is there."""
+    """Write the configuration for the existing tokenizer."""
     words = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     ends = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1}
     text = CONFIG["text_config"] | {"vocab_size": words, **ends}
@@ -219,7 +219,7 @@ class Pairs:
         generator = np.random.default_rng([self.seed, 1, step])
         rows = epoch_batch(len(self.task.train), self.batch_size, step, self.seed)
         labels = self.task.train.labels[rows]
-        # Half of the images are as they are.
+        # Half of the images are unchanged.
         kinds = generator.integers(1, len(CHANGES), self.batch_size)
         kinds *= generator.random(self.batch_size) < 0.5
         texts = [
@@ -278,8 +278,8 @@ def main(options: Options) -> None:
 def with_other_texts(
     clip: CLIP, params: PyTree, pairs: Pairs, tokenizer: Any, options: Options, first: Path
 ) -> PyTree:
-    """Return the parameters after the text tower's own lesson; `first` is the folder of the one
-    before.
+    """Return the parameters after the text tower's own training; `first` is the folder of the
+    training before.
     """
     recipe, words = options.text_recipe(), known_words()
     parts = {name: params[name] for name in TEXT_PARTS}
@@ -288,7 +288,7 @@ def with_other_texts(
     context = clip.shape.text.positions
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
-        # Of seeds that the first lesson did not have.
+        # Seeds that the first training did not use.
         batch = pairs.batch(options.recipe().steps + step)
         phrases = random_phrases(words, np.random.default_rng([options.seed, 2, step]))
         return text_step(
@@ -317,19 +317,19 @@ def directions(
 
 
 def images_of(batch: dict[str, Array]) -> Float[Array, "batch size size channels"]:
-    """Return a batch's images as its captions tell of them."""
+    """Return a batch's images as its captions describe them."""
     return changed(*(batch[n] for n in ("images", "factors", "turned", "shifts", "mirrored")))
 
 
 def spent(path: Path, seconds: float) -> float:
-    """Return the seconds of this process and of those before it that ended (a lower bound)."""
+    """Return the seconds of this and earlier finished processes (a lower bound)."""
     before = json.loads(path.read_text()) if path.exists() else 0.0
     write_json(path, before + seconds)
     return before + seconds
 
 
 def accuracies(folder: Path, task: TaskData) -> dict[str, float]:
-    """Return shares of CIFAR-10's test images that are right, by what was written."""
+    """Return the accuracies of the written model on CIFAR-10's test images."""
     backbone, tower = load_backbone(folder)
     clip, params = load_clip(folder)
     test = extract_features(backbone, tower, task.test.images)
@@ -365,26 +365,26 @@ tags: [clip, flax, jax]
 ---
 # clip-mini
 
-A small CLIP that comes with rmtllmf-jax, so that everything runs without a download: image tower
+A small CLIP that comes with rmtllmf-jax, so that everything runs without a download: vision encoder
 for 32 x 32 pixels (patches of 8, width 128, 6 layers), text tower (width 64, 2 layers),
 {count:,} parameters. Hugging Face layout: `CLIPModel.from_pretrained` of transformers opens it. It
-is a specimen to run the pipeline on, not a model to classify images with.
+serves to run the pipeline, not to classify images in earnest.
 
 ## Data
 The {images:,} images of CIFAR-10's train split that are not set aside for validation (Krizhevsky,
 "Learning Multiple Layers of Features from Tiny Images", 2009; real photographs; its authors state
 no licence and ask to be cited; the images are not in this repository). No image of the embedded
-tasks was seen. {len(all_captions()):,} captions are made of class names, synonyms, and what was
-done to the image: coloured light, darkness, upside down.
+tasks was seen. {len(all_captions()):,} captions are made of class names, synonyms, and the
+transformation of the image: coloured light, darkness, upside down.
 
 ## Recipe
 `python experiments/pretrain_clip_mini.py --data DATA{quick}`: CLIP's contrastive loss, all pairs
 of one class and one change being positives; AdamW, {recipe.steps:,} steps of {recipe.batch_size}
 pairs, learning rate {recipe.learning_rate:g} with warm-up and cosine, weight decay
 {recipe.weight_decay:g}; shifts and mirror images; seed {options.seed}. Then {texts.steps:,} steps
-of the text tower alone, in which it also learns to tell random phrases apart (words of the class
-names of the field's eight tasks, and random letters), so that words which no image taught it still
-have directions of their own. {seconds / 60:.0f} minutes on {made["machine"]["cpus"]} cores
+of only the text tower, in which it also learns to distinguish random phrases (words of the class
+names of the literature's eight tasks, and random letters), so that words that occur in no caption
+still have directions of their own. {seconds / 60:.0f} minutes on {made["machine"]["cpus"]} cores
 ({made["machine"]["device"]}), jax {made["versions"]["jax"]}.
 
 ## Accuracy on CIFAR-10's 10,000 test images

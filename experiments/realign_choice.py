@@ -1,4 +1,4 @@
-"""Which learning rate to realign with: chosen on validation samples, for two and four tasks.
+"""The learning rate of realignment: chosen on validation samples, for two and four tasks.
 
 Needs a run folder with fine-tuned users (`rmtllmf finetune`). For each candidate it transmits,
 merges, reloads and realigns as R-MTLLMF does, and averages the normalised accuracy on *validation*

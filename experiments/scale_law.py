@@ -1,16 +1,16 @@
-"""The best merging coefficient by number of tasks, next to the public law 1.13 N^-0.655.
+"""The best merging coefficient by number of tasks, next to the published fit 1.13 N^-0.655.
 
     python experiments/scale_law.py --run runs/vit-tiny [--quick]
 
-The law was fitted to CLIP ViT-B/16, whose task vectors are small. The coefficient that validation
-samples choose for another model may be far from it, which decides how much an unprotected merge
-reaches. Noiseless merges of 2 to 8 tasks; every candidate of `sweep.settings.VALIDATION_SCALES`.
+The fit is for CLIP ViT-B/16, whose task vectors are small. The coefficient that validation samples
+choose for another model may be far from it, which decides how much an unprotected merge reaches.
+Noiseless merges of 2 to 8 tasks; every candidate of `sweep.settings.VALIDATION_SCALES`.
 
 A minute on two cores after figure_2.py, with which it shares cells. Reached with ViT-Ti/16 at 64
 pixels, five combinations of each size: the best coefficient is .5 at two tasks, .15 at three, and
-from four on .1, the smallest that was tried; the law says .72, .55 and .46 to .29. At the law's
-coefficient the merge of eight tasks keeps about 40 % of the fine-tuned accuracy on validation in
-place of 59 %.
+from four on .1, the smallest that was tried; the fit gives .72, .55 and .46 to .29. At the fit's
+coefficient the merge of eight tasks keeps about 40 % of the fine-tuned accuracy on validation
+instead of 59 %.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Options(Users):
     combinations: int = 5
     """Combinations of each size."""
     eval_samples: int = 200
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     validation_samples: int = 100
-    """Validation images a task; 0 is all."""
+    """Validation images per task; 0 is all."""
     seed: int = 0
     """Root of all random numbers."""
     quick: bool = False
@@ -70,7 +70,7 @@ def main(options: Options) -> None:
         "# The best merging coefficient by number of tasks",
         made_by("scale_law.py", options.seed, time.perf_counter() - started),
         table(sheet),
-        "![Validation curves and the law](scale_law.png)",
+        "![Validation curves and the published fit](scale_law.png)",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
     print("\n\n".join(lines))

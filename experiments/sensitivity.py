@@ -3,8 +3,8 @@
     python experiments/sensitivity.py --run runs/vit-tiny [--quick | --full]
 
 R-MTLLMF protects the embeddings because they are sensitive. Here the derivative of the soft
-accuracy of the fused model with respect to the MSE of every user and leaf says which leaves are, at
-the noise that there is. Then the claim of such a map is tested: the leaves that gain most for each
+accuracy of the fused model with respect to the MSE of every user and leaf shows which leaves are,
+at the actual noise. Then the claim of such a map is tested: the leaves with the largest gain per
 parameter are transmitted without noise, as many parameters as the embeddings have, and hard
 accuracy on other images and draws is compared with protecting the embeddings, and with random
 leaves of the same number of parameters.
@@ -14,9 +14,9 @@ Written to results/sensitivity/: README.md, layers.csv, leaves.csv, protected.cs
 Reached (ViT-Ti/16, four tasks under the sum-rate attack, 16 + 20 draws, 9 minutes on two busy
 cores): of 37.9 % unprotected, noise-free embeddings (2.8 % of the parameters) bring +2.7 ± 0.9
 points, as many parameters chosen by the map +2.2 ± 1.0, random leaves of that number +0.2 to +1.0.
-So the map finds leaves that matter, but no better ones than R-MTLLMF names. The damage is in the
-early layers (the first block 26 %, the embeddings 13 % of the sum) and no small set holds it:
-without any noise the gain is +26.6.
+So the map finds leaves that matter, but no better ones than R-MTLLMF. The damage is in the early
+layers (the first block 26 %, the embeddings 13 % of the sum) and no small set holds it: without any
+noise the gain is +26.6.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
 
-# Folded into the root key: draws for the map, draws that judge, and random leaves.
+# Folded into the root key: draws for the map, draws for evaluation, and random leaves.
 _MAPPING, _JUDGING, _RANDOM = 0, 1, 2
 
 
@@ -64,15 +64,15 @@ class Options(Users):
     draws: int = 16
     """Draws of channel and noise that the map is averaged over."""
     samples: int = 32
-    """Validation images a task, for the map."""
+    """Validation images per task, for the map."""
     eval_draws: int = 20
-    """Other draws, that are judged on."""
+    """Other draws, for evaluation."""
     eval_samples: int = 100
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     random: int = 3
     """Random choices of leaves to compare with."""
     temperature: float = 1.0
-    """Of the soft accuracy."""
+    """Temperature of the soft accuracy."""
     scale: str = "0.25"
     """Merging coefficient: a number or power-law."""
     seed: int = 0
@@ -100,7 +100,7 @@ class Options(Users):
 
 
 def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Objective]:
-    """Return what is mapped, and what judges."""
+    """Return the objectives for the map and for evaluation."""
     settings = Settings(
         scale=options.scale,
         eval_samples=options.eval_samples,
@@ -113,12 +113,12 @@ def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Object
 
 
 def best_leaves(found: Sensitivity, parameters: int) -> set[str]:
-    """Return the leaves that gain most for each parameter, of so many parameters at most."""
+    """Return the leaves with the largest gain per parameter, within a number of parameters."""
     return _within([leaf for leaf, _ in found.ranked()], found, parameters)
 
 
 def random_leaves(found: Sensitivity, parameters: int, seed: int) -> set[str]:
-    """Return random leaves of so many parameters at most."""
+    """Return random leaves within a number of parameters."""
     order = np.random.default_rng(seed).permutation(found.leaves)
     return _within(order.tolist(), found, parameters)
 
@@ -135,7 +135,7 @@ def _within(order: list[str], found: Sensitivity, parameters: int) -> set[str]:
 def judged(
     judge: Objective, protected: dict[str, set[str]], found: Sensitivity, options: Options
 ) -> pd.DataFrame:
-    """Return a row a choice of leaves and held-out draw."""
+    """Return one row per choice of leaves and held-out draw."""
     root = jax.random.fold_in(jax.random.key(options.seed), _JUDGING)
     rows: list[dict[str, Any]] = []
     with progress_bar("protected leaves", len(protected) * options.eval_draws) as advance:
@@ -151,7 +151,7 @@ def judged(
 
 
 def summary(rows: pd.DataFrame, protected: dict[str, set[str]], found: Sensitivity) -> Sheet:
-    """Return what every choice of leaves reaches, and its gain over no protection."""
+    """Return the accuracy of every choice of leaves, and its gain over no protection."""
     wide = rows.pivot_table(index="draw", columns="protected", values="accuracy")
     sizes = dict(zip(found.leaves, found.sizes, strict=True))
     cells = [
@@ -169,7 +169,7 @@ def summary(rows: pd.DataFrame, protected: dict[str, set[str]], found: Sensitivi
 
 
 def main(options: Options) -> None:
-    """Map, protect and judge; write tables, figure and page."""
+    """Map, protect and evaluate; write tables, figure and page."""
     started, options = time.perf_counter(), options.chosen()
     use_compilation_cache(options.cache_dir)
     inputs = load(options)
@@ -205,8 +205,8 @@ def main(options: Options) -> None:
         "# Where the noise hurts",
         made_by("sensitivity.py", options.seed, time.perf_counter() - started),
         f"Tasks {', '.join(inputs.tasks)}, scenario {options.scenario}; the map from "
-        f"{options.draws} draws and {options.samples or 'all'} validation images a task, judged on "
-        f"{options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
+        f"{options.draws} draws and {options.samples or 'all'} validation images per task, judged "
+        f"on {options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
         "![Sensitivity by layer and task](sensitivity.png)",
         table(summary(rows, protected, found)),
         f"Most sensitive a parameter (the first by name): {names}.",

@@ -1,4 +1,4 @@
-"""What the experiments share: a run folder's users, sweeps, learning, figures, who made a page."""
+"""Shared by the experiments: a run folder's users, sweeps, learning, figures, provenance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rmtllmf_jax.sweep.settings import Settings
 
 @dataclass(frozen=True)
 class Users:
-    """Where the users of an experiment are; its own options come after these."""
+    """The location of an experiment's users; the experiment's own options come after these."""
 
     run: Path
     """Run folder of `rmtllmf finetune`."""
@@ -38,23 +38,23 @@ class Users:
     data: Path | None = None
     """Folder of the images; by default where they were."""
     tasks: tuple[str, ...] = ()
-    """Tasks; none named is all of the run."""
+    """Tasks; by default all of the run."""
     cache_dir: Path = field(default_factory=default_cache)
     """Folder of decoded images and compiled programs."""
 
 
 @dataclass(frozen=True)
 class Learner(Users):
-    """What tunes something on validation images and judges it on test images."""
+    """Options for tuning something on validation images and evaluating it on test images."""
 
     tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
-    """Tasks that are merged, each sent by a user of its own."""
+    """Tasks to merge, each sent by its own user."""
     temperature: float = 1.0
-    """Of the soft accuracy."""
+    """Temperature of the soft accuracy."""
     tuning_samples: int = 32
-    """Validation images a task."""
+    """Validation images per task."""
     eval_samples: int = 100
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     scale: str = "0.25"
     """Merging coefficient: a number or power-law."""
     seed: int = 0
@@ -81,7 +81,7 @@ def opened(users: Users) -> Run:
 def sweep(
     run: Path, inputs: SweepInputs, settings: Settings, grid: Grid
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables of a grid; what the run folder's store holds already is not done again."""
+    """Return the tables of a grid; cells in the run folder's store are not computed again."""
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     engine = Engine(inputs, settings, one_device())
     tables = run_grid(engine, grid, run / "sweep" / key)
@@ -96,11 +96,11 @@ def objectives(
     tuning: dict[str, int],
     judging: dict[str, int],
 ) -> tuple[Objective, Objective]:
-    """Return what is tuned on, and what judges: soft accuracy, and hard accuracy of a given MSE.
+    """Return the objectives for tuning (soft accuracy) and for judging (hard, at a given MSE).
 
     **Arguments:**
 
-    - `tuning`, `judging`: their draws, as `objective_of` takes them.
+    - `tuning`, `judging`: their draws, in the form of `objective_of`.
 
     **Raises:** `InputError` as `objective_of` does.
     """
@@ -127,10 +127,10 @@ def journalled(
 
     **Arguments:**
 
-    - `parts`: the option that says how many parts there are; another number of them, other places
-      of files, and `quick` and `full` in themselves change no part.
-    - `rows_of`: the rows of one part, by its number; not called for what the run folder's journal
-      holds.
+    - `parts`: the option with the number of parts; another number of them, other file locations,
+      and `quick` and `full` in themselves change no part.
+    - `rows_of`: the rows of one part, by its number; not called for parts in the run folder's
+      journal.
     """
     where = ("run", "model", "data", "cache_dir", "out", "quick", "full", parts)
     meaning = {name: value for name, value in asdict(options).items() if name not in where}
@@ -151,11 +151,11 @@ def journalled(
 
 
 def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) -> str:
-    """Return the sentences that say how a page was made."""
+    """Return sentences on how a page was made."""
     made = provenance()
     command = " ".join(["python", f"experiments/{script}", *sys.argv[1:]])
     return (
-        f"`{command}`: seed {seed}, {seconds:.0f} s{' (went on)' if resumed else ''}, "
+        f"`{command}`: seed {seed}, {seconds:.0f} s{' (resumed)' if resumed else ''}, "
         f"{made['machine']['cpus']} cores ({made['machine']['device']}), jax "
         f"{made['versions']['jax']}, commit {made['commit']}. What it shows: the docstring of the "
         "script."
@@ -163,6 +163,6 @@ def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) ->
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG and SVG beside each other; same figure, same bytes."""
+    """Write a figure as PNG and SVG; the same figure gives the same bytes."""
     for kind in ("png", "svg"):
         write_bytes(path.with_suffix(f".{kind}"), image_bytes(figure, kind, dpi=150))

@@ -161,8 +161,8 @@ def goes_on(experiment: ModuleType, work: str, options: Any, table: str) -> None
     assert journal.read_bytes() == before
     again = options.out / "again"
     assert (again / table).read_bytes() == (options.out / table).read_bytes()
-    assert "(went on)" in (again / "README.md").read_text()
-    assert "(went on)" not in (options.out / "README.md").read_text()
+    assert "(resumed)" in (again / "README.md").read_text()
+    assert "(resumed)" not in (options.out / "README.md").read_text()
 
 
 @pytest.mark.slow
