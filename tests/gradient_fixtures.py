@@ -17,6 +17,7 @@ import numpy as np
 
 from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.channel import ChannelPreset, Preset
+from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
 from rmtllmf_jax.gradients import Objective, Parameters, Samples, Setting
 from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
 
@@ -75,6 +76,7 @@ def tiny_objective(
     score: str = "soft_accuracy",
     channel_draws: int = 2,
     noise_draws: int = 2,
+    method: Any = TASK_ARITHMETIC,
     **fields: Any,
 ) -> Objective:
     """An objective of three tasks whose labels are what the merged model says without noise.
@@ -102,7 +104,7 @@ def tiny_objective(
         cast(weights),
     )
     return Objective(
-        setting=Setting(features, preset, scenario, score, channel_draws, noise_draws),
+        setting=Setting(features, preset, scenario, score, channel_draws, noise_draws, method),
         base=cast(base),
         vectors=cast(vectors),
         heads=heads,

@@ -24,6 +24,8 @@ from gradient_fixtures import (
 from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, DirectPreset
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import name_of
+from rmtllmf_jax.fusion import Average, Lata, MergeMethod
 from rmtllmf_jax.gradients import (
     TOLERANCE,
     Agreement,
@@ -203,6 +205,19 @@ def test_a_right_gradient_agrees_in_float64():
         assert abs(each.gradient) > 1e-5
     for one, two in zip(found, other, strict=True):
         assert one.gradient != two.gradient or one.parameter == "budget"  # another direction
+
+
+@pytest.mark.parametrize("method", [Average(), Lata()], ids=name_of)
+def test_gradients_agree_through_merge_methods_that_are_not_linear(method: MergeMethod):
+    """Away from ties of ranks, where Lata jumps (and TIES at every zero of a vote)."""
+    kinds = ("powers", "budget", "mse_factor", "scale")
+    with jax.enable_x64(True):
+        objective = tiny_objective("white", jnp.float64, method=method)
+        found = checked(objective, *kinds, dtype=jnp.float64)
+    assert len(found) == len(kinds)
+    for each in found:
+        assert each.verdict(TOLERANCE["float64"]) == "agrees", each
+        assert abs(each.gradient) > 1e-6
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from gradient_fixtures import (
 from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, DirectPreset
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion import Average, Dare, RegMean
 from rmtllmf_jax.gradients import (
     Objective,
     Parameters,
@@ -140,6 +141,39 @@ def test_fused_is_merged_with_its_noise():
         np.testing.assert_array_equal(together[place], fused[place])
         np.testing.assert_allclose(fused[place] - silent[place], drawn, atol=1e-5)
         assert np.std(drawn) > 0.01
+
+
+def test_another_method_merges_what_was_received():
+    """Noise per user, then the method; members, own weights and factors as for the sum."""
+    mse, members = jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 0.0, 1.0])
+    method = Average(weights=(3.0, 1.0, 1.0))
+    objective = tiny_objective("white", method=method, members=members)
+    parameters = parameters_of("mse_factor")
+    kappa, unit = jnp.ones(3), jnp.ones(3)
+    noise = uplink.transmit(jax.tree.map(jnp.zeros_like, objective.vectors), unit, kappa, KEY)
+    leaves = zip(
+        *map(jax.tree.leaves, (objective.base, objective.vectors, noise)),
+        jax.tree.leaves(objective.fused(parameters, mse, KEY)),
+        strict=True,
+    )
+    for place, (base, vectors, z, fused) in enumerate(leaves):
+        std = np.asarray(objective.kappa) * np.sqrt(EXAMPLES["mse_factor"][:, place] * mse)
+        received = np.asarray(vectors) + np.reshape(std, (3, *[1] * base.ndim)) * z
+        expected = base + 0.4 * (3 * received[0] + received[2]) / 4
+        np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-5)
+    random = tiny_objective("white", method=Dare(0.5))
+    assert value(random, NOTHING, KEY) == value(random, NOTHING, KEY)
+    assert value(random, NOTHING, KEY) != value(random, NOTHING, jax.random.key(5))
+
+
+def test_what_a_method_does_not_have_is_refused():
+    with pytest.raises(InputError, match="regmean needs grams, which an objective does not have"):
+        tiny_objective(method=RegMean())
+    objective = tiny_objective(method=Average())
+    with pytest.raises(InputError, match="one merging coefficient per task is for task arithmetic"):
+        value(objective, parameters_of("scale_per_task"), KEY)
+    with pytest.raises(InputError, match="the noise of a merge by average is no sum over users"):
+        objective.noise(NOTHING, jnp.ones(3), KEY)
 
 
 def test_the_channel_is_drawn_once_and_again_for_choices_of_others(

@@ -18,8 +18,11 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import SCENARIOS, Preset
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.evaluation.disentanglement import Features
 from rmtllmf_jax.evaluation.scores import get_score
+from rmtllmf_jax.fusion.merge import one_per_user
+from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, fact
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
 from rmtllmf_jax.gradients.link import user_mse
 from rmtllmf_jax.gradients.parameters import NOTHING, Parameters, require_fitting
@@ -28,11 +31,12 @@ from rmtllmf_jax.models.heads import Head
 
 # Folded into a draw's key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
+_MASKS = 2  # of a random merge method, into the key of its noise
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compiled in: model, channel, attacker, score and number of draws."""
+    """What is compiled in: model, channel, attacker, score, number of draws and merge method."""
 
     features: Features
     """The model up to its head, such as `Backbone.features`; the same object compiles once."""
@@ -46,12 +50,25 @@ class Setting:
     """Channels that are averaged over."""
     noise_draws: int = 1
     """Draws of the parameters' noise for every channel."""
+    method: Method = TASK_ARITHMETIC
+    """Merge method, such as `fusion.Average()`. What it is not differentiable by (thresholds,
+    masks, ranks) is held, as the method says of itself."""
 
     def __post_init__(self) -> None:
         get_score(self.score)
         require_known("scenario", self.scenario, SCENARIOS)
         require_at_least("channel draws", self.channel_draws, 1)
         require_at_least("noise draws", self.noise_draws, 1)
+        if needs := fact(self.method, "needs"):
+            raise InputError(
+                f"the merge method {name_of(self.method)} needs {', '.join(needs)}, which an "
+                "objective does not have."
+            )
+
+    @property
+    def linear(self) -> bool:
+        """Whether noise may be summed before it is drawn, see `fusion.MergeMethod`."""
+        return bool(fact(self.method, "linear"))
 
 
 @partial(
@@ -180,6 +197,11 @@ class Objective:
                     f"parameter {name!r} must have shape {' or '.join(map(str, expected))}, got "
                     f"{jnp.shape(value)}."
                 )
+        if parameters.scale is not None and jnp.ndim(parameters.scale) and not self.setting.linear:
+            raise InputError(
+                "one merging coefficient per task is for task arithmetic; the merge method "
+                f"{name_of(self.setting.method)} takes one number."
+            )
 
     def user_mse(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, " tasks"]:
         """MSE of the tasks' users over the channel of one draw's key."""
@@ -193,13 +215,31 @@ class Objective:
     def fused(
         self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
     ) -> PyTree:
-        """Return ``base + sum_q s_q (tau_q + e_q)``, R-MTLLMF eq. (6), for the users' MSE."""
-        return self.merged(parameters, self.noise(parameters, mse, key))
+        """Return ``base + s method(tau_1 + e_1, ...)``, R-MTLLMF eq. (6), for the users' MSE.
+
+        Of a linear method it is ``base + sum_q s_q tau_q`` and one Gaussian, see `noise`.
+        """
+        if self.setting.linear:
+            return self.merged(parameters, self.noise(parameters, mse, key))
+        method, errors = self.setting.method, self.errors(parameters, mse)
+        received = uplink.transmit(self.vectors, errors, self.kappa, key, self.error_model)
+        masks = jax.random.fold_in(key, _MASKS) if fact(method, "random") else None
+        merged = method(received, masks, weights=self._members())
+        scale = parameters.filled(self.held).scale
+        return fusion.add_to_base(self.base, merged, self.scale if scale is None else scale)
 
     def noise(
         self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
     ) -> PyTree:
-        """Return ``sum_q s_q e_q``: one Gaussian a leaf, drawn once (`uplink.noise_of_sum`)."""
+        """Return ``sum_q s_q e_q``: one Gaussian a leaf, drawn once (`uplink.noise_of_sum`).
+
+        **Raises:** `InputError` for a method that is not linear.
+        """
+        if not self.setting.linear:
+            raise InputError(
+                f"the noise of a merge by {name_of(self.setting.method)} is no sum over users: it "
+                "is for task arithmetic."
+            )
         return uplink.noise_of_sum(
             self.vectors,
             self.weights(parameters),
@@ -233,11 +273,16 @@ class Objective:
         return self._columns(mse[:, None] * factor)
 
     def _scales(self, parameters: Parameters) -> Float[Array, "tasks *layers"]:
-        members = jnp.ones_like(self.kappa) if self.members is None else self.members
-        scale = parameters.scale
+        members, scale = self._members(), parameters.scale
         if scale is None:
             scale = jnp.asarray(self.scale, self.kappa.dtype)
         return members[:, None] * scale if scale.ndim == 2 else members * scale
+
+    def _members(self) -> Float[Array, " tasks"]:
+        """Return 1 for tasks that are merged and 0 for others, times the method's own weights."""
+        members = jnp.ones_like(self.kappa) if self.members is None else self.members
+        own = fact(self.setting.method, "weights")
+        return members * one_per_user("weights", own, members.size) if own else members
 
     def _columns(self, table: Float[Array, "tasks leaves"]) -> PyTree[Float[Array, " tasks"]]:
         tree = jax.tree.structure(self.vectors)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import ChannelPreset
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.samples import evaluation_sets
@@ -27,6 +28,7 @@ def objective_of(
     temperature: float = 1.0,
     channel_draws: int = 1,
     noise_draws: int = 1,
+    method: Method = TASK_ARITHMETIC,
 ) -> Objective:
     """Return the objective whose score is the mean over the tasks of a combination.
 
@@ -66,6 +68,7 @@ def objective_of(
             score,
             channel_draws,
             noise_draws,
+            method,
         ),
         base=inputs.base,
         vectors=inputs.vectors,
@@ -74,7 +77,7 @@ def objective_of(
             evaluation_sets(rows, wanted, settings), inputs.backbone.image_size, members / count
         ),
         kappa=kappa,
-        scale=fusion.scale_of(settings.scale, count),
+        scale=fusion.scale_of(settings.scale, count, method),
         temperature=temperature,
         members=members.astype(kappa.dtype),
         error_model=uplink.get_error_model(settings.error_model, len(inputs.tasks)),

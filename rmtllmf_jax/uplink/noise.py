@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from rmtllmf_jax.channel.checks import require_within
-from rmtllmf_jax.fusion import leaf_path, require_same_structure, stack_size
+from rmtllmf_jax.fusion import leaf_path, require_same_structure
 from rmtllmf_jax.fusion.merge import PerUser, one_per_user
 from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
 from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel, mixed, safe_sqrt
@@ -37,7 +37,7 @@ _SHARED = 2**32 - 1  # Folded into the key of a source shared by all users; not 
 
 def transmit(
     stacked: PyTree[Float[Array, "users ..."]],
-    mse: PerUser,
+    mse: PerUser | PyTree[Array],
     kappa: PerUser | PyTree[Array],
     key: Key[Array, ""],
     error_model: ErrorModel = INDEPENDENT,
@@ -48,7 +48,7 @@ def transmit(
 
     - `stacked`: the task vectors sent, leaves with a leading axis of Q users; noise is drawn and
       added in float32 or wider, and the received leaves have the types of those sent.
-    - `mse`: mu_q of each user; zero is a perfect uplink.
+    - `mse`: mu_q of each user, or a tree of them; zero is a perfect uplink.
     - `kappa`: one per user, or a tree of them (`kappa_per_leaf`).
     - `key`: the same key gives the same Gaussians for every MSE (common random numbers).
     - `error_model`: how the users' errors are correlated.
@@ -63,13 +63,13 @@ def transmit(
     [0.0, 1.0]
     """
     sources = draw_sources(stacked, key, error_model)
-    mse = _per_user("mse", mse, stack_size(stacked))
 
-    def send(leaf: Array, noise: Array, kappa_leaf: Array) -> Array:
-        error = error_model.mix(kappa_leaf * safe_sqrt(mse), noise)
+    def send(leaf: Array, noise: Array, mse_leaf: Array, kappa_leaf: Array) -> Array:
+        error = error_model.mix(kappa_leaf * safe_sqrt(mse_leaf), noise)
         return as_type_of(leaf, widened(leaf) + error)
 
-    return jax.tree.map(send, stacked, sources, _leaf_by_leaf("kappa", kappa, stacked))
+    by_leaf = (_leaf_by_leaf(*each, stacked) for each in (("mse", mse), ("kappa", kappa)))
+    return jax.tree.map(send, stacked, sources, *by_leaf)
 
 
 def draw_sources(
