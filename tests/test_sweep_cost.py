@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from cost_fixtures import B16, SMALL, TINY, TINY_CLIP, TINY_TEXT, backbone_of, plain
 
+from rmtllmf_jax import fusion
 from rmtllmf_jax.models.shapes import ViTShape
 from rmtllmf_jax.sweep.cost import Costs, clip_bytes, peak_bytes, text_costs, tower_costs
 from rmtllmf_jax.sweep.memory import sweep_memory, training_memory

@@ -66,7 +66,7 @@ class Sweep(SweepOptions, DryRunOptions):
         from rmtllmf_jax.cli.plan import devices_of, sweep_dry_run
         from rmtllmf_jax.sweep.memory import cells_that_fit
 
-        run, machine = self.opened(), devices_of(self)
+        machine, run = devices_of(self), self.opened()
         settings, grid = check(self, run.names, self.seed)
         inputs = run.inputs()
         if self.elsewhere:
