@@ -6,9 +6,9 @@ needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune
 and 8 of them with every method of `fusion.rules`. For each number of tasks, options and scale of a
 method are those with the highest average normalised accuracy on *validation* samples, of the
 candidates in merge_rules_study.py and over the same combinations that are then tested; the test
-split plays no part in the choice. Some methods see more than task vectors: AdaMerging the test images that are evaluated, without their labels (its own protocol),
-Fisher merging and RegMean a few training images of each task. LATA's reference is the mean of the
-other tasks' vectors.
+split plays no part in the choice. Some methods see more than task vectors: AdaMerging the test
+images that are evaluated, without their labels (its own protocol), Fisher merging and RegMean a few
+training images of each task. LATA's reference is the mean of the other tasks' vectors.
 
 Written to results/merge_rules/: README.md (average normalised accuracy, mean and standard deviation
 over combinations; with and without tasks that fine-tuning did not teach), results.csv (every task's
