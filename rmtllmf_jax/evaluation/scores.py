@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Real
 
-from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.evaluation.discrete import discrete
 
 Score = Callable[
@@ -103,12 +103,16 @@ SCORES: Mapping[str, Score] = MappingProxyType(
 """Every score by name; all but `accuracy` have derivatives."""
 
 
-def get_score(name: str) -> Score:
-    """Return the score called `name`.
+def get_score(score: str | Score) -> Score:
+    """Return the score of a name; a score of one's own is itself.
 
-    **Raises:** `InputError` with the nearest name.
+    **Raises:** `InputError` that names the nearest one, or for what is no function.
 
     >>> get_score("margin") is margin
     True
     """
-    return SCORES[require_known("score", name, SCORES)]
+    if isinstance(score, str):
+        return SCORES[require_known("score", score, SCORES)]
+    if not callable(score):
+        raise InputError(f"score: expected a name or (logits, labels, temperature), got {score!r}.")
+    return score
