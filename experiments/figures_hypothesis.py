@@ -18,7 +18,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.looks import add_legend
 
 TESTS = {
-    "own": "$T$ for the noise that there is",
+    "own": "$T$ for the actual noise",
     "reference": "$T$ for the reference MSE",
     "tolerance": "Fixed tolerance",
 }
@@ -55,7 +55,7 @@ COLUMNS: Mapping[str, str] = {
     "overtaken_predicted": "chance that the second class overtakes the first, first order",
     "overtaken_measured": "how often it does, Monte Carlo",
     "overtaken_error": "standard error over draws",
-    "changed_measured": "how often the decision changes to whatever class, Monte Carlo",
+    "changed_measured": "how often the decision changes to any class, Monte Carlo",
     "changed_error": "standard error over draws",
 }
 """The columns of the table, and their meanings."""

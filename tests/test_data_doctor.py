@@ -126,8 +126,8 @@ def test_a_subset_is_a_warning_and_no_error():
     assert {finding.level for finding in examination.findings} == {"warning"}
     what = [x.what for x in examination.findings if x.check == "split sizes"]
     assert what == [
-        "train has 94 images, the field's has 3,760",
-        "test has 47 images, the field's has 1,880",
+        "train has 94 images, the reference has 3,760",
+        "test has 47 images, the reference has 1,880",
     ]
 
 

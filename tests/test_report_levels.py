@@ -225,8 +225,9 @@ def test_an_axis_is_one_sentence_with_the_levels_of_each_outcome(table: pd.DataF
     flat = rows["protection"].map(values).fillna(rows["level"].map(gains)).fillna(0.9)
     said = sentences(rows.assign(normalised_accuracy=flat))
     assert (
-        "Ideal (no attack), over snr_db: protected beats unprotected at 10; cannot be told from "
-        "unprotected at 0; is worse than unprotected at -10 (points: -10.0 at -10, +20.0 at 10)."
+        "Ideal (no attack), over snr_db: protected beats unprotected at 10; cannot be "
+        "distinguished from unprotected at 0; is worse than unprotected at -10 (points: -10.0 at "
+        "-10, +20.0 at 10)."
     ) in said
     worse = sentences(rows.assign(normalised_accuracy=flat.replace(0.7, 0.4)))
     (line,) = [line for line in worse if line.startswith("Sum-rate") and "the control" in line]
@@ -295,7 +296,7 @@ def test_one_scenario_has_a_panel_a_size():
 
 
 def test_figures_refuse_what_has_no_common_mean(table: pd.DataFrame):
-    with pytest.raises(InputError, match="several merge rules or levels"):
+    with pytest.raises(InputError, match="several merge methods or levels"):
         figure_2(table)
     with pytest.raises(InputError, match="the rules task_arithmetic, ties, expected one"):
         axis_figure(table, "snr_db")
@@ -305,7 +306,7 @@ def test_figures_refuse_what_has_no_common_mean(table: pd.DataFrame):
     with pytest.raises(InputError, match="several levels"):
         cosine_figure(cosines, "ideal")
     two = pd.concat([made.scales().assign(rule=rule) for rule in RULES])
-    with pytest.raises(InputError, match="several merge rules"):
+    with pytest.raises(InputError, match="several merge methods"):
         scale_figure(two)
 
 

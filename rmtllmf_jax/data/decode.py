@@ -78,7 +78,7 @@ def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
     orientation is not applied, 16-bit grey values keep their upper eight bits.
 
     **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
-    array is none of these.
+    array has another type or shape.
     """
     if isinstance(image, np.ndarray):
         return _from_pixels(image, origin)
@@ -88,7 +88,7 @@ def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise InputError(f"{origin}: not an image file of a known format ({known}).") from error
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise InputError(f"{origin}: not a readable image ({error}).") from error
 
 

@@ -31,7 +31,7 @@ class EvaluationBatch:
     def at_size(self, image_size: int) -> EvaluationBatch:
         """Return the batch with images of another size in pixels, resized on the device."""
         if self.images.shape[1:3] == (image_size, image_size):
-            return self  # for a small model a call that does nothing takes its time, too
+            return self  # even a call that does nothing costs time, beside a small model
         return replace(self, images=resize(self.images, image_size))
 
 

@@ -77,8 +77,8 @@ def noise_by_leaf(noise_std: PyTree, paths: Iterable[str]) -> dict[str, Array]:
     problems += [f"{path}: no such leaf" for path in given.keys() - known]
     if problems:
         raise InputError(
-            "the noise needs one standard deviation a leaf of the parameters (0 where nothing is "
-            "disturbed):\n  " + "\n  ".join(sorted(problems))
+            "the noise needs one standard deviation per leaf of the parameters (0 where nothing "
+            "is disturbed):\n  " + "\n  ".join(sorted(problems))
         )
     return {path: jnp.asarray(given[path]) for path in paths}
 

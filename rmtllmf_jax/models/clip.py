@@ -128,7 +128,7 @@ class CLIPVision(nn.Module):
     ) -> Float[Array, "batch width"]:
         norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
         x = VisionEmbeddings(self.shape, name="embeddings")(images)
-        x = norm(name="pre_layrnorm")(x)  # spelt so in every checkpoint
+        x = norm(name="pre_layrnorm")(x)  # the spelling of every checkpoint
         # Only the class token is read.
         x = Encoder(self.shape, Layer, "layers", first_only=True, name="encoder")(x)
         return norm(name="post_layernorm")(in_full(x[:, 0]))

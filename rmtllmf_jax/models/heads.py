@@ -69,7 +69,7 @@ def lda_head(
     if len(labels) == classes:
         raise InputError(
             f"a head of {classes} classes needs more than {classes} samples: "
-            "one a class leaves no covariance."
+            "one per class leaves no covariance."
         )
     if not np.isfinite(features).all():
         raise InputError("the backbone's features are not finite: are the weights whole?")
@@ -79,7 +79,7 @@ def lda_head(
         warnings.simplefilter("ignore", category=UserWarning)
         lda.fit(features.astype(np.float64), labels)
     kernel, bias = lda.coef_.T, lda.intercept_
-    if classes == 2:  # scikit-learn keeps the difference of the two classes alone
+    if classes == 2:  # scikit-learn keeps only the difference of the two classes
         kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
         bias = np.concatenate([np.zeros_like(bias), bias])
     return Head(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))

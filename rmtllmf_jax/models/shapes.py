@@ -58,7 +58,7 @@ class TextShape(TransformerShape):
     positions: int
     """Longest text in tokens, start and end included."""
     end_token: int
-    """The token whose feature stands for the text, as the configuration has it."""
+    """The token whose feature represents the text, according to the configuration."""
 
     @property
     def largest_is_end(self) -> bool:

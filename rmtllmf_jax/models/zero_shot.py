@@ -109,7 +109,7 @@ def zero_shot_head(
 
     Its logits are ``exp(logit_scale)`` times the cosine of the projected image feature and the
     class's direction (`class_embeddings`). The text tower computes in float32 at full precision,
-    whatever `clip` computes in.
+    whatever the compute type of `clip`.
 
     **Arguments:**
 

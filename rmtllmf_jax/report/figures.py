@@ -50,7 +50,7 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         raise InputError("results: only control rows, expected a scenario with another protection.")
     if len(received[SETTING].drop_duplicates()) > 1:
         raise InputError(
-            "results: several merge rules or levels of an axis, expected one; take them apart "
+            "results: several merge methods or levels of an axis, expected one; split them "
             "with report.parts.parts, and draw an axis with axis_figure."
         )
     protections = arrange(received["protection"], PROTECTIONS)

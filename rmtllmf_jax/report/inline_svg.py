@@ -9,7 +9,7 @@ _SIZE = re.compile(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 
 def inline_svg(svg: str, name: str, label: str, described_by: str) -> str:
-    """Return the `<svg>` element of a file that matplotlib wrote, ready to stand in a page.
+    """Return the `<svg>` element of a file that matplotlib wrote, for use in a page.
 
     **Arguments:**
 

@@ -175,14 +175,14 @@ def _unlike(column: pd.Series, kind: type) -> str:
     if kind is str:
         for value in column.unique():
             if not isinstance(value, str):
-                return "a value is missing or no text"
+                return "a value is missing or not text"
             wrong = _NO_VALUE if column.name in ("rule", "protection") else _NO_NAME
             if wrong.search(value) or not value.isprintable():
-                return f"{value!r} is no name, but for its characters a path or a part of a page"
+                return f"{value!r} is not allowed as a name: it could act as a path or as markup"
     elif not is_numeric_dtype(column) or is_bool_dtype(column):
         return f"its values are {column.dtype}"
     elif kind is int and not (column % 1 == 0).all():
-        return "a value is missing or no whole number"
+        return "a value is missing or not a whole number"
     return ""
 
 

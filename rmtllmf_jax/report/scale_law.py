@@ -82,7 +82,7 @@ def scale_figure(scales: pd.DataFrame, note: str = "") -> Figure:
     **Raises:** `InputError` for several merge methods.
     """
     if scales["rule"].nunique() > 1:
-        raise InputError("scales: several merge rules, expected one.")
+        raise InputError("scales: several merge methods, expected one.")
     figure = Figure(figsize=(9.4, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     means = scales.groupby(["size", "scale"])["normalised_accuracy"].mean()

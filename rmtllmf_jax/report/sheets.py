@@ -97,7 +97,7 @@ def size_sheet(results: pd.DataFrame, *, spread: bool) -> Sheet:
 def level_sheet(results: pd.DataFrame, axis: str, *, spread: bool) -> Sheet:
     """Return the means over combinations, draws and seeds of one rule, one column per level.
 
-    The levels are those of `axis`; the control has none, and its mean stands in every column.
+    The levels are those of `axis`; the control has none, and its mean is in every column.
     `spread` adds the standard deviation over the cells.
     """
     table = summary(results).rename(columns={"cells": "count"})

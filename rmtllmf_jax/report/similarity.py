@@ -37,7 +37,7 @@ def similarity_figure(
     pairs = np.triu_indices(len(tasks), k=1)
     for place, matrix in enumerate(by_layer.values()):
         values = matrix[pairs][np.isfinite(matrix[pairs])]
-        if values.size:  # a layer that a task left as it was has no direction
+        if values.size:  # a layer that a task left unchanged has no direction
             mean = values.mean()
             reach = [[mean - values.min()], [values.max() - mean]]
             right.errorbar(mean, place, xerr=reach, fmt="o", color="C0", capsize=2)

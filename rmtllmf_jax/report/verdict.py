@@ -12,7 +12,7 @@ from rmtllmf_jax.report.parts import rule_name
 from rmtllmf_jax.report.tables import SETTING, cell_scores
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
 
-_VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be told from", "is worse than"
+_VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
 _TIE = 1e-9  # smaller differences of means are rounding
 _PAIR = [*SETTING, "combination", "scenario", "draw", "seed"]
 _RIVALS = {

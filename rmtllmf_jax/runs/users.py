@@ -157,7 +157,7 @@ def _note_another(run: Path, task: str) -> None:
 
 def _accuracy(backbone: Backbone, params: PyTree, head: Head, rows: Rows) -> float:
     if not len(rows):
-        return math.nan  # nothing was set aside
+        return math.nan  # no validation part
     features = extract_features(backbone, params, rows.images, description="validation")
     logits = head(jnp.asarray(features))
     return float(np.mean(np.asarray(jnp.argmax(logits, axis=1)) == rows.labels))

@@ -23,7 +23,7 @@ def check_sizes(facts: TaskFacts, scans: Mapping[str, Scan]) -> list[Finding]:
         size, expected = scan.announced, {"train": facts.train, "test": facts.test}[split]
         if size is None or size == expected:
             continue
-        seen = f"{split} has {size:,} images, the field's has {expected:,}"
+        seen = f"{split} has {size:,} images, the reference has {expected:,}"
         known = [o for o in facts.other_sizes if (o.split, o.size) == (split, size)]
         if known:
             findings.append(
@@ -128,7 +128,7 @@ def _check_histogram(
     if empty:
         what = f"{split} has no image of {len(empty)} of {len(classes)} classes: {some(empty)}"
         follows = {
-            "train": "these classes cannot be learnt, nor have they few-shot samples",
+            "train": "these classes cannot be learnt, and have no few-shot samples",
             "test": "their accuracy is unknown, and the mean leaves them out",
         }[split]
         return [Finding("warning", "label histogram", task, what, follows)]

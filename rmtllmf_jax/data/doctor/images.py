@@ -15,7 +15,7 @@ from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, Seen
 from rmtllmf_jax.data.registry import TaskFacts
 
 _TINY = 16  # pixels; below this nothing can be recognised
-_RESIZED = 200  # pixels; a set of many sizes whose copy has one below this was scaled down
+_RESIZED = 200  # pixels; a set of many sizes was scaled down if all images have one size below this
 _USUAL = 0.9  # share of images with one size that makes other sizes odd
 _BLOCK = 16  # test hashes that are compared with all train hashes at a time
 
@@ -27,7 +27,7 @@ def check_reading(task: str, scans: Mapping[str, Scan]) -> list[Finding]:
         read, announced = len(scan.images), scan.announced
         if scan.stopped:
             what = f"{split}: reading stopped after {read:,} images: {scan.stopped}"
-            follows = "a run stops here; the checks below saw the images before it alone"
+            follows = "a run stops here; the checks below cover only the images before it"
             findings.append(Finding("error", "reading", task, what, follows))
         elif not read:
             follows = "there is nothing to train on or to test"
