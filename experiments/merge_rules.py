@@ -2,20 +2,20 @@
 
     python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`) and
-merges 2, 4 and 8 of them with every rule of `fusion.rules`. For each
-number of tasks, options and scale of a rule are those with the highest average normalised accuracy
-on *validation* samples, of the candidates in merge_rules_study.py and over the same combinations
-that are then tested; the test split plays no part in the choice. Some rules see more than task
-vectors: AdaMerging the test images that are evaluated, without their labels (its own protocol),
-Fisher merging and RegMean a few training images of each task. LATA's reference is the mean of the
-other tasks' vectors.
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`) and merges 2, 4
+and 8 of them with every method of `fusion.rules`. For each number of tasks, options and scale of a
+method are those with the highest average normalised accuracy on *validation* samples, of the
+candidates in merge_rules_study.py and over the same combinations that are then tested; the test
+split plays no part in the choice. Some methods see more than task vectors: AdaMerging the test
+images that are evaluated, without their labels (its own protocol), Fisher merging and RegMean a few
+training images of each task. LATA's reference is the mean of the other tasks' vectors.
 
 Written to results/merge_rules/: README.md (average normalised accuracy, mean and standard deviation
 over combinations; with and without tasks that fine-tuning did not teach), results.csv (every task's
 test accuracy), choices.csv (every candidate's validation score). What is finished is kept in the
-run folder, so that a killed run goes on. The committed tables took 93 minutes on two busy cores
-(stopped and gone on with several times, read from the journal at the end):
+run folder, so that a killed run resumes. The committed tables are of an earlier version, which
+wrote a method's options as JSON in a column of their own; they took 93 minutes on two busy cores
+(stopped and resumed several times, read from the journal at the end):
 
     python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA \
         --validation-samples 50 --eval-samples 200
@@ -43,7 +43,6 @@ neighbouring scales may change places.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -58,6 +57,7 @@ from rmtllmf_jax.cli.environment import use_compilation_cache
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
@@ -71,7 +71,7 @@ def tested_rows(study: Study, one: Candidate, combination: Combination) -> Itera
         alone = study.reference(task, "finetuned", "test")
         yield {
             "rule": one.variant,
-            "options": one.options,
+            "method": described(one.method),
             "scale": one.scale,
             "size": len(combination),
             "combination": "+".join(combination),
@@ -85,7 +85,7 @@ def tested_rows(study: Study, one: Candidate, combination: Combination) -> Itera
 
 def base_rows(study: Study, combination: Combination) -> Iterator[dict[str, Any]]:
     """Yield a row a task of the base model under the tasks' heads: what merging has to beat."""
-    one = Candidate("base", "{}", 0.0)
+    one = Candidate("base", None, 0.0)
     name = one.name(combination, "test")
     if name not in study.journal:
         values = [study.reference(task, "base", "test") for task in combination]
@@ -96,7 +96,7 @@ def base_rows(study: Study, combination: Combination) -> Iterator[dict[str, Any]
 def compare(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the test accuracies of what was chosen, and the validation score of candidates."""
     rules, sizes = study.options.rules, study.options.sizes
-    merges = [len(VARIANTS[rule].options) * len(VARIANTS[rule].scales) + 1 for rule in rules]
+    merges = [len(VARIANTS[rule].methods) * len(VARIANTS[rule].scales) + 1 for rule in rules]
     results, choices = [], []
     for combination in study.combinations:
         results += base_rows(study, combination)
@@ -116,7 +116,7 @@ def by_rule(results: pd.DataFrame, title: str) -> Sheet:
     """Return mean ± standard deviation over combinations, a row a rule and a column a size."""
     cells = results.groupby(["rule", "size", "combination"], sort=False, as_index=False).agg(
         score=("normalised_accuracy", "mean"),
-        options=("options", "first"),
+        method=("method", "first"),
         scale=("scale", "first"),
     )
     sizes = sorted(cells["size"].unique())
@@ -127,17 +127,14 @@ def by_rule(results: pd.DataFrame, title: str) -> Sheet:
             scores = group[group["size"] == size]
             spread = f" ± {percent(scores['score'].std())}" if len(scores) > 1 else ""
             texts.append(f"{percent(scores['score'].mean())}{spread}" if len(scores) else "-")
-            chosen += [described(scores.iloc[0])] if len(scores) else []
+            chosen += [as_used(scores.iloc[0])] if len(scores) else []
         rows.append([str(rule), "; ".join(dict.fromkeys(chosen)), *texts])
-    return Sheet(title, ["rule", "options chosen", *(f"N = {size}" for size in sizes)], rows)
+    return Sheet(title, ["rule", "method chosen", *(f"N = {size}" for size in sizes)], rows)
 
 
-def described(row: pd.Series) -> str:
-    """Return options and scale as a reader writes them."""
-    options = {**json.loads(row["options"]), "scale": row["scale"]}
-    return f"N = {row['combination'].count('+') + 1}: " + " ".join(
-        f"{name}={value}" for name, value in options.items()
-    )
+def as_used(row: pd.Series) -> str:
+    """Return method and scale in one line."""
+    return f"N = {row['size']}: {row['method']} scale={row['scale']}"
 
 
 def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:

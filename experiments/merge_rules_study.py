@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from study import Users
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.progress import Advance
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.fusion.layers import group_by_layer
-from rmtllmf_jax.fusion.rules import METHODS, AdaMerging, merge_by_layer, prediction_entropy
+from rmtllmf_jax.fusion.rules import AdaMerging, fact, merge_by_layer, prediction_entropy
 from rmtllmf_jax.models.heads import logits_by_task
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.sweep.engine import Engine
@@ -45,46 +45,49 @@ RAMPS = ((0.0, 1.0), (1.0, 0.0), (0.5, 1.0), (1.0, 0.5))
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A row of the table: a rule, the options that are tried of it, and the scales."""
+class Ramp:
+    """Weights by layer that change linearly with depth, see `ramp`."""
 
-    rule: str
-    options: tuple[dict[str, Any], ...] = ({},)
+    first: float
+    last: float
+
+    def __call__(self, stacked: Any, key: Any = None, *, weights: Any = None) -> Any:
+        """Return the merged task vector."""
+        layers = ramp(list(group_by_layer(fusion.leaves_by_path(stacked))), self.first, self.last)
+        return fusion.LayerWise(layers)(stacked, weights=weights)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: the methods that are tried, and the scales of each."""
+
+    methods: tuple[Any, ...]
     scales: tuple[float, ...] = SUM
 
 
+def variant(method: Any, scales: tuple[float, ...] = SUM, **options: tuple) -> Variant:
+    """Return all combinations of some options' values as a row."""
+    return Variant(fusion.one_of(method, **options).methods, scales)
+
+
 VARIANTS = {
-    "task_arithmetic": Variant("task_arithmetic"),
-    "average": Variant("average", scales=LEARNED),
-    "ties": Variant("ties", tuple({"density": share} for share in (0.1, 0.2, 0.5)), MEAN),
-    "dare": Variant("dare", tuple({"drop": share} for share in (0.5, 0.9))),
-    "dare_ties": Variant("dare_ties", tuple({"drop": share} for share in (0.5, 0.9))),
-    "layer_wise, ramp": Variant(
-        "layer_wise", tuple({"first": first, "last": last} for first, last in RAMPS), HALVED
-    ),
+    "task_arithmetic": variant(fusion.TaskArithmetic()),
+    "average": variant(fusion.Average(), LEARNED),
+    "ties": variant(fusion.Ties(), MEAN, density=(0.1, 0.2, 0.5)),
+    "dare": variant(fusion.Dare(), drop=(0.5, 0.9)),
+    "dare_ties": variant(fusion.DareTies(), drop=(0.5, 0.9)),
+    "layer_wise, ramp": Variant(tuple(Ramp(*ends) for ends in RAMPS), HALVED),
     **{
-        f"lata, {weighting}": Variant(
-            "lata",
-            tuple({"weighting": weighting, "granularity": kind} for kind in ("block", "tensor")),
-            HALVED,
-        )
-        for weighting in ("linear", "logarithmic")
+        f"lata, {kind}": variant(fusion.Lata(kind), HALVED, granularity=("block", "tensor"))
+        for kind in ("linear", "logarithmic")
     },
-    "lata, threshold": Variant(
-        "lata",
-        tuple({"weighting": "threshold", "sigma": sigma} for sigma in (0.0, 0.1, 0.2)),
-        HALVED,
-    ),
+    "lata, threshold": variant(fusion.Lata("threshold"), HALVED, sigma=(0.0, 0.1, 0.2)),
     **{
-        f"adamerging, {name}-wise": Variant(
-            "adamerging", ({"granularity": kind, "learning_rate": 1e-2},), LEARNED
-        )
+        f"adamerging, {name}-wise": variant(AdaMerging(kind, learning_rate=1e-2), LEARNED)
         for name, kind in (("task", "task"), ("layer", "tensor"))
     },
-    "fisher": Variant("fisher", tuple({"floor": 10.0**n} for n in (-10, -8, -6)), LEARNED),
-    "regmean": Variant(
-        "regmean", tuple({"off_diagonal": share} for share in (0.1, 0.5, 0.9)), LEARNED
-    ),
+    "fisher": variant(fusion.Fisher(), LEARNED, floor=tuple(10.0**n for n in (-10, -8, -6))),
+    "regmean": variant(fusion.RegMean(), LEARNED, off_diagonal=(0.1, 0.5, 0.9)),
 }
 """LATA without a reference compares a task vector to the mean of the others."""
 
@@ -122,13 +125,14 @@ class Candidate:
     """A variant as it was used."""
 
     variant: str
-    options: str
-    """As JSON."""
+    method: Any
     scale: float
 
     def name(self, combination: Combination, split: str) -> str:
         """Return what the accuracies of a merge are kept under."""
-        return f"{self.variant}/{self.options}/{self.scale}/{'+'.join(combination)}/{split}"
+        return (
+            f"{self.variant}/{described(self.method)}/{self.scale}/{'+'.join(combination)}/{split}"
+        )
 
 
 class Study:
@@ -165,24 +169,16 @@ class Study:
 
     def merged(self, one: Candidate, combination: Combination) -> Any:
         """Return the merged task vector of a combination."""
-        rule, options = VARIANTS[one.variant].rule, json.loads(one.options)
-        if rule == "adamerging":
+        if isinstance(one.method, AdaMerging):
             return self._learned(one, combination)
-        if rule == "layer_wise":
-            layers = group_by_layer(fusion.leaves_by_path(self.inputs.base))
-            options = {"layers": ramp(list(layers), **options)}
-        needs = {}
-        if rule == "fisher":
-            needs = {"fishers": self.rows(self.fishers, combination)}
-        elif rule == "regmean":
-            needs = {"grams": self.rows(self.grams, combination)}
+        needs = fact(one.method, "needs")  # `fishers` or `grams`
+        given = {name: self.rows(getattr(self, name), combination) for name in needs}
         vectors = self.rows(self.inputs.vectors, combination)
-        return merge(METHODS[rule](**options), vectors, self.key(combination), **needs)
+        return merge(one.method, vectors, self.key(combination), **given)
 
     def _learned(self, one: Candidate, combination: Combination) -> Any:
         """Return AdaMerging's task vector; the weights, which take long, are in the journal."""
-        method = AdaMerging(**json.loads(one.options))
-        vectors = self.rows(self.inputs.vectors, combination)
+        method, vectors = one.method, self.rows(self.inputs.vectors, combination)
         name = one.name(combination, "weights")
         if name not in self.journal:
             batches = self.unlabelled_batches(combination)
@@ -259,11 +255,12 @@ class Study:
 
         AdaMerging starts from the scale that task arithmetic was given, as its authors do.
         """
-        chosen, more = VARIANTS[variant], {}
-        if chosen.rule == "adamerging":
-            more["initial"] = choose(self, "task_arithmetic", size)[0].scale
-        texts = [json.dumps(options | more, sort_keys=True) for options in chosen.options]
-        return [[Candidate(variant, text, scale) for scale in chosen.scales] for text in texts]
+        methods = VARIANTS[variant].methods
+        if isinstance(methods[0], AdaMerging):
+            initial = choose(self, "task_arithmetic", size)[0].scale
+            methods = tuple(replace(method, initial=initial) for method in methods)
+        scales = VARIANTS[variant].scales
+        return [[Candidate(variant, each, scale) for scale in scales] for each in methods]
 
     def accuracies(self, name: str, params: Any, combination: Combination, split: str) -> None:
         """Record the accuracy of every task of the combination."""
@@ -291,7 +288,7 @@ def merge(method: Any, stacked: Any, key: jax.Array, **needs: Any) -> Any:
     Random rules run leaf by leaf: a mask for every leaf and user in one program compiles for
     minutes.
     """
-    return (method if method.random else _compiled(method))(stacked, key, **needs)
+    return (method if fact(method, "random") else _compiled(method))(stacked, key, **needs)
 
 
 _compiled = cache(jax.jit)
@@ -344,6 +341,6 @@ def choose(
                 for combination in study.of_size(size)
             ]
             scores[one] = float(np.mean(values))
-            row = {"rule": variant, "size": size, "options": one.options, "scale": one.scale}
-            rows.append({**row, "validation_normalised_accuracy": scores[one]})
+            row = {"rule": variant, "size": size, "method": described(one.method)}
+            rows.append({**row, "scale": one.scale, "validation_normalised_accuracy": scores[one]})
     return max(scores, key=lambda one: scores[one]), rows
