@@ -139,6 +139,11 @@ class Sparsified(MergeMethod):
         """What makes one vector of what is left."""
         raise NotImplementedError
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether users that agree are averaged."""
+        return self.consensus == Elect(normalise=True)
+
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_weights(self.weights)
@@ -185,11 +190,6 @@ class Ties(Sparsified):
     """Divide by the sum of the weights that agree (a mean) rather than only add (a sum)."""
     weights: tuple[float, ...] = ()
     """One weight a task vector, in the vote as well as in the mean; none: 1 for each."""
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether those that agree are averaged."""
-        return self.normalise
 
     @property
     def sparsifier(self) -> Trim:
@@ -252,11 +252,6 @@ class DareTies(Sparsified):
     """Divide by the sum of the weights that agree (a mean) rather than only add (a sum)."""
     weights: tuple[float, ...] = ()
     """One weight a task vector, in the vote as well as in the sum; none: 1 for each."""
-
-    @property
-    def is_mean(self) -> bool:
-        """Whether those that agree are averaged."""
-        return self.normalise
 
     @property
     def sparsifier(self) -> Drop:
