@@ -112,7 +112,8 @@ class SweepOptions:
     lata."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
-    power over the noise) or mse=.01,.1 (every user's). The noise of a draw is the same at all."""
+    power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation
+    or c0_db. The noise of a draw is the same at all."""
     draws: int = 1
     """Channel realisations."""
     seeds: int = 1
