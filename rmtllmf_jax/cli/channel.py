@@ -134,7 +134,9 @@ def _chosen(options: Channel) -> tuple[Link, ...]:
                 "only the errors that users end up with; leave it out, or choose a channel preset "
                 f"({', '.join(PRESETS)})."
             )
-        return tuple(Link(preset, attack, receiver) for attack in attacks) or (Link(preset),)
+        return tuple(Link(preset, attack, receiver) for attack in attacks) or (
+            Link(preset, receiver=receiver),
+        )
     attacks = attacks or parse_all(_ATTACKS, ATTACKS, "--attack")
     return tuple(Link(preset, attack, receiver) for attack in attacks)
 
