@@ -41,12 +41,13 @@ SDP_CHANNELS = 3
 
 def loss(h: jax.Array, order: str | None = None) -> jax.Array:
     """Sum of the users' MSEs: what is differentiated."""
-    return jnp.sum(channel.user_mse_from_channel(h, "sum_rate", BUDGET, order=order))
+    return jnp.sum(ours(h, order))
 
 
 def ours(h: jax.Array, order: str | None = None) -> jax.Array:
     """The package, joint LMMSE or SIC."""
-    return channel.user_mse_from_channel(h, "sum_rate", BUDGET, order=order)
+    receiver = channel.Lmmse() if order is None else channel.Sic(order)
+    return channel.user_mse(h, channel.SumRate(), BUDGET, receiver=receiver)
 
 
 def textbook(h: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ def plain_sum(term: Any, parameters: Any, constants: Any, xs: Any, remat: bool =
 
 def start_of(objective: Objective) -> Parameters:
     """Return full power, the places of a draw, the preset's budget, one coefficient a layer."""
-    preset = objective.setting.preset
+    preset = objective.setting.link.preset
     tasks, layers = len(objective.kappa), len(gradients.layer_names(objective.vectors))
     return Parameters(
         powers=jnp.ones(preset.users),

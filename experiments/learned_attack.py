@@ -36,8 +36,7 @@ from figures_learned import attack_figure
 from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
-from rmtllmf_jax.channel import ChannelPreset
-from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.markdown import table
@@ -87,7 +86,7 @@ class Options(Learner):
         **Raises:** `InputError` that names an option.
         """
         for name in (*self.attacks, *self.starts):
-            require_known("attack", name, channel.ATTACKS)
+            parse(name, channel.ATTACKS, "attack")
         require_at_least("--channels", self.channels, 2)
         if self.quick:
             few = {"tuning_samples": 8, "tuning_draws": 1, "eval_samples": 16, "eval_draws": 1}
@@ -107,14 +106,11 @@ def channel_rows(
         jax.random.fold_in(jax.random.fold_in(root, kind), number)
         for kind in (_CHANNEL, _TUNING, _JUDGING)
     )
-    preset = tuned.setting.preset
-    assert isinstance(preset, ChannelPreset)
+    link = tuned.setting.link
+    assert link is not None
     here = tuned.over(key[None])
-    h_tilde, budget = channel.draw_channel(preset, key), preset.attack_budget
-    errors = {
-        name: channel.user_mse_from_channel(h_tilde, name, budget, order=preset.order)
-        for name in options.attacks
-    }
+    attacks = {name: parse(name, channel.ATTACKS, "attack") for name in options.attacks}
+    errors = {name: replace(link, attack=attack).mse(key) for name, attack in attacks.items()}
     soft = {
         name: float(gradients.value(here, Parameters(mse=mse), tuning))
         for name, mse in errors.items()
@@ -122,7 +118,11 @@ def channel_rows(
     spent = [name for name in options.attacks if name != "none"]
     found = [
         gradients.learn_attack(
-            here, tuning, start, steps=options.steps, learning_rate=options.learning_rate
+            here,
+            tuning,
+            parse(start, channel.ATTACKS, "attack"),
+            steps=options.steps,
+            learning_rate=options.learning_rate,
         )
         for start in options.starts or (min(spent, key=soft.__getitem__),)
     ]

@@ -109,7 +109,7 @@ def main(options: Options) -> None:
             for link, choice in LINKS.items():
                 received[link], wrong[link] = map(
                     np.asarray,
-                    over_draws(fusion.blocks, h, covariance, keys, order=preset.order, **choice),
+                    over_draws(fusion.blocks, h, covariance, keys, **choice),
                 )
             error = {link: block - fusion.blocks for link, block in received.items()}
             mse = {link: np.mean(e**2, axis=2) for link, e in error.items()}
@@ -148,16 +148,17 @@ def under_attack(
     h: jax.Array, attack: str, preset: channel.ChannelPreset
 ) -> tuple[jax.Array, jax.Array]:
     """The attacker's covariance (draws, antennas, antennas) and the users' MSE (draws, users)."""
+    attacker = channel.ATTACKS[attack]()
 
     def one(h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        covariance = channel.attack_covariance(attack, h, preset.attack_budget)
-        mse = channel.user_mse_from_channel(h, attack, preset.attack_budget, order=preset.order)
+        covariance = attacker(h, preset.attack_budget)
+        mse = channel.user_mse(h, attacker, preset.attack_budget)
         return covariance, mse
 
     return jax.vmap(one)(h)
 
 
-@partial(jax.jit, static_argnames=("order", "modulation", "cancellation"))
+@partial(jax.jit, static_argnames=("modulation", "cancellation"))
 def over_draws(
     blocks: jax.Array, h: jax.Array, attack: jax.Array, keys: jax.Array, **options
 ) -> tuple[jax.Array, jax.Array]:

@@ -37,8 +37,8 @@ from figures_learned import power_figure
 from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
-from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, power_control
-from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.channel import ChannelPreset, Scenario, power_control
+from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
@@ -60,7 +60,7 @@ class Options(Learner):
     eval_samples: int = 50
     """Test images a task; 0 is all."""
     scenario: str = "sum_rate"
-    """One of `channel.SCENARIOS`."""
+    """A `channel.Scenario`."""
     cells: int = 5
     """Draws of the users' places."""
     steps: int = 25
@@ -85,7 +85,7 @@ class Options(Learner):
 
         **Raises:** `InputError` that names an option.
         """
-        require_known("--scenario", self.scenario, SCENARIOS)
+        Scenario(self.scenario)
         require_at_least("--cells", self.cells, 1)
         if self.quick:
             few = {"tuning_channels": 2, "tuning_samples": 8, "eval_channels": 3}
@@ -99,7 +99,9 @@ def powers_of(
     tuned: Objective, distances: jax.Array, key: jax.Array, options: Options
 ) -> dict[str, jax.Array]:
     """Return the shares p / P of every power control at given distances."""
-    preset = tuned.setting.preset
+    link = tuned.setting.link
+    assert link is not None
+    preset = link.preset
     assert isinstance(preset, ChannelPreset)
     gain, weakest = (preset.path_loss(d) for d in (distances, preset.farthest_m))
     found = {
@@ -122,17 +124,18 @@ def cell_rows(
     tuned: Objective, judge: Objective, number: int, options: Options
 ) -> Iterator[dict[str, Any]]:
     """Yield a row a control and held-out channel of one cell."""
-    root, preset = jax.random.key(options.seed), tuned.setting.preset
+    root, link = jax.random.key(options.seed), tuned.setting.link
+    assert link is not None
     places, tuning, judging = (
         jax.random.fold_in(jax.random.fold_in(root, kind), number)
         for kind in (_PLACES, _TUNING, _JUDGING)
     )
-    distances = channel.draw_distances(preset, places)
+    distances = channel.draw_distances(link.preset, places)
     controls = powers_of(tuned, distances, tuning, options)
     for draw, key in enumerate(channel.draw_keys(judging, options.eval_channels)):
         for name, powers in controls.items():
             given = Parameters(powers=powers, distances=distances)
-            mse = gradients.user_mse(given, options.scenario, preset, key)
+            mse = gradients.user_mse(given, link, key)
             yield {
                 "cell": number,
                 "channel": draw,

@@ -35,8 +35,8 @@ from figures_learned import sensitivity_figure
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, gradients
-from rmtllmf_jax.channel import SCENARIOS
-from rmtllmf_jax.common.errors import require_at_least, require_known
+from rmtllmf_jax.channel import Scenario
+from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
@@ -60,7 +60,7 @@ class Options(Users):
     tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
     """Tasks that are merged."""
     scenario: str = "sum_rate"
-    """One of `channel.SCENARIOS`."""
+    """A `channel.Scenario`."""
     draws: int = 16
     """Draws of channel and noise that the map is averaged over."""
     samples: int = 32
@@ -89,7 +89,7 @@ class Options(Users):
 
         **Raises:** `InputError` that names an option.
         """
-        require_known("--scenario", self.scenario, SCENARIOS)
+        Scenario(self.scenario)
         require_at_least("--draws", self.draws, 2)
         require_at_least("--eval-draws", self.eval_draws, 2)
         if self.quick:

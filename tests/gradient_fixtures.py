@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmtllmf_jax import channel, uplink
-from rmtllmf_jax.channel import ChannelPreset, Preset
+from rmtllmf_jax.channel import ChannelPreset, Link, Preset, Scenario
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
 from rmtllmf_jax.gradients import Objective, Parameters, Samples, Setting
 from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
@@ -67,11 +67,19 @@ def _numbers() -> tuple[dict, dict, np.ndarray, np.ndarray, np.ndarray]:
 TASK_OF_BATCH = np.repeat(np.arange(TASKS), BATCHES // TASKS)
 
 
+def link_of(scenario: str, preset: Preset | Link = PRESET) -> Link:
+    """What a scenario's users send through, from a preset or behind a link's receiver."""
+    link = preset if isinstance(preset, Link) else Link(preset)
+    attack = Scenario(scenario).attack
+    assert attack is not None
+    return replace(link, attack=attack)
+
+
 def tiny_objective(
     scenario: str = "ideal",
     dtype: Any = jnp.float32,
     *,
-    preset: Preset = PRESET,
+    preset: Preset | Link = PRESET,
     features: Callable[..., jax.Array] = features,
     score: str = "soft_accuracy",
     channel_draws: int = 2,
@@ -104,7 +112,14 @@ def tiny_objective(
         cast(weights),
     )
     return Objective(
-        setting=Setting(features, preset, scenario, score, channel_draws, noise_draws, method),
+        setting=Setting(
+            features,
+            None if scenario == "clean" else link_of(scenario, preset),
+            score,
+            channel_draws,
+            noise_draws,
+            method,
+        ),
         base=cast(base),
         vectors=cast(vectors),
         heads=heads,

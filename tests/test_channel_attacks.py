@@ -1,6 +1,7 @@
 """Attacks: the Gram forms against explicit antenna-side covariances, and P1's optimality."""
 
 import functools
+from dataclasses import dataclass
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from rmtllmf_jax import channel
 from rmtllmf_jax.common.errors import InputError
 
 ANTENNAS, USERS = 16, 8
+RECEIVERS = (channel.Sic(), channel.Sic("strongest_first"), channel.Lmmse())
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -49,8 +51,8 @@ def mse_and_gradients(name, antennas=ANTENNAS):
 
     def weighted(h, budget, noise):
         mse = [
-            channel.user_mse_from_channel(h, name, budget, noise, order)
-            for order in (*channel.ORDERS, None)
+            channel.user_mse(h, channel.ATTACKS[name](), budget, noise, receiver)
+            for receiver in RECEIVERS
         ]
         return jnp.sum(jnp.stack(mse) @ jnp.arange(1.0, h.shape[1] + 1)), jnp.stack(mse)
 
@@ -147,7 +149,7 @@ def test_no_other_covariance_of_the_trace_gives_a_lower_sum_rate():
         values = jnp.linalg.eigvalsh(gram)
         _, nu = channel.sum_rate_powers(values, budget)
         best = float(2 * jnp.sum(jnp.arcsinh(jnp.sqrt(nu * values) / 2)))
-        floorless = channel.get_attack("sum_rate", antennas=6)(gram, budget, 1e-13)
+        floorless = channel.ATTACKS["sum_rate"]().from_gram(gram, budget, 1e-13, antennas=6)
         np.testing.assert_allclose(channel.sum_rate(floorless), best, rtol=1e-9)
 
         optimum = water_filling(h, budget, 1e-9)
@@ -171,8 +173,8 @@ def sum_rates_and_mses(antennas=ANTENNAS):
     @chex.assert_max_traces(n=1)
     def of_channel(h, budget, noise):
         gram = channel.gram(h)
-        acts = [channel.get_attack(name, antennas=antennas) for name in channel.ATTACKS]
-        seen = [act(gram, budget, noise) for act in acts]
+        attacks = [kind() for kind in channel.ATTACKS.values()]
+        seen = [attack.from_gram(gram, budget, noise, antennas=antennas) for attack in attacks]
         return (
             jnp.stack([channel.sum_rate(g) for g in seen]),
             jnp.stack([jnp.sum(channel.lmmse_mse(g)) for g in seen]),
@@ -207,7 +209,7 @@ def test_strongest_user_has_no_cancellation_under_a_tiny_floor():
     h = jnp.array(near_far_channel(np.random.default_rng(8)))
     gram = channel.gram(h)
     strongest = int(jnp.argmax(channel.received_power(gram)))
-    effective = channel.get_attack("strongest_user", antennas=ANTENNAS)(gram, 1.0, 1e-14)
+    effective = channel.ATTACKS["strongest_user"]().from_gram(gram, 1.0, 1e-14, antennas=ANTENNAS)
     np.testing.assert_allclose(effective[:, strongest], gram[:, strongest], rtol=1e-12)
     np.testing.assert_allclose(effective[strongest], gram[strongest], rtol=1e-12)
 
@@ -238,7 +240,7 @@ def test_an_attacker_without_power_is_no_attacker(name):
 )
 def test_silent_users_are_lost_and_nothing_is_nan(name, dtype):
     h = jnp.zeros((4, 3), dtype)
-    mse = channel.user_mse_from_channel(h, name, 100.0)
+    mse = channel.user_mse(h, channel.ATTACKS[name](), 100.0)
     assert mse.dtype == jnp.zeros((), dtype).real.dtype
     np.testing.assert_allclose(mse, 1, rtol=1e-6)
 
@@ -247,7 +249,9 @@ def test_silent_users_are_lost_and_nothing_is_nan(name, dtype):
 def test_sum_rate_attack_on_rank_deficient_channels(rank):
     rng = np.random.default_rng(10)
     h = complex_normal(rng, ANTENNAS, rank) @ near_far_channel(rng, rank, USERS)
-    effective = channel.get_attack("sum_rate", antennas=4)(channel.gram(jnp.array(h)), 20.0, 1.0)
+    effective = channel.ATTACKS["sum_rate"]().from_gram(
+        channel.gram(jnp.array(h)), 20.0, 1.0, antennas=4
+    )
     basis, singular, _ = np.linalg.svd(h)
     sigma = textbook_sigma(singular[:rank] ** 2, 20.0) + 1
     seen = basis[:, :rank].conj().T @ h
@@ -256,18 +260,51 @@ def test_sum_rate_attack_on_rank_deficient_channels(rank):
     np.testing.assert_allclose(effective, expected, atol=1e-6 * np.abs(expected).max())
 
 
-def test_a_function_can_be_the_attack():
-    h = jnp.array(near_far_channel(np.random.default_rng(11)))
-    half = channel.user_mse_from_channel(h, lambda k, budget, noise: k / (2 * noise), 1.0)
-    np.testing.assert_allclose(half, channel.user_mse_from_channel(h, "none", 1.0, 2.0))
+@dataclass(frozen=True)
+class FirstAntenna:
+    """An attack of one's own: no more than `__call__`."""
+
+    def __call__(self, h_tilde, budget, noise=1.0):
+        return jnp.zeros((len(h_tilde),) * 2, h_tilde.dtype).at[0, 0].set(budget)
+
+
+@pytest.mark.parametrize("receiver", [*RECEIVERS, channel.Unaware(channel.Lmmse())])
+def test_an_attack_needs_no_more_than_a_covariance(receiver):
+    """A deaf antenna: as without it, but for a receiver that does not know."""
+    h = jnp.array(near_far_channel(np.random.default_rng(11), antennas=9))
+    deaf = channel.user_mse(h, FirstAntenna(), 1e12, receiver=receiver)
+    without = channel.user_mse(h[1:], channel.NoAttack(), 0.0, receiver=channel.Lmmse())
+    if receiver == channel.Lmmse():
+        np.testing.assert_allclose(deaf, without, rtol=1e-6)
+    assert np.all(deaf < 1) != (receiver == channel.Unaware(channel.Lmmse()))
+    assert channel.Scenario(FirstAntenna()) == "first_antenna"
+
+
+def test_one_user_is_attacked_by_number():
+    h = jnp.array(near_far_channel(np.random.default_rng(14), users=3))
+    power = channel.received_power(channel.gram(h))
+    strongest = channel.Towards(int(jnp.argmax(power)))
+    for user in range(3):
+        towards = channel.Towards(user)(h, 5.0)
+        along = h[:, user] / jnp.linalg.norm(h[:, user])
+        np.testing.assert_allclose(towards @ along, 5.0 * along, rtol=1e-10)
+        # A choice that is given is taken.
+        chosen = channel.StrongestUser()(h, 5.0, power=jnp.eye(3)[user])
+        np.testing.assert_array_equal(chosen, towards)
+    np.testing.assert_array_equal(strongest(h, 5.0), channel.StrongestUser()(h, 5.0))
 
 
 def test_bad_attacks_are_named():
+    gram, two = jnp.eye(2, dtype=complex), jnp.ones((2, 2), complex)
     with pytest.raises(InputError, match="Did you mean 'sum_rate'"):
-        channel.get_attack("sumrate", antennas=4)
+        channel.Scenario("sumrate")
     with pytest.raises(InputError, match="antennas"):
-        channel.get_attack("white", antennas=0)
-    with pytest.raises(InputError, match="unknown attack"):
-        channel.user_mse_from_channel(jnp.ones((2, 2), complex), "jam", 1.0)
+        channel.White().from_gram(gram, 1.0, antennas=0)
+    with pytest.raises(InputError, match="user of 0 to 1, got 2"):
+        channel.Towards(2)(two, 1.0)
+    with pytest.raises(InputError, match=r"budget must be finite and >= 0, got -1\.0"):
+        channel.SumRate()(two, -1.0)
     with pytest.raises(InputError, match="unknown SIC order"):
-        channel.user_mse_from_channel(jnp.ones((2, 2), complex), "none", 1.0, order="random")
+        channel.Sic("random")
+    with pytest.raises(InputError, match="not more users than antennas; got 2 users and 1"):
+        channel.MinMaxRate().from_gram(gram, 1.0, antennas=1)

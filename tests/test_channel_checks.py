@@ -40,7 +40,7 @@ BAD_ATTACK_INPUT = {
 def test_attacks_refuse_what_no_channel_has(name, message):
     gram, budget, noise = BAD_ATTACK_INPUT[message]
     with pytest.raises(InputError, match=message):
-        channel.get_attack(name, antennas=4)(jnp.array(gram), budget, noise)
+        channel.ATTACKS[name]().from_gram(jnp.array(gram), budget, noise, antennas=4)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,11 @@ def test_attacks_refuse_what_no_channel_has(name, message):
 )
 def test_bad_channels_are_refused_outside_jit_and_pass_inside(h, budget, noise, message):
     with pytest.raises(InputError, match=message):
-        channel.user_mse_from_channel(h, "none", budget, noise)
+        channel.user_mse(h, channel.ATTACKS["none"](), budget, noise)
     # Nothing to look at there: no exception, and numbers that make no sense.
-    mse = jax.jit(lambda *a: channel.user_mse_from_channel(a[0], "none", *a[1:]))(h, budget, noise)
+    mse = jax.jit(lambda *a: channel.user_mse(a[0], channel.ATTACKS["none"](), *a[1:]))(
+        h, budget, noise
+    )
     assert mse.shape == (3,)
 
 
@@ -63,14 +65,14 @@ def test_bad_channels_are_refused_outside_jit_and_pass_inside(h, budget, noise, 
 @checkify.checkify
 def safe(h, budget, noise):
     channel.check_uplink(h, budget, noise)
-    return channel.user_mse_from_channel(h, "white", budget, noise)
+    return channel.user_mse(h, channel.ATTACKS["white"](), budget, noise)
 
 
 def test_check_uplink_reports_from_inside_jit():
     error, mse = safe(jnp.array(H), 1.0, 1.0)
     error.throw()
     np.testing.assert_allclose(
-        mse, channel.user_mse_from_channel(jnp.array(H), "white", 1.0), rtol=1e-6
+        mse, channel.user_mse(jnp.array(H), channel.ATTACKS["white"](), 1.0), rtol=1e-6
     )
     for arguments, message in {
         (np.nan, 1.0, 1.0): "h_tilde must be finite",
@@ -145,8 +147,8 @@ def test_every_function_of_a_channel_refuses_a_batch():
     try:
         for function in (
             lambda: channel.gram(batch),
-            lambda: channel.user_mse_from_channel(batch, "none", 1.0),
-            lambda: channel.attack_covariance("sum_rate", batch, 1.0),
+            lambda: channel.user_mse(batch, channel.ATTACKS["none"](), 1.0),
+            lambda: channel.ATTACKS["sum_rate"]()(batch, 1.0),
             lambda: channel.effective_gram(batch, attack, 1.0),
             lambda: channel.mmse_equaliser(batch, attack, 1.0, None),
         ):
@@ -158,17 +160,13 @@ def test_every_function_of_a_channel_refuses_a_batch():
 
 def test_presets_go_by_name_and_take_lists():
     key = jax.random.key(0)
-    compiled = jax.jit(channel.user_mse, static_argnums=(0, 1))
-    np.testing.assert_array_equal(
-        compiled("ideal", "paper", key), compiled("ideal", channel.PRESETS["paper"], key)
-    )
+    assert channel.get_preset("paper") == channel.PRESETS["paper"]
+    compiled = jax.jit(lambda preset, key: channel.Link(preset).mse(key), static_argnums=0)
     fading = channel.Rician(3.0, angles_deg=[10.0, 20.0])
     listed = channel.ChannelPreset(users=2, distances_m=[100.0, 200.0], fading=fading)
-    assert compiled("ideal", listed, key).shape == (2,)
-    assert compiled("ideal", channel.DirectPreset(mse=[0.25, 0.5]), key).tolist() == [0.25, 0.5]
+    assert compiled(listed, key).shape == (2,)
+    assert compiled(channel.DirectPreset(mse=[0.25, 0.5]), key).tolist() == [0.25, 0.5]
     with pytest.raises(InputError, match="has no channel to draw"):
         channel.draw_channel("mse=.1", key)
     with pytest.raises(InputError, match="Did you mean 'paper'"):
-        channel.user_mse("ideal", "papr", key)
-    with pytest.raises(InputError, match=r"None \(joint LMMSE"):
-        channel.ChannelPreset(order="lmmse")
+        channel.draw_channel("papr", key)

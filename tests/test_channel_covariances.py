@@ -15,6 +15,8 @@ from rmtllmf_jax import channel
 from rmtllmf_jax.common.errors import InputError
 
 ANTENNAS, USERS = 8, 4
+RECEIVERS = (channel.Sic(), channel.Sic("strongest_first"), channel.Lmmse())
+LMMSE = channel.Lmmse()
 # Compiling costs most of the time here, running little.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
@@ -28,14 +30,15 @@ def draw(rng, draws=8):
 @functools.cache
 def both_ways(name):
     def of_channel(h, budget, noise):
-        covariance = channel.attack_covariance(name, h, budget, noise)
-        matrix_free = channel.get_attack(name, antennas=ANTENNAS)(channel.gram(h), budget, noise)
+        attack, gram = channel.ATTACKS[name](), channel.gram(h)
+        covariance = attack(h, budget, noise)
+        matrix_free = attack.from_gram(gram, budget, noise, antennas=ANTENNAS)
         mse = [
             (
-                channel.user_mse_from_covariance(h, covariance, noise, order),
-                channel.user_mse_from_channel(h, name, budget, noise, order),
+                channel.mse_of(receiver(h, covariance, noise)),
+                channel.user_mse(h, attack, budget, noise, receiver),
             )
-            for order in (*channel.ORDERS, None)
+            for receiver in RECEIVERS
         ]
         return covariance, channel.effective_gram(h, covariance, noise), matrix_free, jnp.array(mse)
 
@@ -64,9 +67,7 @@ def seen_from(name):
 
     def seen(x, h, direction, log_budget, seer):
         moved = h + x[0] * direction
-        covariance = channel.attack_covariance(
-            name, moved, jnp.exp(log_budget + x[1]), jnp.exp(x[2])
-        )
+        covariance = channel.ATTACKS[name]()(moved, jnp.exp(log_budget + x[1]), jnp.exp(x[2]))
         return jnp.real(jnp.sum(seer * covariance.T))
 
     def derivatives(*args):
@@ -104,12 +105,12 @@ def test_a_covariance_has_the_derivatives_of_finite_differences(name):
 @pytest.mark.parametrize("name", channel.ATTACKS)
 def test_an_attacker_without_power_has_no_covariance(name):
     h = jnp.array(draw(np.random.default_rng(6), 1)[0])
-    np.testing.assert_array_equal(channel.attack_covariance(name, h, 0.0), 0)
+    np.testing.assert_array_equal(channel.ATTACKS[name]()(h, 0.0), 0)
     assert np.all(np.isfinite(jax.grad(lambda b: seen_power(name, h, b))(0.0)))
 
 
 def seen_power(name, h, budget):
-    return jnp.real(jnp.trace(channel.attack_covariance(name, h, budget)))
+    return jnp.real(jnp.trace(channel.ATTACKS[name]()(h, budget)))
 
 
 @pytest.mark.parametrize("budget_db", [60, 100])
@@ -121,19 +122,19 @@ def test_float32_keeps_the_floor_under_a_strong_jammer(name, budget_db):
     budget = 10.0 ** (budget_db / 10)
     with jax.enable_x64(False):
         found = np.asarray(in_float32(name)(h, np.float32(budget)))
-    expected = jax.vmap(lambda h: channel.user_mse_from_channel(h, name, budget, order=None))(
-        h.astype(complex)
-    )
+    expected = jax.vmap(
+        lambda h: channel.user_mse(h, channel.ATTACKS[name](), budget, receiver=LMMSE)
+    )(h.astype(complex))
     np.testing.assert_allclose(found, np.repeat(expected[:, None], 3, axis=1), rtol=2e-4)
 
 
 @functools.cache
 def in_float32(name):
     def of_channel(h, budget):
-        attack = channel.attack_covariance(name, h, budget)
+        attack = channel.ATTACKS[name]()(h, budget)
         equaliser = channel.mmse_equaliser(h, attack, 1.0, None)
         errors = channel.error_covariance_of(equaliser, h, attack, 1.0)
-        mse = channel.user_mse_from_covariance(h, attack, order=None)
+        mse = channel.mse_of(LMMSE(h, attack))
         return jnp.array([mse, equaliser.mse, jnp.real(jnp.diagonal(errors))])
 
     return jax.jit(jax.vmap(of_channel, (0, None)), compiler_options=FAST_COMPILE)
@@ -145,36 +146,36 @@ def random_covariance(rng, rank):
 
 
 @functools.partial(jax.jit, static_argnums=3, compiler_options=FAST_COMPILE)
-def matched_and_mismatched(h, attack, noise, order):
-    matched = channel.user_mse_from_covariance(h, attack, noise, order)
-    return matched, channel.mismatched_mse(h, attack, noise, order)
+def matched_and_mismatched(h, attack, noise, receiver):
+    both = receiver, channel.Unaware(receiver)
+    return [channel.mse_of(each(h, attack, noise)) for each in both]
 
 
 @settings(deadline=None, max_examples=40)
 @given(
     rank=st.integers(0, ANTENNAS),
     power_db=st.floats(-30, 40),
-    order=st.sampled_from((*channel.ORDERS, None)),
+    receiver=st.sampled_from(RECEIVERS),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_not_knowing_the_attacker_never_helps(rank, power_db, order, seed):
+def test_not_knowing_the_attacker_never_helps(rank, power_db, receiver, seed):
     rng = np.random.default_rng(seed)
     h = jnp.array(draw(rng, 1)[0])
     attack = jnp.array(random_covariance(rng, rank)) * 10 ** (power_db / 10)
-    matched, mismatched = map(np.asarray, matched_and_mismatched(h, attack, 1.0, order))
+    matched, mismatched = map(np.asarray, matched_and_mismatched(h, attack, 1.0, receiver))
     assert np.all(mismatched >= matched * (1 - 1e-9))
-    quiet, same = matched_and_mismatched(h, 0 * attack, 1.0, order)
+    quiet, same = matched_and_mismatched(h, 0 * attack, 1.0, receiver)
     np.testing.assert_allclose(quiet, same, rtol=1e-10)
 
 
-def test_mismatched_mse_is_that_of_the_textbook_filter():
+def test_an_unaware_receiver_is_the_textbook_filter():
     rng = np.random.default_rng(2)
     h, attack = draw(rng, 1)[0], random_covariance(rng, 2)
     filter_ = h.conj().T @ np.linalg.inv(h @ h.conj().T + 0.5 * np.eye(ANTENNAS))
     left = filter_ @ h - np.eye(USERS)
     noise = filter_ @ (attack + 0.5 * np.eye(ANTENNAS)) @ filter_.conj().T
     expected = np.diagonal(left @ left.conj().T + noise).real
-    found = channel.mismatched_mse(jnp.array(h), jnp.array(attack), 0.5, None)
+    found = channel.mse_of(channel.Unaware(LMMSE)(jnp.array(h), jnp.array(attack), 0.5))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -185,7 +186,7 @@ def test_an_own_covariance_can_be_differentiated():
     @jax.jit
     def of_power(power):
         return jax.value_and_grad(
-            lambda power: jnp.sum(channel.user_mse_from_covariance(h, power * attack))
+            lambda power: jnp.sum(channel.mse_of(channel.SIC(h, power * attack)))
         )(power)
 
     numeric = (of_power(1.001)[0] - of_power(0.999)[0]) / 0.002
@@ -199,8 +200,8 @@ def test_covariances_that_cannot_be_are_refused_with_what_was_seen():
     functions = (
         lambda h, attack, noise=1.0: channel.effective_gram(h, attack, noise),
         lambda h, attack, noise=1.0: channel.mmse_equaliser(h, attack, noise, None),
-        channel.user_mse_from_covariance,
-        channel.mismatched_mse,
+        channel.Sic(),
+        channel.Unaware(),
     )
     for function in functions:
         with pytest.raises(InputError, match=r"Hermitian: \[0, 1\] is \(0.5\+0j\)"):
@@ -216,11 +217,3 @@ def test_covariances_that_cannot_be_are_refused_with_what_was_seen():
     for function in functions:
         with pytest.raises(InputError, match=r"noise must be finite and > 0, got 0.0"):
             function(h, jnp.eye(ANTENNAS, dtype=complex), 0.0)
-
-
-def test_covariance_of_an_unknown_attack_or_a_negative_budget():
-    h = jnp.ones((3, 2), complex)
-    with pytest.raises(InputError, match="Did you mean 'sum_rate'"):
-        channel.attack_covariance("sumrate", h, 1.0)
-    with pytest.raises(InputError, match=r"budget must be finite and >= 0, got -1.0"):
-        channel.attack_covariance("sum_rate", h, -1.0)

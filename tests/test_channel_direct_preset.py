@@ -11,7 +11,7 @@ from rmtllmf_jax.channel.presets import DirectPreset
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.sweep.settings import Settings
 
-user_mse = jax.jit(channel.user_mse, static_argnums=(0, 1))
+user_mse = jax.jit(lambda preset, key: channel.Link(preset).mse(key), static_argnums=0)
 
 
 def test_direct_presets_bypass_the_channel():
@@ -21,18 +21,18 @@ def test_direct_presets_bypass_the_channel():
     by_snr = channel.get_preset("snr_db=0,10,-10")
     assert by_snr == DirectPreset(snr_db=(0.0, 10.0, -10.0))
     assert by_mse.users == by_snr.users == 3
-    np.testing.assert_allclose(user_mse("ideal", by_mse, key), [0, 0.25, 1])
-    np.testing.assert_allclose(user_mse("ideal", by_snr, key), [0.5, 1 / 11, 10 / 11], rtol=1e-6)
-    snr = channel.unbiased_sinr(user_mse("ideal", by_snr, key))
+    np.testing.assert_allclose(user_mse(by_mse, key), [0, 0.25, 1])
+    np.testing.assert_allclose(user_mse(by_snr, key), [0.5, 1 / 11, 10 / 11], rtol=1e-6)
+    snr = channel.unbiased_sinr(user_mse(by_snr, key))
     np.testing.assert_allclose(snr, [1, 10, 0.1], rtol=1e-5)
-    for preset in (by_mse, by_snr):
-        np.testing.assert_array_equal(user_mse("clean", preset, key), np.zeros(3))
 
 
-@pytest.mark.parametrize("scenario", sorted(set(channel.SCENARIOS) - {"clean", "ideal"}))
-def test_a_direct_preset_cannot_be_attacked(scenario):
-    with pytest.raises(InputError, match=f"'{scenario}' attacks a channel, .* has none"):
-        channel.user_mse(scenario, DirectPreset(mse=(0.1,)), jax.random.key(0))
+def test_a_direct_preset_has_no_attack_and_no_receiver():
+    preset = DirectPreset(mse=(0.1,))
+    with pytest.raises(InputError, match=r"the attack sum_rate needs a channel, and .* has none"):
+        channel.Link(preset, channel.SumRate())
+    with pytest.raises(InputError, match="the receiver lmmse needs a channel"):
+        channel.Link(preset, receiver=channel.Lmmse())
 
 
 def test_a_sweep_takes_a_direct_preset():

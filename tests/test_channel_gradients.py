@@ -88,9 +88,9 @@ def richardson(values, steps):
 
 def losses(attack, h, log_power, log_budget, log_noise):
     """Weighted SIC MSE, LMMSE MSE and SIC rates; the order is fixed, for a swap is a jump."""
-    act = channel.get_attack(attack, antennas=ANTENNAS)
     gram = channel.gram(h * jnp.exp(log_power / 2))
-    effective = act(gram, jnp.exp(log_budget), jnp.exp(log_noise))
+    powers = jnp.exp(log_budget), jnp.exp(log_noise)
+    effective = channel.ATTACKS[attack]().from_gram(gram, *powers, antennas=ANTENNAS)
     order = jnp.arange(USERS)
     mse = [channel.sic_mse(effective, order), channel.lmmse_mse(effective)]
     return jnp.stack([*mse, channel.sic_rates(effective, order)]) @ jnp.array(WEIGHTS)
@@ -203,7 +203,7 @@ def test_budget_moves_mse_at_zero_budget():
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def value_and_slope(budget):
         return jax.value_and_grad(
-            lambda budget: jnp.sum(channel.user_mse_from_channel(h, "sum_rate", budget))
+            lambda budget: jnp.sum(channel.user_mse(h, channel.ATTACKS["sum_rate"](), budget))
         )(budget)
 
     small = 1e-4
@@ -216,7 +216,7 @@ def total_and_gradients(names):
     """Of the sum over the attacks named: one NaN would show in it."""
 
     def total(h, budget, noise):
-        mse = [channel.user_mse_from_channel(h, name, budget, noise) for name in names]
+        mse = [channel.user_mse(h, channel.ATTACKS[name](), budget, noise) for name in names]
         return jnp.sum(jnp.stack(mse))
 
     return jax.jit(jax.vmap(jax.value_and_grad(total, argnums=(0, 1, 2)), (0, None, None)))

@@ -23,7 +23,7 @@ from rmtllmf_jax.common.errors import InputError
 KEY = jax.random.key(11)
 SIZE = 20_001
 """Parameters a user, the same in most tests: few shapes, few compilations."""
-OPTIONS = ("order", "cancellation", "modulation")
+OPTIONS = ("receiver", "cancellation", "modulation")
 
 
 def compiled(function, **static):
@@ -34,9 +34,15 @@ def compiled(function, **static):
 
 _transmit = compiled(link.transmit, static_argnames=OPTIONS)
 _equalise = compiled(mmse_equaliser, static_argnums=3)
-receiver_mse = compiled(channel.receiver_mse, static_argnums=2)
+from_gram = compiled(
+    lambda gram, power, receiver: receiver.from_gram(gram, power), static_argnums=2
+)
 _propagate = compiled(link.propagate)
 FLOOR = 0.3
+
+
+def receiver_of(order):
+    return channel.Lmmse() if order is None else channel.Sic(order)
 
 
 def parts(covariance):
@@ -93,7 +99,8 @@ def effective_gram(h, covariance):
 def expected_mse(h, covariance, order):
     """mu_q by `channel.receivers`, which knows no filter."""
     power = np.linalg.norm(h, axis=0) ** 2
-    return receiver_mse(effective_gram(h, covariance), power, order)
+    errors = from_gram(receiver_of(order), effective_gram(h, covariance), power)
+    return np.diagonal(errors).real
 
 
 def blocks(size: int = SIZE, users: int = 4, seed: int = 1) -> np.ndarray:
@@ -150,7 +157,9 @@ def test_cholesky_is_lapacks():
 def test_mse_before_slicing_is_mu(order: str | None, modulation: int | None):
     """Five sigma. |error|^2 varies by at most its mean: sigma is below mu / sqrt(symbols)."""
     h, covariance = system(2)
-    received = transmit(blocks(), h, covariance, KEY, order=order, modulation=modulation)
+    received = transmit(
+        blocks(), h, covariance, KEY, receiver=receiver_of(order), modulation=modulation
+    )
     count = received.symbols.shape[1]
     mu = expected_mse(h, covariance, order)
     np.testing.assert_allclose(received.symbol_mse, mu, rtol=5 / np.sqrt(count))
@@ -188,7 +197,9 @@ def test_symbol_error_rate_of_the_last_decoded_user(modulation: int, order: str)
     last = int(equalise(h, covariance, order).sequence[-1])
     # The last user's SINR, and nothing else of it, is proportional to the power of all.
     h = h * np.sqrt(0.25 * modulation / (1 / expected_mse(h, covariance, order)[last] - 1))
-    received = transmit(blocks(), h, covariance, KEY, modulation=modulation, order=order)
+    received = transmit(
+        blocks(), h, covariance, KEY, modulation=modulation, receiver=receiver_of(order)
+    )
     sinr = 1 / expected_mse(h, covariance, order)[last] - 1
     expected = symbol_error_rate(sinr, modulation)
     assert 0.2 < expected < 0.6
@@ -389,7 +400,7 @@ def test_float32_on_the_papers_channels():
 def test_a_user_that_nobody_hears(order: str | None):
     h, covariance = system(14)
     h[:, 1] = 0
-    received = transmit(blocks(), h, covariance, KEY, order=order)
+    received = transmit(blocks(), h, covariance, KEY, receiver=receiver_of(order))
     assert all(np.all(np.isfinite(leaf)) for leaf in received)
     np.testing.assert_array_equal(received.estimates[1], 0)
 

@@ -23,7 +23,14 @@ PAPER = PRESETS["paper"]
 # Compiled once for all tests: called eagerly, every operation would be compiled alone.
 draw_channel = jax.jit(channel.draw_channel, static_argnums=0)
 draw_channels = jax.jit(channel.draw_channels, static_argnums=(0, 2))
-user_mse = jax.jit(channel.user_mse, static_argnums=(0, 1))
+LMMSE = channel.Lmmse()
+
+
+def mse(scenario, preset, key):
+    return channel.Link(preset, channel.Scenario(scenario).attack).mse(key)
+
+
+user_mse = jax.jit(mse, static_argnums=(0, 1))
 
 
 @contextmanager
@@ -52,8 +59,8 @@ def drops():
         strongest = jnp.argmax(
             channel.received_power(channel.gram(channel.draw_channel(PAPER, key)))
         )
-        names = ("clean", "ideal", "strongest_user", "sum_rate")
-        return strongest, {name: channel.user_mse(name, PAPER, key) for name in names}
+        names = ("ideal", "strongest_user", "sum_rate")
+        return strongest, {name: mse(name, PAPER, key) for name in names}
 
     def cells(keys):
         return jax.vmap(cell)(keys)
@@ -83,15 +90,10 @@ def test_paper_preset_averages(drops, scenario, mean, attacked, sum_rate):
         np.testing.assert_allclose(mse[np.arange(len(mse)), strongest].mean(), attacked, rtol=0.02)
 
 
-def test_clean_is_without_error():
-    mse = channel.user_mse("clean", PAPER, jax.random.key(0))
-    np.testing.assert_array_equal(mse, np.zeros(8))
-
-
 def test_a_batch_is_its_cells(drops):
     keys, _, batch = drops
     assert {mse.shape for mse in batch.values()} == {(20_000, 8)}
-    for scenario in ("clean", "strongest_user", "sum_rate"):
+    for scenario in ("strongest_user", "sum_rate"):
         alone = user_mse(scenario, PAPER, keys[12_345])
         np.testing.assert_allclose(batch[scenario][12_345], alone, rtol=1e-4)
 
@@ -114,21 +116,20 @@ def test_draws_go_on_where_others_ended():
 def test_scenarios_share_the_channel():
     key = jax.random.key(5)
     h = draw_channel(PAPER, key)
-    over_channel = jax.jit(channel.user_mse_from_channel, static_argnums=1)
+    over_channel = jax.jit(channel.user_mse, static_argnums=1)
     for scenario in ("ideal", "white"):
-        expected = over_channel(h, channel.SCENARIOS[scenario], PAPER.attack_budget)
+        expected = over_channel(h, channel.Scenario(scenario).attack, PAPER.attack_budget)
         np.testing.assert_allclose(user_mse(scenario, PAPER, key), expected, rtol=1e-5)
 
 
 def every_mse(h):
     """MSE of the users under every attack, behind every receiver."""
     found = {}
-    for name in channel.ATTACKS:
-        jammed = channel.get_attack(name, antennas=16)(channel.gram(h), 200.0, 1.0)
-        for order in (*channel.ORDERS, None):
-            found[name, str(order)] = channel.user_mse_from_channel(
-                h, lambda *_, gram=jammed: gram, 200.0, order=order
-            )
+    for name in set(channel.ATTACKS) - {"towards"}:  # which tells users by number
+        jammed = channel.ATTACKS[name]().from_gram(channel.gram(h), 200.0, 1.0, antennas=16)
+        power = channel.received_power(channel.gram(h))
+        for receiver in (channel.Sic(), channel.Sic("strongest_first"), channel.Lmmse()):
+            found[name, str(receiver)] = channel.mse_of(receiver.from_gram(jammed, power))
     return found
 
 
@@ -173,7 +174,7 @@ def test_every_cell_works_without_attack():
     @jax.jit
     @jax.vmap
     def mean_mse(key):
-        return jnp.array([channel.user_mse("ideal", preset, key).mean() for preset in cells])
+        return jnp.array([channel.Link(preset).mse(key).mean() for preset in cells])
 
     cells = [preset for name, preset in PRESETS.items() if name != "paper"]
     mean = np.asarray(mean_mse(keys)).mean(0)
@@ -245,7 +246,9 @@ def test_derivative_of_the_mse_in_the_distances(preset):
 
         def loss(log_distance):
             h = channel_at(preset, jnp.exp(log_distance), key)
-            mse = channel.user_mse_from_channel(h, "white", preset.attack_budget, order=None)
+            mse = channel.user_mse(
+                h, channel.ATTACKS["white"](), preset.attack_budget, receiver=LMMSE
+            )
             return jnp.arange(1.0, 4.0) @ mse
 
         @jax.jit
@@ -297,7 +300,6 @@ def test_edge_snr_is_the_snr_at_one_kilometre():
         ("power_control_alpha", float("nan")),
         ("attack_budget_db", float("nan")),
         ("attack_budget_db", float("inf")),
-        ("order", "loudest_first"),
     ],
 )
 def test_impossible_presets_are_refused(field, value):
@@ -345,7 +347,7 @@ def test_fading_is_the_presets():
 
 
 def test_a_preset_may_have_no_attack_power():
-    preset = channel.ChannelPreset(attack_budget_db=-float("inf"), order=None)
+    preset = channel.ChannelPreset(attack_budget_db=-float("inf"))
     key = jax.random.key(10)
     jammed, ideal = (user_mse(scenario, preset, key) for scenario in ("sum_rate", "ideal"))
     np.testing.assert_allclose(jammed, ideal, rtol=1e-4)
@@ -355,6 +357,6 @@ def test_bad_names_are_answered_with_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'paper'"):
         channel.get_preset("papre")
     with pytest.raises(InputError, match="Did you mean 'strongest_user'"):
-        channel.user_mse("strongest-user", PAPER, jax.random.key(0))
+        channel.Scenario("strongest-user")
     with pytest.raises(InputError, match="draws"):
         channel.draw_keys(jax.random.key(0), 0)

@@ -1,5 +1,7 @@
 """Receivers: one Cholesky factor against the textbook's interference covariances."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -207,15 +212,60 @@ def test_matched_filter_is_the_explicit_filter_and_never_better(power_db, seed):
     assert np.all(matched_sic >= sic * (1 - 1e-9))
 
 
-def test_receiver_mse_chooses_by_order():
-    h = jnp.array(complex_normal(np.random.default_rng(2), 6, 4) * [1, 2, 3, 4])
-    gram = channel.gram(h)
-    power = channel.received_power(gram)
-    order = channel.sic_order(power, "strongest_first")
-    np.testing.assert_array_equal(
-        channel.receiver_mse(gram, power, "strongest_first"), channel.sic_mse(gram, order)
-    )
-    np.testing.assert_array_equal(channel.receiver_mse(gram, power, None), channel.lmmse_mse(gram))
+@functools.cache
+def errors_of(receiver):
+    def errors(h, attack, key):
+        known = receiver.from_gram if hasattr(receiver, "from_gram") else receiver.of.from_gram
+        power = channel.received_power(channel.gram(h))
+        by_gram = known(channel.effective_gram(h, attack, 1.0), power)
+        filters = receiver.filters(h, attack, 1.0, key)
+        by_filters = channel.error_covariance_of(filters, h, attack, 1.0)
+        return by_gram, by_filters, receiver(h, attack, 1.0, key), filters.mse
+
+    return jax.jit(jax.vmap(errors, (None, None, 0)), compiler_options=FAST_COMPILE)
+
+
+def system(seed):
+    rng = np.random.default_rng(seed)
+    root = complex_normal(rng, 6, 2)
+    return complex_normal(rng, 6, 4) * [1, 2, 3, 4], 9 * root @ root.conj().T
+
+
+@pytest.mark.parametrize("kind", ["sic", "sic(strongest_first)", "lmmse", "matched_filter"])
+def test_receivers_are_their_filters(kind):
+    keys = jax.random.split(jax.random.key(0), 1)
+    by_gram, by_filters, called, mse = errors_of(channel.get_receiver(kind))(*system(2), keys)
+    np.testing.assert_allclose(by_filters, by_gram, atol=1e-10)
+    np.testing.assert_array_equal(called, by_gram)
+    np.testing.assert_allclose(mse[0], np.diagonal(by_gram[0]).real, rtol=1e-10)
+
+
+@pytest.mark.parametrize("of", ["sic", "lmmse"])
+def test_an_estimated_covariance_tends_to_the_true_one(of):
+    """Never better than knowing the noise; the loss falls with the snapshots."""
+    keys, losses = jax.random.split(jax.random.key(1), 50), []
+    for snapshots in (4, 64, 4096):
+        receiver = channel.get_receiver(f"estimated({snapshots}, loading=0.01, of={of})")
+        known, _, found, _ = errors_of(receiver)(*system(3), keys)
+        loss = np.diagonal(found - known, axis1=1, axis2=2).real
+        assert np.min(loss) > -1e-9
+        losses.append(np.mean(loss))
+    assert losses[0] > 4 * losses[1] > 16 * losses[2] > 0
+
+
+def test_an_estimate_needs_a_key():
+    with pytest.raises(InputError, match="snapshots of the noise: give it a key"):
+        channel.Estimated()(*map(jnp.asarray, system(3)))
+    with pytest.raises(InputError, match="loading must be finite and > 0"):
+        channel.Estimated(loading=0.0)
+
+
+def test_receivers_are_read_as_they_are_written():
+    for receiver in (channel.Lmmse(), channel.Estimated(32, of=channel.Lmmse()), channel.SIC):
+        assert channel.get_receiver(described(receiver)) == receiver
+    assert channel.get_receiver("strongest_first") == channel.Sic("strongest_first")
+    with pytest.raises(InputError, match="unknown receiver 'zf'"):
+        channel.get_receiver("zf")
 
 
 def test_unknown_order_names_the_nearest():

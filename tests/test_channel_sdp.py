@@ -54,7 +54,7 @@ def error_matrix(h, noise):
 
 def rate_and_mse(name, h, noise):
     gram = channel.gram(jnp.array(h))
-    effective = channel.get_attack(name, antennas=ANTENNAS)(gram, BUDGET, noise)
+    effective = channel.ATTACKS[name]().from_gram(gram, BUDGET, noise, antennas=ANTENNAS)
     return float(channel.sum_rate(effective)), float(jnp.sum(channel.lmmse_mse(effective)))
 
 
@@ -98,7 +98,7 @@ def test_min_max_rate_is_the_programs_optimum(seed):
     best = solve(cp.Minimize(t[0, 0]), constraints)
 
     gram = channel.gram(jnp.array(h))
-    effective = channel.get_attack("min_max_rate", antennas=ANTENNAS)(gram, BUDGET, 1e-12)
+    effective = channel.ATTACKS["min_max_rate"]().from_gram(gram, BUDGET, 1e-12, antennas=ANTENNAS)
     sinr = np.real(np.diagonal(np.asarray(effective)))
     np.testing.assert_allclose(sinr, best, rtol=1e-5)
     np.testing.assert_allclose(sinr, sinr[0], rtol=1e-9)

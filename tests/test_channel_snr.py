@@ -127,7 +127,11 @@ def mse_of_drops():
 
     def mse(scenario):
         return np.asarray(
-            jax.jit(jax.vmap(lambda key: channel.user_mse(scenario, PAPER, key)))(keys)
+            jax.jit(
+                jax.vmap(
+                    lambda key: channel.Link(PAPER, channel.Scenario(scenario).attack).mse(key)
+                )
+            )(keys)
         )
 
     return {name: mse(name) for name in ("ideal", "strongest_user", "sum_rate")}

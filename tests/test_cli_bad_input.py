@@ -94,7 +94,7 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--preset", "papper", "channel preset", "paper", "paper"),
         ("--scenarios", "sumrate", "scenario", "sum_rate", "clean"),
         ("--protections", "rmtllmf", "protection", "r-mtllmf", "freeze"),
-        ("--order", "weakest", "order", "weakest_first", "lmmse"),
+        ("--order", "weakest", "receiver", "weakest_first", "lmmse"),
         ("--error-model", "independant", "error model", "independent", "noisy_reference"),
         ("--rules", "tie", "merge method", "ties", "dare"),
         ("--axis", "snr", "axis", "snr_db", "budget_db"),
@@ -206,11 +206,11 @@ def test_more_tasks_than_users_before_anything_is_trained(reproduce: Refused) ->
     [
         (["--error-model", "equicorrelated=1.5"], "must lie between -1/(users - 1)"),
         (["--error-model", "equicorrelated"], "for example equicorrelated=0.5"),
-        (["--error-model", "lmmse"], "use the error model independent, or the order lmmse"),
+        (["--error-model", "lmmse"], "use the error model independent, or the receiver lmmse"),
         (["--error-model", "lmmse", "--order", "strongest_first"], "(strongest_first)"),
         (["--preset", "mse=.1,.2"], "the scenario 'strongest_user' attacks a channel"),
         (["--preset", "mse=.1,.2", "--scenarios", "clean", "sum_mse"], "'sum_mse' attacks"),
-        (["--preset", "mse=.1,.2", "--order", "lmmse"], "the order 'lmmse' is a receiver's"),
+        (["--preset", "mse=.1,.2", "--order", "lmmse"], "the receiver lmmse needs a channel"),
         (["--preset", "mse=.1,.2,"], "'' is no number"),
         (["--preset", "snr_db=10"], "2 tasks need as many users; the channel preset 'snr_db=10'"),
     ],
@@ -335,7 +335,7 @@ def test_options_of_a_sweep(sweep: Refused) -> None:
     assert "unknown task 'cars'" in sweep("--tasks", "cars", "mnist")
     assert "scale must be a finite number >= 0" in sweep("--scale", "-0.3")
     assert "'white' attacks a channel" in sweep("--preset", "mse=.1,.1,.1", "--scenarios", "white")
-    assert "the order lmmse" in sweep("--error-model", "lmmse")
+    assert "the receiver lmmse" in sweep("--error-model", "lmmse")
     assert "3 users' errors" in sweep("--error-model", "equicorrelated=-0.6")
     assert "cells at once must be at least 1, got 0" in sweep("--cells-at-once", "0")
     assert "--image-devices 3 must divide the number of devices, 1" in sweep("--image-devices", "3")

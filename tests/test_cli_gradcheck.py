@@ -16,7 +16,7 @@ import pytest
 from conftest import TinyRun, command, environment
 
 from rmtllmf_jax import fusion, gradients, uplink
-from rmtllmf_jax.channel import get_preset
+from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario, White, get_preset
 from rmtllmf_jax.cli.gradcheck import starting_values
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.cli.random_users import TASKS, random_inputs
@@ -167,7 +167,8 @@ def test_the_start_is_the_preset(
     objective: Objective, preset: str, scenario: str, names: tuple[str, ...]
 ) -> None:
     """The users' MSE in the first channel is what it is without any parameter."""
-    setting = replace(objective.setting, preset=get_preset(preset), scenario=scenario)
+    link = Link(get_preset(preset), Scenario(scenario).attack)
+    setting = replace(objective.setting, link=link)
     objective = replace(objective, setting=setting)
     start = starting_values(objective, names, KEY)
     assert set(start.given()) == set(names)
@@ -231,12 +232,13 @@ def test_the_score_is_taken_and_no_gradient_beside_that_of_the_check(
 
 
 def test_a_free_attack_starts_at_white_noise(objective: Objective) -> None:
-    objective = replace(objective, setting=replace(objective.setting, scenario="ideal"))
+    link = replace(objective.setting.link, attack=NO_ATTACK)
+    objective = replace(objective, setting=replace(objective.setting, link=link))
     start = starting_values(objective, ("attack",), KEY)
-    channel, preset = objective.channel_keys(KEY)[0], objective.setting.preset
+    channel = objective.channel_keys(KEY)[0]
     np.testing.assert_allclose(
-        user_mse(start, "ideal", preset, channel),
-        user_mse(Parameters(), "white", preset, channel),
+        user_mse(start, link, channel),
+        user_mse(Parameters(), replace(link, attack=White()), channel),
         rtol=1e-4,
     )
 
@@ -372,7 +374,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
         ("--preset papper", "unknown channel preset 'papper'. Did you mean 'paper'?"),
         ("--preset mse=.1,.2,.3", "'sum_rate' attacks a channel"),
         ("--preset mse=.1 --scenario ideal", "3 tasks need as many users"),
-        ("--order weakest", "unknown order 'weakest'. Did you mean 'weakest_first'?"),
+        ("--order weakest", "unknown receiver 'weakest'. Did you mean 'weakest_first'?"),
         (
             "--combination first+thrid",
             "unknown task of --combination 'thrid'. Did you mean 'third'?",

@@ -189,13 +189,12 @@ def test_the_learned_attack(
     assert (wide["soft_accuracy"]["learned"] <= wide["soft_accuracy"]["sum_rate"] + 1e-4).all()
     assert (wide["mse"]["none"] < wide["mse"]["strongest_user"]).all()
 
-    scenarios = {attack: name for name, attack in channel.SCENARIOS.items()}
     preset = replace(channel.PRESETS["paper"], users=3)
     root = jax.random.fold_in(jax.random.key(0), 0)
     for attack in options.attacks:
         for number in range(2):
             key = jax.random.fold_in(root, number)
-            mse = channel.user_mse(scenarios[attack], preset, key)
+            mse = channel.Link(preset, channel.ATTACKS[attack]()).mse(key)
             found = wide.loc[number]
             np.testing.assert_allclose(found["mse"][attack], np.mean(mse), rtol=1e-5)
             np.testing.assert_allclose(found["worst_mse"][attack], np.max(mse), rtol=1e-5)

@@ -16,13 +16,14 @@ from gradient_fixtures import (
     PRESET,
     Orthogonal,
     features,
+    link_of,
     parameters_of,
     slopes,
     tiny_objective,
 )
 
 from rmtllmf_jax import channel, uplink
-from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, DirectPreset
+from rmtllmf_jax.channel import ATTACKS, ChannelPreset, DirectPreset, Link, Lmmse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.fusion import Average, Lata, MergeMethod
@@ -37,8 +38,8 @@ from rmtllmf_jax.gradients import (
     value_and_gradient,
 )
 
-ATTACKED = tuple(sorted(set(SCENARIOS) - {"clean", "ideal"}))
-JOINT = replace(PRESET, order=None)
+ATTACKED = tuple(sorted(set(ATTACKS) - {"none"}))
+JOINT = Link(PRESET, receiver=Lmmse())
 EQUAL = replace(PRESET, fading=Orthogonal(), distances_m=(500.0,) * 4)
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -69,7 +70,7 @@ def of_mse(scenario: str, preset: ChannelPreset, *kinds: str, **changes: Any) ->
     parameters = replace(parameters_of(*kinds, dtype=jnp.float64), **changes)
 
     def weighted(here: Parameters, reference: Parameters, key: jax.Array) -> jax.Array:
-        return user_mse(here, scenario, preset, key, reference) @ jnp.linspace(1.0, 2.0, 4)
+        return user_mse(here, link_of(scenario, preset), key, reference) @ jnp.linspace(1.0, 2.0, 4)
 
     return slopes(weighted, parameters, parameters, KEY)
 

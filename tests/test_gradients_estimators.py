@@ -13,7 +13,7 @@ import pytest
 from gradient_fixtures import KEY, parameters_of, tiny_objective
 
 from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.channel import ChannelPreset, Link, White
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.gradients import (
     Estimate,
@@ -50,7 +50,7 @@ def small_objective(noise_draws: int = 16, score: str = "soft_accuracy") -> Obje
     labels = [jnp.where(few_features(merged, jnp.asarray(x))[:, 0] > 0, 0, 1) for x in images]
     preset = ChannelPreset(users=2, antennas=4, distances_m=(300.0, 700.0))
     return Objective(
-        setting=Setting(few_features, preset, "white", score, 1, noise_draws),
+        setting=Setting(few_features, Link(preset, White()), score, 1, noise_draws),
         base=base,
         vectors=vectors,
         heads=Head(kernel, jnp.zeros((2, 2))),

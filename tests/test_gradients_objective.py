@@ -16,12 +16,13 @@ from gradient_fixtures import (
     PRESET,
     TASKS,
     features,
+    link_of,
     parameters_of,
     tiny_objective,
 )
 
 from rmtllmf_jax import channel, uplink
-from rmtllmf_jax.channel import SCENARIOS, ChannelPreset, DirectPreset
+from rmtllmf_jax.channel import ATTACKS, ChannelPreset, DirectPreset, Link, Lmmse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import Average, Dare, RegMean
 from rmtllmf_jax.gradients import (
@@ -33,11 +34,11 @@ from rmtllmf_jax.gradients import (
     value,
     value_and_gradient,
 )
-from rmtllmf_jax.gradients.link import _effective_gram
-from rmtllmf_jax.gradients.parameters import channel_matrix
+from rmtllmf_jax.gradients.parameters import FreeAttack, channel_matrix
 
-ATTACKED = tuple(sorted(set(SCENARIOS) - {"clean", "ideal"}))
-JOINT = replace(PRESET, order=None)
+SCENARIOS = ("ideal", *sorted(set(ATTACKS) - {"none"}))
+ATTACKED = tuple(sorted(set(ATTACKS) - {"none"}))
+JOINT = Link(PRESET, receiver=Lmmse())
 NOTHING = Parameters()
 DEAR = ("min_max_rate", "sum_mse", "sum_rate_floor_aware")
 SOME_SLOW = [pytest.param(each, marks=[pytest.mark.slow] * (each in DEAR)) for each in SCENARIOS]
@@ -58,7 +59,8 @@ def right_answers(objective: Objective, parameters: Parameters, scale: np.ndarra
     for draw in range(setting.channel_draws * setting.noise_draws):
         place = jax.random.fold_in(jax.random.fold_in(KEY, 0), draw // setting.noise_draws)
         noise_key = jax.random.fold_in(jax.random.fold_in(KEY, 1), draw)
-        mse = user_mse(parameters, setting.scenario, setting.preset, place)[:TASKS]
+        link = setting.link
+        mse = jnp.zeros(TASKS) if link is None else user_mse(parameters, link, place)[:TASKS]
         noise = uplink.noise_of_sum(
             objective.vectors, jnp.asarray(scale), mse, objective.kappa, noise_key
         )
@@ -187,18 +189,18 @@ def test_the_channel_is_drawn_once_and_again_for_choices_of_others(
 
     monkeypatch.setattr("rmtllmf_jax.gradients.link.channel_matrix", counted)
     own, other = parameters_of("powers"), Parameters(powers=jnp.ones(4))
-    user_mse(own, "strongest_user", PRESET, KEY)
+    user_mse(own, link_of("strongest_user"), KEY)
     assert drawn == [own]
     drawn.clear()
-    user_mse(own, "strongest_user", PRESET, KEY, other)
+    user_mse(own, link_of("strongest_user"), KEY, other)
     assert drawn == [own, other]
 
 
 @pytest.mark.parametrize("scenario", SOME_SLOW)
 def test_user_mse_without_parameters_is_the_channels(scenario: str):
     for preset in (PRESET, JOINT):
-        found = user_mse(NOTHING, scenario, preset, KEY)
-        np.testing.assert_allclose(found, channel.user_mse(scenario, preset, KEY), rtol=1e-5)
+        found = user_mse(NOTHING, link_of(scenario, preset), KEY)
+        np.testing.assert_allclose(found, link_of(scenario, preset).mse(KEY), rtol=1e-5)
     own = Parameters(
         powers=jnp.ones(4),
         distances=channel.draw_distances(PRESET, KEY),
@@ -208,8 +210,8 @@ def test_user_mse_without_parameters_is_the_channels(scenario: str):
         own = replace(own, budget=jnp.asarray(PRESET.attack_budget))
     for reference in (None, own):
         np.testing.assert_allclose(
-            user_mse(own, scenario, PRESET, KEY, reference),
-            channel.user_mse(scenario, PRESET, KEY),
+            user_mse(own, link_of(scenario), KEY, reference),
+            link_of(scenario).mse(KEY),
             rtol=1e-5,
         )
 
@@ -243,7 +245,9 @@ def test_fixed_choices_stay_although_received_powers_cross(scenario: str):
     order = channel.sic_order(power, "weakest_first")
     assert list(order) != list(channel.sic_order(channel.received_power(gram), "weakest_first"))
     if scenario == "strongest_user":
-        gram = channel.attacks.towards_user(gram, preset.attack_budget, 1.0, jnp.argmax(power))
+        gram = channel.Towards(int(jnp.argmax(power))).from_gram(
+            gram, preset.attack_budget, antennas=preset.antennas
+        )
     np.testing.assert_allclose(held, channel.sic_mse(gram, order)[:TASKS], rtol=1e-5)
     assert np.max(np.abs(held - objective.user_mse(end, KEY))) > 0.01
     np.testing.assert_array_equal(
@@ -262,7 +266,7 @@ def test_the_entries_of_an_attack_give_its_covariance_and_mse(
     preset = ChannelPreset(users=users, antennas=antennas)
     with jax.enable_x64(dtype == jnp.float64):
         h_tilde = channel.draw_channel(preset, KEY)
-        covariance = channel.attack_covariance(attack, h_tilde, preset.attack_budget)
+        covariance = channel.ATTACKS[attack]()(h_tilde, preset.attack_budget)
         entries = attack_entries(covariance, preset.attack_budget)
         assert entries.dtype == dtype
         root = covariance_root(entries)
@@ -272,22 +276,21 @@ def test_the_entries_of_an_attack_give_its_covariance_and_mse(
         tolerance = 1e-6 if dtype == jnp.float64 else 1e-4
         size = float(jnp.real(jnp.trace(covariance)))
         np.testing.assert_allclose(back, covariance, atol=tolerance * size)
-        free = user_mse(Parameters(attack=entries), "ideal", preset, KEY)
-        expected = channel.user_mse(attack, preset, KEY)
+        free = user_mse(Parameters(attack=entries), Link(preset), KEY)
+        expected = link_of(attack, preset).mse(KEY)
         np.testing.assert_allclose(free, expected, rtol=10 * tolerance)
 
 
 def test_a_free_attack_keeps_the_floor_in_float32_at_80_db():
     """A jammer towards one user: the others see the floor, and the least that the root lifts it."""
-    preset = replace(PRESET, order=None)
-    h_tilde = channel.draw_channel(preset, KEY)
-    covariance = channel.attack_covariance("strongest_user", h_tilde, 1e8)
+    h_tilde = channel.draw_channel(PRESET, KEY)
+    covariance = channel.StrongestUser()(h_tilde, 1e8)
     attack = attack_entries(covariance, 1e8)
 
     def mse_of(dtype: Any) -> np.ndarray:
         given = {"attack": attack, "budget": jnp.asarray(1e8)}
-        parameters = Parameters(**{name: jnp.asarray(x, dtype) for name, x in given.items()})
-        effective = _effective_gram(parameters, "ideal", preset, h_tilde, lambda _: None)
+        entries, budget = (jnp.asarray(x, dtype) for x in given.values())
+        effective = channel.attacked_gram(FreeAttack(entries), h_tilde, budget)
         return np.asarray(channel.lmmse_mse(effective))
 
     found = mse_of(jnp.float32)
@@ -299,7 +302,7 @@ def test_a_free_attack_keeps_the_floor_in_float32_at_80_db():
 def test_a_user_at_the_base_station_has_no_channel():
     positions = jnp.array([[3.0, 4.0], [0.0, 0.0], [300.0, 400.0], [1.0, 0.0]])
     with pytest.raises(InputError, match="distances from the base station"):
-        user_mse(Parameters(positions=positions), "ideal", PRESET, KEY)
+        user_mse(Parameters(positions=positions), Link(PRESET), KEY)
 
 
 def test_values_with_and_without_jit_with_a_gradient_and_over_keys():
@@ -442,7 +445,7 @@ def test_errors_say_what_does_not_fit(setting: dict[str, Any], given: dict[str, 
 
 def test_angles_of_arrival_follow_positions():
     """A user who moves on a circle keeps its power and changes its direction."""
-    preset = replace(PRESET, fading=channel.Rician(k_factor_db=60.0), order=None)
+    preset = replace(PRESET, fading=channel.Rician(k_factor_db=60.0))
     places = jnp.array([[300.0, 0.0], [0.0, 400.0], [-100.0, 200.0], [240.0, -180.0]])
     turned = places.at[0].set(300 * jnp.array([jnp.cos(1.0), jnp.sin(1.0)]))
 

@@ -27,7 +27,7 @@ from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.parts import Parts
 from rmtllmf_jax.sweep.programs import Programs
-from rmtllmf_jax.sweep.settings import RECEIVERS, Settings
+from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 
 TASKS = ("dtd", "mnist", "svhn")
@@ -116,7 +116,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "equicorrelated=0.4": {},
     "equicorrelated=-0.3": {},
     "noisy_reference": {},
-    "lmmse": {"order": "lmmse"},
+    "lmmse": {"receiver": "lmmse"},
 }
 models = pytest.mark.parametrize("name", OPTIONS)
 
@@ -208,9 +208,9 @@ def test_the_reference_of_a_pair_is_that_of_the_run(make: Callable[..., Engine])
     assert louder == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("order", RECEIVERS)
-def test_the_order_replaces_the_presets_receiver(inputs: SweepInputs, order: str) -> None:
-    uplinks = Uplinks(inputs, Settings(order=order))
+@pytest.mark.parametrize("order", ["weakest_first", "strongest_first", "lmmse"])
+def test_the_receiver_is_the_settings(inputs: SweepInputs, order: str) -> None:
+    uplinks = Uplinks(inputs, Settings(receiver=order))
     for draw in range(2):
         expected = np.diag(joint_covariance(draw)).real.copy()
         if order != "lmmse":
@@ -231,17 +231,17 @@ def test_the_order_replaces_the_presets_receiver(inputs: SweepInputs, order: str
 def test_the_key_is_all_that_the_numbers_depend_on() -> None:
     """Every setting but the knob of speed."""
     assert set(Settings().key()) == {
-        *("preset", "order", "error_model", "scale", "c0_db", "kappa", "eval_samples"),
+        *("preset", "receiver", "error_model", "scale", "c0_db", "kappa", "eval_samples"),
         *("validation_samples", "shots", "frozen", "seed", "realign", "numerics"),
     }
-    assert Settings(order=None, error_model="independent").key() == Settings().key()
+    assert Settings(receiver="weakest_first", error_model="independent").key() == Settings().key()
     assert Settings(frozen=("embeddings/.*",)).key() != Settings().key()
 
 
 def test_every_receiver_and_error_model_has_its_own_key() -> None:
     options = [
         *({"error_model": model} | more for model, more in OPTIONS.items()),
-        *({"order": order} for order in RECEIVERS),
+        *({"receiver": each} for each in ("strongest_first", "lmmse", "unaware", "estimated")),
     ]
     keys = [repr(Settings(**given).key()) for given in options]
     assert len(set(keys)) == len(keys)
@@ -249,22 +249,13 @@ def test_every_receiver_and_error_model_has_its_own_key() -> None:
     assert next(same) == next(same)
 
 
-def test_an_order_leaves_the_rest_of_the_preset() -> None:
-    paper = channel.get_preset("paper")
-    assert Settings().channel(3) == Settings(order="weakest_first").channel(3) == paper
-    joint = Settings(order="lmmse").channel(3)
-    assert isinstance(joint, channel.ChannelPreset)
-    assert joint.order is None
-    assert Settings(order="strongest_first").channel(3).users == paper.users
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"error_model": "lmmse"}, r"joint LMMSE receiver.*\(weakest_first\).*uncorrelated"),
-        ({"error_model": "lmmse", "order": "strongest_first"}, r"\(strongest_first\)"),
+        ({"error_model": "lmmse", "receiver": "strongest_first"}, r"\(strongest_first\)"),
         ({"error_model": "lmmse", "preset": "mse=.1,.1,.1"}, "direct preset of mse or snr_db has"),
-        ({"order": "lmmse", "preset": "mse=.1,.1,.1"}, "order 'lmmse' is a receiver's"),
+        ({"receiver": "lmmse", "preset": "mse=.1,.1,.1"}, "the receiver lmmse needs a channel"),
         ({"error_model": "equicorrelated=-0.6"}, "of 3 users' errors must lie between .* = -0.5"),
     ],
 )

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from conftest import TinyRun
 
-from rmtllmf_jax.channel import PRESETS, SCENARIOS
+from rmtllmf_jax.channel import ATTACKS, PRESETS, RECEIVERS
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.sweep.grid import SWEPT_RULES
-from rmtllmf_jax.sweep.settings import RECEIVERS
 from rmtllmf_jax.uplink import ERROR_MODELS
+
+SCENARIOS = ("clean", "ideal", *sorted(set(ATTACKS) - {"none"}))
 
 Sweep = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 
@@ -76,7 +77,7 @@ def test_an_error_model_has_a_store_of_its_own(run: Path, sweep: Sweep) -> None:
     tables = sweep("--scenarios", "ideal", "--order", "lmmse", "--error-model", "lmmse")
     for table in tables:
         assert set(table["error_model"]) == {"lmmse"}
-    assert settings(run).items() >= {"error_model": "lmmse", "order": "lmmse"}.items()
+    assert settings(run).items() >= {"error_model": "lmmse", "receiver": "lmmse"}.items()
     assert len(list((run / "sweep").iterdir())) == 2
     assert files(old) == before
 

@@ -25,7 +25,7 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.channel import get_preset, user_mse
+from rmtllmf_jax.channel import Link, Scenario, get_preset
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.engine import Engine
@@ -144,7 +144,7 @@ def test_mse_is_that_of_the_draw_and_user(results: pd.DataFrame) -> None:
     for scenario in ("ideal", "sum_rate"):
         for draw in range(2):
             key = jax.random.fold_in(root, draw)
-            expected = np.asarray(user_mse(scenario, get_preset("paper"), key))
+            expected = np.asarray(Link(get_preset("paper"), Scenario(scenario).attack).mse(key))
             cell = results[(results["scenario"] == scenario) & (results["draw"] == draw)]
             for user, task in enumerate(TASKS):
                 rows = cell[cell["task"] == task]

@@ -4,11 +4,10 @@ Small complex arrays and nothing else. H~ = H diag(sqrt p) holds path loss, fadi
 there on all is a function of K = H~^H H~ (users x users). Powers are in units of the thermal noise
 power per antenna, rates in nats, results in user order::
 
-    mse = user_mse("sum_rate", PRESETS["paper"], jax.random.key(0))      # (users,)
+    mse = Link(PRESETS["paper"], SumRate(), Sic()).mse(jax.random.key(0))      # (users,)
 
-Modules with names of their own: `attacks` (whose `sum_rate` is an attack; `channel.sum_rate` is the
-receiver's rate), `fading`, `path_loss`, `power_control`, `modem`, `quantise` and `link` (the uplink
-symbol by symbol), and `snr` (what SNR can mean).
+Modules with names of their own: `attacks`, `receivers`, `fading`, `path_loss`, `power_control`,
+`modem`, `quantise` and `link` (the uplink symbol by symbol), and `snr` (what SNR can mean).
 """
 
 from rmtllmf_jax.channel import (
@@ -19,16 +18,34 @@ from rmtllmf_jax.channel import (
     path_loss,
     power_control,
     quantise,
+    receivers,
     snr,
 )
-from rmtllmf_jax.channel.attacks import ATTACKS, Attack, get_attack
-from rmtllmf_jax.channel.checks import check_uplink
-from rmtllmf_jax.channel.covariances import (
-    attack_covariance,
-    effective_gram,
-    mismatched_mse,
-    user_mse_from_covariance,
+from rmtllmf_jax.channel.attacks import (
+    ATTACKS,
+    NO_ATTACK,
+    Attack,
+    MinMaxRate,
+    NoAttack,
+    StrongestUser,
+    SumMse,
+    SumRate,
+    SumRateFloorAware,
+    Towards,
+    White,
+    WhiteInRange,
+    attacked_gram,
 )
+from rmtllmf_jax.channel.chain import (
+    Link,
+    Scenario,
+    mse_of,
+    user_errors,
+    user_mse,
+    user_rates,
+)
+from rmtllmf_jax.channel.checks import check_uplink
+from rmtllmf_jax.channel.coloured_noise import effective_gram
 from rmtllmf_jax.channel.equalise import Equaliser, error_covariance_of, mmse_equaliser
 from rmtllmf_jax.channel.fading import (
     Fading,
@@ -53,13 +70,24 @@ from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.channel.presets import (
-    ORDERS,
     PRESETS,
     ChannelPreset,
     DirectPreset,
     Preset,
     get_preset,
     require_channel_preset,
+)
+from rmtllmf_jax.channel.rates import (
+    ORDERS,
+    error_covariance,
+    lmmse_mse,
+    matched_filter_mse,
+    sic_mse,
+    sic_order,
+    sic_rates,
+    sum_rate,
+    sum_rate_lower_bound,
+    unbiased_sinr,
 )
 from rmtllmf_jax.channel.realisation import (
     channel_at,
@@ -71,45 +99,62 @@ from rmtllmf_jax.channel.realisation import (
     received_power,
 )
 from rmtllmf_jax.channel.receivers import (
-    error_covariance,
-    lmmse_mse,
-    matched_filter_mse,
-    receiver_mse,
-    sic_mse,
-    sic_order,
-    sic_rates,
-    sum_rate,
-    sum_rate_lower_bound,
-    unbiased_sinr,
+    RECEIVERS,
+    SIC,
+    Estimated,
+    Lmmse,
+    MatchedFilter,
+    Receiver,
+    Sic,
+    Unaware,
+    get_receiver,
 )
-from rmtllmf_jax.channel.scenarios import SCENARIOS, user_mse, user_mse_from_channel
 from rmtllmf_jax.channel.sum_mse_attack import sum_mse_powers
 from rmtllmf_jax.channel.sum_rate_attack import floor_aware_powers, sum_rate_powers
 
 __all__ = [
     "ATTACKS",
+    "NO_ATTACK",
     "ORDERS",
     "PLACEMENTS",
     "POWER_CONTROLS",
     "PRESETS",
-    "SCENARIOS",
+    "RECEIVERS",
+    "SIC",
     "Attack",
     "ChannelPreset",
     "DirectPreset",
     "Equaliser",
+    "Estimated",
     "Fading",
     "FreeSpace",
     "Kronecker",
+    "Link",
     "LinkBudget",
+    "Lmmse",
+    "MatchedFilter",
+    "MinMaxRate",
+    "NoAttack",
     "PathLoss",
     "PowerLaw",
     "Preset",
     "Rayleigh",
+    "Receiver",
     "Rician",
+    "Scenario",
+    "Sic",
+    "StrongestUser",
+    "SumMse",
+    "SumRate",
+    "SumRateFloorAware",
+    "Towards",
+    "Unaware",
     "UrbanMacro",
     "UrbanMicro",
+    "White",
+    "WhiteInRange",
     "angles_from_positions",
-    "attack_covariance",
+    "attacked_gram",
     "attacks",
     "channel_at",
     "check_uplink",
@@ -124,23 +169,23 @@ __all__ = [
     "exponential_correlation",
     "fading",
     "floor_aware_powers",
-    "get_attack",
     "get_preset",
+    "get_receiver",
     "gram",
     "kronecker",
     "link",
     "lmmse_mse",
     "matched_filter_mse",
     "min_max_weights",
-    "mismatched_mse",
     "mmse_equaliser",
     "modem",
+    "mse_of",
     "path_loss",
     "power_control",
     "quantise",
     "rayleigh",
     "received_power",
-    "receiver_mse",
+    "receivers",
     "require_channel_preset",
     "rician",
     "sic_mse",
@@ -155,7 +200,7 @@ __all__ = [
     "unbiased_sinr",
     "user_distances",
     "user_distances_by_area",
+    "user_errors",
     "user_mse",
-    "user_mse_from_channel",
-    "user_mse_from_covariance",
+    "user_rates",
 ]

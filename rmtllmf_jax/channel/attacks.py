@@ -1,169 +1,368 @@
-"""Attacks: what the users' Gram matrix K = H~^H H~ becomes under a jammer of a given power.
+"""Attacks: jammers of a given power that know the channel, as values.
 
-An attack is a pure function `(gram, budget, noise) -> G` with G = H~^H C^-1 H~, where C is the
-attacker's covariance of trace `budget` plus the thermal floor `noise` on every antenna. All three
-share one unit; scaling them together changes nothing. `white` alone must also be told how many
-`antennas` its power is spread over; `get_attack` binds that. `channel.covariances` has the same
-attackers as matrices over the antennas.
+An attack is called `attack(h_tilde, budget, noise) -> C`, its own covariance over the antennas, of
+trace `budget`, without the thermal floor `noise` on every antenna. All three share one unit;
+scaling them together changes nothing. An attack may offer `from_gram` or `from_channel`, shortcuts
+to what the users suffer that need no C. A class with `__call__` alone works everywhere too::
 
-**Raises:** `InputError` outside jit for a `gram` that is not Hermitian or finite, a negative
-`budget`, or a `noise` that is not positive. Inside jit see `channel.check_uplink`.
+    @dataclass(frozen=True)
+    class FirstAntenna:
+        def __call__(self, h_tilde, budget, noise=1.0):
+            return jnp.zeros((len(h_tilde),) * 2, h_tilde.dtype).at[0, 0].set(budget)
+
+    channel.Link(channel.PRESETS["paper"], FirstAntenna()).mse(key)
+
+Derivatives of every order exist in channel, budget and noise where the attack is smooth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import ClassVar, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Complex, Int, Real
+from jaxtyping import Array, Complex, Float, Real
 
-from rmtllmf_jax.channel.checks import checked_attack
-from rmtllmf_jax.channel.min_max_rate_attack import min_max_rate
-from rmtllmf_jax.channel.sum_mse_attack import sum_mse
-from rmtllmf_jax.channel.sum_rate_attack import sum_rate, sum_rate_floor_aware
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.channel.checks import require_channel, require_hermitian, require_powers
+from rmtllmf_jax.channel.coloured_noise import effective_gram
+from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.matrix_functions import congruence, in_own_basis, reciprocal, square_root
+from rmtllmf_jax.channel.min_max_rate_attack import min_max_rate, min_max_weights
+from rmtllmf_jax.channel.realisation import gram, received_power
+from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_attack, spectral_covariance
+from rmtllmf_jax.channel.sum_mse_attack import SUM_MSE
+from rmtllmf_jax.channel.sum_rate_attack import FLOOR_AWARE, SUM_RATE
+from rmtllmf_jax.common.errors import InputError, require_at_least
+from rmtllmf_jax.common.values import by_name, name_of
 
-Attack = Callable[
-    [Complex[Array, "users users"], Real[ArrayLike, ""], Real[ArrayLike, ""]],
-    Complex[Array, "users users"],
-]
-"""`(gram, budget, noise) -> effective gram`."""
+_Power = Float[Array, " users"] | None
+Powers = Callable[[str], Float[Array, " users"]]
+"""The received powers that a choice is made by, given its name: "the strongest user"."""
 
 
-@checked_attack
-def none(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """Thermal noise alone, C = noise I: the paper's ideal channel. `budget` is not used.
+@runtime_checkable
+class Attack(Protocol):
+    """`(h_tilde, budget, noise) -> C`: frozen and hashable, so that programs can hold it."""
 
-    >>> none(jnp.array([[4.0 + 0j]]), 9.0, 2.0).real.tolist()
-    [[2.0]]
+    def __call__(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        budget: Real[ArrayLike, ""],
+        noise: Real[ArrayLike, ""] = 1.0,
+    ) -> Complex[Array, "antennas antennas"]:
+        """The attacker's own covariance, of trace `budget`."""
+
+
+class _Known:
+    """What the attacks of this module share: checks, and `from_gram`."""
+
+    title: ClassVar[str]
+    """How figures call it."""
+    reference: ClassVar[str] = ""
+    chooses: ClassVar[str] = ""
+    """The discrete choice that it makes by the received powers; both calls take `power` then."""
+    full_rank: ClassVar[bool] = False
+    """Whether it is defined for linearly independent channels only."""
+
+    def __call__(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        budget: Real[ArrayLike, ""],
+        noise: Real[ArrayLike, ""] = 1.0,
+        power: Float[Array, " users"] | None = None,
+    ) -> Complex[Array, "antennas antennas"]:
+        """The attacker's own covariance, of trace `budget`.
+
+        `noise` matters to those that count the floor. `power`: received powers by which a discrete
+        choice is made, left out those of the channel.
+
+        **Raises:** `InputError` for more users than antennas where the attack has no answer, and
+        outside jit for a channel that is not finite, a negative budget or a noise that is not
+        positive (inside: `channel.check_uplink`).
+
+        >>> h_tilde = jnp.array([[2.0 + 0j], [0.0]])
+        >>> for attack in (White(), StrongestUser()):
+        ...     attack(h_tilde, 6.0).real.tolist()
+        [[3.0, 0.0], [0.0, 3.0]]
+        [[6.0, 0.0], [0.0, 0.0]]
+        """
+        require_channel(h_tilde)
+        require_powers(budget, noise)
+        self._require_rank(h_tilde.shape[1], h_tilde.shape[0])
+        real = jnp.real(h_tilde).dtype
+        budget, noise = jnp.asarray(budget, real), jnp.asarray(noise, real)
+        return self._covariance(h_tilde, budget, noise, power)
+
+    def from_gram(
+        self,
+        gram: Complex[Array, "users users"],
+        budget: Real[ArrayLike, ""],
+        noise: Real[ArrayLike, ""] = 1.0,
+        *,
+        antennas: int,
+        power: Float[Array, " users"] | None = None,
+    ) -> Complex[Array, "users users"]:
+        """The effective Gram matrix G = H~^H (C + noise I)^-1 H~, from K = H~^H H~ alone.
+
+        **Raises:** `InputError` as for the covariance, and outside jit for a `gram` that is not
+        Hermitian.
+
+        >>> gram = jnp.diag(jnp.array([4.0 + 0j, 8.0]))
+        >>> White().from_gram(gram, 16.0, antennas=16).real.tolist()
+        [[2.0, 0.0], [0.0, 4.0]]
+        """
+        require_hermitian("gram", gram)
+        require_powers(budget, noise)
+        require_at_least("antennas", antennas, 1)
+        self._require_rank(gram.shape[0], antennas)
+        return _compiled(self, antennas, gram, budget, noise, power)
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        raise NotImplementedError
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        raise NotImplementedError
+
+    def _require_rank(self, users: int, antennas: int) -> None:
+        if self.full_rank and users > antennas:
+            raise InputError(
+                f"the attack {name_of(self)!r} needs linearly independent channels, so not more "
+                f"users than antennas; got {users} users and {antennas} antennas."
+            )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled(
+    attack: _Known, antennas: int, gram: Array, budget: Array, noise: Array, power: _Power
+) -> Array:
+    return attack._gram(gram, budget, noise, antennas, power)
+
+
+@dataclass(frozen=True)
+class NoAttack(_Known):
+    """Thermal noise alone: the paper's ideal channel. The budget is not used."""
+
+    name: ClassVar[str] = "none"
+    title: ClassVar[str] = "Ideal (no attack)"
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        return jnp.zeros((len(h), len(h)), h.dtype)
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        return k / noise
+
+
+NO_ATTACK = NoAttack()
+
+
+@dataclass(frozen=True)
+class White(_Known):
+    """The budget spread evenly over the antennas: an attacker who knows nothing."""
+
+    title: ClassVar[str] = "White noise"
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        return budget / len(h) * jnp.eye(len(h), dtype=h.dtype)
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        return k / (noise + budget / antennas)
+
+
+@dataclass(frozen=True)
+class WhiteInRange(_Known):
+    """The budget spread evenly over range(H~): an attacker who knows the users' subspace.
+
+    Needs linearly independent channels, so not more users than antennas.
     """
-    return gram / noise
+
+    title: ClassVar[str] = "White noise in range"
+    full_rank: ClassVar[bool] = True
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        here, vectors = in_own_basis(gram(h))
+        return budget / len(here) * congruence(product(h, vectors), reciprocal(here))
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        return k / (noise + budget / k.shape[0])
 
 
-@checked_attack
-def white(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-    *,
-    antennas: int,
-) -> Complex[Array, "users users"]:
-    """`budget` / `antennas` on every antenna: an attacker who knows nothing.
+class _Spectral(_Known):
+    """Attacks whose covariance shares the eigenvectors of H P H^H, see `spectral_attacks`."""
 
-    >>> white(jnp.array([[4.0 + 0j]]), 2.0, 1.0, antennas=2).real.tolist()
-    [[2.0]]
+    rule: ClassVar[Rule]
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        return spectral_covariance(self.rule, h, budget, noise)
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        real = jnp.real(k).dtype
+        budget, noise = jnp.asarray(budget, real), jnp.asarray(noise, real)
+        return spectral_attack(self.rule, k, budget, noise)
+
+
+@dataclass(frozen=True)
+class SumRate(_Spectral):
+    """Minimises the sum rate, ignoring the floor, which is added afterwards.
+
+    R-MTLLMF (arXiv 2411.18220), problem P1. Exact derivatives at repeated eigenvalues, where
+    differentiating `eigh` gives NaN; non-smooth only where the channel loses rank.
     """
-    return gram / (noise + budget / antennas)
+
+    title: ClassVar[str] = "Sum-rate attack"
+    reference: ClassVar[str] = "arXiv 2411.18220, P1"
+    rule: ClassVar[Rule] = SUM_RATE
 
 
-@checked_attack
-def white_in_range(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """`budget` / users on each dimension of range(H): an attacker who knows the users' subspace.
+@dataclass(frozen=True)
+class SumRateFloorAware(_Spectral):
+    """Minimises the sum rate and counts the floor: [sigma_i - noise]_+ on each eigendirection.
 
-    Assumes linearly independent channels, so not more users than antennas.
-
-    >>> white_in_range(jnp.diag(jnp.array([4.0 + 0j, 8.0])), 6.0, 1.0).real.tolist()
-    [[1.0, 0.0], [0.0, 2.0]]
+    Never above `SumRate` in sum rate. Non-smooth also where a direction is cut off.
     """
-    return gram / (noise + budget / gram.shape[0])
+
+    title: ClassVar[str] = "Sum-rate attack, floor-aware"
+    rule: ClassVar[Rule] = FLOOR_AWARE
 
 
-@checked_attack
-def strongest_user(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """All power along the strongest user: C = budget h h^H / ||h||^2 + noise I.
+@dataclass(frozen=True)
+class SumMse(_Spectral):
+    """Maximises tr (I + G)^-1, the sum of the LMMSE errors; counts the floor.
+
+    Strong directions are not worth their price and very weak ones are lost anyway: it attacks those
+    between. Non-smooth where a direction begins to be attacked.
+    """
+
+    title: ClassVar[str] = "Sum-MSE attack"
+    rule: ClassVar[Rule] = SUM_MSE
+
+
+class _TowardsOne(_Known):
+    """C = budget h h^H / ||h||^2 for the channel h of one user."""
+
+    def _user(self, power: Array) -> ArrayLike:
+        raise NotImplementedError
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        own = received_power(gram(h))
+        user = self._user(own if power is None else power)
+        column = h[:, user]
+        return budget * column[:, None] * column.conj() / own[user]
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        own = received_power(k)
+        user = self._user(own if power is None else power)
+        column = k[:, user]
+        # tiny keeps a silent cell (all powers zero) finite.
+        along = column[:, None] * column.conj() / jnp.maximum(own[user], jnp.finfo(own).tiny)
+        # What is orthogonal to h: its row and column of the attacked user vanish identically, and
+        # rounding there would be divided by the small noise and not by the large jamming power.
+        others = jnp.arange(k.shape[0]) != user
+        orthogonal = jnp.where(others[:, None] & others, k - along, 0)
+        return orthogonal / noise + along / (budget + noise)
+
+
+@dataclass(frozen=True)
+class Towards(_TowardsOne):
+    """All power along the channel of one `user`, by number from 0. Smooth."""
+
+    user: int = 0
+    title: ClassVar[str] = "Attack on one user"
+
+    def _user(self, power: Array) -> int:
+        if not 0 <= self.user < power.size:
+            raise InputError(f"towards needs a user of 0 to {power.size - 1}, got {self.user}.")
+        return self.user
+
+
+@dataclass(frozen=True)
+class StrongestUser(_TowardsOne):
+    """All power along the strongest user's channel.
 
     R-MTLLMF (arXiv 2411.18220), problem P2 with the solution as printed. It minimises that one
     user's rate only and does not solve the printed min-max; and being of rank one it needs the
     thermal floor, without which all other users have rate infinity. Non-smooth where the strongest
     user changes (a tie of the largest received powers).
-
-    >>> strongest_user(jnp.diag(jnp.array([4.0 + 0j, 8.0])), 7.0, 1.0).real.tolist()
-    [[4.0, 0.0], [0.0, 1.0]]
     """
-    return towards_user(gram, budget, noise, jnp.argmax(jnp.real(jnp.diagonal(gram))))
+
+    title: ClassVar[str] = "Strongest-user attack"
+    reference: ClassVar[str] = "arXiv 2411.18220, P2 as printed"
+    chooses: ClassVar[str] = "the strongest user"
+
+    def _user(self, power: Array) -> Array:
+        return jnp.argmax(power)
 
 
-@checked_attack
-def towards_user(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-    user: Int[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """All power along one `user`: `strongest_user` with the choice made, and smooth."""
-    power = jnp.real(jnp.diagonal(gram))
-    column = gram[:, user]
-    # tiny keeps a silent cell (all powers zero) finite.
-    along = column[:, None] * column.conj() / jnp.maximum(power[user], jnp.finfo(power).tiny)
-    # What is orthogonal to h: its row and column of the attacked user vanish identically, and
-    # rounding there would be divided by the small noise and not by the large jamming power.
-    others = jnp.arange(gram.shape[0]) != user
-    orthogonal = jnp.where(others[:, None] & others, gram - along, 0)
-    return orthogonal / noise + along / (budget + noise)
+@dataclass(frozen=True)
+class MinMaxRate(_Known):
+    """Minimises the largest single-user rate: P2 solved exactly, ignoring floor and interference.
+
+    Needs linearly independent channels, so not more users than antennas.
+    """
+
+    title: ClassVar[str] = "Min-max-rate attack"
+    full_rank: ClassVar[bool] = True
+
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+        weighted = h * jnp.sqrt(min_max_weights(gram(h)))
+        # (A A^H)^(1/2) = A (A^H A)^(-1/2) A^H.
+        here, vectors = in_own_basis(gram(weighted))
+        root = square_root(here)
+        along = congruence(product(weighted, vectors), reciprocal(root))
+        return budget / jnp.real(jnp.trace(root)) * along
+
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+        return min_max_rate(k, budget, noise)
 
 
-ATTACKS: Mapping[str, Callable[..., Complex[Array, "users users"]]] = MappingProxyType(
-    {
-        "none": none,
-        "white": white,
-        "white_in_range": white_in_range,
-        "sum_rate": sum_rate,
-        "sum_rate_floor_aware": sum_rate_floor_aware,
-        "strongest_user": strongest_user,
-        "min_max_rate": min_max_rate,
-        "sum_mse": sum_mse,
-    }
+ATTACKS: Mapping[str, type] = MappingProxyType(
+    by_name(
+        NoAttack,
+        White,
+        WhiteInRange,
+        SumRate,
+        SumRateFloorAware,
+        StrongestUser,
+        MinMaxRate,
+        SumMse,
+        Towards,
+    )
 )
-"""Every attack by name."""
-
-_FULL_RANK = frozenset({"white_in_range", "min_max_rate"})
-"""Attacks that are defined for linearly independent channels only."""
+"""Attacks by the names that a command line has for them."""
 
 
-def get_attack(name: str, *, antennas: int) -> Attack:
-    """The attack called `name` as `(gram, budget, noise) -> effective gram`.
+def choice(value: object, powers: Powers | None) -> dict[str, Array]:
+    """Return the argument `power` for what makes a discrete choice, nothing for what does not."""
+    name = getattr(value, "chooses", "")
+    return {"power": powers(name)} if name and powers is not None else {}
 
-    **Raises:** `InputError` that names the nearest attack, or for fewer than one antenna. The
-    attack itself raises it for more users than antennas where that has no answer.
 
-    >>> gram = jnp.diag(jnp.array([4.0 + 0j, 8.0]))
-    >>> get_attack("white", antennas=16)(gram, 16.0, 1.0).real.tolist()
-    [[2.0, 0.0], [0.0, 4.0]]
+def attacked_gram(
+    attack: Attack,
+    h_tilde: Complex[Array, "antennas users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""] = 1.0,
+    powers: Powers | None = None,
+) -> Complex[Array, "users users"]:
+    """G = H~^H (C + noise I)^-1 H~ under any attack, by its `from_gram` where it has one.
+
+    **Raises:** `InputError` as the attack does.
+
+    >>> h_tilde = jnp.array([[1.0 + 0j], [0.0]])
+    >>> attacked_gram(StrongestUser(), h_tilde, 3.0).real.tolist()
+    [[0.25]]
     """
-    require_at_least("antennas", antennas, 1)
-    attack = ATTACKS[require_known("attack", name, ATTACKS)]
-    if name == "white":
-        return partial(attack, antennas=antennas)
-    return partial(_with_rank, name, antennas) if name in _FULL_RANK else attack
-
-
-def _with_rank(name: str, antennas: int, gram: Array, budget: ArrayLike, noise: ArrayLike) -> Array:
-    require_rank(name, users=gram.shape[0], antennas=antennas)
-    return ATTACKS[name](gram, budget, noise)
-
-
-def require_rank(name: str, *, users: int, antennas: int) -> None:
-    """Check that an attack has an answer for so many users.
-
-    **Raises:** `InputError` for more users than antennas where it has not.
-    """
-    if name in _FULL_RANK and users > antennas:
-        raise InputError(
-            f"the attack {name!r} needs linearly independent channels, so not more users than "
-            f"antennas; got {users} users and {antennas} antennas."
-        )
+    made = choice(attack, powers)
+    if hasattr(attack, "from_gram"):
+        antennas = h_tilde.shape[0]
+        found = attack.from_gram(gram(h_tilde), budget, noise, antennas=antennas, **made)
+    elif hasattr(attack, "from_channel"):
+        found = attack.from_channel(h_tilde, budget, noise)
+    else:
+        require_powers(budget, noise)
+        found = effective_gram(h_tilde, attack(h_tilde, budget, noise, **made), noise)
+    return found

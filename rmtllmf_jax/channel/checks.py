@@ -5,11 +5,8 @@ Traced values pass unseen: inside `jax.jit`, `jax.vmap` and `jax.grad` there is 
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,27 +140,6 @@ def require_powers(budget: Any, noise: Any) -> None:
     require_positive("noise", noise)
 
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def checked_attack(attack: _Function) -> _Function:
-    """A compiled attack that refuses a Gram matrix, budget or noise that no channel has.
-
-    It sees them outside `jax.jit` only. Keyword-only options are static.
-    """
-    parameters = inspect.signature(attack).parameters.values()
-    options = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
-    compiled = jax.jit(attack, static_argnames=options)
-
-    @functools.wraps(attack)
-    def checked(gram: Any, budget: Any, noise: Any, *rest: Any, **options: Any) -> Any:
-        require_hermitian("gram", gram)
-        require_powers(budget, noise)
-        return compiled(gram, budget, noise, *rest, **options)
-
-    return checked  # type: ignore[return-value]
-
-
 def check_uplink(h_tilde: Any, budget: Any, noise: Any = 1.0) -> None:
     """The same checks inside a compiled program, for `jax.experimental.checkify`.
 
@@ -173,7 +149,7 @@ def check_uplink(h_tilde: Any, budget: Any, noise: Any = 1.0) -> None:
         @checkify.checkify
         def safe(h_tilde, budget):
             channel.check_uplink(h_tilde, budget)
-            return channel.user_mse_from_channel(h_tilde, "sum_rate", budget)
+            return channel.user_mse(h_tilde, channel.attacks.SumRate(), budget)
 
         error, mse = safe(h_tilde, budget)
         error.throw()

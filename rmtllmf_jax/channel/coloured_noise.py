@@ -17,6 +17,7 @@ from jaxtyping import Array, Complex, Real
 from rmtllmf_jax.channel.checks import require_channel, require_covariance, require_powers
 from rmtllmf_jax.channel.linalg import eigh, eigh_of_root, product
 from rmtllmf_jax.channel.matrix_functions import in_basis, reciprocal, square_root
+from rmtllmf_jax.channel.realisation import gram
 from rmtllmf_jax.common.errors import InputError
 
 
@@ -81,6 +82,25 @@ def noise_of_root(
     attack = jnp.asarray(budget, values.dtype) * product(root, root.conj().T)
     power = jax.lax.stop_gradient(jnp.asarray(budget, values.dtype))
     return _over_floor(attack, power * values, vectors, noise)
+
+
+def effective_gram(
+    h_tilde: Complex[Array, "antennas users"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
+) -> Complex[Array, "users users"]:
+    """G = H~^H C^-1 H~ for the covariance C of an attacker and of the floor `noise` > 0.
+
+    Differentiable in all arrays.
+
+    **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit
+    if it is not Hermitian or positive semidefinite.
+
+    >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
+    >>> print(effective_gram(jnp.array([[2.0 + 0j], [3.0]]), attack, 1.0).real.round(3))
+    [[10.]]
+    """
+    return gram(coloured_noise(h_tilde, attack, noise).whiten(h_tilde))
 
 
 def _over_floor(attack: Array, values: Array, vectors: Array, noise: ArrayLike) -> ColouredNoise:

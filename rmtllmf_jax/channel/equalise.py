@@ -8,7 +8,7 @@ decision-feedback equaliser,
 
 one feedforward filter and one strictly triangular feedback filter. Where the symbols cancelled are
 the true ones the error is D^-1 L^-1 (A^H w - X), w white, of covariance D^-1 L^-1 M L^-H D^-1 =
-D^-2: uncorrelated between users, with the mu_q = 1 / L_kk^2 of `receivers.sic_mse`. Without
+D^-2: uncorrelated between users, with the mu_q = 1 / L_kk^2 of `rates.sic_mse`. Without
 cancellation, X^ = M^-1 A^H W Y has the error covariance M^-1.
 """
 
@@ -22,8 +22,8 @@ from jaxtyping import Array, Complex, Float, Int, Real
 
 from rmtllmf_jax.channel.coloured_noise import coloured_noise
 from rmtllmf_jax.channel.linalg import cholesky, product
+from rmtllmf_jax.channel.rates import matched_filter_mse, matched_scale, sic_order
 from rmtllmf_jax.channel.realisation import gram, received_power
-from rmtllmf_jax.channel.receivers import sic_order
 
 
 class Equaliser(NamedTuple):
@@ -49,23 +49,20 @@ def mmse_equaliser(
     attack: Complex[Array, "antennas antennas"],
     noise: Real[ArrayLike, ""],
     order: str | None,
+    power: Float[Array, " users"] | None = None,
 ) -> Equaliser:
     """The filters of MMSE-SIC in `order`, or of joint MMSE for `None`.
 
     The noise has the covariance C = `attack` + `noise` I, a positive semidefinite matrix and a
-    floor > 0 in the unit of |h~|^2. The order follows the received powers before the attack. Smooth
-    but where two of them tie.
+    floor > 0 in the unit of |h~|^2. The order follows the received powers before the attack, or
+    `power` where given. Smooth but where two of them tie.
 
     **Raises:** `InputError` for an unknown order, for an `attack` of another size, and outside jit
     for one that is no covariance or a floor that is not positive.
     """
-    coloured = coloured_noise(h_tilde, attack, noise)
-    antennas, users = h_tilde.shape
-    eye = jnp.eye(antennas, dtype=h_tilde.dtype)
-    whitened = coloured.whiten(jnp.concatenate([h_tilde, eye], axis=1))
-    channel, whitener = whitened[:, :users], whitened[:, users:]
-    m = jnp.eye(users, dtype=h_tilde.dtype) + gram(channel)
-    matched = product(channel.conj().T, whitener)
+    effective, matched = _matched(h_tilde, attack, noise)
+    users = len(effective)
+    m = jnp.eye(users, dtype=h_tilde.dtype) + effective
     if order is None:
         # With R = L^-1, M^-1 = R^H R, whose diagonal is the columns' squared norms.
         _, solved = cholesky(m, jnp.concatenate([jnp.eye(users, dtype=m.dtype), matched], axis=1))
@@ -74,7 +71,7 @@ def mmse_equaliser(
         joint = product(root.conj().T, forward)
         return Equaliser(joint, jnp.zeros_like(m), mse, jnp.arange(users))
 
-    sequence = sic_order(received_power(gram(h_tilde)), order)
+    sequence = sic_order(received_power(gram(h_tilde)) if power is None else power, order)
     last_first = sequence[::-1]
     factor, forward = cholesky(m[last_first][:, last_first], matched[last_first])
     diagonal = jnp.real(jnp.diagonal(factor))
@@ -82,6 +79,31 @@ def mmse_equaliser(
     back = jnp.triu(factor.conj().T, 1) / diagonal[:, None]
     user = jnp.argsort(last_first)
     return Equaliser(forward[user], back[user][:, user], 1 / diagonal[user] ** 2, sequence)
+
+
+def matched_equaliser(
+    h_tilde: Complex[Array, "antennas users"],
+    attack: Complex[Array, "antennas antennas"],
+    noise: Real[ArrayLike, ""],
+) -> Equaliser:
+    """The whitened matched filters, scaled to MMSE estimates.
+
+    **Raises:** `InputError` as `mmse_equaliser`.
+    """
+    effective, matched = _matched(h_tilde, attack, noise)
+    forward = matched_scale(effective)[:, None] * matched
+    mse = matched_filter_mse(effective)
+    return Equaliser(forward, jnp.zeros_like(effective), mse, jnp.arange(len(effective)))
+
+
+def _matched(h_tilde: Array, attack: Array, noise: ArrayLike) -> tuple[Array, Array]:
+    """The effective Gram matrix, and A^H W."""
+    coloured = coloured_noise(h_tilde, attack, noise)
+    antennas, users = h_tilde.shape
+    eye = jnp.eye(antennas, dtype=h_tilde.dtype)
+    whitened = coloured.whiten(jnp.concatenate([h_tilde, eye], axis=1))
+    channel, whitener = whitened[:, :users], whitened[:, users:]
+    return gram(channel), product(channel.conj().T, whitener)
 
 
 def error_covariance_of(

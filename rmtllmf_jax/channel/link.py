@@ -21,16 +21,16 @@ from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel import modem
 from rmtllmf_jax.channel.coloured_noise import coloured_noise
-from rmtllmf_jax.channel.equalise import mmse_equaliser
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
+from rmtllmf_jax.channel.receivers import SIC, Filtering
 from rmtllmf_jax.common.errors import require_known
 
 CANCELLATIONS = ("genie", "decisions")
 """What SIC subtracts: the true symbols, or the receiver's decisions (errors propagate)."""
 
 # What a transmission's key is folded with, so that neither part depends on how the other is drawn.
-_NOISE, _SCRAMBLING = 0, 1
+_NOISE, _SCRAMBLING, _MEASURED = 0, 1, 2
 
 
 class Received(NamedTuple):
@@ -59,7 +59,7 @@ def transmit(
     noise: Real[ArrayLike, ""],
     key: Key[Array, ""],
     *,
-    order: str | None = "weakest_first",
+    receiver: Filtering = SIC,
     cancellation: str = "genie",
     modulation: int | None = 64,
     clip: Real[ArrayLike, ""] | None = None,
@@ -72,22 +72,22 @@ def transmit(
     - `h_tilde`, `attack`, `noise`: H~ = H diag(sqrt p), an attacker's covariance (zeros for none)
       and the thermal floor > 0, in one unit of power; z ~ CN(0, attack + noise I), independent from
       symbol to symbol.
-    - `order`: MMSE-SIC in this order, or joint MMSE for `None`.
+    - `receiver`: one of `channel.receivers`, of which the filters are applied.
     - `cancellation`: one of `CANCELLATIONS`; without SIC nothing is cancelled.
     - `modulation`: size of the QAM, hence also the bits a parameter; `None` for analogue.
     - `clip`: range of the quantiser in units of the rms (default `quantise.GAUSSIAN_CLIP`).
 
-    `order`, `cancellation` and `modulation` are static under `jax.jit`. `estimates` are
+    `receiver`, `cancellation` and `modulation` are static under `jax.jit`. `estimates` are
     differentiable in the channel. Quantising and slicing have zero gradient, so that digital
     `parameters` see the sent ones through their rms alone; an analogue link is differentiable
     throughout. Memory grows as antennas x symbols: send long blocks in parts (each part is then
     normalised by itself).
 
-    **Raises:** `InputError` for an unknown order, cancellation or modulation, and for what
-    `mmse_equaliser` refuses.
+    **Raises:** `InputError` for an unknown cancellation or modulation, and for what
+    the receiver refuses.
     """
     require_known("cancellation", cancellation, CANCELLATIONS)
-    equaliser = mmse_equaliser(h_tilde, attack, noise, order)
+    equaliser = receiver.filters(h_tilde, attack, noise, jax.random.fold_in(key, _MEASURED))
     unit, rms = normalise(parameters)
     code = _analogue(unit) if modulation is None else _digital(unit, key, modulation, clip)
     symbols = code.encode(unit).astype(h_tilde.dtype)
@@ -95,7 +95,7 @@ def transmit(
 
     forward = product(equaliser.feedforward, signal)
     mse = equaliser.mse[:, None]
-    if cancellation == "genie" or order is None:
+    if cancellation == "genie" or not receiver.chooses:
         estimates = forward - product(equaliser.feedback, symbols)
         decisions = code.decide(estimates, mse)
     else:

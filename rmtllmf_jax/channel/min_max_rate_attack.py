@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
-from rmtllmf_jax.channel.checks import checked_attack
 from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import inverse, off_zero
 from rmtllmf_jax.channel.matrix_functions import (
@@ -64,7 +63,6 @@ def _gap(gram: Array, log_w: Array) -> Array:
     return jnp.exp(log_w) - _root_diagonal(gram, jnp.exp(log_w))
 
 
-@checked_attack
 def min_max_rate(
     gram: Complex[Array, "users users"],
     budget: Real[ArrayLike, ""],

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 from rmtllmf_jax.channel.checks import require_decibels, require_positive, require_within
 from rmtllmf_jax.channel.fading import Fading, Rayleigh, Rician
@@ -16,18 +17,6 @@ from rmtllmf_jax.channel.geometry import PLACEMENTS
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-
-ORDERS = ("weakest_first", "strongest_first")
-"""Decoding orders of successive interference cancellation (SIC); `None` means joint LMMSE."""
-
-
-def require_order(order: str | None) -> None:
-    """Check a decoding order.
-
-    **Raises:** `InputError` that lists the known ones.
-    """
-    if order is not None:
-        require_known("SIC order", order, (*ORDERS, "None (joint LMMSE, no string)"))
 
 
 def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
@@ -51,7 +40,6 @@ class ChannelPreset:
       `power_control_alpha` is the exponent of "fractional".
     - `fading`: small-scale fading, see `channel.fading`.
     - `attack_budget_db`: P_N / n, the attacker's total power over the noise of one antenna.
-    - `order`: decoding order, one of `ORDERS`, or `None` for joint LMMSE.
 
     **Raises:** `InputError` for a value that no channel can have. Hashable, so that it can be a
     static argument of `jax.jit`.
@@ -69,7 +57,8 @@ class ChannelPreset:
     power_control_alpha: float = 0.8
     fading: Fading = field(default=Rayleigh())
     attack_budget_db: float = 23.66
-    order: str | None = "weakest_first"
+
+    has_channel: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "distances_m", _numbers(self.distances_m))
@@ -83,7 +72,6 @@ class ChannelPreset:
         # -inf dB is a budget of zero: an attacker without power.
         if self.attack_budget_db != -math.inf:
             require_decibels("attack_budget_db", self.attack_budget_db)
-        require_order(self.order)
 
     def _require_distances(self) -> None:
         named = {name: getattr(self, name) for name in ("min_distance_m", "max_distance_m")}
@@ -138,6 +126,9 @@ class DirectPreset:
     mse: Sequence[float] | None = None
     snr_db: Sequence[float] | None = None
 
+    has_channel: ClassVar[bool] = False
+    attack_budget: ClassVar[float] = 0.0
+
     def __post_init__(self) -> None:
         if (self.mse is None) == (self.snr_db is None):
             raise InputError(f"a direct preset needs either mse or snr_db, got {self}.")
@@ -161,21 +152,9 @@ class DirectPreset:
             return tuple(self.mse)
         return tuple(1 / (1 + 10 ** (value / 10)) for value in self.snr_db or ())
 
-    def require_no_attack(self, scenario: str) -> None:
-        """Check that `scenario` is one that needs no channel.
-
-        **Raises:** `InputError` that says why an attack cannot be.
-        """
-        if scenario not in ("clean", "ideal"):
-            raise InputError(
-                f"the scenario {scenario!r} attacks a channel, and a direct preset of mse or "
-                "snr_db has none, only the errors that users end up with: choose the scenarios "
-                f"clean and ideal, or a channel preset ({', '.join(PRESETS)})."
-            )
-
 
 Preset = ChannelPreset | DirectPreset
-"""What `user_mse` takes."""
+"""What a `Link` begins with."""
 
 
 PRESETS: Mapping[str, ChannelPreset] = MappingProxyType(

@@ -14,18 +14,19 @@ from rmtllmf_jax.channel.checks import require_channel
 from rmtllmf_jax.channel.geometry import PLACEMENTS, REFERENCE_DISTANCE_M
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
-from rmtllmf_jax.channel.presets import ChannelPreset, require_channel_preset
+from rmtllmf_jax.channel.presets import Preset, require_channel_preset
 from rmtllmf_jax.common.errors import InputError, require_at_least
 
 # What a draw's key is folded with, so that neither part depends on how the other is drawn.
 _DISTANCES, _FADING = 0, 1
 
 
-def draw_distances(preset: ChannelPreset | str, key: Key[Array, ""]) -> Float[Array, " users"]:
+def draw_distances(preset: Preset | str, key: Key[Array, ""]) -> Float[Array, " users"]:
     """The users' distances in metres: the preset's own, or drawn as it says.
 
     **Raises:** `InputError` for a preset without a channel.
 
+    >>> from rmtllmf_jax.channel import ChannelPreset
     >>> preset = ChannelPreset(users=2, distances_m=(100.0, 250.0))
     >>> draw_distances(preset, jax.random.key(0)).tolist()
     [100.0, 250.0]
@@ -39,7 +40,7 @@ def draw_distances(preset: ChannelPreset | str, key: Key[Array, ""]) -> Float[Ar
 
 
 def channel_at(
-    preset: ChannelPreset | str,
+    preset: Preset | str,
     distances: Float[Array, " users"],
     key: Key[Array, ""],
     angles: Float[Array, " users"] | None = None,
@@ -53,7 +54,7 @@ def channel_at(
     **Raises:** `InputError` unless there is one distance per user, and for distances outside the
     range of the path loss.
 
-    >>> from rmtllmf_jax.channel.path_loss import PowerLaw
+    >>> from rmtllmf_jax.channel import ChannelPreset, PowerLaw
     >>> preset, key = ChannelPreset(path_loss=PowerLaw(2.0)), jax.random.key(0)
     >>> near, far = (channel_at(preset, jnp.full(8, d), key) for d in (200.0, 400.0))
     >>> round(float(jnp.abs(near / far).mean()), 3)
@@ -79,15 +80,13 @@ def channel_at(
     return fading(fading_key, preset.antennas, preset.users, dtype) * amplitude
 
 
-def draw_channel(
-    preset: ChannelPreset | str, key: Key[Array, ""]
-) -> Complex[Array, "antennas users"]:
+def draw_channel(preset: Preset | str, key: Key[Array, ""]) -> Complex[Array, "antennas users"]:
     """One realisation of H~ = H diag(sqrt p): path loss, fading and transmit powers in one matrix.
 
     `channel_at` the distances that `draw_distances` draws from the same key. In units of the
     noise: E|h~_q|^2 per antenna is the SNR of user q.
 
-    >>> draw_channel(ChannelPreset(users=8, antennas=16), jax.random.key(0)).shape
+    >>> draw_channel("paper", jax.random.key(0)).shape
     (16, 8)
     """
     return channel_at(preset, draw_distances(preset, key), key)
@@ -110,11 +109,11 @@ def draw_keys(
 
 
 def draw_channels(
-    preset: ChannelPreset | str, key: Key[Array, ""], draws: int
+    preset: Preset | str, key: Key[Array, ""], draws: int
 ) -> Complex[Array, "draws antennas users"]:
     """`draws` independent channels; number k is `draw_channel(preset, fold_in(key, k))`.
 
-    >>> draw_channels(ChannelPreset(users=8, antennas=16), jax.random.key(0), draws=5).shape
+    >>> draw_channels("paper", jax.random.key(0), draws=5).shape
     (5, 16, 8)
     """
     return jax.vmap(lambda k: draw_channel(preset, k))(draw_keys(key, draws))

@@ -1,176 +1,257 @@
-"""Rates and mean squared errors of the MMSE receivers, from one factorisation of M = I + G.
+"""Receivers: what the base station does with the antennas' signal, as values.
 
-G = H~^H C^-1 H~ is the effective Gram matrix: the users' Gram matrix seen through the covariance C
-of all noise. With the users ordered so that the last one decoded comes first, the Cholesky
-factor M = L L^H gives R_k = 2 log L_kk and mu_k = L_kk^-2: the pivots L_kk^2 are the textbook's
-1 + p_q h_q^H X_q^-1 h_q, and no X_q is ever formed or inverted. Rates are in nats. All results
-are in user order, whatever the decoding order.
+A receiver is called `receiver(h_tilde, attack, noise, key) -> E`, the covariance E[e e^H] of the
+errors of the users' unit-power symbols under an attacker's covariance and the floor `noise`; its
+diagonal is their MSE. It may offer `from_gram(gram_eff, power)`, where all follows from the
+effective Gram matrix. `filters` are the filters themselves. Pure; under `jit`, `vmap` and `grad`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Float, Key, Real
 
-from rmtllmf_jax.channel.linalg import inverse, pivots
-from rmtllmf_jax.channel.presets import require_order
+from rmtllmf_jax.channel.checks import require_positive
+from rmtllmf_jax.channel.coloured_noise import coloured_noise, effective_gram
+from rmtllmf_jax.channel.equalise import (
+    Equaliser,
+    error_covariance_of,
+    matched_equaliser,
+    mmse_equaliser,
+)
+from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.rates import (
+    ORDERS,
+    error_covariance,
+    matched_filter_errors,
+    require_order,
+    sic_order,
+)
+from rmtllmf_jax.channel.realisation import gram, received_power
+from rmtllmf_jax.common.errors import InputError, require_at_least
+from rmtllmf_jax.common.values import Known, by_name, parse
+
+_Errors = Complex[Array, "users users"]
+_Power = Float[Array, " users"] | None
 
 
-def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, " users"]:
-    """Users in the order in which they are decoded, first decoded first.
+@runtime_checkable
+class Receiver(Protocol):
+    """`(h_tilde, attack, noise, key) -> error covariance`: frozen and hashable."""
 
-    R-MTLLMF (arXiv 2411.18220) decodes `"weakest_first"`, so that the strongest user is last and
-    free of interference; `"strongest_first"` is the usual choice. Ties go to the lower index.
+    def __call__(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        attack: Complex[Array, "antennas antennas"],
+        noise: Real[ArrayLike, ""] = 1.0,
+        key: Key[Array, ""] | None = None,
+    ) -> Complex[Array, "users users"]:
+        """E[e e^H] of the users' symbols; `key` draws what the receiver has to measure."""
 
-    **Raises:** `InputError` for another order.
 
-    >>> sic_order(jnp.array([3.0, 1.0, 2.0]), "weakest_first").tolist()
-    [1, 2, 0]
+class Filtering:
+    """What the receivers of this module share: the errors of filters, under the true noise."""
+
+    chooses: ClassVar[str] = ""
+    """The discrete choice that it makes by the received powers; calls take `power` then."""
+
+    def filters(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        attack: Complex[Array, "antennas antennas"],
+        noise: Real[ArrayLike, ""] = 1.0,
+        key: Key[Array, ""] | None = None,
+        power: Float[Array, " users"] | None = None,
+    ) -> Equaliser:
+        """The filters of a channel, and the MSE that the receiver believes in."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        attack: Complex[Array, "antennas antennas"],
+        noise: Real[ArrayLike, ""] = 1.0,
+        key: Key[Array, ""] | None = None,
+        power: Float[Array, " users"] | None = None,
+    ) -> Complex[Array, "users users"]:
+        """E[e e^H] of the users' errors, cancellation being perfect; the diagonal is the MSE.
+
+        `power`: the received powers that order the users, left out those of the channel.
+
+        **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit
+        if it is not Hermitian or positive semidefinite, or the floor not positive.
+
+        >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
+        >>> for receiver in (Sic(), Unaware()):
+        ...     print(receiver(jnp.array([[2.0 + 0j], [0.0]]), attack).real.round(3))
+        [[0.5]]
+        [[0.68]]
+        """
+        filters = self.filters(h_tilde, attack, noise, key, power)
+        return error_covariance_of(filters, h_tilde, attack, noise)
+
+
+class _OfGram(Filtering):
+    """Receivers that know the noise, so that all follows from G."""
+
+    def from_gram(
+        self, gram_eff: Complex[Array, "users users"], power: Float[Array, " users"]
+    ) -> Complex[Array, "users users"]:
+        """E[e e^H] from the effective Gram matrix and the powers received before the attack."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        attack: Complex[Array, "antennas antennas"],
+        noise: Real[ArrayLike, ""] = 1.0,
+        key: Key[Array, ""] | None = None,
+        power: Float[Array, " users"] | None = None,
+    ) -> Complex[Array, "users users"]:
+        """As above."""
+        seen = effective_gram(h_tilde, attack, noise)
+        return self.from_gram(seen, received_power(gram(h_tilde)) if power is None else power)
+
+
+@dataclass(frozen=True)
+class Sic(_OfGram):
+    """MMSE with successive interference cancellation, in an `order` of received powers.
+
+    R-MTLLMF (arXiv 2411.18220) decodes `weakest_first`, so that the strongest user is last and free
+    of interference. Errors of different users are uncorrelated.
     """
-    require_order(order)
-    ascending = order == "weakest_first"
-    return jnp.argsort(received_power if ascending else -received_power)
+
+    order: str = "weakest_first"
+    chooses: ClassVar[str] = "the SIC order"
+
+    def __post_init__(self) -> None:
+        require_order(self.order)
+
+    def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
+        return error_covariance(gram_eff, sic_order(power, self.order))
+
+    def filters(
+        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
+    ) -> Equaliser:
+        return mmse_equaliser(h_tilde, attack, noise, self.order, power)
 
 
-@jax.jit
-def sic_rates(
-    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"]
-) -> Float[Array, " users"]:
-    """R_q in nats, R-MTLLMF eq. (3), under successive interference cancellation.
+SIC = Sic()
+"""The paper's receiver."""
 
-    `order_indices` lists the users as they are decoded. Smooth in `gram_eff`; as a function of the
-    channel it jumps where two received powers cross and the order swaps.
 
-    >>> rates = sic_rates(jnp.diag(jnp.array([3.0 + 0j, 1.0])), jnp.array([1, 0]))
-    >>> print(jnp.exp(rates).round(3))
-    [4. 2.]
+@dataclass(frozen=True)
+class Lmmse(_OfGram):
+    """Joint linear MMSE, which cancels nobody; errors of different users are correlated."""
+
+    def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
+        return error_covariance(gram_eff)
+
+    def filters(
+        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
+    ) -> Equaliser:
+        return mmse_equaliser(h_tilde, attack, noise, None)
+
+
+@dataclass(frozen=True)
+class MatchedFilter(_OfGram):
+    """Whitened matched filter of every user, which suppresses nobody and cancels nobody."""
+
+    def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
+        return matched_filter_errors(gram_eff)
+
+    def filters(
+        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
+    ) -> Equaliser:
+        return matched_equaliser(h_tilde, attack, noise)
+
+
+_Inner = Sic | Lmmse | MatchedFilter
+_INNER = by_name(Sic, Lmmse, MatchedFilter)
+
+
+class _Around(Filtering):
+    """Another receiver with filters for a covariance that is not the true one."""
+
+    of: _Inner
+    choices: ClassVar[Mapping[str, Known]] = {"of": _INNER}
+
+    @property
+    def chooses(self) -> str:  # type: ignore[override]
+        """The choice of the receiver within."""
+        return self.of.chooses
+
+
+@dataclass(frozen=True)
+class Unaware(_Around):
+    """A receiver that does not know of the attacker: its filters are those for the floor alone.
+
+    Never below the MSE of `of`, and not bounded by one: it trusts what it should not.
     """
-    return jnp.log(_pivots(gram_eff, order_indices))
+
+    of: _Inner = SIC
+
+    def filters(
+        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
+    ) -> Equaliser:
+        return self.of.filters(h_tilde, jnp.zeros_like(attack), noise, key, power)
 
 
-@jax.jit
-def sic_mse(
-    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"]
-) -> Float[Array, " users"]:
-    """mu_q = exp(-R_q), R-MTLLMF eq. (5): the biased MMSE of a unit-power symbol, in (0, 1].
+@dataclass(frozen=True)
+class Estimated(_Around):
+    """A receiver that measures the noise: its filters are those for a sample covariance.
 
-    >>> sic_mse(jnp.array([[3.0, 4.0], [4.0, 7.0 + 0j]]), jnp.array([0, 1])).tolist()
-    [0.5, 0.125]
+    - `snapshots`: vectors of noise alone, of the true covariance, that it is averaged over.
+    - `loading`: added to its diagonal, in units of the floor; > 0, so that few snapshots invert.
+
+    Tends to `of` with many snapshots and little loading; the errors are those under the true noise.
     """
-    return 1 / _pivots(gram_eff, order_indices)
+
+    snapshots: int = 128
+    loading: float = 1.0
+    of: _Inner = SIC
+
+    def __post_init__(self) -> None:
+        require_at_least("snapshots", self.snapshots, 1)
+        require_positive("loading", self.loading)
+
+    def filters(
+        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
+    ) -> Equaliser:
+        """As above.
+
+        **Raises:** `InputError` without a `key`, which draws the snapshots.
+        """
+        if key is None:
+            raise InputError("the receiver estimated draws snapshots of the noise: give it a key.")
+        white = jax.random.normal(key, (len(h_tilde), self.snapshots), h_tilde.dtype)
+        seen = coloured_noise(h_tilde, attack, noise).colour(white)
+        sample = product(seen, seen.conj().T) / self.snapshots
+        return self.of.filters(h_tilde, sample, self.loading * noise, key, power)
 
 
-@jax.jit
-def lmmse_mse(gram_eff: Complex[Array, "users users"]) -> Float[Array, " users"]:
-    """diag(M^-1): the MSE of the joint linear receiver, which cancels nobody.
+RECEIVERS: Mapping[str, type] = MappingProxyType({**_INNER, **by_name(Unaware, Estimated)})
+"""Receivers by the names that a command line has for them."""
 
-    >>> lmmse_mse(jnp.diag(jnp.array([3.0 + 0j, 1.0]))).tolist()
-    [0.25, 0.5]
+
+def get_receiver(text: str | Receiver) -> Receiver:
+    """The receiver that a text describes; a receiver is itself. A decoding order means SIC in it.
+
+    **Raises:** `InputError` that names the nearest one, or the option.
+
+    >>> get_receiver("unaware(of=lmmse)"), get_receiver("strongest_first")
+    (Unaware(of=Lmmse()), Sic(order='strongest_first'))
     """
-    return jnp.real(jnp.diagonal(inverse(_identity_plus(gram_eff))))
-
-
-@jax.jit
-def matched_filter_mse(
-    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"] | None = None
-) -> Float[Array, " users"]:
-    """1 / (1 + SINR_q) behind the whitened matched filter C^-1 h~_q, which suppresses nobody.
-
-    SINR_q = G_qq^2 / (sum_r |G_qr|^2 + G_qq) over the users r != q, or with `order_indices` (users
-    as they are decoded) over those decoded later. Never below `lmmse_mse` or `sic_mse`.
-
-    >>> mse = matched_filter_mse(jnp.array([[3.0, 4.0], [4.0, 7.0 + 0j]]))
-    >>> [round(user, 3) for user in mse.tolist()]
-    [0.679, 0.319]
-    """
-    own = jnp.real(jnp.diagonal(gram_eff))
-    size = own.shape[0]
-    others = ~jnp.eye(size, dtype=bool)
-    if order_indices is not None:
-        position = jnp.argsort(order_indices)
-        others = position > position[:, None]
-    squared = jnp.real(gram_eff) ** 2 + jnp.imag(gram_eff) ** 2
-    noise = own + jnp.sum(jnp.where(others, squared, 0), axis=1)
-    # tiny: a silent user has neither signal nor noise, and MSE 1.
-    return 1 / (1 + own * (own / jnp.maximum(noise, jnp.finfo(own).tiny)))
-
-
-def error_covariance(
-    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"] | None = None
-) -> Complex[Array, "users users"]:
-    """E[e e^H] of the users' errors: (I + G)^-1 for joint LMMSE, diagonal for MMSE-SIC.
-
-    Behind MMSE-SIC without error propagation (`order_indices`: users as they are decoded) the
-    errors of different users are uncorrelated, whatever the covariance of the noise.
-    """
-    if order_indices is None:
-        return inverse(_identity_plus(gram_eff))
-    return jnp.diag(sic_mse(gram_eff, order_indices)).astype(gram_eff.dtype)
-
-
-def receiver_mse(
-    gram_eff: Complex[Array, "users users"],
-    received_power: Float[Array, " users"],
-    order: str | None,
-) -> Float[Array, " users"]:
-    """MSE of every user: SIC in `order`, or joint LMMSE for `None`.
-
-    `received_power` is measured before the attack: the order is the cell's, not the attacker's.
-
-    **Raises:** `InputError` for an unknown order.
-
-    >>> gram_eff = jnp.array([[3.0, 4.0], [4.0, 7.0 + 0j]])
-    >>> for order in ("weakest_first", "strongest_first", None):
-    ...     receiver_mse(gram_eff, jnp.array([3.0, 7.0]), order).tolist()
-    [0.5, 0.125]
-    [0.25, 0.25]
-    [0.5, 0.25]
-    """
-    if order is None:
-        return lmmse_mse(gram_eff)
-    return sic_mse(gram_eff, sic_order(received_power, order))
-
-
-@jax.jit
-def sum_rate(gram_eff: Complex[Array, "users users"]) -> Float[Array, ""]:
-    """Sum rate log det M in nats, R-MTLLMF eq. (13): the SIC rates of any order add up to it.
-
-    >>> round(float(jnp.exp(sum_rate(jnp.diag(jnp.array([3.0 + 0j, 1.0]))))), 3)
-    8.0
-    """
-    return jnp.sum(jnp.log(pivots(_identity_plus(gram_eff))))
-
-
-def sum_rate_lower_bound(gram_eff: Complex[Array, "users users"]) -> Float[Array, ""]:
-    """Lower bound log(1 + tr G) in nats, which R-MTLLMF eq. (4) calls the sum rate.
-
-    It is not: det(I + G) >= 1 + tr G with equality for rank one only, and the gap is wide (5.6
-    against 25.8 nats in one draw). Use `sum_rate`.
-
-    >>> round(float(jnp.exp(sum_rate_lower_bound(jnp.diag(jnp.array([3.0 + 0j, 1.0]))))), 3)
-    5.0
-    """
-    return jnp.log1p(jnp.real(jnp.trace(gram_eff)))
-
-
-def unbiased_sinr(mse: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """SINR = 1 / mu - 1 behind a biased MMSE `mse` in (0, 1], as a ratio.
-
-    >>> unbiased_sinr(jnp.array([1.0, 0.25])).tolist()
-    [0.0, 3.0]
-    """
-    return (1 - mse) / mse
-
-
-def _identity_plus(gram_eff: Complex[Array, "users users"]) -> Complex[Array, "users users"]:
-    return jnp.eye(gram_eff.shape[0], dtype=gram_eff.dtype) + gram_eff
-
-
-def _pivots(
-    gram_eff: Complex[Array, "users users"], order_indices: Int[Array, " users"]
-) -> Float[Array, " users"]:
-    """L_kk^2 in user order, for M with the last decoded user first."""
-    last_first = order_indices[::-1]
-    found = pivots(_identity_plus(gram_eff)[last_first][:, last_first])
-    return jnp.zeros_like(found).at[last_first].set(found)
+    if not isinstance(text, str):
+        return text
+    orders: dict[str, Any] = {order: Sic(order) for order in ORDERS}
+    known: dict[str, Any] = {**RECEIVERS, **orders}
+    receiver: Receiver = parse(text, known, "receiver")
+    return receiver

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from rmtllmf_jax.channel.receivers import unbiased_sinr
+from rmtllmf_jax.channel.rates import unbiased_sinr
 from rmtllmf_jax.common.errors import require_at_least
 
 __all__ = ["db", "from_db", "parameter_snr", "receive_snr", "unbiased_sinr", "worst_user"]

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Complex, Float, Real
+from jaxtyping import Array, Float, Real
 
-from rmtllmf_jax.channel.checks import checked_attack
 from rmtllmf_jax.channel.matrix_functions import divide, positive_part
-from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_attack
+from rmtllmf_jax.channel.spectral_attacks import Rule
 
 
 def sum_mse_powers(
@@ -32,22 +31,6 @@ def sum_mse_powers(
     reached = level > start[order]
     y = level[jnp.max(jnp.where(reached, jnp.arange(root.size), 0))]
     return jnp.maximum(y * root - needed, 0), y**-2
-
-
-@checked_attack
-def sum_mse(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """Effective Gram matrix under the attack that maximises tr (I + G)^-1, the LMMSE sum of MSEs.
-
-    It counts the thermal floor `noise` > 0. Strong directions are not worth their price and very
-    weak ones are lost anyway: it attacks those between. Derivatives of every order in all three
-    arguments, exact at repeated eigenvalues; non-smooth where a direction begins to be attacked.
-    """
-    real = jnp.real(gram).dtype
-    return spectral_attack(SUM_MSE, gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
 
 
 def _total(effective: Array, nu: Array, noise: Array) -> Array:

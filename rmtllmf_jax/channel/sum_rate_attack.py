@@ -11,12 +11,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Complex, Float, Real
+from jaxtyping import Array, Float, Real
 
-from rmtllmf_jax.channel.checks import checked_attack
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.matrix_functions import divide, positive_part, square_root
-from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_attack
+from rmtllmf_jax.channel.spectral_attacks import Rule
 
 # Four steps reach 5e-15 with eigenvalues and budget spread over 160 dB; one to spare.
 _NEWTON_STEPS = 5
@@ -67,43 +66,6 @@ def floor_aware_powers(
 
     nu = jax.lax.fori_loop(0, _CUT_STEPS, step, nu)
     return jnp.maximum(_sigma(root, nu)[0] - noise, 0), nu
-
-
-@checked_attack
-def sum_rate(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """Effective Gram matrix under P1 plus the thermal floor: V diag(lambda / (sigma + noise)) V^H.
-
-    `gram` = V diag(lambda) V^H, `budget` >= 0 the attacker's total power, `noise` > 0 the thermal
-    power per antenna. The attacker of the paper ignores the floor, which is added afterwards.
-
-    **Derivatives** of every order, in all three arguments, are exact at repeated eigenvalues, where
-    differentiating `eigh` gives NaN. Truly non-smooth is only a rank-deficient `gram`: sigma grows
-    like sqrt(lambda) there.
-    """
-    return _attack(SUM_RATE, gram, budget, noise)
-
-
-@checked_attack
-def sum_rate_floor_aware(
-    gram: Complex[Array, "users users"],
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""],
-) -> Complex[Array, "users users"]:
-    """Effective Gram matrix under P1 with the floor counted: C = attack + noise I is optimal.
-
-    An attacker who knows `noise` spends [sigma_i - noise]_+ on each eigendirection: its sum rate is
-    at most that of `sum_rate`. Derivatives as there; non-smooth also where a direction is cut off.
-    """
-    return _attack(FLOOR_AWARE, gram, budget, noise)
-
-
-def _attack(rule: Rule, gram: Array, budget: ArrayLike, noise: ArrayLike) -> Array:
-    real = jnp.real(gram).dtype
-    return spectral_attack(rule, gram, jnp.asarray(budget, real), jnp.asarray(noise, real))
 
 
 def _sigma(root: Array, nu: Array) -> tuple[Array, Array]:

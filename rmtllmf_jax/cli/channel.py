@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.options import Cache
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known, require_seed
+from rmtllmf_jax.cli.options import Cache, ReceiverText
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
+from rmtllmf_jax.common.values import described, parse_all
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rmtllmf_jax.channel import ChannelPreset, Preset
+    from rmtllmf_jax.channel import Link, Receiver
     from rmtllmf_jax.report.channel_tally import Tally
 
 _ATTACKS = ("none", "strongest_user", "sum_rate")
 _FIGURES = Path("runs/channel")
-_OWN, _LMMSE = "preset", "lmmse"
 # Drops of the mean eigenvalues, and symbols of a constellation.
 _EIGENVALUE_DROPS, _SYMBOLS, _QAM = 1000, 1500, 64
 
@@ -39,17 +39,15 @@ class Channel:
     mse=.01,.02 or snr_db=10,12 (in dB)."""
     attack: tuple[str, ...] = ()
     """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
-    min_max_rate, sum_mse; by default none, strongest_user and sum_rate."""
+    min_max_rate, sum_mse, towards(user=0); by default none, strongest_user and sum_rate."""
     draws: int = 20_000
     """Channel realisations that every number is a mean or percentile of."""
-    order: str = _OWN
-    """Decoding order: weakest_first, strongest_first, lmmse (joint, nobody is cancelled), or the
-    preset's own."""
+    receiver: ReceiverText = "sic"
     seed: int = 0
     """Root of all random numbers."""
     json: bool = False
     """Print JSON and nothing else; figures only where --out is given. A list with one object an
-    attack, of these names: preset, order, draws, seed, attack; mse_mean (over users and draws),
+    attack, of these names: preset, receiver, draws, seed, attack; mse_mean (over users and draws),
     mse_standard_error (of it), mse_attacked (mean over the strongest users of the draws), sum_rate
     (nats per channel use), percentiles ("5", "50" and "95", of a draw's mean MSE),
     worst_user_snr_db (of the parameters, where an MSE of 1 has c0_db), c0_db, user_mse and
@@ -60,28 +58,26 @@ class Channel:
 
     def run(self) -> None:
         """Run the sub-command."""
-        from rmtllmf_jax.channel import DirectPreset
-
         require_at_least("--draws", self.draws, 1, 2**32)  # a key is made of numbers of 32 bits
         require_seed("--seed", self.seed)
-        preset, attacks = _chosen(self)
+        links = _chosen(self)
         use_compilation_cache(self.cache_dir)
         out = _FIGURES if self.out is None and not self.json else self.out
-        if out is None or isinstance(preset, DirectPreset):
-            self._print(_tallies(preset, attacks, self.draws, self.seed), preset)
+        if out is None or not links[0].preset.has_channel:
+            self._print(_tallies(links, self.draws, self.seed), links[0])
             return
         with working_in(out):
-            tallies = _tallies(preset, attacks, self.draws, self.seed)
-            self._print(tallies, preset)
-            self._plot(tallies, preset, out)
+            tallies = _tallies(links, self.draws, self.seed)
+            self._print(tallies, links[0])
+            self._plot(tallies, links, out)
 
-    def _print(self, tallies: Mapping[str, Tally], preset: Preset) -> None:
+    def _print(self, tallies: Mapping[str, Tally], link: Link) -> None:
         from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB
 
         rows = [
             {
                 "preset": self.preset,
-                "order": _order_name(preset),
+                "receiver": described(link.receiver) if link.preset.has_channel else None,
                 "draws": self.draws,
                 "seed": self.seed,
                 "attack": attack,
@@ -93,67 +89,59 @@ class Channel:
         if self.json:
             print(json.dumps(_nulls(rows), indent=2, allow_nan=False))
         else:
-            _print_table(f"Channel {self._note(preset)}", rows)
+            _print_table(f"Channel {self._note(link)}", rows)
 
-    def _plot(self, tallies: Mapping[str, Tally], preset: ChannelPreset, out: Path) -> None:
+    def _plot(self, tallies: Mapping[str, Tally], links: tuple[Link, ...], out: Path) -> None:
         from rmtllmf_jax.report import channel_plots
 
-        note = self._note(preset)
+        note = self._note(links[0])
         figures = {
             "users": channel_plots.user_figure(tallies, note),
             "distribution": channel_plots.distribution_figure(tallies, note),
-            **_channel_figures(preset, tuple(tallies), self.draws, self.seed, note),
+            **_channel_figures(links, self.draws, self.seed, note),
         }
         for path in channel_plots.write_figures(out, figures):
             if not self.json:
                 print(path)
 
-    def _note(self, preset: Preset) -> str:
-        order = {
-            "weakest_first": "SIC weakest first",
-            "strongest_first": "SIC strongest first",
-            _LMMSE: "joint LMMSE",
-        }.get(_order_name(preset) or "")
-        parts = [self.preset, f"{self.draws:,} draws", f"seed {self.seed}", order]
-        return ", ".join(part for part in parts if part)
+    def _note(self, link: Link) -> str:
+        receiver = [_title(link.receiver)] * link.preset.has_channel
+        return ", ".join([self.preset, f"{self.draws:,} draws", f"seed {self.seed}", *receiver])
 
 
-def _chosen(options: Channel) -> tuple[Preset, tuple[str, ...]]:
-    """The preset, in the order asked for, and the attacks, each once.
+def _title(receiver: Receiver) -> str:
+    from rmtllmf_jax.channel import Lmmse, Sic
 
-    **Raises:** `InputError` for an unknown preset, order or attack, and for options that need a
+    if isinstance(receiver, Sic):
+        return f"SIC {receiver.order.replace('_', ' ')}"
+    return "joint LMMSE" if isinstance(receiver, Lmmse) else described(receiver)
+
+
+def _chosen(options: Channel) -> tuple[Link, ...]:
+    """One link for each attack, each once.
+
+    **Raises:** `InputError` for an unknown preset, receiver or attack, and for options that need a
     channel where the preset has none.
     """
-    from rmtllmf_jax.channel import ATTACKS, ORDERS, PRESETS, DirectPreset, get_preset
+    from rmtllmf_jax.channel import ATTACKS, PRESETS, Link, get_preset, get_receiver
 
-    preset = get_preset(options.preset)
-    require_known("--order", options.order, (_OWN, *ORDERS, _LMMSE))
-    for attack in options.attack:
-        require_known("--attack", attack, ATTACKS)
-    if isinstance(preset, DirectPreset):
-        refused = [f"--attack {attack}" for attack in options.attack if attack != "none"]
-        refused += [f"--order {options.order}"] * (options.order != _OWN)
-        refused += [f"--out {options.out}"] * (options.out is not None)
-        if refused:
+    preset, receiver = get_preset(options.preset), get_receiver(options.receiver)
+    attacks = parse_all(options.attack, ATTACKS, "--attack")
+    if not preset.has_channel:
+        if options.out is not None:
             raise InputError(
-                f"{refused[0]} needs a channel, and the preset {options.preset!r} has none, only "
-                "the errors that users end up with; leave it out, or choose a channel preset "
+                f"--out {options.out} needs a channel, and the preset {options.preset!r} has none, "
+                "only the errors that users end up with; leave it out, or choose a channel preset "
                 f"({', '.join(PRESETS)})."
             )
-        return preset, ("none",)
-    if options.order != _OWN:
-        preset = replace(preset, order=None if options.order == _LMMSE else options.order)
-    return preset, tuple(dict.fromkeys(options.attack or _ATTACKS))
+        return tuple(Link(preset, attack, receiver) for attack in attacks) or (
+            Link(preset, receiver=receiver),
+        )
+    attacks = attacks or parse_all(_ATTACKS, ATTACKS, "--attack")
+    return tuple(Link(preset, attack, receiver) for attack in attacks)
 
 
-def _order_name(preset: Preset) -> str | None:
-    """The decoding order as `--order` names it; `None` for a direct preset."""
-    from rmtllmf_jax.channel import DirectPreset
-
-    return None if isinstance(preset, DirectPreset) else preset.order or _LMMSE
-
-
-def _tallies(preset: Preset, attacks: tuple[str, ...], draws: int, seed: int) -> dict[str, Tally]:
+def _tallies(links: tuple[Link, ...], draws: int, seed: int) -> dict[str, Tally]:
     """Means and distributions of the users' MSE over the draws, one tally an attack."""
     import jax
 
@@ -161,9 +149,9 @@ def _tallies(preset: Preset, attacks: tuple[str, ...], draws: int, seed: int) ->
     from rmtllmf_jax.common.progress import progress_bar
     from rmtllmf_jax.report.channel_tally import Tally
 
-    tallies = {attack: Tally(preset.users) for attack in attacks}
+    tallies = {described(link.attack): Tally(link.preset.users) for link in links}
     with progress_bar("draws", draws) as advance:
-        for mse in mse_over_drops(preset, attacks, jax.random.key(seed), draws):
+        for mse in mse_over_drops(links, jax.random.key(seed), draws):
             for number, tally in enumerate(tallies.values()):
                 tally.add(mse[:, number])
             advance(len(mse))
@@ -171,7 +159,7 @@ def _tallies(preset: Preset, attacks: tuple[str, ...], draws: int, seed: int) ->
 
 
 def _channel_figures(
-    preset: ChannelPreset, attacks: tuple[str, ...], draws: int, seed: int, note: str
+    links: tuple[Link, ...], draws: int, seed: int, note: str
 ) -> dict[str, Figure]:
     """Figures that need the channels themselves: eigenvalues and constellations."""
     import jax
@@ -181,18 +169,18 @@ def _channel_figures(
     from rmtllmf_jax.channel.survey import equalised_symbols, spectra
     from rmtllmf_jax.report import channel_plots
 
-    key, users = jax.random.key(seed), preset.users
-    received = {}
-    for attack in attacks:
-        symbols, sinr, wrong = equalised_symbols(
-            preset, attack, key, (0, users // 2, users - 1), _SYMBOLS, _QAM
-        )
-        shown = symbols, channel.snr.db(sinr), wrong
-        received[attack] = channel_plots.Equalised(*map(np.asarray, shown))
+    key, preset, receiver = jax.random.key(seed), links[0].preset, links[0].receiver
+    users, received = preset.users, {}
+    shown = 0, users // 2, users - 1
+    for link in links:
+        symbols, sinr, wrong = equalised_symbols(link, key, shown, _SYMBOLS, _QAM)
+        drawn = symbols, channel.snr.db(sinr), wrong
+        received[described(link.attack)] = channel_plots.Equalised(*map(np.asarray, drawn))
     ideal = np.asarray(channel.modem.constellation(_QAM))
-    cancelled = "" if preset.order is None else ", true symbols cancelled"
+    cancelled = ", true symbols cancelled" if getattr(receiver, "chooses", "") else ""
     what = f"{_QAM}-QAM{cancelled}, first drop of {note}"
-    of_channel, of_attacks = spectra(preset, attacks, key, min(draws, _EIGENVALUE_DROPS))
+    of_channel, spectrum = spectra(links, key, min(draws, _EIGENVALUE_DROPS))
+    of_attacks = dict(zip((described(link.attack) for link in links), spectrum, strict=True))
     return {
         "eigenvalues": channel_plots.eigenvalue_figure(
             of_channel, of_attacks, preset.attack_budget, note

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache
+from rmtllmf_jax.cli.options import Cache, ReceiverText
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -23,7 +23,7 @@ from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
-    from rmtllmf_jax.channel import ChannelPreset, Preset
+    from rmtllmf_jax.channel import ChannelPreset, Link, Preset
     from rmtllmf_jax.gradients import Agreement, Objective, Parameters
     from rmtllmf_jax.sweep.settings import Settings
 
@@ -76,8 +76,7 @@ class Gradcheck:
     preset: str = "paper"
     """Channel preset (paper, free_space, umi_nlos, uma_los), or the errors themselves, one a user:
     mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal alone)."""
-    order: str | None = None
-    """Receiver in place of the preset's: MMSE-SIC weakest_first or strongest_first, joint lmmse."""
+    receiver: ReceiverText = "sic"
     channel_draws: int = 1
     """Channels that the score is averaged over; the users stand at the same places in all."""
     noise_draws: int = 2
@@ -129,7 +128,7 @@ class Gradcheck:
             "score": self.score,
             "temperature": self.temperature,
             "preset": self.preset,
-            "order": self.order,
+            "receiver": self.receiver,
             "channel_draws": self.channel_draws,
             "noise_draws": self.noise_draws,
             "tolerance": self.tolerance,
@@ -185,11 +184,9 @@ def _checked(options: Gradcheck) -> Settings:
 
     **Raises:** `InputError` that names the option.
     """
-    from rmtllmf_jax.channel import SCENARIOS
     from rmtllmf_jax.evaluation.scores import SCORES
     from rmtllmf_jax.sweep.settings import Settings
 
-    require_known("--scenario", options.scenario, SCENARIOS)
     require_known("--score", options.score, SCORES)
     if options.score == "accuracy":
         raise InputError(
@@ -204,7 +201,7 @@ def _checked(options: Gradcheck) -> Settings:
     require_seed("--seed", options.seed)
     settings = Settings(
         preset=options.preset,
-        order=options.order,
+        receiver=options.receiver,
         scale=options.scale,
         c0_db=options.c0,
         kappa=options.kappa,
@@ -226,11 +223,11 @@ def _require_acting(options: Gradcheck, preset: Preset) -> None:
 
     **Raises:** `InputError` that names the parameter which has no meaning or no effect.
     """
-    from rmtllmf_jax.channel import DirectPreset
+    from rmtllmf_jax.channel import Link, Scenario
     from rmtllmf_jax.gradients import Parameters
 
-    if isinstance(preset, DirectPreset):
-        preset.require_no_attack(options.scenario)
+    if (attack := Scenario(options.scenario).attack) is not None:
+        Link(preset, attack)
     known = [each.name for each in fields(Parameters)]
     for name in options.parameters:
         require_known("parameter of --parameters", name, known)
@@ -242,20 +239,21 @@ def _require_acting(options: Gradcheck, preset: Preset) -> None:
         )
 
 
-def _names(options: Gradcheck, preset: Preset) -> tuple[str, ...]:
+def _names(options: Gradcheck, link: Link | None) -> tuple[str, ...]:
     """Return the parameters that are asked for, or all that act."""
-    from rmtllmf_jax.channel import ChannelPreset, PowerLaw
+    from rmtllmf_jax.channel import NO_ATTACK, ChannelPreset, PowerLaw
 
     if options.parameters:
         return tuple(dict.fromkeys(options.parameters))
-    if options.scenario == "clean":
+    if link is None:
         return ("scale",)
+    preset = link.preset
     if not isinstance(preset, ChannelPreset):
         return ("mse", "mse_factor", "scale")
     names = ["powers"] if preset.power_control == "none" else []
     names += ["distances"]
     names += ["path_loss_exponent"] if isinstance(preset.path_loss, PowerLaw) else []
-    names += ["budget"] if options.scenario != "ideal" else []
+    names += ["budget"] if link.attack != NO_ATTACK else []
     return (*names, "mse_factor", "scale")
 
 
@@ -322,20 +320,20 @@ def starting_values(
     from rmtllmf_jax.channel import ChannelPreset
     from rmtllmf_jax.gradients import Parameters, require_place, user_mse
 
-    setting, tasks = objective.setting, len(objective.kappa)
-    require_place(names, setting.preset, setting.scenario)
+    link, tasks = objective.setting.link, len(objective.kappa)
+    require_place(names, link)
     channel = objective.channel_keys(key)[0]
     values: dict[str, Any] = {
         "mse_factor": jnp.ones((tasks, len(jax.tree.leaves(objective.vectors)))),
         "scale": jnp.full(tasks, objective.scale, jnp.float32),
     }
-    if isinstance(setting.preset, ChannelPreset):
-        values |= _channel_values(setting.preset, channel)
-    if "mse" in names:
-        values["mse"] = user_mse(Parameters(), setting.scenario, setting.preset, channel)
+    if link is not None and isinstance(link.preset, ChannelPreset):
+        values |= _channel_values(link.preset, channel)
+    if link is not None and "mse" in names:
+        values["mse"] = user_mse(Parameters(), link, channel)
         if not (values["mse"] > 0).all():
             raise InputError(
-                f"--parameters mse: a user of the preset {setting.preset} has the MSE 0, and its "
+                f"--parameters mse: a user of the preset {link.preset} has the MSE 0, and its "
                 "root no derivative there."
             )
     start = Parameters(**{name: values[name] for name in names})
@@ -347,7 +345,7 @@ def _channel_values(preset: ChannelPreset, channel: Key[Array, ""]) -> dict[str,
     import jax
     import jax.numpy as jnp
 
-    from rmtllmf_jax.channel import PowerLaw, draw_distances
+    from rmtllmf_jax.channel import PowerLaw, White, draw_distances
     from rmtllmf_jax.gradients import attack_at
 
     distances = draw_distances(preset, channel)
@@ -361,7 +359,7 @@ def _channel_values(preset: ChannelPreset, channel: Key[Array, ""]) -> dict[str,
         "positions": distances[:, None] * circle,
         "path_loss_exponent": jnp.asarray(exponent, jnp.float32),
         "budget": jnp.asarray(preset.attack_budget, jnp.float32),
-        "attack": attack_at("white", preset, channel),
+        "attack": attack_at(White(), preset, channel),
     }
 
 
@@ -373,7 +371,7 @@ def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agr
     from rmtllmf_jax.gradients import check_gradient, value
 
     key = jax.random.key(options.seed)
-    start = starting_values(objective, _names(options, objective.setting.preset), key)
+    start = starting_values(objective, _names(options, objective.setting.link), key)
     objective = objective.fixed_at(start)
     with progress_bar("gradcheck", 1 + len(start.given())) as advance:
         score = float(value(objective, start, key))

@@ -25,6 +25,17 @@ Cache = Annotated[
 ]
 
 
+ReceiverText = Annotated[
+    str,
+    tyro.conf.arg(
+        aliases=["--order"],
+        help="Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, "
+        "unaware (of the attacker) or estimated(snapshots=128, loading=1.0), which measures the "
+        "noise; the last two take of=lmmse and the like. A decoding order means SIC in it.",
+    ),
+]
+
+
 @dataclass(kw_only=True)
 class FinetuneOptions:
     """What is fine-tuned, on what, and how."""
@@ -96,7 +107,8 @@ class SweepOptions:
     density, too."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
-    power over the noise) or mse=.01,.1 (every user's). The noise of a draw is the same at all."""
+    power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation
+    or c0_db. The noise of a draw is the same at all."""
     draws: int = 1
     """Channel realisations."""
     seeds: int = 1
@@ -104,11 +116,11 @@ class SweepOptions:
     preset: str = "paper"
     """Channel preset (paper, free_space, umi_nlos, uma_los), or the errors themselves, one a user:
     mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal alone)."""
-    order: str | None = None
-    """Receiver in place of the preset's: MMSE-SIC weakest_first or strongest_first, joint lmmse."""
+    receiver: ReceiverText = "sic"
     error_model: str = "independent"
-    """How the users' errors hang together: independent (exact for MMSE-SIC), lmmse (with --order
-    lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy base)."""
+    """How the users' errors hang together: independent (exact for MMSE-SIC), lmmse (with
+    --receiver lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy
+    base)."""
     scale: str = "power-law"
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""

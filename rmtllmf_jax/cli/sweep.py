@@ -167,7 +167,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
 
     return Settings(
         preset=options.preset,
-        order=options.order,
+        receiver=options.receiver,
         error_model=options.error_model,
         scale=options.scale,
         c0_db=options.c0,
@@ -214,17 +214,15 @@ def axis_of(text: str, preset: str, scenarios: tuple[str, ...]) -> Axis:
 
     **Raises:** `InputError` for what is unknown, and for what the preset cannot have.
     """
-    from rmtllmf_jax.channel import SCENARIOS, DirectPreset, get_preset
-    from rmtllmf_jax.common.errors import require_known
+    from rmtllmf_jax.channel import Link, Scenario, get_preset
     from rmtllmf_jax.sweep.axis import parse_axis
 
     channel, axis = get_preset(preset), parse_axis(text)
     axis.require_fitting(channel)
     for scenario in scenarios:
-        require_known("scenario", scenario, SCENARIOS)
-        if isinstance(channel, DirectPreset):
-            channel.require_no_attack(scenario)
-        axis.require_meaning(scenario)
+        if (attack := Scenario(scenario).attack) is not None:
+            Link(channel, attack)
+        axis.require_meaning(Scenario(scenario))
     return axis
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from rmtllmf_jax import channel, fusion
-from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax import fusion
+from rmtllmf_jax.channel import Attack, ChannelPreset, White
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.gradients.objective import Objective, layer_names
 from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
@@ -24,6 +24,8 @@ from rmtllmf_jax.gradients.parameters import (
     root_size,
 )
 from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits
+
+_WHITE = White()
 
 
 def learn_powers(
@@ -53,16 +55,16 @@ def learn_powers(
 
 
 def learn_attack(
-    objective: Objective, key: Key[Array, ""], start: str = "white", **options: Any
+    objective: Objective, key: Key[Array, ""], start: Attack = _WHITE, **options: Any
 ) -> Optimum:
     """Return the covariance of the preset's budget that minimises the objective in one channel.
 
-    The attacker of `channel.ATTACKS` knows the channel; this one also knows the model, the tasks
-    and the noise that `key` draws. It begins at the covariance of the attack called `start`, and
-    spends the whole budget: more noise never helps the users.
+    The attacks of `channel` know the channel; this one also knows the model, the tasks and the
+    noise that `key` draws. It begins at the covariance of the attack `start`, and spends the whole
+    budget: more noise never helps the users.
 
     **Raises:** `InputError` for an objective over several channels, under another scenario than
-    `ideal`, or for an unknown start.
+    `ideal`.
     """
     preset = _channel_preset(objective)
     keys = objective.channel_keys(key)
@@ -71,7 +73,6 @@ def learn_attack(
             f"an attack is learned for one channel, and the objective is over {len(keys)}: take "
             "Setting(channel_draws=1), or Objective.over(keys[:1])."
         )
-    require_known("attack", start, channel.ATTACKS)
     begin = Parameters(attack=attack_at(start, preset, keys[0], objective.held))
     options = {"rule": TOGETHER} | options
     found = optimise(_AllSpent(objective), begin, key, AttackLimit(), maximise=False, **options)
@@ -95,14 +96,14 @@ def _all_spent(parameters: Parameters) -> Parameters:
 
 
 def attack_at(
-    name: str, preset: ChannelPreset, key: Key[Array, ""], held: Parameters = NOTHING
+    attack: Attack, preset: ChannelPreset, key: Key[Array, ""], held: Parameters = NOTHING
 ) -> Float[Array, "2 antennas antennas"]:
-    """Return the `Parameters.attack` of a named attack over the channel that `key` draws.
+    """Return the `Parameters.attack` of an attack over the channel that `key` draws.
 
     `held`: parameters of that channel, as `Objective.holding` has them.
     """
     h_tilde = channel_matrix(held, preset, key)
-    covariance = channel.attack_covariance(name, h_tilde, preset.attack_budget)
+    covariance = attack(h_tilde, preset.attack_budget, 1.0)
     return attack_entries(covariance, preset.attack_budget)
 
 
@@ -164,7 +165,8 @@ def _power_rule(total: float | None) -> optax.GradientTransformation:
 
 
 def _channel_preset(objective: Objective) -> ChannelPreset:
-    preset = objective.setting.preset
+    link = objective.setting.link
+    preset = None if link is None else link.preset
     if not isinstance(preset, ChannelPreset):
         raise InputError("a direct preset of mse or snr_db has no powers and no attacker.")
     return preset

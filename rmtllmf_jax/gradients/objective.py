@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.channel import SCENARIOS, Preset
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.channel import Link
+from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.evaluation.disentanglement import Features
 from rmtllmf_jax.evaluation.scores import get_score
 from rmtllmf_jax.fusion.merge import one_per_user
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, fact
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
-from rmtllmf_jax.gradients.link import user_mse
+from rmtllmf_jax.gradients.link import Drawn, user_mse
 from rmtllmf_jax.gradients.parameters import NOTHING, Parameters, require_fitting
 from rmtllmf_jax.gradients.samples import Samples
 from rmtllmf_jax.models.heads import Head
@@ -40,10 +40,8 @@ class Setting:
 
     features: Features
     """The model up to its head, such as `Backbone.features`; the same object compiles once."""
-    preset: Preset
-    """Channel preset; user q sends task q."""
-    scenario: str = "ideal"
-    """One of `channel.SCENARIOS`."""
+    link: Link | None
+    """What the users send through, user q sending task q; `None` is the scenario `clean`."""
     score: str = "soft_accuracy"
     """One of `evaluation.scores.SCORES`."""
     channel_draws: int = 1
@@ -53,10 +51,11 @@ class Setting:
     method: Method = TASK_ARITHMETIC
     """Merge method, such as `fusion.Average()`. What it is not differentiable by (thresholds,
     masks, ranks) is held, as the method says of itself."""
+    drawn: Drawn | None = None
+    """`(parameters, key) -> H~` in place of the preset's channel, see `user_mse`."""
 
     def __post_init__(self) -> None:
         get_score(self.score)
-        require_known("scenario", self.scenario, SCENARIOS)
         require_at_least("channel draws", self.channel_draws, 1)
         require_at_least("noise draws", self.noise_draws, 1)
         if needs := fact(self.method, "needs"):
@@ -178,17 +177,17 @@ class Objective:
         **Raises:** `InputError` that names one which does not fit.
         """
         parameters = parameters.filled(self.held)
-        require_fitting(parameters, self.setting.preset, self.setting.scenario)
+        setting = self.setting
+        require_fitting(parameters, setting.link, setting.drawn is not None)
         tasks, layers = fusion.stack_size(self.vectors), len(layer_names(self.vectors))
-        if tasks > self.setting.preset.users:
-            raise InputError(
-                f"{tasks} tasks need as many users; the preset has {self.setting.preset.users}."
-            )
+        users = tasks if setting.link is None else setting.link.preset.users
+        if tasks > users:
+            raise InputError(f"{tasks} tasks need as many users; the preset has {users}.")
         leaves = len(jax.tree.leaves(self.vectors))
         shapes: dict[str, tuple[tuple[int, ...], ...]] = {
             "scale": ((), (tasks,), (tasks, layers)),
             "mse_factor": ((tasks, leaves),),
-            "mse": ((self.setting.preset.users,),),
+            "mse": ((users,),),
         }
         for name, expected in shapes.items():
             value = getattr(parameters, name)
@@ -209,7 +208,9 @@ class Objective:
         parameters = parameters.filled(self.held)
         if reference is not None:
             reference = reference.filled(self.held)
-        found = user_mse(parameters, setting.scenario, setting.preset, key, reference)
+        if setting.link is None:
+            return jnp.zeros_like(self.kappa) if parameters.mse is None else parameters.mse
+        found = user_mse(parameters, setting.link, key, reference, setting.drawn)
         return found[: len(self.kappa)]
 
     def fused(

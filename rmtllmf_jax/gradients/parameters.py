@@ -10,18 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
+from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float
 
 from rmtllmf_jax.channel import (
+    NO_ATTACK,
     ChannelPreset,
+    Link,
     PowerLaw,
+    Scenario,
     angles_from_positions,
     channel_at,
     distances_from_positions,
     draw_distances,
+    gram,
 )
 from rmtllmf_jax.channel.checks import require_finite, require_positive, require_within
-from rmtllmf_jax.channel.linalg import cholesky
+from rmtllmf_jax.channel.coloured_noise import noise_of_root
+from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.common.errors import InputError
 
 LEAST_POWER = 1e-6
@@ -90,22 +96,25 @@ CHANNEL = ("powers", "distances", "positions", "path_loss_exponent", "budget", "
 """Parameters that act through a channel."""
 
 
-def require_fitting(parameters: Parameters, preset: object, scenario: str) -> None:
-    """Check parameters against a preset and a scenario, before any work.
+def require_fitting(parameters: Parameters, link: Link | None, drawn: bool = False) -> None:
+    """Check parameters against a link (`None`: clean), before any work.
+
+    `drawn`: the channel is a function's, and not the preset's.
 
     **Raises:** `InputError` that names the parameter which would have no effect or no meaning, or
     has the wrong shape.
     """
-    require_place(parameters.given(), preset, scenario)
-    if isinstance(preset, ChannelPreset):
-        _require_shapes(parameters, preset)
-        _require_values(parameters, preset)
+    if not drawn:
+        require_place(parameters.given(), link)
+    if link is not None and isinstance(link.preset, ChannelPreset) and not drawn:
+        _require_shapes(parameters, link.preset)
+        _require_values(parameters, link.preset)
     if parameters.mse is not None:
         require_within("parameter 'mse'", parameters.mse, 0.0, math.inf)
 
 
-def require_place(names: Iterable[str], preset: object, scenario: str) -> None:
-    """Check that a preset and a scenario have a place for the parameters called `names`.
+def require_place(names: Iterable[str], link: Link | None) -> None:
+    """Check that a link has a place for the parameters called `names`; `None` is clean.
 
     **Raises:** `InputError` that names the parameter which would have no effect or no meaning.
     """
@@ -116,6 +125,11 @@ def require_place(names: Iterable[str], preset: object, scenario: str) -> None:
             f"parameters give the MSE itself and also {', '.join(channel)}, which act through a "
             "channel: leave one of the two out."
         )
+    if link is None:
+        if "budget" in given and "attack" not in given:
+            raise InputError("the scenario 'clean' has no attacker to spend a budget.")
+        return
+    preset, attack = link.preset, link.attack
     if not isinstance(preset, ChannelPreset):
         if channel:
             raise InputError(
@@ -139,13 +153,14 @@ def require_place(names: Iterable[str], preset: object, scenario: str) -> None:
         raise InputError(
             f"a path-loss exponent needs a PowerLaw, and the preset has {preset.path_loss}."
         )
-    if "attack" in given and scenario != "ideal":
+    if "attack" in given and attack != NO_ATTACK:
         raise InputError(
-            f"parameters give an attack of their own beside that of the scenario {scenario!r}: "
+            "parameters give an attack of their own beside that of the scenario "
+            f"{Scenario(attack)!r}: "
             "take the scenario 'ideal'."
         )
-    if "budget" in given and scenario in ("clean", "ideal") and "attack" not in given:
-        raise InputError(f"the scenario {scenario!r} has no attacker to spend a budget.")
+    if "budget" in given and attack == NO_ATTACK and "attack" not in given:
+        raise InputError("the scenario 'ideal' has no attacker to spend a budget.")
 
 
 def _require_shapes(parameters: Parameters, preset: ChannelPreset) -> None:
@@ -204,6 +219,27 @@ def channel_matrix(
     if parameters.powers is not None:
         h_tilde = h_tilde * jnp.sqrt(parameters.powers)
     return h_tilde
+
+
+@dataclass(frozen=True)
+class FreeAttack:
+    """The attack of the `entries` of a `Parameters.attack`: data, and no value for a program."""
+
+    entries: Float[Array, "2 antennas antennas"]
+
+    def __call__(
+        self, h_tilde: Complex[Array, "antennas users"], budget: ArrayLike, noise: ArrayLike = 1.0
+    ) -> Complex[Array, "antennas antennas"]:
+        """The covariance."""
+        root = covariance_root(self.entries)
+        covariance: Array = jnp.asarray(budget) * product(root, root.conj().T)
+        return covariance
+
+    def from_channel(
+        self, h_tilde: Complex[Array, "antennas users"], budget: ArrayLike, noise: ArrayLike = 1.0
+    ) -> Complex[Array, "users users"]:
+        """The effective Gram matrix; nothing is lost to rounding."""
+        return gram(noise_of_root(covariance_root(self.entries), budget, noise).whiten(h_tilde))
 
 
 def covariance_root(

@@ -59,7 +59,7 @@ def user_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     mse, rate = figure.subplots(1, 2)
     for size, (attack, tally) in zip(sizes, tallies.items()):
-        label, colour, marker = _STYLES[attack]
+        label, colour, marker = _STYLES.get(attack, (attack, "#000000", "."))
         look = {"color": colour, "marker": marker, "label": label}
         look |= {"markersize": 9 * size, "linewidth": 3 * size}
         place = np.arange(1, len(tally.user_mse) + 1)
@@ -88,7 +88,7 @@ def distribution_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
     figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     panel = figure.subplots()
     for attack, tally in tallies.items():
-        label, colour, marker = _STYLES[attack]
+        label, colour, marker = _STYLES.get(attack, (attack, "#000000", "."))
         value, share = tally.distribution()
         panel.step(value, share, where="post", color=colour)
         mean = float(np.mean(tally.user_mse))
@@ -115,7 +115,10 @@ def eigenvalue_figure(
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     lines = {"": (_CHANNEL, channel)} | {
-        name: (_STYLES[name], np.where(values > 1e-5 * budget, values, 0.0))
+        name: (
+            _STYLES.get(name, (name, "#000000", ".")),
+            np.where(values > 1e-5 * budget, values, 0.0),
+        )
         for name, values in attacks.items()
         if np.any(values)
     }
@@ -148,7 +151,7 @@ def constellation_figure(
     figure = Figure(figsize=(8.4, 0.9 + 2.8 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False)
     for row, (attack, received) in zip(panels, equalised.items()):
-        label, colour, _ = _STYLES[attack]
+        label, colour, _ = _STYLES.get(attack, (attack, "#000000", "."))
         for user, panel in enumerate(row):
             points = received.estimates[user]
             panel.scatter(points.real, points.imag, s=3, color=colour, alpha=0.4, linewidths=0)

@@ -35,6 +35,11 @@ AXES = {
     "snr_db": "SNR per antenna of a user at 1 km (dB)",
     "mse": "MSE of every user",
     "budget_db": "Attacker's power over the noise of one antenna (dB)",
+    "users": "Users of the channel",
+    "antennas": "Receive antennas",
+    "k_factor_db": "Rician K factor (dB)",
+    "correlation": "Correlation of neighbouring antennas",
+    "c0_db": "Parameter-domain SNR of a user with MSE 1 (dB)",
 }
 """Known axes of a sweep, each with the meaning of its levels."""
 

@@ -1,19 +1,30 @@
 """An axis of a sweep: the channel's strength in levels, the noise of a draw being the same at all.
 
-Levels are data of one compiled program, which is why they are not presets of their own.
+Levels of power are data of one compiled program; of the others each is a preset of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Key
 
 from rmtllmf_jax import channel
-from rmtllmf_jax.channel import ChannelPreset, DirectPreset, Preset
+from rmtllmf_jax.channel import (
+    NO_ATTACK,
+    ChannelPreset,
+    Kronecker,
+    Link,
+    Preset,
+    Rician,
+    Scenario,
+    mse_of,
+)
 from rmtllmf_jax.channel.checks import require_decibels, require_within
 from rmtllmf_jax.common.errors import InputError, require_known
 
@@ -21,8 +32,23 @@ AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
     "mse": "the MSE of every user, in place of a channel",
     "budget_db": "the attacker's total power over the noise of one antenna, P_N / n",
+    "users": "users of the channel, the first ones of which send the tasks",
+    "antennas": "receive antennas",
+    "k_factor_db": "Rician fading: line of sight over scattered power",
+    "correlation": "exponential correlation of neighbouring receive antennas, Kronecker model",
+    "c0_db": "parameter-domain SNR of a user with MSE 1, which sets kappa",
 }
 """What a level may be, in dB where the name says so."""
+
+_DATA = ("snr_db", "budget_db")
+"""Levels that are data of one compiled program; the others make another preset."""
+
+_STATIC: dict[str, Callable[[Any, float], Any]] = {
+    "users": lambda preset, level: replace(preset, users=int(level)),
+    "antennas": lambda preset, level: replace(preset, antennas=int(level)),
+    "k_factor_db": lambda preset, level: replace(preset, fading=Rician(level)),
+    "correlation": lambda preset, level: replace(preset, fading=Kronecker(level)),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,12 @@ class Axis:
             raise InputError(f"the axis {self.name} names a level twice: {list(self.levels)}.")
         if self.name == "mse":
             require_within("mse", self.levels, 0.0, 1.0)
+        elif self.name == "correlation":
+            require_within("correlation", self.levels, 0.0, 0.999)
+        elif self.name in ("users", "antennas"):
+            for level in self.levels:
+                if not level.is_integer() or level < 1:
+                    raise InputError(f"{self.name} must be whole numbers >= 1, got {level:g}.")
         else:
             require_decibels(self.name, self.levels)
 
@@ -53,11 +85,14 @@ class Axis:
         return [(self.name, level) for level in self.levels]
 
     def require_fitting(self, preset: Preset) -> None:
-        """Check that a preset has what the axis changes.
+        """Check that a preset has what the axis changes, at every level.
 
         **Raises:** `InputError` for an axis of the channel on a direct preset.
         """
-        if self.name not in ("", "mse") and isinstance(preset, DirectPreset):
+        if self.name in _STATIC and preset.has_channel:
+            for level in self.levels:
+                _STATIC[self.name](preset, level)  # which refuses what it cannot be
+        if self.name not in ("", "mse", "c0_db") and not preset.has_channel:
             raise InputError(
                 f"the axis {self.name} is a channel's, and a direct preset of mse or snr_db has "
                 "none: choose the axis mse, or a channel preset."
@@ -70,12 +105,13 @@ class Axis:
         """
         if scenario == "clean":
             return
-        if self.name == "mse" and scenario != "ideal":
+        attack = Scenario(scenario).attack
+        if self.name == "mse" and attack != NO_ATTACK:
             raise InputError(
-                f"the axis mse gives the users' errors, and the scenario {scenario!r} attacks a "
-                "channel: choose the scenarios clean and ideal, or the axis snr_db or budget_db."
+                f"the axis mse gives the users' errors, and the scenario {scenario!r} "
+                "attacks a channel: choose the scenarios clean and ideal, or another axis."
             )
-        if self.name == "budget_db" and scenario == "ideal":
+        if self.name == "budget_db" and attack == NO_ATTACK:
             raise InputError(
                 "the axis budget_db is the attacker's power, and the scenario 'ideal' has no "
                 "attacker: leave it out, or choose the axis snr_db."
@@ -106,73 +142,44 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, levels)
 
 
-def user_mse(
-    key: Key[Array, ""], scenario: str, preset: Preset, axis: str, level: float | None
+def link_mse(
+    key: Key[Array, ""], link: Link, axis: str, level: float | None
 ) -> Float[Array, " users"]:
-    """Return every user's MSE at a level; with no axis, that of the preset itself.
-
-    **Raises:** `InputError` for an axis of the channel on a direct preset, which has none.
-    """
-    if scenario == "clean" or level is None:
-        return _direct(key, scenario, preset)
-    if axis == "mse":
-        return jnp.full(preset.users, level, jnp.float32)
-    return _over_channel(key, scenario, *_channel_of(preset, axis, level))
+    """Return every user's MSE behind a link at a level; with no axis, that of the link itself."""
+    if axis == "mse" and level is not None:
+        return jnp.full(link.preset.users, level, jnp.float32)
+    return mse_of(link_errors(key, link, axis, level))
 
 
-def error_covariance(
-    key: Key[Array, ""], scenario: str, preset: ChannelPreset, axis: str, level: float | None
+def link_errors(
+    key: Key[Array, ""], link: Link, axis: str, level: float | None
 ) -> Complex[Array, "users users"]:
-    """Return the covariance of the users' errors behind the joint LMMSE receiver, at a level.
+    """Return the covariance of the users' errors behind a link at a level.
 
-    With MSEs that are given (the axis `mse`) it is that of the preset's own channel.
+    With MSEs that are given (the axis `mse`) it is that of the link's own channel.
     """
-    if level is None or axis == "mse":
-        axis, level = "snr_db", preset.edge_snr_db
-    return _joint_covariance(key, scenario, *_channel_of(preset, axis, level))
+    gain = budget = None
+    if axis in _DATA and level is not None:
+        preset = link.preset
+        assert isinstance(preset, ChannelPreset)  # checked by `require_fitting`
+        by_snr = axis == "snr_db"
+        gain = 10.0 ** ((level - preset.edge_snr_db) / 10) if by_snr else 1.0
+        budget = preset.attack_budget if by_snr else 10.0 ** (level / 10)
+        link = replace(link, preset=replace(preset, attack_budget_db=0.0))
+        gain, budget = jnp.asarray(gain, jnp.float32), jnp.asarray(budget, jnp.float32)
+    elif axis in _STATIC and level is not None:
+        link = replace(link, preset=_STATIC[axis](link.preset, level))
+    return _errors(key, link, gain, budget)
 
 
-def _channel_of(
-    preset: Preset, axis: str, level: float
-) -> tuple[ChannelPreset, Float[Array, ""], Float[Array, ""]]:
-    """Return a preset that knows no level (static), and the gain and the budget that do (data)."""
-    Axis(axis, (level,)).require_fitting(preset)
-    assert isinstance(preset, ChannelPreset)  # for the type checker
-    gain, budget = 1.0, preset.attack_budget
-    if axis == "snr_db":
-        gain = 10.0 ** ((level - preset.edge_snr_db) / 10)
-    else:
-        budget = 10.0 ** (level / 10)
-    same = replace(preset, attack_budget_db=0.0)
-    return same, jnp.asarray(gain, jnp.float32), jnp.asarray(budget, jnp.float32)
-
-
-@partial(jax.jit, static_argnames=("scenario", "preset"))
-def _direct(key: Key[Array, ""], scenario: str, preset: Preset) -> Float[Array, " users"]:
-    return channel.user_mse(scenario, preset, key)
-
-
-@partial(jax.jit, static_argnames=("scenario", "preset"))
-def _over_channel(
+@partial(jax.jit, static_argnames="link")
+def _errors(
     key: Key[Array, ""],
-    scenario: str,
-    preset: ChannelPreset,
-    gain: Float[Array, ""],
-    budget: Float[Array, ""],
-) -> Float[Array, " users"]:
-    h_tilde = channel.draw_channel(preset, key) * jnp.sqrt(gain)
-    attack = channel.SCENARIOS[scenario] or "none"
-    return channel.user_mse_from_channel(h_tilde, attack, budget, order=preset.order)
-
-
-@partial(jax.jit, static_argnames=("scenario", "preset"))
-def _joint_covariance(
-    key: Key[Array, ""],
-    scenario: str,
-    preset: ChannelPreset,
-    gain: Float[Array, ""],
-    budget: Float[Array, ""],
+    link: Link,
+    gain: Float[Array, ""] | None,
+    budget: Float[Array, ""] | None,
 ) -> Complex[Array, "users users"]:
-    gram = channel.gram(channel.draw_channel(preset, key)) * gain
-    attack = channel.get_attack(channel.SCENARIOS[scenario] or "none", antennas=preset.antennas)
-    return channel.error_covariance(attack(gram, budget, 1.0))
+    if gain is None:
+        return link.errors(key)
+    h_tilde = channel.draw_channel(link.preset, key) * jnp.sqrt(gain)
+    return link.over(h_tilde, key, budget=budget)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rmtllmf_jax.channel import SCENARIOS, DirectPreset, Preset
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.channel import Link, Preset, Scenario
+from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.defences.repairs import Protection, protection_name, repairs_of, split
 from rmtllmf_jax.fusion.rules import METHODS, TASK_ARITHMETIC, Method, OneOf, fact, methods_of
@@ -32,6 +32,7 @@ class Cell:
 
     combination: Combination
     scenario: str
+    """Name of a `channel.Scenario`."""
     draw: int
     seed: int
     protection: str | Protection
@@ -49,6 +50,7 @@ class Grid:
 
     combinations: tuple[Combination, ...]
     scenarios: tuple[str, ...]
+    """Names of scenarios, or attacks themselves."""
     protections: tuple[str | Protection, ...]
     draws: int
     seeds: int
@@ -62,8 +64,10 @@ class Grid:
         for name in ("combinations", "scenarios", "protections", "rules"):
             if not getattr(self, name):
                 raise InputError(f"the grid has no cell: {name} is empty.")
-        for scenario in self.scenarios:
-            self.axis.require_meaning(require_known("scenario", scenario, SCENARIOS))
+        scenarios = tuple(dict.fromkeys(map(Scenario, self.scenarios)))
+        object.__setattr__(self, "scenarios", scenarios)
+        for scenario in scenarios:
+            self.axis.require_meaning(scenario)
         for protection in self.protections:
             repairs_of(protection)
         for rule in self.rules:
@@ -123,9 +127,9 @@ class Grid:
         **Raises:** `InputError` if it does not.
         """
         self.axis.require_fitting(preset)
-        if isinstance(preset, DirectPreset):
-            for scenario in self.scenarios:
-                preset.require_no_attack(scenario)
+        for scenario in self.scenarios:
+            if (attack := Scenario(scenario).attack) is not None:
+                Link(preset, attack)
 
     def _draws(self, scenario: str) -> int:
         return 1 if scenario == "clean" else self.draws

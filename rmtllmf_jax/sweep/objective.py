@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.channel import Attack, ChannelPreset, Link, Scenario
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
@@ -20,7 +20,7 @@ from rmtllmf_jax.sweep.uplinks import user_kappa
 def objective_of(
     inputs: SweepInputs,
     settings: Settings,
-    scenario: str,
+    scenario: str | Attack | None,
     *,
     combination: tuple[str, ...] = (),
     split: str = "test",
@@ -34,6 +34,7 @@ def objective_of(
 
     **Arguments:**
 
+    - `scenario`: a name of `channel.Scenario`, an attack, or `None` for `clean`.
     - `combination`: tasks that are merged; none named is all. The others' users send too.
     - `split`: `test` (`settings.eval_samples` images a task) or `validation`
       (`settings.validation_samples`): tune on one, judge on the other.
@@ -58,13 +59,14 @@ def objective_of(
     members = jnp.array([not combination or task in combination for task in inputs.tasks])
     count = int(members.sum())
     kappa = user_kappa(inputs, settings)
+    preset, attack = settings.channel(len(inputs.tasks)), Scenario(scenario).attack
+    link = None if attack is None else Link(preset, attack, settings.receiving)
     wanted = settings.validation_samples if split == "validation" else settings.eval_samples
     rows = [task.validation if split == "validation" else task.test for task in inputs.data]
     return Objective(
         setting=Setting(
             inputs.backbone.features,
-            settings.channel(len(inputs.tasks)),
-            scenario,
+            link,
             score,
             channel_draws,
             noise_draws,
@@ -90,6 +92,7 @@ def with_users(objective: Objective, users: int) -> Objective:
     **Raises:** `InputError` if the preset has no channel.
     """
     setting = objective.setting
-    if not isinstance(setting.preset, ChannelPreset):
+    if setting.link is None or not isinstance(setting.link.preset, ChannelPreset):
         raise InputError("a direct preset has the users that it gives errors of, no others.")
-    return replace(objective, setting=replace(setting, preset=replace(setting.preset, users=users)))
+    link = replace(setting.link, preset=replace(setting.link.preset, users=users))
+    return replace(objective, setting=replace(setting, link=link))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rmtllmf_jax.channel import ORDERS, DirectPreset, Preset, get_preset
+from rmtllmf_jax.channel import NO_ATTACK, Link, Preset, Receiver, Sic, get_preset, get_receiver
 from rmtllmf_jax.channel.checks import require_within
 from rmtllmf_jax.common.errors import (
     InputError,
@@ -16,6 +16,7 @@ from rmtllmf_jax.common.errors import (
     require_non_negative,
     require_seed,
 )
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import (
     EMBEDDINGS,
     Protection,
@@ -29,9 +30,6 @@ from rmtllmf_jax.fusion import SCALES
 from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
-
-RECEIVERS = (*ORDERS, "lmmse")
-"""What `order` can be: a decoding order of MMSE-SIC, or the joint LMMSE receiver."""
 
 SCALE_RULES = (*SCALES, "validation")
 VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
@@ -50,10 +48,10 @@ LARGEST = 1e6
 class Settings:
     """Options of a sweep; two sweeps with other settings never share results."""
 
-    preset: str = "paper"
+    preset: str | Preset = "paper"
     """Channel preset, or the users' errors themselves: `mse=.01,.02`, `snr_db=10,12`."""
-    order: str | None = None
-    """Receiver, one of `RECEIVERS`; `None` is the preset's own."""
+    receiver: str | Receiver = "sic"
+    """Receiver, or its description, see `channel.get_receiver`."""
     error_model: str = "independent"
     """How the errors of different users hang together, see `uplink.parse_error_model`."""
     scale: str = "power-law"
@@ -93,8 +91,7 @@ class Settings:
         self._check_scale()
         Reload(self.frozen)
         parse_error_model(self.error_model)
-        if self.order is not None:
-            require_known("order", self.order, RECEIVERS)
+        get_receiver(self.receiver)
 
     def _check_scale(self) -> None:
         try:
@@ -130,11 +127,16 @@ class Settings:
         reload, realign = Reload(self.frozen), Realign.by(self.realign, self.shots)
         return repairs_of(protection, named(reload, realign))
 
+    @property
+    def receiving(self) -> Receiver:
+        """The receiver."""
+        return get_receiver(self.receiver)
+
     def channel(self, tasks: int) -> Preset:
-        """Return the channel preset with the receiver that `order` asks for.
+        """Return the channel preset.
 
         **Raises:** `InputError` if the preset is unknown or has fewer users than there are tasks,
-        or if order or error model cannot go with it.
+        or if receiver or error model cannot go with it.
         """
         preset = get_preset(self.preset)
         if tasks > preset.users:
@@ -142,15 +144,9 @@ class Settings:
                 f"{tasks} tasks need as many users; the channel preset {self.preset!r} has "
                 f"{preset.users}."
             )
-        if self.order is not None:
-            if isinstance(preset, DirectPreset):
-                raise InputError(
-                    f"the order {self.order!r} is a receiver's, and the preset {self.preset!r} "
-                    "gives the errors behind one: leave the order out."
-                )
-            preset = replace(preset, order=None if self.order == "lmmse" else self.order)
+        Link(preset, NO_ATTACK, self.receiving)
         if self.error_model == "lmmse":
-            _require_joint_receiver(preset)
+            _require_correlations(preset, self.receiving)
         else:
             get_error_model(self.error_model, tasks)
         return preset
@@ -172,21 +168,24 @@ class Settings:
         """Return what the numbers depend on, ready for `content_hash`."""
         values = asdict(self)
         del values["eval_batch_size"]  # a knob of speed, not of meaning
+        values["receiver"] = described(self.receiving)
+        if not isinstance(self.preset, str):
+            values["preset"] = described(self.preset)
         values["error_model"] = parse_error_model(self.error_model)
         values["numerics"] = numerics()
         return values
 
 
-def _require_joint_receiver(preset: Preset) -> None:
-    """Refuse a preset whose errors are not those of the error model `lmmse`."""
-    if isinstance(preset, DirectPreset):
+def _require_correlations(preset: Preset, receiver: Receiver) -> None:
+    """Refuse a link whose errors are not those of the error model `lmmse`."""
+    if not preset.has_channel:
         raise InputError(
             "the error model 'lmmse' is that of a receiver over a channel, and a direct preset of "
             "mse or snr_db has none: use equicorrelated=RHO or another error model."
         )
-    if preset.order is not None:
+    if isinstance(receiver, Sic):
         raise InputError(
             "the error model 'lmmse' is that of the joint LMMSE receiver, and this one cancels "
-            f"users one by one ({preset.order}), which leaves their errors uncorrelated: use the "
-            "error model independent, or the order lmmse."
+            f"users one by one ({receiver.order}), which leaves their errors uncorrelated: use the "
+            "error model independent, or the receiver lmmse."
         )

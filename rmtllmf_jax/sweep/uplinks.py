@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import jax
@@ -10,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import ChannelPreset
+from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario
 from rmtllmf_jax.defences.repairs import repairs_of, split
 from rmtllmf_jax.runs.inputs import SweepInputs
-from rmtllmf_jax.sweep.axis import error_covariance, user_mse
+from rmtllmf_jax.sweep.axis import link_errors, link_mse
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
 
@@ -43,6 +44,12 @@ class Uplinks:
         """Noise scale of every user, see `user_kappa`."""
         return user_kappa(self.inputs, self.settings)
 
+    def kappa_at(self, cell: Cell) -> Float[Array, " users"]:
+        """Return the noise scale of every user in a cell, where `c0_db` may be the axis."""
+        if cell.axis != "c0_db" or cell.level is None:
+            return self.kappa
+        return user_kappa(self.inputs, replace(self.settings, c0_db=cell.level))
+
     def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
         """Return the MSE of the tasks' users in a cell's draw.
 
@@ -50,10 +57,18 @@ class Uplinks:
         """
         where = _channel(cell)
         if where not in self._mse:
-            key = self._draw_key(cell.draw)
-            mse = user_mse(key, cell.scenario, self.preset, cell.axis, cell.level)
-            self._mse[where] = np.asarray(mse)[: len(self.inputs.tasks)]
+            link, users = self.link(cell), len(self.inputs.tasks)
+            if link is None:
+                self._mse[where] = np.zeros(users, np.float32)
+            else:
+                mse = link_mse(self._draw_key(cell.draw), link, cell.axis, cell.level)
+                self._mse[where] = np.asarray(mse)[:users]
         return self._mse[where]
+
+    def link(self, cell: Cell) -> Link | None:
+        """Return what the users of a cell send through; nothing in the scenario `clean`."""
+        attack = Scenario(cell.scenario).attack
+        return None if attack is None else Link(self.preset, attack, self.settings.receiving)
 
     def columns(self, cell: Cell) -> dict[str, dict[str, float]]:
         """Return what a row of results says of the uplink of each of a cell's tasks.
@@ -64,7 +79,7 @@ class Uplinks:
         fused = split(repairs_of(cell.protection)).fuse
         uses = 1.0 if fused and cell.scenario != "clean" else 0.0
         users = [self.inputs.tasks.index(task) for task in cell.combination]
-        mse, kappa = self.mse(cell), np.asarray(self.kappa)
+        mse, kappa = self.mse(cell), np.asarray(self.kappa_at(cell))
         return {
             task: {
                 "kappa": float(kappa[user]),
@@ -82,9 +97,9 @@ class Uplinks:
         `lmmse` the scenario `clean`, whose MSE is zero, may have those of the ideal channel.
         """
         users, covariance = len(self.inputs.tasks), None
-        if self.settings.error_model == "lmmse" and isinstance(self.preset, ChannelPreset):
-            key = self._draw_key(cell.draw)
-            whole = error_covariance(key, cell.scenario, self.preset, cell.axis, cell.level)
+        if self.settings.error_model == "lmmse":
+            link = self.link(cell) or Link(self.preset, NO_ATTACK, self.settings.receiving)
+            whole = link_errors(self._draw_key(cell.draw), link, cell.axis, cell.level)
             covariance = whole[:users, :users]
         return uplink.get_error_model(self.settings.error_model, users, covariance)
 
@@ -92,7 +107,7 @@ class Uplinks:
         """Return F: the errors of the users in a cell are ``F z``, z being `sources`."""
         where = _channel(cell)
         if where not in self._factors:
-            factor = _factor(self.error_model(cell), self.kappa, self.mse(cell))
+            factor = _factor(self.error_model(cell), self.kappa_at(cell), self.mse(cell))
             self._factors[where] = np.asarray(factor)
         return self._factors[where]
 
