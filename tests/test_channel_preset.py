@@ -1,7 +1,10 @@
 """Presets, draws and scenarios: the calibrated averages, and keys that mean one draw each."""
 
 import dataclasses
+import math
+import re
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import chex
@@ -14,9 +17,16 @@ from rmtllmf_jax import channel
 from rmtllmf_jax.channel.fading import Kronecker, Rician
 from rmtllmf_jax.channel.path_loss import FreeSpace, PowerLaw, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
-from rmtllmf_jax.channel.presets import PRESETS
+from rmtllmf_jax.channel.presets import (
+    PRESETS,
+    ChannelPreset,
+    DirectPreset,
+    Preset,
+    get_preset,
+)
 from rmtllmf_jax.channel.realisation import channel_at, draw_distances
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 
 PAPER = PRESETS["paper"]
 
@@ -360,3 +370,32 @@ def test_bad_names_are_answered_with_the_nearest():
         channel.Scenario("strongest-user")
     with pytest.raises(InputError, match="draws"):
         channel.draw_keys(jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "preset"),
+    [
+        ("paper(users=12, antennas=32)", ChannelPreset(users=12, antennas=32)),
+        ("paper(fading=rician(9))", ChannelPreset(fading=Rician(9.0))),
+        ("uma_los(attack_budget_db=-inf)", replace(PRESETS["uma_los"], attack_budget_db=-math.inf)),
+        ("channel_preset(path_loss=free_space(3.5e9))", ChannelPreset(path_loss=FreeSpace(3.5e9))),
+        ("direct_preset(mse=(0.1, 0.2))", DirectPreset(mse=(0.1, 0.2))),
+    ],
+)
+def test_presets_have_options_and_are_read_back(text: str, preset: Preset):
+    assert get_preset(text) == preset
+    assert get_preset(described(preset)) == preset
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("paper(user=3)", "Did you mean 'users'?"),
+        ("paper(users=0)", "users must be at least 1, got 0"),
+        ("paper(fading=rice)", "unknown paper fading 'rice'. Did you mean 'rician'?"),
+        ("papr(users=3)", "unknown channel preset 'papr'. Did you mean 'paper'?"),
+    ],
+)
+def test_options_that_no_preset_has_are_said(text: str, said: str):
+    with pytest.raises(InputError, match=re.escape(said)):
+        get_preset(text)

@@ -12,11 +12,12 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from rmtllmf_jax.channel.checks import require_decibels, require_positive, require_within
-from rmtllmf_jax.channel.fading import Fading, Rayleigh, Rician
+from rmtllmf_jax.channel.fading import Fading, Kronecker, Rayleigh, Rician
 from rmtllmf_jax.channel.geometry import PLACEMENTS
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.values import by_name, parse
 
 
 def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
@@ -44,6 +45,13 @@ class ChannelPreset:
     **Raises:** `InputError` for a value that no channel can have. Hashable, so that it can be a
     static argument of `jax.jit`.
     """
+
+    choices: ClassVar[Mapping[str, Mapping[str, type]]] = MappingProxyType(
+        {
+            "path_loss": by_name(PowerLaw, FreeSpace, UrbanMicro, UrbanMacro),
+            "fading": by_name(Rayleigh, Rician, Kronecker),
+        }
+    )
 
     users: int = 8
     antennas: int = 16
@@ -197,26 +205,33 @@ their edge SNRs):
 """
 
 _DIRECT = ("mse", "snr_db")
+_KNOWN = {**PRESETS, **by_name(ChannelPreset, DirectPreset)}
 
 
 def get_preset(name: str | Preset) -> Preset:
     """The preset called `name`, or the direct one that it spells out; a preset is itself.
 
-    `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
+    Options stand in brackets: `paper(users=12, antennas=32, fading=rician(9))`; those that are not
+    given are the named preset's. `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
 
     **Raises:** `InputError` that names the nearest preset, or the value that is no number.
 
     >>> get_preset("paper").antennas
     16
+    >>> get_preset("paper(antennas=32, fading=rician(9))").fading
+    Rician(k_factor_db=9.0, angles_deg=None)
     >>> get_preset("mse=.01,.02")
     DirectPreset(mse=(0.01, 0.02), snr_db=None)
     """
     if not isinstance(name, str):
         return name
     kind, equals, listed = name.partition("=")
-    if not equals:
-        forms = [f"{direct}=..." for direct in _DIRECT]
-        return PRESETS[require_known("channel preset", name, (*PRESETS, *forms))]
+    if not equals or "(" in kind:
+        kind = name.partition("(")[0].strip()
+        if kind not in _KNOWN:
+            require_known("channel preset", kind, (*PRESETS, *(f"{each}=..." for each in _DIRECT)))
+        found: Preset = parse(name, _KNOWN, "channel preset")
+        return found
     require_known("direct preset", kind.strip(), _DIRECT)
     values = []
     for text in listed.split(","):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.options import Cache, ReceiverText
+from rmtllmf_jax.cli.options import Cache, PresetText, ReceiverText
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
 from rmtllmf_jax.common.values import described, parse_all
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
@@ -34,9 +34,7 @@ class Channel:
     Example: rmtllmf channel --preset paper --draws 20000 --attack none sum_rate --json
     """
 
-    preset: str = "paper"
-    """Channel preset (paper, free_space, umi_nlos, uma_los), or the users' errors themselves:
-    mse=.01,.02 or snr_db=10,12 (in dB)."""
+    preset: PresetText = "paper"
     attack: tuple[str, ...] = ()
     """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
     min_max_rate, sum_mse, towards(user=0); by default none, strongest_user and sum_rate."""

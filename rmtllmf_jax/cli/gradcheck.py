@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, ReceiverText
+from rmtllmf_jax.cli.options import Cache, PresetText, ReceiverText
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -73,9 +73,7 @@ class Gradcheck:
     """Score that is differentiated: soft_accuracy, cross_entropy or margin."""
     temperature: float = 1.0
     """Divides the logits; soft_accuracy tends to the accuracy as it falls."""
-    preset: str = "paper"
-    """Channel preset (paper, free_space, umi_nlos, uma_los), or the errors themselves, one a user:
-    mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal alone)."""
+    preset: PresetText = "paper"
     receiver: ReceiverText = "sic"
     channel_draws: int = 1
     """Channels that the score is averaged over; the users stand at the same places in all."""

@@ -25,6 +25,14 @@ Cache = Annotated[
 ]
 
 
+PresetText = Annotated[
+    str,
+    tyro.conf.arg(
+        help="Channel preset (paper, free_space, umi_nlos, uma_los), with options in brackets: "
+        "'paper(users=12, antennas=32, fading=rician(9))'; or the errors themselves, one per user: "
+        "mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal only)."
+    ),
+]
 ReceiverText = Annotated[
     str,
     tyro.conf.arg(
@@ -113,9 +121,7 @@ class SweepOptions:
     """Channel realisations."""
     seeds: int = 1
     """Repetitions with other parameter noise and other few-shot samples."""
-    preset: str = "paper"
-    """Channel preset (paper, free_space, umi_nlos, uma_los), or the errors themselves, one a user:
-    mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal alone)."""
+    preset: PresetText = "paper"
     receiver: ReceiverText = "sic"
     error_model: str = "independent"
     """How the users' errors hang together: independent (exact for MMSE-SIC), lmmse (with
