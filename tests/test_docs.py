@@ -12,7 +12,7 @@ import rmtllmf_jax
 
 DOCS = Path(__file__).parents[1] / "docs"
 SESSIONS = sorted(page for page in DOCS.glob("*.md") if ">>> " in page.read_text())
-LONG = ("channel.md", "gradients.md")  # half a minute of compiling
+LONG = ("channel.md", "extending.md", "gradients.md")  # half a minute of compiling
 PAGES = [
     pytest.param(page, marks=pytest.mark.slow if page.name in LONG else (), id=page.name)
     for page in SESSIONS

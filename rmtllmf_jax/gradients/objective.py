@@ -20,7 +20,7 @@ from rmtllmf_jax.channel import Link
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.evaluation.disentanglement import Features
-from rmtllmf_jax.evaluation.scores import get_score
+from rmtllmf_jax.evaluation.scores import Score, get_score
 from rmtllmf_jax.fusion.merge import one_per_user
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, fact
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
@@ -42,8 +42,8 @@ class Setting:
     """The model up to its head, such as `Backbone.features`; the same object compiles once."""
     link: Link | None
     """What the users send through, user q sending task q; `None` is the scenario `clean`."""
-    score: str = "soft_accuracy"
-    """One of `evaluation.scores.SCORES`."""
+    score: str | Score = "soft_accuracy"
+    """One of `evaluation.scores.SCORES`, or a function like them."""
     channel_draws: int = 1
     """Channels that are averaged over."""
     noise_draws: int = 1
@@ -139,7 +139,7 @@ class Objective:
         """
         return replace(self, held=parameters)
 
-    def scored(self, score: str) -> Objective:
+    def scored(self, score: str | Score) -> Objective:
         """Return the objective with another score."""
         return replace(self, setting=replace(self.setting, score=score))
 
@@ -329,7 +329,7 @@ class _BatchScore:
     """The weighted score of one batch, as a term of a sum."""
 
     features: Features
-    score: str
+    score: str | Score
 
     def __call__(
         self, model: PyTree, constants: tuple[Head, Float[Array, ""]], batch: Samples

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Attack, ChannelPreset, Link, Scenario
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.evaluation.scores import Score
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -24,7 +25,7 @@ def objective_of(
     *,
     combination: tuple[str, ...] = (),
     split: str = "test",
-    score: str = "soft_accuracy",
+    score: str | Score = "soft_accuracy",
     temperature: float = 1.0,
     channel_draws: int = 1,
     noise_draws: int = 1,
