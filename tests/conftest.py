@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jaxlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +51,42 @@ TINY_CONFIG = {
     "layer_norm_eps": 1e-6,
     "qkv_bias": True,
 }
+
+
+# Compiling is most of what the tests do, and each program runs for a moment: no optimisations,
+# XLA's older and quicker code generator, one piece per program. Commands that tests start inherit
+# this; one that must compile as a user's does takes it out, see `plain_environment`.
+QUICK_FLAGS = ("xla_cpu_use_fusion_emitters=false", "xla_cpu_parallel_codegen_split_count=1")
+QUICK = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
+def known_to_xla(flags: tuple[str, ...]) -> list[str]:
+    """Return the flags that this XLA has; one that it has not would end the process."""
+    library = Path(jaxlib.__file__).parent / "libjax_common.so"
+    if not library.exists():
+        return []
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
+        return [f"--{flag}" for flag in flags if code.find(flag.partition("=")[0].encode()) >= 0]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly, and keep programs in pytest's cache.
+
+    They serve all workers, the commands that tests start, and the next run, until
+    ``--cache-clear``.
+    """
+    if "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = " ".join(known_to_xla(QUICK_FLAGS))
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+    cache = getattr(config, "cache", None)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and cache is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache.mkdir("xla"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # One that another process is writing at this moment is compiled here as well.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -165,13 +203,8 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def compile_fast() -> Iterator[None]:
-    """No XLA optimisations for a module: for few calls these cost more than they save."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()  # other modules want their programs optimised, to the last bit
+def compile_fast() -> None:
+    """Nothing: all modules compile fast now."""
 
 
 def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -213,15 +246,22 @@ def command(*words: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a command whose small programs come from the cache as well."""
-    return {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    """Return the environment of a command."""
+    return dict(os.environ)
+
+
+def plain_environment() -> dict[str, str]:
+    """Return the environment of a command that compiles as a user's does."""
+    return {name: value for name, value in os.environ.items() if name not in QUICK}
 
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Decoded images and compiled programs, shared by all tests and the commands they start."""
+    """Decoded images and compiled programs, for `--cache-dir`."""
     folder = tmp_path_factory.mktemp("cache")
-    use_compilation_cache(folder)
+    programs = jax.config.jax_compilation_cache_dir
+    if programs is not None:
+        (folder / "xla").symlink_to(programs)
     return folder
 
 
@@ -246,7 +286,7 @@ def finished(
     grid = ["--realign-steps", 5, "--realign-batch-size", 8, "--shots", 3]
     grid += ["--realign-learning-rate", 0.003, "--eval-batch-size", 16]
     words = command("reproduce", "vit-tiny", "--out", folder, *users, *grid)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return TinyRun(folder, tuple(map(str, users)), tuple(map(str, grid)), done.stdout, done.stderr)
 
@@ -256,7 +296,7 @@ def demo(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo as the README has it: the run folder `runs/demo` of a folder of its own."""
     folder = tmp_path_factory.mktemp("demo") / "runs" / "demo"
     words = command("reproduce", "demo", "--out", folder, "--cache-dir", cache_dir)
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(words, env=plain_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder

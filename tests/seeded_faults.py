@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -274,3 +280,17 @@ FUSION = (
 )
 
 FAULTS = (*CHANNEL, *FUSION)
+
+
+def pytest_in(copy: Path, words: list[str], said: Path) -> None:
+    """Run pytest in a copy and exit as it does; the last line it says is the package's file."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    with said.open("w") as file, contextlib.redirect_stdout(file):
+        code = pytest.main(words)
+        import rmtllmf_jax
+
+        print(rmtllmf_jax.__file__)
+    sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -72,14 +71,7 @@ CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "protection"
 Tables = dict[str, pd.DataFrame]
 Worker = Callable[..., "subprocess.Popen[str]"]
 
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-"""As `compile_fast`, for single programs: small ones run less time than optimising them takes."""
+quick_jit = jax.jit  # a name that others import
 
 
 def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +145,6 @@ def worker(shallow_model: Path, tiny_data: Path, cache_dir: Path) -> Worker:
         script = Path(__file__).with_name("sweep_worker.py")
         return subprocess.Popen(
             [sys.executable, str(script), *map(str, words)],
-            env={**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import command, environment
+from conftest import command
 from safetensors.numpy import load_file, save_file
 from tiny_clip import write_clip
 
@@ -65,7 +65,7 @@ def finished_run(
     words += ["--realign-steps", 3, "--realign-batch-size", 4, "--shots", 2, "--out", out]
     words += ["--cache-dir", cache_dir, "--eval-batch-size", 16, "--validation-fraction", 0.2]
     words += ["--scenarios", "clean", "sum_rate", "--protections", "none", "r-mtllmf"]
-    done = subprocess.run(command(*words), env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command(*words), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import TinyRun, command, environment
+from conftest import TinyRun, command
 
 from rmtllmf_jax import fusion, gradients, uplink
 from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario, White, get_preset
@@ -28,8 +28,6 @@ from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 # Two programs, which all runs here share; the attack `white` is quick to compile.
 FEW = ("--scenario", "white", "--parameters", "powers", "budget", "mse_factor", "scale")
 KEY = jax.random.key(3)
@@ -39,8 +37,7 @@ KEY = jax.random.key(3)
 def installed(cache_dir: Path) -> dict[str, Any]:
     """What the installed command prints as JSON, of the random model."""
     words = command("gradcheck", "--json", *FEW, "--cache-dir", cache_dir)
-    fast = environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = subprocess.run(words, env=fast, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 

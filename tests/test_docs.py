@@ -19,7 +19,6 @@ PAGES = [
 ]
 
 
-@pytest.mark.usefixtures("compile_fast")
 @pytest.mark.parametrize("page", PAGES)
 def test_sessions_run(page: Path):
     found = doctest.testfile(str(page), module_relative=False)

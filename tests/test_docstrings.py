@@ -14,7 +14,6 @@ import rmtllmf_jax
 
 ROOT = Path(rmtllmf_jax.__file__).parent
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-pytestmark = pytest.mark.usefixtures("compile_fast")  # small programs, run once
 NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -47,18 +46,12 @@ def name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-LONG = ("rmtllmf_jax.channel.covariances", "rmtllmf_jax.channel.realisation")  # to compile
-MODULES = [
-    pytest.param(path, marks=pytest.mark.slow if name(path) in LONG else (), id=name(path))
-    for path in FILES
-]
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_sessions_run(path: Path):
-    tried, said = run(sessions(importlib.import_module(name(path))))
-    assert said == ""
-    assert tried == written(path) > 0  # none is passed over, under whatever decorator
+def test_sessions_run():
+    for path in FILES:
+        tried, said = run(sessions(importlib.import_module(name(path))))
+        assert said == "", path
+        # None is passed over, under whatever decorator.
+        assert tried == written(path) > 0, path
 
 
 @pytest.mark.parametrize("room", ["fusion", "channel", "uplink", "evaluation"])

@@ -44,7 +44,6 @@ CLASSES = (3, 5, 2)
 COUNTS = (5, 11, 7)
 FIRST = jnp.array([-0.5, 0.0, 1.0])
 SECOND = jnp.array([0.0, 0.7, 1.3])
-pytestmark = pytest.mark.usefixtures("compile_fast")
 STATIC = ("features", "distance", "batch_size")
 
 
@@ -118,7 +117,7 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case(shallow_model: Path, compile_fast: None) -> Case:
+def case(shallow_model: Path) -> Case:
     return Case(*load_backbone(shallow_model))
 
 

@@ -34,8 +34,6 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SAMPLES, PADDED = 5, 6
 """The last row of the batch is padding."""
 CLASSES = (3, 5)
@@ -502,7 +500,7 @@ def test_the_experiment_refuses_bad_numbers(script: ModuleType, options: dict, m
 
 @pytest.mark.slow
 def test_the_experiment_runs_and_goes_on_from_its_journal(
-    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ):
     run = finished.copy(tmp_path / "run", sweep=False)
     options = script.Options(

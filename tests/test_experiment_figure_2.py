@@ -38,7 +38,7 @@ def test_a_grid_that_cannot_be_is_refused_before_the_run_is_read(
 
 @pytest.mark.slow
 def test_an_axis_gives_levels_in_place_of_the_presets(
-    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
     options = script.Options(
         finished.copy(tmp_path / "run", sweep=False),

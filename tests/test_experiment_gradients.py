@@ -167,7 +167,7 @@ def goes_on(experiment: ModuleType, work: str, options: Any, table: str) -> None
 
 @pytest.mark.slow
 def test_the_learned_attack(
-    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
     experiment = script("learned_attack")
     options = experiment.Options(
@@ -214,7 +214,7 @@ def test_the_learned_attack(
 
 @pytest.mark.slow
 def test_learned_power_control(
-    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
     experiment = script("power_control")
     options = experiment.Options(
@@ -262,7 +262,7 @@ def test_learned_power_control(
 
 @pytest.mark.slow
 def test_the_sensitivity_map(
-    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
     experiment = script("sensitivity")
     options = experiment.Options(

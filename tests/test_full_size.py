@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import plain_environment
 from cost_fixtures import B16
 
 from rmtllmf_jax.fusion import leaves_by_path
@@ -94,7 +95,8 @@ def main() -> None:
 @pytest.mark.slow
 def test_five_steps_of_vit_b16_lower_the_loss_move_all_leaves_and_fit_in_memory():
     words = [sys.executable, __file__]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    env = plain_environment()
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     losses, moved, gradients = found["losses"], found["moved"], found["gradients"]

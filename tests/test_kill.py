@@ -25,6 +25,12 @@ KILL, CTRL_C, TERM, HANG_UP = signal.SIGKILL, signal.SIGINT, signal.SIGTERM, sig
 CODES = {KILL: -KILL, CTRL_C: 130, TERM: 143, HANG_UP: 129}
 
 
+@pytest.fixture(autouse=True)
+def _whole_programs_alone_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed here finds its programs, and writes none that the kill might cut short."""
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1e9")
+
+
 @contextmanager
 def default_interrupt() -> Iterator[None]:
     """Let a child hear Ctrl-C even where these tests run in the background, which ignores it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,9 @@ RECIPE = Recipe(steps=5, batch_size=8, learning_rate=1e-3, weight_decay=0.1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _compile_fast_and_count_traces_from_zero() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    chex.clear_trace_counter()
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def _count_traces_from_zero() -> None:
     jax.clear_caches()
+    chex.clear_trace_counter()
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 ELSEWHERE = "# elsewhere"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-pytestmark = pytest.mark.usefixtures("compile_fast")
 # What runs in one folder, one after the other.
 QUICK = (("fuse.md",),)
 SLOW = (

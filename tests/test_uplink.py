@@ -26,8 +26,6 @@ USERS = 3
 MSE = jnp.array([0.0129, 0.16, 0.9])
 KAPPA = jnp.array([1.7, 0.02, 0.4])
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def stacked(rows: int = 200, users: int = USERS) -> dict:
     """Task vectors of different size a user; the two kernels have one shape."""

@@ -20,8 +20,6 @@ WEIGHTS = jnp.array([1.0, 0.5, -2.0])
 SENT = {"a": jnp.zeros((USERS, 15, 2)), "b": jnp.zeros((USERS, 7))}
 PARAMETERS = 37
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def drawn(jaxpr: Any) -> int:
     """Return how many random words a program draws, whatever they become."""

@@ -40,8 +40,6 @@ MSE = jnp.array([0.0129, 0.16, 0.9, 0.3])
 KAPPA = jnp.array([1.7, 0.02, 0.4, 1.0])
 WEIGHTS = jnp.array([1.0, 0.5, -2.0, 0.3])
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def channel_gram(seed: int, users: int = USERS, antennas: int = 5) -> np.ndarray:
     """Return H^H H of a channel whose users are hard to tell apart."""
