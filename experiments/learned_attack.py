@@ -38,6 +38,7 @@ from study import Learner, journalled, load, made_by, objectives, write_figure
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.common.values import parse
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.paired import against, interval

@@ -26,7 +26,6 @@ from safetensors.numpy import save_file
 
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
-from rmtllmf_jax.runs.environment import use_compilation_cache
 
 pytest_plugins = ["sweep_fixtures"]
 

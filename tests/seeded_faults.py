@@ -165,8 +165,8 @@ CHANNEL = (
     Fault(
         "one key for noise and scrambling",
         "channel/link.py",
-        "_NOISE, _SCRAMBLING = 0, 1",
-        "_NOISE, _SCRAMBLING = 0, 0",
+        "_NOISE, _SCRAMBLING, _MEASURED = 0, 1, 2",
+        "_NOISE, _SCRAMBLING, _MEASURED = 0, 0, 2",
         ("test_channel_link.py::test_noise_and_scrambling_keep_their_numbers",),
     ),
 )

@@ -193,7 +193,7 @@ def test_numbers_that_nothing_can_be_done_with(
 def test_a_grid_without_a_cell(reproduce: Refused) -> None:
     assert "the grid has no cell: scenarios is empty" in reproduce("--scenarios")
     error = reproduce("--scenarios", "ideal", "--protections", "control")
-    assert "control stands under the scenario clean alone" in error
+    assert "(control) stands under the scenario clean alone" in error
 
 
 def test_more_tasks_than_users_before_anything_is_trained(reproduce: Refused) -> None:
@@ -208,8 +208,8 @@ def test_more_tasks_than_users_before_anything_is_trained(reproduce: Refused) ->
         (["--error-model", "equicorrelated"], "for example equicorrelated=0.5"),
         (["--error-model", "lmmse"], "use the error model independent, or the receiver lmmse"),
         (["--error-model", "lmmse", "--order", "strongest_first"], "(strongest_first)"),
-        (["--preset", "mse=.1,.2"], "the scenario 'strongest_user' attacks a channel"),
-        (["--preset", "mse=.1,.2", "--scenarios", "clean", "sum_mse"], "'sum_mse' attacks"),
+        (["--preset", "mse=.1,.2"], "the attack strongest_user needs a channel"),
+        (["--preset", "mse=.1,.2", "--scenarios", "clean", "sum_mse"], "the attack sum_mse needs"),
         (["--preset", "mse=.1,.2", "--order", "lmmse"], "the receiver lmmse needs a channel"),
         (["--preset", "mse=.1,.2,"], "'' is no number"),
         (["--preset", "snr_db=10"], "2 tasks need as many users; the channel preset 'snr_db=10'"),
@@ -334,7 +334,9 @@ def test_options_of_a_sweep(sweep: Refused) -> None:
     assert "Did you mean 'strongest_user'?" in sweep("--scenarios", "strongest_users")
     assert "unknown task 'cars'" in sweep("--tasks", "cars", "mnist")
     assert "scale must be a finite number >= 0" in sweep("--scale", "-0.3")
-    assert "'white' attacks a channel" in sweep("--preset", "mse=.1,.1,.1", "--scenarios", "white")
+    assert "the attack white needs a channel" in sweep(
+        "--preset", "mse=.1,.1,.1", "--scenarios", "white"
+    )
     assert "the receiver lmmse" in sweep("--error-model", "lmmse")
     assert "3 users' errors" in sweep("--error-model", "equicorrelated=-0.6")
     assert "cells at once must be at least 1, got 0" in sweep("--cells-at-once", "0")

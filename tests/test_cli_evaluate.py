@@ -66,7 +66,7 @@ def test_fine_tuned_models_are_evaluated_in_a_table(
         (["--configuration", "scenario=x"], "scenario=x: there is clean, ideal, strongest_user"),
         (["--configuration", "sum_rate"], "expected NAME=VALUE, got 'sum_rate'."),
         (["--configuration", "draw=0", "--directory", "x"], "are two models: give one of them."),
-        (["--directory", "./nowhere"], "nowhere: no such directory"),
+        (["--directory", "/nowhere"], "nowhere: no such directory"),
         (["--tasks", "mnst"], "unknown task 'mnst'. Did you mean 'mnist'?"),
     ],
 )

@@ -358,7 +358,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
     [
         ("--score softaccuracy", "unknown --score 'softaccuracy'. Did you mean 'soft_accuracy'?"),
         ("--score accuracy", "--score accuracy is a step function"),
-        ("--scenario sumrate", "unknown --scenario 'sumrate'. Did you mean 'sum_rate'?"),
+        ("--scenario sumrate", "unknown scenario 'sumrate'. Did you mean 'sum_rate'?"),
         ("--parameters power", "unknown parameter of --parameters 'power'. Did you mean 'powers'?"),
         ("--parameters powers mse", "parameters give the MSE itself and also powers"),
         ("--parameters attack", "take the scenario 'ideal'"),
@@ -369,7 +369,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
         ("--parameters powers --scenario ideal --preset mse=.1,.2,.3", "no channel for powers"),
         ("--parameters mse --scenario ideal --preset mse=.1,0,.3", "has the MSE 0"),
         ("--preset papper", "unknown channel preset 'papper'. Did you mean 'paper'?"),
-        ("--preset mse=.1,.2,.3", "'sum_rate' attacks a channel"),
+        ("--preset mse=.1,.2,.3", "the attack sum_rate needs a channel"),
         ("--preset mse=.1 --scenario ideal", "3 tasks need as many users"),
         ("--order weakest", "unknown receiver 'weakest'. Did you mean 'weakest_first'?"),
         (

@@ -441,7 +441,6 @@ def test_the_card_names_inputs_hashes_and_options(models: list[Path], tmp_path: 
         assert f"| {model.name} | model.safetensors | " in card
         assert f"`{sha256}`" in card
     assert "`base + 0.8 * ties(density=0.3)(a, b)`" in card
-    assert "| option `density` | `0.3` |" in card
     assert "arXiv 2306.01708" in card
     assert (record["method"], record["scale"]) == ("ties(density=0.3)", 0.8)
     fuse(tmp_path / "again/first", models[0], models[1:], recipe)

@@ -65,7 +65,9 @@ def of_objective(scenario: str, preset: channel.Preset, *kinds: str) -> dict:
     return slopes(lambda here, it, key: it(here, key), parameters, objective, KEY)
 
 
-def of_mse(scenario: str, preset: ChannelPreset, *kinds: str, **changes: Any) -> dict:
+def of_mse(
+    scenario: str, preset: ChannelPreset | channel.Link, *kinds: str, **changes: Any
+) -> dict:
     """Of a weighted sum of the users' MSE: what the model sees of the channel."""
     parameters = replace(parameters_of(*kinds, dtype=jnp.float64), **changes)
 
@@ -139,7 +141,7 @@ def test_gradients_of_the_mse_at_repeated_eigenvalues(scenario: str):
     equal = {"powers": jnp.full(4, 0.7), "distances": jnp.full(4, 500.0)}
     gram = channel.gram(channel.draw_channel(EQUAL, KEY))
     np.testing.assert_allclose(gram, gram[0, 0] * np.eye(4), atol=1e-12 * abs(gram[0, 0]))
-    for preset in (EQUAL, replace(EQUAL, order=None)):
+    for preset in (EQUAL, channel.Link(EQUAL, receiver=channel.Lmmse())):
         kinds = with_budget(scenario, "path_loss_exponent")
         assert_slopes_agree(of_mse(scenario, preset, *kinds, **equal))
 

@@ -207,8 +207,9 @@ def test_learned_powers_are_within_their_limits_and_no_worse_than_full_power():
 
 def test_max_min_powers_lower_the_worst_mse_of_near_and_far_users():
     # Behind joint LMMSE a near user disturbs a far one.
-    preset = replace(PRESET, antennas=4, order=None, distances_m=(150.0, 300.0, 900.0, 1000.0))
-    objective = tiny_objective(preset=preset, channel_draws=4)
+    preset = replace(PRESET, antennas=4, distances_m=(150.0, 300.0, 900.0, 1000.0))
+    joint = channel.Link(preset, receiver=channel.Lmmse())
+    objective = tiny_objective(preset=joint, channel_draws=4)
     found = max_min_powers(objective, KEY, steps=60)
     worst = [
         np.mean([np.max(objective.user_mse(p, key)) for key in objective.channel_keys(KEY)])
@@ -236,7 +237,8 @@ def test_a_direct_preset_has_no_powers():
 )
 def test_a_learned_attack_begins_at_a_known_one_and_ends_below(start):
     objective = tiny_objective(channel_draws=1, noise_draws=4)
-    found = learn_attack(objective, KEY, start, steps=10, learning_rate=0.05)
+    begin = channel.ATTACKS[start]()
+    found = learn_attack(objective, KEY, begin, steps=10, learning_rate=0.05)
     known = replace(objective, setting=replace(objective.setting, link=link_of(start)))
     assert found.values[0] == pytest.approx(float(value(known, Parameters(), KEY)), abs=1e-4)
     assert found.value < found.values[0]

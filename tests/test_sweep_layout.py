@@ -88,7 +88,7 @@ def test_what_threads_share_is_made_once(sweep_engine: Engine) -> None:
     cells = [cell for cell in MIXED.cells() if cell.protection == "r-mtllmf" and cell.draw == 0]
     list(engine.run([Job(cell, 0.3) for cell in cells]))
     assert made == ["images", (0, 0), (1, 0)]
-    assert list(engine._pools) == [0, 1]  # a seed
+    assert list(engine._pools) == [(0, SETTINGS.shots), (1, SETTINGS.shots)]  # per seed
 
 
 def test_a_cell_that_fails_in_its_thread_ends_the_run(sweep_engine: Engine) -> None:

@@ -68,7 +68,8 @@ class Gradcheck:
     scale. By default all that act under the preset and the scenario, but for a free attack."""
     scenario: str = "sum_rate"
     """Channel scenario: clean (no channel), ideal (thermal noise alone), or an attacker: white,
-    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, min_max_rate, sum_mse."""
+    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
+    min_max_rate, sum_mse."""
     score: str = "soft_accuracy"
     """Score that is differentiated: soft_accuracy, cross_entropy or margin."""
     temperature: float = 1.0

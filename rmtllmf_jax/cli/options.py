@@ -105,7 +105,8 @@ class SweepOptions:
     """`all`, or how many combinations of each size from 2 on."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
     """Channel scenarios: clean (no channel), ideal (thermal noise alone), and the attackers white,
-    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, min_max_rate and sum_mse."""
+    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
+    min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
     """Protections: none, freeze, realign, r-mtllmf, control (the base model realigned without any
     task vector), or repairs with options: 'reload(patterns=(...))+realign(shots=5)'."""
