@@ -14,9 +14,11 @@ from typing import ClassVar
 from rmtllmf_jax.channel.checks import require_decibels, require_positive, require_within
 from rmtllmf_jax.channel.fading import Fading, Rayleigh, Rician
 from rmtllmf_jax.channel.geometry import PLACEMENTS
+from rmtllmf_jax.channel.matrices import Matrices
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.values import by_name, described, parse
 
 
 def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
@@ -153,9 +155,10 @@ class DirectPreset:
         return tuple(1 / (1 + 10 ** (value / 10)) for value in self.snr_db or ())
 
 
-Preset = ChannelPreset | DirectPreset
+Preset = ChannelPreset | Matrices | DirectPreset
 """What a `Link` begins with."""
 
+_KINDS = by_name(Matrices)
 
 PRESETS: Mapping[str, ChannelPreset] = MappingProxyType(
     {
@@ -202,7 +205,8 @@ _DIRECT = ("mse", "snr_db")
 def get_preset(name: str | Preset) -> Preset:
     """The preset called `name`, or the direct one that it spells out; a preset is itself.
 
-    `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
+    `mse=.01,.02` and `snr_db=10,12` are direct presets of two users, `matrices(h.npy)` the channels
+    of a file, see `Matrices`.
 
     **Raises:** `InputError` that names the nearest preset, or the value that is no number.
 
@@ -213,9 +217,12 @@ def get_preset(name: str | Preset) -> Preset:
     """
     if not isinstance(name, str):
         return name
+    if name.partition("(")[0].strip() in _KINDS:
+        given: Preset = parse(name, _KINDS, "channel preset")
+        return given
     kind, equals, listed = name.partition("=")
     if not equals:
-        forms = [f"{direct}=..." for direct in _DIRECT]
+        forms = [*(f"{kind}(...)" for kind in _KINDS), *(f"{direct}=..." for direct in _DIRECT)]
         return PRESETS[require_known("channel preset", name, (*PRESETS, *forms))]
     require_known("direct preset", kind.strip(), _DIRECT)
     values = []
@@ -233,12 +240,13 @@ def get_preset(name: str | Preset) -> Preset:
 def require_channel_preset(preset: Preset | str) -> ChannelPreset:
     """The preset, by name or itself.
 
-    **Raises:** `InputError` for an unknown name, or a preset without a channel.
+    **Raises:** `InputError` for an unknown name, or a preset without places and path loss.
     """
     found = get_preset(preset)
-    if isinstance(found, DirectPreset):
+    if not isinstance(found, ChannelPreset):
+        has = "the channels themselves" if found.has_channel else "no channel to draw"
         raise InputError(
-            f"{found} has no channel to draw, only the errors that users end up with: take a "
-            f"channel preset ({', '.join(PRESETS)})."
+            f"{described(found)} has {has}, and no places of users: take a channel preset "
+            f"({', '.join(PRESETS)})."
         )
     return found

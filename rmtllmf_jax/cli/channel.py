@@ -35,8 +35,8 @@ class Channel:
     """
 
     preset: str = "paper"
-    """Channel preset (paper, free_space, umi_nlos, uma_los), or the users' errors themselves:
-    mse=.01,.02 or snr_db=10,12 (in dB)."""
+    """Channel preset (paper, free_space, umi_nlos, uma_los), matrices(h.npy) for channels of your
+    own, or the users' errors themselves: mse=.01,.02 or snr_db=10,12 (in dB)."""
     attack: tuple[str, ...] = ()
     """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
     min_max_rate, sum_mse, towards(user=0); by default none, strongest_user and sum_rate."""

@@ -114,7 +114,7 @@ class SweepOptions:
     seeds: int = 1
     """Repetitions with other parameter noise and other few-shot samples."""
     preset: str = "paper"
-    """Channel preset (paper, free_space, umi_nlos, uma_los), or the errors themselves, one a user:
+    """Channel preset (paper, free_space, umi_nlos, uma_los), matrices(h.npy), or one error a user:
     mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal alone)."""
     receiver: ReceiverText = "sic"
     error_model: str = "independent"
