@@ -245,9 +245,16 @@ def test_a_learned_attack_begins_at_a_known_one_and_ends_below(start):
     assert float(jnp.sum(jnp.square(found.parameters.attack))) <= 1 + 1e-5
 
 
-def test_an_attack_is_learned_for_one_channel():
-    with pytest.raises(InputError, match="one channel, and the objective is over 2"):
-        learn_attack(tiny_objective(), KEY)
+def test_every_channel_has_an_attack_of_its_own():
+    objective = tiny_objective(channel_draws=2, noise_draws=1)
+    both = learn_attack(objective, KEY, steps=3)
+    assert both.parameters.attack.shape == (2, 2, 6, 6)
+    assert not np.allclose(*both.parameters.attack, atol=1e-3)
+    for draw, channel_key in enumerate(objective.channel_keys(KEY)):
+        alone = learn_attack(objective.over(channel_key[None]), KEY, steps=3)
+        np.testing.assert_array_equal(both.parameters.attack[draw], alone.parameters.attack)
+        np.testing.assert_allclose(both.values[draw], alone.values, rtol=1e-6)
+        assert both.value[draw] == pytest.approx(alone.value, rel=1e-6)
 
 
 @pytest.mark.parametrize("attack", ["white", "strongest_user"])

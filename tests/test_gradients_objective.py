@@ -18,6 +18,7 @@ from gradient_fixtures import (
     features,
     link_of,
     parameters_of,
+    slopes,
     tiny_objective,
 )
 
@@ -441,6 +442,37 @@ def test_errors_say_what_does_not_fit(setting: dict[str, Any], given: dict[str, 
     objective = tiny_objective(**setting)
     with pytest.raises(InputError, match=message):
         value_and_gradient(objective, Parameters(**given), KEY)
+
+
+def _spaced(parameters: Parameters, key: jax.Array) -> jax.Array:
+    """A line of sight to a uniform array whose spacing is the parameter `scale`."""
+    phases = jnp.arange(6.0)[:, None] * jnp.sin(jnp.linspace(-1.0, 1.2, 4)) * parameters.scale
+    gains = jnp.sqrt(parameters.powers) * jnp.array([3.0, 4.0, 5.0, 6.0])
+    scattered = jax.random.normal(key, (6, 4), phases.dtype)
+    return gains * (jnp.exp(2j * jnp.pi * phases) + 0.3 * scattered)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("scenario", ["sum_rate", "strongest_user"])
+def test_a_channel_of_ones_own_has_derivatives_in_its_parameters(scenario: str):
+    given = parameters_of("scale", "powers", "budget", dtype=jnp.float64)
+    link = link_of(scenario)
+
+    def mean(parameters: Parameters, key: jax.Array) -> jax.Array:
+        return jnp.mean(user_mse(parameters, link, key, given, _spaced))
+
+    found = slopes(mean, given, KEY, step=1e-3)
+    assert set(found) == {"scale", "powers", "budget"}
+    for gradient, difference in found.values():
+        np.testing.assert_allclose(gradient, difference, rtol=1e-5)
+        assert abs(gradient) > 1e-6
+    objective = tiny_objective(scenario, jnp.float64, preset=PRESET)
+    drawn = replace(objective, setting=replace(objective.setting, drawn=_spaced))
+    np.testing.assert_allclose(
+        drawn.fixed_at(given).user_mse(given, KEY),
+        channel.user_mse(_spaced(given, KEY), link.attack, given.budget)[:TASKS],
+        rtol=1e-9,
+    )
 
 
 def test_angles_of_arrival_follow_positions():

@@ -66,6 +66,7 @@ from rmtllmf_jax.channel.geometry import (
     user_distances_by_area,
 )
 from rmtllmf_jax.channel.link_budget import LinkBudget
+from rmtllmf_jax.channel.matrices import Matrices
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
@@ -133,6 +134,7 @@ __all__ = [
     "LinkBudget",
     "Lmmse",
     "MatchedFilter",
+    "Matrices",
     "MinMaxRate",
     "NoAttack",
     "PathLoss",

@@ -14,10 +14,11 @@ from typing import ClassVar
 from rmtllmf_jax.channel.checks import require_decibels, require_positive, require_within
 from rmtllmf_jax.channel.fading import Fading, Kronecker, Rayleigh, Rician
 from rmtllmf_jax.channel.geometry import PLACEMENTS
+from rmtllmf_jax.channel.matrices import Matrices
 from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.values import by_name, parse
+from rmtllmf_jax.common.values import by_name, described, parse
 
 
 def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
@@ -161,7 +162,7 @@ class DirectPreset:
         return tuple(1 / (1 + 10 ** (value / 10)) for value in self.snr_db or ())
 
 
-Preset = ChannelPreset | DirectPreset
+Preset = ChannelPreset | Matrices | DirectPreset
 """What a `Link` begins with."""
 
 
@@ -205,14 +206,15 @@ their edge SNRs):
 """
 
 _DIRECT = ("mse", "snr_db")
-_KNOWN = {**PRESETS, **by_name(ChannelPreset, DirectPreset)}
+_KNOWN = {**PRESETS, **by_name(ChannelPreset, DirectPreset, Matrices)}
 
 
 def get_preset(name: str | Preset) -> Preset:
     """The preset called `name`, or the direct one that it spells out; a preset is itself.
 
     Options stand in brackets: `paper(users=12, antennas=32, fading=rician(9))`; those that are not
-    given are the named preset's. `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
+    given are the named preset's. `matrices(h.npy)` are the channels of a file, see `Matrices`;
+    `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
 
     **Raises:** `InputError` that names the nearest preset, or the value that is no number.
 
@@ -229,7 +231,8 @@ def get_preset(name: str | Preset) -> Preset:
     if not equals or "(" in kind:
         kind = name.partition("(")[0].strip()
         if kind not in _KNOWN:
-            require_known("channel preset", kind, (*PRESETS, *(f"{each}=..." for each in _DIRECT)))
+            forms = ("matrices(...)", *(f"{direct}=..." for direct in _DIRECT))
+            require_known("channel preset", kind, (*PRESETS, *forms))
         found: Preset = parse(name, _KNOWN, "channel preset")
         return found
     require_known("direct preset", kind.strip(), _DIRECT)
@@ -248,12 +251,13 @@ def get_preset(name: str | Preset) -> Preset:
 def require_channel_preset(preset: Preset | str) -> ChannelPreset:
     """The preset, by name or itself.
 
-    **Raises:** `InputError` for an unknown name, or a preset without a channel.
+    **Raises:** `InputError` for an unknown name, or a preset without places and path loss.
     """
     found = get_preset(preset)
-    if isinstance(found, DirectPreset):
+    if not isinstance(found, ChannelPreset):
+        has = "the channels themselves" if found.has_channel else "no channel to draw"
         raise InputError(
-            f"{found} has no channel to draw, only the errors that users end up with: take a "
-            f"channel preset ({', '.join(PRESETS)})."
+            f"{described(found)} has {has}, and no places of users: take a channel preset "
+            f"({', '.join(PRESETS)})."
         )
     return found

@@ -13,8 +13,9 @@ from jaxtyping import Array, Complex, Float, Integer, Key
 from rmtllmf_jax.channel.checks import require_channel
 from rmtllmf_jax.channel.geometry import PLACEMENTS, REFERENCE_DISTANCE_M
 from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.matrices import Matrices
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
-from rmtllmf_jax.channel.presets import Preset, require_channel_preset
+from rmtllmf_jax.channel.presets import Preset, get_preset, require_channel_preset
 from rmtllmf_jax.common.errors import InputError, require_at_least
 
 # What a draw's key is folded with, so that neither part depends on how the other is drawn.
@@ -83,12 +84,18 @@ def channel_at(
 def draw_channel(preset: Preset | str, key: Key[Array, ""]) -> Complex[Array, "antennas users"]:
     """One realisation of H~ = H diag(sqrt p): path loss, fading and transmit powers in one matrix.
 
-    `channel_at` the distances that `draw_distances` draws from the same key. In units of the
-    noise: E|h~_q|^2 per antenna is the SNR of user q.
+    `channel_at` the distances that `draw_distances` draws from the same key; or what the preset's
+    own `draw` makes of the key, as that of `Matrices`. In units of the noise: E|h~_q|^2 per antenna
+    is the SNR of user q.
+
+    **Raises:** `InputError` for a preset without a channel.
 
     >>> draw_channel("paper", jax.random.key(0)).shape
     (16, 8)
     """
+    preset = get_preset(preset)
+    if isinstance(preset, Matrices):
+        return preset.draw(key)
     return channel_at(preset, draw_distances(preset, key), key)
 
 

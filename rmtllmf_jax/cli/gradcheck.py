@@ -23,7 +23,7 @@ from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
-    from rmtllmf_jax.channel import ChannelPreset, Link, Preset
+    from rmtllmf_jax.channel import Link, Preset
     from rmtllmf_jax.gradients import Agreement, Objective, Parameters
     from rmtllmf_jax.sweep.settings import Settings
 
@@ -247,11 +247,12 @@ def _names(options: Gradcheck, link: Link | None) -> tuple[str, ...]:
     if link is None:
         return ("scale",)
     preset = link.preset
-    if not isinstance(preset, ChannelPreset):
+    if not preset.has_channel:
         return ("mse", "mse_factor", "scale")
-    names = ["powers"] if preset.power_control == "none" else []
-    names += ["distances"]
-    names += ["path_loss_exponent"] if isinstance(preset.path_loss, PowerLaw) else []
+    names = ["powers"] if getattr(preset, "power_control", "none") == "none" else []
+    if isinstance(preset, ChannelPreset):
+        names += ["distances"]
+        names += ["path_loss_exponent"] if isinstance(preset.path_loss, PowerLaw) else []
     names += ["budget"] if link.attack != NO_ATTACK else []
     return (*names, "mse_factor", "scale")
 
@@ -316,7 +317,6 @@ def starting_values(
     import jax
     import jax.numpy as jnp
 
-    from rmtllmf_jax.channel import ChannelPreset
     from rmtllmf_jax.gradients import Parameters, require_place, user_mse
 
     link, tasks = objective.setting.link, len(objective.kappa)
@@ -326,7 +326,7 @@ def starting_values(
         "mse_factor": jnp.ones((tasks, len(jax.tree.leaves(objective.vectors)))),
         "scale": jnp.full(tasks, objective.scale, jnp.float32),
     }
-    if link is not None and isinstance(link.preset, ChannelPreset):
+    if link is not None and link.preset.has_channel:
         values |= _channel_values(link.preset, channel)
     if link is not None and "mse" in names:
         values["mse"] = user_mse(Parameters(), link, channel)
@@ -340,25 +340,29 @@ def starting_values(
     return start
 
 
-def _channel_values(preset: ChannelPreset, channel: Key[Array, ""]) -> dict[str, Any]:
+def _channel_values(preset: Preset, channel: Key[Array, ""]) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from rmtllmf_jax.channel import PowerLaw, White, draw_distances
+    from rmtllmf_jax.channel import ChannelPreset, PowerLaw, White, draw_distances
     from rmtllmf_jax.gradients import attack_at
 
+    values = {
+        "powers": jnp.ones(preset.users),
+        "budget": jnp.asarray(preset.attack_budget, jnp.float32),
+        "attack": attack_at(White(), preset, channel),
+    }
+    if not isinstance(preset, ChannelPreset):
+        return values
     distances = draw_distances(preset, channel)
     angles = jax.random.uniform(channel, (preset.users,), maxval=2 * math.pi)
     circle = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     law = preset.path_loss
     exponent = law.exponent if isinstance(law, PowerLaw) else 0.0  # which is refused by its name
-    return {
-        "powers": jnp.ones(preset.users),
+    return values | {
         "distances": distances,
         "positions": distances[:, None] * circle,
         "path_loss_exponent": jnp.asarray(exponent, jnp.float32),
-        "budget": jnp.asarray(preset.attack_budget, jnp.float32),
-        "attack": attack_at(White(), preset, channel),
     }
 
 

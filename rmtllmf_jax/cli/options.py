@@ -29,8 +29,9 @@ PresetText = Annotated[
     str,
     tyro.conf.arg(
         help="Channel preset (paper, free_space, umi_nlos, uma_los), with options in brackets: "
-        "'paper(users=12, antennas=32, fading=rician(9))'; or the errors themselves, one per user: "
-        "mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean and ideal only)."
+        "'paper(users=12, antennas=32, fading=rician(9))'; matrices(h.npy), channels of your own; or "
+        "the errors themselves, one per user: mse=.01,.02,... or snr_db=10,12,... (with the "
+        "scenarios clean and ideal only)."
     ),
 ]
 ReceiverText = Annotated[

@@ -28,6 +28,7 @@ Known = Mapping[str, Any]
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "none": None}
 _BARE = re.compile(r"[A-Za-z_]\w*")
+_PATH = re.compile(r"(?<=[(=,])\s*([\w~/\\.:+-]*\.[A-Za-z]{2,})\s*(?=[,)])")
 
 
 def name_of(value: object) -> str:
@@ -89,8 +90,8 @@ def parse(text: str, known: Known, what: str) -> Any:
     **Arguments:**
 
     - `text`: ``name``, or ``name(option=value, ...)``; options may be given by place as well.
-      Strings that are words need no quotes. A value within is read by the class's `choices`
-      (a class variable: option -> what a name may stand for).
+      Words need no quotes, nor do names of files where nothing is quoted. A value within is read
+      by the class's `choices` (a class variable: option -> what a name may stand for).
     - `known`: what a name may stand for: a class, or a value, of which options then make another.
     - `what`: the kind of thing, for messages: "merge method".
 
@@ -104,6 +105,8 @@ def parse(text: str, known: Known, what: str) -> Any:
     """
     name = text.partition("(")[0].strip()
     require_known(what, name, known)  # also where the rest is no expression
+    if not {"'", '"'} & set(text):
+        text = _PATH.sub(lambda path: repr(path[1]), text)
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

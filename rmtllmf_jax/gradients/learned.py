@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.channel import Attack, ChannelPreset, White
+from rmtllmf_jax.channel import Attack, ChannelPreset, DirectPreset, Matrices, Preset, White
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.gradients.objective import Objective, layer_names
 from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
@@ -57,22 +57,23 @@ def learn_powers(
 def learn_attack(
     objective: Objective, key: Key[Array, ""], start: Attack = _WHITE, **options: Any
 ) -> Optimum:
-    """Return the covariance of the preset's budget that minimises the objective in one channel.
+    """Return the covariance of the preset's budget that minimises the objective in its channel.
 
     The attacks of `channel` know the channel; this one also knows the model, the tasks and the
     noise that `key` draws. It begins at the covariance of the attack `start`, and spends the whole
     budget: more noise never helps the users.
 
-    **Raises:** `InputError` for an objective over several channels, under another scenario than
-    `ideal`.
+    Of an objective over several channels each has an attack of its own, as if learned on
+    `objective.over(keys[k : k + 1])` with the same `key`: parameters, value and values of the
+    optimum then begin with an axis of draws. Draws take turns in one compiled program.
+
+    **Raises:** `InputError` for an objective under another scenario than `ideal`.
     """
     preset = _channel_preset(objective)
     keys = objective.channel_keys(key)
     if len(keys) != 1:
-        raise InputError(
-            f"an attack is learned for one channel, and the objective is over {len(keys)}: take "
-            "Setting(channel_draws=1), or Objective.over(keys[:1])."
-        )
+        each = [learn_attack(objective.over(one[None]), key, start, **options) for one in keys]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
     begin = Parameters(attack=attack_at(start, preset, keys[0], objective.held))
     options = {"rule": TOGETHER} | options
     found = optimise(_AllSpent(objective), begin, key, AttackLimit(), maximise=False, **options)
@@ -96,7 +97,7 @@ def _all_spent(parameters: Parameters) -> Parameters:
 
 
 def attack_at(
-    attack: Attack, preset: ChannelPreset, key: Key[Array, ""], held: Parameters = NOTHING
+    attack: Attack, preset: Preset, key: Key[Array, ""], held: Parameters = NOTHING
 ) -> Float[Array, "2 antennas antennas"]:
     """Return the `Parameters.attack` of an attack over the channel that `key` draws.
 
@@ -164,9 +165,9 @@ def _power_rule(total: float | None) -> optax.GradientTransformation:
     return ADAM if total is None else TOGETHER
 
 
-def _channel_preset(objective: Objective) -> ChannelPreset:
+def _channel_preset(objective: Objective) -> ChannelPreset | Matrices:
     link = objective.setting.link
     preset = None if link is None else link.preset
-    if not isinstance(preset, ChannelPreset):
+    if preset is None or isinstance(preset, DirectPreset):
         raise InputError("a direct preset of mse or snr_db has no powers and no attacker.")
     return preset

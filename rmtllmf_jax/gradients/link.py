@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Key
 
 from rmtllmf_jax import channel
-from rmtllmf_jax.channel import ChannelPreset, Link
+from rmtllmf_jax.channel import Link
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.gradients.parameters import FreeAttack, Parameters, channel_matrix
 
@@ -41,13 +41,12 @@ def user_mse(
     """
     if parameters.mse is not None:
         return parameters.mse
-    if not isinstance(link.preset, ChannelPreset) and drawn is None:
+    if not link.preset.has_channel and drawn is None:
         return link.mse(key)
 
     def matrix(parameters: Parameters) -> Complex[Array, "antennas users"]:
         if drawn is not None:
             return drawn(parameters, key)
-        assert isinstance(link.preset, ChannelPreset)
         return channel_matrix(parameters, link.preset, key)
 
     h_tilde = matrix(parameters)

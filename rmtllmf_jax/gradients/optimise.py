@@ -33,11 +33,14 @@ the constrained optimum, Adam's step is not, and leads away.
 
 
 class Optimum(NamedTuple):
-    """The best parameters that were seen, and the function's value before every step."""
+    """The best parameters that were seen, and the function's value before every step.
+
+    Of several optima that were found together, all begin with their axis.
+    """
 
     parameters: Parameters
-    value: float
-    values: Float[np.ndarray, " steps"]
+    value: float | Float[Array, " optima"]
+    values: Float[np.ndarray, "*optima steps"]
 
 
 def optimise(

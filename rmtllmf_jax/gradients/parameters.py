@@ -16,12 +16,16 @@ from jaxtyping import Array, Complex, Float
 from rmtllmf_jax.channel import (
     NO_ATTACK,
     ChannelPreset,
+    DirectPreset,
     Link,
+    Matrices,
     PowerLaw,
+    Preset,
     Scenario,
     angles_from_positions,
     channel_at,
     distances_from_positions,
+    draw_channel,
     draw_distances,
     gram,
 )
@@ -29,6 +33,7 @@ from rmtllmf_jax.channel.checks import require_finite, require_positive, require
 from rmtllmf_jax.channel.coloured_noise import noise_of_root
 from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 
 LEAST_POWER = 1e-6
 """Smallest share of its power that a user can be given: the root has no derivative at zero."""
@@ -95,6 +100,9 @@ NOTHING = Parameters()
 CHANNEL = ("powers", "distances", "positions", "path_loss_exponent", "budget", "attack")
 """Parameters that act through a channel."""
 
+PLACES = ("distances", "positions", "path_loss_exponent")
+"""Parameters by which a channel is drawn, and of which one that is given has none."""
+
 
 def require_fitting(parameters: Parameters, link: Link | None, drawn: bool = False) -> None:
     """Check parameters against a link (`None`: clean), before any work.
@@ -106,7 +114,7 @@ def require_fitting(parameters: Parameters, link: Link | None, drawn: bool = Fal
     """
     if not drawn:
         require_place(parameters.given(), link)
-    if link is not None and isinstance(link.preset, ChannelPreset) and not drawn:
+    if link is not None and not isinstance(link.preset, DirectPreset) and not drawn:
         _require_shapes(parameters, link.preset)
         _require_values(parameters, link.preset)
     if parameters.mse is not None:
@@ -130,13 +138,32 @@ def require_place(names: Iterable[str], link: Link | None) -> None:
             raise InputError("the scenario 'clean' has no attacker to spend a budget.")
         return
     preset, attack = link.preset, link.attack
-    if not isinstance(preset, ChannelPreset):
+    if isinstance(preset, DirectPreset):
         if channel:
             raise InputError(
                 f"a direct preset of mse or snr_db has no channel for {', '.join(channel)}: take a "
                 "channel preset, or differentiate in mse."
             )
         return
+    if isinstance(preset, ChannelPreset):
+        _require_drawn(given, preset)
+    elif places := [name for name in PLACES if name in given]:
+        raise InputError(
+            f"the channels of {described(preset)} are given as they are, without "
+            f"{', '.join(places)}: leave it out, or take a channel preset."
+        )
+    if "attack" in given and attack != NO_ATTACK:
+        raise InputError(
+            "parameters give an attack of their own beside that of the scenario "
+            f"{Scenario(attack)!r}: "
+            "take the scenario 'ideal'."
+        )
+    if "budget" in given and attack == NO_ATTACK and "attack" not in given:
+        raise InputError("the scenario 'ideal' has no attacker to spend a budget.")
+
+
+def _require_drawn(given: set[str], preset: ChannelPreset) -> None:
+    """Check that what a preset draws its channels by is not given twice, or not at all."""
     if {"distances", "positions"} <= given:
         raise InputError("parameters give both distances and positions: leave one out.")
     if "positions" in given and getattr(preset.fading, "angles_deg", None):
@@ -153,17 +180,9 @@ def require_place(names: Iterable[str], link: Link | None) -> None:
         raise InputError(
             f"a path-loss exponent needs a PowerLaw, and the preset has {preset.path_loss}."
         )
-    if "attack" in given and attack != NO_ATTACK:
-        raise InputError(
-            "parameters give an attack of their own beside that of the scenario "
-            f"{Scenario(attack)!r}: "
-            "take the scenario 'ideal'."
-        )
-    if "budget" in given and attack == NO_ATTACK and "attack" not in given:
-        raise InputError("the scenario 'ideal' has no attacker to spend a budget.")
 
 
-def _require_shapes(parameters: Parameters, preset: ChannelPreset) -> None:
+def _require_shapes(parameters: Parameters, preset: ChannelPreset | Matrices) -> None:
     expected = {
         "powers": (preset.users,),
         "distances": (preset.users,),
@@ -181,7 +200,7 @@ def _require_shapes(parameters: Parameters, preset: ChannelPreset) -> None:
             raise InputError(f"parameter {name!r} must have shape {shape}, got {seen}.")
 
 
-def _require_values(parameters: Parameters, preset: ChannelPreset) -> None:
+def _require_values(parameters: Parameters, preset: ChannelPreset | Matrices) -> None:
     """Check numbers, where there are any yet: not inside a transformation."""
     if parameters.powers is not None:
         require_positive("parameter 'powers' (shares of the full power)", parameters.powers)
@@ -189,6 +208,8 @@ def _require_values(parameters: Parameters, preset: ChannelPreset) -> None:
         require_within("parameter 'budget' (a ratio, not dB)", parameters.budget, 0.0, math.inf)
     if parameters.attack is not None:
         require_finite("parameter 'attack'", parameters.attack)
+    if not isinstance(preset, ChannelPreset):
+        return
     name, distances = "distances", parameters.distances
     if (places := parameters.positions) is not None:
         if places.shape[1] == 3 and getattr(preset.path_loss, "has_heights", False):
@@ -204,9 +225,21 @@ def _require_values(parameters: Parameters, preset: ChannelPreset) -> None:
 
 
 def channel_matrix(
-    parameters: Parameters, preset: ChannelPreset, key: Array
+    parameters: Parameters, preset: Preset, key: Array
 ) -> Complex[Array, "antennas users"]:
     """Return H~ = H diag(sqrt p) of one draw, with what the parameters give in its place."""
+    if isinstance(preset, ChannelPreset):
+        h_tilde = _matrix_at(parameters, preset, key)
+    else:
+        h_tilde = draw_channel(preset, key)
+    if parameters.powers is not None:
+        h_tilde = h_tilde * jnp.sqrt(parameters.powers)
+    return h_tilde
+
+
+def _matrix_at(
+    parameters: Parameters, preset: ChannelPreset, key: Array
+) -> Complex[Array, "antennas users"]:
     if parameters.path_loss_exponent is not None:
         preset = replace(preset, path_loss=PowerLaw(parameters.path_loss_exponent))
     distances, angles = parameters.distances, None
@@ -215,10 +248,7 @@ def channel_matrix(
         distances, angles = distances_from_positions(*seen), angles_from_positions(*seen)
     if distances is None:
         distances = draw_distances(preset, key)
-    h_tilde = channel_at(preset, distances, key, angles)
-    if parameters.powers is not None:
-        h_tilde = h_tilde * jnp.sqrt(parameters.powers)
-    return h_tilde
+    return channel_at(preset, distances, key, angles)
 
 
 @dataclass(frozen=True)

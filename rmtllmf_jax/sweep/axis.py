@@ -18,8 +18,10 @@ from rmtllmf_jax import channel
 from rmtllmf_jax.channel import (
     NO_ATTACK,
     ChannelPreset,
+    DirectPreset,
     Kronecker,
     Link,
+    Matrices,
     Preset,
     Rician,
     Scenario,
@@ -27,6 +29,7 @@ from rmtllmf_jax.channel import (
 )
 from rmtllmf_jax.channel.checks import require_decibels, require_within
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.values import described
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
@@ -49,6 +52,9 @@ _STATIC: dict[str, Callable[[Any, float], Any]] = {
     "k_factor_db": lambda preset, level: replace(preset, fading=Rician(level)),
     "correlation": lambda preset, level: replace(preset, fading=Kronecker(level)),
 }
+
+_GIVEN = ("", "mse", "c0_db", "budget_db")
+"""Axes that channels have which are given as they are."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,15 @@ class Axis:
     def require_fitting(self, preset: Preset) -> None:
         """Check that a preset has what the axis changes, at every level.
 
-        **Raises:** `InputError` for an axis of the channel on a direct preset.
+        **Raises:** `InputError` for an axis of the channel on a direct preset, and for one of what
+        is drawn on channels that are given.
         """
+        if isinstance(preset, Matrices) and self.name not in _GIVEN:
+            raise InputError(
+                f"the axis {self.name} changes how channels are drawn, and those of "
+                f"{described(preset)} are given as they are: choose the axis budget_db, mse or "
+                "c0_db, or a channel preset."
+            )
         if self.name in _STATIC and preset.has_channel:
             for level in self.levels:
                 _STATIC[self.name](preset, level)  # which refuses what it cannot be
@@ -158,13 +171,16 @@ def link_errors(
 
     With MSEs that are given (the axis `mse`) it is that of the link's own channel.
     """
-    gain = budget = None
+    gain: Any = None
+    budget: Any = None
     if axis in _DATA and level is not None:
         preset = link.preset
-        assert isinstance(preset, ChannelPreset)  # checked by `require_fitting`
-        by_snr = axis == "snr_db"
-        gain = 10.0 ** ((level - preset.edge_snr_db) / 10) if by_snr else 1.0
-        budget = preset.attack_budget if by_snr else 10.0 ** (level / 10)
+        assert not isinstance(preset, DirectPreset)  # checked by `require_fitting`
+        gain, budget = 1.0, 10.0 ** (level / 10)
+        if axis == "snr_db":
+            assert isinstance(preset, ChannelPreset)
+            gain = 10.0 ** ((level - preset.edge_snr_db) / 10)
+            budget = preset.attack_budget
         link = replace(link, preset=replace(preset, attack_budget_db=0.0))
         gain, budget = jnp.asarray(gain, jnp.float32), jnp.asarray(budget, jnp.float32)
     elif axis in _STATIC and level is not None:

@@ -94,6 +94,8 @@ def with_users(objective: Objective, users: int) -> Objective:
     """
     setting = objective.setting
     if setting.link is None or not isinstance(setting.link.preset, ChannelPreset):
-        raise InputError("a direct preset has the users that it gives errors of, no others.")
+        raise InputError(
+            "a preset that gives the users' errors, or their channels, has those users, no others."
+        )
     link = replace(setting.link, preset=replace(setting.link.preset, users=users))
     return replace(objective, setting=replace(setting, link=link))

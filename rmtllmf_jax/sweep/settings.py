@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rmtllmf_jax.channel import NO_ATTACK, Link, Preset, Receiver, Sic, get_preset, get_receiver
+from rmtllmf_jax.channel import (
+    NO_ATTACK,
+    Link,
+    Matrices,
+    Preset,
+    Receiver,
+    Sic,
+    get_preset,
+    get_receiver,
+)
 from rmtllmf_jax.channel.checks import require_within
 from rmtllmf_jax.common.errors import (
     InputError,
@@ -49,7 +58,7 @@ class Settings:
     """Options of a sweep; two sweeps with other settings never share results."""
 
     preset: str | Preset = "paper"
-    """Channel preset, or the users' errors themselves: `mse=.01,.02`, `snr_db=10,12`."""
+    """Channel preset, `matrices(h.npy)`, or the users' errors: `mse=.01,.02`, `snr_db=10,12`."""
     receiver: str | Receiver = "sic"
     """Receiver, or its description, see `channel.get_receiver`."""
     error_model: str = "independent"
@@ -169,8 +178,9 @@ class Settings:
         values = asdict(self)
         del values["eval_batch_size"]  # a knob of speed, not of meaning
         values["receiver"] = described(self.receiving)
-        if not isinstance(self.preset, str):
-            values["preset"] = described(self.preset)
+        preset = get_preset(self.preset)
+        if preset is self.preset or isinstance(preset, Matrices):  # a file may change
+            values["preset"] = described(preset)
         values["error_model"] = parse_error_model(self.error_model)
         values["numerics"] = numerics()
         return values
