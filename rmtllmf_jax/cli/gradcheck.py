@@ -78,7 +78,7 @@ class Gradcheck:
     mse=.01,.02,... or snr_db=10,12,... (only with the scenarios clean and ideal)."""
     receiver: ReceiverText = "sic"
     channel_draws: int = 1
-    """Channels that the score is averaged over; the users stand at the same places in all."""
+    """Channels that the score is averaged over; the users keep their positions in all."""
     noise_draws: int = 2
     """Draws of the parameters' noise for every channel."""
     eval_samples: int = 64

@@ -126,7 +126,7 @@ class Objective:
         return replace(self, reference=parameters)
 
     def over(self, channels: Key[Array, " draws"]) -> Objective:
-        """Return the objective over given channels, whose keys then draw the noise alone.
+        """Return the objective over given channels, whose keys then draw only the noise.
 
         So that what was tuned on some noise can be judged on other noise in the same channels.
         """
