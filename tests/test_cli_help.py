@@ -322,7 +322,7 @@ def test_exit_codes(
     assert capsys.readouterr().err == {
         0: "",
         2: "rmtllmf: bad\n",
-    }.get(code, "rmtllmf: stopped; the same command goes on from here.\n")
+    }.get(code, "rmtllmf: stopped; the same command resumes from here.\n")
 
 
 @pytest.mark.parametrize("words", [["--nonsense"], ["sweep"], ["report", "a", "--nonsense", "1"]])

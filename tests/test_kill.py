@@ -1,4 +1,4 @@
-"""Whatever stops the command, the next call goes on and ends at the same tables."""
+"""Whatever stops the command, the next call resumes and ends at the same tables."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(
     assert step("mnist", 100)
     stop(start, lambda: count("finetuned/*.safetensors") == 1)
     errors = stop(start, lambda: step("svhn", 50), CTRL_C)
-    assert errors == "rmtllmf: stopped; the same command goes on from here.\n"
+    assert errors == "rmtllmf: stopped; the same command resumes from here.\n"
     assert count("finetuned/*.safetensors") == 1
     assert step("svhn", 50)
     assert not (run / "results.parquet").exists()
@@ -135,7 +135,7 @@ def test_the_sweep_goes_on_where_it_was_stopped(
     assert 4 <= len(begun) < len(every)
     assert begun < every
     if sign != KILL:
-        stopped = "rmtllmf: stopped; the same command goes on from here.\n"
+        stopped = "rmtllmf: stopped; the same command resumes from here.\n"
         assert errors in (_NOTICE + "\n" + stopped, stopped)  # in a chunk, or between two
     assert not (run / "results.parquet").exists()
 

@@ -62,7 +62,7 @@ class _Known:
     """What the attacks of this module share: checks, and `from_gram`."""
 
     title: ClassVar[str]
-    """How figures call it."""
+    """Its name in figures."""
     reference: ClassVar[str] = ""
     chooses: ClassVar[str] = ""
     """The discrete choice that it makes by the received powers; both calls take `power` then."""
@@ -145,7 +145,7 @@ def _compiled(
 
 @dataclass(frozen=True)
 class NoAttack(_Known):
-    """Thermal noise alone: the paper's ideal channel. The budget is not used."""
+    """Only thermal noise: the paper's ideal channel. The budget is not used."""
 
     name: ClassVar[str] = "none"
     title: ClassVar[str] = "Ideal (no attack)"

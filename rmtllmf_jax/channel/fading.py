@@ -184,7 +184,7 @@ class Rayleigh:
 class Rician:
     """`rician`: a line of sight from each user, and scattering around it.
 
-    **Fields:** `k_factor_db`, line of sight over scattered power; `angles_deg`, one a user from
+    **Fields:** `k_factor_db`, line of sight over scattered power; `angles_deg`, one per user from
     broadside, or `None` to draw them.
 
     **Raises:** `InputError` for values that are not finite.

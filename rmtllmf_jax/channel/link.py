@@ -5,7 +5,7 @@ user's block is normalised to unit power, quantised to log2 M bits a parameter, 
 as one Gray-mapped M-QAM symbol a parameter. Scrambling (exclusive or with a sequence that both
 ends know, as cellular standards do) makes the symbols equally likely, of unit power and
 uncorrelated between users whatever the parameters, which mu_q takes for granted. Analogue
-(`modulation=None`): two parameters a symbol on the two axes, neither quantised nor sliced.
+(`modulation=None`): two parameters per symbol on the two axes, neither quantised nor sliced.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def transmit(
 
     **Arguments:**
 
-    - `parameters`: one block a user, normalised by its own rms; the receiver knows that number.
+    - `parameters`: one block per user, normalised by its own rms; the receiver knows that number.
     - `h_tilde`, `attack`, `noise`: H~ = H diag(sqrt p), an attacker's covariance (zeros for none)
       and the thermal floor > 0, in one unit of power; z ~ CN(0, attack + noise I), independent from
       symbol to symbol.

@@ -99,7 +99,7 @@ class Filtering:
 
 
 class _OfGram(Filtering):
-    """Receivers that know the noise, so that all follows from G."""
+    """Receivers that know the noise, so that errors follow from G."""
 
     def from_gram(
         self, gram_eff: Complex[Array, "users users"], power: Float[Array, " users"]
@@ -149,7 +149,7 @@ SIC = Sic()
 
 @dataclass(frozen=True)
 class Lmmse(_OfGram):
-    """Joint linear MMSE, which cancels nobody; errors of different users are correlated."""
+    """Joint linear MMSE without cancellation; errors of different users are correlated."""
 
     def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
         return error_covariance(gram_eff)
@@ -162,7 +162,7 @@ class Lmmse(_OfGram):
 
 @dataclass(frozen=True)
 class MatchedFilter(_OfGram):
-    """Whitened matched filter of every user, which suppresses nobody and cancels nobody."""
+    """Whitened matched filter per user, without suppression or cancellation."""
 
     def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
         return matched_filter_errors(gram_eff)
@@ -193,7 +193,7 @@ class _Around(Filtering):
 class Unaware(_Around):
     """A receiver that does not know of the attacker: its filters are those for the floor alone.
 
-    Never below the MSE of `of`, and not bounded by one: it trusts what it should not.
+    Never below the MSE of `of`, and not bounded by one: it trusts a wrong covariance.
     """
 
     of: _Inner = SIC

@@ -1,6 +1,6 @@
 """What "SNR" can mean on this uplink: at the antennas, behind the equaliser, in the parameters.
 
-All are ratios, one a user, and `worst_user` takes the least; `db` turns them into dB. They differ
+All are ratios, one per user, and `worst_user` takes the least; `db` turns them into dB. They differ
 by tens of dB on one channel, so a figure names its definition. R-MTLLMF (arXiv 2411.18220) prints
 -16.2 / -21.7 / -27.3 dB (no attack, strongest user, sum rate) and does not say of what. No SNR
 measured at the receiver fits all three; the worst user's `parameter_snr` with c0 = -31 dB does:

@@ -1,6 +1,6 @@
-"""What attacks do to a preset over many drops: errors, eigenvalues, symbols behind the equaliser.
+"""Effect of attacks on a preset over many drops: errors, eigenvalues, symbols behind the equaliser.
 
-For tables and figures; users stand in the order of their received power, weakest first.
+For tables and figures; users are in the order of their received power, weakest first.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The command `rmtllmf`: one file a sub-command, each importing what it runs only when it runs."""
+"""The command `rmtllmf`: one file per sub-command, whose imports wait until it runs."""

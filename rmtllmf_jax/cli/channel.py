@@ -140,7 +140,7 @@ def _chosen(options: Channel) -> tuple[Link, ...]:
 
 
 def _tallies(links: tuple[Link, ...], draws: int, seed: int) -> dict[str, Tally]:
-    """Means and distributions of the users' MSE over the draws, one tally an attack."""
+    """Means and distributions of the users' MSE over the draws, one tally per attack."""
     import jax
 
     from rmtllmf_jax.channel.survey import mse_over_drops

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Finetune(FinetuneOptions):
-    """Fine-tune one model a task under its frozen head; print the task vectors' norms and cosines.
+    """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
 
     Example: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn
     """

@@ -25,7 +25,7 @@ class Fuse:
     """Merge fine-tuned checkpoints with their base into a directory that transformers opens.
 
     Any safetensors checkpoints: CLIP, ViT, language models. Tensors are read one by one, so memory
-    does not grow with the model. The same command goes on after an interruption.
+    does not grow with the model. The same command resumes after an interruption.
 
     Example: rmtllmf fuse --base base --models a b --method ties --scale 0.3 --out merged
     """

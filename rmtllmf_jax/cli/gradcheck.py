@@ -67,7 +67,7 @@ class Gradcheck:
     budget, attack (a free one, from white noise on; with the scenario ideal), mse, mse_factor,
     scale. By default all that act under the preset and the scenario, but for a free attack."""
     scenario: str = "sum_rate"
-    """Channel scenario: clean (no channel), ideal (thermal noise alone), or an attacker: white,
+    """Channel scenario: clean (no channel), ideal (only thermal noise), or an attacker: white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
     min_max_rate, sum_mse."""
     score: str = "soft_accuracy"
@@ -77,13 +77,13 @@ class Gradcheck:
     preset: PresetText = "paper"
     receiver: ReceiverText = "sic"
     channel_draws: int = 1
-    """Channels that the score is averaged over; the users stand at the same places in all."""
+    """Channels that the score is averaged over; the users keep their positions in all."""
     noise_draws: int = 2
     """Draws of the parameters' noise for every channel."""
     eval_samples: int = 64
-    """Test images a task (nothing is tuned on them); 0 is all."""
+    """Test images per task (nothing is tuned on them); 0 is all."""
     eval_batch_size: int = 64
-    """Images a step of evaluation; changes speed and memory alone."""
+    """Images per step of evaluation; changes only speed and memory."""
     scale: str = "power-law"
     """Merging coefficient at the start: a number, power-law, 1/N or 1/sqrt(N)."""
     c0: float = -31.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rmtllmf_jax.runs.config import RunConfig
 
 PUBLISHED = "tanganke"
-"""Name of the eight published models fine-tuned from CLIP ViT-B/16, one a task."""
+"""Name of the eight published models fine-tuned from CLIP ViT-B/16, one per task."""
 
 
 @dataclass(kw_only=True)

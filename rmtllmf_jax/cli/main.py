@@ -121,7 +121,7 @@ def _read(argv: Sequence[str]) -> tuple[Command | Completion, bool]:
         commands.append(Annotated[kind, tyro.conf.subcommand(name, **about)])
     quiet = field(
         default=False,
-        metadata={"help": "Print results and errors alone: no progress, notes or warnings."},
+        metadata={"help": "Print only results and errors: no progress, notes or warnings."},
     )
     command = functools.reduce(operator.or_, commands)
     line = make_dataclass("CommandLine", [("command", command), ("quiet", bool, quiet)])
@@ -273,7 +273,7 @@ def _said_by_the_machine(error: Exception) -> str | None:
     full = told is not None and told.errno in _FULL
     if told is None or not (full or (isinstance(error, OSError) and told.filename)):
         return None
-    hint = " Make room, then the same command goes on." if full else ""
+    hint = " Make room, then the same command resumes." if full else ""
     return f"{told.filename or 'a file or standard output'}: {told.strerror}.{hint}"
 
 
@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except InputError as error:
             _refuse(str(error))
         except KeyboardInterrupt as stop:
-            print("rmtllmf: stopped; the same command goes on from here.", file=sys.stderr)
+            print("rmtllmf: stopped; the same command resumes from here.", file=sys.stderr)
             sys.exit(exit_code(stop))
         except Exception as error:
             if (message := _said_by_the_machine(error)) is None:

@@ -29,7 +29,7 @@ PresetText = Annotated[
     str,
     tyro.conf.arg(
         help="Channel preset (paper, free_space, umi_nlos, uma_los), with options in brackets: "
-        "'paper(users=12, antennas=32, fading=rician(9))'; matrices(h.npy), channels of your own; or "
+        "'paper(users=12, antennas=32, fading=rician(9))'; matrices(h.npy), your own channels; or "
         "the errors themselves, one per user: mse=.01,.02,... or snr_db=10,12,... (with the "
         "scenarios clean and ideal only)."
     ),
@@ -80,9 +80,9 @@ class FinetuneOptions:
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
     steps: int = FINETUNE.steps
-    """Fine-tuning steps a task."""
+    """Fine-tuning steps per task."""
     batch_size: int = FINETUNE.batch_size
-    """Images a fine-tuning step."""
+    """Images per fine-tuning step."""
     learning_rate: float = FINETUNE.learning_rate
     """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
     weight_decay: float = FINETUNE.weight_decay
@@ -92,7 +92,7 @@ class FinetuneOptions:
     clip_norm: float | None = FINETUNE.clip_norm
     """Largest global gradient norm of fine-tuning; none does not clip."""
     dtype: str = "auto"
-    """What the image tower computes in: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
+    """Compute type of the vision encoder: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
     accelerators). Parameters stay in float32."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
@@ -105,7 +105,7 @@ class SweepOptions:
     combinations: str = "all"
     """`all`, or how many combinations of each size from 2 on."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
-    """Channel scenarios: clean (no channel), ideal (thermal noise alone), and the attackers white,
+    """Channel scenarios: clean (no channel), ideal (only thermal noise), and the attackers white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
     min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
@@ -126,7 +126,7 @@ class SweepOptions:
     preset: PresetText = "paper"
     receiver: ReceiverText = "sic"
     error_model: str = "independent"
-    """How the users' errors hang together: independent (exact for MMSE-SIC), lmmse (with
+    """How the users' errors are correlated: independent (exact for MMSE-SIC), lmmse (with
     --receiver lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy
     base)."""
     scale: str = "power-law"
@@ -138,34 +138,34 @@ class SweepOptions:
     """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
     for all users; overrides --c0."""
     eval_samples: int = 0
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     validation_samples: int = 200
-    """Validation images a task for --scale validation; 0 is all."""
+    """Validation images per task for --scale validation; 0 is all."""
     shots: int = 10
-    """Samples a class for realignment."""
+    """Samples per class for realignment."""
     frozen: tuple[str, ...] = ()
     """Regular expressions for whole paths of the leaves that freeze and r-mtllmf take from the
     base model; none: class, position and patch embeddings and CLIP's pre-LayerNorm."""
     realign_steps: int = REALIGN.steps
     """Realignment steps."""
     realign_batch_size: int = REALIGN.batch_size
-    """Images a realignment step; the tasks of the combination take turns."""
+    """Images per realignment step; the tasks of the combination take turns."""
     realign_learning_rate: float = REALIGN.learning_rate
     """Peak learning rate of realignment."""
     eval_batch_size: int = 128
-    """Images a step of evaluation; changes speed and memory alone."""
+    """Images per step of evaluation; changes only speed and memory."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
     cells_at_once: int | None = None
     """Cells that a device computes side by side; by default as many as its memory holds, one on a
-    CPU. Changes speed and memory alone."""
+    CPU. Changes only speed and memory."""
     image_devices: int = 1
     """Devices that share the evaluation batches of a cell; the others take other cells."""
     store: Place | None = None
     """Where finished cells are kept, as a folder or a URL (gs://..., s3://...); by default in the
     run folder. All processes of a sweep write there."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the progress is reported besides: tensorboard, wandb."""
+    """Where else the progress is reported: tensorboard, wandb."""
 
     def per_size(self) -> int | None:
         """Return how many combinations of each size are asked for; `None` is all.

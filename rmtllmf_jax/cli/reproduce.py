@@ -43,7 +43,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(kw_only=True)
 class Reproduce(FinetuneOptions, SweepOptions, DryRunOptions):
-    """Fine-tune, transmit, merge, protect, evaluate and report; goes on where it was stopped.
+    """Fine-tune, transmit, merge, protect, evaluate and report; resumes where it was stopped.
 
     Examples: rmtllmf reproduce demo --out runs/demo;
     rmtllmf reproduce paper --out runs/paper;

@@ -43,7 +43,7 @@ class Sweep(SweepOptions, DryRunOptions):
     process: int | None = None
     """Which of several processes this is, from 0, with --processes: each takes a share of the
     cells, the first one writes the tables. They share the run folder and --store and nothing else,
-    so that each may be stopped and started again alone."""
+    so that each may be stopped and restarted on its own."""
     processes: int | None = None
     """How many processes there are, with --process."""
     distributed: bool = False

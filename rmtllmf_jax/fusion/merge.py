@@ -1,4 +1,4 @@
-"""Merge rules: pure functions of stacked task vectors."""
+"""Merge methods: pure functions of stacked task vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike task vectors are."""
+"""Similarity of task vectors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sign_agreement(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "
     """Return the share of coordinates in which two task vectors have the same sign, for all pairs.
 
     ``(1 + sum_i sgn(a_i) sgn(b_i) / n) / 2``: a coordinate in which either is zero counts one half.
-    What TIES' election of signs goes by; .5 for unrelated vectors.
+    The criterion of TIES' election of signs; .5 for unrelated vectors.
 
     >>> sign_agreement({"w": jnp.array([[1.0, 2.0, -3.0, 4.0], [5.0, -6.0, -7.0, 8.0]])}).tolist()
     [[1.0, 0.75], [0.75, 1.0]]

@@ -109,7 +109,7 @@ class TaskVector:
         }
 
     def select(self, *patterns: str) -> TaskVector:
-        """Return the vector with the leaves alone whose whole path matches a regular expression.
+        """Return the vector with only the leaves whose whole path matches a regular expression.
 
         The others are zero, so that the result adds up with whole vectors:
         ``vector - vector.select("embeddings/.*")`` leaves the embeddings as they were.

@@ -22,7 +22,7 @@ _SHOWN = 8
 def leaf_path(path: tuple[Any, ...]) -> str:
     """Return a key path as text, for example ``encoder/layer/0/output/dense/kernel``.
 
-    The attribute ``value`` in which `flax.nnx` keeps a variable's array is no part of the name, so
+    The attribute ``value`` in which `flax.nnx` keeps a variable's array is not part of the name, so
     that parameters are called the same in an `nnx.State` and in a dict.
     """
     if len(path) > 1 and path[-1] == _VALUE:

@@ -32,7 +32,7 @@ def accumulated_sum(
     """Return ``sum_x term(parameters, constants, x)`` over the leading axis of `xs`, one by one.
 
     A derivative in `parameters` takes one pass, with the memory of one term and one gradient: the
-    terms' activations are dropped as the sum goes on, and nothing is computed twice.
+    terms' activations are dropped as the sum proceeds, and nothing is computed twice.
 
     **Arguments:**
 

@@ -45,7 +45,7 @@ def score_function(
     channel, which keeps the estimate unbiased. The score may be anything, `accuracy` too.
 
     **Raises:** `InputError` for fewer than two noise draws, and for a merging coefficient among the
-    parameters, which moves the mean of the model and not the noise alone.
+    parameters, which moves the mean of the model and not only the noise.
     """
     draws = objective.setting.noise_draws
     if draws < 2:

@@ -126,7 +126,7 @@ class Objective:
         return replace(self, reference=parameters)
 
     def over(self, channels: Key[Array, " draws"]) -> Objective:
-        """Return the objective over given channels, whose keys then draw the noise alone.
+        """Return the objective over given channels, whose keys then draw only the noise.
 
         So that what was tuned on some noise can be judged on other noise in the same channels.
         """
@@ -232,7 +232,7 @@ class Objective:
     def noise(
         self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
     ) -> PyTree:
-        """Return ``sum_q s_q e_q``: one Gaussian a leaf, drawn once (`uplink.noise_of_sum`).
+        """Return ``sum_q s_q e_q``: one Gaussian per leaf, drawn once (`uplink.noise_of_sum`).
 
         **Raises:** `InputError` for a method that is not linear.
         """
@@ -354,7 +354,7 @@ def value(objective: Objective, parameters: Parameters, key: Key[Array, ""]) -> 
 def value_and_gradient(
     objective: Objective, parameters: Parameters, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], Parameters]:
-    """The score and its gradient in all parameters that are given, compiled once a setting.
+    """The score and its gradient in all parameters that are given, compiled once per setting.
 
     **Raises:** as `value`.
     """

@@ -68,7 +68,7 @@ class Parameters:
     """What the MSE of a task's leaf is multiplied with; at ones its gradient says where protection
     would pay."""
     scale: Float[Array, "*tasks_or_layers"] | None = None
-    """Merging coefficient: one number, one a task (T,), or one a task and layer (T, layers)."""
+    """Merging coefficient: one number, one per task (T,), or one per task and layer (T, layers)."""
 
     def given(self) -> tuple[str, ...]:
         """Return the names of what is not left to the preset."""

@@ -35,7 +35,7 @@ def samples_of(
 
     **Arguments:**
 
-    - `sets`: one a task, in the order of the heads, with batches of one size.
+    - `sets`: one per task, in the order of the heads, with batches of one size.
     - `image_size`: height and width in pixels that the model takes.
     - `task_weights`: what a task counts: ``1 / T`` unless given, the mean over tasks. With ``1 /
       (T a_t)``, a_t the accuracy of the task's own fine-tuned model, the objective is the

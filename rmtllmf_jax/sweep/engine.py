@@ -240,7 +240,7 @@ class Engine:
             weights,
             np.stack([self.uplinks.factor(job.cell) for job in chunk]),
             np.asarray([job.scale for job in chunk], np.float32),
-            self._keys(chunk[0].cell.seed),  # one seed a chunk
+            self._keys(chunk[0].cell.seed),  # one seed per chunk
             np.asarray([self._split(job).reload is not None for job in chunk]),
         )
         return Merges(*columns)

@@ -221,7 +221,7 @@ class Parts:
         except InputError as error:
             if kind is None:
                 raise
-            _log.warning("%s", error)  # and what ended the block goes on
+            _log.warning("%s", error)  # and what ended the block is raised
 
 
 def read_parts(folder: str | os.PathLike[str]) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 What differs between cells is data: a combination is a vector of weights and a table of sample
 indices, a channel is the factor of the users' errors, reloading is a flag, a task is an index into
-padded heads. Each program compiles once per merge rule (`merge`), per repairs (`repair`), or once.
+padded heads. Each program compiles once per merge method (`merge`), per set of repairs (`repair`),
+or once.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def run_grid(
       `cells` and `cosines`, where all processes of a sweep write.
     - `tracker`: is told of the speed.
 
-    **Returns:** rows of `results` (one a cell and task), `cosines` (between received task
+    **Returns:** rows of `results` (one per cell and task), `cosines` (between received task
     vectors), `programs` (what computed how many of the cells) and, under the scale rule
     `validation`, `scales` (its curve). In a process other than the first: nothing, once its share
     is done.

@@ -70,11 +70,11 @@ class Settings:
     kappa: float | None = None
     """Noise scale of the parameters, the same for all users; overrides c0."""
     eval_samples: int = 0
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     validation_samples: int = 200
-    """Validation images a task for the scale rule `validation`; 0 is all."""
+    """Validation images per task for the scale rule `validation`; 0 is all."""
     shots: int = 10
-    """Samples a class for realignment."""
+    """Samples per class for realignment."""
     frozen: tuple[str, ...] = EMBEDDINGS
     """Leaves that `freeze` and `r-mtllmf` take from the base and keep: regular expressions that
     match whole paths."""

@@ -30,7 +30,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the sub-folder `tensorboard`, written by tensorboardX without TensorFlow.
 
-    A sweep that goes on adds a file, and TensorBoard shows both as one curve. The configuration is
+    A sweep that resumes adds a file, and TensorBoard shows both as one curve. The configuration is
     a text under the name `configuration`.
     """
 

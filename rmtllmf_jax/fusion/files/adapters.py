@@ -20,7 +20,7 @@ _ADAPTER = re.compile(
 def require_no_adapter(origin: Path | str, names: Iterable[str]) -> None:
     """Check that files or tensors of these names are a model and not an adapter to one.
 
-    Sums and averages of factors are no sums and averages of their products: a merge of adapters,
+    Sums and averages of factors are not sums and averages of their products: a merge of adapters,
     factor by factor, is another model than that of the models that they make.
 
     **Raises:** `InputError` that names the model and what gave the adapter away.

@@ -34,7 +34,7 @@ def carried_files(directory: Path | None) -> list[Path]:
 
 
 def code_files(directory: Path | None) -> list[Path]:
-    """Return the files of code, which go into an output where that is asked for alone.
+    """Return the files of code, which go into an output only on request.
 
     Whoever opens a model with `trust_remote_code=True` runs them.
     """
@@ -51,7 +51,7 @@ def _found(directory: Path | None, patterns: tuple[str, ...]) -> list[Path]:
 def copy_carried(directory: Path | None, folder: Path, dtype: str, *, code: bool) -> list[Path]:
     """Copy configuration and tokenizer files; the configuration names the type of the output.
 
-    `code` takes the files of code along.
+    `code` includes the files of code.
 
     **Raises:** `InputError` if the configuration is not JSON.
     """

@@ -42,11 +42,11 @@ class Fusing:
         self.part = part
         self._hashes = hashes
         self.finished = sum(part.is_finished(shard) for shard in plan.shards)
-        """Shards that an earlier start has left."""
+        """Shards that an earlier start left."""
 
     @property
     def folder(self) -> Path:
-        """What becomes the output; more files may be put there before `finish`."""
+        """The folder that becomes the output; more files may be put there before `finish`."""
         return self.part.folder
 
     def layer_weights(self) -> LayerWeights | None:

@@ -97,7 +97,7 @@ class Part:
 def cannot_write(out: Path, error: OSError) -> str:
     """Return the message for an output that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    what = "make room, then the same command goes on" if full else "the same command goes on"
+    what = "make room, then the same command resumes" if full else "the same command resumes"
     return (
         f"{out}: cannot be written ({error.strerror or error}); nothing is there. Finished "
         f"shards are kept in {part_folder(out)}: {what}; or remove that folder."

@@ -1,4 +1,4 @@
-"""Merge methods one tensor at a time, compiled once a shape rather than once a tensor."""
+"""Merge methods one tensor at a time, compiled once per shape rather than per tensor."""
 
 from __future__ import annotations
 

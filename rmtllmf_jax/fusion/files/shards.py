@@ -73,7 +73,7 @@ def plan_shards(base: Checkpoint, matching: Matching, dtype: str, limit: int) ->
     """Return the files of the output, each of at most `limit` bytes of tensors.
 
     A tensor larger than that has a file of its own. Tensors keep the order of the base's files;
-    within a file those of wider types come first, so that all lie at multiples of their size.
+    within a file those of wider types come first, so that all are aligned to their size.
     """
     merged = set(matching.merged)
     groups: list[list[Tensor]] = [[]]

@@ -42,7 +42,7 @@ class AdaMerged(NamedTuple):
 class AdaMerging(MergeMethod):
     """The ``w`` that minimise the entropy of ``base + sum_q w_lq tau_lq`` on unlabelled batches.
 
-    One step of Adam a batch: ``w <- w - rate m^ / (sqrt(v^) + 1e-8)``, m^ and v^ the corrected
+    One step of Adam per batch: ``w <- w - rate m^ / (sqrt(v^) + 1e-8)``, m^ and v^ the corrected
     running means of the gradient and its square; the model sees w clipped to [0, 1] while Adam
     keeps the unclipped, as published.
     """
@@ -54,7 +54,7 @@ class AdaMerging(MergeMethod):
     needs: ClassVar[tuple[str, ...]] = ("base", "entropy", "batches")
 
     granularity: str = "tensor"
-    """One weight a task vector (`task`), or one in each layer (`block`; `tensor` as published)."""
+    """One weight per task vector (`task`), or per layer too (`block`; `tensor` as published)."""
     initial: float = 0.3
     """All weights before the first step."""
     learning_rate: float = 1e-3
@@ -96,7 +96,7 @@ class AdaMerging(MergeMethod):
         - `entropy`: `(parameters, batch) -> scalar`, the mean entropy (`prediction_entropy`) over
           all tasks; compiled once for a function, so hand in the same function again, not a new
           lambda.
-        - `batches`: one batch a step, stacked: leaves with a leading axis of steps.
+        - `batches`: one batch per step, stacked: leaves with a leading axis of steps.
 
         **Raises:** `InputError` if base and task vectors do not match (with every differing path),
         if the task vectors hold integers, or if there is no batch.

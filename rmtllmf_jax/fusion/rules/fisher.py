@@ -46,7 +46,7 @@ class Fisher(MergeMethod):
     floor: float = 1e-6
     """Least Fisher information: where no task depends on a parameter, the mean is plain."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector, times its Fisher information; none: 1 for each."""
+    """One weight per task vector, times its Fisher information; none: 1 for each."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""

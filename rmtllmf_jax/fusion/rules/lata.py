@@ -1,4 +1,4 @@
-"""LATA-style merging: layers that look like the reference count less.
+"""LATA-style merging: layers similar to the reference get less weight.
 
 **What is public and what is ours.** The paper (Chen et al., "Layer-Aware Task Arithmetic", arXiv
 2502.20186) ranks a model's layers by the cosine of task vector and instruction vector and lowers
@@ -38,7 +38,7 @@ WEIGHTINGS = ("linear", "logarithmic", "threshold")
 
 @dataclass(frozen=True)
 class Lata(LayerWeighted):
-    """``sum_q w_q w_lq tau_lq``, the w_lq from how much tau_lq is like the reference.
+    """``sum_q w_q w_lq tau_lq``, the w_lq from the similarity of tau_lq to the reference.
 
     In each layer l ``s_lq = cos(tau_lq, iota_l)``; over the layers of one task r is the rank by
     falling s, 1 to L; ties go by the order of the layers' names, numbers in them as numbers. Then
@@ -62,7 +62,7 @@ class Lata(LayerWeighted):
     granularity: str = "block"
     """What a layer is: `block` or `tensor`."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector, times those by layer; none: 1 for each."""
+    """One weight per task vector, times those by layer; none: 1 for each."""
 
     def __post_init__(self) -> None:
         """Check the names and numbers."""
@@ -82,7 +82,7 @@ class Lata(LayerWeighted):
         """Return the merged task vector, see `MergeMethod`.
 
         `reference` is the vector iota (for LLMs: instruct minus pretrained), shaped as one task
-        vector; none: for each task the mean of the other task vectors. A user of weight 0 is no
+        vector; none: for each task the mean of the other task vectors. A user of weight 0 is not
         part of that mean.
 
         **Raises:** `InputError` also if there is neither a reference nor a second task vector, or
@@ -192,6 +192,6 @@ def forget(base: PyTree, vector: PyTree, scale: float | Float[Array, ""]) -> PyT
 
 
 def _inverse_root(squares: Array) -> Array:
-    """Return 1 / sqrt(x), and 0 where x is not above 0: a zero vector is like no other."""
+    """Return 1 / sqrt(x), and 0 where x is not above 0: a zero vector is similar to no other."""
     positive = squares > 0
     return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, squares, 1)), 0)

@@ -91,7 +91,7 @@ class LayerWise(LayerWeighted):
     granularity: str = "block"
     """What a layer is: `block` or `tensor`."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector, times those by layer; none: 1 for each."""
+    """One weight per task vector, times those by layer; none: 1 for each."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the layers' names."""

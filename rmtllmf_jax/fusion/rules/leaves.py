@@ -1,4 +1,4 @@
-"""What every rule does alike: weights of the users, one function a leaf, float32 inside."""
+"""What all methods share: weights of the users, one function per leaf, float32 inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task arithmetic and the average: one weight a task vector.
+"""Task arithmetic and the average: one weight per task vector.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[1.0, 2.0], [3.0, -2.0]])}
@@ -38,7 +38,7 @@ class TaskArithmetic(MergeMethod):
     linear: ClassVar[bool] = True
 
     weights: tuple[float, ...] = ()
-    """One weight a task vector; none: 1 for each."""
+    """One weight per task vector; none: 1 for each."""
 
     def __post_init__(self) -> None:
         """Check the weights."""
@@ -73,7 +73,7 @@ class Average(MergeMethod):
     is_mean: ClassVar[bool] = True
 
     weights: tuple[float, ...] = ()
-    """One weight a task vector, of which the ratios matter; none: 1 for each."""
+    """One weight per task vector, of which the ratios matter; none: 1 for each."""
 
     def __post_init__(self) -> None:
         """Check the weights."""

@@ -57,7 +57,7 @@ class MergeMethod:
     """Arguments of the call that may be given."""
 
     weights: tuple[float, ...] = ()
-    """One weight a task vector where the call gives none; none: 1 for each."""
+    """One weight per task vector where the call gives none; none: 1 for each."""
 
     @property
     def is_mean(self) -> bool:
@@ -77,7 +77,7 @@ class MergeMethod:
 
         - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
         - `key`: for methods that draw random numbers (`random`).
-        - `weights`: one a user, in place of the method's own; an array to map over or to
+        - `weights`: one per user, in place of the method's own; an array to map over or to
           differentiate by. A user of weight 0 is as if left out.
 
         **Returns:** leaves without the leading axis, of the same types; sums are in float32 or

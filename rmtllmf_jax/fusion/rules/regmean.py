@@ -45,7 +45,7 @@ class RegMean(MergeMethod):
     input_axis: int = 0
     """Axis of the inputs in a matrix: 0 for kernels (in, out), 1 for torch's weights (out, in)."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector, times its Gram matrix; none: 1 for each."""
+    """One weight per task vector, times its Gram matrix; none: 1 for each."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -33,8 +33,8 @@ from rmtllmf_jax.fusion.rules.leaves import (
 from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import check_stacked
 
-# Sparsifiers: (leaf, path, key, first) -> leaf, compiled once a shape. `first` is the number of the
-# first user of the leaf, so that files may be sparsified user by user.
+# Sparsifiers: (leaf, path, key, first) -> leaf, compiled once per shape. `first` is the number of
+# the first user of the leaf, so that files may be sparsified user by user.
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Elect:
         users = range(leaf.shape[0])
         votes = [(weights[user] * leaf[user]).astype(leaf.dtype) for user in users]
         sign = jnp.where(sum(votes) >= 0, 1, -1)
-        # What is not finite has a say in any case: it must not vanish from the result.
+        # Non-finite entries always count: they must not vanish from the result.
         agree = [(jnp.sign(vote) == sign) | ~jnp.isfinite(vote) for vote in votes]
         total = jnp.asarray(sum(jnp.where(agree[user], votes[user], 0) for user in users))
         if self.normalise:
@@ -189,7 +189,7 @@ class Ties(Sparsified):
     normalise: bool = True
     """Divide by the sum of the weights that agree (a mean) rather than only add (a sum)."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector, in the vote as well as in the mean; none: 1 for each."""
+    """One weight per task vector, in the vote as well as in the mean; none: 1 for each."""
 
     @property
     def sparsifier(self) -> Trim:
@@ -221,7 +221,7 @@ class Dare(Sparsified):
     drop: float = 0.9
     """Probability p of dropping an entry; the others are multiplied by 1 / (1 - p)."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector; none: 1 for each."""
+    """One weight per task vector; none: 1 for each."""
 
     @property
     def sparsifier(self) -> Drop:
@@ -251,7 +251,7 @@ class DareTies(Sparsified):
     normalise: bool = False
     """Divide by the sum of the weights that agree (a mean) rather than only add (a sum)."""
     weights: tuple[float, ...] = ()
-    """One weight a task vector, in the vote as well as in the sum; none: 1 for each."""
+    """One weight per task vector, in the vote as well as in the sum; none: 1 for each."""
 
     @property
     def sparsifier(self) -> Drop:
@@ -279,8 +279,8 @@ def kth_largest(
     """Return the k-th largest of each row of numbers >= 0, exactly, without sorting.
 
     Floats >= 0 are ordered as their bits are, so the answer is built bit by bit from the highest:
-    a bit stays if at least k entries reach the value. One count a bit takes a tenth of the time of
-    sorting millions of entries; row after row, so that a row stays in the processor's cache.
+    a bit stays if at least k entries reach the value. One count per bit takes a tenth of the time
+    of sorting millions of entries; row after row, so that a row stays in the processor's cache.
     """
     width = magnitudes.dtype.itemsize * 8
     integer = jnp.dtype(f"int{width}")  # the sign bit is 0; unsigned ones compare slowly
@@ -318,7 +318,7 @@ def _dropped(
     def drop_from(numbered: tuple[Array, Array]) -> Array:
         user, row = numbered
         kept = _kept(leaf_key, user, row.shape, drop)
-        # What is not finite must not vanish by chance.
+        # Non-finite entries must not vanish by chance.
         return jnp.where(kept | ~jnp.isfinite(row), row * (1 / (1 - drop)), 0)
 
     # One after the other: a generator for each user takes as many times as long to compile.
