@@ -133,7 +133,7 @@ Smooth = Callable[[jax.Array], jax.Array]
 
 def chosen(x: jax.Array) -> jax.Array:
     """Pick by a choice made from `x`: its derivative would leave the choice out."""
-    return x[jnp.argmax(discrete("the largest", x))]
+    return x[jnp.argmax(discrete("the largest", x, "hold it"))]
 
 
 def scanned(function: Smooth) -> Smooth:
@@ -153,7 +153,7 @@ wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 
 @wrappers
 def test_a_discrete_choice_passes_values(wrap: Callable[[Smooth], Smooth]):
-    np.testing.assert_array_equal(discrete("the largest", X), X)
+    np.testing.assert_array_equal(discrete("the largest", X, "hold it"), X)
     assert wrap(chosen)(X) == wrap(jnp.max)(X)
 
 
@@ -187,12 +187,12 @@ def test_a_discrete_choice_from_a_constant_passes(wrap: Callable[[Smooth], Smoot
     where = jnp.array([1.0, 5.0, 3.0])
 
     def function(x: jax.Array) -> jax.Array:
-        return x[jnp.argmax(discrete("the largest", where))] ** 2
+        return x[jnp.argmax(discrete("the largest", where, "hold it"))] ** 2
 
     expected = jax.grad(wrap(lambda x: x[1] ** 2))(X)
     assert expected[1] > 0
     np.testing.assert_array_equal(jax.grad(wrap(function))(X), expected)
-    held = wrap(lambda x: jnp.sum(x * jnp.argmax(discrete("held", jax.lax.stop_gradient(x)))))
+    held = wrap(lambda x: jnp.sum(x * jnp.argmax(discrete("held", jax.lax.stop_gradient(x), ""))))
     assert jax.grad(held)(X).any()
 
 

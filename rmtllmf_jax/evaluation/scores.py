@@ -24,6 +24,9 @@ Score = Callable[
 """`(logits, labels, temperature) -> a number per sample`."""
 
 
+_SOFT = "take the score soft_accuracy, which tends to it as the temperature falls"
+
+
 def accuracy(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
@@ -36,7 +39,7 @@ def accuracy(
     >>> accuracy(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])).tolist()
     [1.0, 0.0]
     """
-    guess = jnp.argmax(discrete("hard accuracy (the largest logit)", logits), axis=-1)
+    guess = jnp.argmax(discrete("hard accuracy (the largest logit)", logits, _SOFT), axis=-1)
     return (guess == labels).astype(logits.dtype)
 
 

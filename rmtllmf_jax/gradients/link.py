@@ -54,7 +54,8 @@ def user_mse(
     power = channel.received_power(channel.gram(choosing))
 
     def powers(choice: str) -> Float[Array, " users"]:
-        return discrete(choice, power) if reference is None else jax.lax.stop_gradient(power)
+        held = "hold it with objective.fixed_at(parameters)"
+        return discrete(choice, power, held) if reference is None else jax.lax.stop_gradient(power)
 
     if parameters.attack is not None:
         link = replace(link, attack=FreeAttack(parameters.attack))
