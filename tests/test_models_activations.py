@@ -12,7 +12,9 @@ import pytest
 from rmtllmf_jax.models.activations import ACTIVATIONS
 
 X = np.linspace(-9, 9, 1801)
-TOLERANCES = {"float32": 5e-6, "float64": 1e-13}  # a quickly compiled tanh is off by some units
+TOLERANCES = {"float32": 5e-6, "float64": 1e-13}
+# As users compile: the quick generator of the tests has another tanh.
+AS_USERS = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -24,7 +26,8 @@ def test_values_and_derivatives_are_those_of_torch(name: str, dtype: str) -> Non
     values = activations.ACT2FN[name](theirs)
     values.sum().backward()
     with jax.enable_x64(dtype == "float64"):
-        ours, derivatives = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(jnp.asarray(X, dtype))
+        both = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))
+        ours, derivatives = jax.jit(both, compiler_options=AS_USERS)(jnp.asarray(X, dtype))
     assert ours.dtype == derivatives.dtype == dtype
     tolerance = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
     np.testing.assert_allclose(ours, values.detach().numpy(), **tolerance)

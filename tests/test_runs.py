@@ -50,7 +50,7 @@ def test_a_run_has_what_finetune_made(finished: TinyRun, cache_dir: Path):
     ("options", "said"),
     [
         ({"tasks": ("mnst",)}, "unknown task 'mnst'. Did you mean 'mnist'?"),
-        ({"model": "nowhere"}, "If it was moved, give its new place with --model."),
+        ({"model": "/nowhere"}, "If it was moved, give its new place with --model."),
         ({"data": Path("nowhere")}, "give their new place with --data."),
     ],
 )
