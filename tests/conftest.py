@@ -201,11 +201,6 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def compile_fast() -> None:
-    """Nothing: all modules compile fast now."""
-
-
 def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Return circular complex Gaussians of variance 1."""
     return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)

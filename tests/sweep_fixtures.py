@@ -71,8 +71,6 @@ CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "protection"
 Tables = dict[str, pd.DataFrame]
 Worker = Callable[..., "subprocess.Popen[str]"]
 
-quick_jit = jax.jit  # a name that others import
-
 
 def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """A `jit` whose programs refuse to be traced a second time."""
@@ -84,7 +82,7 @@ def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
     # chex tells programs by their names: those of two rules are two.
     program.__name__ = "_".join((named.__name__, *map(described, getattr(function, "args", ()))))
-    return quick_jit(chex.assert_max_traces(program, n=1))
+    return jax.jit(chex.assert_max_traces(program, n=1))
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +111,7 @@ def inputs_of(backbone: Backbone, base: Any, data: tuple[Any, ...]) -> SweepInpu
 @pytest.fixture(scope="session")
 def sweep_engine(sweep_inputs: SweepInputs) -> Engine:
     """An engine on one device."""
-    return Engine(sweep_inputs, SETTINGS, one_device(), quick_jit)
+    return Engine(sweep_inputs, SETTINGS, one_device(), jax.jit)
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +179,7 @@ def engine_like(
 def laid_out(engine: Engine, cells_at_once: int = 1, **options: Any) -> Engine:
     """Return an engine of another layout."""
     layout = Layout((jax.local_devices()[0],), cells_at_once, **options)
-    return Engine(engine.inputs, engine.settings, layout, quick_jit)
+    return Engine(engine.inputs, engine.settings, layout, jax.jit)
 
 
 def model(engine: Engine, cell: Cell, scale: float) -> Any:
@@ -189,8 +187,8 @@ def model(engine: Engine, cell: Cell, scale: float) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], engine.models([Job(cell, scale)]))
 
 
-_features = quick_jit(Backbone.features, static_argnums=0)
-_transmit = quick_jit(uplink.transmit)
+_features = jax.jit(Backbone.features, static_argnums=0)
+_transmit = jax.jit(uplink.transmit)
 
 
 def accuracy(inputs: SweepInputs, params: Any, task: str, split: str = "test") -> float:
@@ -228,7 +226,7 @@ def merged(inputs: SweepInputs, combination: Iterable[str], scale: float, sent: 
     )
 
 
-_quick = cache(quick_jit)
+_quick = cache(jax.jit)
 
 
 def merged_by_rule(engine: Engine, cell: Cell, scale: float) -> Any:

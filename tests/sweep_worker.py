@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
 
-    from sweep_fixtures import MERGES, MIXED, SETTINGS, TASKS, inputs_of, quick_jit, tables_of
+    from sweep_fixtures import MERGES, MIXED, SETTINGS, TASKS, inputs_of, tables_of
 
     from rmtllmf_jax.data.sources.parquet import ParquetFolder
     from rmtllmf_jax.data.task_data import load_task
@@ -56,7 +56,7 @@ def main() -> None:
                 options.process,
                 options.processes,
             ),
-            quick_jit,
+            jax.jit,
         )
         tables = tables_of(engine, grid, options.store / layout)
         for name, table in tables.items():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import eigh, eigh_of_root, inverse, ldl, pivots
 
-pytestmark = pytest.mark.usefixtures("x64", "compile_fast")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def unitary(rng, n):

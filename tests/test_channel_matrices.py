@@ -25,8 +25,6 @@ KEY = jax.random.key(4)
 RNG = np.random.default_rng(0)
 BATCH = 3 * (RNG.normal(size=(5, 6, 4)) + 1j * RNG.normal(size=(5, 6, 4)))
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -104,7 +104,7 @@ def test_a_ramp_runs_from_the_embeddings_to_the_last_norm(script: ModuleType) ->
 
 @pytest.mark.slow
 def test_the_comparison_runs_and_goes_on_from_its_journal(
-    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path, compile_fast: None
+    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
     """What is finished is not merged again, and the choice is the best on validation samples."""
     run = finished.copy(tmp_path / "run", sweep=False)

@@ -33,8 +33,6 @@ from rmtllmf_jax.fusion.rules import (
     Ties,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 BFLOAT16 = np.dtype(jnp.bfloat16)
 Tensors = dict[str, np.ndarray]
 ADD = Recipe(TaskArithmetic(), 0.3)

@@ -23,7 +23,6 @@ from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion import rules
 from rmtllmf_jax.fusion.rules.sparsified import keep_mask, kth_largest
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 SHAPES = {
     "layers": {"0": {"kernel": (4, 3), "bias": (5,)}, "1": {"bias": (5,)}},
     "norm": {"scale": (5,)},

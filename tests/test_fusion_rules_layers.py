@@ -25,7 +25,6 @@ PATHS = [
 ]
 LAYERS = ["embeddings", "layers/0", "layers/1", "layers/2", "layers/10", "norm"]
 few = settings(max_examples=10, deadline=None)
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def flat(seed: int, users: int = 3) -> dict[str, np.ndarray]:

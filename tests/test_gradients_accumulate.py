@@ -13,7 +13,7 @@ import pytest
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
 
-pytestmark = pytest.mark.usefixtures("x64", "compile_fast")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def term(parameters: Any, constants: jax.Array, x: jax.Array) -> jax.Array:

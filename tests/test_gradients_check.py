@@ -42,8 +42,6 @@ ATTACKED = tuple(sorted(set(ATTACKS) - {"none"}))
 JOINT = Link(PRESET, receiver=Lmmse())
 EQUAL = replace(PRESET, fading=Orthogonal(), distances_m=(500.0,) * 4)
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture
 def double():

@@ -29,8 +29,6 @@ from rmtllmf_jax.models.heads import Head
 
 DRAWS = 2000
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def few_features(params: Any, images: jax.Array) -> jax.Array:
     """Three parameters for the first of two features: little noise for an estimator to weigh."""

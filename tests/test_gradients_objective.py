@@ -45,9 +45,6 @@ DEAR = ("min_max_rate", "sum_mse", "sum_rate_floor_aware")
 SOME_SLOW = [pytest.param(each, marks=[pytest.mark.slow] * (each in DEAR)) for each in SCENARIOS]
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 @pytest.fixture
 def double():
     with jax.enable_x64(True):

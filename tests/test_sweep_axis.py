@@ -19,8 +19,6 @@ KEY = jax.random.key(3)
 LEVELS = (-10.0, 0.0, 10.0, 20.0)
 ATTACKED = [name for name in ATTACKS if name != "none"]
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def at(preset: Any, axis: str, level: float) -> Any:
     """Return the preset whose own number is the level."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from sweep_fixtures import model, quick_jit
+from sweep_fixtures import model
 
 from rmtllmf_jax import channel, fusion
 from rmtllmf_jax.common.errors import InputError
@@ -39,8 +39,6 @@ SCALE = 0.5
 TRACES: Counter[str] = Counter()
 """How often a program was traced."""
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def counted(function: Callable[..., Any]) -> Any:
     named = getattr(function, "func", function)
@@ -50,7 +48,7 @@ def counted(function: Callable[..., Any]) -> Any:
         TRACES[named.__name__] += 1
         return function(*args)
 
-    return quick_jit(program)
+    return jax.jit(program)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from sweep_fixtures import (
     accuracy,
     merged,
     merged_by_rule,
-    quick_jit,
     received,
 )
 
@@ -177,7 +176,7 @@ def test_control_is_the_base_realigned(results: pd.DataFrame, sweep_inputs: Swee
         lambda path, _: "embeddings" in fusion.leaf_path(path), inputs.base
     )
     trainable = jax.tree.map(lambda flag: jnp.asarray(not flag), frozen)
-    train = quick_jit(partial(realign, backbone=inputs.backbone, recipe=RECIPE))
+    train = jax.jit(partial(realign, backbone=inputs.backbone, recipe=RECIPE))
     for combination in GRID.combinations:
         for seed in range(2):
             pool, places = shot_pool(inputs.data, SETTINGS.shots, SETTINGS.seed + seed, 16)
