@@ -327,7 +327,7 @@ def test_a_printed_plan_holds_its_numbers():
     )
     for number in (
         "85,799,424 parameters",
-        "32.7 GFLOP an image",
+        "32.7 GFLOP per image",
         "Grid: 4,199 cells.",
         "2,048,000",  # images of fine-tuning
         "598 MB",  # the download of CLIP

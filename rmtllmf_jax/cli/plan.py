@@ -280,7 +280,7 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
     counts = [count for found in plan.cells.values() for count in found.values()]
     yield f"Grid: {sum(counts):,} cells."
     yield (
-        f"Image tower: {plan.parameters:,} parameters, {plan.forward_flops / 1e9:.1f} GFLOP an "
+        f"Image tower: {plan.parameters:,} parameters, {plan.forward_flops / 1e9:.3g} GFLOP per "
         f"image, computed in {plan.dtype}{', blocks rematerialised' if plan.remat else ''}. "
         "Operations and memory are those of the programs' traces, before compilation."
     )

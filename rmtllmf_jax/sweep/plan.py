@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
+from rmtllmf_jax.fusion.rules import methods_of
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.shapes import CLIPShape
 from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
@@ -264,7 +265,7 @@ def _sweep_work(
             )
             for task in tasks
         }
-        tried = len(VALIDATION_SCALES) * len(grid.rules)
+        tried = len(VALIDATION_SCALES) * sum(len(methods_of(rule)) for rule in grid.rules)
         seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
         merges += tried * len(grid.combinations)
         work.append(_evaluation("choice of the scale", seen + sum(rows.values()), forward))
