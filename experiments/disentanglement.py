@@ -43,7 +43,7 @@ from journal import Journal
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.channel import SCENARIOS
+from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
@@ -307,7 +307,7 @@ def require_usable(options: Options) -> None:
     **Raises:** `InputError` that names the option.
     """
     for scenario in options.scenarios:
-        require_known("scenario", scenario, SCENARIOS)
+        Scenario(scenario)  # refuses what is none
     for name, least in (("points", 2), ("draws", 1), ("pair_count", 1), ("combinations", 0)):
         require_at_least(f"--{name.replace('_', '-')}", getattr(options, name), least)
     if not options.scenarios or not options.lowest < options.highest:

@@ -60,7 +60,7 @@ def test_every_attack_reaches_the_report(run: Path, sweep: Sweep) -> None:
     main(["report", str(run)])
     assert set(results["scenario"]) == set(SCENARIOS)
     means = results.groupby("scenario")["mse_mean"].mean()
-    assert means.is_unique
+    assert means.drop("towards").is_unique  # user 0 may be the strongest one
     assert np.isfinite(means).all()
     summary = pd.read_csv(run / "report" / "summary.csv")
     assert set(SCENARIOS) <= set(summary["scenario"])

@@ -106,7 +106,7 @@ def test_tutorials_run(
     (tmp_path / "cache" / "rmtllmf").symlink_to(cache_dir)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for page in pages:
-        assert run(page, (FOLDER / page).read_text(), tmp_path, {"__name__": page}) > 0
+        assert run(page, (FOLDER / page).read_text(), tmp_path, {"__name__": __name__}) > 0
 
 
 def test_every_tutorial_is_run():

@@ -49,8 +49,8 @@ class Grid:
     """All cells of a sweep."""
 
     combinations: tuple[Combination, ...]
-    scenarios: tuple[str, ...]
-    """Names of scenarios, or attacks themselves."""
+    scenarios: tuple[Any, ...]
+    """Names of scenarios, or attacks themselves; kept as `channel.Scenario`."""
     protections: tuple[str | Protection, ...]
     draws: int
     seeds: int
