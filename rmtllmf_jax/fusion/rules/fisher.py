@@ -18,7 +18,6 @@ from jaxtyping import Array, Key, PyTree
 from rmtllmf_jax.common.errors import require_non_negative
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
-    check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
@@ -50,7 +49,7 @@ class Fisher(MergeMethod):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_weights(self.weights)
+        super().__post_init__()
         require_non_negative("floor", self.floor)
 
     def __call__(  # type: ignore[override]  # it needs more

@@ -48,7 +48,7 @@ class LayerWeighted(MergeMethod):
 
     def __post_init__(self) -> None:
         """Check what all have."""
-        check_weights(self.weights)
+        super().__post_init__()
         require_known("granularity", self.granularity, GRANULARITIES)
 
     def by_layer(

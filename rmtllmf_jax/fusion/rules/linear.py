@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
-    check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
@@ -28,21 +27,14 @@ from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import check_stacked
 
 
-@dataclass(frozen=True)
-class TaskArithmetic(MergeMethod):
-    """``sum_q w_q tau_q``, leaf by leaf."""
+class _Weighted(MergeMethod):
+    """``sum_q s_q tau_q``, s the `shares` of the weights."""
 
-    title: ClassVar[str] = "task arithmetic"
-    reference: ClassVar[str] = "Ilharco et al., arXiv 2212.04089"
     per_leaf: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
 
-    weights: tuple[float, ...] = ()
-    """One weight per task vector; none: 1 for each."""
-
-    def __post_init__(self) -> None:
-        """Check the weights."""
-        check_weights(self.weights)
+    def shares(self, weights: Float[Array, " users"]) -> Float[Array, " users"]:
+        """Return what each task vector is multiplied by: the weights themselves."""
+        return weights
 
     def __call__(
         self,
@@ -52,8 +44,20 @@ class TaskArithmetic(MergeMethod):
         weights: PerUser | None = None,
     ) -> PyTree[Array]:
         """Return the merged task vector, see `MergeMethod`."""
-        w = user_weights(self.weights, check_stacked(stacked), weights)
-        return merge_leaves(lambda _, leaf: weighted(w, leaf), stacked)
+        shares = self.shares(user_weights(self.weights, check_stacked(stacked), weights))
+        return merge_leaves(lambda _, leaf: weighted(shares, leaf), stacked)
+
+
+@dataclass(frozen=True)
+class TaskArithmetic(_Weighted):
+    """``sum_q w_q tau_q``, leaf by leaf."""
+
+    title: ClassVar[str] = "task arithmetic"
+    reference: ClassVar[str] = "Ilharco et al., arXiv 2212.04089"
+    linear: ClassVar[bool] = True
+
+    weights: tuple[float, ...] = ()
+    """One weight per task vector; none: 1 for each."""
 
 
 TASK_ARITHMETIC = TaskArithmetic()
@@ -61,7 +65,7 @@ TASK_ARITHMETIC = TaskArithmetic()
 
 
 @dataclass(frozen=True)
-class Average(MergeMethod):
+class Average(_Weighted):
     """``sum_q w_q tau_q / sum_q w_q``, with equal weights the sum divided by Q.
 
     With scale 1 the merged model is the average of the models. Weights that sum to 0 divide by 1.
@@ -69,24 +73,11 @@ class Average(MergeMethod):
 
     title: ClassVar[str] = "average"
     reference: ClassVar[str] = "Wortsman et al., arXiv 2203.05482"
-    per_leaf: ClassVar[bool] = True
     is_mean: ClassVar[bool] = True
 
     weights: tuple[float, ...] = ()
     """One weight per task vector, of which the ratios matter; none: 1 for each."""
 
-    def __post_init__(self) -> None:
-        """Check the weights."""
-        check_weights(self.weights)
-
-    def __call__(
-        self,
-        stacked: PyTree[Array],
-        key: Key[Array, ""] | None = None,
-        *,
-        weights: PerUser | None = None,
-    ) -> PyTree[Array]:
-        """Return the merged task vector, see `MergeMethod`."""
-        w = user_weights(self.weights, check_stacked(stacked), weights)
-        share = w / one_where_zero(jnp.sum(w))
-        return merge_leaves(lambda _, leaf: weighted(share, leaf), stacked)
+    def shares(self, weights: Float[Array, " users"]) -> Float[Array, " users"]:
+        """Return the weights divided by their sum."""
+        return weights / one_where_zero(jnp.sum(weights))

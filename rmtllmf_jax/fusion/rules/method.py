@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Key, PyTree
 
 from rmtllmf_jax.common.values import name_of
-from rmtllmf_jax.fusion.merge import PerUser
+from rmtllmf_jax.fusion.rules.leaves import PerUser, check_weights
 
 Method = Callable[..., PyTree]
 """A merge method: a `MergeMethod`, or any frozen dataclass that is called as one."""
@@ -58,6 +58,10 @@ class MergeMethod:
 
     weights: tuple[float, ...] = ()
     """One weight per task vector where the call gives none; none: 1 for each."""
+
+    def __post_init__(self) -> None:
+        """Check the weights."""
+        check_weights(self.weights)
 
     @property
     def is_mean(self) -> bool:

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
-    check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
@@ -49,7 +48,7 @@ class RegMean(MergeMethod):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_weights(self.weights)
+        super().__post_init__()
         require_non_negative("ridge", self.ridge)
         if not 0 <= self.off_diagonal <= 1:
             raise InputError(f"off_diagonal must be from 0 to 1, got {self.off_diagonal!r}.")

@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
-    check_weights,
     merge_leaves,
     one_where_zero,
     user_weights,
@@ -146,7 +145,7 @@ class Sparsified(MergeMethod):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_weights(self.weights)
+        super().__post_init__()
         _ = self.sparsifier  # checks its number
 
     def __call__(
