@@ -113,9 +113,10 @@ def matched_filter_errors(gram_eff: Complex[Array, "users users"]) -> Complex[Ar
     (D G - I)(D G - I)^H + D G D for the scales D, of which the diagonal is `matched_filter_mse`.
     """
     mse = matched_filter_mse(gram_eff)
-    scaled = matched_scale(gram_eff)[:, None] * gram_eff
+    scale = matched_scale(gram_eff)
+    scaled = scale[:, None] * gram_eff
     left = scaled - jnp.eye(len(mse), dtype=gram_eff.dtype)
-    errors = product(left, left.conj().T) + scaled * matched_scale(gram_eff)
+    errors = product(left, left.conj().T) + scaled * scale
     own = jnp.eye(len(mse), dtype=bool)
     return jnp.where(own, mse, errors)
 

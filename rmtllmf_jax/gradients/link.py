@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Key
 
 from rmtllmf_jax import channel
@@ -59,4 +58,4 @@ def user_mse(
 
     if parameters.attack is not None:
         link = replace(link, attack=FreeAttack(parameters.attack))
-    return jnp.real(jnp.diagonal(link.over(h_tilde, key, budget=parameters.budget, powers=powers)))
+    return channel.mse_of(link.over(h_tilde, key, budget=parameters.budget, powers=powers))
