@@ -19,9 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
 from rmtllmf_jax.fusion.files.fusing import fusing
-from rmtllmf_jax.fusion.files.plan import plan_fusion
-from rmtllmf_jax.fusion.files.recipe import Recipe, file_methods
-from rmtllmf_jax.fusion.files.shards import bytes_of
+from rmtllmf_jax.fusion.files.plan import Recipe, bytes_of, file_methods, plan_fusion
 from rmtllmf_jax.fusion.rules import (
     Average,
     Dare,
@@ -465,7 +463,7 @@ def test_models_of_one_name_are_told_apart_in_the_card(tmp_path: Path):
         ("text", r"model.safetensors: not a readable safetensors file"),
         ("pointer", r"it is a Git LFS pointer in place of the weights"),
         ("shard", r"index.json: 1 of 2 shards are missing: model-2.safetensors"),
-        ("index", r"the index names keys that no shard holds: more"),
+        ("index", r"a: names keys that no shard holds: more"),
         ("twice", r"logit_scale is in model-1.safetensors and in model-2.safetensors"),
         ("escape", r"logit_scale must name a file beside the index, got '../x.safetensors'"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion.files.adapters import require_no_adapter
+from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
 from rmtllmf_jax.models.checkpoint import MSGPACK, SAFETENSORS, SHARDS, TORCH, weight_files
 from rmtllmf_jax.models.embedded import EMBEDDED_MODELS, embedded_directory
 
