@@ -18,7 +18,7 @@ from tiny_clip import write_clip
 from rmtllmf_jax.cli.finetune import config_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.models.backbone import load_backbone
-from rmtllmf_jax.training.presets import DEMO, PRESETS
+from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
 
 TASKS = ("mnist", "svhn")
 
@@ -269,10 +269,10 @@ def test_the_recipe_of_the_vit_keeps_its_pixels():
     assert parse(["reproduce", "vit-tiny", *required, "--image-size", "32"]).image_size == 32
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "demo"])
+@pytest.mark.parametrize("name", [*RUN_RECIPES, "demo"])
 def test_a_preset_sets_the_defaults_and_options_win(name: str):
     options = parse(["reproduce", name, "--out", "o", "--steps", "7"])
-    preset = DEMO if name == "demo" else PRESETS[name]
+    preset = DEMO if name == "demo" else RUN_RECIPES[name]
     assert (options.model, options.source, options.steps) == (preset.model, preset.source, 7)
     assert (options.tasks, options.image_size) == (preset.tasks, preset.image_size)
     assert options.batch_size == preset.finetune.batch_size

@@ -10,7 +10,6 @@ import pytest
 from conftest import TINY_CONFIG, hugging_face_tensors, write_model
 from safetensors.numpy import save_file
 
-from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.checkup import check_model, check_tensors
 from rmtllmf_jax.models.clip import CLIP
@@ -141,10 +140,3 @@ def test_half_precision_is_noted(tmp_path: Path):
     (fault,) = check_model(folder).faults
     assert (fault.level, fault.check) == ("note", "dtype")
     assert fault.what.startswith(f"{len(half)} of {len(half)} tensors are float16")
-
-
-def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path):
-    path = write_model(tmp_path / "model") / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"model\.safetensors: not a readable"):
-        check_model(path.parent)

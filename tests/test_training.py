@@ -26,15 +26,16 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
+from rmtllmf_jax.runs import users as users_module
 from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
 from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
-from rmtllmf_jax.training import task_models, user_heads
+from rmtllmf_jax.training import task_models
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
 from rmtllmf_jax.training.finetune import finetune, train_step
 from rmtllmf_jax.training.loop import run_steps
 from rmtllmf_jax.training.realign import Shots, realign
-from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
+from rmtllmf_jax.training.recipes import Recipe
 from rmtllmf_jax.training.task_models import FineTuned
 
 Tiny = tuple[Backbone, dict]
@@ -105,13 +106,6 @@ def test_tasks_take_equal_turns_whatever_their_size(steps: int, batch_size: int)
         assert used.max() - used.min() <= 1
 
 
-def test_balanced_batches_depend_on_the_seed_alone():
-    np.testing.assert_array_equal(
-        balanced_batches(GROUPS, 5, 8, 3), balanced_batches(GROUPS, 5, 8, 3)
-    )
-    assert not np.array_equal(balanced_batches(GROUPS, 5, 8, 3), balanced_batches(GROUPS, 5, 8, 4))
-
-
 # Recipes
 
 
@@ -147,12 +141,6 @@ def test_the_learning_rate_warms_up_and_decays_to_zero(steps: int, warmup: float
     decay = 0.5 * (1 + np.cos(np.pi * (step - warm) / (steps - warm)))
     expected = 0.3 * np.where(step < warm, step / max(warm, 1), decay)
     np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_the_presets_can_train():
-    for recipe in (FINETUNE, REALIGN):
-        recipe.optimiser()
-        assert hash(recipe) == hash(replace(recipe))
 
 
 # Fine-tuning
@@ -347,12 +335,6 @@ def test_realignment_is_the_plain_loop_over_the_leaves_that_train(tiny: Tiny):
         np.testing.assert_allclose(move, expected_move, rtol=0.02, atol=2e-6, err_msg=path)
 
 
-def test_nothing_moves_where_all_is_frozen(tiny: Tiny):
-    nothing = jax.tree.map(jnp.zeros_like, trainable(tiny[1]))
-    realigned, _ = run_realign(tiny, nothing)
-    assert_trees_equal(realigned, tiny[1])
-
-
 def test_one_trace_serves_all_combinations_and_frozen_leaves(tiny: Tiny):
     backbone, params = tiny
     everything = jax.tree.map(jnp.ones_like, trainable(params))
@@ -421,7 +403,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("this was finished before")
 
     monkeypatch.setattr(task_models, "finetune", refuse)
-    monkeypatch.setattr(user_heads, "lda_head", refuse)
+    monkeypatch.setattr(users_module, "lda_head", refuse)
 
 
 @pytest.fixture
@@ -548,16 +530,8 @@ def test_a_result_that_was_lost_is_made_again_bitwise(trained: Users, run: Path)
     assert load_manifest(run) == load_manifest(trained.run)
 
 
-@pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize("artefact", ["head", "finetuned"])
-def test_a_damaged_artefact_is_named(trained: Users, run: Path, artefact: str):
-    record = load_manifest(run)[1]["svhn"]
-    path = run / getattr(record, artefact)
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(InputError, match=f"{path.name}: not a readable safetensors file"):
-        trained.train("mnist", "svhn", run=run)
-    with pytest.raises(InputError, match=f"{path.name}: not a readable safetensors file"):
-        load_user(run, record, trained.tiny[1], 16)
 
 
 def alter(path: Path) -> None:
@@ -574,14 +548,15 @@ def poison(path: Path) -> None:
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("artefact", ["head", "finetuned"])
-@pytest.mark.parametrize("damage", [alter, poison])
-def test_altered_bytes_are_found(
+@pytest.mark.parametrize("damage", [cut, alter, poison])
+def test_damaged_artefacts_are_named(
     trained: Users, run: Path, artefact: str, damage: Callable[[Path], None]
 ):
     record = load_manifest(run)[1]["svhn"]
     path = run / getattr(record, artefact)
     damage(path)
-    named = f"{path.name}: (damaged, its checksum|a damaged head|NaN or infinite values in)"
+    what = "not a readable|damaged, its checksum|a damaged head|NaN or infinite values in"
+    named = f"{path.name}: ({what})"
     with pytest.raises(InputError, match=named):
         load_user(run, record, trained.tiny[1], 16)
     with pytest.raises(InputError, match=named):
@@ -608,7 +583,8 @@ def test_a_model_under_another_head_is_made_again(
 ):
     record = load_manifest(run)[1]["svhn"]
     path = run / record.head
-    head, names = load_head(path)
+    names = trained.tasks["svhn"].classes
+    head = load_head(path, names)
     save_head(path, replace(head, bias=head.bias + 1), names)
     again = trained.train("svhn", run=run)["svhn"]
     assert cheap == ["fine-tuning svhn"]
@@ -626,16 +602,10 @@ def test_a_model_that_is_not_finite_is_not_kept(
     assert not list(tmp_path.glob("finetuned*"))
 
 
-def test_a_folder_without_a_manifest_asks_for_finetuning(tmp_path: Path):
+@pytest.mark.parametrize("content", ["", "[]", '{"setting": {}, "users": {"a": 1}}'])
+def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, content: str):
     with pytest.raises(InputError, match=r"finetuned\.json: no such file; run `rmtllmf finetune"):
         load_manifest(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{}", '{"setting": {}, "users": {}}', '{"setting": {}, "users": {"a": 1}}'],
-)
-def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, content: str):
     (tmp_path / "finetuned.json").write_text(content)
     with pytest.raises(InputError, match=r"finetuned\.json: not a"):
         load_manifest(tmp_path)

@@ -13,10 +13,10 @@ from rmtllmf_jax.cli.options import Cache, DryRunOptions, FinetuneOptions, Out, 
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
-from rmtllmf_jax.training.presets import DEMO, PRESETS, Preset
+from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES, RunRecipe
 
 DEMO_NAME, VIT = "demo", "vit-tiny"
-RECIPES = (DEMO_NAME, VIT, *PRESETS)
+RECIPES = (DEMO_NAME, VIT, *RUN_RECIPES)
 
 DEMO_SWEEP: dict[str, Any] = {
     "combinations": "1",
@@ -117,11 +117,11 @@ def recipe_options(name: str) -> dict[str, Any]:
     """Return the options that a recipe sets."""
     if name == DEMO_NAME:
         return preset_options(DEMO) | DEMO_SWEEP
-    return preset_options(PRESETS[name]) if name in PRESETS else VIT_IMAGES
+    return preset_options(RUN_RECIPES[name]) if name in RUN_RECIPES else VIT_IMAGES
 
 
-def preset_options(preset: Preset) -> dict[str, Any]:
-    """Return the options that a preset of `training.presets` sets."""
+def preset_options(preset: RunRecipe) -> dict[str, Any]:
+    """Return the options that a recipe of `training.recipes` sets."""
     return {
         "model": preset.model,
         "source": preset.source,

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from rmtllmf_jax.training.presets import PRESETS
-from rmtllmf_jax.training.recipes import Recipe
+from rmtllmf_jax.training.recipes import RUN_RECIPES, Recipe
 
 torch = pytest.importorskip("torch")
 
@@ -91,7 +90,7 @@ def with_torch(recipe: Recipe, scale: float, kind: str) -> list[dict[str, np.nda
         (Recipe(STEPS, 1, 1e-2, 0.0, warmup=0.0, clip_norm=None), "Adam"),
         (Recipe(STEPS, 1, 1e-2, 0.1, warmup=0.1, clip_norm=None), "AdamW"),
     ],
-    ids=list(PRESETS),
+    ids=list(RUN_RECIPES),
 )
 def test_parameters_follow_torch_step_by_step(recipe: Recipe, kind: str, scale: float):
     ours, theirs = with_optax(recipe, scale), with_torch(recipe, scale, kind)

@@ -27,6 +27,7 @@ from rmtllmf_jax.common.files import (
     content_hash,
     file_hash,
     read_json,
+    require_absent,
     sync,
     write_bytes,
     write_json,
@@ -36,7 +37,7 @@ from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.files.card import card, copy_carried
 from rmtllmf_jax.fusion.files.checkpoint import INDEX, labels
 from rmtllmf_jax.fusion.files.merging import LayerWeights, TensorMerge, layer_grams, merge_shards
-from rmtllmf_jax.fusion.files.plan import Plan, Shard, require_absent
+from rmtllmf_jax.fusion.files.plan import Plan, Shard
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.rules import LayerWeighted, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, require_known, require_seed
-from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.common.files import read_json, require_absent
 from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.fusion.files.card import CONFIG, KEEP, code_files
 from rmtllmf_jax.fusion.files.checkpoint import (
@@ -210,15 +210,6 @@ def plan_fusion(
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
     shards = _plan_shards(start, matching, recipe.dtype, shard_bytes)
     return Plan(recipe, out, start, others, guide, matching, shards, carry_code)
-
-
-def require_absent(out: Path) -> None:
-    """Check that nothing is at `out`.
-
-    **Raises:** `InputError` if something is.
-    """
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out}: exists already; name a new folder, or remove this one.")
 
 
 def bytes_of(text: str) -> int:
