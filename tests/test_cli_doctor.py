@@ -81,7 +81,7 @@ def test_a_truncated_file_does_not_hide_the_other_tasks(
     assert graves == {"dtd": ["reading"], "mnist": [], "svhn": ["overlap"]}
     (finding,) = [x for x in tasks["dtd"]["findings"] if x["level"] == "error"]
     assert str(path) in finding["what"]
-    assert set(finding) == {"level", "check", "task", "what", "follows"}
+    assert set(finding) == {"level", "check", "what", "follows"}
 
 
 def test_json_is_all_that_is_printed(

@@ -19,7 +19,7 @@ from PIL import Image
 
 import rmtllmf_jax
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.sources.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.folder import DataFolder
 
 COUNT = 60
 
@@ -27,12 +27,11 @@ COUNT = 60
 BUILDER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from rmtllmf_jax.data.cache import build
+from rmtllmf_jax.data import cache as module
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.sources.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.folder import DataFolder
 
-root, cache, step, at, deed, pause, save_rows = sys.argv[1:]
-build.SAVE_ROWS, build._GROUP = int(save_rows), min(16, int(save_rows) // 16)
+root, cache, step, at, deed, pause = sys.argv[1:]
 os.cpu_count = lambda: 2
 calls = {}
 
@@ -49,12 +48,12 @@ def watched(owner, name):
         return original(*args)
     setattr(owner, name, call)
 
-watched(build, "decode_image")
+watched(module, "decode_image")
 for name in ("posix_fallocate", "fsync", "replace", "rename"):
     watched(os, name)
 print("ready", flush=True)
 sys.stdin.readline()
-loaded = load_split(ParquetFolder(Path(root)), "dtd", "train", 10, Path(cache))
+loaded = load_split(DataFolder(Path(root)), "dtd", "train", 10, Path(cache))
 print(json.dumps([calls.get("decode_image", 0), int(loaded.images.sum())]))
 """
 
@@ -82,7 +81,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 def built(root: Path, cache: Path) -> dict[str, bytes]:
     """Build or open the entry here; return its files."""
-    loaded = load_split(ParquetFolder(root), "dtd", "train", 10, cache)
+    loaded = load_split(DataFolder(root), "dtd", "train", 10, cache)
     entry = cache / "images" / loaded.fingerprint
     return {path.name: path.read_bytes() for path in entry.iterdir()}
 
@@ -93,11 +92,9 @@ def start(
     step: str = "",
     at: int = 0,
     deed: str = "kill",
-    *,
     pause: float = 0,
-    save_rows: int = 2048,
 ) -> subprocess.Popen[str]:
-    arguments = [str(value) for value in (root, cache, step, at, deed, pause, save_rows)]
+    arguments = [str(value) for value in (root, cache, step, at, deed, pause)]
     return subprocess.Popen(
         [sys.executable, "-c", BUILDER, *arguments],
         cwd=Path(rmtllmf_jax.__file__).parents[1],
@@ -126,10 +123,8 @@ def names_in(cache: Path) -> list[str]:
     ("step", "at"),
     [
         ("posix_fallocate", 2),
-        ("decode_image", 1),
         ("decode_image", 40),
         ("fsync", 1),  # the images
-        ("fsync", 2),  # the labels
         ("fsync", 3),  # meta.json beside its name
         ("replace", 1),  # meta.json
         ("rename", 1),  # the entry
@@ -153,32 +148,6 @@ def test_kill_leaves_nothing_or_all(
     assert built(root, tmp_path) == whole
     assert len(names_in(tmp_path)) == 1
     assert not names_in(tmp_path)[0].startswith(".")
-
-
-@pytest.mark.parametrize(
-    ("step", "at", "rows"),
-    [
-        ("decode_image", 45, 32),
-        ("fsync", 5, 16),  # the images, before the second mark
-        ("replace", 2, 16),  # meta.json of the second mark
-        ("replace", 3, 32),
-        ("rename", 1, COUNT),  # all is there but the name
-    ],
-)
-def test_a_killed_build_goes_on_where_it_was(
-    root: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int, rows: int
-) -> None:
-    with start(root, tmp_path, step, at, save_rows=16) as process:
-        release(process)
-        assert process.wait(60) == -signal.SIGKILL
-    (part,) = names_in(tmp_path)
-    assert json.loads((tmp_path / "images" / part / "meta.json").read_text())["rows"] == rows
-    with start(root, tmp_path) as process:
-        release(process)
-        decoded, _ = json.loads(process.communicate(timeout=60)[0])
-    assert decoded == COUNT - rows
-    assert built(root, tmp_path) == whole
-    assert len(names_in(tmp_path)) == 1
 
 
 def test_two_builders_at_once_build_once(

@@ -112,12 +112,11 @@ def test_prepared_sets_are_read_as_stored(prepared: Path, tmp_path: Path) -> Non
     assert "mnist" in source.tasks()
     assert source.classes("mnist") == tuple("0123456789")
     assert (source.size("mnist", "train"), source.size("mnist", "test")) == (9, 5)
-    for start in (0, 3, 5, 9):
-        examples = list(source.examples("mnist", "train", start))
-        assert [example.image for example in examples] == [png(row) for row in range(start, 9)]
-        assert [example.label for example in examples] == list(range(start, 9))
-    example = next(source.examples("mnist", "test", 2))
-    assert (example.image, example.origin) == (png(102), "tfds mnist: test row 2")
+    examples = list(source.examples("mnist", "train"))
+    assert [example.image for example in examples] == [png(row) for row in range(9)]
+    assert [example.label for example in examples] == list(range(9))
+    *_, example = source.examples("mnist", "test")
+    assert (example.image, example.origin) == (png(104), "tfds mnist: test row 4")
     loaded = load_split(source, "mnist", "train", 28, tmp_path / "cache")
     expected = np.asarray(Image.open(io.BytesIO(png(7))).convert("RGB"))
     np.testing.assert_array_equal(loaded.images[7], expected)
@@ -309,10 +308,3 @@ def test_without_the_extra_it_is_asked_for(
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(InputError, match=r"needs the packages .*pip install 'rmtllmf-jax\[tfds\]'"):
         TfdsSource(prepared).size("mnist", "train")
-
-
-def test_unknown_names_are_refused(prepared: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown task 'mnits'.*'mnist'"):
-        TfdsSource(prepared).size("mnits", "train")
-    with pytest.raises(InputError, match="unknown split 'val'"):
-        TfdsSource(prepared).size("mnist", "val")

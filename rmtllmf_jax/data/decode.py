@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +21,10 @@ Rule = Literal["crop", "squash", "exact"]
 """What is done to an image: a `Fit`, or nothing where all images have the size already."""
 
 _RGB = "RGB, transparency on white"
+_GROUP = 16  # images that a thread decodes at a time
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def resize_rule(rule: Rule, resample: Resample) -> str:
@@ -136,3 +145,20 @@ def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) ->
     resized = image.resize((width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
     return resized.crop((left, top, left + size, top + size))
+
+
+def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """Yield `work(item)` for each item in order, computed in threads.
+
+    Pillow releases the interpreter lock. Only a bounded number of items is in memory at a time.
+    """
+    workers = os.cpu_count() or 1
+    pending: deque[Future[list[_Out]]] = deque()
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(islice(remaining, _GROUP)):
+            pending.append(pool.submit(lambda each: [work(item) for item in each], group))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()

@@ -91,11 +91,10 @@ class ArraySource:
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
         return digest.hexdigest()
 
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the rows from `start` on."""
-        images, labels = self._split(task, split)
-        for row in range(start, len(images)):
-            yield Example(images[row], int(labels[row]), f"{task}: {split}_images[{row}]")
+    def examples(self, task: str, split: str) -> Iterator[Example]:
+        """Yield the rows."""
+        for row, (image, label) in enumerate(zip(*self._split(task, split), strict=True)):
+            yield Example(image, int(label), f"{task}: {split}_images[{row}]")
 
     def _task(self, task: str) -> TaskArrays:
         arrays = self.arrays[require_known("task", task, self.tasks())]

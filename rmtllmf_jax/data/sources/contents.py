@@ -1,4 +1,4 @@
-"""Hashes of the contents of files and examples; large amounts in threads, with a progress bar."""
+"""What files and examples hold: class names, and hashes (in threads, with a progress bar)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from threading import Lock
 
 import numpy as np
 
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.source import Example
 
@@ -20,6 +22,24 @@ _SETTLED = 2_000_000_000  # nanoseconds; coarser than any file system's clock
 
 _Stamp = tuple[int, int, int, int, int]
 _KNOWN: dict[_Stamp, str] = {}
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names in a JSON file: a plain list, or a list under `classes`.
+
+    **Raises:** `InputError` that names the file if it is missing, has other content or holds a name
+    twice.
+    """
+    content = read_json(path)
+    names = content.get("classes") if isinstance(content, dict) else content
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{path}: expected a list of class names, plain or under 'classes'.")
+    for label, name in enumerate(names):
+        if not isinstance(name, str):
+            raise InputError(f"{path}: class {label} must be a string, got {name!r}.")
+        if name in names[:label]:
+            raise InputError(f"{path}: classes {names.index(name)} and {label} are both {name!r}.")
+    return tuple(names)
 
 
 def file_hashes(paths: Sequence[Path], description: str) -> list[str]:
