@@ -17,7 +17,7 @@ from jaxtyping import Int32, UInt8
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import content_hash, file_hash, lock, read_json, sync, write_json
 from rmtllmf_jax.common.progress import note, progress_bar
-from rmtllmf_jax.data.decode import OtherSize, Rule, decode_image, in_threads, resize_rule
+from rmtllmf_jax.data.decode import Rule, WrongSize, decode_image, in_threads, resize_rule
 from rmtllmf_jax.data.source import Example, Source
 from rmtllmf_jax.models.processor import FITS, RESAMPLES, Fit, Resample
 
@@ -88,7 +88,7 @@ def load_split(
         try:
             arrays = _entry(source, task, split, cache_dir, as_stored, "exact", resample)
             return Images(*arrays, classes, fingerprint)
-        except OtherSize:
+        except WrongSize:
             pass  # not the set that its name suggests: kept at `image_size` like any other
     arrays = _entry(source, task, split, cache_dir, asked_for, fit, resample)
     return Images(*arrays, classes, fingerprint)

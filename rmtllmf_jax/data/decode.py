@@ -63,15 +63,23 @@ def decode_image(
 
     **Returns:** (image_size, image_size, 3), RGB, 0 to 255.
 
-    **Raises:** `InputError` that begins with `origin` (see `read_rgb`); `OtherSize` for `exact`.
+    **Raises:** `InputError` that begins with `origin` (see `read_rgb`); `WrongSize` for `exact`.
     """
     try:
-        rgb = read_rgb(image, origin)
+        rgb, square = read_rgb(image, origin), (image_size, image_size)
+        width, height = rgb.size
         if fit == "exact":
-            return _as_it_is(rgb, image_size, origin)
+            if rgb.size != square:
+                seen = f"{width} x {height} pixels, expected {image_size} x {image_size}"
+                raise WrongSize(f"{origin}: {seen}.")
+            return np.asarray(rgb)
         if fit == "squash":
-            return np.asarray(rgb.resize((image_size, image_size), _FILTERS[resample]))
-        return np.asarray(_centre_square(rgb, image_size, _FILTERS[resample]))
+            return np.asarray(rgb.resize(square, _FILTERS[resample]))
+        shorter = min(rgb.size)
+        width, height = (int(image_size * side / shorter) for side in rgb.size)
+        resized = rgb.resize((width, height), _FILTERS[resample])
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
     except (ValueError, MemoryError, OverflowError) as error:  # a strip a million pixels long
         if isinstance(error, InputError):
             raise
@@ -101,15 +109,8 @@ def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
         raise InputError(f"{origin}: not a readable image ({error}).") from error
 
 
-class OtherSize(InputError):
+class WrongSize(InputError):
     """An image does not have the size expected of all images of its set."""
-
-
-def _as_it_is(image: Image.Image, size: int, origin: str) -> UInt8[np.ndarray, "s s 3"]:
-    if image.size != (size, size):
-        width, height = image.size
-        raise OtherSize(f"{origin}: {width} x {height} pixels, expected {size} x {size}.")
-    return np.asarray(image)
 
 
 def _from_pixels(pixels: np.ndarray, origin: str) -> Image.Image:
@@ -137,14 +138,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    shorter = min(image.size)
-    width, height = (int(size * side / shorter) for side in image.size)
-    resized = image.resize((width, height), resample)
-    left, top = (width - size) // 2, (height - size) // 2
-    return resized.crop((left, top, left + size, top + size))
 
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:

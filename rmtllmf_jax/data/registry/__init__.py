@@ -19,28 +19,22 @@ SINGLE_PROMPT = "a photo of a {}"
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set on the Hugging Face hub: id, configuration, splits and columns."""
+    """A data set on the Hugging Face hub, with splits `train` and `test`."""
 
     id: str
     config: str | None
-    train: str
-    test: str
-    image: str
-    label: str
 
 
 @dataclass(frozen=True)
 class TfdsSet:
     """A `tensorflow-datasets` builder, perhaps with its config after a slash.
 
-    `train` and `test` are split strings of TFDS (`train+validation`), `image` and `label` features.
+    `train` and `test` are split strings of TFDS (`train+validation`).
     """
 
     builder: str
     train: str
     test: str
-    image: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -119,21 +113,9 @@ def task_facts(name: str) -> TaskFacts:
     require_known("task", name, TASK_NAMES)
     path = files(__name__) / f"{name}.json"
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    tfds = facts.pop("tfds")
-    return TaskFacts(
-        name=name,
-        classes=tuple(facts.pop("classes")),
-        dataset_classes=tuple(facts.pop("dataset_classes")),
-        prompts=tuple(facts.pop("prompts")),
-        train_counts=_numbers(facts.pop("train_counts")),
-        test_counts=_numbers(facts.pop("test_counts")),
-        hub=HubSet(**facts.pop("hub")),
-        tfds=None if tfds is None else TfdsSet(**tfds),
-        other_sizes=tuple(OtherSize(**size) for size in facts.pop("other_sizes")),
-        other_classes=tuple(tuple(names) for names in facts.pop("other_classes")),
-        **facts,
-    )
-
-
-def _numbers(listed: list[int] | None) -> tuple[int, ...] | None:
-    return None if listed is None else tuple(listed)
+    facts |= {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
+    facts["other_sizes"] = tuple(OtherSize(**size) for size in facts["other_sizes"])
+    facts["other_classes"] = tuple(tuple(names) for names in facts["other_classes"])
+    facts["hub"] = HubSet(**facts["hub"])
+    facts["tfds"] = None if facts["tfds"] is None else TfdsSet(**facts["tfds"])
+    return TaskFacts(name=name, **facts)

@@ -45,13 +45,13 @@ class HubSource:
         **Raises:** `InputError` also if their number is not the registry's.
         """
         loaded, known = self._load(task, "train"), self.facts(task)
-        names = getattr(loaded.features[known.hub.label], "names", None)  # of a `ClassLabel`
+        names = getattr(loaded.features["label"], "names", None)  # of a `ClassLabel`
         if names is None:
             return known.dataset_classes
         if len(names) != len(known.dataset_classes):
             raise InputError(
-                f"{known.hub.id}: column {known.hub.label!r} has {len(names)} classes, task "
-                f"{task!r} has {len(known.dataset_classes)}. Is it another set or revision?"
+                f"{known.hub.id}: column 'label' has {len(names)} classes, task {task!r} has "
+                f"{len(known.dataset_classes)}. Is it another set or revision?"
             )
         return tuple(names)
 
@@ -67,11 +67,10 @@ class HubSource:
         """
         import pyarrow.compute as pc
 
-        loaded, hub = self._load(task, split), self.facts(task).hub
-        doing = f"hashing {task} {split}"
-        stored = [pc.struct_field(part, "bytes") for part in loaded.data.column(hub.image).chunks]
+        loaded, doing = self._load(task, split), f"hashing {task} {split}"
+        stored = [pc.struct_field(part, "bytes") for part in loaded.data.column("image").chunks]
         files = [Path(file["filename"]) for file in loaded.cache_files]
-        columns = {"image": hub.image, "label": hub.label}
+        columns = {"image": "image", "label": "label"}
         if files and not any(part.null_count for part in stored):
             try:
                 return content_hash({**columns, "files": file_hashes(files, doing)})
@@ -82,16 +81,16 @@ class HubSource:
 
     def examples(self, task: str, split: str) -> Iterator[Example]:
         """Yield the rows; images are files as stored, not decoded."""
-        loaded, hub = self._load(task, split), self.facts(task).hub
-        for row, item in enumerate(loaded):
-            image, label = item[hub.image] or {}, item[hub.label]
+        name = self.facts(task).hub.id
+        for row, item in enumerate(self._load(task, split)):
+            image, label = item["image"] or {}, item["label"]
             data, path = image.get("bytes"), image.get("path")
-            origin = f"{hub.id}: {split} row {row}" + (f" ({path})" if path else "")
+            origin = f"{name}: {split} row {row}" + (f" ({path})" if path else "")
             if label is None:
-                raise InputError(f"{origin}: column {hub.label!r} is null.")
+                raise InputError(f"{origin}: column 'label' is null.")
             if data is None:
                 if path is None:
-                    raise InputError(f"{origin}: column {hub.image!r} holds no image.")
+                    raise InputError(f"{origin}: column 'image' holds no image.")
                 try:
                     data = Path(path).read_bytes()
                 except OSError as error:
@@ -120,23 +119,23 @@ class HubSource:
                 loaded = datasets.load_dataset(
                     hub.id,
                     hub.config,
-                    split=hub.train if split == "train" else hub.test,
+                    split=split,
                     cache_dir=None if self.cache_dir is None else str(self.cache_dir),
                     revision=self.revision,
                 )
         except Exception as error:  # its own types, and those of httpx, pyarrow and the hub
             raise InputError(f"{hub.id}: {_explained(error, self.revision)}") from error
-        for column in (hub.image, hub.label):
+        for column in ("image", "label"):
             if column not in loaded.column_names:
                 listed = ", ".join(loaded.column_names)
                 raise InputError(f"{hub.id}: no column {column!r}; it has {listed}.")
-        image, label = loaded.features[hub.image], loaded.features[hub.label]
+        image, label = loaded.features["image"], loaded.features["label"]
         if not isinstance(image, datasets.Image) and getattr(image, "dtype", "") != "binary":
-            raise InputError(f"{hub.id}: column {hub.image!r} must hold images, got {image}.")
+            raise InputError(f"{hub.id}: column 'image' must hold images, got {image}.")
         if not isinstance(label, datasets.ClassLabel) and "int" not in getattr(label, "dtype", ""):
-            raise InputError(f"{hub.id}: column {hub.label!r} must hold integers, got {label}.")
-        kept = loaded.select_columns([hub.image, hub.label])
-        return kept.cast_column(hub.image, datasets.Image(decode=False))
+            raise InputError(f"{hub.id}: column 'label' must hold integers, got {label}.")
+        kept = loaded.select_columns(["image", "label"])
+        return kept.cast_column("image", datasets.Image(decode=False))
 
 
 def in_cache(hub: HubSet, cache_dir: Path | None = None) -> bool:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
-from rmtllmf_jax.data.registry import HubSet, task_facts
+from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.source import SPLITS, Example
 from rmtllmf_jax.data.sources.contents import file_hashes, read_class_names
 from rmtllmf_jax.data.tasks import TASK_NAMES
@@ -33,9 +33,8 @@ class ParquetTask:
     was downloaded from the Hugging Face hub (also below `data/` or the name of a configuration).
     A file has the columns `image` (PNG or JPEG bytes, or the struct `{bytes, path}` of Hugging Face
     datasets), `label` (integer) and, optionally, `id` (string); columns with other names are found
-    by those of the task's set on the hub, or as the only image or class label that the file's
-    metadata declares. Without `classes.json` the class names that Hugging Face recorded in the
-    files are used.
+    as the only image or class label that the file's metadata declares. Without `classes.json` the
+    class names that Hugging Face recorded in the files are used.
     """
 
     folder: Path
@@ -55,7 +54,7 @@ class ParquetTask:
             if _sets(self.folder, split):
                 file = self._files(split)[0]
                 with _opened(file) as opened:
-                    noted[file] = _names_in(opened.schema_arrow, self._columns(opened)[1])
+                    noted[file] = _names_in(opened.schema_arrow, _columns(opened.schema_arrow)[1])
         if len(set(noted.values())) > 1:
             listed = " and ".join(map(str, noted))
             raise InputError(f"{listed} note different class names. Write a {path}.")
@@ -83,7 +82,7 @@ class ParquetTask:
         """Yield the rows in the order of the files; holds a few of them at a time."""
         for path in self._files(split):
             with _opened(path) as file:
-                image_column, label_column = self._columns(file)
+                image_column, label_column = _columns(file.schema_arrow)
                 rows = _rows(path, file, image_column, label_column)
                 for row, (image, label, name) in enumerate(rows):
                     origin = f"{path}: row {row}" + (f" (id {name!r})" if name is not None else "")
@@ -93,30 +92,15 @@ class ParquetTask:
                         raise InputError(f"{origin}: column {label_column!r} is null.")
                     yield Example(image, label, origin)
 
-    def _hub(self) -> HubSet | None:
-        name = self.folder.name
-        return task_facts(name).hub if name in TASK_NAMES else None
-
-    def _columns(self, file: pq.ParquetFile) -> tuple[str, str]:
-        """Return the names of the columns of images and labels."""
-        present, features, hub = file.schema_arrow.names, _features(file.schema_arrow), self._hub()
-
-        def choose(plain: str, on_hub: str, kind: str) -> str:
-            noted = [name for name, feature in features.items() if feature.get("_type") == kind]
-            candidates = (plain, on_hub, *(noted if len(noted) == 1 else ()))
-            return next((name for name in candidates if name in present), plain)
-
-        image, label = ("image", "label") if hub is None else (hub.image, hub.label)
-        return choose("image", image, "Image"), choose("label", label, "ClassLabel")
-
     def _files(self, split: str) -> list[Path]:
         """Return the files of a split in the order of their rows; refuse incomplete shards."""
-        plain, sets, hub = self.folder / f"{split}.parquet", _sets(self.folder, split), self._hub()
+        plain, sets = self.folder / f"{split}.parquet", _sets(self.folder, split)
         if not sets:
             raise InputError(f"{plain}: no such file, and no {split}-00000-of-*.parquet either.")
-        if len(sets) > 1 and plain not in sets and hub is not None and hub.config is not None:
-            config = self.folder / hub.config
-            sets = {config: sets[config]} if config in sets else sets
+        name = self.folder.name
+        if len(sets) > 1 and plain not in sets and name in TASK_NAMES:
+            config = self.folder / (task_facts(name).hub.config or "")
+            sets = {config: sets[config]} if config in sets and config != self.folder else sets
         if len(sets) > 1:
             places = [str(x) if x == plain else f"{x}/{split}-*.parquet" for x in sets]
             raise InputError(
@@ -173,6 +157,18 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
     except (LookupError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _columns(schema: pa.Schema) -> tuple[str, str]:
+    """Return the names of the columns of images and labels."""
+    features = _features(schema)
+
+    def choose(plain: str, kind: str) -> str:
+        noted = [name for name, feature in features.items() if feature.get("_type") == kind]
+        only = len(noted) == 1 and plain not in schema.names and noted[0] in schema.names
+        return noted[0] if only else plain
+
+    return choose("image", "Image"), choose("label", "ClassLabel")
 
 
 def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...] | None:

@@ -22,8 +22,8 @@ class TfdsSource:
 
     `data_dir` replaces TFDS's own folder. Images are the files as stored by TFDS; without
     `encoded`, TFDS decodes them to arrays. Labels follow the registry: where TFDS has the same
-    class names in another order (`sun397`), they are renumbered by name. `facts` gives the builder,
-    splits and features of a task.
+    class names in another order (`sun397`), they are renumbered by name. `facts` gives the builder
+    and splits of a task.
 
     **Raises:** every method raises `InputError`: for a task without a usable builder (it names the
     data set on the Hugging Face hub), a set that is not prepared (it says how), class names other
@@ -69,7 +69,7 @@ class TfdsSource:
             origin = f"tfds {known.builder}: {getattr(known, split)} row {row}"
             try:
                 item = opened[row]
-                image, label = item[known.image], int(item[known.label])
+                image, label = item["image"], int(item["label"])
             except Exception as error:  # array_record raises RuntimeError, the parsers many more
                 raise InputError(
                     f"{origin}: cannot be read ({first_line(error)}). Prepare the set again."
@@ -105,7 +105,7 @@ class TfdsSource:
         known = self._builder_facts(task)
         if (task, split) not in self._opened:
             tfds, builder = _import_tfds(), self._builder(task)
-            decoders = {known.image: tfds.decode.SkipDecoding()} if self.encoded else None
+            decoders = {"image": tfds.decode.SkipDecoding()} if self.encoded else None
             wanted = getattr(known, split)
             try:
                 opened = builder.as_data_source(split=wanted, decoders=decoders)
@@ -126,13 +126,14 @@ class TfdsSource:
         """Return the registry's label for each of TFDS's, by comparing names (`plain_name`)."""
         known, classes = self._builder_facts(task), self.facts(task).dataset_classes
         features = self._builder(task).info.features
-        for name in (known.image, known.label):
-            if name not in features:
-                listed = ", ".join(features)
-                raise InputError(f"tfds {known.builder}: no feature {name!r}; it has {listed}.")
-        names = getattr(features[known.label], "names", None)
+        has_both = "image" in features and "label" in features
+        names = getattr(features["label"], "names", None) if has_both else None
         if not names:
-            raise InputError(f"tfds {known.builder}: feature {known.label!r} has no class names.")
+            listed = ", ".join(features)
+            raise InputError(
+                f"tfds {known.builder}: needs features 'image' and 'label' with class names; it "
+                f"has {listed}."
+            )
         wanted = {plain_name(name): position for position, name in enumerate(classes)}
         found = [plain_name(name) for name in names]
         if len(wanted) < len(classes) or sorted(found) != sorted(wanted):
