@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import SINGLE_PROMPT, plain_name, task_facts
+from rmtllmf_jax.data.registry import (
+    SINGLE_PROMPT,
+    plain_name,
+    prompt_classes,
+    prompt_templates,
+    task_facts,
+)
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 # Hub id and configuration, classes, images of train and test, prompts.
@@ -194,3 +200,24 @@ def test_labels_are_found_by_any_spelling(task: str, name: str, label: int | Non
 def test_an_unknown_task_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=r"unknown task 'sun39'.*Did you mean 'sun397'"):
         task_facts("sun39")
+
+
+def test_an_ensemble_has_the_tasks_own_templates():
+    assert len(prompt_templates("resisc45", "ensemble")) == 18
+    assert prompt_templates("resisc45", "single") == ("a photo of a {}",)
+    assert prompt_templates("flowers", "ensemble") == ("a photo of a {}",)
+    with pytest.raises(InputError, match=r"unknown prompts 'ensembel'. Did you mean 'ensemble'"):
+        prompt_templates("mnist", "ensembel")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "prompt"),
+    [
+        ("eurosat", "SeaLake", "lake or sea"),
+        ("eurosat", "annual crop land", "annual crop land"),
+        ("resisc45", "two_merged", "two merged"),
+        ("flowers", "red_rose", "red rose"),
+    ],
+)
+def test_classes_are_spelt_as_clips_users_do(task: str, name: str, prompt: str):
+    assert prompt_classes(task, [name]) == (prompt,)

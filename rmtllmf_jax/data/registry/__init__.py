@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +15,9 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 
 SINGLE_PROMPT = "a photo of a {}"
 """The prompt of recipes without an ensemble; `{}` stands for the class name."""
+
+PROMPTS = ("ensemble", "single")
+"""All templates of the task, or only "a photo of a {}"."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +122,29 @@ def task_facts(name: str) -> TaskFacts:
     facts["hub"] = HubSet(**facts["hub"])
     facts["tfds"] = None if facts["tfds"] is None else TfdsSet(**facts["tfds"])
     return TaskFacts(name=name, **facts)
+
+
+def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
+    """Return the templates of a task; tasks unknown to the registry have the single prompt.
+
+    **Raises:** `InputError` if `prompts` is not one of `PROMPTS`.
+    """
+    require_known("prompts", prompts, PROMPTS)
+    if prompts == "single" or task not in TASK_NAMES:
+        return (SINGLE_PROMPT,)
+    return task_facts(task).prompts
+
+
+def prompt_classes(task: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as used in prompts, in the order given.
+
+    A name that the registry knows, in any of its spellings, becomes CLIP's (`AnnualCrop` is
+    "annual crop land"); any other keeps the data's spelling, with spaces for underscores.
+    """
+    if task not in TASK_NAMES:
+        return tuple(name.replace("_", " ") for name in classes)
+    facts = task_facts(task)
+    return tuple(
+        name.replace("_", " ") if label is None else facts.classes[label]
+        for name, label in zip(classes, facts.labels_of(classes), strict=True)
+    )
