@@ -64,22 +64,21 @@ def names_in(path: Path, variable: str) -> list[str]:
     raise AssertionError(f"{path} assigns no {variable}")
 
 
-def test_the_registry_has_exactly_the_eight_tasks():
-    assert set(FULL_SIZE) == set(TASK_NAMES)
-
-
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_sizes_are_those_of_the_literature(task: str):
+def test_facts_are_those_of_the_literature_and_agree(task: str):
     facts = task_facts(task)
-    hub = facts.hub
-    counts = len(facts.classes), facts.train, facts.test, len(facts.prompts)
-    assert (hub.id, hub.config, *counts) == FULL_SIZE[task]
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_known_labels_have_their_names(task: str):
-    classes = task_facts(task).classes
-    assert {label: classes[label] for label in SPOTS[task]} == SPOTS[task]
+    sizes = len(facts.classes), facts.train, facts.test, len(facts.prompts)
+    assert (facts.hub.id, facts.hub.config, *sizes) == FULL_SIZE[task]
+    assert {label: facts.classes[label] for label in SPOTS[task]} == SPOTS[task]
+    for counts, size in ((facts.train_counts, facts.train), (facts.test_counts, facts.test)):
+        assert counts is None or (sum(counts), len(counts)) == (size, len(facts.classes))
+    assert len(set(facts.prompts)) == len(facts.prompts)
+    for prompt in (*facts.prompts, SINGLE_PROMPT):
+        assert prompt.count("{}") == 1
+        assert "{" not in prompt.format("x")
+    assert (facts.tfds is None) == (task in ("cars", "gtsrb", "resisc45"))
+    assert facts.tfds is not None or facts.hub.id in facts.tfds_note
+    assert facts.finetuned == ("stanford-cars" if task == "cars" else task)
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
@@ -95,48 +94,14 @@ def test_a_name_means_one_label_in_every_spelling(task: str):
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_prompts_have_one_place_for_the_class(task: str):
-    prompts = task_facts(task).prompts
-    assert len(set(prompts)) == len(prompts)
-    for prompt in (*prompts, SINGLE_PROMPT):
-        assert prompt.count("{}") == 1
-        assert "{" not in prompt.format("x")
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_counts_a_class_add_up(task: str):
+def test_other_sizes_are_other_and_a_leak_is_an_error(task: str):
     facts = task_facts(task)
-    for counts, size in ((facts.train_counts, facts.train), (facts.test_counts, facts.test)):
-        assert counts is None or (sum(counts), len(counts)) == (size, len(facts.classes))
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_other_sizes_are_other_and_explained(task: str):
-    facts = task_facts(task)
-    known = [(other.split, other.size) for other in facts.other_sizes]
-    assert len(set(known)) == len(known)
-    assert not {("train", facts.train), ("test", facts.test)} & set(known)
-    for other in facts.other_sizes:
-        assert other.level in ("error", "warning")
-        assert other.split in ("train", "test")
-        assert len(other.follows) > 20
-
-
-@pytest.mark.parametrize("task", ["cars", "dtd", "mnist", "svhn", "gtsrb"])
-def test_train_and_test_together_are_a_known_leak(task: str):
-    facts = task_facts(task)
-    together = [o for o in facts.other_sizes if o.size == facts.train + facts.test]
-    assert [(other.split, other.level) for other in together] == [("train", "error")]
-    assert "seen its test set" in together[0].follows
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_a_task_without_builder_names_the_hub_set(task: str):
-    facts = task_facts(task)
-    assert (facts.tfds is None) == (task in ("cars", "gtsrb", "resisc45"))
-    assert facts.tfds_note
-    if facts.tfds is None:
-        assert facts.hub.id in facts.tfds_note
+    levels = {(other.split, other.size): other.level for other in facts.other_sizes}
+    assert len(levels) == len(facts.other_sizes)
+    assert not {("train", facts.train), ("test", facts.test)} & set(levels)
+    assert set(levels.values()) <= {"error", "warning"}
+    if task in ("cars", "dtd", "mnist", "svhn", "gtsrb"):
+        assert levels["train", facts.train + facts.test] == "error"
 
 
 def test_eurosat_slices_of_tfds_do_not_overlap():
@@ -148,11 +113,6 @@ def test_eurosat_slices_of_tfds_do_not_overlap():
     assert (len(train), len(test)) == (facts.train, facts.test)
     assert not set(train) & set(test)
     assert "not comparable" in facts.tfds_note
-
-
-def test_finetuned_models_have_their_published_suffixes():
-    suffixes = {task_facts(task).finetuned for task in TASK_NAMES}
-    assert suffixes == set(TASK_NAMES) - {"cars"} | {"stanford-cars"}
 
 
 def test_sun397_differs_from_tfds_in_one_pair_alone(tfds_files: Path):

@@ -57,7 +57,7 @@ def decode_image(
 
     `crop` is CLIP's preprocessing up to the normalisation: the shorter side becomes `image_size`
     and the centre is cut out, with the same pixels as `CLIPImageProcessorPil` of transformers
-    (tests/parity/test_preprocessing.py), except for 16-bit grey, which that clips to white;
+    (tests/test_data_decode.py), except for 16-bit grey, which that clips to white;
     torchvision's `CenterCrop` cuts one pixel later where 3, 7, 11, ... pixels are cut off in all.
     `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
