@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import encoded, noise
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
@@ -27,10 +28,7 @@ COUNT, SIZE = 50, 12
 
 
 def png(seed: int, height: int = 16, width: int = 20) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(noise(seed, height, width, 3))
 
 
 @dataclass

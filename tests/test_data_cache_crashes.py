@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,17 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 import rmtllmf_jax
 from rmtllmf_jax.data.cache import load_split
 from rmtllmf_jax.data.sources.folder import DataFolder
 
-COUNT = 60
+COUNT = 80
 
 # Builds an entry; at call number `at` of `step` it kills itself ("kill") or hangs ("hang").
 BUILDER = """
@@ -59,42 +54,26 @@ print(json.dumps([calls.get("decode_image", 0), int(loaded.images.sum())]))
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    images = []
-    for _ in range(COUNT):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(buffer, "PNG")
-        images.append(buffer.getvalue())
-    (root / "dtd").mkdir()
-    (root / "dtd" / "classes.json").write_text('["a", "b"]')
-    labels = rng.integers(0, 2, COUNT).tolist()
-    pq.write_table(pa.table({"image": images, "label": labels}), root / "dtd" / "train.parquet")
-    return root
+def whole(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return built(tiny_data, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return built(root, tmp_path_factory.mktemp("whole"))
-
-
-def built(root: Path, cache: Path) -> dict[str, bytes]:
+def built(tiny_data: Path, cache: Path) -> dict[str, bytes]:
     """Build or open the entry here; return its files."""
-    loaded = load_split(DataFolder(root), "dtd", "train", 10, cache)
+    loaded = load_split(DataFolder(tiny_data), "dtd", "train", 10, cache)
     entry = cache / "images" / loaded.fingerprint
     return {path.name: path.read_bytes() for path in entry.iterdir()}
 
 
 def start(
-    root: Path,
+    tiny_data: Path,
     cache: Path,
     step: str = "",
     at: int = 0,
     deed: str = "kill",
     pause: float = 0,
 ) -> subprocess.Popen[str]:
-    arguments = [str(value) for value in (root, cache, step, at, deed, pause)]
+    arguments = [str(value) for value in (tiny_data, cache, step, at, deed, pause)]
     return subprocess.Popen(
         [sys.executable, "-c", BUILDER, *arguments],
         cwd=Path(rmtllmf_jax.__file__).parents[1],
@@ -132,9 +111,9 @@ def names_in(cache: Path) -> list[str]:
     ],
 )
 def test_kill_leaves_nothing_or_all(
-    root: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int
+    tiny_data: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int
 ) -> None:
-    with start(root, tmp_path, step, at) as process:
+    with start(tiny_data, tmp_path, step, at) as process:
         release(process)
         assert process.wait(60) == -signal.SIGKILL
     finished = [name for name in names_in(tmp_path) if not name.startswith(".")]
@@ -145,33 +124,33 @@ def test_kill_leaves_nothing_or_all(
     else:
         assert finished == []
         assert len(names_in(tmp_path)) == 1  # what the killed process left behind
-    assert built(root, tmp_path) == whole
+    assert built(tiny_data, tmp_path) == whole
     assert len(names_in(tmp_path)) == 1
     assert not names_in(tmp_path)[0].startswith(".")
 
 
 def test_two_builders_at_once_build_once(
-    root: Path, whole: dict[str, bytes], tmp_path: Path
+    tiny_data: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     with (
-        start(root, tmp_path, pause=0.01) as first,
-        start(root, tmp_path, pause=0.01) as second,
+        start(tiny_data, tmp_path, pause=0.01) as first,
+        start(tiny_data, tmp_path, pause=0.01) as second,
     ):
         release(first, second)
         results = [json.loads(process.communicate(timeout=60)[0]) for process in (first, second)]
         assert (first.returncode, second.returncode) == (0, 0)
     assert sorted(decoded for decoded, _ in results) == [0, COUNT]
     assert results[0][1] == results[1][1]
-    assert built(root, tmp_path) == whole
+    assert built(tiny_data, tmp_path) == whole
     assert len(names_in(tmp_path)) == 1
 
 
 def test_the_lock_of_a_killed_builder_is_free(
-    root: Path, whole: dict[str, bytes], tmp_path: Path
+    tiny_data: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     with (
-        start(root, tmp_path, "decode_image", 30, "hang") as first,
-        start(root, tmp_path) as second,
+        start(tiny_data, tmp_path, "decode_image", 30, "hang") as first,
+        start(tiny_data, tmp_path) as second,
     ):
         release(first)
         deadline = time.monotonic() + 30
@@ -184,4 +163,4 @@ def test_the_lock_of_a_killed_builder_is_free(
         os.kill(first.pid, signal.SIGKILL)
         decoded, _ = json.loads(second.communicate(timeout=60)[0])
     assert decoded == COUNT
-    assert built(root, tmp_path) == whole
+    assert built(tiny_data, tmp_path) == whole

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import encoded
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
@@ -14,12 +15,6 @@ from rmtllmf_jax.data.decode import decode_image
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(

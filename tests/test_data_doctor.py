@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import encoded, noise
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
@@ -70,17 +70,10 @@ def clean(train: int = 94, test: int = 47) -> Pile:
     return Pile(draw(train, 0), draw(test, 1))
 
 
-def encode(pixels: np.ndarray, kind: str, **options: object) -> bytes:
-    """Return an image as a file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
 def picture(seed: int, side: int = 64) -> np.ndarray:
     """Return a smooth random picture, which survives scaling and compression."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+    coarse = Image.fromarray(noise(seed, 6, 6, 3))
+    return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def planted(
@@ -128,7 +121,7 @@ def write_parquet(folder: Path, pile: Pile, rows_a_group: int = 8) -> Path:
     (task / "classes.json").write_text(json.dumps(pile.names))
     for split in ("train", "test"):
         rows = getattr(pile, split)
-        images = [x if isinstance(x, bytes) else encode(x, "PNG") for x, _ in rows]
+        images = [x if isinstance(x, bytes) else encoded(x, "PNG") for x, _ in rows]
         labels = pa.array([label for _, label in rows], pa.int32())
         table = pa.table({"image": images, "label": labels})
         pq.write_table(table, task / f"{split}.parquet", row_group_size=rows_a_group)
@@ -174,8 +167,8 @@ FAULTS = {
     "larger split": (clean(3761, 1880), "warning: split sizes: .*images that were added"),
     "leak": (
         planted(
-            train={45: encode(SEEN[5][0], "BMP"), 49: encode(SEEN[9][0], "PNG", compress_level=1)},
-            test={9: encode(SEEN[9][0], "PNG", compress_level=9)},
+            {45: encoded(SEEN[5][0], "BMP"), 49: encoded(SEEN[9][0], compress_level=1)},
+            {9: encoded(SEEN[9][0], compress_level=9)},
         ),
         r"error: overlap: 2 of 47 \(4.26 %\) test images are in train too: test row 5 = train row "
         "45; test row 9 = train row 49 -> .*too high",
@@ -235,7 +228,7 @@ FAULTS = {
         "note: label histogram: train has 62 images of 'bubbly' and 2 of 'banded'",
     ),
     "unreadable": (
-        planted({3: encode(picture(0), "JPEG")[:-200], 7: b"no image"}),
+        planted({3: encoded(picture(0), "JPEG")[:-200], 7: b"no image"}),
         r"error: unreadable images: train: 2 of 94 .*: train row 3: not a readable image .*train "
         "row 7: not an image file of a known format",
     ),
@@ -292,7 +285,7 @@ def test_what_is_no_fault_is_not_reported(kind: str):
             for row, (pixels, label) in enumerate(split):
                 black = np.zeros((24, 24, 4), np.uint8)
                 black[..., 3] = np.resize(pixels, (24, 24))
-                split[row] = (encode(black, "PNG"), label)
+                split[row] = (encoded(black, "PNG"), label)
     examination = examine(pile, "dtd")
     assert errors(examination) == []
     sizes = [x for x in examination.findings if x.check == "image sizes"]
@@ -389,7 +382,7 @@ def test_a_scaled_and_a_compressed_leak_are_nearly_equal():
         [(picture(1000 + seed), seed % 47) for seed in range(47)],
     )
     assert not [x for x in examine(pile, "dtd", near=10).findings if "near" in x.check]
-    pile.test[3] = (encode(picture(8), "JPEG", quality=90), 8)
+    pile.test[3] = (encoded(picture(8), "JPEG", quality=90), 8)
     pile.test[5] = (picture(17, side=96), 17)
     pile.test[6] = (picture(21), 21)  # equal, which is another check's
     examination = examine(pile, "dtd", near=10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import io
 import logging
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import decoded, encoded, noise
 
 import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
@@ -27,17 +26,14 @@ tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
 
+def png(seed: int) -> bytes:
+    return encoded(noise(seed, 28, 28))
+
+
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     """TFDS tells its log about every folder that is not there."""
     logging.getLogger("absl").setLevel(logging.ERROR)
-
-
-def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def prepare(
@@ -118,7 +114,7 @@ def test_prepared_sets_are_read_as_stored(prepared: Path, tmp_path: Path) -> Non
     *_, example = source.examples("mnist", "test")
     assert (example.image, example.origin) == (png(104), "tfds mnist: test row 4")
     loaded = load_split(source, "mnist", "train", 28, tmp_path / "cache")
-    expected = np.asarray(Image.open(io.BytesIO(png(7))).convert("RGB"))
+    expected = decoded(png(7))
     np.testing.assert_array_equal(loaded.images[7], expected)
 
 
