@@ -10,9 +10,9 @@ import pandas as pd
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.report.figures import cosine_figure
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine

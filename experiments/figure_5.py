@@ -34,7 +34,7 @@ from study import Users, load, made_by, sweep, write_figure
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
-from rmtllmf_jax.report.ablation import figure_5
+from rmtllmf_jax.report.figures import figure_5
 from rmtllmf_jax.report.markdown import table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.tables import cell_scores

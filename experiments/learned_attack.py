@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import pandas as pd
 import tyro
 from figures_learned import attack_figure
+from paired import against, interval
 from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
@@ -41,7 +42,6 @@ from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.values import parse
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 

@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from figures_learned import sensitivity_figure
+from paired import against, interval
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, gradients
@@ -42,7 +43,6 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
 from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.paired import against, interval
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs

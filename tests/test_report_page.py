@@ -11,9 +11,9 @@ import pytest
 import report_tables as made
 from chromium import Chromium, chromium_path
 
-from rmtllmf_jax.report.inline_svg import inline_svg
+from rmtllmf_jax.report.html import inline_svg
+from rmtllmf_jax.report.io import read_results
 from rmtllmf_jax.report.sheets import all_sheets
-from rmtllmf_jax.report.tables import read_results
 from rmtllmf_jax.report.verdict import verdict
 from rmtllmf_jax.report.write import write_report
 

@@ -90,7 +90,9 @@ class Channel:
             _print_table(f"Channel {self._note(link)}", rows)
 
     def _plot(self, tallies: Mapping[str, Tally], links: tuple[Link, ...], out: Path) -> None:
+        from rmtllmf_jax.common.files import write_bytes
         from rmtllmf_jax.report import channel_plots
+        from rmtllmf_jax.report.style import image_bytes
 
         note = self._note(links[0])
         figures = {
@@ -98,9 +100,10 @@ class Channel:
             "distribution": channel_plots.distribution_figure(tallies, note),
             **_channel_figures(links, self.draws, self.seed, note),
         }
-        for path in channel_plots.write_figures(out, figures):
+        for name, figure in figures.items():
+            write_bytes(out / f"{name}.png", image_bytes(figure))
             if not self.json:
-                print(path)
+                print(out / f"{name}.png")
 
     def _note(self, link: Link) -> str:
         receiver = [_title(link.receiver)] * link.preset.has_channel

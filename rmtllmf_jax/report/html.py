@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rmtllmf_jax.report.inline_svg import inline_svg
+from rmtllmf_jax.report.io import settings
 from rmtllmf_jax.report.plates import Plate
-from rmtllmf_jax.report.provenance import settings
 from rmtllmf_jax.report.sheets import Sheet
+
+_SIZE = re.compile(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 # Nothing may be fetched, not even by mistake.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -108,6 +110,34 @@ def _figures(plates: Sequence[tuple[Plate, str]]) -> Iterator[str]:
         )
 
 
+def inline_svg(svg: str, name: str, label: str, described_by: str) -> str:
+    """Return the `<svg>` element of a file that matplotlib wrote, for use in a page.
+
+    **Arguments:**
+
+    - `name`: goes before every id, so that several figures can share a page.
+    - `label`: what a screen reader calls the picture.
+    - `described_by`: id of the element that holds its caption.
+
+    The metadata is left out, the size is given by the view box (points, 3/4 of a CSS pixel).
+    """
+    found = _SIZE.search(svg)
+    if found is None:
+        raise ValueError("expected an SVG file with a view box that starts at 0 0")
+    width, height = (float(side) * 4 / 3 for side in found.groups())
+    body = svg[svg.index(">", found.start()) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
+    return (
+        f'<svg viewBox="0 0 {found[1]} {found[2]}" style="width:{width:.0f}px;'
+        f'min-width:{min(width, 560):.0f}px;aspect-ratio:{width:.0f}/{height:.0f}" role="img" '
+        f'aria-label="{escape(label)}" aria-describedby="{escape(described_by)}" '
+        f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
+    ).rstrip()
+
+
 def _table(sheet: Sheet) -> str:
     """Return a sheet with its column and row headers; a wide one scrolls on its own."""
     words = len(sheet.header) == sheet.names
@@ -141,7 +171,7 @@ def _class(place: int, sheet: Sheet) -> str:
 def _configuration(run: Mapping[str, Any]) -> str:
     if not run:
         return "<p>The run has no run.json: nothing is recorded.</p>"
-    rows = [[key, text] for key, text in settings(run)]
+    rows = list(settings(run))
     shown = _table(Sheet("From run.json", ["setting", "value"], rows)) if rows else ""
     whole = escape(json.dumps(run, indent=2, sort_keys=True), quote=False)
     return f"{shown}\n<details><summary>All of run.json</summary><pre>{whole}</pre></details>"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rmtllmf_jax.report.io import settings
 from rmtllmf_jax.report.plates import Plate
-from rmtllmf_jax.report.provenance import settings
 from rmtllmf_jax.report.sheets import Sheet
 
 
@@ -32,7 +32,7 @@ def page(
         parts += [f"![{_escape(plate.title)}]({plate.stem}.png)", _escape(plate.caption)]
     if skipped:
         parts.append(_list(skipped))
-    rows = [[key, text] for key, text in settings(run)]
+    rows = list(settings(run))
     shown = table(Sheet("", ["key", "value"], rows)) if rows else "None recorded."
     parts += ["## Configuration", shown]
     return "\n\n".join(parts) + "\n"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.html import html_page
-from rmtllmf_jax.report.images import KINDS, image_bytes
+from rmtllmf_jax.report.io import (
+    find,
+    read_configuration,
+    read_cosines,
+    read_results,
+    read_scales,
+)
 from rmtllmf_jax.report.markdown import page
 from rmtllmf_jax.report.paper import paper_sheet
-from rmtllmf_jax.report.parts import parts
 from rmtllmf_jax.report.plates import STEMS, plates
-from rmtllmf_jax.report.provenance import find, read_configuration
-from rmtllmf_jax.report.scale_law import scale_sheet
-from rmtllmf_jax.report.sheets import Sheet, all_sheets
-from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, summary
+from rmtllmf_jax.report.sheets import all_sheets, scale_sheets
+from rmtllmf_jax.report.style import KINDS, image_bytes
+from rmtllmf_jax.report.tables import summary
 from rmtllmf_jax.report.verdict import verdict
 
 
@@ -47,7 +47,7 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     if so_far := find(configuration, "so_far"):
         said.insert(0, f"The sweep is not finished: everything below covers {so_far}.")
     drawn, skipped = plates(results, cosines, scales, find(configuration, "shots"))
-    sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
+    sheets = [*all_sheets(results, spread=True), *scale_sheets(results, scales)]
     paper = paper_sheet(results, cosines, configuration)
     files: dict[str, bytes] = {}
     for plate in drawn:
@@ -68,13 +68,3 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     for file_name, data in files.items():
         write_bytes(folder / file_name, data)
     return [folder / file_name for file_name in files]
-
-
-def _scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterator[Sheet]:
-    told = {part.rule: part for part in parts(results)}
-    for rule, part in told.items():
-        own = None if scales is None else scales[scales["rule"] == rule]
-        sheet = scale_sheet(part.results, own if own is not None and len(own) else None)
-        if sheet is not None:
-            title = f"{sheet.title}, {part.title}" if len(told) > 1 else sheet.title
-            yield replace(sheet, title=title)
