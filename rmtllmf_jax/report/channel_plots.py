@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmtllmf_jax.report.channel_tally import Tally
 from rmtllmf_jax.report.labels import SCENARIOS
 from rmtllmf_jax.report.style import add_legend, tidy
 
@@ -52,23 +51,25 @@ def _look(attack: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "label": label}
 
 
-def user_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
+def user_figure(drops: Mapping[str, np.ndarray], note: str) -> Figure:
     """Draw MSE and rate of each user against its rank by received power, one line per attack.
 
-    Mean over drops; the band holds the middle 90 % of them. `note` is added to the title.
+    `drops` holds the users' MSE under each attack, (drops, users), users from the weakest to the
+    strongest. Mean over drops; the band holds the middle 90 % of them. `note` is added to the
+    title.
     """
     # Decreasing sizes: where attacks coincide, the line below still shows.
-    sizes = np.linspace(1, 0.55, len(tallies))
-    band = {"alpha": min(0.15, 0.5 / len(tallies)), "linewidth": 0}
+    sizes = np.linspace(1, 0.55, len(drops))
+    band = {"alpha": min(0.15, 0.5 / len(drops)), "linewidth": 0}
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     mse, rate = figure.subplots(1, 2)
-    for size, (attack, tally) in zip(sizes, tallies.items()):
+    for size, (attack, values) in zip(sizes, drops.items()):
         look = _look(attack) | {"markersize": 9 * size, "linewidth": 3 * size}
-        place = np.arange(1, len(tally.user_mse) + 1)
-        low, high = (tally.user_percentile(percent) for percent in (5, 95))
-        mse.plot(place, tally.user_mse, **look)
+        place = np.arange(1, values.shape[1] + 1)
+        low, high = np.percentile(values, (5, 95), axis=0, method="inverted_cdf")
+        mse.plot(place, values.mean(axis=0, dtype=float), **look)
         mse.fill_between(place, low, high, color=look["color"], **band)
-        rate.plot(place, tally.user_rate, **look)
+        rate.plot(place, -np.log(values).mean(axis=0, dtype=float), **look)
         rate.fill_between(place, -np.log(high), -np.log(low), color=look["color"], **band)
     mse.set_yscale("log")
     mse.set_ylabel("MSE of a unit-power symbol")
@@ -80,18 +81,19 @@ def user_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
     return figure
 
 
-def distribution_figure(tallies: Mapping[str, Tally], note: str) -> Figure:
+def distribution_figure(drops: Mapping[str, np.ndarray], note: str) -> Figure:
     """Draw the empirical distribution of a drop's mean MSE, one line per attack.
 
-    The marker is the mean over drops.
+    `drops` is that of `user_figure`. The marker is the mean over drops.
     """
     figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     panel = figure.subplots()
-    for attack, tally in tallies.items():
+    for attack, values in drops.items():
         look = _look(attack)
-        value, share = tally.distribution()
+        value = np.sort(values.mean(axis=1, dtype=float))
+        mean, share = float(value.mean()), np.arange(len(value) + 1) / len(value)
+        value = np.insert(value, 0, value[0])
         panel.step(value, share, where="post", color=look["color"])
-        mean = float(np.mean(tally.user_mse))
         panel.plot([mean], [float(np.interp(mean, value, share))], **look)
     panel.set_xscale("log")
     panel.set_ylim(0, 1.02)

@@ -83,8 +83,9 @@ def _accuracies(cells: pd.DataFrame) -> Iterator[Row]:
 
 def _channel(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[Row]:
     """Yield the average MSE and the worst user's SNR in the parameters, over channel draws."""
-    # Parameter-domain SNR of a user with MSE 1; none where kappa was given instead.
-    c0_db = find(run, "c0_db") if find(run, "kappa") is None else None
+    # Parameter-domain SNR of a user with MSE 1; none where it was not used.
+    used = find(run, "transport") in (None, "gaussian") and find(run, "kappa") is None
+    c0_db = find(run, "c0_db") if used else None
     users = {scenario: _user_mse(results, scenario) for scenario in _CHANNEL}
     for scenario, (printed, _) in _CHANNEL.items():
         ours = _mean(users[scenario].mean(axis=1).to_numpy(float), ".3g")
