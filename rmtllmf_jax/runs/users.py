@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_json
 from rmtllmf_jax.common.progress import note
-from rmtllmf_jax.data.prompts import prompt_classes, prompt_templates
+from rmtllmf_jax.data.registry import prompt_classes, prompt_templates
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
