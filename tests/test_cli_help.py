@@ -24,7 +24,7 @@ from cost_fixtures import TINY, backbone_of
 from huggingface_hub import constants
 
 from rmtllmf_jax.channel import ATTACKS
-from rmtllmf_jax.channel import RUN_RECIPES as CHANNELS
+from rmtllmf_jax.channel import PRESETS as CHANNELS
 from rmtllmf_jax.cli import main as entry
 from rmtllmf_jax.cli.main import COMMANDS, main, parse
 from rmtllmf_jax.cli.plan import print_json
