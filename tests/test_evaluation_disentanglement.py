@@ -25,12 +25,13 @@ from rmtllmf_jax.evaluation.accuracy import evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
     TaskSamples,
     combination_wde,
+    kl_divergence,
+    log_probabilities,
     pair_wde,
     single_outputs,
     task_samples,
     wde_terms,
 )
-from rmtllmf_jax.evaluation.distances import kl_divergence, log_probabilities
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.sweep.cosines import cosine_rows
