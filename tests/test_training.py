@@ -32,8 +32,7 @@ from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
 from rmtllmf_jax.training import task_models
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
-from rmtllmf_jax.training.finetune import finetune, train_step
-from rmtllmf_jax.training.loop import run_steps
+from rmtllmf_jax.training.finetune import finetune, run_steps, train_step
 from rmtllmf_jax.training.realign import Shots, realign
 from rmtllmf_jax.training.recipes import Recipe
 from rmtllmf_jax.training.task_models import FineTuned
@@ -127,22 +126,6 @@ def test_numbers_that_cannot_train_are_refused(change: dict, message: str):
         replace(RECIPE, **change)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.2), (10, 0.0), (10, 1.0), (1, 0.1), (7, 0.1)])
-def test_the_learning_rate_warms_up_and_decays_to_zero(steps: int, warmup: float):
-    recipe = Recipe(steps, 1, 0.3, 0.0, warmup=warmup, clip_norm=1e9)
-    optimiser, parameter = recipe.optimiser(), jnp.zeros(())
-    state, rates = optimiser.init(parameter), []
-    update = jax.jit(optimiser.update)
-    for _ in range(steps + 1):
-        change, state = update(jnp.ones(()), state, parameter)
-        rates.append(-float(change))  # AdamW moves by the rate under a constant gradient
-    warm = min(int(np.ceil(warmup * steps)), steps - 1)
-    step = np.arange(steps + 1)
-    decay = 0.5 * (1 + np.cos(np.pi * (step - warm) / (steps - warm)))
-    expected = 0.3 * np.where(step < warm, step / max(warm, 1), decay)
-    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-6)
-
-
 # Fine-tuning
 
 
@@ -229,14 +212,6 @@ def test_an_interrupted_run_ends_bitwise_where_the_whole_one_does(
     taken = counted(monkeypatch)
     assert_trees_equal(run_finetune(tiny, tmp_path), uninterrupted)
     assert len(taken) == left
-
-
-def test_a_run_with_nothing_left_to_do_is_restored(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    whole = run_finetune(tiny, tmp_path, every=5)
-    counted(monkeypatch, 0)
-    assert_trees_equal(run_finetune(tiny, tmp_path, every=5), whole)
 
 
 def test_the_seed_orders_the_samples(tiny: Tiny, uninterrupted: dict, tmp_path: Path):

@@ -4,19 +4,16 @@ R-MTLLMF (arXiv 2411.18220), eqs. (7) and (8)::
 
     xi = sum_i E_{x in task i} [ dist( f(x; base + a_i tau_i), f(x; base + scale sum_j tau_j) ) ]
 
-Every task is evaluated under its own frozen head, and no label is needed. Zero means that no task's
-predictions on its own samples change. **The comparison under noise:** the single model on the left
-has the task vector as sent, the merged model on the right the vectors as received, tau_j + e_j. So
-xi counts the effect of the noise as well as that of the other tasks; its increase over the xi
-without noise is due to the noise.
+Every task is evaluated under its own frozen head, and no label is needed. **Under noise** the
+single model on the left has the task vector as sent, the merged model on the right the vectors as
+received, tau_j + e_j: the increase of xi over the xi without noise is due to the noise.
 
 All functions are pure and differentiable (under `disagreement` the gradient is zero). Compile them
-with `jax.jit(..., static_argnames=("features", "distance", "batch_size"))`: tasks, scales,
-combinations and noise are data, so one program serves all of them. `features(params, images)` is
-the model up to its head, such as `Backbone.features`; the same object is compiled once.
+with `jax.jit(..., static_argnames=("features", "distance", "batch_size"))`: one program serves all
+tasks, scales, combinations and noises. `features(params, images)` is the model up to its head, such
+as `Backbone.features`; the same object is compiled once.
 
-Reference for the heat map of a pair: Ortiz-Jimenez et al., "Task Arithmetic in the Tangent Space",
-NeurIPS 2023 (arXiv 2305.12827).
+Reference for the heat map of a pair: Ortiz-Jimenez et al., arXiv 2305.12827.
 """
 
 from __future__ import annotations

@@ -100,16 +100,6 @@ def test_parameters_follow_torch_step_by_step(recipe: Recipe, kind: str, scale: 
     assert max(np.abs(ours[-1][name] - problem()[2][name]).max() for name in ("w", "v")) > 0.02
 
 
-def test_decay_alone_shrinks_parameters_by_the_learning_rate():
-    recipe = Recipe(STEPS, 1, 1e-2, 0.1, warmup=0.1)
-    factor = math.prod(1 - learning_rate(recipe, step) * 0.1 for step in range(STEPS))
-    frozen = problem()[2]["frozen"]
-    np.testing.assert_allclose(with_optax(recipe, 1.0)[-1]["frozen"], factor * frozen, rtol=1e-5)
-    np.testing.assert_allclose(
-        with_torch(recipe, 1.0, "AdamW")[-1]["frozen"], factor * frozen, rtol=1e-5
-    )
-
-
 def test_the_cosine_is_torchs():
     recipe = Recipe(STEPS, 1, 1e-2, 0.0, warmup=0.0)
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
