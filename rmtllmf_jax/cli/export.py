@@ -80,8 +80,8 @@ class Export:
         run = opened(self.run_folder, self.model, self.data, self.cache_dir)
         rows = find_configuration(run, pairs(self.configuration))
         tower = model_of(engine_of(run), job_of(rows))
-        score = rows["normalised_accuracy"].mean()
-        return run.config, tower, f"{' '.join(self.configuration)}, normalised accuracy {score:.1%}"
+        score = rows["normalised"].mean()
+        return run.config, tower, f"{' '.join(self.configuration)}, normalised score {score:.1%}"
 
     def _sum(self) -> tuple[RunConfig, PyTree, str]:
         """Return base + scale * sum of the task vectors."""

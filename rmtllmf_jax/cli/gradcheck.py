@@ -7,7 +7,9 @@ import math
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.cli.options import Cache, PresetText, ReceiverText
@@ -32,7 +34,7 @@ _RANDOM = "random (a small Vision Transformer, three tasks of random images); --
 _MEANINGS = {
     "too small to tell": "the derivative drowns in the rounding of the score: the finite "
     "differences are off by more than a tenth of it. Nothing speaks against the gradient, and "
-    "little for it. A lower --c0 (a larger kappa) or another --score makes the derivative larger; "
+    "little for it. A lower --c0 (a larger kappa) or another --metric makes the derivative larger; "
     "more --noise-draws, --channel-draws and --eval-samples average the rounding.",
     "differs": "the gradient and the finite differences are further apart than --tolerance and "
     "their uncertainty allow. Where the score bends sharply between two steps (margin, where "
@@ -70,10 +72,9 @@ class Gradcheck:
     """Channel scenario: clean (no channel), ideal (only thermal noise), or an attacker: white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
     min_max_rate, sum_mse."""
-    score: str = "soft_accuracy"
-    """Score that is differentiated: soft_accuracy, cross_entropy or margin."""
-    temperature: float = 1.0
-    """Divides the logits; soft_accuracy tends to the accuracy as it falls."""
+    metric: Annotated[str, tyro.conf.arg(aliases=["--score"])] = "soft_accuracy"
+    """Metric that is differentiated: soft_accuracy, which tends to the accuracy as its temperature
+    falls, as in 'soft_accuracy(temperature=0.5)', cross_entropy or margin."""
     preset: PresetText = "paper"
     receiver: ReceiverText = "sic"
     channel_draws: int = 1
@@ -124,8 +125,7 @@ class Gradcheck:
             "combination": self.combination or None,
             "images": _images(objective),
             "scenario": self.scenario,
-            "score": self.score,
-            "temperature": self.temperature,
+            "metric": self.metric,
             "preset": self.preset,
             "receiver": self.receiver,
             "channel_draws": self.channel_draws,
@@ -155,7 +155,7 @@ class Gradcheck:
         print(f"Model: {_RANDOM if self.out is None else self.out}")
         print(
             f"{self.combination or 'all tasks'} ({_images(objective):,} images), scenario "
-            f"{self.scenario}, preset {self.preset}: {self.score} {value:.4f}"
+            f"{self.scenario}, preset {self.preset}: {self.metric} {value:.4f}"
         )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("parameter", no_wrap=True)
@@ -183,17 +183,14 @@ def _checked(options: Gradcheck) -> Settings:
 
     **Raises:** `InputError` that names the option.
     """
-    from rmtllmf_jax.evaluation.scores import SCORES
+    from rmtllmf_jax.evaluation.metrics import get_metric
     from rmtllmf_jax.sweep.settings import Settings
 
-    require_known("--score", options.score, SCORES)
-    if options.score == "accuracy":
+    if not get_metric(options.metric).differentiable:
         raise InputError(
-            "--score accuracy is a step function, whose derivative says nothing: take "
-            "soft_accuracy, which tends to it as --temperature falls."
+            f"--metric {options.metric} is a step function, whose derivative says nothing: take "
+            "soft_accuracy, which tends to the accuracy as its temperature falls."
         )
-    if not (math.isfinite(options.temperature) and options.temperature > 0):
-        raise InputError(f"--temperature must be a finite number > 0, got {options.temperature!r}.")
     require_at_least("--channel-draws", options.channel_draws, 1)
     require_at_least("--noise-draws", options.noise_draws, 1)
     require_non_negative("--tolerance", options.tolerance)
@@ -287,8 +284,7 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
         settings,
         options.scenario,
         combination=combination,
-        score=options.score,
-        temperature=options.temperature,
+        metric=options.metric,
         channel_draws=options.channel_draws,
         noise_draws=options.noise_draws,
     )
@@ -386,7 +382,7 @@ def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agr
 
 
 def _images(objective: Objective) -> int:
-    return int((objective.samples.weights > 0).sum())
+    return int((objective.samples.weight > 0).sum())
 
 
 def _finite(number: float) -> float | None:

@@ -43,6 +43,13 @@ ReceiverText = Annotated[
         "noise; the last two take of=lmmse and the like. A decoding order means SIC in it.",
     ),
 ]
+MetricText = Annotated[
+    str,
+    tyro.conf.arg(
+        help="What models are scored by: accuracy, soft_accuracy(temperature=1.0), cross_entropy "
+        "or margin."
+    ),
+]
 
 
 @dataclass(kw_only=True)
@@ -137,6 +144,7 @@ class SweepOptions:
     kappa: float | None = None
     """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
     for all users; overrides --c0."""
+    metric: MetricText = "accuracy"
     eval_samples: int = 0
     """Test images per task; 0 is all."""
     validation_samples: int = 200

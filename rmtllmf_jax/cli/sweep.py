@@ -172,6 +172,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
         scale=options.scale,
         c0_db=options.c0,
         kappa=options.kappa,
+        metric=options.metric,
         eval_samples=options.eval_samples,
         validation_samples=options.validation_samples,
         shots=options.shots,
