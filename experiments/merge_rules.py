@@ -57,7 +57,7 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -154,7 +154,7 @@ def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool)
     ]
     parts = ["# Every merge rule on the eight tasks", *lines]
     for sheet in sheets:
-        parts += [f"## {sheet.title}", table(sheet)]
+        parts += [f"## {sheet.title}", markdown_table(sheet)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -43,7 +43,7 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -209,7 +209,7 @@ def main(options: Options) -> None:
         f"{options.draws} draws and {options.samples or 'all'} validation images per task, judged "
         f"on {options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
         "![Sensitivity by layer and task](sensitivity.png)",
-        table(summary(rows, protected, found)),
+        markdown_table(summary(rows, protected, found)),
         f"Most sensitive a parameter (the first by name): {names}.",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())

