@@ -19,7 +19,7 @@ from conftest import TinyRun
 from figures_disentanglement import by_size, pairs_figure, sizes_figure
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import evaluation_set
+from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
     TaskSamples,
     combination_wde,
