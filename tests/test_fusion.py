@@ -109,12 +109,6 @@ def test_merging_back_all_of_one_task_vector_gives_the_finetuned_model():
     assert_close(flat(fusion.add_to_base(tree_of(b), tau.tree, 1.0)), a)
 
 
-@pytest.mark.parametrize("scale", [0.3, jnp.float32(0.3)])
-def test_add_to_base(scale: Any):
-    _, (a, b, _) = random_stack(3)
-    assert_close(flat(fusion.add_to_base(tree_of(a), tree_of(b), scale)), a + 0.3 * b)
-
-
 # Trees that do not match
 
 
@@ -242,12 +236,6 @@ def test_power_law_follows_the_public_sweep():
     public = {2: 0.69, 3: 0.56, 4: 0.47, 5: 0.40, 6: 0.35, 7: 0.30}
     for tasks, scale in public.items():
         assert fusion.power_law(tasks) == pytest.approx(scale, abs=0.03)
-
-
-def test_forgetting_is_the_base_minus_the_vector():
-    base = tree_of(np.arange(SIZE, dtype=np.float32))
-    tau = TaskVector(tree_of(np.ones(SIZE, np.float32)))
-    np.testing.assert_allclose(flat(base - 0.5 * tau), np.arange(SIZE) - 0.5)
 
 
 # Views and selection

@@ -351,13 +351,6 @@ def test_the_gradient_of_ties_reaches_those_who_agree():
 # DARE
 
 
-@pytest.mark.parametrize("name", ["dare", "dare_ties"])
-def test_dare_without_dropping_is_the_rule_below_it(name: str):
-    stacked = normal(30)
-    below = rules.TaskArithmetic() if name == "dare" else rules.Ties(1.0, normalise=False)
-    assert_trees_equal(rules.METHODS[name](drop=0.0)(stacked, KEY), below(stacked))
-
-
 def kept(name: str, stacked: dict, drop: float) -> dict[str, np.ndarray]:
     """Return which entries survive, seen from outside: by merging one user at a time."""
     rows = [rules.METHODS[name](drop=drop)(stacked, KEY, weights=w) for w in jnp.eye(3)]

@@ -204,18 +204,6 @@ def test_a_threshold_of_1_is_task_arithmetic():
         assert_trees_equal(merged, rules.TaskArithmetic()(stacked))
 
 
-def test_layers_like_the_reference_count_less():
-    reference = {path: leaf[0] for path, leaf in flat(7).items()}
-    stacked = {path: leaf[1:] for path, leaf in flat(7).items()}
-    alike = {f"layers/1/{leaf}" for leaf in ("bias", "kernel")}
-    stacked |= {path: np.stack([reference[path]] * 2) for path in alike}
-    merged = rules.Lata("threshold", 0.9)(as_jax(stacked), reference=as_jax(reference))
-    for path, leaf in merged.items():
-        expected = 0 * leaf if path in alike else stacked[path].sum(axis=0)
-        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
-    assert weights_of(stacked, rules.Lata(), reference)["layers/1"].max() == 0
-
-
 def test_a_layer_of_zeros_is_like_nothing_and_harms_nobody():
     stacked = flat(10)
     stacked["norm/scale"] = np.zeros_like(stacked["norm/scale"])

@@ -448,45 +448,32 @@ def test_what_is_finished_is_not_done_again(trained: Users, run: Path):
     assert records == load_manifest(trained.run)[1]
     assert seen == ["mnist", "svhn"]
     assert artefacts(run) == before
-
-
-@pytest.mark.usefixtures("no_training")
-def test_places_may_change(trained: Users, run: Path):
-    moved = replace(SETTING, model="elsewhere", data="elsewhere")
+    moved = replace(SETTING, model="elsewhere", data="elsewhere")  # places may change
     trained.train("mnist", run=run, setting=moved)
-    setting, records = load_manifest(run)
-    assert setting == moved
-    assert list(records) == ["mnist", "svhn"]
-
-
-def test_a_changed_recipe_makes_new_models_under_the_old_heads(
-    trained: Users, run: Path, cheap: list[str]
-):
-    before = artefacts(run)
-    _, old = load_manifest(run)
-    new = trained.train("mnist", run=run, recipe=replace(RECIPE, learning_rate=2e-3))["mnist"]
-    assert cheap == ["fine-tuning mnist"]
-    assert new.head == old["mnist"].head
-    assert new.finetuned != old["mnist"].finetuned
-    assert artefacts(run) > before
-    _, records = load_manifest(run)
-    assert records == {"mnist": new, "svhn": old["svhn"]}
+    assert load_manifest(run) == (moved, records)
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"model_hash": "x"}, {"image_size": 32}, {"validation_fraction": 0.1}]
+    ("setting", "recipe"),
+    [
+        ({}, {"learning_rate": 2e-3}),  # new models under the old heads
+        ({"seed": 1}, {}),  # new heads and a new manifest
+        ({"model_hash": "x"}, {}),
+        ({"image_size": 32}, {}),
+        ({"validation_fraction": 0.1}, {}),
+    ],
 )
-def test_a_changed_setting_makes_new_heads_and_a_new_manifest(
-    trained: Users, run: Path, cheap: list[str], change: dict
+def test_a_changed_option_makes_new_artefacts(
+    trained: Users, run: Path, cheap: list[str], setting: dict, recipe: dict
 ):
-    before = artefacts(run)
-    _, old = load_manifest(run)
-    changed = replace(SETTING, **change)
-    new = trained.train("mnist", run=run, setting=changed)["mnist"]
+    before, (_, old) = artefacts(run), load_manifest(run)
+    changed = replace(SETTING, **setting)
+    new = trained.train("mnist", run=run, setting=changed, recipe=replace(RECIPE, **recipe))
     assert cheap == ["fine-tuning mnist"]
-    assert new.head != old["mnist"].head
+    assert (new["mnist"].head == old["mnist"].head) == (not setting)
+    assert new["mnist"].finetuned != old["mnist"].finetuned
     assert artefacts(run) > before
-    assert load_manifest(run) == (changed, {"mnist": new})
+    assert load_manifest(run) == (changed, new if setting else old | new)
 
 
 def test_changed_data_make_new_heads(trained: Users, run: Path, cheap: list[str], tmp_path: Path):

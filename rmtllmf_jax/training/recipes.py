@@ -43,7 +43,6 @@ class Recipe:
     """Largest global gradient norm; `None` does not clip."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         require_at_least("steps", self.steps, 1)
         require_at_least("batch size", self.batch_size, 1, 2**20)
         for field in fields(self)[2:]:
