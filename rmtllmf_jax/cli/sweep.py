@@ -169,6 +169,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
         preset=options.preset,
         receiver=options.receiver,
         error_model=options.error_model,
+        transport=options.transport,
         scale=options.scale,
         c0_db=options.c0,
         kappa=options.kappa,
@@ -231,8 +232,9 @@ def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Set
     from rmtllmf_jax.sweep.scales import require_chosen
 
     settings = settings_of(options, seed)
-    settings.channel(len(tasks))
+    preset = settings.channel(len(tasks))
     grid = grid_of(options, tasks, seed)
+    grid.require_fitting(preset, settings.transporting)
     require_chosen(grid, settings.scale)
     settings.root(grid.seeds - 1)
     return settings, grid

@@ -115,8 +115,9 @@ class Facts:
 
     @property
     def c0_db(self) -> float | None:
-        """Parameter-domain SNR in dB of a user with MSE 1; `None` where kappa was given instead."""
-        value = None if find(self.run, "kappa") is not None else find(self.run, "c0_db")
+        """Parameter-domain SNR in dB of a user with MSE 1; `None` where it was not used."""
+        symbols = find(self.run, "transport") not in (None, "gaussian")
+        value = None if symbols or find(self.run, "kappa") is not None else find(self.run, "c0_db")
         return None if value is None else float(value)
 
     def worst_snr_db(self, scenario: str) -> np.ndarray:

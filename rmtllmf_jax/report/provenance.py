@@ -13,10 +13,10 @@ from rmtllmf_jax.common.files import read_json
 
 _SHOWN = (
     "command", "commit", "machine", "device", "platform", "seconds", "model", "model_hash",
-    "checkpoint", "preset", "order", "error_model", "image_size", "recipe", "tasks", "sizes",
-    "scenarios", "protections", "rules", "axis", "levels", "draws", "seed", "seeds", "scale",
-    "scales", "kappa", "c0_db", "shots", "realign", "eval_samples", "validation_samples",
-    "versions",
+    "checkpoint", "preset", "order", "error_model", "transport", "image_size", "recipe",
+    "tasks", "sizes", "scenarios", "protections", "rules", "axis", "levels", "draws", "seed",
+    "seeds", "scale", "scales", "kappa", "c0_db", "shots", "realign", "eval_samples",
+    "validation_samples", "versions",
 )  # fmt: skip
 
 

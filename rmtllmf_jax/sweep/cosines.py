@@ -54,11 +54,7 @@ def _cells(grid: Grid) -> Iterator[Cell]:
 
 
 def _rows(engine: Engine, cell: Cell) -> list[dict[str, Any]]:
-    received = _receive(
-        engine.arrays["vectors"],
-        engine.sources(cell.seed, cell.draw),
-        jnp.asarray(engine.uplinks.factor(cell)),
-    )
+    received = _receive(*engine.received(cell), jnp.asarray(engine.uplinks.factor(cell)))
     frozen = fusion.leaves_by_path(engine.frozen(engine.settings.frozen))
     whole = fusion.leaves_by_path(received)
     rest = {path: leaf for path, leaf in whole.items() if not frozen[path]}

@@ -44,7 +44,7 @@ def run_grid(
     **Raises:** `InputError` if the grid has what the preset of the settings cannot have, before
     anything is computed.
     """
-    grid.require_fitting(engine.uplinks.preset)
+    grid.require_fitting(engine.uplinks.preset, engine.uplinks.transport)
     require_chosen(grid, engine.settings.scale)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
