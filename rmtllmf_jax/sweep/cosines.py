@@ -17,10 +17,10 @@ from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
 from rmtllmf_jax.fusion.similarity import sign_agreement
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 
 
-def cosine_rows(engine: Engine, grid: Grid, parts: Parts) -> list[dict[str, Any]]:
+def cosine_rows(engine: Engine, grid: Grid, parts: CellStore) -> list[dict[str, Any]]:
     """Return one row a (scenario, level, draw, seed, protection, pair of tasks).
 
     `protection` is `none`, or `freeze` for vectors whose frozen leaves were reloaded from the base
