@@ -150,7 +150,7 @@ class Study:
     def noise(self, scenario: str, draw: int) -> Any:
         """Return the errors of all task vectors, stacked: those of the sweep's seed 0."""
         cell = Cell((), scenario, draw, 0, "none")
-        return _errors(self.uplinks.sources(cell.seed, draw), self.uplinks.factor(cell))
+        return _errors(self.uplinks.sources(cell), self.uplinks.factor(cell))
 
     def heat_map(self, pair: Combination, noise: Any) -> list[list[float]]:
         """Return the error of a pair over both scales."""

@@ -17,7 +17,7 @@ from conftest import TinyRun, command
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.main import main, parse
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 
 Refused = Callable[..., str]
 
@@ -429,7 +429,7 @@ def test_a_damaged_manifest(sweep: Refused, run: Path, content: str) -> None:
 
 
 def test_a_part_of_another_program_in_the_store(sweep: Refused, run: Path, tmp_path: Path) -> None:
-    with Parts(tmp_path / "other") as parts:
+    with CellStore(tmp_path / "other") as parts:
         parts.add("0123", [{"another": 1}])
     (part,) = (tmp_path / "other").iterdir()
     (folder,) = run.glob("sweep/*/cells")

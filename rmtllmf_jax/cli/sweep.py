@@ -113,7 +113,7 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
     **Raises:** `InputError` for an unknown name or number, for what the preset cannot have, or for
     an empty grid.
     """
-    from rmtllmf_jax.channel import Link, Scenario
+    from rmtllmf_jax.channel import Scenario
     from rmtllmf_jax.defences.repairs import EMBEDDINGS, parse_protection
     from rmtllmf_jax.fusion.rules import parse_method
     from rmtllmf_jax.sweep.axis import parse_axis
@@ -133,8 +133,6 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
     preset, axis = settings.channel(len(tasks)), parse_axis(options.axis)
     axis.require_fitting(preset)
     for scenario in map(Scenario, options.scenarios):
-        if scenario.attack is not None:
-            Link(preset, scenario.attack)
         axis.require_meaning(scenario)
     grid = Grid(
         choose_combinations(tasks, _per_size(options.combinations), options.seed),
@@ -145,6 +143,7 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
         tuple(dict.fromkeys(map(parse_method, options.rules))),
         axis,
     )
+    grid.require_fitting(preset, settings.transporting)
     require_chosen(grid, settings.scale)
     settings.root(grid.seeds - 1)
     return settings, grid
