@@ -434,7 +434,7 @@ def test_a_part_of_another_program_in_the_store(sweep: Refused, run: Path, tmp_p
     (part,) = (tmp_path / "other").iterdir()
     (folder,) = run.glob("sweep/*/cells")
     shutil.copy(part, folder)
-    assert f"{folder}/{part.name}: lacks column kind" in sweep()
+    assert f"{folder}/{part.name}: column kind is missing" in sweep()
 
 
 def test_a_model_that_changed_after_fine_tuning(sweep: Refused, run: Path, model: Path) -> None:

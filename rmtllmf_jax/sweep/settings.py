@@ -115,8 +115,8 @@ class Settings:
         Reload(self.frozen)
         parse_error_model(self.error_model)
         get_receiver(self.receiver)
-        get_metric(self.metric)
         get_transport(self.transport)
+        get_metric(self.metric)
 
     def _check_scale(self) -> None:
         try:
