@@ -57,9 +57,9 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet, percent
-from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
+from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Combination
 
@@ -140,11 +140,11 @@ def as_used(row: pd.Series) -> str:
 def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
     """Return the markdown page of the tables."""
     title = "Average normalised accuracy (%), mean ± standard deviation over combinations"
-    sheets = [by_rule(results, title)]
-    weak, note = weak_tasks(results), caveat(results)
-    if weak and len(without_weak_tasks(results)):
-        left = f"{title}, without {', '.join(weak)}"
-        sheets.append(by_rule(without_weak_tasks(results), left))
+    sheets = [
+        by_rule(rows, f"{title}, {without}" if without else title)
+        for without, rows in versions(results).items()
+    ]
+    note = caveat(results)
     lines = [
         made_by("merge_rules.py", options.seed, seconds, resumed=resumed),
         "Test accuracies; options and scales were chosen on validation samples.",
@@ -154,7 +154,7 @@ def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool)
     ]
     parts = ["# Every merge rule on the eight tasks", *lines]
     for sheet in sheets:
-        parts += [f"## {sheet.title}", table(sheet)]
+        parts += [f"## {sheet.title}", markdown_table(sheet)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -169,8 +169,8 @@ def _print_vectors(
     from rmtllmf_jax import fusion
     from rmtllmf_jax.common.files import replacing
     from rmtllmf_jax.report.sheets import Sheet
-    from rmtllmf_jax.report.similarity import similarity_figure
     from rmtllmf_jax.report.terminal import print_sheet
+    from rmtllmf_jax.report.vector_figures import similarity_figure
     from rmtllmf_jax.runs.users import load_user
 
     vectors = []

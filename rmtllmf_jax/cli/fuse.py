@@ -132,18 +132,25 @@ def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
 
     from rich.console import Console
 
+    from rmtllmf_jax.common.files import write_bytes
     from rmtllmf_jax.fusion.layers import layers_of
-    from rmtllmf_jax.report.layer_weights import layer_weights_sheet, write_layer_weights
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.style import image_bytes
     from rmtllmf_jax.report.terminal import print_sheet
+    from rmtllmf_jax.report.vector_figures import layer_weights_figure
 
     plan = under_way.plan
     rows = {layer: [float(weight) for weight in row] for layer, row in weights.items()}
     method: Any = plan.recipe.method
-    layers = layers_of(plan.matching.merged, method.granularity)
+    tensors = Counter(layers_of(plan.matching.merged, method.granularity).values())
     title = f"Weights by layer: {plan.recipe.name}"
-    sheet = layer_weights_sheet(rows, plan.names, Counter(layers.values()), title)
-    print_sheet(sheet, Console())
-    write_layer_weights(under_way.folder / PLOT, rows, plan.names, title)
+    lines = [
+        [layer, str(tensors[layer]), *(f"{weight:.3f}" for weight in row)]
+        for layer, row in rows.items()
+    ]
+    print_sheet(Sheet(title, ["layer", "tensors", *plan.names], lines), Console())
+    figure = layer_weights_figure(rows, plan.names, title)
+    write_bytes(under_way.folder / PLOT, image_bytes(figure, dpi=150))
 
 
 def _summary(plan: Plan) -> str:
