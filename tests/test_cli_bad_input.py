@@ -152,15 +152,6 @@ def test_options_that_nothing_can_be_done_with(reproduce: Refused, options: str,
     assert said in reproduce(*options.split())
 
 
-def test_an_unknown_option_names_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["sweep", "--out", "o", "--scenaros", "ideal"])
-    assert caught.value.code == 2
-    errors = capfd.readouterr().err
-    assert "--scenaros" in errors
-    assert "--scenarios" in errors
-
-
 def test_the_installed_command_exits_with_2(tmp_path: Path) -> None:
     words = command("report", tmp_path / "nothing")
     done = subprocess.run(words, capture_output=True, text=True)

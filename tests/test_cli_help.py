@@ -103,7 +103,7 @@ def test_the_overview_has_a_line_a_command_and_the_exit_codes(
     }
 
 
-def test_lines_of_a_docstring_run_on_and_arguments_have_names(
+def test_lines_run_on_and_arguments_have_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (text,) = [
@@ -278,14 +278,23 @@ def test_exit_codes(
     }.get(code, "rmtllmf: stopped; the same command resumes from here.\n")
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["sweep"], ["report", "a", "--nonsense", "1"]])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nonsense"], "--help"),
+        (["sweep"], "--help"),
+        (["report", "a", "--nonsense", "1"], "--help"),
+        (["sweep", "--out", "o", "--scenaros", "ideal"], "--scenarios"),
+        (["completion", "tcsh"], "tcsh"),
+    ],
+)
 def test_usage_that_cannot_be_read_is_code_2(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
-    assert "--help" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 # --json
