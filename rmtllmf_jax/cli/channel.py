@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.options import Cache, PresetText, ReceiverText
+from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
 from rmtllmf_jax.common.values import described, parse_all
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
@@ -28,19 +27,17 @@ _EIGENVALUE_DROPS, _SYMBOLS, _QAM = 1000, 1500, 64
 
 
 @dataclass(kw_only=True)
-class Channel:
+class Channel(ChannelOptions):
     """Draw channels, attack them, and print and plot the users' errors (MSE) and rates.
 
     Example: rmtllmf channel --preset paper --draws 20000 --attack none sum_rate --json
     """
 
-    preset: PresetText = "paper"
     attack: tuple[str, ...] = ()
     """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
     min_max_rate, sum_mse, towards(user=0); by default none, strongest_user and sum_rate."""
     draws: int = 20_000
     """Channel realisations that every number is a mean or percentile of."""
-    receiver: ReceiverText = "sic"
     seed: int = 0
     """Root of all random numbers."""
     json: bool = False
@@ -86,7 +83,7 @@ class Channel:
             for attack, mse in drops.items()
         ]
         if self.json:
-            print(json.dumps(_nulls(rows), indent=2, allow_nan=False))
+            print_as_json(rows)
         else:
             _print_table(f"Channel {self._note(link)}", rows)
 
@@ -214,12 +211,3 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     ]
     header = ["statistic", "unit", *(row["attack"] for row in rows)]
     print_sheet(Sheet(title, header, lines), Console())
-
-
-def _nulls(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {key: _nulls(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_nulls(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

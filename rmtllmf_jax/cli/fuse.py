@@ -84,7 +84,11 @@ class Fuse:
             print("\n".join(_listing(plan)))
             return
         with working_in(part_folder(self.out)), fusing(plan) as under_way:
-            _say_what_is_there(under_way)
+            if under_way.part.restarted:
+                note(f"{under_way.part.root}: was of other inputs or options; starting again.")
+            elif under_way.finished:
+                total = len(plan.shards)
+                note(f"{under_way.finished} of {total} shards are finished already.")
             weights = under_way.layer_weights()
             if weights is not None:
                 _show_weights(weights, under_way)
@@ -120,14 +124,6 @@ def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:
             value = f"({value},)"
         options.append(f"{name}={value}")
     return f"{method}({', '.join(options)})" if options else method
-
-
-def _say_what_is_there(under_way: Fusing) -> None:
-    total = len(under_way.plan.shards)
-    if under_way.part.restarted:
-        note(f"{under_way.part.root}: was of other inputs or options; starting again.")
-    elif under_way.finished:
-        note(f"{under_way.finished} of {total} shards are finished already.")
 
 
 def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
