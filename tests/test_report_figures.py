@@ -13,10 +13,11 @@ import report_tables as made
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from rmtllmf_jax.channel import ATTACKS
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.figures import axis_figure, figure_2, figure_5, scale_figure
+from rmtllmf_jax.report.figures import BASE, axis_figure, figure_2, figure_5, scale_figure
+from rmtllmf_jax.report.labels import SCENARIOS
 from rmtllmf_jax.report.plates import plates
-from rmtllmf_jax.report.style import BASE
 from rmtllmf_jax.report.vector_figures import cosine_figure, similarity_figure
 
 LEVELS = (-10.0, 0.0, 10.0)
@@ -280,3 +281,10 @@ def test_every_part_has_figures_of_its_own(axis: pd.DataFrame):
     assert none == []
     assert "figure_2 skipped: results.parquet holds control rows only." in skipped
     assert "figure_4 skipped: cosines.parquet has no scenario sum_rate." in skipped
+
+
+def test_scenarios_are_captioned_by_the_titles_of_their_attacks():
+    titles = {name: attack.title for name, attack in ATTACKS.items() if name in SCENARIOS}
+    assert titles == {name: SCENARIOS[name] for name in titles}
+    assert ATTACKS["none"].title == SCENARIOS["ideal"]
+    assert set(SCENARIOS) == {*titles, "clean", "ideal"}

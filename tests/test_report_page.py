@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.pages import Report, html_page, markdown_page, markdown_table
 from rmtllmf_jax.report.plates import Plate, plates
-from rmtllmf_jax.report.sheets import Sheet, all_sheets
+from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table
 from rmtllmf_jax.report.tables import summary
 from rmtllmf_jax.report.terminal import print_summary
 from rmtllmf_jax.report.verdict import verdict
-from rmtllmf_jax.report.write import write_report
+from rmtllmf_jax.report.write import Report, html_page, markdown_page, write_report
 
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
 
