@@ -65,7 +65,7 @@ from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
-from rmtllmf_jax.evaluation.accuracy import evaluation_set
+from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache

@@ -75,10 +75,10 @@ def tested_rows(study: Study, one: Candidate, combination: Combination) -> Itera
             "size": len(combination),
             "combination": "+".join(combination),
             "task": task,
-            "accuracy": accuracy,
-            "base_accuracy": study.reference(task, "base", "test"),
-            "finetuned_accuracy": alone,
-            "normalised_accuracy": accuracy / alone,
+            "score": accuracy,
+            "base_score": study.reference(task, "base", "test"),
+            "finetuned_score": alone,
+            "normalised": accuracy / alone,
         }
 
 
@@ -114,7 +114,7 @@ def compare(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 def by_rule(results: pd.DataFrame, title: str) -> Sheet:
     """Return mean ± standard deviation over combinations, a row a rule and a column a size."""
     cells = results.groupby(["rule", "size", "combination"], sort=False, as_index=False).agg(
-        score=("normalised_accuracy", "mean"),
+        score=("normalised", "mean"),
         method=("method", "first"),
         scale=("scale", "first"),
     )

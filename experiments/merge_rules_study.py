@@ -264,7 +264,7 @@ class Study:
 
     def accuracies(self, name: str, params: Any, combination: Combination, split: str) -> None:
         """Record the accuracy of every task of the combination."""
-        values = [self.engine.accuracy(params, task, split) for task in combination]
+        values = [self.engine.score(params, task, split) for task in combination]
         self.journal.add(name, values)
 
     def reference(self, task: str, model: str, split: str) -> float:
@@ -273,7 +273,7 @@ class Study:
         if name not in self.journal:
             user = self.inputs.tasks.index(task)
             params = self.inputs.base if model == "base" else self.inputs.finetuned(user)
-            self.journal.add(name, self.engine.accuracy(params, task, split))
+            self.journal.add(name, self.engine.score(params, task, split))
         return self.journal[name]
 
     def normalised(self, name: str, combination: Combination, split: str) -> float:
@@ -342,5 +342,5 @@ def choose(
             ]
             scores[one] = float(np.mean(values))
             row = {"rule": variant, "size": size, "method": described(one.method)}
-            rows.append({**row, "scale": one.scale, "validation_normalised_accuracy": scores[one]})
+            rows.append({**row, "scale": one.scale, "validation_normalised": scores[one]})
     return max(scores, key=lambda one: scores[one]), rows

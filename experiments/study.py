@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective
 from rmtllmf_jax.report.style import image_bytes
 from rmtllmf_jax.runs.environment import default_cache, provenance
@@ -110,9 +111,9 @@ def objectives(
         validation_samples=options.tuning_samples,
         seed=options.seed,
     )
-    soft = {"split": "validation", "temperature": options.temperature, **tuning}
+    soft = {"split": "validation", "metric": SoftAccuracy(options.temperature), **tuning}
     tuned = objective_of(inputs, settings, scenario, **soft)
-    judge = objective_of(inputs, settings, "ideal", score="accuracy", **judging)
+    judge = objective_of(inputs, settings, "ideal", metric=Accuracy(), **judging)
     return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
 
 

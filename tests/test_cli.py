@@ -80,7 +80,7 @@ def test_the_main_job_leaves_tables_and_report(finished: TinyRun) -> None:
     ]
     results = table(finished.folder)
     assert list(results[KEYS].itertuples(index=False, name=None)) == expected
-    assert results["accuracy"].between(0, 1).all()
+    assert results["score"].between(0, 1).all()
     assert set(table(finished.folder, "cosines")["scenario"]) == set(SCENARIOS)
     report = {path.name for path in (finished.folder / "report").iterdir()}
     figures = {f"figure_{n}.{kind}" for n in (2, 3, 4, 5) for kind in ("png", "svg", "pdf")}
@@ -207,7 +207,7 @@ def test_other_settings_have_another_store(finished: TinyRun, tmp_path: Path) ->
     results, whole = table(run), table(finished.folder)
     assert set(results["protection"]) == {"none", "realign"}
     both = results.merge(whole, on=KEYS, suffixes=("", "_before"))
-    unlike = both[both["accuracy"] != both["accuracy_before"]]
+    unlike = both[both["score"] != both["score_before"]]
     assert set(unlike["protection"]) == {"realign"}
     used = json.loads((run / "run.json").read_text())["store"]
     assert {run / used, old} == stores
@@ -284,7 +284,7 @@ def test_a_report_before_the_end_of_a_sweep(
     whole, part = table(finished.folder), table(run / "so_far")
     both = part.merge(whole, on=KEYS)
     assert 0 < len(both) == len(part) < len(whole)
-    for name in ("accuracy", "base_accuracy", "finetuned_accuracy", "normalised_accuracy"):
+    for name in ("score", "base_score", "finetuned_score", "normalised"):
         assert (both[f"{name}_x"] == both[f"{name}_y"]).all()
     page = (run / "so_far" / "report" / "summary.md").read_text()
     total = len(whole.drop_duplicates(KEYS[:-1]))
@@ -346,7 +346,7 @@ def test_scale_on_validation_leaves_its_curve(finished: TinyRun, tmp_path: Path)
     sweep(run, finished, "--scale", "validation", *few)
     curve, results = table(run, "scales"), table(run)
     assert sorted(curve["scale"].unique()) == list(VALIDATION_SCALES)
-    best = curve.groupby(["size", "scale"])["normalised_accuracy"].mean()
+    best = curve.groupby(["size", "scale"])["normalised"].mean()
     for size, chosen in results.groupby("size")["scale"].unique().items():
         (scale,) = chosen
         assert best[size][scale] == pytest.approx(best[size].max(), rel=1e-12)

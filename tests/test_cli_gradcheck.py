@@ -341,7 +341,7 @@ def test_a_run_folder_agrees(finished: TinyRun, run: Callable) -> None:
         (),
         ("--scenario", "ideal", "--parameters", "attack", "positions"),
         ("--preset", "mse=.1,.2,.3", "--scenario", "ideal", "--score", "cross_entropy"),
-        ("--scenario", "strongest_user", "--order", "strongest_first", "--score", "margin"),
+        ("--scenario", "strongest_user", "--order", "strongest_first", "--metric", "margin"),
         ("--scenario", "sum_mse", "--order", "lmmse", "--channel-draws", "2"),
     ],
 )
@@ -356,8 +356,8 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--score softaccuracy", "unknown --score 'softaccuracy'. Did you mean 'soft_accuracy'?"),
-        ("--score accuracy", "--score accuracy is a step function"),
+        ("--metric softaccuracy", "unknown metric 'softaccuracy'. Did you mean 'soft_accuracy'?"),
+        ("--metric accuracy", "--metric accuracy is a step function"),
         ("--scenario sumrate", "unknown scenario 'sumrate'. Did you mean 'sum_rate'?"),
         ("--parameters power", "unknown parameter of --parameters 'power'. Did you mean 'powers'?"),
         ("--parameters powers mse", "parameters give the MSE itself and also powers"),
@@ -377,8 +377,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
             "unknown task of --combination 'thrid'. Did you mean 'third'?",
         ),
         ("--combination first+first", "--combination names a task more than once"),
-        ("--temperature 0", "--temperature must be a finite number > 0, got 0.0"),
-        ("--temperature nan", "--temperature must be a finite number > 0, got nan"),
+        ("--metric margin(0)", "temperature must be a finite number > 0, got 0.0"),
         ("--tolerance -1", "--tolerance must be a finite number >= 0, got -1.0"),
         ("--noise-draws 0", "--noise-draws must be at least 1, got 0"),
         ("--channel-draws 0", "--channel-draws must be at least 1, got 0"),

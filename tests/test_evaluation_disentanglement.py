@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import evaluation_set
+from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
     TaskSamples,
     combination_wde,

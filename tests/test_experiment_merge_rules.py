@@ -128,9 +128,9 @@ def test_the_comparison_runs_and_goes_on_from_its_journal(
     assert set(results["rule"]) == {"base", *options.rules}
     scores = choices[choices["rule"] == "task_arithmetic"].set_index("scale")
     chosen = results[results["rule"] == "task_arithmetic"]["scale"].unique()
-    assert chosen == scores["validation_normalised_accuracy"].idxmax()
-    normalised = results["accuracy"] / results["finetuned_accuracy"]
-    np.testing.assert_allclose(results["normalised_accuracy"], normalised, rtol=1e-4)
+    assert chosen == scores["validation_normalised"].idxmax()
+    normalised = results["score"] / results["finetuned_score"]
+    np.testing.assert_allclose(results["normalised"], normalised, rtol=1e-4)
     page = (options.out / "README.md").read_text()
     assert "| regmean |" in page
     script.main(replace(options, out=tmp_path / "again"))

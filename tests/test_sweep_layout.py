@@ -202,12 +202,10 @@ def test_many_devices_count_what_one_does(
         one = one[some].reset_index(drop=True)
     for layout in layouts:
         many = pd.read_parquet(tmp_path / f"results-{layout}.parquet")
-        apart = many["accuracy"] != one["accuracy"]
+        apart = many["score"] != one["score"]
         assert apart.mean() <= 0.01, layout
-        assert (
-            many["accuracy"] - one["accuracy"]
-        ).abs().max() < 1.5 / 20  # one sample of the least
-        measured = ["accuracy", "normalised_accuracy"]
+        assert (many["score"] - one["score"]).abs().max() < 1.5 / 20  # one sample of the least
+        measured = ["score", "normalised"]
         pd.testing.assert_frame_equal(
             many.drop(columns=measured), one.drop(columns=measured), check_exact=True
         )

@@ -281,14 +281,14 @@ def test_what_was_finished_before_memory_ran_out_is_kept(
 ) -> None:
     calls = []
 
-    def count(*arguments: Any) -> Any:
+    def evaluate(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) > 7:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return sweep_engine.programs.count(*arguments)
+        return sweep_engine.programs.evaluate(*arguments)
 
     engine = engine_like(sweep_engine)
-    engine.programs = Programs(sweep_engine.programs.merge, refuse, count)
+    engine.programs = Programs(sweep_engine.programs.merge, refuse, evaluate)
     with pytest.raises(InputError, match="ran out of memory"), Stage(engine, tmp_path) as stage:
         stage.complete(JOBS, "sweep")
     with Parts(tmp_path) as parts:

@@ -15,7 +15,7 @@ from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job, base_job
 from rmtllmf_jax.sweep.parts import Parts
 from rmtllmf_jax.sweep.program import program
-from rmtllmf_jax.sweep.references import finetuned_accuracy, reference_jobs
+from rmtllmf_jax.sweep.references import finetuned_score, reference_jobs
 from rmtllmf_jax.sweep.scales import Scales, require_chosen, scales_by_size
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
@@ -93,9 +93,8 @@ def _rows(stage: Stage, job: Job, rule: str) -> Rows:
     engine, cell = stage.engine, job.cell
     rows = []
     for task in cell.combination:
-        finetuned = finetuned_accuracy(stage, task)
+        finetuned = finetuned_score(stage, task)
         found = stage.row(job, task)
-        accuracy = found["accuracy"]
         rows.append(
             {
                 "combination": "+".join(cell.combination),
@@ -112,10 +111,11 @@ def _rows(stage: Stage, job: Job, rule: str) -> Rows:
                 "scale": job.scale,
                 **{name: found[name] for name in ("kappa", "mse", "mse_mean", "uses")},
                 "error_model": engine.settings.error_model,
-                "accuracy": accuracy,
-                "finetuned_accuracy": finetuned,
-                "base_accuracy": stage.accuracy(base_job(engine.inputs.tasks, "test"), task),
-                "normalised_accuracy": accuracy / finetuned,
+                "metric": found["metric"],
+                "score": found["score"],
+                "base_score": stage.score(base_job(engine.inputs.tasks, "test"), task),
+                "finetuned_score": finetuned,
+                "normalised": engine.metric.normalised(found["score"], finetuned),
             }
         )
     return rows

@@ -34,7 +34,8 @@ from rmtllmf_jax.defences.repairs import (
     named,
     repairs_of,
 )
-from rmtllmf_jax.evaluation.accuracy import even_batch
+from rmtllmf_jax.evaluation.batches import even_batch
+from rmtllmf_jax.evaluation.metrics import Metric, get_metric
 from rmtllmf_jax.fusion import SCALES
 from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
@@ -45,7 +46,7 @@ VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
 """Merging coefficients that the rule `validation` tries.
 
 None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
-make hard to beat; the base model's own accuracy stands in every row of the results instead.
+make hard to beat; the base model's own score stands in every row of the results instead.
 """
 
 
@@ -69,6 +70,8 @@ class Settings:
     """Parameter-domain SNR in dB of a user with MSE 1; sets kappa for each user."""
     kappa: float | None = None
     """Noise scale of the parameters, the same for all users; overrides c0."""
+    metric: str | Metric = "accuracy"
+    """What models are scored by, or its description, see `evaluation.get_metric`."""
     eval_samples: int = 0
     """Test images per task; 0 is all."""
     validation_samples: int = 200
@@ -101,6 +104,7 @@ class Settings:
         Reload(self.frozen)
         parse_error_model(self.error_model)
         get_receiver(self.receiver)
+        get_metric(self.metric)
 
     def _check_scale(self) -> None:
         try:
@@ -178,6 +182,7 @@ class Settings:
         values = asdict(self)
         del values["eval_batch_size"]  # a knob of speed, not of meaning
         values["receiver"] = described(self.receiving)
+        values["metric"] = described(get_metric(self.metric))
         preset = get_preset(self.preset)
         if preset is self.preset or isinstance(preset, Matrices):  # a file may change
             values["preset"] = described(preset)

@@ -59,11 +59,10 @@ class Stage:
                 before = images
                 with interrupts_held(_NOTICE):
                     finished = {}
-                    for job, correct in (chunk := next(chunks)):
-                        sizes = {t: self.engine.samples(t, job.split).count for t in correct}
+                    for job, sums in (chunk := next(chunks)):
                         uplink = self.engine.uplinks.columns(job.cell)
-                        finished[job.hash] = job.rows(correct, sizes, uplink)
-                        images += sum(sizes.values())
+                        finished[job.hash] = job.rows(sums, self.engine.metric, uplink)
+                        images += sum(self.engine.samples(t, job.split).count for t in sums)
                     self.parts.add_all(finished)
                 seen += len(chunk)
                 bar(len(chunk), images=images - before)
@@ -71,10 +70,10 @@ class Stage:
         self.parts.flush()
         self._wait(jobs, description)
 
-    def accuracy(self, job: Job, task: str) -> float:
-        """Return the accuracy of a finished job's model on a task."""
-        accuracy: float = self.row(job, task)["accuracy"]
-        return accuracy
+    def score(self, job: Job, task: str) -> float:
+        """Return the score of a finished job's model on a task."""
+        score: float = self.row(job, task)["score"]
+        return score
 
     def row(self, job: Job, task: str) -> dict[str, Any]:
         """Return a finished job's row of a task, as the program that computed it wrote it."""
