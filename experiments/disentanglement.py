@@ -54,8 +54,7 @@ from rmtllmf_jax.evaluation.disentanglement import (
     wde_terms,
 )
 from rmtllmf_jax.evaluation.distances import get_distance
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations
