@@ -34,7 +34,7 @@ from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.settings import Settings
 
 CLASSES = (3, 5, 2)
@@ -481,7 +481,7 @@ def assert_noise_is_the_sweeps(script: ModuleType, options: Any) -> None:
     study = script.Study(inputs, options, {})
     engine = Engine(inputs, Settings(seed=options.seed), one_device())
     grid = Grid((inputs.tasks,), ("ideal", "sum_rate"), ("none",), 2, 1)
-    with Parts(options.out / "cosines") as parts:
+    with CellStore(options.out / "cosines") as parts:
         rows = pd.DataFrame(cosine_rows(engine, grid, parts))
     rows = rows[(rows["protection"] == "none") & (rows["task_a"] == rows["task_b"])]
     found = rows.set_index(["scenario", "draw", "task_a"])["norm_a"].sort_index()
