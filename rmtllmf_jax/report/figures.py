@@ -32,10 +32,11 @@ _SCORE = "Average normalised accuracy (%)"
 BASE = "Base model, its own heads"
 """Label of the base model's line."""
 
-# Lines that need no uplink.
-_CONTROL: dict[str, Any] = {"color": "#000000", "linestyle": (0, (4.0, 2.0)), "linewidth": 1.3}
-_BASE: dict[str, Any] = {"color": "#4d4d4d", "linestyle": (0, (1.0, 1.2)), "linewidth": 1.6}
-_CONTROL["label"], _BASE["label"] = PROTECTIONS["control"], BASE
+# Lines that need no uplink: label, colour, dashes and width of the control and of the base model.
+_REFERENCES = (
+    (PROTECTIONS["control"], "#000000", (0, (4.0, 2.0)), 1.3),
+    (BASE, "#4d4d4d", (0, (1.0, 1.2)), 1.6),
+)
 
 Line = tuple[np.ndarray, np.ndarray]
 
@@ -151,10 +152,11 @@ def _draw_accuracy(
     for panel in axes[len(panels) :]:
         panel.remove()
     protections = pd.concat([lines["protection"] for _, lines, *_ in panels])
-    for panel, (name, lines, control, base) in zip(axes, panels):
+    for panel, (name, lines, *references) in zip(axes, panels):
         _draw_protections(panel, lines, protections)
-        for (x, mean), look in ((control, _CONTROL), (base, _BASE)):
+        for (x, mean), (label, colour, dashes, width) in zip(references, _REFERENCES):
             if len(x):
+                look = {"color": colour, "linestyle": dashes, "linewidth": width, "label": label}
                 panel.plot(x, 100 * mean, zorder=1.5, **look)
         _scale_levels(panel, axis, lines["x"].to_numpy(float))
         tidy(panel, name)
