@@ -118,6 +118,7 @@ def test_no_jax_where_none_is_needed(part: str):
     [
         ("runs", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
         ("cli.main", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
+        ("training.recipes", ["jax", "optax", "flax"]),
         ("data.task_data", ["jax", "transformers", "pandas"]),
         ("fusion", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
         ("channel", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
