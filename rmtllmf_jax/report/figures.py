@@ -74,7 +74,8 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         for scenario, name in _scenarios(received)
     ]
     band = "shading" if len(sizes) > 1 else "bar"
-    figure, axes = _draw_accuracy(panels, 3.0, f"{joined(_FUSED, note)}\n{_OVER}; {band}")
+    title = f"{joined(_FUSED, note)}\n{_OVER}; {band}"
+    figure, axes = _draw_scores(panels, 3.0, title, _SCORE)
     for panel in axes:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
@@ -119,7 +120,7 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         references = _across(ends, means * 2), _across(ends, [base] * 2)
         panels.append((name, lines, *references))
     title = f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)"
-    figure, axes = _draw_accuracy(panels, 3.2, title, axis)
+    figure, axes = _draw_scores(panels, 3.2, title, _SCORE, axis)
     for panel in axes:
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
     tops = [(lines["mean"] + lines["std"].fillna(0)).max() for _, lines, *_ in panels]
@@ -140,8 +141,12 @@ def _across(x: Iterable[Any], mean: Iterable[Any]) -> Line:
     return places[: len(means)], means
 
 
-def _draw_accuracy(
-    panels: Sequence[tuple[str, pd.DataFrame, Line, Line]], side: float, title: str, axis: str = ""
+def _draw_scores(
+    panels: Sequence[tuple[str, pd.DataFrame, Line, Line]],
+    side: float,
+    title: str,
+    score: str,
+    axis: str = "",
 ) -> tuple[Figure, list[Axes]]:
     """Draw panels side by side: title, lines of the protections, control and base model."""
     columns = min(len(panels), 4)
@@ -160,7 +165,7 @@ def _draw_accuracy(
                 panel.plot(x, 100 * mean, zorder=1.5, **look)
         _scale_levels(panel, axis, lines["x"].to_numpy(float))
         tidy(panel, name)
-    figure.supylabel(_SCORE, fontsize=10)
+    figure.supylabel(score, fontsize=10)
     drawn = list(axes[: len(panels)])
     _finish(figure, drawn, 6 if columns > 2 else 3, title)
     return figure, drawn
