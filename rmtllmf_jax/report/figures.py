@@ -60,7 +60,7 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     if len(received[SETTING].drop_duplicates()) > 1:
         raise InputError(
             "results: several merge methods or levels of an axis, expected one; split them "
-            "with report.tables.parts, and draw an axis with axis_figure."
+            "with report.parts, and draw an axis with axis_figure."
         )
     base = base_by_size(results)
     sizes = [int(size) for size in base.index]
@@ -101,7 +101,7 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
     require_known("axis", axis, arrange(results.loc[results["axis"] != "", "axis"], AXES))
     if received["rule"].nunique() > 1:
         rules = ", ".join(sorted(received["rule"].unique()))
-        raise InputError(f"results: the rules {rules}, expected one; see report.tables.parts.")
+        raise InputError(f"results: the rules {rules}, expected one; see report.parts.")
     control = results[results["protection"] == "control"]
     scenarios = _scenarios(received)
     groups = [(name, received[received["scenario"] == scenario]) for scenario, name in scenarios]
