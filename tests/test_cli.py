@@ -22,7 +22,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.runs.folder import set_aside
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-from rmtllmf_jax.sweep.parts import Parts, read_parts
+from rmtllmf_jax.sweep.parts import CellStore, read_parts
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 
 TASKS = ("dtd", "mnist", "svhn")
@@ -275,7 +275,7 @@ def test_a_report_before_the_end_of_a_sweep(
     before = stamps(run, "report")
     cells, folder = finished_cells(run), store(run) / "cells"
     shutil.rmtree(folder)
-    with Parts(folder) as parts:
+    with CellStore(folder) as parts:
         for number, (cell, rows) in enumerate(cells.groupby("cell", sort=False)):
             if number % 3 or (rows["kind"] != "merged").all():
                 parts.add(cell, rows.drop(columns="cell").to_dict("records"))

@@ -17,7 +17,7 @@ from conftest import TinyRun, command
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.main import main, parse
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 
 Refused = Callable[..., str]
 
@@ -336,12 +336,12 @@ def test_an_image_processor_that_changed(sweep: Refused, model: Path) -> None:
 
 
 def test_a_part_of_another_program_in_the_store(sweep: Refused, run: Path, tmp_path: Path) -> None:
-    with Parts(tmp_path / "other") as parts:
+    with CellStore(tmp_path / "other") as parts:
         parts.add("0123", [{"another": 1}])
     (part,) = (tmp_path / "other").iterdir()
     (folder,) = run.glob("sweep/*/cells")
     shutil.copy(part, folder)
-    assert f"{folder}/{part.name}: lacks column kind" in sweep()
+    assert f"{folder}/{part.name}: column kind is missing" in sweep()
 
 
 def test_a_model_that_changed_after_fine_tuning(sweep: Refused, run: Path, model: Path) -> None:
