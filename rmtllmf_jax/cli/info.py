@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,8 @@ def size_of(folder: Path) -> int | None:
         return None
     total = 0
     for path in folder.rglob("*"):
-        try:
-            status = path.lstat()
-        except OSError:  # another process has just removed it
-            continue
-        total += 0 if path.is_dir() and not path.is_symlink() else status.st_size
+        with suppress(OSError):  # another process has just removed it
+            total += path.lstat().st_size if path.is_symlink() or not path.is_dir() else 0
     return total
 
 
