@@ -10,8 +10,7 @@ import pandas as pd
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows

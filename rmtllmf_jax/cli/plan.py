@@ -40,7 +40,7 @@ from rmtllmf_jax.sweep.devices import (
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize, plan
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.presets import Preset
+from rmtllmf_jax.training.recipes import RunRecipe
 
 if TYPE_CHECKING:
     from rmtllmf_jax.cli.reproduce import Reproduce
@@ -72,7 +72,9 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         tasks,
         grid,
         settings,
-        Preset(recipe_of(options), prompts="single" if options.prompts == "single" else "ensemble"),
+        RunRecipe(
+            recipe_of(options), prompts="single" if options.prompts == "single" else "ensemble"
+        ),
         clip=clip,
         ready_vectors=options.task_vectors is not None,
         validation_fraction=options.validation_fraction,
