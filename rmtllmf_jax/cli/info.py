@@ -138,13 +138,13 @@ def defaults(recipe: str) -> list[dict[str, Any]]:
 
 def _print(found: dict[str, Any], recipe: str) -> None:
     from rich.console import Console
+    from rich.filesize import decimal
 
-    from rmtllmf_jax.cli.plan import size_text
     from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.report.terminal import print_texts
 
     def of(size: int | None, nothing: str = "not there") -> str:
-        return nothing if size is None else size_text(size)
+        return nothing if size is None else decimal(size)
 
     def pairs(name: str, nothing: str) -> list[list[str]]:
         return [
