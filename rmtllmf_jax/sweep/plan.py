@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
+from rmtllmf_jax.fusion import candidate_scales
 from rmtllmf_jax.fusion.rules import methods_of
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.shapes import CLIPShape
@@ -17,7 +18,7 @@ from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
 from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
-from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
+from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.presets import Preset
 
 _FLOAT = 4  # bytes of a number of a head
@@ -265,7 +266,8 @@ def _sweep_work(
             )
             for task in tasks
         }
-        tried = len(VALIDATION_SCALES) * sum(len(methods_of(rule)) for rule in grid.rules)
+        methods = [method for rule in grid.rules for method in methods_of(rule)]
+        tried = sum(len(candidate_scales(method)) for method in methods)
         seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
         merges += tried * len(grid.combinations)
         work.append(_evaluation("choice of the scale", seen + sum(rows.values()), forward))

@@ -41,14 +41,6 @@ from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import get_error_model, parse_error_model
 
 SCALE_RULES = (*SCALES, "validation")
-VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
-"""Merging coefficients that the rule `validation` tries.
-
-None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
-make hard to beat; the base model's own accuracy stands in every row of the results instead.
-"""
-
-
 LARGEST = 1e6
 """Of kappa, scale and learning rates: squares of what they give together stay finite in float32."""
 
