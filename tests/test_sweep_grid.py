@@ -14,7 +14,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.fusion import Average, Dare, Fisher, MergeMethod, TaskArithmetic, Ties
+from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations, require_swept
 from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job
@@ -124,7 +124,6 @@ def test_cells_are_counted_without_making_them() -> None:
             "unknown scenario 'sumrate'. Did you mean 'sum_rate'",
         ),
         ({"protections": ("rmtllmf",)}, "unknown protection 'rmtllmf'. Did you mean 'r-mtllmf'"),
-        ({"rules": (Fisher(),)}, "the merge method fisher needs fishers, which a sweep does not"),
     ],
 )
 def test_unknown_names_are_refused(change: dict[str, object], named: str) -> None:

@@ -174,6 +174,7 @@ def settings_of(options: SweepOptions, seed: int) -> Settings:
         kappa=options.kappa,
         eval_samples=options.eval_samples,
         validation_samples=options.validation_samples,
+        statistics_samples=options.statistics_samples,
         shots=options.shots,
         eval_batch_size=options.eval_batch_size,
         seed=seed,

@@ -26,9 +26,11 @@ from rmtllmf_jax.defences.repairs import (
     split,
 )
 from rmtllmf_jax.evaluation.accuracy import EvaluationSet
+from rmtllmf_jax.fusion.rules import fact
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
+from rmtllmf_jax.sweep.needs import NEEDS, batches
 from rmtllmf_jax.sweep.programs import Merges, build_programs
 from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool, task_shots
 from rmtllmf_jax.sweep.settings import Settings
@@ -56,6 +58,7 @@ class Engine:
         self._sources: tuple[tuple[int, int], PyTree] | None = None
         self._seed_keys: dict[int, Key[Array, " cells"]] = {}
         self._frozen: dict[tuple[str, ...], PyTree] = {}
+        self._needs: dict[str, Any] = {}
         self._pools: dict[tuple[int, int], tuple[Shots, list[Int64[np.ndarray, " shots"]]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Counted]]:
@@ -95,6 +98,7 @@ class Engine:
             self.arrays["vectors"],
             sources,
             frozen,
+            self.needs(cell.rule),
         )
         if not repairs:
             return models
@@ -140,6 +144,14 @@ class Engine:
         """The `base` model, task `vectors` and `heads`, on all devices."""
         arrays = {"base": self.inputs.base, "vectors": self.inputs.vectors}
         return self.layout.put(arrays | {"heads": self.inputs.heads})
+
+    def needs(self, rule: Any) -> dict[str, Any]:
+        """Return on all devices what a merge method needs of the run's images; made when asked."""
+        wanted = [name for name in fact(rule, "needs") if name in NEEDS]
+        for name in wanted:
+            if name not in self._needs:
+                self._needs[name] = self.layout.put(NEEDS[name](self.inputs, self.settings))
+        return {name: self._needs[name] for name in wanted}
 
     def frozen(self, patterns: tuple[str, ...]) -> PyTree:
         """Return on all devices which leaves match the patterns, see `frozen_leaves`."""
@@ -198,7 +210,7 @@ class Engine:
         """Make what the threads share before they start; each would make its own."""
         self.arrays, self.sets(job.split), self._keys(job.cell.seed)
         self.sources(job.cell.seed, job.cell.draw)
-        self.frozen(self._patterns([job]))
+        self.frozen(self._patterns([job])), self.needs(job.cell.rule)
         if shots := _shots_wanted(self._split(job).rest):
             self._pool(job.cell.seed, shots)
 
@@ -242,8 +254,16 @@ class Engine:
             np.asarray([job.scale for job in chunk], np.float32),
             self._keys(chunk[0].cell.seed),  # one seed per chunk
             np.asarray([self._split(job).reload is not None for job in chunk]),
+            self._batches(chunk),
         )
         return Merges(*columns)
+
+    def _batches(self, chunk: list[Job]) -> Int64[np.ndarray, "cells steps batch"] | None:
+        rule: Any = chunk[0].cell.rule
+        if "batches" not in fact(rule, "needs"):
+            return None
+        each = [batches(self.inputs, self.settings, rule, job.cell.combination) for job in chunk]
+        return np.stack(each)
 
     def _keys(self, seed: int) -> Key[Array, " cells"]:
         if seed not in self._seed_keys:

@@ -65,6 +65,8 @@ class Settings:
     """Test images per task; 0 is all."""
     validation_samples: int = 200
     """Validation images per task for the scale rule `validation`; 0 is all."""
+    statistics_samples: int = 128
+    """Training images per task for merge methods that look at data, without labels; 0 is all."""
     shots: int = 10
     """Samples per class for realignment."""
     frozen: tuple[str, ...] = EMBEDDINGS
@@ -80,6 +82,7 @@ class Settings:
         """Refuse numbers that no sweep can use."""
         require_at_least("eval samples", self.eval_samples, 0)
         require_at_least("validation samples", self.validation_samples, 0)
+        require_at_least("statistics samples", self.statistics_samples, 0)
         require_at_least("shots", self.shots, 1)
         require_at_least("eval batch size", self.eval_batch_size, 1)
         require_seed("seed", self.seed)
