@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from rmtllmf_jax.report.images import image_bytes
+from rmtllmf_jax.report.style import image_bytes
 
 PACKAGE = Path(__file__).parents[1] / "rmtllmf_jax"
 PICTURE = Path(__file__).with_suffix("").with_name("architecture.svg")

@@ -10,9 +10,9 @@ import pandas as pd
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.report.figures import cosine_figure
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
@@ -63,7 +63,7 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         f"# Figure {number}: cosines of received task vectors, {scenario}",
         made_by(f"figure_{number}.py", options.seed, seconds),
         f"{draws} channel draws of the preset paper, {len(inputs.tasks)} users.",
-        table(summary(rows)),
+        markdown_table(summary(rows)),
         *(f"![{model}]({model.replace('=', '_')}.png)" for model in options.error_models),
     ]
     write_bytes(out / "README.md", ("\n\n".join(lines) + "\n").encode())

@@ -54,7 +54,7 @@ from rmtllmf_jax.evaluation.disentanglement import (
     wde_terms,
 )
 from rmtllmf_jax.evaluation.distances import get_distance
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -296,7 +296,7 @@ def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: 
     ]
     sheet = sizes_sheet(combinations, get_distance(options.distance).unit)
     parts = ["# Weight disentanglement error under every scenario", *lines]
-    parts += [f"## {sheet.title}", table(sheet), "![By number of tasks](sizes.png)"]
+    parts += [f"## {sheet.title}", markdown_table(sheet), "![By number of tasks](sizes.png)"]
     parts += ["## Pairs, over both scales", "![Heat maps of pairs](pairs.png)"]
     return "\n\n".join(parts) + "\n"
 

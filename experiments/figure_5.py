@@ -34,8 +34,8 @@ from study import Users, load, made_by, sweep, write_figure
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
-from rmtllmf_jax.report.ablation import figure_5
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.figures import figure_5
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet, percent
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -156,7 +156,7 @@ def main(options: Options) -> None:
         made_by("figure_5.py", options.seed, time.perf_counter() - started),
         f"{len(combinations)} combinations, {options.draws} channel draws"
         + (f"; left out for want of training images: {', '.join(left)}." if left else "."),
-        table(summary(cells)),
+        markdown_table(summary(cells)),
         "![Halves, and samples per class](figure_5.png)",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.order import SCENARIOS, arrange, in_order
+from rmtllmf_jax.report.labels import SCENARIOS, arrange, in_order
 
 # Okabe and Ito's palette, with markers for reading in grey.
 _STYLES = {

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.looks import add_legend
+from rmtllmf_jax.report.style import add_legend
 
 TESTS = {
     "own": "$T$ for the actual noise",

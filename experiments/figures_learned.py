@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from paired import half_width
 
-from rmtllmf_jax.report.looks import SEQUENCE
-from rmtllmf_jax.report.paired import half_width
+from rmtllmf_jax.report.style import SEQUENCE
 
 
 def attack_figure(rows: pd.DataFrame) -> Figure:

@@ -67,7 +67,7 @@ from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
 from rmtllmf_jax.evaluation.accuracy import evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
-from rmtllmf_jax.report.markdown import table as markdown
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -297,7 +297,7 @@ def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -
     columns = COLUMNS | level_columns(options.levels)
     legend = [f"- `{name}`: {what}" for name, what in columns.items()]
     parts = ["# The hypothesis test (9)-(12), theory beside Monte Carlo", *lines]
-    parts += [markdown(sheet(table)), *(f"![{stem}]({stem}.png)" for stem in STEMS)]
+    parts += [markdown_table(sheet(table)), *(f"![{stem}]({stem}.png)" for stem in STEMS)]
     return "\n\n".join([*parts, "## Columns", "\n".join(legend)]) + "\n"
 
 

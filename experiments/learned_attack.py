@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import pandas as pd
 import tyro
 from figures_learned import attack_figure
+from paired import against, interval
 from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
@@ -40,8 +41,7 @@ from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.values import parse
 from rmtllmf_jax.gradients import Objective, Parameters
-from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.paired import against, interval
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 
@@ -178,7 +178,7 @@ def main(options: Options) -> None:
         f"{options.steps} steps from {', '.join(options.starts) or 'the worst of the others'}, "
         f"judged on "
         f"{options.eval_samples or 'all'} test images a task and {options.eval_draws} draws.",
-        table(summary(found)),
+        markdown_table(summary(found)),
         "![Accuracy by attack](learned_attack.png)",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())

@@ -42,9 +42,9 @@ from study import Users, load, made_by, sweep
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.fusion.rules import OneOf
-from rmtllmf_jax.report.markdown import table
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet, percent
-from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
+from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
@@ -133,9 +133,10 @@ def main(options: Options) -> None:
     tables = sweep(options.run, inputs, settings, grid)
     results = tables["results"]
     title = "Average normalised accuracy (%), mean ± standard deviation over combinations"
-    sheets = [by_rule(results, title)]
-    if (weak := weak_tasks(results)) and len(rest := without_weak_tasks(results)):
-        sheets.append(by_rule(rest, f"{title}, without {', '.join(weak)}"))
+    sheets = [
+        by_rule(rows, f"{title}, {without}" if without else title)
+        for without, rows in versions(results).items()
+    ]
     lines = [
         "# Every merge method on the eight tasks",
         made_by("merge_rules.py", options.seed, time.perf_counter() - started),
@@ -143,7 +144,7 @@ def main(options: Options) -> None:
         caveat(results) or "",
         "`base` is the model without any task vector. Every task: results.csv; every candidate: "
         "choices.csv.",
-        *(f"## {sheet.title}\n\n{table(sheet)}" for sheet in sheets),
+        *(f"## {sheet.title}\n\n{markdown_table(sheet)}" for sheet in sheets),
     ]
     text = "\n\n".join(filter(None, lines)) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)

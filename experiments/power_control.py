@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import pandas as pd
 import tyro
 from figures_learned import power_figure
+from paired import against, interval
 from study import Learner, journalled, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
@@ -42,8 +43,7 @@ from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
-from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.paired import against, interval
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 
@@ -186,7 +186,7 @@ def main(options: Options) -> None:
         f"{options.scenario}, {limit}; {options.steps} steps on {options.tuning_channels} channel "
         f"draws and {options.tuning_samples} validation images a task, judged on "
         f"{options.eval_channels} other draws and {options.eval_samples or 'all'} test images.",
-        table(summary(found)),
+        markdown_table(summary(found)),
         "![Accuracy by power control](power_control.png)",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())

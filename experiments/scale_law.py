@@ -23,8 +23,9 @@ import tyro
 from study import Users, load, made_by, sweep, write_figure
 
 from rmtllmf_jax.common.files import write_bytes
-from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.scale_law import scale_figure, scale_sheet
+from rmtllmf_jax.report.figures import scale_figure
+from rmtllmf_jax.report.pages import markdown_table
+from rmtllmf_jax.report.sheets import scale_sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
@@ -69,7 +70,7 @@ def main(options: Options) -> None:
     lines = [
         "# The best merging coefficient by number of tasks",
         made_by("scale_law.py", options.seed, time.perf_counter() - started),
-        table(sheet),
+        markdown_table(sheet),
         "![Validation curves and the published fit](scale_law.png)",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())

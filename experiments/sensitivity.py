@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from figures_learned import sensitivity_figure
+from paired import against, interval
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax import fusion, gradients
@@ -41,8 +42,7 @@ from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
-from rmtllmf_jax.report.markdown import table
-from rmtllmf_jax.report.paired import against, interval
+from rmtllmf_jax.report.pages import markdown_table
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -208,7 +208,7 @@ def main(options: Options) -> None:
         f"{options.draws} draws and {options.samples or 'all'} validation images per task, judged "
         f"on {options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
         "![Sensitivity by layer and task](sensitivity.png)",
-        table(summary(rows, protected, found)),
+        markdown_table(summary(rows, protected, found)),
         f"Most sensitive a parameter (the first by name): {names}.",
     ]
     write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.gradients import Objective
-from rmtllmf_jax.report.images import image_bytes
+from rmtllmf_jax.report.style import image_bytes
 from rmtllmf_jax.runs.environment import default_cache, provenance
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.runs.run import Run, open_run

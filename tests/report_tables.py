@@ -39,10 +39,10 @@ def cell(names: Row, rng: random.Random) -> Iterator[Row]:
             "mse": users[task],
             "mse_mean": sum(users.values()) / len(users),
             "error_model": "independent",
-            "accuracy": accuracy,
-            "finetuned_accuracy": TUNED[task],
-            "base_accuracy": TUNED[task] * (0.4 + 0.05 * len(users)),
-            "normalised_accuracy": accuracy / TUNED[task],
+            "score": accuracy,
+            "finetuned_score": TUNED[task],
+            "base_score": TUNED[task] * (0.4 + 0.05 * len(users)),
+            "normalised": accuracy / TUNED[task],
         }
 
 
@@ -94,7 +94,7 @@ def scales() -> pd.DataFrame:
         size = len(combination)
         score = 0.9 - abs(scale - (0.3 if size == 2 else 0.05))
         names = {"combination": "+".join(combination), "size": size, "scale": scale}
-        rows.append(names | {"normalised_accuracy": score})
+        rows.append(names | {"normalised": score})
     return pd.DataFrame(rows)
 
 

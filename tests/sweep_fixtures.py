@@ -19,7 +19,7 @@ import pytest
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.data.sources.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.task_data import Rows, load_task
 from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.fusion import Average, Dare, DareTies, Lata, TaskArithmetic, Ties
@@ -89,7 +89,7 @@ def at_most_once(function: Callable[..., Any]) -> Callable[..., Any]:
 def sweep_inputs(shallow_model: Path, tiny_data: Path, cache_dir: Path) -> SweepInputs:
     """Three users whose task vectors are noise, which hurts differently on every task."""
     backbone, base = load_backbone(shallow_model)
-    source = ParquetFolder(tiny_data)
+    source = DataFolder(tiny_data)
     data = tuple(load_task(source, task, 16, cache_dir) for task in TASKS)
     return inputs_of(backbone, base, data)
 

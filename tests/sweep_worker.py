@@ -26,7 +26,7 @@ def main() -> None:
 
     from sweep_fixtures import MERGES, MIXED, SETTINGS, TASKS, inputs_of, tables_of
 
-    from rmtllmf_jax.data.sources.parquet import ParquetFolder
+    from rmtllmf_jax.data.sources.folder import DataFolder
     from rmtllmf_jax.data.task_data import load_task
     from rmtllmf_jax.models.backbone import load_backbone
     from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -40,7 +40,7 @@ def main() -> None:
         stage.Parts = lambda folder, **how: Parts(folder, **how | {"every": options.every})
     assert len(jax.devices()) == options.devices
     backbone, base = load_backbone(options.model)
-    source = ParquetFolder(options.data)
+    source = DataFolder(options.data)
     data = tuple(load_task(source, task, 16, options.cache) for task in TASKS)
     inputs = inputs_of(backbone, base, data)
     grid = MERGES if options.merges else MIXED

@@ -18,7 +18,7 @@ from conftest import TinyRun, command
 
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
-from rmtllmf_jax.cli.sweep import grid_of
+from rmtllmf_jax.cli.sweep import check
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import PROTECTIONS
 from rmtllmf_jax.fusion.scale import SUM_SCALES
@@ -434,7 +434,7 @@ def test_options_of_reproduce_are_those_of_its_parts() -> None:
 
 def test_a_scenario_given_twice_counts_once() -> None:
     options = parse(["sweep", "--out", "o", "--scenarios", "ideal", "clean", "ideal"])
-    assert grid_of(options, TASKS, 0).scenarios == ("ideal", "clean")
+    assert check(options, TASKS)[1].scenarios == ("ideal", "clean")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from rmtllmf_jax.report.channel_plots import (
     eigenvalue_figure,
     user_figure,
 )
-from rmtllmf_jax.report.channel_tally import Tally
 
 PAPER = channel.PRESETS["paper"]
 DEFAULT = ["none", "strongest_user", "sum_rate"]
@@ -137,9 +136,7 @@ def test_numbers_of_the_same_draws(installed, reference, attack: str) -> None:
     worst_db = -10 * np.log10(mse.max(axis=1)).mean()
     assert row["worst_user_snr_db"] == close(worst_db - 31)
     for percent, value in row["percentiles"].items():
-        # Beside the histogram's .12 %: neighbouring order statistics, between which any value is.
-        below, above = np.percentile(by_drop, [float(percent) - 0.05, float(percent) + 0.05])
-        assert below * 0.9988 <= value <= above * 1.0012
+        assert value == close(np.percentile(by_drop, float(percent), method="inverted_cdf"))
 
 
 def test_the_same_in_chunks_of_another_size(
@@ -187,28 +184,6 @@ def test_errors_that_are_given(run) -> None:
     assert row["sum_rate"] is row["worst_user_snr_db"] is row["mse_standard_error"] is None
 
 
-# The tally
-
-
-def test_tally_does_not_depend_on_the_parts() -> None:
-    mse = 10 ** np.random.default_rng(0).uniform(-5, 0, (1000, 3))
-    whole, parts = Tally(3), Tally(3)
-    whole.add(mse)
-    for part in np.array_split(mse, 7):
-        parts.add(part)
-    a, b = whole.summary(-31.0), parts.summary(-31.0)
-    assert a.pop("percentiles") == b.pop("percentiles")
-    for name, value in a.items():
-        assert b[name] == pytest.approx(value, rel=1e-12)
-    for percent in (1, 5, 50, 95, 100):
-        inverted = np.percentile(mse, percent, axis=0, method="inverted_cdf")
-        np.testing.assert_allclose(whole.user_percentile(percent), inverted, rtol=1.2e-3)
-    value, share = whole.distribution()
-    mean = np.sort(mse.mean(axis=1))
-    assert (value[0], value[-1], share[0], share[-1]) == (mean[0], mean[-1], 0, 1)
-    np.testing.assert_allclose(share, np.searchsorted(mean, value * (1 + 1e-9)) / 1000, atol=1e-3)
-
-
 # The terminal and the figures
 
 
@@ -240,15 +215,11 @@ def test_figures_by_default(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path.name for path in Path("runs/channel").glob("*.png")} == FIGURES
 
 
-@pytest.fixture(scope="module")
-def tally() -> Tally:
-    tally = Tally(2)
-    tally.add(np.array([[0.2, 0.1], [0.4, 0.1], [0.6, 0.1]]))
-    return tally
+DROPS = np.array([[0.2, 0.1], [0.4, 0.1], [0.6, 0.1]])
 
 
-def test_user_figure(tally: Tally) -> None:
-    figure = user_figure({"none": tally, "sum_rate": tally}, "a note")
+def test_user_figure() -> None:
+    figure = user_figure({"none": DROPS, "sum_rate": DROPS}, "a note")
     mse, rate = figure.axes
     np.testing.assert_allclose(mse.get_lines()[0].get_ydata(), [0.4, 0.1])
     nats = [-np.log([0.2, 0.4, 0.6]).mean(), -np.log(0.1)]
@@ -258,11 +229,11 @@ def test_user_figure(tally: Tally) -> None:
     assert figure.get_suptitle().endswith("a note")
 
 
-def test_distribution_figure(tally: Tally) -> None:
-    (panel,) = distribution_figure({"none": tally}, "").axes
+def test_distribution_figure() -> None:
+    (panel,) = distribution_figure({"none": DROPS}, "").axes
     steps, mean = panel.get_lines()
     np.testing.assert_allclose(steps.get_ydata(), [0, 1 / 3, 2 / 3, 1])
-    np.testing.assert_allclose(steps.get_xdata(), [0.15, 0.15, 0.25, 0.35], rtol=1.2e-3)
+    np.testing.assert_allclose(steps.get_xdata(), [0.15, 0.15, 0.25, 0.35])
     assert mean.get_xdata() == pytest.approx([0.25])
 
 
@@ -287,8 +258,8 @@ def test_constellation_figure() -> None:
     np.testing.assert_allclose(shown, [[2**0.5] * 2, [-(2**0.5)] * 2])
 
 
-def test_every_attack_can_be_drawn(tally: Tally) -> None:
-    assert len(user_figure(dict.fromkeys(channel.ATTACKS, tally), "").axes[0].get_lines()) == len(
+def test_every_attack_can_be_drawn() -> None:
+    assert len(user_figure(dict.fromkeys(channel.ATTACKS, DROPS), "").axes[0].get_lines()) == len(
         channel.ATTACKS
     )
 

@@ -15,9 +15,10 @@ from conftest import command
 from safetensors.numpy import load_file, save_file
 from tiny_clip import write_clip
 
-from rmtllmf_jax.cli.finetune import config_of
 from rmtllmf_jax.cli.main import main, parse
+from rmtllmf_jax.cli.options import taken
 from rmtllmf_jax.models.backbone import load_backbone
+from rmtllmf_jax.runs.config import configure
 from rmtllmf_jax.training.presets import DEMO, PRESETS
 
 TASKS = ("mnist", "svhn")
@@ -248,18 +249,22 @@ def test_images_are_the_models_own_where_no_option_says_more(
 ):
     monkeypatch.chdir(models)
     words = ["finetune", "--model", "base", "--data", "~/images", "--out", "o"]
-    setting = config_of(parse(words), 0)
+
+    def config_of(*changes: str):
+        return configure(**taken(parse([*words, *changes]), configure))
+
+    setting = config_of()
     assert (setting.image_size, setting.fit, setting.resample) == (16, "crop", "bicubic")
     assert setting.model == str(models / "base")
     assert setting.data == str(Path.home() / "images")
     model = Path(shutil.copytree(models / "base", tmp_path / "model"))
     said = {"size": {"height": 16, "width": 16}, "do_center_crop": False, "resample": 2}
     (model / "processor_config.json").write_text(json.dumps({"image_processor": said}))
-    own = config_of(parse([*words, "--model", str(model)]), 0)
+    own = config_of("--model", str(model))
     assert (own.fit, own.resample, own.tower) == ("squash", "bilinear", setting.tower)
-    chosen = config_of(parse([*words, "--image-size", "24", "--fit", "crop"]), 0)
+    chosen = config_of("--image-size", "24", "--fit", "crop")
     assert (chosen.image_size, chosen.fit) == (24, "crop")
-    bare = config_of(parse([*words, "--no-normalise"]), 0)
+    bare = config_of("--no-normalise")
     assert len({each.tower for each in (setting, chosen, bare)}) == 3
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rmtllmf_jax.cli.completion import completion_script
-from rmtllmf_jax.cli.main import COMMANDS, main, parse
+from rmtllmf_jax.cli.main import COMMANDS, completion_script, main
 
 
 def completed_in_bash(*words: str, cwd: Path) -> list[str]:
     """Return what bash is offered for the last of the words."""
-    (cwd / "completion.bash").write_text(completion_script("bash", parse))
+    (cwd / "completion.bash").write_text(completion_script("bash"))
     script = """
 source completion.bash
 complete -p rmtllmf >&2
@@ -58,7 +57,7 @@ def test_bash_offers_all_commands(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_completes(tmp_path: Path) -> None:
-    (tmp_path / "_rmtllmf").write_text(completion_script("zsh", parse))
+    (tmp_path / "_rmtllmf").write_text(completion_script("zsh"))
     script = "words=(rmtllmf sw); CURRENT=2; _describe() { print -l ${(P)2} }; source ./_rmtllmf"
     done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith("sweep:"), done.stderr
@@ -66,7 +65,7 @@ def test_zsh_completes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
 def test_fish_completes(tmp_path: Path) -> None:
-    (tmp_path / "rmtllmf.fish").write_text(completion_script("fish", parse))
+    (tmp_path / "rmtllmf.fish").write_text(completion_script("fish"))
     script = 'source rmtllmf.fish; complete -C "rmtllmf sw"'
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
@@ -79,7 +78,7 @@ def test_fish_completes(tmp_path: Path) -> None:
 def test_the_command_prints_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["completion", shell])
     printed = capsys.readouterr()
-    assert printed.out == completion_script(shell, parse)
+    assert printed.out == completion_script(shell)
     assert "import-task-vector" in printed.out
     assert "compgen" not in printed.out
     assert printed.err == ""

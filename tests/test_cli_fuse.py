@@ -18,7 +18,7 @@ from rmtllmf_jax.fusion import power_law
 from rmtllmf_jax.fusion.files.adapters import require_no_adapter
 from rmtllmf_jax.fusion.files.recipe import file_methods
 from rmtllmf_jax.fusion.rules import METHODS
-from rmtllmf_jax.report.layer_weights import layer_weights_figure, write_layer_weights
+from rmtllmf_jax.report.vector_figures import layer_weights_figure
 
 
 @pytest.fixture
@@ -341,9 +341,6 @@ def test_the_figure_of_the_weights_has_a_line_a_model(tmp_path: Path):
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [row[1] for row in weights.values()])
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels == [f"model.layers.{n}" for n in range(0, 100, 3)]
-    for name in ("a.png", "b.png"):
-        write_layer_weights(tmp_path / name, weights, ["math", "code"], "a title")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def plain_lata(states: dict[str, Any], granularity: str) -> dict[str, list[float]]:

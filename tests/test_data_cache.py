@@ -6,7 +6,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import encoded, noise
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.cache import Images, build, load_split
+from rmtllmf_jax.data import cache
+from rmtllmf_jax.data.cache import Images, load_split
 from rmtllmf_jax.data.decode import decode_image
 from rmtllmf_jax.data.source import Example
 from rmtllmf_jax.models.images import resize
@@ -26,10 +28,7 @@ COUNT, SIZE = 50, 12
 
 
 def png(seed: int, height: int = 16, width: int = 20) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(noise(seed, height, width, 3))
 
 
 @dataclass
@@ -42,7 +41,6 @@ class Listed:
     announced: int = COUNT
     prints: list[str] = field(default_factory=lambda: ["content"])
     reads: int = 0
-    rows_read: list[int] = field(default_factory=list)
 
     def tasks(self) -> tuple[str, ...]:
         return ("dtd",)
@@ -56,12 +54,10 @@ class Listed:
     def fingerprint(self, task: str, split: str) -> str:
         return self.prints.pop(0) if len(self.prints) > 1 else self.prints[0]
 
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
+    def examples(self, task: str, split: str) -> Iterator[Example]:
         self.reads += 1
-        for row in range(start, len(self.images)):
-            self.rows_read.append(row)
-            origin = f"a.parquet: row {row} (id 'n{row}')"
-            yield Example(self.images[row], self.labels[row], origin)
+        for row, image in enumerate(self.images):
+            yield Example(image, self.labels[row], f"a.parquet: row {row} (id 'n{row}')")
 
 
 def load(source: Listed, folder: Path, size: int = SIZE, **options: Any) -> Images:
@@ -77,19 +73,14 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in (folder / "images").iterdir() if path.suffix != ".lock"}
 
 
-def test_holds_the_decoded_images_in_order(tmp_path: Path) -> None:
+def test_holds_the_decoded_images_in_order_mapped_and_read_only(tmp_path: Path) -> None:
     source = Listed()
     loaded = load(source, tmp_path)
     expected = np.stack([decode_image(data, SIZE, "") for data in source.images])
     np.testing.assert_array_equal(loaded.images, expected)
     np.testing.assert_array_equal(loaded.labels, source.labels)
-    assert loaded.images.shape == (COUNT, SIZE, SIZE, 3)
     assert (loaded.images.dtype, loaded.labels.dtype) == (np.uint8, np.int32)
     assert loaded.classes == source.names
-
-
-def test_arrays_are_mapped_and_read_only(tmp_path: Path) -> None:
-    loaded = load(Listed(), tmp_path)
     assert isinstance(loaded.images, np.memmap)
     for array in (loaded.images, loaded.labels):
         with pytest.raises(ValueError, match="read-only"):
@@ -128,56 +119,30 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 9)
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+def flip(position: int) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[position] ^= 1
+        path.write_bytes(data)
 
-
-def flip_header(path: Path) -> None:
-    flip(path, 9)
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-
-
-def flip_last(path: Path) -> None:
-    flip(path, -1)
-
-
-def alter_half(path: Path) -> None:
-    data = path.read_bytes()
-    half = len(data) // 2
-    path.write_bytes(data[:half] + bytes(byte ^ 255 for byte in data[half:]))
+    return damage
 
 
 def retype(path: Path) -> None:
-    np.save(path, np.load(path).astype(np.uint16 if "images" in path.name else np.int64))
-
-
-def null(path: Path) -> None:
-    path.write_text("null")
-
-
-def no_files(path: Path) -> None:
-    path.write_text("{}")
+    np.save(path, np.load(path).astype(np.int64))
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, Path.unlink) for name in ("images.npy", "labels.npy", "meta.json")),
-        *((name, truncate) for name in ("images.npy", "labels.npy", "meta.json")),
-        *((name, empty) for name in ("images.npy", "labels.npy", "meta.json")),
-        *((name, flip_header) for name in ("images.npy", "labels.npy")),
-        *((name, retype) for name in ("images.npy", "labels.npy")),
-        *((name, flip_last) for name in ("images.npy", "labels.npy")),
-        ("images.npy", alter_half),
-        ("meta.json", null),
-        ("meta.json", no_files),
+        *((name, damage) for name in ("images.npy", "labels.npy", "meta.json")
+          for damage in (Path.unlink, truncate)),
+        *((name, damage) for name in ("images.npy", "labels.npy")
+          for damage in (flip(9), flip(-1), retype)),
+        ("meta.json", lambda path: path.write_text("null")),
+        ("meta.json", lambda path: path.write_text("{}")),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_entry_is_built_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Any
 ) -> None:
@@ -195,27 +160,26 @@ def test_a_damaged_entry_is_built_again(
     assert names_in(tmp_path) == {first.fingerprint}
 
 
-def test_an_unreadable_image_names_file_row_and_id(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (png(37)[:80], 0, "not a readable"),
+        *((png(37), label, rf"label {label} .* 3 classes \(0 to 2\)") for label in (-1, 3, 2**40)),
+    ],
+)
+def test_what_cannot_be_decoded_names_file_row_and_id(
+    tmp_path: Path, image: bytes, label: int, message: str
+) -> None:
     source = Listed()
-    source.images[37] = source.images[37][:80]
-    with pytest.raises(InputError, match=r"^a\.parquet: row 37 \(id 'n37'\): not a readable"):
+    source.images[37], source.labels[37] = image, label
+    with pytest.raises(InputError, match=rf"^a\.parquet: row 37 \(id 'n37'\): {message}"):
         load(source, tmp_path)
     assert names_in(tmp_path) == set()
 
 
-@pytest.mark.parametrize("label", [-1, 3, 2**40])
-def test_a_label_out_of_range_names_row_label_and_classes(tmp_path: Path, label: int) -> None:
-    source = Listed()
-    source.labels[41] = label
-    with pytest.raises(InputError, match=rf"row 41 .*: label {label} .* 3 classes \(0 to 2\)"):
-        load(source, tmp_path)
-    assert names_in(tmp_path) == set()
-
-
-@pytest.mark.parametrize("size", [0, -5])
-def test_image_size_must_be_positive(tmp_path: Path, size: int) -> None:
-    with pytest.raises(InputError, match=f"image_size must be at least 1, got {size}"):
-        load(Listed(), tmp_path, size=size)
+def test_image_size_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="image_size must be at least 1, got 0"):
+        load(Listed(), tmp_path, size=0)
 
 
 def test_empty_splits_are_refused(tmp_path: Path) -> None:
@@ -239,206 +203,48 @@ def test_a_cache_folder_that_is_a_file(tmp_path: Path) -> None:
         load(Listed(), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("call", ["posix_fallocate", "replace"])
 def test_a_full_disk_is_an_error_and_not_a_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"images: cannot be used .*No space left"):
-        load(Listed(), tmp_path)
-    assert names_in(tmp_path) == set()
-
-
-class Stopped(BaseException):
-    """What ends a build without being an error of the input, as Ctrl-C does."""
-
-
-@dataclass
-class Stopping(Listed):
-    """A source that stops before a row."""
-
-    stop: int = 40
-
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        for example in super().examples(task, split, start):
-            if len(self.rows_read) > self.stop:
-                raise Stopped
-            yield example
-
-
-@pytest.fixture
-def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The part folder of a build that stopped with some rows marked as done."""
-    monkeypatch.setattr(build, "SAVE_ROWS", 8)
-    monkeypatch.setattr(build, "_GROUP", 4)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    with pytest.raises(Stopped):
-        load(Stopping(), tmp_path)
-    (name,) = names_in(tmp_path)
-    assert name.endswith(".part")
-    return tmp_path / "images" / name
-
-
-def rows_marked(part: Path) -> int:
-    return json.loads((part / "meta.json").read_text())["rows"]
-
-
-def test_an_interrupted_build_goes_on_where_it_was(part: Path, tmp_path: Path) -> None:
-    marked = rows_marked(part)
-    assert marked in range(8, COUNT)
-    source = Listed()
-    resumed = load(source, tmp_path)
-    assert source.rows_read == list(range(marked, COUNT))
-    assert names_in(tmp_path) == {resumed.fingerprint}
-    undisturbed = load(Listed(), tmp_path / "other")
-    files = [
-        {path.name: path.read_bytes() for path in entry_of(images, folder).iterdir()}
-        for images, folder in ((resumed, tmp_path), (undisturbed, tmp_path / "other"))
-    ]
-    assert files[0] == files[1]
-    assert load(Listed(), tmp_path).fingerprint == resumed.fingerprint
-
-
-def remark(change: int) -> Any:
-    def damage(part: Path) -> None:
-        meta = json.loads((part / "meta.json").read_text())
-        meta["rows"] += change
-        (part / "meta.json").write_text(json.dumps(meta))
-
-    return damage
-
-
-def remake(name: str, value: Any) -> Any:
-    def damage(part: Path) -> None:
-        meta = json.loads((part / "meta.json").read_text())
-        meta[name] = value
-        (part / "meta.json").write_text(json.dumps(meta))
-
-    return damage
-
-
-def in_file(name: str, damage: Any) -> Any:
-    return lambda part: damage(part / name)
-
-
-def flip_a_pixel(path: Path) -> None:
-    flip(path, 200)
-
-
-DAMAGES = {
-    "images truncated": in_file("images.npy", truncate),
-    "images gone": in_file("images.npy", Path.unlink),
-    "images of another type": in_file("images.npy", retype),
-    "a pixel flipped": in_file("images.npy", flip_a_pixel),
-    "labels truncated": in_file("labels.npy", truncate),
-    "a label flipped": in_file("labels.npy", lambda path: flip(path, 128)),
-    "progress one too far": remark(1),
-    "progress one too short": remark(-1),
-    "progress beyond the end": remark(COUNT),
-    "progress negative": remake("rows", -3),
-    "progress no number": remake("rows", "eight"),
-    "progress a fraction": remake("rows", 8.0),
-    "progress gone": in_file("meta.json", Path.unlink),
-    "progress cut": in_file("meta.json", truncate),
-    "progress null": in_file("meta.json", null),
-    "progress empty": in_file("meta.json", no_files),
-    "no checksums": remake("files", {}),
-    "another Pillow": remake("pillow", "0.0"),
-    "another content": remake("source", "other"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_part_that_is_not_what_it_says_is_not_trusted(
-    part: Path, tmp_path: Path, damage: Any
-) -> None:
-    damage(part)
-    source = Listed()
-    loaded = load(source, tmp_path)
-    assert source.rows_read == list(range(COUNT))
-    expected = np.stack([decode_image(data, SIZE, "") for data in source.images])
-    np.testing.assert_array_equal(loaded.images, expected)
-    np.testing.assert_array_equal(loaded.labels, source.labels)
-    assert names_in(tmp_path) == {loaded.fingerprint}
-
-
-def test_a_part_of_other_content_is_left_alone(part: Path, tmp_path: Path) -> None:
-    before = {path.name: path.read_bytes() for path in part.iterdir()}
-    source = Listed(prints=["other"])
-    loaded = load(source, tmp_path)
-    assert source.rows_read == list(range(COUNT))
-    assert {path.name: path.read_bytes() for path in part.iterdir()} == before
-    assert names_in(tmp_path) == {loaded.fingerprint, part.name}
-
-
-def test_rows_are_marked_by_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    with pytest.raises(Stopped):
-        load(Stopping(stop=49), tmp_path)  # of the three groups of 16, the first is waited for
-    (name,) = names_in(tmp_path)
-    assert rows_marked(tmp_path / "images" / name) == 16
-
-
-def test_a_mark_that_cannot_be_written_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(InputError, match=r"images: cannot be used .*No space left"):
         load(Listed(), tmp_path)
     assert names_in(tmp_path) == set()
 
 
-def test_the_bar_starts_where_the_build_goes_on(
-    part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_build_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marked, seen = rows_marked(part), []
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-    @contextmanager
-    def bar(description: str, total: int, done: int) -> Iterator[Any]:
-        seen.append((description, total, done))
-        yield seen.append
-
-    monkeypatch.setattr(build, "progress_bar", bar)
-    load(Listed(), tmp_path)
-    assert seen[0] == ("decoding dtd train", COUNT, marked)
-    assert sum(seen[1:]) == COUNT - marked
+    monkeypatch.setattr(cache, "decode_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load(Listed(), tmp_path)
+    assert names_in(tmp_path) == set()
 
 
-def test_squash_is_another_entry_and_crop_the_default(tmp_path: Path) -> None:
+def test_fit_and_filter_make_other_entries(tmp_path: Path) -> None:
     source = Listed()
     default, crop = load(source, tmp_path), load(source, tmp_path, fit="crop")
     squash = load(source, tmp_path, fit="squash")
-    assert default.fingerprint == crop.fingerprint != squash.fingerprint
-    assert source.reads == 2
+    linear = load(source, tmp_path, resample="bilinear")
+    assert default.fingerprint == crop.fingerprint
+    assert len({crop.fingerprint, squash.fingerprint, linear.fingerprint}) == source.reads == 3
     image = Image.open(io.BytesIO(source.images[3]))
-    expected = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(squash.images[3], expected)
-    assert not np.array_equal(crop.images[3], expected)
+    expected = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(squash.images[3], np.asarray(expected))
+    expected = image.resize((15, SIZE), Image.Resampling.BILINEAR).crop((1, 0, 1 + SIZE, SIZE))
+    np.testing.assert_array_equal(linear.images[3], np.asarray(expected))
 
 
 def test_the_keys_of_entries_do_not_change_by_accident(tmp_path: Path) -> None:
     # content_hash of what is in the key since transparency lies on white
     assert load(Listed(), tmp_path).fingerprint == "8989274ea0fb0b6b"
-
-
-def test_an_unknown_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="squeeze"):
-        load(Listed(), tmp_path, fit="squeeze")
-
-
-def test_another_filter_is_another_entry(tmp_path: Path) -> None:
-    source = Listed()
-    cubic, linear = load(source, tmp_path), load(source, tmp_path, resample="bilinear")
-    assert cubic.fingerprint != linear.fingerprint
-    image = Image.open(io.BytesIO(source.images[3])).resize((15, SIZE), Image.Resampling.BILINEAR)
-    expected = np.asarray(image.crop((1, 0, 1 + SIZE, SIZE)))
-    np.testing.assert_array_equal(linear.images[3], expected)
 
 
 def test_small_squares_are_kept_as_they_are_for_the_filter_of_the_device(tmp_path: Path) -> None:
@@ -447,25 +253,19 @@ def test_small_squares_are_kept_as_they_are_for_the_filter_of_the_device(tmp_pat
     assert load(source, tmp_path, native=8, resample="bilinear").images.shape[1] == SIZE
 
 
-def test_arrays_are_cached_like_files(tmp_path: Path) -> None:
-    files, arrays = Listed(), Listed(prints=["arrays"])
-    arrays.images = [np.asarray(Image.open(io.BytesIO(data))) for data in files.images]
-    np.testing.assert_array_equal(load(arrays, tmp_path).images, load(files, tmp_path).images)
-
-
 def test_the_progress_bar_counts_every_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
     @contextmanager
-    def bar(description: str, total: int, done: int) -> Iterator[Any]:
-        seen.append((description, total, done))
+    def bar(description: str, total: int) -> Iterator[Any]:
+        seen.append((description, total))
         yield seen.append
 
-    monkeypatch.setattr(build, "progress_bar", bar)
+    monkeypatch.setattr(cache, "progress_bar", bar)
     load(Listed(), tmp_path)
-    assert seen[0] == ("decoding dtd train", COUNT, 0)
+    assert seen[0] == ("decoding dtd train", COUNT)
     assert sum(seen[1:]) == COUNT
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,28 +10,23 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 import rmtllmf_jax
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.sources.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.folder import DataFolder
 
-COUNT = 60
+COUNT = 80
 
 # Builds an entry; at call number `at` of `step` it kills itself ("kill") or hangs ("hang").
 BUILDER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from rmtllmf_jax.data.cache import build
+from rmtllmf_jax.data import cache as module
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.sources.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.folder import DataFolder
 
-root, cache, step, at, deed, pause, save_rows = sys.argv[1:]
-build.SAVE_ROWS, build._GROUP = int(save_rows), min(16, int(save_rows) // 16)
+root, cache, step, at, deed, pause = sys.argv[1:]
 os.cpu_count = lambda: 2
 calls = {}
 
@@ -49,55 +43,37 @@ def watched(owner, name):
         return original(*args)
     setattr(owner, name, call)
 
-watched(build, "decode_image")
+watched(module, "decode_image")
 for name in ("posix_fallocate", "fsync", "replace", "rename"):
     watched(os, name)
 print("ready", flush=True)
 sys.stdin.readline()
-loaded = load_split(ParquetFolder(Path(root)), "dtd", "train", 10, Path(cache))
+loaded = load_split(DataFolder(Path(root)), "dtd", "train", 10, Path(cache))
 print(json.dumps([calls.get("decode_image", 0), int(loaded.images.sum())]))
 """
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    images = []
-    for _ in range(COUNT):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(buffer, "PNG")
-        images.append(buffer.getvalue())
-    (root / "dtd").mkdir()
-    (root / "dtd" / "classes.json").write_text('["a", "b"]')
-    labels = rng.integers(0, 2, COUNT).tolist()
-    pq.write_table(pa.table({"image": images, "label": labels}), root / "dtd" / "train.parquet")
-    return root
+def whole(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return built(tiny_data, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return built(root, tmp_path_factory.mktemp("whole"))
-
-
-def built(root: Path, cache: Path) -> dict[str, bytes]:
+def built(tiny_data: Path, cache: Path) -> dict[str, bytes]:
     """Build or open the entry here; return its files."""
-    loaded = load_split(ParquetFolder(root), "dtd", "train", 10, cache)
+    loaded = load_split(DataFolder(tiny_data), "dtd", "train", 10, cache)
     entry = cache / "images" / loaded.fingerprint
     return {path.name: path.read_bytes() for path in entry.iterdir()}
 
 
 def start(
-    root: Path,
+    tiny_data: Path,
     cache: Path,
     step: str = "",
     at: int = 0,
     deed: str = "kill",
-    *,
     pause: float = 0,
-    save_rows: int = 2048,
 ) -> subprocess.Popen[str]:
-    arguments = [str(value) for value in (root, cache, step, at, deed, pause, save_rows)]
+    arguments = [str(value) for value in (tiny_data, cache, step, at, deed, pause)]
     return subprocess.Popen(
         [sys.executable, "-c", BUILDER, *arguments],
         cwd=Path(rmtllmf_jax.__file__).parents[1],
@@ -126,10 +102,8 @@ def names_in(cache: Path) -> list[str]:
     ("step", "at"),
     [
         ("posix_fallocate", 2),
-        ("decode_image", 1),
         ("decode_image", 40),
         ("fsync", 1),  # the images
-        ("fsync", 2),  # the labels
         ("fsync", 3),  # meta.json beside its name
         ("replace", 1),  # meta.json
         ("rename", 1),  # the entry
@@ -137,9 +111,9 @@ def names_in(cache: Path) -> list[str]:
     ],
 )
 def test_kill_leaves_nothing_or_all(
-    root: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int
+    tiny_data: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int
 ) -> None:
-    with start(root, tmp_path, step, at) as process:
+    with start(tiny_data, tmp_path, step, at) as process:
         release(process)
         assert process.wait(60) == -signal.SIGKILL
     finished = [name for name in names_in(tmp_path) if not name.startswith(".")]
@@ -150,59 +124,33 @@ def test_kill_leaves_nothing_or_all(
     else:
         assert finished == []
         assert len(names_in(tmp_path)) == 1  # what the killed process left behind
-    assert built(root, tmp_path) == whole
+    assert built(tiny_data, tmp_path) == whole
     assert len(names_in(tmp_path)) == 1
     assert not names_in(tmp_path)[0].startswith(".")
 
 
-@pytest.mark.parametrize(
-    ("step", "at", "rows"),
-    [
-        ("decode_image", 45, 32),
-        ("fsync", 5, 16),  # the images, before the second mark
-        ("replace", 2, 16),  # meta.json of the second mark
-        ("replace", 3, 32),
-        ("rename", 1, COUNT),  # all is there but the name
-    ],
-)
-def test_a_killed_build_goes_on_where_it_was(
-    root: Path, whole: dict[str, bytes], tmp_path: Path, step: str, at: int, rows: int
-) -> None:
-    with start(root, tmp_path, step, at, save_rows=16) as process:
-        release(process)
-        assert process.wait(60) == -signal.SIGKILL
-    (part,) = names_in(tmp_path)
-    assert json.loads((tmp_path / "images" / part / "meta.json").read_text())["rows"] == rows
-    with start(root, tmp_path) as process:
-        release(process)
-        decoded, _ = json.loads(process.communicate(timeout=60)[0])
-    assert decoded == COUNT - rows
-    assert built(root, tmp_path) == whole
-    assert len(names_in(tmp_path)) == 1
-
-
 def test_two_builders_at_once_build_once(
-    root: Path, whole: dict[str, bytes], tmp_path: Path
+    tiny_data: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     with (
-        start(root, tmp_path, pause=0.01) as first,
-        start(root, tmp_path, pause=0.01) as second,
+        start(tiny_data, tmp_path, pause=0.01) as first,
+        start(tiny_data, tmp_path, pause=0.01) as second,
     ):
         release(first, second)
         results = [json.loads(process.communicate(timeout=60)[0]) for process in (first, second)]
         assert (first.returncode, second.returncode) == (0, 0)
     assert sorted(decoded for decoded, _ in results) == [0, COUNT]
     assert results[0][1] == results[1][1]
-    assert built(root, tmp_path) == whole
+    assert built(tiny_data, tmp_path) == whole
     assert len(names_in(tmp_path)) == 1
 
 
 def test_the_lock_of_a_killed_builder_is_free(
-    root: Path, whole: dict[str, bytes], tmp_path: Path
+    tiny_data: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     with (
-        start(root, tmp_path, "decode_image", 30, "hang") as first,
-        start(root, tmp_path) as second,
+        start(tiny_data, tmp_path, "decode_image", 30, "hang") as first,
+        start(tiny_data, tmp_path) as second,
     ):
         release(first)
         deadline = time.monotonic() + 30
@@ -215,4 +163,4 @@ def test_the_lock_of_a_killed_builder_is_free(
         os.kill(first.pid, signal.SIGKILL)
         decoded, _ = json.loads(second.communicate(timeout=60)[0])
     assert decoded == COUNT
-    assert built(root, tmp_path) == whole
+    assert built(tiny_data, tmp_path) == whole

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import rmtllmf_jax.data
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import SINGLE_PROMPT, plain_name, task_facts
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.registry import (
+    SINGLE_PROMPT,
+    plain_name,
+    prompt_classes,
+    prompt_templates,
+    task_facts,
+)
+from rmtllmf_jax.data.tasks import TASK_NAMES, validate_tasks
 
 # Hub id and configuration, classes, images of train and test, prompts.
 FULL_SIZE = {
@@ -58,23 +68,21 @@ def names_in(path: Path, variable: str) -> list[str]:
     raise AssertionError(f"{path} assigns no {variable}")
 
 
-def test_the_registry_has_exactly_the_eight_tasks():
-    assert set(FULL_SIZE) == set(TASK_NAMES)
-
-
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_sizes_are_those_of_the_literature(task: str):
+def test_facts_are_those_of_the_literature_and_agree(task: str):
     facts = task_facts(task)
-    hub = facts.hub
-    counts = len(facts.classes), facts.train, facts.test, len(facts.prompts)
-    assert (hub.id, hub.config, *counts) == FULL_SIZE[task]
-    assert (hub.train, hub.test, hub.image, hub.label) == ("train", "test", "image", "label")
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_known_labels_have_their_names(task: str):
-    classes = task_facts(task).classes
-    assert {label: classes[label] for label in SPOTS[task]} == SPOTS[task]
+    sizes = len(facts.classes), facts.train, facts.test, len(facts.prompts)
+    assert (facts.hub.id, facts.hub.config, *sizes) == FULL_SIZE[task]
+    assert {label: facts.classes[label] for label in SPOTS[task]} == SPOTS[task]
+    for counts, size in ((facts.train_counts, facts.train), (facts.test_counts, facts.test)):
+        assert counts is None or (sum(counts), len(counts)) == (size, len(facts.classes))
+    assert len(set(facts.prompts)) == len(facts.prompts)
+    for prompt in (*facts.prompts, SINGLE_PROMPT):
+        assert prompt.count("{}") == 1
+        assert "{" not in prompt.format("x")
+    assert (facts.tfds is None) == (task in ("cars", "gtsrb", "resisc45"))
+    assert facts.tfds is not None or facts.hub.id in facts.tfds_note
+    assert facts.finetuned == ("stanford-cars" if task == "cars" else task)
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
@@ -90,48 +98,14 @@ def test_a_name_means_one_label_in_every_spelling(task: str):
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_prompts_have_one_place_for_the_class(task: str):
-    prompts = task_facts(task).prompts
-    assert len(set(prompts)) == len(prompts)
-    for prompt in (*prompts, SINGLE_PROMPT):
-        assert prompt.count("{}") == 1
-        assert "{" not in prompt.format("x")
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_counts_a_class_add_up(task: str):
+def test_other_sizes_are_other_and_a_leak_is_an_error(task: str):
     facts = task_facts(task)
-    for counts, size in ((facts.train_counts, facts.train), (facts.test_counts, facts.test)):
-        assert counts is None or (sum(counts), len(counts)) == (size, len(facts.classes))
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_other_sizes_are_other_and_explained(task: str):
-    facts = task_facts(task)
-    known = [(other.split, other.size) for other in facts.other_sizes]
-    assert len(set(known)) == len(known)
-    assert not {("train", facts.train), ("test", facts.test)} & set(known)
-    for other in facts.other_sizes:
-        assert other.level in ("error", "warning")
-        assert other.split in ("train", "test")
-        assert len(other.follows) > 20
-
-
-@pytest.mark.parametrize("task", ["cars", "dtd", "mnist", "svhn", "gtsrb"])
-def test_train_and_test_together_are_a_known_leak(task: str):
-    facts = task_facts(task)
-    together = [o for o in facts.other_sizes if o.size == facts.train + facts.test]
-    assert [(other.split, other.level) for other in together] == [("train", "error")]
-    assert "seen its test set" in together[0].follows
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_a_task_without_builder_names_the_hub_set(task: str):
-    facts = task_facts(task)
-    assert (facts.tfds is None) == (task in ("cars", "gtsrb", "resisc45"))
-    assert facts.tfds_note
-    if facts.tfds is None:
-        assert facts.hub.id in facts.tfds_note
+    levels = {(other.split, other.size): other.level for other in facts.other_sizes}
+    assert len(levels) == len(facts.other_sizes)
+    assert not {("train", facts.train), ("test", facts.test)} & set(levels)
+    assert set(levels.values()) <= {"error", "warning"}
+    if task in ("cars", "dtd", "mnist", "svhn", "gtsrb"):
+        assert levels["train", facts.train + facts.test] == "error"
 
 
 def test_eurosat_slices_of_tfds_do_not_overlap():
@@ -143,11 +117,6 @@ def test_eurosat_slices_of_tfds_do_not_overlap():
     assert (len(train), len(test)) == (facts.train, facts.test)
     assert not set(train) & set(test)
     assert "not comparable" in facts.tfds_note
-
-
-def test_finetuned_models_have_their_published_suffixes():
-    suffixes = {task_facts(task).finetuned for task in TASK_NAMES}
-    assert suffixes == set(TASK_NAMES) - {"cars"} | {"stanford-cars"}
 
 
 def test_sun397_differs_from_tfds_in_one_pair_alone(tfds_files: Path):
@@ -195,3 +164,53 @@ def test_labels_are_found_by_any_spelling(task: str, name: str, label: int | Non
 def test_an_unknown_task_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=r"unknown task 'sun39'.*Did you mean 'sun397'"):
         task_facts("sun39")
+
+
+def test_an_ensemble_has_the_tasks_own_templates():
+    assert len(prompt_templates("resisc45", "ensemble")) == 18
+    assert prompt_templates("resisc45", "single") == ("a photo of a {}",)
+    assert prompt_templates("flowers", "ensemble") == ("a photo of a {}",)
+    with pytest.raises(InputError, match=r"unknown prompts 'ensembel'. Did you mean 'ensemble'"):
+        prompt_templates("mnist", "ensembel")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "prompt"),
+    [
+        ("eurosat", "SeaLake", "lake or sea"),
+        ("eurosat", "annual crop land", "annual crop land"),
+        ("resisc45", "two_merged", "two merged"),
+        ("flowers", "red_rose", "red rose"),
+    ],
+)
+def test_classes_are_spelt_as_clips_users_do(task: str, name: str, prompt: str):
+    assert prompt_classes(task, [name]) == (prompt,)
+
+
+def test_the_eight_tasks() -> None:
+    assert len(TASK_NAMES) == 8
+    assert list(TASK_NAMES) == sorted(set(TASK_NAMES))
+    assert validate_tasks(["svhn", "cars"], TASK_NAMES) == ("svhn", "cars")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["dtd", "eurosta"], r"'eurosta'.*'eurosat'.*Known: dtd, eurosat"),
+        (["cars"], "unknown task 'cars'"),  # known, but not available
+        (["dtd", "eurosat", "dtd"], r"'dtd' is given more than once: dtd, eurosat, dtd"),
+        ([], r"at least one.*eurosat"),
+    ],
+)
+def test_tasks_that_a_run_cannot_use_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate_tasks(names, ("dtd", "eurosat"))
+
+
+def test_the_room_imports_no_jax() -> None:
+    names = [module.name for module in pkgutil.iter_modules(rmtllmf_jax.data.__path__)]
+    assert "cache" in names
+    imports = "; ".join(f"import rmtllmf_jax.data.{name}" for name in names)
+    check = "import sys; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    root = Path(rmtllmf_jax.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", f"{imports}; {check}"], cwd=root, check=True, timeout=60)

@@ -13,7 +13,7 @@ import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.source import Source
 from rmtllmf_jax.data.sources import SOURCES, get_source
-from rmtllmf_jax.data.sources.arrays import ArraySource
+from rmtllmf_jax.data.sources.arrays import ArraySource, TaskArrays
 from rmtllmf_jax.data.sources.embedded import EmbeddedSource
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.sources.hub import HubSource
@@ -39,17 +39,40 @@ def test_hub_and_tfds_need_no_folder() -> None:
         assert get_source(name).tasks() == TASK_NAMES
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_unknown_tasks_and_splits_are_refused(name: str, tmp_path: Path) -> None:
+    images, labels = np.zeros((1, 8, 8), np.uint8), np.zeros(1, np.int64)
+    arrays = TaskArrays(images, labels, images, labels, ("a",))
+    np.savez(tmp_path / "dtd.npz", **vars(arrays))
+    (tmp_path / "dtd" / "train" / "a").mkdir(parents=True)
+    source = get_source(name, None if name == "embedded" else tmp_path)
+    task = source.tasks()[1 if name in ("hub", "tfds") else 0]
+    for use in (source.classes, lambda task: source.size(task, "train")):
+        with pytest.raises(InputError, match=rf"unknown task '{task}s'\. Did you mean '{task}'"):
+            use(f"{task}s")
+    for use in (source.size, source.fingerprint, lambda *of: next(source.examples(*of))):
+        with pytest.raises(InputError, match=r"unknown split 'val'.*train, test"):
+            use(task, "val")
+
+
 @pytest.mark.parametrize(
-    ("name", "holds"), [("folder", "parquet or image files"), ("arrays", r"<task>\.npz files")]
+    ("name", "data", "message"),
+    [
+        ("folder", None, "'folder' needs --data: the folder with the parquet or image files"),
+        ("arrays", None, r"'arrays' needs --data: the folder with the <task>\.npz files"),
+        ("embedded", "x", r"'embedded'.*takes no --data, got .*--source folder"),
+        ("hup", None, r"unknown source 'hup'.*'hub'.*hub, tfds.*embedded"),
+        ("arrays", "nowhere", "nowhere: no such folder"),
+        ("arrays", "", r"holds no task; expected <task>\.npz"),
+        ("folder", "nowhere", "nowhere: no such folder"),
+        ("folder", "", r"holds no task; .*train\.parquet.*train/<class>"),
+    ],
 )
-def test_the_others_ask_for_one(name: str, holds: str) -> None:
-    with pytest.raises(InputError, match=f"'{name}' needs --data: the folder with the {holds}"):
-        get_source(name)
-
-
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown source 'hup'.*'hub'.*hub, tfds.*embedded"):
-        get_source("hup")
+def test_sources_and_folders_that_are_not_there(
+    name: str, data: str | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        get_source(name, None if data is None else tmp_path / data).tasks()
 
 
 def test_importing_them_loads_no_library_of_theirs() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.prompts import prompt_classes
+from rmtllmf_jax.data.registry import prompt_classes
 from rmtllmf_jax.data.sources.embedded import EMBEDDED
 from rmtllmf_jax.models import embedded
 from rmtllmf_jax.models.embedded import embedded_directory

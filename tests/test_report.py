@@ -20,22 +20,15 @@ import pytest
 from rich.console import Console
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.figures import cosine_figure, cosine_heat_map, figure_2
-from rmtllmf_jax.report.html import html_page
-from rmtllmf_jax.report.markdown import page, table
+from rmtllmf_jax.report.figures import figure_2
+from rmtllmf_jax.report.io import read_cosines, read_results
+from rmtllmf_jax.report.pages import Report, html_page, markdown_page, markdown_table
 from rmtllmf_jax.report.plates import plates
 from rmtllmf_jax.report.sheets import Sheet, all_sheets
-from rmtllmf_jax.report.tables import (
-    by_size,
-    cell_scores,
-    per_task,
-    read_cosines,
-    read_results,
-    summary,
-)
+from rmtllmf_jax.report.tables import cell_scores, summary, versions, weak_tasks
 from rmtllmf_jax.report.terminal import print_summary
+from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.report.verdict import comparisons, sentences, verdict
-from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
 from rmtllmf_jax.report.write import write_report
 
 Row = dict[str, Any]
@@ -82,10 +75,10 @@ def result_rows(
                             "kappa": 1.0,
                             "mse": mean,
                             "mse_mean": mean,
-                            "accuracy": accuracy,
-                            "finetuned_accuracy": tuned[task],
-                            "base_accuracy": tuned[task] / 2,
-                            "normalised_accuracy": accuracy / tuned[task],
+                            "score": accuracy,
+                            "finetuned_score": tuned[task],
+                            "base_score": tuned[task] / 2,
+                            "normalised": accuracy / tuned[task],
                         }
                     )
     rng.shuffle(rows)
@@ -109,7 +102,7 @@ def loop_scores(rows: list[Row]) -> dict[tuple[Any, ...], float]:
     cells: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         names = ("combination", "size", "scenario", "draw", "seed", "protection")
-        cells.setdefault(tuple(row[n] for n in names), []).append(row["normalised_accuracy"])
+        cells.setdefault(tuple(row[n] for n in names), []).append(row["normalised"])
     return {cell: sum(values) / len(values) for cell, values in cells.items()}
 
 
@@ -179,25 +172,13 @@ def test_summary_is_over_combinations_draws_and_seeds(
 
 def test_by_size(rows: list[Row], results: pd.DataFrame) -> None:
     groups = loop_groups(rows, 1, 2, 5)
-    seen = by_size(results)
+    seen = summary(results, "size")
     assert len(seen) == len(groups)
     for row in seen.to_dict("records"):
         values = groups[row["size"], row["scenario"], row["protection"]]
-        assert (row["min"], row["max"]) == pytest.approx((min(values), max(values)))
         assert row["mean"] == pytest.approx(statistics.mean(values))
         assert row["std"] == pytest.approx(statistics.stdev(values))
-        assert row["count"] == len(values)
-
-
-def test_per_task(rows: list[Row], results: pd.DataFrame) -> None:
-    seen = per_task(results)
-    assert list(seen["task"].unique()) == sorted(TASKS)
-    for row in seen.to_dict("records"):
-        keys = ("task", "scenario", "protection")
-        same = [r for r in rows if all(r[key] == row[key] for key in keys)]
-        for name in ("accuracy", "base_accuracy", "finetuned_accuracy", "normalised_accuracy"):
-            assert row[name] == pytest.approx(statistics.mean(r[name] for r in same))
-        assert row["cells"] == len(same)
+        assert row["cells"] == len(values)
 
 
 def test_rows_stand_in_the_order_of_the_paper(rows: list[Row]) -> None:
@@ -279,7 +260,7 @@ def test_a_gain_within_its_noise_is_not_called_a_win(rows: list[Row]) -> None:
             continue
         sign = 1 if (row["draw"] + row["seed"]) % 2 else -1
         gain = 0.01 + 0.2 * sign if row["protection"] == "r-mtllmf" else 0.0
-        noisy.append(row | {"normalised_accuracy": 0.5 + gain})
+        noisy.append(row | {"normalised": 0.5 + gain})
     said = [line for line in sentences(pd.DataFrame(noisy)) if "unprotected" in line]
     assert "protected cannot be distinguished from unprotected: 51.0% against 50.0%" in said[0]
 
@@ -287,19 +268,19 @@ def test_a_gain_within_its_noise_is_not_called_a_win(rows: list[Row]) -> None:
 def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
     rows: list[Row], tmp_path: Path
 ) -> None:
-    rest = {"finetuned_accuracy": 0.9, "accuracy": 0.45, "normalised_accuracy": 0.5}
+    rest = {"finetuned_score": 0.9, "score": 0.45, "normalised": 0.5}
     taught = [
         row
         | {
-            "base_accuracy": 0.5,
-            "normalised_accuracy": 1.0,
-            **({"finetuned_accuracy": 0.51, "accuracy": 0.51} if row["task"] == "dtd" else rest),
+            "base_score": 0.5,
+            "normalised": 1.0,
+            **({"finetuned_score": 0.51, "score": 0.51} if row["task"] == "dtd" else rest),
         }
         for row in rows
     ]
     results = pd.DataFrame(taught)
     assert weak_tasks(results) == ["dtd"]
-    assert summary(without_weak_tasks(results))["mean"].to_numpy() == pytest.approx(0.5)
+    assert summary(versions(results)["without dtd"])["mean"].to_numpy() == pytest.approx(0.5)
     lines = verdict(results)
     assert any("did not teach dtd (51.0% fine-tuned, 50.0% head on the base)" in x for x in lines)
     assert any(x.startswith("Without dtd: Ideal (no attack): protected") for x in lines)
@@ -325,7 +306,7 @@ def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(
 def test_sentences_say_who_wins(rows: list[Row], protected: float, words: str) -> None:
     values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6, "realign": 0.7}
     flat = [
-        row | {"normalised_accuracy": values[row["protection"]]}
+        row | {"normalised": values[row["protection"]]}
         for row in rows
         if row["protection"] in values and row["scenario"] in ("clean", "ideal")
     ]
@@ -398,39 +379,30 @@ def test_figure_2_of_controls_only_is_refused(results: pd.DataFrame) -> None:
         figure_2(results[results["protection"] == "control"])
 
 
-@pytest.mark.parametrize("protection", ["none", "r-mtllmf"])
-def test_cosine_heat_map_holds_the_means(protection: str) -> None:
-    rows = cosine_rows()
-    figure = cosine_heat_map(pd.DataFrame(rows), "sum_rate", protection)
-    panel = figure.axes[0]
-    (image,) = panel.images
-    assert image.get_clim() == (-1, 1)
-    tasks = sorted(TASKS)
-    assert [text.get_text() for text in panel.get_yticklabels()] == tasks
-    assert [text.get_text() for text in panel.get_xticklabels()] == tasks
-    words = [text.get_text() for text in panel.texts]
-    for i, j in itertools.product(range(3), repeat=2):
-        key = ("sum_rate", protection, tasks[i], tasks[j])
-        names = ("scenario", "protection", "task_a", "task_b")
-        values = [r["cosine"] for r in rows if tuple(r[name] for name in names) == key]
-        assert len(values) == 4
-        assert image.get_array()[i, j] == pytest.approx(statistics.mean(values))
-        assert words[3 * i + j] == f"{statistics.mean(values):.2f}"
-
-
-def test_cosine_figure_shows_each_protection_on_one_scale() -> None:
-    figure = cosine_figure(pd.DataFrame(cosine_rows()), "ideal")
+def test_cosine_figure_holds_the_means_of_each_protection() -> None:
+    rows, tasks = cosine_rows(), sorted(TASKS)
+    figure = cosine_figure(pd.DataFrame(rows), "sum_rate")
     maps = [panel for panel in figure.axes if panel.images]
     assert [panel.get_title() for panel in maps] == ["Unprotected", "R-MTLLMF"]
-    assert "Ideal (no attack)" in figure.get_suptitle()
+    assert "Sum-rate attack" in figure.get_suptitle()
+    assert [text.get_text() for text in maps[0].get_yticklabels()] == tasks
+    for panel, protection in zip(maps, ("none", "r-mtllmf")):
+        (image,) = panel.images
+        assert image.get_clim() == (-1, 1)
+        assert [text.get_text() for text in panel.get_xticklabels()] == tasks
+        words = [text.get_text() for text in panel.texts]
+        for i, j in itertools.product(range(3), repeat=2):
+            key = ("sum_rate", protection, tasks[i], tasks[j])
+            names = ("scenario", "protection", "task_a", "task_b")
+            values = [r["cosine"] for r in rows if tuple(r[name] for name in names) == key]
+            assert len(values) == 4
+            assert image.get_array()[i, j] == pytest.approx(statistics.mean(values))
+            assert words[3 * i + j] == f"{statistics.mean(values):.2f}"
 
 
-def test_cosine_heat_map_names_what_is_missing() -> None:
-    cosines = pd.DataFrame(cosine_rows())
+def test_cosine_figure_names_what_is_missing() -> None:
     with pytest.raises(InputError, match=r"unknown scenario 'sum_rat'.*'sum_rate'"):
-        cosine_heat_map(cosines, "sum_rat", "none")
-    with pytest.raises(InputError, match="unknown protection 'freeze'"):
-        cosine_heat_map(cosines, "ideal", "freeze")
+        cosine_figure(pd.DataFrame(cosine_rows()), "sum_rat")
 
 
 # Reading
@@ -473,24 +445,24 @@ def test_missing_columns_are_listed(tmp_path: Path, results: pd.DataFrame) -> No
         (lambda t: t.iloc[:0], "no rows"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "more than once"),
         (lambda t: t.iloc[1:], "tasks, expected"),
-        (lambda t: t.assign(normalised_accuracy=math.nan), "normalised_accuracy is nan"),
-        (lambda t: t.assign(accuracy="high"), "column accuracy is not float"),
-        (lambda t: t.assign(accuracy="0.5"), "column accuracy is not float"),
-        (lambda t: t.assign(accuracy=True), "column accuracy is not float"),
+        (lambda t: t.assign(normalised=math.nan), "normalised is nan"),
+        (lambda t: t.assign(score="high"), "column score is not float"),
+        (lambda t: t.assign(score="0.5"), "column score is not float"),
+        (lambda t: t.assign(score=True), "column score is not float"),
         (lambda t: t.assign(seed=0.5), "column seed is not int .*not a whole number"),
-        (lambda t: t.assign(accuracy=7.0), "accuracy is 7.0 in .* expected .* from 0 to 1"),
-        (lambda t: t.assign(finetuned_accuracy=1.01), "finetuned_accuracy is 1.01"),
-        (lambda t: t.assign(base_accuracy=-0.1), "base_accuracy is -0.1"),
-        (lambda t: t.assign(normalised_accuracy=-0.1), "normalised_accuracy is -0.1 .* >= 0"),
-        (lambda t: t.assign(normalised_accuracy=0.5), "expected the quotient"),
-        (lambda t: t.assign(finetuned_accuracy=0.0), "expected the quotient"),
+        (lambda t: t.assign(score=7.0), "score is 7.0; expected .* from 0 to 1"),
+        (lambda t: t.assign(finetuned_score=1.01), "finetuned_score is 1.01"),
+        (lambda t: t.assign(base_score=-0.1), "base_score is -0.1"),
+        (lambda t: t.assign(normalised=-0.1), "normalised is -0.1; .* >= 0"),
+        (lambda t: t.assign(normalised=0.5), "expected the quotient"),
+        (lambda t: t.assign(finetuned_score=0.0), "expected the quotient"),
         (lambda t: t.assign(mse=-1.0), "mse is -1.0"),
         (lambda t: t.assign(mse_mean=math.inf), "mse_mean is inf"),
         (lambda t: t.assign(scale=math.inf), "scale is inf"),
         (lambda t: t.assign(kappa=-math.inf), "kappa is -inf"),
         (lambda t: t.assign(draw=t["draw"] - 1), "draw is -1"),
         (lambda t: t.assign(task="x" + t["task"]), "is none of the combination"),
-        (lambda t: t.assign(axis="mse", level=math.inf), "axis is 'mse' and level inf"),
+        (lambda t: t.assign(axis="mse", level=math.inf), "axis is 'mse' and level inf;"),
         (lambda t: t.assign(axis="x/../../escaped", level=1.0), "column axis .* is not allowed"),
         (lambda t: t.assign(scenario="<script>"), "column scenario .* is not allowed"),
         (lambda t: t.assign(rule="a\x1b[31m"), "column rule .* is not allowed"),
@@ -588,11 +560,11 @@ def test_names_of_somebody_elses_table_stay_names(tmp_path: Path) -> None:
     files = [(here / f"{plate.stem}.png").resolve() for plate in found]
     assert len(set(files)) == 2
     assert {file.parent for file in files} == {here}
-    pages = [
-        page(rule, [rule, "![x](http://y)"], found, [], all_sheets(table, spread=True), {}),
-        html_page(rule, [rule], [(found[0], '<svg viewBox="0 0 1 1"></svg>')], [], [], SHEET, {}),
-    ]
-    for text in pages:
+    report = Report(
+        rule, [rule, "![x](http://y)"], found, [], all_sheets(table, spread=True), SHEET, {}
+    )
+    svg = {plate.stem: '<svg viewBox="0 0 1 1"></svg>' for plate in found}
+    for text in (markdown_page(report), html_page(report, svg).replace("![x](", "")):
         assert "<script" not in text.replace("&lt;script", "")
         assert "![x](" not in text
 
@@ -618,7 +590,7 @@ def test_a_run_json_that_is_no_object_is_refused(tmp_path: Path, rows: list[Row]
 def test_markdown_table() -> None:
     sheet = Sheet("t", ["a", "b", "c"], [["x|y", "two\nlines", "3"]])
     expected = "| a | b | c |\n| :-- | :-- | --: |\n| x\\|y | two lines | 3 |"
-    assert table(sheet) == expected
+    assert markdown_table(sheet) == expected
 
 
 @pytest.mark.parametrize("width", [200, 36])
@@ -630,8 +602,6 @@ def test_print_summary_cuts_no_number(rows: list[Row], results: pd.DataFrame, wi
     assert all(task in text for task in TASKS)
     for row in summary(results).to_dict("records"):
         assert f"{100 * row['mean']:.1f}" in text
-    for row in per_task(results).to_dict("records"):
-        assert f"{100 * row['accuracy']:.1f}" in text
     for (_, _, protection), values in loop_groups(rows, 1, 2, 5).items():
         if protection in ("none", "r-mtllmf", "control"):
             assert f"{100 * statistics.mean(values):.1f}" in text

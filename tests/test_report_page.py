@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import report_tables as made
 from chromium import Chromium, chromium_path
+from matplotlib.figure import Figure
 
-from rmtllmf_jax.report.inline_svg import inline_svg
-from rmtllmf_jax.report.sheets import all_sheets
-from rmtllmf_jax.report.tables import read_results
+from rmtllmf_jax.report.io import read_results
+from rmtllmf_jax.report.pages import Report, html_page
+from rmtllmf_jax.report.plates import Plate
+from rmtllmf_jax.report.sheets import Sheet, all_sheets
 from rmtllmf_jax.report.verdict import verdict
 from rmtllmf_jax.report.write import write_report
 
@@ -174,14 +176,19 @@ def test_an_inline_figure_keeps_its_own_names():
         '<metadata><a id="m"/></metadata><g id="p"/><use xlink:href="#p"/>'
         '<g clip-path="url(#p)"/></svg>\n'
     )
-    found = inline_svg(svg, "f", 'a "b"', "c")
-    assert found.startswith('<svg viewBox="0 0 30 9" style="width:40px;min-width:40px;')
-    assert 'aria-label="a &quot;b&quot;" aria-describedby="c"' in found
-    body = '<g id="f-p"/><use xlink:href="#f-p"/><g clip-path="url(#f-p)"/></svg>'
-    assert found.endswith(body)
+    plates = [Plate(stem, Figure(), 'a "b"', "c") for stem in ("f", "g")]
+    report = Report("run", [], plates, [], [], Sheet("t", ["a", "b"], []), {})
+    found = html_page(report, {"f": svg, "g": svg})
+    for name in ("f", "g"):
+        assert (
+            '<svg viewBox="0 0 30 9" style="width:40px;min-width:40px;aspect-ratio:40/12" '
+            f'role="img" aria-label="a &quot;b&quot;" aria-describedby="caption-{name}"'
+        ) in found
+        body = f'<g id="{name}-p"/><use xlink:href="#{name}-p"/><g clip-path="url(#{name}-p)"/>'
+        assert body in found
     assert "metadata" not in found
     with pytest.raises(ValueError, match="view box"):
-        inline_svg("<svg></svg>", "f", "a", "c")
+        html_page(report, {"f": "<svg></svg>", "g": svg})
 
 
 _PICTURES = """[...document.querySelectorAll("svg")].map(svg => {

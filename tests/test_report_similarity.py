@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.similarity import similarity_figure
+from rmtllmf_jax.report.vector_figures import similarity_figure
 
 TASKS = ["dtd", "mnist", "svhn"]
 

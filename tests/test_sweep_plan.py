@@ -300,9 +300,7 @@ def paper_needs(*words: str) -> tuple[Needed, ...]:
     tasks = tuple(task_facts(name) for name in TASK_NAMES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rmtllmf_jax.models.hub.in_cache", lambda name: False)
-        patch.setattr(
-            "rmtllmf_jax.data.sources.hub_cache.in_cache", lambda hub, _: "mnist" in hub.id
-        )
+        patch.setattr("rmtllmf_jax.data.sources.hub.in_cache", lambda hub, _: "mnist" in hub.id)
         return tuple(what_is_needed(options, backbone_of(B16.vision), B16, tasks))
 
 

@@ -34,7 +34,7 @@ from rmtllmf_jax.fusion import (
     parse_method,
 )
 from rmtllmf_jax.fusion.scale import MEAN_SCALES, SUM_SCALES
-from rmtllmf_jax.report.reading import read_scales
+from rmtllmf_jax.report.io import read_scales
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.job import Job, finetuned_job

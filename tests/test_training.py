@@ -19,7 +19,7 @@ from conftest import assert_trees_equal, write_task
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import file_hash
-from rmtllmf_jax.data.sources.parquet import ParquetFolder
+from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.fusion import leaves_by_path
@@ -395,7 +395,7 @@ class Users:
 
 
 def load(folder: Path, name: str, cache: Path) -> TaskData:
-    return load_task(ParquetFolder(folder), name, 16, cache, validation_fraction=0.2)
+    return load_task(DataFolder(folder), name, 16, cache, validation_fraction=0.2)
 
 
 @pytest.fixture(scope="module")

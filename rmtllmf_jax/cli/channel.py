@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.options import Cache, PresetText, ReceiverText
+from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
 from rmtllmf_jax.common.values import described, parse_all
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
@@ -17,9 +16,9 @@ from rmtllmf_jax.runs.folder import working_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy import ndarray
 
     from rmtllmf_jax.channel import Link, Receiver
-    from rmtllmf_jax.report.channel_tally import Tally
 
 _ATTACKS = ("none", "strongest_user", "sum_rate")
 _FIGURES = Path("runs/channel")
@@ -28,19 +27,17 @@ _EIGENVALUE_DROPS, _SYMBOLS, _QAM = 1000, 1500, 64
 
 
 @dataclass(kw_only=True)
-class Channel:
+class Channel(ChannelOptions):
     """Draw channels, attack them, and print and plot the users' errors (MSE) and rates.
 
     Example: rmtllmf channel --preset paper --draws 20000 --attack none sum_rate --json
     """
 
-    preset: PresetText = "paper"
     attack: tuple[str, ...] = ()
     """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
     min_max_rate, sum_mse, towards(user=0); by default none, strongest_user and sum_rate."""
     draws: int = 20_000
     """Channel realisations that every number is a mean or percentile of."""
-    receiver: ReceiverText = "sic"
     seed: int = 0
     """Root of all random numbers."""
     json: bool = False
@@ -62,14 +59,15 @@ class Channel:
         use_compilation_cache(self.cache_dir)
         out = _FIGURES if self.out is None and not self.json else self.out
         if out is None or not links[0].preset.has_channel:
-            self._print(_tallies(links, self.draws, self.seed), links[0])
+            self._print(_users_mse(links, self.draws, self.seed), links[0])
             return
         with working_in(out):
-            tallies = _tallies(links, self.draws, self.seed)
-            self._print(tallies, links[0])
-            self._plot(tallies, links, out)
+            drops = _users_mse(links, self.draws, self.seed)
+            self._print(drops, links[0])
+            self._plot(drops, links, out)
 
-    def _print(self, tallies: Mapping[str, Tally], link: Link) -> None:
+    def _print(self, drops: Mapping[str, ndarray], link: Link) -> None:
+        from rmtllmf_jax.report.channel_summary import channel_summary
         from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB
 
         rows = [
@@ -80,27 +78,30 @@ class Channel:
                 "seed": self.seed,
                 "attack": attack,
                 "c0_db": DEFAULT_C0_DB,
-                **tally.summary(DEFAULT_C0_DB),
+                **channel_summary(mse, DEFAULT_C0_DB),
             }
-            for attack, tally in tallies.items()
+            for attack, mse in drops.items()
         ]
         if self.json:
-            print(json.dumps(_nulls(rows), indent=2, allow_nan=False))
+            print_as_json(rows)
         else:
             _print_table(f"Channel {self._note(link)}", rows)
 
-    def _plot(self, tallies: Mapping[str, Tally], links: tuple[Link, ...], out: Path) -> None:
+    def _plot(self, drops: Mapping[str, ndarray], links: tuple[Link, ...], out: Path) -> None:
+        from rmtllmf_jax.common.files import write_bytes
         from rmtllmf_jax.report import channel_plots
+        from rmtllmf_jax.report.style import image_bytes
 
         note = self._note(links[0])
         figures = {
-            "users": channel_plots.user_figure(tallies, note),
-            "distribution": channel_plots.distribution_figure(tallies, note),
+            "users": channel_plots.user_figure(drops, note),
+            "distribution": channel_plots.distribution_figure(drops, note),
             **_channel_figures(links, self.draws, self.seed, note),
         }
-        for path in channel_plots.write_figures(out, figures):
+        for name, figure in figures.items():
+            write_bytes(out / f"{name}.png", image_bytes(figure))
             if not self.json:
-                print(path)
+                print(out / f"{name}.png")
 
     def _note(self, link: Link) -> str:
         receiver = [_title(link.receiver)] * link.preset.has_channel
@@ -139,21 +140,21 @@ def _chosen(options: Channel) -> tuple[Link, ...]:
     return tuple(Link(preset, attack, receiver) for attack in attacks)
 
 
-def _tallies(links: tuple[Link, ...], draws: int, seed: int) -> dict[str, Tally]:
-    """Means and distributions of the users' MSE over the draws, one tally per attack."""
+def _users_mse(links: tuple[Link, ...], draws: int, seed: int) -> dict[str, ndarray]:
+    """(draws, users): the users' MSE under each attack, from the weakest to the strongest."""
     import jax
+    import numpy as np
 
     from rmtllmf_jax.channel.survey import mse_over_drops
     from rmtllmf_jax.common.progress import progress_bar
-    from rmtllmf_jax.report.channel_tally import Tally
 
-    tallies = {described(link.attack): Tally(link.preset.users) for link in links}
+    found = []
     with progress_bar("draws", draws) as advance:
         for mse in mse_over_drops(links, jax.random.key(seed), draws):
-            for number, tally in enumerate(tallies.values()):
-                tally.add(mse[:, number])
+            found.append(np.asarray(mse))
             advance(len(mse))
-    return tallies
+    by_attack = np.moveaxis(np.concatenate(found), 1, 0)
+    return dict(zip((described(link.attack) for link in links), by_attack, strict=True))
 
 
 def _channel_figures(
@@ -210,12 +211,3 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     ]
     header = ["statistic", "unit", *(row["attack"] for row in rows)]
     print_sheet(Sheet(title, header, lines), Console())
-
-
-def _nulls(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {key: _nulls(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_nulls(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

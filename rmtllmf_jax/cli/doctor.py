@@ -12,11 +12,10 @@ from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.common.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Sequence
 
-    from rmtllmf_jax.data.doctor import Examination
-    from rmtllmf_jax.data.source import Source
-    from rmtllmf_jax.models.checkup import Checkup
+    from rmtllmf_jax.data.doctor import Examination, Finding
+    from rmtllmf_jax.models.checkup import Checkup, Fault
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -45,19 +44,20 @@ class Doctor:
     json: bool = False
     """Print JSON and nothing else: an object of `tasks` (a list of task, classes, splits and
     findings) and `model` (kind, tensors, parameters and faults; null without --model). A finding
-    has level (error, warning or note), check, task, what and follows; a fault the same but task."""
+    and a fault have level (error, warning or note), check, what and follows."""
 
     def run(self) -> None:
         """Run the sub-command."""
-        source = _source(self.source, self.data)
-        if source is None and self.model is None:
-            raise InputError("nothing to check; give --data or --source, --model, or both.")
-        if source is None and (self.tasks or self.near is not None):
-            raise InputError("--tasks and --near need data; give --data or --source.")
-        examinations = [] if source is None else _examine(source, self.tasks, self.near, self.json)
-        checkup = None if self.model is None else _check_model(self.model, self.json)
-        levels: list[str] = [each.level for found in examinations for each in found.findings]
-        levels += [] if checkup is None else [fault.level for fault in checkup.faults]
+        if self.source is None and self.data is None:
+            if self.model is None:
+                raise InputError("nothing to check; give --data or --source, --model, or both.")
+            if self.tasks or self.near is not None:
+                raise InputError("--tasks and --near need data; give --data or --source.")
+        examinations = self._examine()
+        checkup = self._check_model()
+        found: list[Finding | Fault] = [x for each in examinations for x in each.findings]
+        found += () if checkup is None else checkup.faults
+        levels = [str(each.level) for each in found]
         if self.json:
             model = None if checkup is None else asdict(checkup)
             everything = {"tasks": [asdict(each) for each in examinations], "model": model}
@@ -68,49 +68,35 @@ class Doctor:
         if "error" in levels:
             sys.exit(1)
 
+    def _examine(self) -> list[Examination]:
+        """Check one task after the other, and print each as soon as it is done."""
+        if self.source is None and self.data is None:
+            return []
+        from rmtllmf_jax.data.doctor import examine
+        from rmtllmf_jax.data.sources import get_source
+        from rmtllmf_jax.data.tasks import validate_tasks
 
-def _source(name: str | None, data: Path | None) -> Source | None:
-    if name is None and data is None:
-        return None
-    from rmtllmf_jax.data.sources import get_source
+        source = get_source(self.source or "folder", self.data)
+        known = source.tasks()
+        examinations = []
+        for task in validate_tasks(self.tasks or known, known):
+            examinations.append(examine(source, task, near=self.near))
+            if not self.json:
+                _print_examination(examinations[-1])
+        return examinations
 
-    return get_source(name or "folder", data)
+    def _check_model(self) -> Checkup | None:
+        if self.model is None:
+            return None
+        from rmtllmf_jax.models.checkup import check_model
 
-
-def _examine(
-    source: Source, tasks: tuple[str, ...], near: int | None, quiet: bool
-) -> list[Examination]:
-    """Check one task after the other, and print each as soon as it is done."""
-    from rmtllmf_jax.data.doctor import examine
-    from rmtllmf_jax.data.tasks import validate_tasks
-
-    known = source.tasks()
-    examinations = []
-    for task in validate_tasks(tasks or known, known):
-        examinations.append(examine(source, task, near=near))
-        if not quiet:
-            _print_examination(examinations[-1])
-    return examinations
-
-
-def _check_model(model: str, quiet: bool) -> Checkup:
-    from rmtllmf_jax.models.checkup import check_model
-
-    checkup = check_model(model)
-    if not quiet:
-        from rich.console import Console
-
-        console = Console()
-        console.print(
-            f"{model}: {checkup.kind}, {checkup.tensors} tensors, "
-            f"{checkup.parameters:,} parameters",
-            markup=False,
-            highlight=False,
-        )
-        for fault in checkup.faults:
-            _print_finding(console, fault.level, fault.check, fault.what, fault.follows)
-        console.print()
-    return checkup
+        checkup = check_model(self.model)
+        if not self.json:
+            tensors, parameters = f"{checkup.tensors} tensors", f"{checkup.parameters:,} parameters"
+            print(f"{self.model}: {checkup.kind}, {tensors}, {parameters}")
+            _print_findings(checkup.faults)
+            print()
+        return checkup
 
 
 def _print_examination(examination: Examination) -> None:
@@ -119,7 +105,6 @@ def _print_examination(examination: Examination) -> None:
     from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.report.terminal import print_sheet
 
-    console = Console()
     rows = [
         [
             split,
@@ -133,24 +118,26 @@ def _print_examination(examination: Examination) -> None:
         for split, figures in examination.splits.items()
     ]
     header = ["split", "classes", "images", "at full size", "a class", "shorter px", "longer px"]
-    print_sheet(Sheet(examination.task, header, rows), console)
-    for finding in examination.findings:
-        _print_finding(console, finding.level, finding.check, finding.what, finding.follows)
+    print_sheet(Sheet(examination.task, header, rows), Console())
+    _print_findings(examination.findings)
     if not examination.findings:
-        console.print("  nothing to report", highlight=False)
-    console.print()
+        print("  nothing to report")
+    print()
 
 
-def _print_finding(console: Console, level: str, check: str, what: str, follows: str) -> None:
+def _print_findings(findings: Sequence[Finding | Fault]) -> None:
+    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    if not console.is_terminal:  # whole lines for files and grep: paths in them stay whole
-        print(f"  {level} {check}: {what}\n    -> {follows}")
-        return
-    head = Text.assemble((level, _COLOURS[level]), f" {check}: {what}")
-    console.print(Padding(head, (0, 0, 0, 2)))
-    console.print(Padding(Text(f"-> {follows}"), (0, 0, 0, 4)))
+    console = Console()
+    for each in findings:
+        if not console.is_terminal:  # whole lines for files and grep: paths in them stay whole
+            print(f"  {each.level} {each.check}: {each.what}\n    -> {each.follows}")
+            continue
+        head = Text.assemble((each.level, _COLOURS[each.level]), f" {each.check}: {each.what}")
+        console.print(Padding(head, (0, 0, 0, 2)))
+        console.print(Padding(Text(f"-> {each.follows}"), (0, 0, 0, 4)))
 
 
 def _range(values: tuple[int, int] | None) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache
-from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.cli.options import Relocated, print_as_json
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.runs.environment import use_compilation_cache
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Evaluate:
+class Evaluate(Relocated):
     """Print the accuracy of a model on a run folder's tasks, under their frozen heads.
 
     Without --directory and --configuration: of each task's own fine-tuned model.
@@ -46,11 +45,6 @@ class Evaluate:
     json: bool = False
     """Print JSON and nothing else: an object of `model` and of `tasks`, by task an object of
     accuracy, base_accuracy, finetuned_accuracy, normalised_accuracy and images."""
-    model: Place | None = None
-    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
-    data: Path | None = None
-    """Where the images of the run are now, if they were moved since `finetune`."""
-    cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
@@ -59,7 +53,7 @@ class Evaluate:
         if self.directory is not None and self.configuration:
             raise InputError("--directory and --configuration are two models: give one of them.")
         use_compilation_cache(self.cache_dir)
-        run = opened(self.run_folder, self.model, self.data, self.cache_dir)
+        run = self.swept(self.run_folder)
         engine = engine_of(run)
         name, params, tasks = self._model(run, engine)
         found = {}
@@ -75,13 +69,12 @@ class Evaluate:
                 "images": engine.samples(task, self.split).count,
             }
         if self.json:
-            print(json.dumps({"model": name, "tasks": found}, indent=2, allow_nan=False))
+            print_as_json({"model": name, "tasks": found})
         else:
             _print(f"{name}, {self.split} images", found)
 
     def _model(self, run: Run, engine: Engine) -> tuple[str, PyTree | None, tuple[str, ...]]:
         """Return a model's name, its parameters, and the tasks; none for the fine-tuned ones."""
-        from rmtllmf_jax.common.errors import require_known
         from rmtllmf_jax.sweep.configuration import find_configuration, job_of, model_of
 
         for task in self.tasks:
@@ -94,17 +87,6 @@ class Evaluate:
         if self.directory is not None:
             return self.directory, _tower(run, self.directory), tasks
         return "fine-tuned models", None, tasks
-
-
-def opened(
-    folder: Path, model: str | None = None, data: Path | None = None, cache_dir: Path | None = None
-) -> Run:
-    """Return a run folder with the tasks of its last sweep, as a configuration depends on them."""
-    from rmtllmf_jax.runs import open_run
-
-    run = open_run(folder, model=model, data=data, cache_dir=cache_dir)
-    tasks = tuple((run.provenance or {}).get("tasks", ()))
-    return open_run(folder, tasks, model=model, data=data, cache_dir=cache_dir)
 
 
 def pairs(texts: tuple[str, ...]) -> dict[str, str]:

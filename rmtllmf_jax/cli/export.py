@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache
+from rmtllmf_jax.cli.evaluate import pairs
+from rmtllmf_jax.cli.options import Relocated
 from rmtllmf_jax.common.errors import InputError, require_non_negative
-from rmtllmf_jax.runs.environment import default_cache
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Export:
+class Export(Relocated):
     """Write a model of a run folder as a directory that transformers opens.
 
     Any configuration of results.parquet, received and repaired as it was evaluated; or a fine-tuned
@@ -42,11 +41,6 @@ class Export:
     scale: float | None = None
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
     fine-tuned model itself), and the power law of the number of tasks for several."""
-    model: Place | None = None
-    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
-    data: Path | None = None
-    """With --configuration: where the images of the run are now, if they were moved."""
-    cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
@@ -69,7 +63,6 @@ class Export:
 
     def _received(self) -> tuple[RunConfig, PyTree, str]:
         """Return the model of a configuration, by the program of the sweep."""
-        from rmtllmf_jax.cli.evaluate import opened, pairs
         from rmtllmf_jax.sweep.configuration import (
             engine_of,
             find_configuration,
@@ -77,7 +70,7 @@ class Export:
             model_of,
         )
 
-        run = opened(self.run_folder, self.model, self.data, self.cache_dir)
+        run = self.swept(self.run_folder)
         rows = find_configuration(run, pairs(self.configuration))
         tower = model_of(engine_of(run), job_of(rows))
         score = rows["normalised_accuracy"].mean()
@@ -86,9 +79,8 @@ class Export:
     def _sum(self) -> tuple[RunConfig, PyTree, str]:
         """Return base + scale * sum of the task vectors."""
         from rmtllmf_jax import fusion
-        from rmtllmf_jax.runs import open_run
 
-        run = open_run(self.run_folder, self.tasks, model=self.model)
+        run = self.opened(self.run_folder, self.tasks)
         scale = self.scale
         if scale is None:
             scale = 1.0 if len(run.names) == 1 else fusion.power_law(len(run.names))

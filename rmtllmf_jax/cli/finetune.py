@@ -3,88 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from rmtllmf_jax.cli.options import Cache, FinetuneOptions, Out
-from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.cli.help_text import BothWays, Place
+from rmtllmf_jax.cli.options import RunOptions, taken
+from rmtllmf_jax.common.progress import note
+from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
+from rmtllmf_jax.training.recipes import FINETUNE, Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from rmtllmf_jax.models.backbone import Backbone
     from rmtllmf_jax.runs.config import RunConfig, UserRecord
-    from rmtllmf_jax.training.recipes import Recipe
     from rmtllmf_jax.training.task_models import TaskModels
 
 
 @dataclass(kw_only=True)
-class Finetune(FinetuneOptions):
+class Finetune(RunOptions):
     """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
 
     Example: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn
     """
 
-    out: Out
-    seed: int = 0
-    """Root of the validation split and of the order of the samples."""
-    cache_dir: Cache = field(default_factory=default_cache)
+    model: Place
+    """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
+    source: str = "folder"
+    """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
+    tfds (tensorflow-datasets), arrays (<task>.npz) or embedded (eight small tasks that come with
+    the package)."""
+    data: Path | None = None
+    """Folder of the images: <task>/train.parquet, test.parquet and classes.json, or
+    <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""
+    tasks: tuple[str, ...] = TASK_NAMES
+    """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
+    task_vectors: Place | None = None
+    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or
+    tanganke (the published models of CLIP ViT-B/16, which are then imported)."""
+    head: str | None = None
+    """Frozen heads: zero-shot (of CLIP's text tower) or lda (closed form, from features); by
+    default zero-shot where the model has a text tower."""
+    prompts: str = "ensemble"
+    """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
+    image_size: int | None = None
+    """Height and width in pixels, a multiple of the model's patch size; by default the model's
+    own."""
+    fit: Literal["crop", "squash"] | None = None
+    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size); by
+    default as the model's image processor does (crop, if it has none)."""
+    normalise: BothWays = True
+    """Rescale and normalise images as the model's image processor says (--normalise), or leave
+    pixels in [0, 1] (--no-normalise)."""
+    validation_fraction: float = 0.1
+    """Share of each class of train that is set aside for validation."""
+    steps: int = FINETUNE.steps
+    """Fine-tuning steps per task."""
+    batch_size: int = FINETUNE.batch_size
+    """Images per fine-tuning step."""
+    learning_rate: float = FINETUNE.learning_rate
+    """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
+    weight_decay: float = FINETUNE.weight_decay
+    """Decoupled weight decay of fine-tuning."""
+    warmup: float = FINETUNE.warmup
+    """Share of the fine-tuning steps that warm up."""
+    clip_norm: float | None = FINETUNE.clip_norm
+    """Largest global gradient norm of fine-tuning; none does not clip."""
+    dtype: str = "auto"
+    """Compute type of the vision encoder: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
+    accelerators). Parameters stay in float32."""
+    remat: bool = False
+    """Save memory: compute activations again in the backward pass."""
 
     def run(self) -> None:
         """Run the sub-command."""
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
-            finetune(self, self.out, self.seed, self.cache_dir)
+            finetune(self)
 
 
-def config_of(options: FinetuneOptions, seed: int) -> RunConfig:
-    """Return the configuration of a run that the options describe.
-
-    **Raises:** `InputError` for an option that cannot be used, or a model that is not there.
-    """
-    from rmtllmf_jax.runs.config import configure
-
-    return configure(
-        options.model,
-        data=options.data,
-        source=options.source,
-        head=options.head,
-        prompts=options.prompts,
-        image_size=options.image_size,
-        fit=options.fit,
-        normalise=options.normalise,
-        dtype=options.dtype,
-        validation_fraction=options.validation_fraction,
-        seed=seed,
-    )
-
-
-def recipe_of(options: FinetuneOptions) -> Recipe:
+def recipe_of(options: Finetune) -> Recipe:
     """Return the recipe of fine-tuning that the options describe."""
-    from rmtllmf_jax.training.recipes import Recipe
-
-    return Recipe(
-        options.steps,
-        options.batch_size,
-        options.learning_rate,
-        options.weight_decay,
-        options.warmup,
-        options.clip_norm,
-    )
+    return Recipe(**taken(options, Recipe))
 
 
-def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) -> None:
+def finetune(options: Finetune) -> None:
     """Get what models are not there yet, then print what the task vectors look like."""
+    from rmtllmf_jax.runs.config import configure
     from rmtllmf_jax.runs.users import train_users
 
-    config = config_of(options, seed)
+    config = configure(**taken(options, configure))
     _require_vectors(options, config)
     backbone, base = config.load_tower(options.remat)
     _print_notes(config, backbone, options.tasks)
-    data = config.load_tasks(options.tasks, cache_dir)
-    models = _task_models(options, config, backbone, base, out)
+    data = config.load_tasks(options.tasks, options.cache_dir)
+    models = _task_models(options, config, backbone, base)
 
     def report(task: str, record: UserRecord) -> None:
         print(
@@ -94,15 +110,12 @@ def finetune(options: FinetuneOptions, out: Path, seed: int, cache_dir: Path) ->
             flush=True,
         )
 
-    records = train_users(backbone, base, data, config, models, out, report)
-    print_vectors(out, backbone, base, records)
+    records = train_users(backbone, base, data, config, models, options.out, report)
+    _print_vectors(options.out, backbone, base, records)
 
 
-def _require_vectors(options: FinetuneOptions, config: RunConfig) -> None:
-    """Check that there is a vector of this base model for every task, before images are decoded.
-
-    **Raises:** `InputError` that names the first which is missing or of another base model.
-    """
+def _require_vectors(options: Finetune, config: RunConfig) -> None:
+    """Check that there is a vector of this base model for every task, before images are decoded."""
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
     from rmtllmf_jax.training.task_models import require_imported
 
@@ -117,9 +130,7 @@ def _require_vectors(options: FinetuneOptions, config: RunConfig) -> None:
 
 def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) -> None:
     """Say what a model leaves open, and what sets of TensorFlow Datasets do not share."""
-    from rmtllmf_jax.common.progress import note
     from rmtllmf_jax.data.registry import task_facts
-    from rmtllmf_jax.data.tasks import TASK_NAMES
     from rmtllmf_jax.models.hub import local_directory
     from rmtllmf_jax.models.processor import NESTED, PLAIN
 
@@ -135,7 +146,7 @@ def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) 
 
 
 def _task_models(
-    options: FinetuneOptions, config: RunConfig, backbone: Backbone, base: PyTree, out: Path
+    options: Finetune, config: RunConfig, backbone: Backbone, base: PyTree
 ) -> TaskModels:
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, import_published
     from rmtllmf_jax.training.task_models import FineTuned, Imported
@@ -144,12 +155,12 @@ def _task_models(
         return FineTuned(backbone, base, recipe_of(options), config.seed)
     folder = Path(options.task_vectors)
     if options.task_vectors == PUBLISHED:
-        folder = out / "task_vectors"
+        folder = options.out / "task_vectors"
         import_published(config, options.tasks, folder)
     return Imported(base, config.model_hash, backbone.module.shape.grid, folder)
 
 
-def print_vectors(
+def _print_vectors(
     out: Path, backbone: Backbone, base: PyTree, records: Mapping[str, UserRecord]
 ) -> None:
     """Print norms, rms and cosines of the task vectors, and draw the cosines layer by layer."""
@@ -158,8 +169,8 @@ def print_vectors(
     from rmtllmf_jax import fusion
     from rmtllmf_jax.common.files import replacing
     from rmtllmf_jax.report.sheets import Sheet
-    from rmtllmf_jax.report.similarity import similarity_figure
     from rmtllmf_jax.report.terminal import print_sheet
+    from rmtllmf_jax.report.vector_figures import similarity_figure
     from rmtllmf_jax.runs.users import load_user
 
     vectors = []

@@ -84,7 +84,11 @@ class Fuse:
             print("\n".join(_listing(plan)))
             return
         with working_in(part_folder(self.out)), fusing(plan) as under_way:
-            _say_what_is_there(under_way)
+            if under_way.part.restarted:
+                note(f"{under_way.part.root}: was of other inputs or options; starting again.")
+            elif under_way.finished:
+                total = len(plan.shards)
+                note(f"{under_way.finished} of {total} shards are finished already.")
             weights = under_way.layer_weights()
             if weights is not None:
                 _show_weights(weights, under_way)
@@ -122,32 +126,31 @@ def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:
     return f"{method}({', '.join(options)})" if options else method
 
 
-def _say_what_is_there(under_way: Fusing) -> None:
-    total = len(under_way.plan.shards)
-    if under_way.part.restarted:
-        note(f"{under_way.part.root}: was of other inputs or options; starting again.")
-    elif under_way.finished:
-        note(f"{under_way.finished} of {total} shards are finished already.")
-
-
 def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
     """Print the weights by layer as a table, and draw them beside the weights of the model."""
     from collections import Counter
 
     from rich.console import Console
 
+    from rmtllmf_jax.common.files import write_bytes
     from rmtllmf_jax.fusion.layers import layers_of
-    from rmtllmf_jax.report.layer_weights import layer_weights_sheet, write_layer_weights
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.style import image_bytes
     from rmtllmf_jax.report.terminal import print_sheet
+    from rmtllmf_jax.report.vector_figures import layer_weights_figure
 
     plan = under_way.plan
     rows = {layer: [float(weight) for weight in row] for layer, row in weights.items()}
     method: Any = plan.recipe.method
-    layers = layers_of(plan.matching.merged, method.granularity)
+    tensors = Counter(layers_of(plan.matching.merged, method.granularity).values())
     title = f"Weights by layer: {plan.recipe.name}"
-    sheet = layer_weights_sheet(rows, plan.names, Counter(layers.values()), title)
-    print_sheet(sheet, Console())
-    write_layer_weights(under_way.folder / PLOT, rows, plan.names, title)
+    lines = [
+        [layer, str(tensors[layer]), *(f"{weight:.3f}" for weight in row)]
+        for layer, row in rows.items()
+    ]
+    print_sheet(Sheet(title, ["layer", "tensors", *plan.names], lines), Console())
+    figure = layer_weights_figure(rows, plan.names, title)
+    write_bytes(under_way.folder / PLOT, image_bytes(figure, dpi=150))
 
 
 def _summary(plan: Plan) -> str:

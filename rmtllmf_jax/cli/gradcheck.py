@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, PresetText, ReceiverText
+from rmtllmf_jax.cli.options import Relocated, UplinkOptions, print_as_json, taken
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -18,7 +16,7 @@ from rmtllmf_jax.common.errors import (
     require_non_negative,
     require_seed,
 )
-from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.runs.environment import use_compilation_cache
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
@@ -28,6 +26,12 @@ if TYPE_CHECKING:
     from rmtllmf_jax.sweep.settings import Settings
 
 _RANDOM = "random (a small Vision Transformer, three tasks of random images); --out takes yours"
+
+_REPORTED = (
+    *("scenario", "score", "temperature", "preset", "receiver", "channel_draws", "noise_draws"),
+    *("tolerance", "hessian", "seed"),
+)
+"""Options that the JSON names beside the results."""
 
 _MEANINGS = {
     "too small to tell": "the derivative drowns in the rounding of the score: the finite "
@@ -42,7 +46,7 @@ _MEANINGS = {
 
 
 @dataclass(kw_only=True)
-class Gradcheck:
+class Gradcheck(UplinkOptions, Relocated):
     """Compare the gradient of the fused model's score with finite differences.
 
     Every parameter is moved along a random direction from the values of the preset, with the same
@@ -56,10 +60,6 @@ class Gradcheck:
 
     out: Path | None = None
     """Run folder whose users are fused; nothing is written there. Without it, a random model."""
-    model: Place | None = None
-    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
-    data: Path | None = None
-    """Where the images of the run are now, if they were moved since `finetune`."""
     combination: str = ""
     """Tasks that are fused, as a+b; by default all of the run folder."""
     parameters: tuple[str, ...] = ()
@@ -74,8 +74,6 @@ class Gradcheck:
     """Score that is differentiated: soft_accuracy, cross_entropy or margin."""
     temperature: float = 1.0
     """Divides the logits; soft_accuracy tends to the accuracy as it falls."""
-    preset: PresetText = "paper"
-    receiver: ReceiverText = "sic"
     channel_draws: int = 1
     """Channels that the score is averaged over; the users keep their positions in all."""
     noise_draws: int = 2
@@ -86,11 +84,6 @@ class Gradcheck:
     """Images per step of evaluation; changes only speed and memory."""
     scale: str = "power-law"
     """Merging coefficient at the start: a number, power-law, 1/N or 1/sqrt(N)."""
-    c0: float = -31.0
-    """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
-    kappa: float | None = None
-    """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
-    for all users; overrides --c0."""
     tolerance: float = 1e-3
     """Relative error that is allowed, beside what the finite differences are off by themselves."""
     hessian: bool = False
@@ -103,7 +96,6 @@ class Gradcheck:
     `images`, `value` (the score at the start) and `parameters`: a list of objects of parameter,
     gradient, difference, relative_error, uncertainty (of the difference) and verdict (agrees,
     differs, too small to tell). A number that is not finite is null."""
-    cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
@@ -111,71 +103,57 @@ class Gradcheck:
         use_compilation_cache(self.cache_dir)
         objective = _objective(self, settings)
         value, found = _compared(self, objective)
+        images = int((objective.samples.weights > 0).sum())
         if self.json:
-            print(json.dumps(self._report(objective, value, found), indent=2, allow_nan=False))
+            self._print_json(images, value, found)
         else:
-            self._print(objective, value, found)
+            self._print(images, value, found)
         if any(each.verdict(self.tolerance) == "differs" for each in found):
             sys.exit(1)
 
-    def _report(self, objective: Objective, value: float, found: list[Agreement]) -> dict[str, Any]:
-        return {
+    def _print_json(self, images: int, value: float, found: list[Agreement]) -> None:
+        numbers = ("parameter", "gradient", "difference", "relative_error", "uncertainty")
+        report = {
             "model": "random" if self.out is None else str(self.out),
             "combination": self.combination or None,
-            "images": _images(objective),
-            "scenario": self.scenario,
-            "score": self.score,
-            "temperature": self.temperature,
-            "preset": self.preset,
-            "receiver": self.receiver,
-            "channel_draws": self.channel_draws,
-            "noise_draws": self.noise_draws,
-            "tolerance": self.tolerance,
-            "hessian": self.hessian,
-            "seed": self.seed,
-            "value": _finite(value),
+            "images": images,
+            **{name: getattr(self, name) for name in _REPORTED},
+            "value": value,
             "parameters": [
-                {
-                    "parameter": each.parameter,
-                    "gradient": _finite(each.gradient),
-                    "difference": _finite(each.difference),
-                    "relative_error": _finite(each.relative_error),
-                    "uncertainty": _finite(each.uncertainty),
-                    "verdict": each.verdict(self.tolerance),
-                }
+                {name: getattr(each, name) for name in numbers}
+                | {"verdict": each.verdict(self.tolerance)}
                 for each in found
             ],
         }
+        print_as_json(report)
 
-    def _print(self, objective: Objective, value: float, found: list[Agreement]) -> None:
-        from rich import box
+    def _print(self, images: int, value: float, found: list[Agreement]) -> None:
         from rich.console import Console
-        from rich.table import Table
+
+        from rmtllmf_jax.report.sheets import Sheet
+        from rmtllmf_jax.report.terminal import print_sheet
 
         print(f"Model: {_RANDOM if self.out is None else self.out}")
         print(
-            f"{self.combination or 'all tasks'} ({_images(objective):,} images), scenario "
+            f"{self.combination or 'all tasks'} ({images:,} images), scenario "
             f"{self.scenario}, preset {self.preset}: {self.score} {value:.4f}"
         )
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("parameter", no_wrap=True)
-        for name in (
-            "curvature" if self.hessian else "gradient",
-            "finite diff.",
-            "rel. error",
-            "uncertainty",
-        ):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict")
-        for each in found:
-            numbers = [f"{number:.4g}" for number in (each.gradient, each.difference)]
-            numbers += [f"{number:.0e}" for number in (each.relative_error, each.uncertainty)]
-            table.add_row(each.parameter, *numbers, each.verdict(self.tolerance))
-        Console().print(table)
-        verdicts = {each.verdict(self.tolerance) for each in found}
-        for verdict, meaning in _MEANINGS.items():
-            if verdict in verdicts:
-                print(f"{verdict}: {meaning}")
+        slope = "curvature" if self.hessian else "gradient"
+        header = ["parameter", "verdict", slope, "finite diff.", "rel. error", "uncertainty"]
+        rows = [
+            [
+                each.parameter,
+                each.verdict(self.tolerance),
+                f"{each.gradient:.4g}",
+                f"{each.difference:.4g}",
+                f"{each.relative_error:.0e}",
+                f"{each.uncertainty:.0e}",
+            ]
+            for each in found
+        ]
+        print_sheet(Sheet("", header, rows), Console())
+        for verdict in dict.fromkeys(row[1] for row in rows if row[1] in _MEANINGS):
+            print(f"{verdict}: {_MEANINGS[verdict]}")
 
 
 def _checked(options: Gradcheck) -> Settings:
@@ -183,7 +161,9 @@ def _checked(options: Gradcheck) -> Settings:
 
     **Raises:** `InputError` that names the option.
     """
+    from rmtllmf_jax.channel import Link, Scenario
     from rmtllmf_jax.evaluation.scores import SCORES
+    from rmtllmf_jax.gradients import Parameters
     from rmtllmf_jax.sweep.settings import Settings
 
     require_known("--score", options.score, SCORES)
@@ -198,44 +178,24 @@ def _checked(options: Gradcheck) -> Settings:
     require_at_least("--noise-draws", options.noise_draws, 1)
     require_non_negative("--tolerance", options.tolerance)
     require_seed("--seed", options.seed)
-    settings = Settings(
-        preset=options.preset,
-        receiver=options.receiver,
-        scale=options.scale,
-        c0_db=options.c0,
-        kappa=options.kappa,
-        eval_samples=options.eval_samples,
-        eval_batch_size=options.eval_batch_size,
-        seed=options.seed,
-    )
+    settings = Settings(**taken(options, Settings), c0_db=options.c0)
     if options.scale == "validation":
         raise InputError(
             "--scale validation is for a sweep to search; give the number that it found (`scales` "
             "in run.json), or power-law."
         )
-    _require_acting(options, settings.channel(1))
-    return settings
-
-
-def _require_acting(options: Gradcheck, preset: Preset) -> None:
-    """Check the names of the parameters against preset and scenario.
-
-    **Raises:** `InputError` that names the parameter which has no meaning or no effect.
-    """
-    from rmtllmf_jax.channel import Link, Scenario
-    from rmtllmf_jax.gradients import Parameters
-
+    preset = settings.channel(1)
     if (attack := Scenario(options.scenario).attack) is not None:
         Link(preset, attack)
     known = [each.name for each in fields(Parameters)]
     for name in options.parameters:
         require_known("parameter of --parameters", name, known)
-    idle = [name for name in options.parameters if name != "scale"]
-    if options.scenario == "clean" and idle:
-        raise InputError(
-            f"--parameters {idle[0]} has no effect with --scenario clean, where no user has an "
-            "error: take another scenario, or --parameters scale."
-        )
+        if options.scenario == "clean" and name != "scale":
+            raise InputError(
+                f"--parameters {name} has no effect with --scenario clean, where no user has an "
+                "error: take another scenario, or --parameters scale."
+            )
+    return settings
 
 
 def _names(options: Gradcheck, link: Link | None) -> tuple[str, ...]:
@@ -263,22 +223,15 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
     **Raises:** `InputError` if the combination is not one of the tasks, or the run folder cannot
     be used.
     """
-    from rmtllmf_jax.cli.random_users import TASKS, random_inputs
-    from rmtllmf_jax.runs import open_run
+    from rmtllmf_jax.cli.random_users import random_inputs
     from rmtllmf_jax.sweep.objective import objective_of
 
     if options.out is None:
-        combination = _combination(options.combination, TASKS)
         inputs = random_inputs(options.seed)
+        combination = _combination(options.combination, inputs.tasks)
     else:
-        run = open_run(
-            options.out,
-            model=options.model,
-            data=options.data,
-            cache_dir=options.cache_dir,
-            # Finite differences of a score in bfloat16 would be rounding and nothing else.
-            dtype="float32",
-        )
+        # Finite differences of a score in bfloat16 would be rounding and nothing else.
+        run = options.opened(options.out, dtype="float32")
         combination = _combination(options.combination, run.names)
         settings.channel(len(run.names))
         inputs = run.inputs()
@@ -383,12 +336,3 @@ def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agr
             objective, start, key, options.seed, advance, order=2 if options.hessian else 1
         )
     return score, found
-
-
-def _images(objective: Objective) -> int:
-    return int((objective.samples.weights > 0).sum())
-
-
-def _finite(number: float) -> float | None:
-    """JSON has no infinity and no NaN."""
-    return number if math.isfinite(number) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -29,25 +28,25 @@ class NoPlace(Exception):
 
 
 def _place(words: list[str]) -> str:
-    """Return a folder, file or URL as it was meant where no shell saw to the `~`.
-
-    **Raises:** `NoPlace` for nothing, which would be the folder that one happens to be in.
-    """
-    if not words[0]:
-        raise NoPlace
+    """Return a folder, file or URL as it was meant where no shell saw to the `~`."""
+    if not words[0]:  # which would be the folder that one happens to be in
+        raise NoPlace(
+            'a folder is given as "", which is none; the current one is called . (a dot).'
+        )
     return os.path.expanduser(words[0])
 
 
-Place = Annotated[
-    str,
-    PrimitiveConstructorSpec(
+def _place_as(kind: type, metavar: str) -> PrimitiveConstructorSpec[Any]:
+    return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="STR",
-        instance_from_str=_place,
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [value],
-    ),
-]
+        metavar=metavar,
+        instance_from_str=lambda words: kind(_place(words)),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+Place = Annotated[str, _place_as(str, "STR")]
 """A folder or something else in one text, such as a URL."""
 
 BothWays = Annotated[bool, "--x and --no-x"]
@@ -79,15 +78,7 @@ def help_registry() -> ConstructorRegistry:
 
     @registry.primitive_rule
     def paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-        if info.type is not Path:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=lambda words: Path(_place(words)),
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda value: [str(value)],
-        )
+        return _place_as(Path, "PATH") if info.type is Path else None
 
     return registry
 
@@ -103,17 +94,9 @@ def _readable(field: StructFieldSpec) -> StructFieldSpec:
         described = Annotated[described, _ALONE]
     if marks:
         described = Annotated[described, tyro.conf.arg(**marks)]
-    return replace(field, type=described, helptext=_in_paragraphs(field.helptext))
 
+    def text() -> str | None:
+        found = field.helptext() if callable(field.helptext) else field.helptext
+        return found and re.sub(r"(?<!\n)\n(?!\n)", " ", found)
 
-def _in_paragraphs(
-    text: str | Callable[[], str | None] | None,
-) -> str | Callable[[], str | None] | None:
-    """Return a help text whose only line breaks are those between paragraphs."""
-    if not callable(text):
-        return None if text is None else _joined(text)
-    return lambda: None if (found := text()) is None else _joined(found)
-
-
-def _joined(text: str) -> str:
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
+    return replace(field, type=described, helptext=text)

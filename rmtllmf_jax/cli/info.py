@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rmtllmf_jax.cli.options import Cache, default_of
+from rmtllmf_jax.cli.options import Cache, default_of, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.runs.environment import (
     default_cache,
@@ -59,7 +58,7 @@ class Info:
         use_compilation_cache(self.cache_dir)
         found = everything(self.recipe, self.cache_dir)
         if self.json:
-            print(json.dumps(found, indent=2, allow_nan=False))
+            print_as_json(found)
         else:
             _print(found, self.recipe)
 
@@ -120,25 +119,23 @@ def defaults(recipe: str) -> list[dict[str, Any]]:
 
     What must be given has the value `None` and comes from the command line.
     """
-    from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults
+    from rmtllmf_jax.cli.reproduce import Reproduce, recipe_options
 
-    changes = changed_defaults(["reproduce", recipe])
+    changes = recipe_options(recipe)
     rows = []
     for option in fields(Reproduce):
-        if option.name == "recipe":
-            continue
+        value, source = changes.get(option.name, default_of(option)), "package"
         if option.name in changes:
-            value, source = changes[option.name], f"recipe {recipe}"
-        else:
-            value, source = default_of(option), "package"
-            if value is MISSING:
-                value, source = None, _GIVEN
-        if option.name == "cache_dir" and os.environ.get("XDG_CACHE_HOME"):
+            source = f"recipe {recipe}"
+        elif value is MISSING:
+            value, source = None, _GIVEN
+        elif option.name == "cache_dir" and os.environ.get("XDG_CACHE_HOME"):
             source = "XDG_CACHE_HOME"
         value = str(value) if isinstance(value, Path) else value
-        name = "--" + option.name.replace("_", "-")
-        rows.append({"option": name, "value": value, "from": source})
-    return rows
+        rows.append(
+            {"option": f"--{option.name.replace('_', '-')}", "value": value, "from": source}
+        )
+    return [row for row in rows if row["option"] != "--recipe"]
 
 
 def _print(found: dict[str, Any], recipe: str) -> None:
@@ -151,6 +148,11 @@ def _print(found: dict[str, Any], recipe: str) -> None:
     def of(size: int | None, nothing: str = "not there") -> str:
         return nothing if size is None else size_text(size)
 
+    def pairs(name: str, nothing: str) -> list[list[str]]:
+        return [
+            [each, nothing if value is None else str(value)] for each, value in found[name].items()
+        ]
+
     def text(option: dict[str, Any]) -> str:
         value = option["value"]
         if option["from"] == _GIVEN:
@@ -159,51 +161,30 @@ def _print(found: dict[str, Any], recipe: str) -> None:
             value = " ".join(map(str, value))
         return "none" if value is None or value == "" else str(value)
 
-    model = found["embedded_model"]
-    sheets = [
-        Sheet("Versions", ["package", "version"], _pairs(found["versions"], "not installed")),
-        Sheet(
-            "Optional extras, rmtllmf-jax[EXTRA]",
-            ["extra", "package", "version"],
-            [
-                [extra, package, version or "not installed"]
-                for extra, packages in found["extras"].items()
-                for package, version in packages.items()
-            ],
-        ),
-        Sheet("JAX", ["setting", "value"], _pairs(found["backend"], "none")),
-        Sheet(
-            "Devices",
-            ["number", "kind", "process", "memory"],
-            [
-                [str(each["id"]), each["kind"], str(each["process"]), of(each["memory"], "unknown")]
-                for each in found["devices"]
-            ],
-        ),
-        Sheet(
-            "Folders",
-            ["what", "size", "path"],
-            [[what, of(each["bytes"]), each["path"]] for what, each in found["folders"].items()]
-            + [["embedded model", of(model["bytes"]), model["path"] or model["error"]]],
-        ),
-        Sheet(
-            "Environment variables",
-            ["name", "value", "meaning"],
-            [
-                [name, "not set" if value is None else value, VARIABLES[name]]
-                for name, value in found["variables"].items()
-            ],
-        ),
-        Sheet(
-            f"Defaults of rmtllmf reproduce {recipe}",
-            ["option", "from", "value"],
-            [[each["option"], each["from"], text(each)] for each in found["defaults"]],
-        ),
+    console, model = Console(), found["embedded_model"]
+    extras = [
+        [extra, package, version or "not installed"]
+        for extra, packages in found["extras"].items()
+        for package, version in packages.items()
     ]
-    console = Console()
-    for sheet in sheets:
-        print_texts(sheet, console)
-
-
-def _pairs(values: dict[str, Any], nothing: str) -> list[list[str]]:
-    return [[name, nothing if value is None else str(value)] for name, value in values.items()]
+    devices = [
+        [str(each["id"]), each["kind"], str(each["process"]), of(each["memory"], "unknown")]
+        for each in found["devices"]
+    ]
+    folders = [[what, of(each["bytes"]), each["path"]] for what, each in found["folders"].items()]
+    folders += [["embedded model", of(model["bytes"]), model["path"] or model["error"]]]
+    variables = [
+        [name, "not set" if value is None else value, VARIABLES[name]]
+        for name, value in found["variables"].items()
+    ]
+    defaults = [[each["option"], each["from"], text(each)] for each in found["defaults"]]
+    for title, header, rows in (
+        ("Versions", "package version", pairs("versions", "not installed")),
+        ("Optional extras, rmtllmf-jax[EXTRA]", "extra package version", extras),
+        ("JAX", "setting value", pairs("backend", "none")),
+        ("Devices", "number kind process memory", devices),
+        ("Folders", "what size path", folders),
+        ("Environment variables", "name value meaning", variables),
+        (f"Defaults of rmtllmf reproduce {recipe}", "option from value", defaults),
+    ):
+        print_texts(Sheet(title, header.split(), rows), console)

@@ -17,15 +17,14 @@ import os
 import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, field, fields, make_dataclass
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn, Protocol, TextIO, runtime_checkable
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TextIO, runtime_checkable
 
 import tyro
 
 from rmtllmf_jax.cli.channel import Channel
-from rmtllmf_jax.cli.completion import Completion, completion_script
 from rmtllmf_jax.cli.doctor import Doctor
 from rmtllmf_jax.cli.evaluate import Evaluate
 from rmtllmf_jax.cli.export import Export
@@ -45,6 +44,18 @@ from rmtllmf_jax.common.files import as_os_error
 from rmtllmf_jax.common.interrupts import exit_code, stopping
 from rmtllmf_jax.common.progress import silenced
 
+# What tyro offers for files are names, in which readline then does not know folders from files.
+_FILES = 'COMPREPLY=($(compgen -f -- "$cur"))'
+
+_BASH = """
+# Where tyro has nothing to offer, readline offers files.
+_rmtllmf() {
+  _tyro_rmtllmf "$@"
+  [[ -n "${COMPREPLY[*]}" ]] || COMPREPLY=()
+}
+complete -o default -F _rmtllmf rmtllmf
+"""
+
 
 @runtime_checkable
 class Command(Protocol):
@@ -55,7 +66,34 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: Mapping[str, type[Command | Completion]] = {
+@dataclass(kw_only=True)
+class Completion:
+    """Print the script that makes a shell complete sub-commands, options, choices and files.
+
+    For bash, put the example into ~/.bashrc. For zsh, write the script into a folder of $fpath:
+    rmtllmf completion zsh > "${fpath[1]}/_rmtllmf". For fish:
+    rmtllmf completion fish > ~/.config/fish/completions/rmtllmf.fish.
+
+    Example: eval "$(rmtllmf completion bash)"
+    """
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """The shell."""
+
+    def run(self) -> None:
+        """Run the sub-command."""
+        print(completion_script(self.shell), end="")
+
+
+def completion_script(shell: str) -> str:
+    """Return tyro's script for a shell; in bash with files as readline completes them."""
+    with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+        parse(["--tyro-write-completion", shell, "-"])
+    script = printed.getvalue()
+    return script.replace(_FILES, "COMPREPLY=()") + _BASH if shell == "bash" else script
+
+
+COMMANDS: Mapping[str, type[Command]] = {
     "reproduce": Reproduce,
     "finetune": Finetune,
     "sweep": Sweep,
@@ -84,6 +122,7 @@ full disk or no device, 130 stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 1
 what is printed any more."""
 
 _QUIET = "--quiet"
+_DOWNLOADS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "•": "*", "→": "->"}
 
@@ -98,12 +137,12 @@ def _defaults(changes: Mapping[str, Any]) -> Reproduce:
     return options
 
 
-def parse(argv: Sequence[str]) -> Command | Completion:
+def parse(argv: Sequence[str]) -> Command:
     """Return the sub-command that the arguments describe."""
     return _read(argv)[0]
 
 
-def _read(argv: Sequence[str]) -> tuple[Command | Completion, bool]:
+def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     """Return the sub-command that the arguments describe, and if it is to be quiet."""
     words = [word for word in argv if word != _QUIET]
     if words == ["--version"]:
@@ -177,16 +216,6 @@ def _progress_in_log() -> Iterator[None]:
     finally:
         logger.propagate = before
         logger.removeHandler(handler)
-
-
-@contextmanager
-def _results_alone() -> Iterator[None]:
-    """Show no progress, neither ours nor that of downloads."""
-    with (
-        _switched_on("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"),
-        silenced(),
-    ):
-        yield
 
 
 @contextmanager
@@ -300,24 +329,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     _open_streams()
     with _until_nobody_reads():
         try:
-            try:
-                with _plain_help():
-                    command, quiet = _read(arguments)
-            except NoPlace:
-                raise InputError(
-                    'a folder is given as "", which is none; the current one is called . (a dot).'
-                ) from None
+            with _plain_help():
+                command, quiet = _read(arguments)
             # Transformers would tell everybody to install torch.
-            with (
-                _switched_on("TRANSFORMERS_NO_ADVISORY_WARNINGS"),
-                _results_alone() if quiet else _progress_in_log(),
-                stopping(),
-            ):
-                if isinstance(command, Completion):
-                    print(completion_script(command.shell, parse), end="")
-                else:
-                    command.run()
-        except InputError as error:
+            hidden = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", *(_DOWNLOADS if quiet else ()))
+            around = silenced() if quiet else _progress_in_log()
+            with _switched_on(*hidden), around, stopping():
+                command.run()
+        except (InputError, NoPlace) as error:
             _refuse(str(error))
         except KeyboardInterrupt as stop:
             print("rmtllmf: stopped; the same command resumes from here.", file=sys.stderr)

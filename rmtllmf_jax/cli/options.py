@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, dataclass
+import json
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from rmtllmf_jax.cli.help_text import BothWays, Place
+from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.training.recipes import FINETUNE, REALIGN
+from rmtllmf_jax.runs.environment import default_cache
+from rmtllmf_jax.training.recipes import REALIGN
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.runs import Run
+
+Cache = Annotated[
+    Path, tyro.conf.arg(help="Folder of decoded images and compiled programs, shared by all runs.")
+]
 
 
 def default_of(option: Field[Any]) -> Any:
@@ -19,87 +30,92 @@ def default_of(option: Field[Any]) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
-Out = Annotated[Path, tyro.conf.arg(help="Run folder: everything is kept there, and gone on from.")]
-Cache = Annotated[
-    Path, tyro.conf.arg(help="Folder of decoded images and compiled programs, shared by all runs.")
-]
+def taken(options: object, by: Callable[..., Any]) -> dict[str, Any]:
+    """Return the options that have the name of a parameter of a function or class."""
+    return {
+        name: getattr(options, name) for name in signature(by).parameters if hasattr(options, name)
+    }
 
 
-PresetText = Annotated[
-    str,
-    tyro.conf.arg(
-        help="Channel preset (paper, free_space, umi_nlos, uma_los), with options in brackets: "
-        "'paper(users=12, antennas=32, fading=rician(9))'; matrices(h.npy), your own channels; or "
-        "the errors themselves, one per user: mse=.01,.02,... or snr_db=10,12,... (with the "
-        "scenarios clean and ideal only)."
-    ),
-]
-ReceiverText = Annotated[
-    str,
-    tyro.conf.arg(
-        aliases=["--order"],
-        help="Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, "
-        "unaware (of the attacker) or estimated(snapshots=128, loading=1.0), which measures the "
-        "noise; the last two take of=lmmse and the like. A decoding order means SIC in it.",
-    ),
-]
+def print_as_json(value: Any) -> None:
+    """Print a value as JSON, which has no infinity and no NaN: these are null."""
+
+    def known(each: Any) -> Any:
+        if isinstance(each, dict):
+            return {key: known(item) for key, item in each.items()}
+        if isinstance(each, list):
+            return [known(item) for item in each]
+        return None if isinstance(each, float) and not math.isfinite(each) else each
+
+    print(json.dumps(known(value), indent=2, allow_nan=False))
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions:
-    """What is fine-tuned, on what, and how."""
+class RunOptions:
+    """The run folder that a command fills."""
 
-    model: Place
-    """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
-    source: str = "folder"
-    """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
-    tfds (tensorflow-datasets), arrays (<task>.npz) or embedded (eight small tasks that come with
-    the package)."""
+    out: Path
+    """Run folder: everything is kept there, and gone on from."""
+    seed: int = 0
+    """Root of all random numbers."""
+    cache_dir: Cache = field(default_factory=default_cache)
+
+
+@dataclass(kw_only=True)
+class Relocated:
+    """Where model and images of a run folder are now."""
+
+    model: Place | None = None
+    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
     data: Path | None = None
-    """Folder of the images: <task>/train.parquet, test.parquet and classes.json, or
-    <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""
-    tasks: tuple[str, ...] = TASK_NAMES
-    """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
-    task_vectors: Place | None = None
-    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or
-    tanganke (the published models of CLIP ViT-B/16, which are then imported)."""
-    head: str | None = None
-    """Frozen heads: zero-shot (of CLIP's text tower) or lda (closed form, from features); by
-    default zero-shot where the model has a text tower."""
-    prompts: str = "ensemble"
-    """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
-    image_size: int | None = None
-    """Height and width in pixels, a multiple of the model's patch size; by default the model's
-    own."""
-    fit: Literal["crop", "squash"] | None = None
-    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size); by
-    default as the model's image processor does (crop, if it has none)."""
-    normalise: BothWays = True
-    """Rescale and normalise images as the model's image processor says (--normalise), or leave
-    pixels in [0, 1] (--no-normalise)."""
-    validation_fraction: float = 0.1
-    """Share of each class of train that is set aside for validation."""
-    steps: int = FINETUNE.steps
-    """Fine-tuning steps per task."""
-    batch_size: int = FINETUNE.batch_size
-    """Images per fine-tuning step."""
-    learning_rate: float = FINETUNE.learning_rate
-    """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
-    weight_decay: float = FINETUNE.weight_decay
-    """Decoupled weight decay of fine-tuning."""
-    warmup: float = FINETUNE.warmup
-    """Share of the fine-tuning steps that warm up."""
-    clip_norm: float | None = FINETUNE.clip_norm
-    """Largest global gradient norm of fine-tuning; none does not clip."""
-    dtype: str = "auto"
-    """Compute type of the vision encoder: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
-    accelerators). Parameters stay in float32."""
-    remat: bool = False
-    """Save memory: compute activations again in the backward pass."""
+    """Where the images of the run are now, if they were moved since `finetune`."""
+    cache_dir: Cache = field(default_factory=default_cache)
+
+    def opened(self, folder: Path, tasks: tuple[str, ...] = (), **options: Any) -> Run:
+        """Return a run folder with model and images where they are now.
+
+        **Raises:** `InputError` as `open_run`.
+        """
+        from rmtllmf_jax.runs import open_run
+
+        return open_run(
+            folder, tasks, model=self.model, data=self.data, cache_dir=self.cache_dir, **options
+        )
+
+    def swept(self, folder: Path) -> Run:
+        """Return a run folder with the tasks of its last sweep: configurations depend on them."""
+        provenance = self.opened(folder).provenance or {}
+        return self.opened(folder, tuple(provenance.get("tasks", ())))
 
 
 @dataclass(kw_only=True)
-class SweepOptions:
+class ChannelOptions:
+    """The channel and its receiver."""
+
+    preset: str = "paper"
+    """Channel preset (paper, free_space, umi_nlos, uma_los), with options in brackets:
+    'paper(users=12, antennas=32, fading=rician(9))'; matrices(h.npy), your own channels; or the
+    errors themselves, one per user: mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean
+    and ideal only)."""
+    receiver: Annotated[str, tyro.conf.arg(aliases=["--order"])] = "sic"
+    """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, unaware
+    (of the attacker) or estimated(snapshots=128, loading=1.0), which measures the noise; the last
+    two take of=lmmse and the like. A decoding order means SIC in it."""
+
+
+@dataclass(kw_only=True)
+class UplinkOptions(ChannelOptions):
+    """The channel, and the noise on the parameters that it stands for."""
+
+    c0: float = -31.0
+    """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
+    kappa: float | None = None
+    """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
+    for all users; overrides --c0."""
+
+
+@dataclass(kw_only=True)
+class SweepOptions(RunOptions, UplinkOptions):
     """Which cells a sweep covers, and what they depend on."""
 
     combinations: str = "all"
@@ -124,8 +140,6 @@ class SweepOptions:
     """Channel realisations."""
     seeds: int = 1
     """Repetitions with other parameter noise and other few-shot samples."""
-    preset: PresetText = "paper"
-    receiver: ReceiverText = "sic"
     error_model: str = "independent"
     """How the users' errors are correlated: independent (exact for MMSE-SIC), lmmse (with
     --receiver lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy
@@ -133,11 +147,6 @@ class SweepOptions:
     scale: str = "power-law"
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""
-    c0: float = -31.0
-    """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
-    kappa: float | None = None
-    """Noise scale: the standard deviation of the noise on every parameter at an MSE of 1, the same
-    for all users; overrides --c0."""
     eval_samples: int = 0
     """Test images per task; 0 is all."""
     validation_samples: int = 200
@@ -170,19 +179,6 @@ class SweepOptions:
     run folder. All processes of a sweep write there."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where else the progress is reported: tensorboard, wandb."""
-
-    def per_size(self) -> int | None:
-        """Return how many combinations of each size are asked for; `None` is all.
-
-        **Raises:** `InputError` if the option is neither `all` nor a whole number from 1.
-        """
-        if self.combinations == "all":
-            return None
-        if not self.combinations.isdecimal() or int(self.combinations) < 1:
-            raise InputError(
-                f"--combinations must be `all` or a whole number >= 1, got {self.combinations!r}."
-            )
-        return int(self.combinations)
 
 
 @dataclass(kw_only=True)

@@ -162,7 +162,7 @@ def size_of_task(options: Reproduce, name: str) -> TaskSize:
 def images_needed(options: Reproduce, task: TaskSize) -> Needed:
     """Return where the images of a task come from, and whether they are on this machine."""
     from rmtllmf_jax.data.registry import task_facts
-    from rmtllmf_jax.data.sources.hub_cache import in_cache
+    from rmtllmf_jax.data.sources.hub import in_cache
     from rmtllmf_jax.sweep.plan import Needed
 
     what = f"images {task.name}"

@@ -46,20 +46,15 @@ def random_inputs(seed: int) -> SweepInputs:
     example = jnp.zeros((1, *pixels))
     base = jax.jit(backbone.module.init)(jax.random.key(seed), example)["params"]
     answer = jax.jit(lambda model, head, x: jnp.argmax(head(backbone.features(model, x)), -1))
+    classes = tuple(f"class {label}" for label in range(_CLASSES))
     vectors, heads, data = [], [], []
     for name in TASKS:
         vectors.append(jax.tree.map(lambda leaf: normal(0.01, *leaf.shape), base))
         heads.append(Head(normal(0.5, backbone.width, _CLASSES), normal(0.5, _CLASSES)))
         images = random.integers(0, 256, (_IMAGES, *pixels), dtype=np.uint8)
         labels = answer(fusion.add_to_base(base, vectors[-1], 1.0), heads[-1], images)
-        data.append(_task(name, images, np.asarray(labels, np.int32)))
+        split = Images(images, np.asarray(labels, np.int32), classes, "")
+        every, none = Rows(split, np.arange(_IMAGES)), Rows(split, np.arange(0))
+        data.append(TaskData(name, classes, none, none, test=every))
     stacked = fusion.stack(vectors)
     return SweepInputs(TASKS, backbone, base, stacked, stack_heads(heads), tuple(data), {})
-
-
-def _task(name: str, images: np.ndarray, labels: np.ndarray) -> TaskData:
-    """Return a task whose images are all for testing."""
-    classes = tuple(f"class {label}" for label in range(_CLASSES))
-    every = Rows(Images(images, labels, classes, ""), np.arange(len(labels)))
-    none = every.take(np.arange(0))
-    return TaskData(name, classes, none, none, every)

@@ -56,7 +56,7 @@ def _so_far(run: Path) -> Path:
 
 def report(run: Path, out: Path | None = None) -> None:
     """Print the summary of a run folder and write its report, into `<run>/report` by default."""
-    from rmtllmf_jax.report.tables import read_results
+    from rmtllmf_jax.report.io import read_results
     from rmtllmf_jax.report.terminal import print_summary
     from rmtllmf_jax.report.write import write_report
 

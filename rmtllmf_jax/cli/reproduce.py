@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, get_origin, get_type_hints
 
 import tyro
 
-from rmtllmf_jax.cli.options import Cache, DryRunOptions, FinetuneOptions, Out, SweepOptions
+from rmtllmf_jax.cli.finetune import Finetune, finetune
+from rmtllmf_jax.cli.options import DryRunOptions, SweepOptions
+from rmtllmf_jax.cli.report import report
+from rmtllmf_jax.cli.sweep import check, sweep
 from rmtllmf_jax.common.errors import require_known
-from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
+from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
-from rmtllmf_jax.training.presets import DEMO, PRESETS, Preset
+from rmtllmf_jax.training.presets import DEMO, PRESETS
 
+_OF_PRESETS = ("model", "source", "tasks", "prompts", "image_size", "fit", "normalise")
 DEMO_NAME, VIT = "demo", "vit-tiny"
 RECIPES = (DEMO_NAME, VIT, *PRESETS)
 
@@ -42,7 +46,7 @@ QUICK: dict[str, Any] = {
 
 
 @dataclass(kw_only=True)
-class Reproduce(FinetuneOptions, SweepOptions, DryRunOptions):
+class Reproduce(Finetune, SweepOptions, DryRunOptions):
     """Fine-tune, transmit, merge, protect, evaluate and report; resumes where it was stopped.
 
     Examples: rmtllmf reproduce demo --out runs/demo;
@@ -55,33 +59,26 @@ class Reproduce(FinetuneOptions, SweepOptions, DryRunOptions):
     minutes, no download), paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight
     tasks from the Hugging Face hub, by the recipe of that name), or vit-tiny (a Hugging Face ViT
     with closed-form heads). The recipe sets the defaults of the options below."""
-    out: Out
     quick: bool = False
     """Use fewer steps, samples and combinations: ends within 30 minutes on two cores with a
     ViT-Ti. Options that are given keep their values."""
-    seed: int = 0
-    """Root of all random numbers."""
-    cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
-        from rmtllmf_jax.cli.finetune import finetune
-        from rmtllmf_jax.cli.report import report
-        from rmtllmf_jax.cli.sweep import check, sweep
-        from rmtllmf_jax.runs import open_run
-
         self.require_dry_run()
-        settings, grid = check(self, self.tasks, self.seed)
+        settings, grid = check(self, self.tasks)
         if self.dry_run:
             from rmtllmf_jax.cli.plan import dry_run
 
             dry_run(self, settings, grid)
             return
+        from rmtllmf_jax.runs import open_run
+
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
-            finetune(self, self.out, self.seed, self.cache_dir)
+            finetune(self)
             run = open_run(self.out, self.tasks, cache_dir=self.cache_dir, remat=self.remat)
-            sweep(self, run, self.seed)
+            sweep(self, run)
             report(self.out)
 
 
@@ -115,28 +112,10 @@ def recipe_in(words: Sequence[str]) -> str | None:
 
 def recipe_options(name: str) -> dict[str, Any]:
     """Return the options that a recipe sets."""
-    if name == DEMO_NAME:
-        return preset_options(DEMO) | DEMO_SWEEP
-    return preset_options(PRESETS[name]) if name in PRESETS else VIT_IMAGES
-
-
-def preset_options(preset: Preset) -> dict[str, Any]:
-    """Return the options that a preset of `training.presets` sets."""
-    return {
-        "model": preset.model,
-        "source": preset.source,
-        "tasks": preset.tasks,
-        "prompts": preset.prompts,
-        "image_size": preset.image_size,
-        "fit": preset.fit,
-        "normalise": preset.normalise,
-        "steps": preset.finetune.steps,
-        "batch_size": preset.finetune.batch_size,
-        "learning_rate": preset.finetune.learning_rate,
-        "weight_decay": preset.finetune.weight_decay,
-        "warmup": preset.finetune.warmup,
-        "clip_norm": preset.finetune.clip_norm,
-        "realign_steps": preset.realign.steps,
-        "realign_batch_size": preset.realign.batch_size,
-        "realign_learning_rate": preset.realign.learning_rate,
-    }
+    if name == VIT:
+        return VIT_IMAGES
+    preset = DEMO if name == DEMO_NAME else PRESETS[name]
+    options = {option: getattr(preset, option) for option in _OF_PRESETS} | asdict(preset.finetune)
+    for option in ("steps", "batch_size", "learning_rate"):
+        options[f"realign_{option}"] = getattr(preset.realign, option)
+    return options | (DEMO_SWEEP if name == DEMO_NAME else {})

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Cache, DryRunOptions, Out, SweepOptions
+from rmtllmf_jax.cli.options import DryRunOptions, Relocated, SweepOptions, taken
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.progress import note
-from rmtllmf_jax.runs.environment import default_cache, provenance, use_compilation_cache
+from rmtllmf_jax.runs.environment import provenance, use_compilation_cache
 from rmtllmf_jax.runs.folder import UNDER_WAY, set_aside, working_in
 
 if TYPE_CHECKING:
     from rmtllmf_jax.runs import Run
     from rmtllmf_jax.runs.inputs import SweepInputs
-    from rmtllmf_jax.sweep.axis import Axis
     from rmtllmf_jax.sweep.grid import Grid
     from rmtllmf_jax.sweep.layout import Layout
     from rmtllmf_jax.sweep.settings import Settings
 
 
 @dataclass(kw_only=True)
-class Sweep(SweepOptions, DryRunOptions):
+class Sweep(SweepOptions, DryRunOptions, Relocated):
     """Send the task vectors of a run folder over the channel, merge, protect and evaluate them.
 
     Example: rmtllmf sweep --out runs/a --combinations 3 --draws 2 --scale validation
     """
 
-    out: Out
     tasks: tuple[str, ...] = ()
     """Tasks; none means all that were fine-tuned in the run folder."""
-    model: Place | None = None
-    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
-    data: Path | None = None
-    """Where the images of the run are now, if they were moved since `finetune`."""
-    seed: int = 0
-    """Root of channel, noise, few-shot samples and evaluation subsets."""
     process: int | None = None
     """Which of several processes this is, from 0, with --processes: each takes a share of the
     cells, the first one writes the tables. They share the run folder and --store and nothing else,
@@ -49,7 +40,6 @@ class Sweep(SweepOptions, DryRunOptions):
     distributed: bool = False
     """Let JAX find out which process of how many this is: on a TPU slice, or a cluster that
     jax.distributed knows. All have to be started, and meet once."""
-    cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:
         """Run the sub-command."""
@@ -60,36 +50,23 @@ class Sweep(SweepOptions, DryRunOptions):
         use_compilation_cache(self.cache_dir)
         place = join(self)
         with working_in(self.out) if place[0] == 0 else nullcontext():
-            sweep(self, self.opened(), self.seed, place)
+            sweep(self, self._run(), place)
+
+    def _run(self) -> Run:
+        return self.opened(self.out, self.tasks, remat=self.remat)
 
     def _dry_run(self) -> None:
         from rmtllmf_jax.cli.plan import devices_of, sweep_dry_run
         from rmtllmf_jax.sweep.memory import cells_that_fit
 
-        machine, run = devices_of(self), self.opened()
-        settings, grid = check(self, run.names, self.seed)
+        machine, run = devices_of(self), self._run()
+        settings, grid = check(self, run.names)
         inputs = run.inputs()
         if self.elsewhere:
             at_once = self.cells_at_once or cells_that_fit(inputs, settings, machine[0].memory)
         else:
-            at_once = layout_of(self, inputs, settings).cells_in_memory
+            at_once = _layout(self, inputs, settings).cells_in_memory
         sweep_dry_run(run, inputs, settings, grid, at_once, machine, as_json=self.json)
-
-    def opened(self) -> Run:
-        """Return the run folder whose users send.
-
-        **Raises:** `InputError` as `open_run`.
-        """
-        from rmtllmf_jax.runs import open_run
-
-        return open_run(
-            self.out,
-            self.tasks,
-            model=self.model,
-            data=self.data,
-            cache_dir=self.cache_dir,
-            remat=self.remat,
-        )
 
 
 def join(options: Sweep) -> tuple[int, int]:
@@ -130,18 +107,66 @@ def join(options: Sweep) -> tuple[int, int]:
     return global_state.process_id, global_state.num_processes
 
 
-def layout_of(
+def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid]:
+    """Return settings and grid; bad options are refused before any long work begins.
+
+    **Raises:** `InputError` for an unknown name or number, for what the preset cannot have, or for
+    an empty grid.
+    """
+    from rmtllmf_jax.channel import Link, Scenario
+    from rmtllmf_jax.defences.repairs import EMBEDDINGS, parse_protection
+    from rmtllmf_jax.fusion.rules import parse_method
+    from rmtllmf_jax.sweep.axis import parse_axis
+    from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+    from rmtllmf_jax.sweep.scales import require_chosen
+    from rmtllmf_jax.sweep.settings import Settings
+    from rmtllmf_jax.training.recipes import REALIGN, Recipe
+
+    realign = Recipe(
+        options.realign_steps,
+        options.realign_batch_size,
+        options.realign_learning_rate,
+        REALIGN.weight_decay,
+    )
+    others = {"c0_db": options.c0, "frozen": options.frozen or EMBEDDINGS, "realign": realign}
+    settings = Settings(**{**taken(options, Settings), **others})
+    preset, axis = settings.channel(len(tasks)), parse_axis(options.axis)
+    axis.require_fitting(preset)
+    for scenario in map(Scenario, options.scenarios):
+        if scenario.attack is not None:
+            Link(preset, scenario.attack)
+        axis.require_meaning(scenario)
+    grid = Grid(
+        choose_combinations(tasks, _per_size(options.combinations), options.seed),
+        tuple(dict.fromkeys(options.scenarios)),
+        tuple(dict.fromkeys(map(parse_protection, options.protections))),
+        options.draws,
+        options.seeds,
+        tuple(dict.fromkeys(map(parse_method, options.rules))),
+        axis,
+    )
+    require_chosen(grid, settings.scale)
+    settings.root(grid.seeds - 1)
+    return settings, grid
+
+
+def _per_size(combinations: str) -> int | None:
+    if combinations == "all":
+        return None
+    if not combinations.isdecimal() or int(combinations) < 1:
+        raise InputError(
+            f"--combinations must be `all` or a whole number >= 1, got {combinations!r}."
+        )
+    return int(combinations)
+
+
+def _layout(
     options: SweepOptions,
     inputs: SweepInputs,
     settings: Settings,
     place: tuple[int, int] = (0, 1),
 ) -> Layout:
-    """Return the devices of this process, and how many cells they compute at once.
-
-    `place` says which process this is of how many.
-
-    **Raises:** `InputError` if the devices cannot be laid out so.
-    """
+    """Return the devices of this process of `place`, and how many cells they compute at once."""
     import jax
 
     from rmtllmf_jax.sweep.layout import Layout
@@ -156,90 +181,7 @@ def layout_of(
     return Layout(devices, at_once, options.image_devices, *place, streams)
 
 
-def settings_of(options: SweepOptions, seed: int) -> Settings:
-    """Return the library's settings for the options.
-
-    **Raises:** `InputError` for an option that cannot be used.
-    """
-    from rmtllmf_jax.defences.repairs import EMBEDDINGS
-    from rmtllmf_jax.sweep.settings import Settings
-    from rmtllmf_jax.training.recipes import REALIGN, Recipe
-
-    return Settings(
-        preset=options.preset,
-        receiver=options.receiver,
-        error_model=options.error_model,
-        scale=options.scale,
-        c0_db=options.c0,
-        kappa=options.kappa,
-        eval_samples=options.eval_samples,
-        validation_samples=options.validation_samples,
-        statistics_samples=options.statistics_samples,
-        shots=options.shots,
-        eval_batch_size=options.eval_batch_size,
-        seed=seed,
-        frozen=options.frozen or EMBEDDINGS,
-        realign=Recipe(
-            options.realign_steps,
-            options.realign_batch_size,
-            options.realign_learning_rate,
-            REALIGN.weight_decay,
-        ),
-    )
-
-
-def grid_of(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> Grid:
-    """Return the library's grid for the options.
-
-    **Raises:** `InputError` for an unknown rule, scenario or protection, for one that the preset
-    cannot have, or for an empty grid.
-    """
-    from rmtllmf_jax.defences.repairs import parse_protection
-    from rmtllmf_jax.fusion.rules import parse_method
-    from rmtllmf_jax.sweep.grid import Grid, choose_combinations
-
-    axis = axis_of(options.axis, options.preset, options.scenarios)
-    return Grid(
-        choose_combinations(tasks, options.per_size(), seed),
-        tuple(dict.fromkeys(options.scenarios)),
-        tuple(dict.fromkeys(map(parse_protection, options.protections))),
-        options.draws,
-        options.seeds,
-        tuple(dict.fromkeys(map(parse_method, options.rules))),
-        axis,
-    )
-
-
-def axis_of(text: str, preset: str, scenarios: tuple[str, ...]) -> Axis:
-    """Return the axis that a text describes, if preset and scenarios can have it.
-
-    **Raises:** `InputError` for what is unknown, and for what the preset cannot have.
-    """
-    from rmtllmf_jax.channel import Link, Scenario, get_preset
-    from rmtllmf_jax.sweep.axis import parse_axis
-
-    channel, axis = get_preset(preset), parse_axis(text)
-    axis.require_fitting(channel)
-    for scenario in scenarios:
-        if (attack := Scenario(scenario).attack) is not None:
-            Link(channel, attack)
-        axis.require_meaning(Scenario(scenario))
-    return axis
-
-
-def check(options: SweepOptions, tasks: tuple[str, ...], seed: int) -> tuple[Settings, Grid]:
-    """Return settings and grid; bad options are refused before any long work begins."""
-    from rmtllmf_jax.sweep.scales import require_chosen
-
-    settings = settings_of(options, seed)
-    settings.channel(len(tasks))
-    grid = grid_of(options, tasks, seed)
-    require_chosen(grid, settings.scale)
-    settings.root(grid.seeds - 1)
-    return settings, grid
-
-
-def sweep(options: SweepOptions, run: Run, seed: int, place: tuple[int, int] = (0, 1)) -> None:
+def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> None:
     """Run the grid on a run folder's users and write its tables, as one process of `place`."""
     from rmtllmf_jax.common.credentials import without_credentials
     from rmtllmf_jax.common.files import content_hash, write_json
@@ -250,12 +192,12 @@ def sweep(options: SweepOptions, run: Run, seed: int, place: tuple[int, int] = (
 
     started = time.time()
     out = run.path
-    settings, grid = check(options, run.names, seed)
+    settings, grid = check(options, run.names)
     inputs = run.inputs()
     key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     root = options.store or str(out / "sweep")
     store = f"{root if '://' in root else Path(root).absolute()}/{key}"
-    layout = layout_of(options, inputs, settings, place)
+    layout = _layout(options, inputs, settings, place)
     configuration: dict[str, Any] = {
         **provenance(),
         "tasks": run.names,

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +21,10 @@ Rule = Literal["crop", "squash", "exact"]
 """What is done to an image: a `Fit`, or nothing where all images have the size already."""
 
 _RGB = "RGB, transparency on white"
+_GROUP = 16  # images that a thread decodes at a time
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def resize_rule(rule: Rule, resample: Resample) -> str:
@@ -48,21 +57,29 @@ def decode_image(
 
     `crop` is CLIP's preprocessing up to the normalisation: the shorter side becomes `image_size`
     and the centre is cut out, with the same pixels as `CLIPImageProcessorPil` of transformers
-    (tests/parity/test_preprocessing.py), except for 16-bit grey, which that clips to white;
+    (tests/test_data_decode.py), except for 16-bit grey, which that clips to white;
     torchvision's `CenterCrop` cuts one pixel later where 3, 7, 11, ... pixels are cut off in all.
     `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
     **Returns:** (image_size, image_size, 3), RGB, 0 to 255.
 
-    **Raises:** `InputError` that begins with `origin` (see `read_rgb`); `OtherSize` for `exact`.
+    **Raises:** `InputError` that begins with `origin` (see `read_rgb`); `WrongSize` for `exact`.
     """
     try:
-        rgb = read_rgb(image, origin)
+        rgb, square = read_rgb(image, origin), (image_size, image_size)
+        width, height = rgb.size
         if fit == "exact":
-            return _as_it_is(rgb, image_size, origin)
+            if rgb.size != square:
+                seen = f"{width} x {height} pixels, expected {image_size} x {image_size}"
+                raise WrongSize(f"{origin}: {seen}.")
+            return np.asarray(rgb)
         if fit == "squash":
-            return np.asarray(rgb.resize((image_size, image_size), _FILTERS[resample]))
-        return np.asarray(_centre_square(rgb, image_size, _FILTERS[resample]))
+            return np.asarray(rgb.resize(square, _FILTERS[resample]))
+        shorter = min(rgb.size)
+        width, height = (int(image_size * side / shorter) for side in rgb.size)
+        resized = rgb.resize((width, height), _FILTERS[resample])
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
     except (ValueError, MemoryError, OverflowError) as error:  # a strip a million pixels long
         if isinstance(error, InputError):
             raise
@@ -92,15 +109,8 @@ def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
         raise InputError(f"{origin}: not a readable image ({error}).") from error
 
 
-class OtherSize(InputError):
+class WrongSize(InputError):
     """An image does not have the size expected of all images of its set."""
-
-
-def _as_it_is(image: Image.Image, size: int, origin: str) -> UInt8[np.ndarray, "s s 3"]:
-    if image.size != (size, size):
-        width, height = image.size
-        raise OtherSize(f"{origin}: {width} x {height} pixels, expected {size} x {size}.")
-    return np.asarray(image)
 
 
 def _from_pixels(pixels: np.ndarray, origin: str) -> Image.Image:
@@ -130,9 +140,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    shorter = min(image.size)
-    width, height = (int(size * side / shorter) for side in image.size)
-    resized = image.resize((width, height), resample)
-    left, top = (width - size) // 2, (height - size) // 2
-    return resized.crop((left, top, left + size, top + size))
+def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """Yield `work(item)` for each item in order, computed in threads.
+
+    Pillow releases the interpreter lock. Only a bounded number of items is in memory at a time.
+    """
+    workers = os.cpu_count() or 1
+    pending: deque[Future[list[_Out]]] = deque()
+    remaining = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(islice(remaining, _GROUP)):
+            pending.append(pool.submit(lambda each: [work(item) for item in each], group))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()

@@ -50,9 +50,6 @@ class Source(Protocol):
         """Return a hash of the content: it changes with any image, any label, and their order."""
         ...
 
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the images of a split one by one, always in the same order, from row `start` on.
-
-        Earlier rows are not decoded, and not read as far as the format allows.
-        """
+    def examples(self, task: str, split: str) -> Iterator[Example]:
+        """Yield the images of a split one by one, always in the same order."""
         ...

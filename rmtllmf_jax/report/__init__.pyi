@@ -1,5 +1,5 @@
 from .figures import figure_2, figure_5
-from .tables import read_results
+from .io import read_results
 from .terminal import print_summary
 from .write import write_report
 

@@ -1,34 +1,40 @@
-"""The paper's figures, drawn from the tables without pyplot or global state.
-
-Figure 2 is drawn here; the cosine heat maps (3 and 4), the ablation (5) and the accuracy along an
-axis are drawn in their own files and can be imported from here.
-"""
+"""Figures of a results table, drawn without pyplot or global state."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.ablation import figure_5
-from rmtllmf_jax.report.axis_figure import axis_figure
-from rmtllmf_jax.report.heat_maps import cosine_figure, cosine_heat_map
-from rmtllmf_jax.report.looks import add_legend, draw_line, draw_reference, styles, tidy
-from rmtllmf_jax.report.order import PROTECTIONS, SCENARIOS, arrange
-from rmtllmf_jax.report.scale_law import scale_figure
-from rmtllmf_jax.report.tables import SETTING, base_by_size, by_size
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
+from rmtllmf_jax.report.style import (
+    SEQUENCE,
+    add_legend,
+    draw_line,
+    draw_reference,
+    grid_of_panels,
+    styles,
+    tidy,
+)
+from rmtllmf_jax.report.tables import (
+    LAW,
+    SETTING,
+    base_by_size,
+    best_scales,
+    cell_scores,
+    public_law,
+    summary,
+)
 
-__all__ = [
-    "axis_figure",
-    "cosine_figure",
-    "cosine_heat_map",
-    "figure_2",
-    "figure_5",
-    "scale_figure",
-]
+_OVER = "mean over combinations, draws and seeds"
+_SCORE = "Average normalised accuracy (%)"
+_FUSED = "Accuracy of the fused model relative to fine-tuning"
 
 
 def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
@@ -42,38 +48,29 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     **Raises:** `InputError` if `results` holds only controls, or several merge methods or levels of
     an axis, which have no common mean.
     """
-    table = by_size(results)
+    table = summary(results, "size")
     received = table[table["protection"] != "control"]
     control = table[table["protection"] == "control"].drop_duplicates("size")
-    scenarios = arrange(received["scenario"], SCENARIOS)
-    if not scenarios:
+    if received.empty:
         raise InputError("results: only control rows, expected a scenario with another protection.")
     if len(received[SETTING].drop_duplicates()) > 1:
         raise InputError(
             "results: several merge methods or levels of an axis, expected one; split them "
-            "with report.parts.parts, and draw an axis with axis_figure."
+            "with report.tables.parts, and draw an axis with axis_figure."
         )
+    scenarios = arrange(received["scenario"], SCENARIOS)
     protections = arrange(received["protection"], PROTECTIONS)
-    looks = styles(protections)
     base = base_by_size(results)
     sizes = [int(size) for size in base.index]
-
-    columns = min(len(scenarios), 4)
-    rows = math.ceil(len(scenarios) / columns)
-    figure = Figure(figsize=(max(1.2 + 3.0 * columns, 6.5), 1.5 + 2.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for panel in axes.flat[len(scenarios) :]:
-        panel.remove()
-    for panel, scenario in zip(axes.flat, scenarios):
-        lines = received[received["scenario"] == scenario]
-        for place, protection in enumerate(protections):
-            line = lines[lines["protection"] == protection]
-            shift = 0.14 * (place - (len(protections) - 1) / 2) if len(sizes) == 1 else 0.0
-            if len(line):
-                numbers = (line[name].to_numpy(float) for name in ("size", "mean", "std"))
-                x, mean, std = numbers
-                label = PROTECTIONS.get(protection, protection)
-                draw_line(panel, x + shift, mean, std, looks[protection], label)
+    highest = max(1.0, cell_scores(results)["score"].max(), base.max())
+    figure, panels, columns = grid_of_panels(len(scenarios), 3.0)
+    for panel, scenario in zip(panels, scenarios):
+        lines = received[received["scenario"] == scenario].rename(columns={"size": "x"})
+        if len(sizes) == 1:
+            places = {name: place for place, name in enumerate(protections)}
+            shift = lines["protection"].map(places) - (len(protections) - 1) / 2
+            lines = lines.assign(x=lines["x"] + 0.14 * shift)
+        _draw_protections(panel, lines, protections)
         if len(control):
             across = _across(control["size"].to_numpy(float), control["mean"].to_numpy(float))
             draw_reference(panel, *across, "control")
@@ -82,16 +79,224 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
         panel.set_xlim(sizes[0] - 0.5, sizes[-1] + 0.5)
-        panel.set_ylim(0, max(105.0, 105.0 * table["max"].max(), 105.0 * base.max()))
-    add_legend(figure, axes.flat[: len(scenarios)], 6 if columns > 2 else 3)
-    figure.supylabel("Average normalised accuracy (%)", fontsize=10)
+        panel.set_ylim(0, 105.0 * highest)
     shape = "shading" if len(sizes) > 1 else "bar"
-    title = f"mean over combinations, draws and seeds; {shape}: ± 1 standard deviation"
-    what = f"Accuracy of the fused model relative to fine-tuning{', ' if note else ''}{note}"
-    figure.suptitle(f"{what}\n{title}", fontsize=10)
+    figure.supylabel(_SCORE, fontsize=10)
+    _finish(figure, panels, columns, f"{joined(_FUSED, note)}\n{_OVER}; {shape}")
     return figure
+
+
+def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
+    """Draw the average normalised accuracy (%) against the level of an axis.
+
+    One line per protection: mean over combinations, draws and seeds; the band is ± one sample
+    standard deviation over them. Several scenarios have one panel each (all sizes together), a
+    single scenario one panel per number of tasks. The control (dashed) and the base model under its
+    own heads (dotted) need no uplink and no level. The axis `mse` is logarithmic. `note` is added
+    to the title.
+
+    **Raises:** `InputError` if no row has that axis, or if those that have it were merged by
+    several rules, which have no common mean.
+    """
+    results = completed(results)
+    received = results[(results["axis"] == axis) & (results["protection"] != "control")]
+    require_known("axis", axis, arrange(results.loc[results["axis"] != "", "axis"], AXES))
+    if received["rule"].nunique() > 1:
+        rules = ", ".join(sorted(received["rule"].unique()))
+        raise InputError(f"results: the rules {rules}, expected one; see report.tables.parts.")
+    control = results[results["protection"] == "control"]
+    protections = arrange(received["protection"], PROTECTIONS)
+    rows_of = dict(_panels(received))
+    figure, panels, columns = grid_of_panels(len(rows_of), 3.2)
+    highest = 1.0
+    for panel, (title, rows) in zip(panels, rows_of.items()):
+        lines = summary(rows).rename(columns={"level": "x"})
+        _draw_protections(panel, lines, protections)
+        highest = max(highest, (lines["mean"] + lines["std"].fillna(0)).max())
+        ends = np.array([rows["level"].min(), rows["level"].max()], float)
+        same = control[control["combination"].isin(rows["combination"])]
+        if len(same):
+            draw_reference(panel, ends, np.repeat(summary(same)["mean"].mean(), 2), "control")
+        # Over the combinations of all sizes, like the other lines of the panel.
+        sizes = rows.groupby("size")["combination"].nunique()
+        base = float(np.average(base_by_size(rows), weights=sizes))
+        draw_reference(panel, ends, np.repeat(base, 2), "base")
+        _scale_levels(panel, axis, rows["level"].to_numpy(float))
+        tidy(panel, title)
+        panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
+    panels[0].set_ylim(0, 105 * highest)
+    figure.supylabel(_SCORE, fontsize=10)
+    _finish(figure, panels, columns, f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)")
+    return figure
+
+
+def _panels(received: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    scenarios = arrange(received["scenario"], SCENARIOS)
+    names = [SCENARIOS.get(scenario, scenario) for scenario in scenarios]
+    if len(scenarios) == 1:
+        for size, rows in received.groupby("size"):
+            yield f"{names[0]}, {size} tasks", rows
+        return
+    for scenario, name in zip(scenarios, names):
+        yield name, received[received["scenario"] == scenario]
+
+
+def _draw_protections(panel: Axes, lines: pd.DataFrame, protections: list[str]) -> None:
+    """Draw one line per protection through the columns `x`, `mean` and `std`."""
+    looks = styles(protections)
+    for protection in protections:
+        label = PROTECTIONS.get(protection, protection)
+        line = lines[lines["protection"] == protection].sort_values("x")
+        if len(line):
+            x, mean, std = (line[name].to_numpy(float) for name in ("x", "mean", "std"))
+            draw_line(panel, x, mean, std, looks[protection], label)
 
 
 def _across(x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a line's points; for a single one, a short horizontal line."""
     return (x, mean) if len(x) > 1 else (np.array([x[0] - 0.4, x[0] + 0.4]), np.repeat(mean, 2))
+
+
+def _scale_levels(panel: Axes, axis: str, levels: np.ndarray) -> None:
+    """Make the axis `mse` logarithmic; with a level 0, linear below the smallest other one."""
+    above = levels[levels > 0]
+    if axis != "mse" or not len(above):
+        return
+    if len(above) == len(levels):
+        panel.set_xscale("log")
+        return
+    least, most = float(above.min()), float(above.max())
+    panel.set_xscale("symlog", linthresh=least)
+    decades = range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)
+    panel.set_xticks([0.0, *(10.0**decade for decade in decades)])
+    panel.minorticks_off()
+
+
+def _finish(figure: Figure, panels: list[Axes], columns: int, title: str) -> None:
+    add_legend(figure, panels, columns)
+    figure.suptitle(f"{title}: ± 1 standard deviation", fontsize=10)
+
+
+def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
+    """Draw the ablation: (a) the variants side by side, (b) accuracy against shots per class.
+
+    `table` has one row per cell: `variant` (a protection, or a name of the caller's own), `shots`
+    (samples per class, 0 for a variant that is not realigned), `size` (number of tasks), `scenario`
+    and `score` (average normalised accuracy, a fraction). Panel (a) shows every variant at `shots`
+    samples, and those without any, in groups by scenario; the panels (b), one per scenario, show
+    every variant that was realigned on at least two numbers of samples. Points are means over the
+    rows (combinations of all sizes, draws, seeds), bars and shading ± one sample standard
+    deviation. If all rows have the same number of samples, there is only panel (a). `note` is added
+    to the title.
+
+    **Raises:** `InputError` that names a missing column, for an empty table or a score that is not
+    finite, or if no row has `shots` samples.
+    """
+    _check_ablation(table, shots)
+    scenarios = arrange(table["scenario"], SCENARIOS)
+    names = [SCENARIOS.get(scenario, scenario) for scenario in scenarios]
+    protections = arrange(table["variant"], PROTECTIONS)
+    table = table.rename(columns={"variant": "protection"})
+    several = table.loc[table["shots"] > 0, "shots"].nunique() > 1
+    width, height = max(1.2 + 2.9 * max(len(scenarios), 2), 6.5), 6.8 if several else 3.8
+    figure = Figure(figsize=(width, height), layout="constrained")
+    rows = figure.subfigures(1 + several, 1, squeeze=False)[:, 0]
+    panels = [rows[0].subplots()]
+
+    at = _means(table[table["shots"].isin([0, shots])], ["protection", "scenario"])
+    shown = arrange(at["protection"], protections)
+    places = [shown.index(name) - (len(shown) - 1) / 2 for name in at["protection"]]
+    groups = [scenarios.index(name) for name in at["scenario"]]
+    at = at.assign(x=np.array(groups) + 0.8 / len(shown) * np.array(places)).sort_values("x")
+    for _, points in at.groupby("scenario", sort=False):
+        _draw_protections(panels[0], points, protections)
+    panels[0].set_xticks(range(len(scenarios)), names)
+    panels[0].set_xlim(-0.5, len(scenarios) - 0.5)
+    tidy(panels[0], f"(a) At {shots} samples per class")
+
+    if several:
+        panels += rows[1].subplots(1, len(scenarios), sharey=True, squeeze=False)[0].tolist()
+        rows[1].supxlabel("Samples per class for realignment", fontsize=10)
+    for panel, scenario, name in zip(panels[1:], scenarios, names):
+        rows_here = table[(table["scenario"] == scenario) & (table["shots"] > 0)]
+        lines = _means(rows_here.assign(x=rows_here["shots"]), ["protection", "x"])
+        counts = sorted({int(count) for count in lines["x"]})
+        drawn = lines[lines.duplicated("protection", keep=False)]
+        _draw_protections(panel, drawn, protections)
+        panel.set_xscale("log")
+        panel.set_xticks(counts, [str(count) for count in counts])
+        panel.minorticks_off()
+        tidy(panel, f"(b) {name}")
+    highest = max(panel.get_ylim()[1] for panel in panels)
+    for panel in panels:
+        panel.set_ylim(0, max(105.0, highest))
+    for row in rows:
+        row.supylabel("Average normalised\naccuracy (%)", fontsize=10)
+    what = joined("Ablation of R-MTLLMF", note)
+    _finish(figure, panels, 5, f"{what}\n{_OVER}; bars and shading")
+    return figure
+
+
+def _means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return table.groupby(by)["score"].agg(["mean", "std"]).reset_index()
+
+
+def _check_ablation(table: pd.DataFrame, shots: int) -> None:
+    needed = ("variant", "shots", "size", "scenario", "score")
+    if missing := [name for name in needed if name not in table]:
+        raise InputError(f"ablation table: lacks {', '.join(missing)}; it has {list(table)}.")
+    if table.empty or not np.isfinite(table["score"].to_numpy(float)).all():
+        raise InputError("ablation table: expected rows, each with a score that is finite.")
+    counts = sorted({int(count) for count in table["shots"]} - {0})
+    if shots not in counts:
+        raise InputError(f"ablation table: shots are {counts}, expected {shots} among them.")
+
+
+def scale_figure(scales: pd.DataFrame, note: str = "") -> Figure:
+    """Draw the validation curves by number of tasks, and their best coefficients beside the fit.
+
+    `scales` is the table of `io.read_scales` for one merge method. Left: normalised accuracy (%) of
+    the noiseless merge on validation samples against the coefficient, mean over the combinations of
+    a size. Right: the best coefficient of every size (a triangle points outwards if it is at the
+    edge of the range tried) and 1.13 N^-0.655. `note` is added to the title.
+
+    **Raises:** `InputError` for several merge methods.
+    """
+    scales = completed(scales)
+    if scales["rule"].nunique() > 1:
+        raise InputError("scales: several merge methods, expected one.")
+    figure = Figure(figsize=(9.4, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    means = scales.groupby(["size", "scale"])["normalised"].mean()
+    sizes = sorted({int(size) for size in scales["size"]})
+    for place, size in enumerate(sizes):
+        colour, marker = SEQUENCE[place % len(SEQUENCE)]
+        curve = means.loc[size]
+        look = {"color": colour, "marker": marker, "markersize": 4, "label": f"{size} tasks"}
+        left.plot(curve.index.to_numpy(float), 100 * curve.to_numpy(float), **look)
+    left.set_xlabel("Merging coefficient")
+    left.set_ylabel("Normalised accuracy on validation (%)")
+    tidy(left, "Validation curves")
+
+    best = best_scales(scales)
+    x, y, low, high = (best[name].to_numpy() for name in ("size", "scale", "low", "high"))
+    right.plot(x, y, color="#0072B2", linewidth=1)
+    for chosen, marker, label in (
+        (~low & ~high, "o", "Best on validation"),
+        (low, "v", "Best, the least that was tried"),
+        (high, "^", "Best, the largest that was tried"),
+    ):
+        if chosen.any():
+            right.plot(x[chosen], y[chosen], marker, color="#0072B2", label=label)
+    fine = np.linspace(x.min(), x.max(), 50)
+    fit = f"Published fit ${LAW[:6]}^{{-0.655}}$"
+    right.plot(fine, public_law(fine), "--", color="0.3", label=fit)
+    right.set_xticks(sizes)
+    right.set_xlabel("Number of fused tasks")
+    right.set_ylabel("Merging coefficient")
+    tidy(right, "Best coefficient")
+    for panel, columns in ((left, math.ceil(len(sizes) / 4)), (right, 1)):
+        panel.set_ylim(bottom=0)
+        panel.legend(frameon=False, fontsize=8, ncols=columns)
+    figure.suptitle(joined("Merging coefficient without noise", note), fontsize=10)
+    return figure

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report.order import in_order
-from rmtllmf_jax.report.parts import Part, parts
-from rmtllmf_jax.report.tables import by_size, per_task, summary
-from rmtllmf_jax.report.weak import weak_tasks, without_weak_tasks
+from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.labels import in_order, joined
+from rmtllmf_jax.report.tables import (
+    LAW,
+    best_scales,
+    models_alone,
+    parts,
+    public_law,
+    summary,
+    versions,
+)
 
 _MAIN = ("none", "r-mtllmf", "control")
 
@@ -36,116 +44,125 @@ def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
     """
     sheets = []
     for part in parts(results):
-        for sheet in _part_sheets(part, spread):
-            title = f"{sheet.title}, {part.title}" if part.title else sheet.title
-            sheets.append(replace(sheet, title=title))
+        found = []
+        for note, table in versions(part.results).items():
+            if part.axis:
+                averages = [_level_sheet(table, part.axis, spread)]
+            else:
+                averages = [_summary_sheet(table), _size_sheet(table, spread)]
+            found += [replace(sheet, title=joined(sheet.title, note)) for sheet in averages]
+        found += [] if part.axis else [_task_sheet(part.results)]
+        sheets += [replace(sheet, title=joined(sheet.title, part.title)) for sheet in found]
     return sheets
 
 
-def _part_sheets(part: Part, spread: bool) -> Iterator[Sheet]:
-    weak, informative = weak_tasks(part.results), without_weak_tasks(part.results)
-    versions = {"": part.results}
-    if weak and len(informative):
-        versions[f", without {', '.join(weak)}"] = informative
-    for note, results in versions.items():
-        if part.axis:
-            sheets = [level_sheet(results, part.axis, spread=spread)]
-        else:
-            sheets = [summary_sheet(results), size_sheet(results, spread=spread)]
-        for sheet in sheets:
-            yield replace(sheet, title=sheet.title + note)
-    if not part.axis:
-        yield task_sheet(part.results)
-
-
-def summary_sheet(results: pd.DataFrame) -> Sheet:
-    """Return the table of `tables.summary` in percent."""
-    header = ["scenario", "protection", "mean", "std", "control", "cells", "MSE"]
+def _summary_sheet(results: pd.DataFrame) -> Sheet:
     rows = [
         [
-            *_names(row),
-            percent(row["mean"]),
-            percent(row["std"]),
-            percent(row["control"]),
+            *_names(row["scenario"], row["protection"]),
+            *(percent(row[name]) for name in ("mean", "std", "control")),
             str(row["cells"]),
             "-" if math.isnan(row["mse"]) else f"{row['mse']:.3g}",
         ]
         for row in summary(results).to_dict("records")
     ]
     title = "Average normalised accuracy (%) over combinations, draws and seeds"
+    header = ["scenario", "protection", "mean", "std", "control", "cells", "MSE"]
     return Sheet(title, header, rows)
 
 
-def size_sheet(results: pd.DataFrame, *, spread: bool) -> Sheet:
-    """Return the means of `tables.by_size` for none, R-MTLLMF and control, one column per size.
-
-    `spread` adds the standard deviation over the cells.
-    """
-    table = by_size(results)
-    table = table[table["protection"].isin(_MAIN)]
-    sizes = sorted(table["size"].unique())
-    rows = []
-    for keys, group in _groups(table):
-        values = {row["size"]: row for row in group.to_dict("records")}
-        cells = [_mean(values[size], spread) if size in values else "-" for size in sizes]
-        rows.append([*keys, *cells])
-    what = "mean ± standard deviation" if spread else "mean"
-    title = f"Average normalised accuracy (%) by number of tasks, {what}"
-    return Sheet(title, ["scenario", "protection", *(str(size) for size in sizes)], rows)
+def _size_sheet(results: pd.DataFrame, spread: bool) -> Sheet:
+    table = summary(results, "size")
+    return _average_sheet(table[table["protection"].isin(_MAIN)], "size", "number of tasks", spread)
 
 
-def level_sheet(results: pd.DataFrame, axis: str, *, spread: bool) -> Sheet:
-    """Return the means over combinations, draws and seeds of one rule, one column per level.
-
-    The levels are those of `axis`; the control has none, and its mean is in every column.
-    `spread` adds the standard deviation over the cells.
-    """
-    table = summary(results).rename(columns={"cells": "count"})
-    levels = sorted(table.loc[table["axis"] == axis, "level"].unique())
-    rows = []
-    for keys, group in _groups(table):
-        values = {row["level"]: row for row in group.to_dict("records")}
-        if keys[0] == "-":
-            values = dict.fromkeys(levels, next(iter(values.values())))
-        cells = [_mean(values[level], spread) if level in values else "-" for level in levels]
-        rows.append([*keys, *cells])
-    what = "mean ± standard deviation" if spread else "mean"
-    title = f"Average normalised accuracy (%) by {axis}, {what}"
-    return Sheet(title, ["scenario", "protection", *(f"{level:.4g}" for level in levels)], rows)
+def _level_sheet(results: pd.DataFrame, axis: str, spread: bool) -> Sheet:
+    """Return the means by level; the control has no level, and its mean is in every column."""
+    table = summary(results)
+    along, control = table[table["axis"] == axis], table[table["protection"] == "control"]
+    everywhere = [control.assign(level=level) for level in along["level"].unique()]
+    return _average_sheet(pd.concat([along, *everywhere]), "level", axis, spread)
 
 
-def task_sheet(results: pd.DataFrame) -> Sheet:
-    """Return each task's mean accuracy, one column per task; base and fine-tuned models first."""
-    table = per_task(results)
-    tasks = sorted(table["task"].unique())
-    alone = results.groupby("task")[["base_accuracy", "finetuned_accuracy"]].mean()
-    rows = [
-        ["-", name, *(percent(alone[column][task]) for task in tasks)]
-        for name, column in (("base", "base_accuracy"), ("fine-tuned", "finetuned_accuracy"))
+def _average_sheet(table: pd.DataFrame, columns: str, by: str, spread: bool) -> Sheet:
+    texts = [
+        f"{percent(mean)} ± {percent(std)}" if spread and cells > 1 else percent(mean)
+        for mean, std, cells in zip(table["mean"], table["std"], table["cells"], strict=True)
     ]
-    for keys, group in _groups(table):
-        accuracy = dict(zip(group["task"], group["accuracy"]))
-        rows.append([*keys, *(percent(accuracy.get(task, math.nan)) for task in tasks)])
-    return Sheet("Mean accuracy (%) of each task", ["scenario", "protection", *tasks], rows)
+    what = "mean ± standard deviation" if spread else "mean"
+    title = f"Average normalised accuracy (%) by {by}, {what}"
+    return _wide(title, table.assign(text=texts), columns)
+
+
+def _task_sheet(results: pd.DataFrame) -> Sheet:
+    """Return each task's mean accuracy; base and fine-tuned models first."""
+    keys = ["scenario", "protection", "task"]
+    means = completed(results).groupby(keys, as_index=False)["score"].mean()
+    means = means.assign(text=[percent(score) for score in means["score"]])
+    sheet, alone = _wide("Mean accuracy (%) of each task", means, "task"), models_alone(results)
+    first = [
+        ["-", name, *map(percent, alone[column])]
+        for name, column in (("base", "base_score"), ("fine-tuned", "finetuned_score"))
+    ]
+    return replace(sheet, rows=first + sheet.rows)
+
+
+def _wide(title: str, table: pd.DataFrame, columns: str) -> Sheet:
+    """Spread the `text` of a table over one column for each value of `columns`."""
+    keys = ["scenario", "protection"]
+    wide = table.pivot(index=keys, columns=columns, values="text").fillna("-")
+    values = [value if isinstance(value, str) else f"{value:.4g}" for value in wide.columns]
+    lines = in_order(wide.reset_index(), keys).itertuples(index=False, name=None)
+    return Sheet(title, [*keys, *values], [[*_names(*line[:2]), *line[2:]] for line in lines])
+
+
+def _names(scenario: str, protection: str) -> list[str]:
+    """Name a row as the options do; rows without an uplink have no scenario."""
+    return ["-" if protection == "control" else scenario, protection]
+
+
+def scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterator[Sheet]:
+    """Yield `scale_sheet` for each merge method that has one."""
+    for rule, part in {part.rule: part for part in parts(results)}.items():
+        own = None if scales is None else scales[scales["rule"] == rule]
+        sheet = scale_sheet(part.results, None if own is None or own.empty else own)
+        if sheet is not None:
+            yield replace(sheet, title=joined(sheet.title, part.title))
+
+
+def scale_sheet(results: pd.DataFrame, scales: pd.DataFrame | None) -> Sheet | None:
+    """Return one merge method's coefficients by size: used, best on validation, published fit.
+
+    `None` if nothing was merged.
+    """
+    merged = results[(results["protection"] != "control") & (results["scale"] > 0)]
+    if merged.empty:
+        return None
+    what = "merging coefficient"
+    used = merged.groupby("size")["scale"].agg(["min", "max"])
+    sizes = [int(size) for size in used.index]
+    rows = [[what, "used", *(_span(*row) for row in used.itertuples(index=False))]]
+    if scales is not None:
+        best = {int(row["size"]): row for row in best_scales(scales).to_dict("records")}
+        reached = [best.get(size) for size in sizes]
+        chosen = [_chosen(row) if row else "-" for row in reached]
+        scores = [percent(row["mean"]) if row else "-" for row in reached]
+        rows.append([what, "best on validation", *chosen])
+        rows.append(["normalised accuracy (%)", "there, on validation", *scores])
+    fit = [f"{value:.2f}" for value in public_law(np.array(sizes))]
+    rows.append([what, f"published fit {LAW}", *fit])
+    title = "Merging coefficient by number of tasks"
+    return Sheet(title, ["what", "which", *map(str, sizes)], rows)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.3g}" if math.isclose(low, high) else f"{low:.3g}-{high:.3g}"
+
+
+def _chosen(row: dict[str, Any]) -> str:
+    return f"{row['scale']:g}{' (edge)' if row['low'] or row['high'] else ''}"
 
 
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage with one decimal, `-` for NaN."""
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
-
-
-def _mean(row: dict[str, Any], spread: bool) -> str:
-    text = percent(row["mean"])
-    return f"{text} ± {percent(row['std'])}" if spread and row["count"] > 1 else text
-
-
-def _names(row: pd.Series | dict[str, Any]) -> list[str]:
-    """Name a row as the options do; rows without an uplink have no scenario."""
-    protection = row["protection"]
-    return ["-" if protection == "control" else row["scenario"], protection]
-
-
-def _groups(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    table = in_order(table, ["scenario", "protection"])
-    for _, group in table.groupby(["scenario", "protection"], sort=False):
-        yield _names(group.iloc[0]), group

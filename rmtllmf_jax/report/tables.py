@@ -1,42 +1,36 @@
 """Averages of the results: over a cell's tasks first, then over cells.
 
-Every accuracy is a fraction. Rows are in the order of `order.py`, whatever the order of the file.
+Every score is a fraction. Rows are in the order of `labels.py`, whatever the order of the file.
 Nothing is averaged over merge methods or over the levels of an axis.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report.order import in_order
-from rmtllmf_jax.report.reading import CELL, completed, read_cosines, read_results, read_scales
-
-__all__ = [
-    "base_by_size",
-    "by_size",
-    "cell_scores",
-    "per_task",
-    "read_cosines",
-    "read_results",
-    "read_scales",
-    "spread",
-    "summary",
-]
+from rmtllmf_jax.report.io import CELL, completed
+from rmtllmf_jax.report.labels import AXES, RULES, arrange, file_stem, in_order, rule_name
 
 SETTING = ["rule", "axis", "level"]
 """Columns that are never averaged over."""
 
+LEAST_GAIN = 0.02
+"""A fine-tuned model has to be this much better (in accuracy) than the head on the base model."""
+
 
 def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per cell: the average normalised accuracy over its tasks.
+    """Return one row per cell: the average normalised score over its tasks.
 
-    Columns: those of `reading.CELL`, `size`, `score` (the average normalised accuracy), `mse` (mean
-    over the users) and `control` (the score of the control with the same combination and seed,
-    which has no merge method and no uplink; NaN if there is none).
+    Columns: those of `io.CELL`, `size`, `score` (the average normalised score), `mse` (mean over
+    the users) and `control` (the score of the control with the same combination and seed, which has
+    no merge method and no uplink; NaN if there is none).
     """
     cells = completed(results).groupby(CELL, as_index=False, dropna=False)
     cells = cells.agg(
-        size=("size", "first"), score=("normalised_accuracy", "mean"), mse=("mse_mean", "first")
+        size=("size", "first"), score=("normalised", "mean"), mse=("mse_mean", "first")
     )
     pair = ["combination", "seed"]
     controls = cells[cells["protection"] == "control"].groupby(pair, as_index=False)
@@ -45,15 +39,15 @@ def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
     return in_order(cells, order)[["combination", "size", *CELL[1:], "score", "mse", "control"]]
 
 
-def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (rule, axis, level, scenario, protection).
+def summary(results: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Return one row per (rule, axis, level, *by*, scenario, protection).
 
-    Columns: these five, `mean` and `std` (sample standard deviation, NaN for one cell) of the
-    average normalised accuracy over combinations, draws and seeds, `cells` (their number),
-    `control` (mean of the controls with the same combinations and seeds, NaN without any) and `mse`
-    (mean over the cells).
+    Columns: these, `mean` and `std` (sample standard deviation, NaN for one cell) of the average
+    normalised score over combinations, draws and seeds, `cells` (their number), `control` (mean of
+    the controls with the same combinations and seeds, NaN without any) and `mse` (mean over the
+    cells).
     """
-    keys = [*SETTING, "scenario", "protection"]
+    keys = [*SETTING, *by, "scenario", "protection"]
     rows = cell_scores(results).groupby(keys, as_index=False, dropna=False)
     rows = rows.agg(
         mean=("score", "mean"),
@@ -65,49 +59,114 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     return in_order(rows, keys)
 
 
-def spread(results: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the spread of the average normalised accuracy over the cells of each group.
-
-    Columns: rule, axis, level and `by`, then `mean`, `std` (sample standard deviation, NaN for one
-    cell), `min`, `max` and `count` (number of cells).
-    """
-    keys = [*SETTING, *by]
-    scores = cell_scores(results).groupby(keys, dropna=False)["score"]
-    return in_order(scores.agg(["mean", "std", "min", "max", "count"]).reset_index(), keys)
-
-
-def by_size(results: pd.DataFrame) -> pd.DataFrame:
-    """Return `spread` by (size, scenario, protection), `size` being the number of tasks fused."""
-    return spread(results, ["size", "scenario", "protection"])
-
-
 def base_by_size(results: pd.DataFrame) -> pd.Series:
-    """Return the base model's own average normalised accuracy, by the number of tasks.
+    """Return the base model's own average normalised score, by the number of tasks.
 
     It is that of the pretrained model under the tasks' frozen heads: no fusion, no uplink. Mean
     over a combination's tasks, then over the combinations.
     """
-    own = results["base_accuracy"] / results["finetuned_accuracy"]
+    results = completed(results)
+    own = results["base_score"] / results["finetuned_score"]
     keys = ["size", "combination"]
     return own.groupby([results[key] for key in keys]).mean().groupby("size").mean()
 
 
-def per_task(results: pd.DataFrame) -> pd.DataFrame:
-    """Return means over the cells that hold a task, by (rule, axis, level, scenario, protection).
+def models_alone(results: pd.DataFrame) -> pd.DataFrame:
+    """Return `base_score` and `finetuned_score` of each task."""
+    return completed(results).groupby("task")[["base_score", "finetuned_score"]].mean()
 
-    Columns: these five, `task`, `accuracy`, `base_accuracy`, `finetuned_accuracy`,
-    `normalised_accuracy` and `cells` (their number).
+
+def weak_tasks(results: pd.DataFrame) -> list[str]:
+    """Return the tasks whose fine-tuned model gains less than `LEAST_GAIN`, sorted.
+
+    Fine-tuning failed to teach them: normalising by them says nothing about merging.
     """
-    keys = [*SETTING, "task", "scenario", "protection"]
-    rows = (
-        completed(results)
-        .groupby(keys, as_index=False, dropna=False)
-        .agg(
-            accuracy=("accuracy", "mean"),
-            base_accuracy=("base_accuracy", "mean"),
-            finetuned_accuracy=("finetuned_accuracy", "mean"),
-            normalised_accuracy=("normalised_accuracy", "mean"),
-            cells=("accuracy", "size"),
-        )
+    alone = models_alone(results)
+    return sorted(alone.index[alone["finetuned_score"] - alone["base_score"] < LEAST_GAIN])
+
+
+def versions(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the results by what is left out: "" (nothing), and all weak tasks if there are any.
+
+    A cell's average is then over its other tasks.
+    """
+    weak = weak_tasks(results)
+    rest = results[~results["task"].isin(weak)]
+    return {"": results} | ({f"without {', '.join(weak)}": rest} if weak and len(rest) else {})
+
+
+def caveat(results: pd.DataFrame) -> str | None:
+    """Return a sentence that names the weak tasks and their accuracies, `None` without any."""
+    alone = models_alone(results)
+    named = ", ".join(
+        f"{task} ({alone['finetuned_score'][task]:.1%} fine-tuned, "
+        f"{alone['base_score'][task]:.1%} head on the base)"
+        for task in weak_tasks(results)
     )
-    return in_order(rows, keys)
+    if not named:
+        return None
+    return (
+        f"Fine-tuning did not teach {named}: normalised accuracy of such a task is noise divided "
+        "by noise, so every average is given without it too."
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one rule and one axis (empty: none), and the controls, which have neither."""
+
+    rule: str
+    axis: str
+    results: pd.DataFrame
+    title: str
+    """Its rule as printed; empty if the run has only one."""
+    stem: str
+    """The same as a suffix of file names."""
+
+
+def parts(results: pd.DataFrame) -> list[Part]:
+    """Return the parts of a run's results: rules in order, those without an axis first."""
+    results = completed(results)
+    merged = results[results["protection"] != "control"]
+    if merged.empty:
+        return [Part(str(results["rule"].iloc[0]), "", results, "", "")]
+    controls = results[results["protection"] == "control"]
+    controls = controls.drop_duplicates(["combination", "seed", "task"])
+    several = merged["rule"].nunique() > 1
+    found: list[Part] = []
+    for axis in arrange(merged["axis"], ["", *AXES]):
+        for rule in arrange(merged.loc[merged["axis"] == axis, "rule"], RULES):
+            own = merged[(merged["rule"] == rule) & (merged["axis"] == axis)]
+            there = controls[controls["combination"].isin(own["combination"])].assign(rule=rule)
+            stem = f"_{file_stem(rule)}" if several else ""
+            taken = {f"{file_stem(part.axis)}{part.stem}" for part in found}
+            while f"{file_stem(axis)}{stem}" in taken:  # names that differ in other characters
+                stem += "_"
+            rows = pd.concat([own, there], ignore_index=True)
+            found.append(Part(rule, axis, rows, rule_name(rule) if several else "", stem))
+    return found
+
+
+LAW = "1.13 N^-0.655"
+"""The published fit: best coefficients of a full sweep on CLIP ViT-B/16, for N = 2 to 7."""
+
+
+def public_law(tasks: np.ndarray) -> np.ndarray:
+    """Return 1.13 N^-0.655, the published best merging coefficient for each number N of tasks."""
+    return 1.13 * np.asarray(tasks, float) ** -0.655
+
+
+def best_scales(scales: pd.DataFrame) -> pd.DataFrame:
+    """Return the best coefficient of every size on the validation split.
+
+    `scales` is the table of `io.read_scales` for one merge method. One row per size: `size`,
+    `scale` (the smallest of the best ones), `mean` (normalised score there, averaged over the
+    combinations, a fraction), `low` and `high` (whether it is the smallest or the largest one
+    tried, so that the true best one may lie outside).
+    """
+    means = completed(scales).groupby(["size", "scale"], as_index=False)["normalised"].mean()
+    means = means.sort_values(["size", "normalised", "scale"], ascending=[True, False, True])
+    best = means.drop_duplicates("size", ignore_index=True).rename(columns={"normalised": "mean"})
+    tried = scales.groupby("size")["scale"].agg(["min", "max"]).loc[best["size"]].to_numpy()
+    low, high = (tried == best[["scale"]].to_numpy()).T
+    return best.assign(low=low, high=high & ~low)

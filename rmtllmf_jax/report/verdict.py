@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 
-from rmtllmf_jax.report.order import SCENARIOS, in_order
-from rmtllmf_jax.report.parts import rule_name
-from rmtllmf_jax.report.tables import SETTING, cell_scores
-from rmtllmf_jax.report.weak import caveat, weak_tasks, without_weak_tasks
+from rmtllmf_jax.report.labels import SCENARIOS, in_order, rule_name
+from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, versions
 
 _VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
 _TIE = 1e-9  # smaller differences of means are rounding
@@ -70,11 +67,12 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(results: pd.DataFrame) -> list[str]:
     """Return `sentences`; with weak tasks, also their names and the sentences without them."""
-    note, informative = caveat(results), without_weak_tasks(results)
-    if note is None or informative.empty:
-        return sentences(results) + ([note] if note else [])
-    without = f"Without {', '.join(weak_tasks(results))}: "
-    return [*sentences(results), note, *(without + line for line in sentences(informative))]
+    note = caveat(results)
+    said = [*sentences(results), *([note] if note else [])]
+    for without, informative in list(versions(results).items())[1:]:
+        lead = without.replace("without", "Without", 1)
+        said += [f"{lead}: {line}" for line in sentences(informative)]
+    return said
 
 
 def sentences(results: pd.DataFrame) -> list[str]:
@@ -88,59 +86,50 @@ def sentences(results: pd.DataFrame) -> list[str]:
     several = table["rule"].nunique() > 1
     said = []
     keys = ["rule", "axis", "scenario", "against"]
-    for (rule, axis, *_), group in table.groupby(keys, sort=False):
-        rows = group.to_dict("records")
-        lead = f"{rule_name(rule).capitalize()}, " if several else ""
-        said.append(lead + (_along(axis, rows) if axis else _sentence(rows[0])))
+    for (rule, axis, scenario, against), group in table.groupby(keys, sort=False):
+        name = SCENARIOS.get(scenario, scenario)
+        lead = f"{rule_name(rule).capitalize()}, {name}" if several else name
+        rows = [row for row in group.to_dict("records") if row["pairs"]]
+        other, no_gain = _RIVALS[against]
+        lead += f", over {axis}: protected" if axis else ": protected"
+        if not rows:
+            said.append(f"{lead} cannot be compared with {other}, no cell has both.")
+            continue
+        found = _along(rows, other) if axis else _once(rows[0], other)
+        unknown = not axis and rows[0]["pairs"] == 1
+        beats = any(_verb(row) == _BEATS for row in rows)
+        said.append(f"{lead} {found}.{'' if beats or unknown else no_gain}")
     return said
 
 
-def _sentence(row: dict[str, Any]) -> str:
-    scenario, other = _names(row)
-    if not row["pairs"]:
-        return f"{scenario}: protected cannot be compared with {other}, no cell has both."
-    verb, spread = _verb(row)
-    shown = (
-        f"{scenario}: protected {verb} {other}: {row['protected']:.1%} against {row['other']:.1%}"
-    )
+def _once(row: dict[str, Any], other: str) -> str:
+    shown = f"{_verb(row)} {other}: {row['protected']:.1%} against {row['other']:.1%}"
     gain = f"{100 * row['difference']:+.2f}"
     if row["pairs"] == 1:
-        return f"{shown} ({gain} points in the only pair, which has no spread)."
-    no_gain = "" if verb == _BEATS else _RIVALS[row["against"]][1]
+        return f"{shown} ({gain} points in the only pair, which has no spread)"
     return (
-        f"{shown} ({gain} ± {100 * spread:.2f} points, twice the standard error; "
-        f"better in {row['better']} of {row['pairs']} pairs).{no_gain}"
+        f"{shown} ({gain} ± {200 * row['error']:.2f} points, twice the standard error; "
+        f"better in {row['better']} of {row['pairs']} pairs)"
     )
 
 
-def _along(axis: str, rows: list[dict[str, Any]]) -> str:
-    scenario, other = _names(rows[0])
-    paired = [row for row in rows if row["pairs"]]
-    lead = f"{scenario}, over {axis}: protected"
-    if not paired:
-        return f"{lead} cannot be compared with {other}, no cell has both."
+def _along(rows: list[dict[str, Any]], other: str) -> str:
     found: dict[str, list[str]] = {}
-    for row in paired:
-        found.setdefault(_verb(row)[0], []).append(f"{row['level']:.4g}")
+    for row in rows:
+        found.setdefault(_verb(row), []).append(f"{row['level']:.4g}")
     where = [f"{verb} {other} at {', '.join(found[verb])}" for verb in _VERBS if verb in found]
     first, last = (
-        f"{100 * row['difference']:+.1f} at {row['level']:.4g}" for row in (paired[0], paired[-1])
+        f"{100 * row['difference']:+.1f} at {row['level']:.4g}" for row in (rows[0], rows[-1])
     )
-    no_gain = "" if _BEATS in found else _RIVALS[rows[0]["against"]][1]
-    return f"{lead} {'; '.join(where)} (points: {first}, {last}).{no_gain}"
+    return f"{'; '.join(where)} (points: {first}, {last})"
 
 
-def _names(row: dict[str, Any]) -> tuple[str, str]:
-    scenario = SCENARIOS.get(str(row["scenario"]), str(row["scenario"]))
-    return scenario, _RIVALS[row["against"]][0]
+def _verb(row: dict[str, Any]) -> str:
+    """Return who wins: the difference has to exceed twice its standard error.
 
-
-def _verb(row: dict[str, Any]) -> tuple[str, float]:
-    """Return which wins, and twice the standard error, which a winner has to exceed.
-
-    For a single pair that is unknown, and neither wins.
+    For a single pair that is unknown (NaN), and neither wins.
     """
-    spread = 2 * row["error"]
-    if math.isnan(spread) or abs(row["difference"]) <= max(spread, _TIE):
-        return _TIES, spread
-    return (_BEATS if row["difference"] > 0 else _LOSES), spread
+    gap = abs(row["difference"])
+    if gap > 2 * row["error"] and gap > _TIE:
+        return _BEATS if row["difference"] > 0 else _LOSES
+    return _TIES

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from rmtllmf_jax.common.files import write_bytes
-from rmtllmf_jax.report.html import html_page
-from rmtllmf_jax.report.images import KINDS, image_bytes
-from rmtllmf_jax.report.markdown import page
+from rmtllmf_jax.report.io import (
+    find,
+    read_configuration,
+    read_cosines,
+    read_results,
+    read_scales,
+)
+from rmtllmf_jax.report.pages import Report, html_page, markdown_page
 from rmtllmf_jax.report.paper import paper_sheet
-from rmtllmf_jax.report.parts import parts
 from rmtllmf_jax.report.plates import STEMS, plates
-from rmtllmf_jax.report.provenance import find, read_configuration
-from rmtllmf_jax.report.scale_law import scale_sheet
-from rmtllmf_jax.report.sheets import Sheet, all_sheets
-from rmtllmf_jax.report.tables import read_cosines, read_results, read_scales, summary
+from rmtllmf_jax.report.sheets import all_sheets, scale_sheets
+from rmtllmf_jax.report.style import KINDS, image_bytes
+from rmtllmf_jax.report.tables import summary
 from rmtllmf_jax.report.verdict import verdict
 
 
@@ -37,27 +36,31 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     `scales.parquet` and `run.json` are optional) or cannot be used.
     """
     results = read_results(run / "results.parquet")
-    there = {name: run / f"{name}.parquet" for name in ("cosines", "scales")}
-    cosines = read_cosines(there["cosines"]) if there["cosines"].exists() else None
-    scales = read_scales(there["scales"]) if there["scales"].exists() else None
+    cosines, scales = (
+        read(path) if (path := run / f"{name}.parquet").exists() else None
+        for name, read in (("cosines", read_cosines), ("scales", read_scales))
+    )
     configuration = read_configuration(run)
 
-    name = run.resolve().name
     said = verdict(results)
     if so_far := find(configuration, "so_far"):
         said.insert(0, f"The sweep is not finished: everything below covers {so_far}.")
-    drawn, skipped = plates(results, cosines, scales, find(configuration, "shots"))
-    sheets = [*all_sheets(results, spread=True), *_scale_sheets(results, scales)]
-    paper = paper_sheet(results, cosines, configuration)
+    report = Report(
+        run.resolve().name,
+        said,
+        *plates(results, cosines, scales, find(configuration, "shots")),
+        [*all_sheets(results, spread=True), *scale_sheets(results, scales)],
+        paper_sheet(results, cosines, configuration),
+        configuration,
+    )
     files: dict[str, bytes] = {}
-    for plate in drawn:
+    for plate in report.plates:
         for kind in KINDS:
             files[f"{plate.stem}.{kind}"] = image_bytes(plate.figure, kind)
-    with_svg = [(plate, files[f"{plate.stem}.svg"].decode()) for plate in drawn]
-    html = html_page(name, said, with_svg, skipped, sheets, paper, configuration)
-    files["summary.md"] = page(name, said, drawn, skipped, [*sheets, paper], configuration).encode()
+    svg = {plate.stem: files[f"{plate.stem}.svg"].decode() for plate in report.plates}
+    files["summary.md"] = markdown_page(report).encode()
     files["summary.csv"] = summary(results).to_csv(index=False, lineterminator="\n").encode()
-    files["index.html"] = html.encode()
+    files["index.html"] = html_page(report, svg).encode()
 
     folder = run / "report" if folder is None else folder
     for pattern in STEMS:
@@ -68,13 +71,3 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     for file_name, data in files.items():
         write_bytes(folder / file_name, data)
     return [folder / file_name for file_name in files]
-
-
-def _scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterator[Sheet]:
-    told = {part.rule: part for part in parts(results)}
-    for rule, part in told.items():
-        own = None if scales is None else scales[scales["rule"] == rule]
-        sheet = scale_sheet(part.results, own if own is not None and len(own) else None)
-        if sheet is not None:
-            title = f"{sheet.title}, {part.title}" if len(told) > 1 else sheet.title
-            yield replace(sheet, title=title)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import file_hash, read_json, write_json
-from rmtllmf_jax.data.prompts import PROMPTS
+from rmtllmf_jax.data.registry import PROMPTS
 from rmtllmf_jax.data.sources import SOURCES, get_source
 from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.data.tasks import validate_tasks
@@ -51,7 +51,7 @@ class RunConfig:
     head: str = "lda"
     """Kind of the frozen heads, one of `HEADS`."""
     prompts: str = "ensemble"
-    """Prompts of zero-shot heads, one of `data.prompts.PROMPTS`."""
+    """Prompts of zero-shot heads, one of `data.registry.PROMPTS`."""
     fit: Fit = "crop"
     """How images are made square."""
     normalise: bool = True

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from rmtllmf_jax.common.files import content_hash
-from rmtllmf_jax.data.prompts import prompt_classes, prompt_templates
+from rmtllmf_jax.data.registry import prompt_classes, prompt_templates
 from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
@@ -56,7 +56,7 @@ def closed_form_heads(
 
 
 def zero_shot_heads(model: Path, prompts: str, folder: Path) -> MakeHead:
-    """Return a maker of CLIP's zero-shot heads; `prompts` is one of `data.prompts.PROMPTS`.
+    """Return a maker of CLIP's zero-shot heads; `prompts` is one of `data.registry.PROMPTS`.
 
     **Raises:** `InputError` if the model has no text tower or no tokenizer.
     """

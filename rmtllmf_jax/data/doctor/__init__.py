@@ -5,22 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.doctor.classes import (
-    check_classes,
-    check_labels,
-    check_sizes,
-    class_counts,
-)
-from rmtllmf_jax.data.doctor.finding import LEVELS, Finding
-from rmtllmf_jax.data.doctor.images import (
-    check_image_sizes,
-    check_near_duplicates,
-    check_overlap,
-    check_reading,
-)
+from rmtllmf_jax.data.doctor import checks
+from rmtllmf_jax.data.doctor.checks import LEVELS, Finding, class_counts
 from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, scan_split
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
 from rmtllmf_jax.data.source import SPLITS, Source
@@ -83,25 +70,25 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
         classes = source.classes(task)
     except InputError as error:
         follows = "a run stops here; neither names nor labels could be checked"
-        findings.append(Finding("error", "class names", task, str(error), follows))
+        findings.append(Finding("error", "class names", str(error), follows))
     scans = {
         split: scan_split(source, task, split, perceptual=near is not None) for split in SPLITS
     }
-    findings += check_reading(task, scans)
+    findings += checks.check_reading(scans)
     if facts is None:
         what = f"{task!r} is not in the registry, which has {', '.join(TASK_NAMES)}"
         follows = "split sizes and class names could not be checked"
-        findings.append(Finding("note", "registry", task, what, follows))
+        findings.append(Finding("note", "registry", what, follows))
     else:
-        findings += check_sizes(facts, scans)
-        findings += check_classes(facts, classes) if classes else []
+        findings += checks.check_sizes(facts, scans)
+        findings += checks.check_classes(facts, classes) if classes else []
     if classes:
-        findings += check_labels(task, classes, scans, facts)
+        findings += checks.check_labels(classes, scans, facts)
     train, test = (scans[split] for split in SPLITS)
-    findings += check_overlap(task, train, test)
+    findings += checks.check_overlap(train, test)
     if near is not None:
-        findings += check_near_duplicates(task, train, test, near)
-    findings += check_image_sizes(task, scans, facts)
+        findings += checks.check_near_duplicates(task, train, test, near)
+    findings += checks.check_image_sizes(scans, facts)
     return Examination(
         task,
         None if classes is None else len(classes),
@@ -113,14 +100,13 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
 def _figures(
     split: str, scan: Scan, classes: tuple[str, ...] | None, facts: TaskFacts | None
 ) -> SplitFigures:
-    images = scan.readable
     counts = class_counts(scan, len(classes)) if classes and scan.images else None
-    sides = np.array([(min(x.width, x.height), max(x.width, x.height)) for x in images])
-    low, high = (sides.min(axis=0), sides.max(axis=0)) if len(images) else (None, None)
+    sides = [sorted((image.width, image.height)) for image in scan.readable]
+    shorter, longer = zip(*sides, strict=True) if sides else ((), ())
     return SplitFigures(
         len(scan.images),
-        None if facts is None else {"train": facts.train, "test": facts.test}[split],
+        None if facts is None else getattr(facts, split),
         None if counts is None else (int(counts.min()), int(counts.max())),
-        None if low is None or high is None else (int(low[0]), int(high[0])),
-        None if low is None or high is None else (int(low[1]), int(high[1])),
+        (min(shorter), max(shorter)) if sides else None,
+        (min(longer), max(longer)) if sides else None,
     )

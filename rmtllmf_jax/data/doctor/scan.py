@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from jaxtyping import UInt64
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.progress import Advance, progress_bar
-from rmtllmf_jax.data.decode import read_rgb
+from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.data.decode import in_threads, read_rgb
 from rmtllmf_jax.data.source import Example, Source
 
-_GROUP = 16  # images that a thread decodes at a time
 _SIDE = 16  # side of the grey image behind a perceptual hash
 
 HASH_BITS = _SIDE**2
@@ -59,66 +54,26 @@ class Scan:
 
 
 def scan_split(source: Source, task: str, split: str, *, perceptual: bool) -> Scan:
-    """Read a split to its end, or to where the source fails; raises nothing about its content.
-
-    Decoding is threaded, as Pillow releases the interpreter lock.
-    """
-    announced, uncounted = None, ""
+    """Read a split to its end, or to where the source fails; raises nothing about its content."""
+    announced, uncounted, stopped = None, "", ""
     try:
         announced = source.size(task, split)
     except InputError as error:
         uncounted = str(error)  # of several shards, those before a broken one can be read
-    images: list[Seen] = []
-    with (
-        progress_bar(f"checking {task} {split}", announced or 0) as advance,
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-    ):
-        stopped = _read(source, task, split, images, pool, advance, perceptual)
-    return Scan(tuple(images), announced, uncounted or stopped)
 
-
-def _read(
-    source: Source,
-    task: str,
-    split: str,
-    images: list[Seen],
-    pool: ThreadPoolExecutor,
-    advance: Advance,
-    perceptual: bool,
-) -> str:
-    """Append all images to `images` and return why reading stopped early, if it did."""
-    pending: deque[Future[list[Seen]]] = deque()
-    stopped = ""
-
-    def finish() -> None:
-        group = pending.popleft().result()
-        images.extend(group)
-        advance(len(group))
-
-    examples: Iterator[Example] = iter(())
-    try:
-        examples = source.examples(task, split)
-    except InputError as error:
-        stopped = str(error)
-    while not stopped:
-        group: list[Example] = []
+    def examples() -> Iterator[Example]:
+        nonlocal stopped
         try:
-            for example in islice(examples, _GROUP):
-                group.append(example)  # what comes before an error is kept
+            yield from source.examples(task, split)
         except InputError as error:
-            stopped = str(error)
-        if not group:
-            break
-        pending.append(pool.submit(_look_at_all, group, perceptual))
-        if len(pending) > 2 * (os.cpu_count() or 1):
-            finish()
-    while pending:
-        finish()
-    return stopped
+            stopped = str(error)  # what comes before an error is kept
 
-
-def _look_at_all(examples: list[Example], perceptual: bool) -> list[Seen]:
-    return [_look_at(example, perceptual) for example in examples]
+    images: list[Seen] = []
+    with progress_bar(f"checking {task} {split}", announced or 0) as advance:
+        for seen in in_threads(lambda each: _look_at(each, perceptual), examples()):
+            images.append(seen)
+            advance(1)
+    return Scan(tuple(images), announced, uncounted or stopped)
 
 
 def _look_at(example: Example, perceptual: bool) -> Seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,31 +16,28 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 SINGLE_PROMPT = "a photo of a {}"
 """The prompt of recipes without an ensemble; `{}` stands for the class name."""
 
+PROMPTS = ("ensemble", "single")
+"""All templates of the task, or only "a photo of a {}"."""
+
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set on the Hugging Face hub: id, configuration, splits and columns."""
+    """A data set on the Hugging Face hub, with splits `train` and `test`."""
 
     id: str
     config: str | None
-    train: str
-    test: str
-    image: str
-    label: str
 
 
 @dataclass(frozen=True)
 class TfdsSet:
     """A `tensorflow-datasets` builder, perhaps with its config after a slash.
 
-    `train` and `test` are split strings of TFDS (`train+validation`), `image` and `label` features.
+    `train` and `test` are split strings of TFDS (`train+validation`).
     """
 
     builder: str
     train: str
     test: str
-    image: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -119,21 +116,35 @@ def task_facts(name: str) -> TaskFacts:
     require_known("task", name, TASK_NAMES)
     path = files(__name__) / f"{name}.json"
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    tfds = facts.pop("tfds")
-    return TaskFacts(
-        name=name,
-        classes=tuple(facts.pop("classes")),
-        dataset_classes=tuple(facts.pop("dataset_classes")),
-        prompts=tuple(facts.pop("prompts")),
-        train_counts=_numbers(facts.pop("train_counts")),
-        test_counts=_numbers(facts.pop("test_counts")),
-        hub=HubSet(**facts.pop("hub")),
-        tfds=None if tfds is None else TfdsSet(**tfds),
-        other_sizes=tuple(OtherSize(**size) for size in facts.pop("other_sizes")),
-        other_classes=tuple(tuple(names) for names in facts.pop("other_classes")),
-        **facts,
+    facts |= {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
+    facts["other_sizes"] = tuple(OtherSize(**size) for size in facts["other_sizes"])
+    facts["other_classes"] = tuple(tuple(names) for names in facts["other_classes"])
+    facts["hub"] = HubSet(**facts["hub"])
+    facts["tfds"] = None if facts["tfds"] is None else TfdsSet(**facts["tfds"])
+    return TaskFacts(name=name, **facts)
+
+
+def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
+    """Return the templates of a task; tasks unknown to the registry have the single prompt.
+
+    **Raises:** `InputError` if `prompts` is not one of `PROMPTS`.
+    """
+    require_known("prompts", prompts, PROMPTS)
+    if prompts == "single" or task not in TASK_NAMES:
+        return (SINGLE_PROMPT,)
+    return task_facts(task).prompts
+
+
+def prompt_classes(task: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as used in prompts, in the order given.
+
+    A name that the registry knows, in any of its spellings, becomes CLIP's (`AnnualCrop` is
+    "annual crop land"); any other keeps the data's spelling, with spaces for underscores.
+    """
+    if task not in TASK_NAMES:
+        return tuple(name.replace("_", " ") for name in classes)
+    facts = task_facts(task)
+    return tuple(
+        name.replace("_", " ") if label is None else facts.classes[label]
+        for name, label in zip(classes, facts.labels_of(classes), strict=True)
     )
-
-
-def _numbers(listed: list[int] | None) -> tuple[int, ...] | None:
-    return None if listed is None else tuple(listed)

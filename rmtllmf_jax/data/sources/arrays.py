@@ -39,9 +39,7 @@ class TaskArrays:
 
     def split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the images and labels of a split."""
-        if split == "train":
-            return self.train_images, self.train_labels
-        return self.test_images, self.test_labels
+        return getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
 
 
 @dataclass(frozen=True)
@@ -91,18 +89,15 @@ class ArraySource:
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
         return digest.hexdigest()
 
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the rows from `start` on."""
-        images, labels = self._split(task, split)
-        for row in range(start, len(images)):
-            yield Example(images[row], int(labels[row]), f"{task}: {split}_images[{row}]")
+    def examples(self, task: str, split: str) -> Iterator[Example]:
+        """Yield the rows."""
+        for row, (image, label) in enumerate(zip(*self._split(task, split), strict=True)):
+            yield Example(image, int(label), f"{task}: {split}_images[{row}]")
 
     def _task(self, task: str) -> TaskArrays:
-        arrays = self.arrays[require_known("task", task, self.tasks())]
-        if isinstance(arrays, TaskArrays):
-            return arrays
+        stored = self.arrays[require_known("task", task, self.tasks())]
         if task not in self._read:
-            self._read[task] = _read_npz(arrays)
+            self._read[task] = _read_npz(stored) if isinstance(stored, Path) else stored
         return self._read[task]
 
     def _split(self, task: str, split: str) -> tuple[np.ndarray, np.ndarray]:

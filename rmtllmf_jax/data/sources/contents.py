@@ -1,25 +1,42 @@
-"""Hashes of the contents of files and examples; large amounts in threads, with a progress bar."""
+"""What files and examples hold: class names, and hashes (in threads, with a progress bar)."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import file_hash, read_json
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.source import Example
 
-_MIB = 1 << 20
 _SETTLED = 2_000_000_000  # nanoseconds; coarser than any file system's clock
 
-_Stamp = tuple[int, int, int, int, int]
-_KNOWN: dict[_Stamp, str] = {}
+_KNOWN: dict[tuple[int, ...], str] = {}
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names in a JSON file: a plain list, or a list under `classes`.
+
+    **Raises:** `InputError` that names the file if it is missing, has other content or holds a name
+    twice.
+    """
+    content = read_json(path)
+    names = content.get("classes") if isinstance(content, dict) else content
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{path}: expected a list of class names, plain or under 'classes'.")
+    for label, name in enumerate(names):
+        if not isinstance(name, str):
+            raise InputError(f"{path}: class {label} must be a string, got {name!r}.")
+        if name in names[:label]:
+            raise InputError(f"{path}: classes {names.index(name)} and {label} are both {name!r}.")
+    return tuple(names)
 
 
 def file_hashes(paths: Sequence[Path], description: str) -> list[str]:
@@ -30,20 +47,15 @@ def file_hashes(paths: Sequence[Path], description: str) -> list[str]:
 
     **Raises:** `OSError` if a file cannot be read.
     """
-    total = sum(path.stat().st_size for path in paths)
     with (
-        progress_bar(description, total // _MIB) as advance,
+        progress_bar(description, len(paths)) as advance,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
-        lock, done = Lock(), 0
-
-        def count(size: int) -> None:
-            nonlocal done
-            with lock:
-                advance((done + size) // _MIB - done // _MIB)
-                done += size
-
-        return list(pool.map(lambda path: _hash(path, count), paths))
+        hashes = []
+        for digest in pool.map(_hash, paths):
+            hashes.append(digest)
+            advance(1)
+    return hashes
 
 
 def examples_hash(examples: Iterable[Example], total: int, description: str) -> str:
@@ -62,19 +74,11 @@ def examples_hash(examples: Iterable[Example], total: int, description: str) -> 
     return digest.hexdigest()
 
 
-def _hash(path: Path, count: Callable[[int], None]) -> str:
-    now = time.time_ns()
-    with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if stamp in _KNOWN:
-            count(stat.st_size)
-            return _KNOWN[stamp]
-        digest = hashlib.sha256()
-        while chunk := file.read(4 * _MIB):
-            digest.update(chunk)
-            count(len(chunk))
+def _hash(path: Path) -> str:
+    now, stat = time.time_ns(), path.stat()
+    stamp = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    digest = _KNOWN.get(stamp) or file_hash(path)
     # A file that has just changed may change again without a new time stamp.
     if max(stat.st_mtime_ns, stat.st_ctime_ns) + _SETTLED < now:
-        _KNOWN[stamp] = digest.hexdigest()
-    return digest.hexdigest()
+        _KNOWN[stamp] = digest
+    return digest

@@ -22,8 +22,8 @@ class TfdsSource:
 
     `data_dir` replaces TFDS's own folder. Images are the files as stored by TFDS; without
     `encoded`, TFDS decodes them to arrays. Labels follow the registry: where TFDS has the same
-    class names in another order (`sun397`), they are renumbered by name. `facts` gives the builder,
-    splits and features of a task.
+    class names in another order (`sun397`), they are renumbered by name. `facts` gives the builder
+    and splits of a task.
 
     **Raises:** every method raises `InputError`: for a task without a usable builder (it names the
     data set on the Hugging Face hub), a set that is not prepared (it says how), class names other
@@ -61,23 +61,24 @@ class TfdsSource:
             self._hashes[key] = examples_hash(self.examples(task, split), total, doing)
         return self._hashes[key]
 
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the examples from `start` on; earlier ones are not read."""
+    def examples(self, task: str, split: str) -> Iterator[Example]:
+        """Yield the examples in the order of TFDS."""
         opened, labels = self._open(task, split), self._labels(task)
         known = self._builder_facts(task)
-        for row in range(start, len(opened)):
-            origin = f"tfds {known.builder}: {_split_of(known, split)} row {row}"
+        for row in range(len(opened)):
+            origin = f"tfds {known.builder}: {getattr(known, split)} row {row}"
             try:
                 item = opened[row]
-                image, label = item[known.image], int(item[known.label])
+                image, label = item["image"], int(item["label"])
             except Exception as error:  # array_record raises RuntimeError, the parsers many more
                 raise InputError(
                     f"{origin}: cannot be read ({first_line(error)}). Prepare the set again."
                 ) from error
             if not 0 <= label < len(labels):
                 raise InputError(f"{origin}: label {label} is none of {len(labels)}.")
-            pixels = isinstance(image, np.ndarray)
-            yield Example(image if pixels else bytes(image), labels[label], origin)
+            if not isinstance(image, np.ndarray):
+                image = bytes(image)
+            yield Example(image, labels[label], origin)
 
     def _builder_facts(self, task: str) -> TfdsSet:
         known = self.facts(require_known("task", task, TASK_NAMES))
@@ -104,8 +105,8 @@ class TfdsSource:
         known = self._builder_facts(task)
         if (task, split) not in self._opened:
             tfds, builder = _import_tfds(), self._builder(task)
-            decoders = {known.image: tfds.decode.SkipDecoding()} if self.encoded else None
-            wanted = _split_of(known, split)
+            decoders = {"image": tfds.decode.SkipDecoding()} if self.encoded else None
+            wanted = getattr(known, split)
             try:
                 opened = builder.as_data_source(split=wanted, decoders=decoders)
                 len(opened)
@@ -122,17 +123,28 @@ class TfdsSource:
         return self._opened[task, split]
 
     def _labels(self, task: str) -> list[int]:
-        """Return the registry's label for each of TFDS's."""
-        known, facts = self._builder_facts(task), self.facts(task)
+        """Return the registry's label for each of TFDS's, by comparing names (`plain_name`)."""
+        known, classes = self._builder_facts(task), self.facts(task).dataset_classes
         features = self._builder(task).info.features
-        for name in (known.image, known.label):
-            if name not in features:
-                listed = ", ".join(features)
-                raise InputError(f"tfds {known.builder}: no feature {name!r}; it has {listed}.")
-        names = getattr(features[known.label], "names", None)
+        has_both = "image" in features and "label" in features
+        names = getattr(features["label"], "names", None) if has_both else None
         if not names:
-            raise InputError(f"tfds {known.builder}: feature {known.label!r} has no class names.")
-        return _positions(known.builder, list(names), facts.dataset_classes)
+            listed = ", ".join(features)
+            raise InputError(
+                f"tfds {known.builder}: needs features 'image' and 'label' with class names; it "
+                f"has {listed}."
+            )
+        wanted = {plain_name(name): position for position, name in enumerate(classes)}
+        found = [plain_name(name) for name in names]
+        if len(wanted) < len(classes) or sorted(found) != sorted(wanted):
+            strange = [name for name in names if plain_name(name) not in wanted][:5]
+            lacking = [name for name in classes if plain_name(name) not in found][:5]
+            raise InputError(
+                f"tfds {known.builder}: {len(names)} classes that are not the registry's "
+                f"{len(classes)}; unknown {strange}, lacking {lacking}. Labels cannot be told "
+                "apart safely."
+            )
+        return [wanted[name] for name in found]
 
     def _how_to_prepare(self, task: str, known: TfdsSet) -> str:
         folder = "TFDS's own folder" if self.data_dir is None else str(self.data_dir)
@@ -143,24 +155,6 @@ class TfdsSource:
             f"tfds.builder({known.builder!r}{option}, file_format='array_record')"
             f'.download_and_prepare()". Or use --source hub ({self.facts(task).hub.id}).'
         )
-
-
-def _positions(builder: str, names: list[str], classes: tuple[str, ...]) -> list[int]:
-    """Return the position of each TFDS name among the registry's, compared by `plain_name`."""
-    wanted = {plain_name(name): position for position, name in enumerate(classes)}
-    found = [plain_name(name) for name in names]
-    if len(wanted) < len(classes) or sorted(found) != sorted(wanted):
-        strange = [name for name in names if plain_name(name) not in wanted][:5]
-        lacking = [name for name in classes if plain_name(name) not in found][:5]
-        raise InputError(
-            f"tfds {builder}: {len(names)} classes that are not the registry's {len(classes)}; "
-            f"unknown {strange}, lacking {lacking}. Labels cannot be told apart safely."
-        )
-    return [wanted[name] for name in found]
-
-
-def _split_of(known: TfdsSet, split: str) -> str:
-    return known.train if split == "train" else known.test
 
 
 def _import_tfds() -> Any:

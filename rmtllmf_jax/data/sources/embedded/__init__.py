@@ -64,9 +64,9 @@ class EmbeddedSource:
         """Return the SHA-256 of the images and labels."""
         return self._arrays(task).fingerprint(task, split)
 
-    def examples(self, task: str, split: str, start: int = 0) -> Iterator[Example]:
-        """Yield the images from row `start` on; the classes take turns."""
-        return self._arrays(task).examples(task, split, start)
+    def examples(self, task: str, split: str) -> Iterator[Example]:
+        """Yield the images; the classes take turns."""
+        return self._arrays(task).examples(task, split)
 
     def _arrays(self, task: str) -> ArraySource:
         """Draw a task at first use, then keep it (4 MB)."""

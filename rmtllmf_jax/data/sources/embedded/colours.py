@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import UInt8
 
-from rmtllmf_jax.data.sources.embedded.canvas import Canvas, finish, paint
-from rmtllmf_jax.data.sources.embedded.colour import hsv, smooth
+from rmtllmf_jax.data.sources.embedded.canvas import Canvas, finish, hsv, paint, smooth
 from rmtllmf_jax.data.sources.embedded.task import EmbeddedTask, Item
 
 SHARES = (0.25, 0.45)
@@ -59,8 +58,6 @@ TASK = EmbeddedTask(
         "Rendered: noisy fields with gradients and patches of a second colour; the class is the "
         "colour that covers most."
     ),
-    real=False,
     classes=tuple(COLOURS),
-    licence="drawn here (Apache-2.0)",
     draw=draw,
 )

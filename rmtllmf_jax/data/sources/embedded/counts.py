@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import UInt8
 
-from rmtllmf_jax.data.sources.embedded.canvas import coverage, finish, local, paint
-from rmtllmf_jax.data.sources.embedded.colour import any_colours, cluttered, two_colours
+from rmtllmf_jax.data.sources.embedded.canvas import (
+    any_colours,
+    cluttered,
+    coverage,
+    finish,
+    local,
+    paint,
+    two_colours,
+)
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
 CONTRAST = 0.55
@@ -54,8 +61,6 @@ TASK = EmbeddedTask(
         "Rendered: dice with one to nine pips, turned and shifted, in random colours; the class is "
         "the number."
     ),
-    real=False,
     classes=tuple(f"die showing {number}" for number in _NUMBERS),
-    licence="drawn here (Apache-2.0)",
     draw=draw,
 )

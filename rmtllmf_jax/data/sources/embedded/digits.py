@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
-from rmtllmf_jax.data.sources.embedded.canvas import finish, paint
-from rmtllmf_jax.data.sources.embedded.colour import cluttered, two_colours
+from rmtllmf_jax.data.sources.embedded.canvas import cluttered, finish, paint, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
 CONTRAST = 0.7

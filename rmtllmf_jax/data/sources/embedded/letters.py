@@ -10,8 +10,16 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.sources.embedded.canvas import Plane, finish, local, paint, sample, shrink
-from rmtllmf_jax.data.sources.embedded.colour import cluttered, two_colours
+from rmtllmf_jax.data.sources.embedded.canvas import (
+    Plane,
+    cluttered,
+    finish,
+    local,
+    paint,
+    sample,
+    shrink,
+    two_colours,
+)
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
 CONTRAST = 0.6
@@ -93,7 +101,6 @@ TASK = EmbeddedTask(
         "Rendered: capital letters in ten fonts of matplotlib's package, turned, slanted, shifted "
         "and coloured at random. Two of the fonts are in test only."
     ),
-    real=False,
     classes=tuple(f"letter {letter.lower()}" for letter in LETTERS),
     licence="drawn here; fonts: DejaVu (Bitstream Vera), STIX and BaKoMa, free to use",
     draw=draw,

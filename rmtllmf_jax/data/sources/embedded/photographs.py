@@ -10,8 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.sources.embedded.canvas import finish
-from rmtllmf_jax.data.sources.embedded.colour import brightness
+from rmtllmf_jax.data.sources.embedded.canvas import brightness, finish
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
 CELLS = 4

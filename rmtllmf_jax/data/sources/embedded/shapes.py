@@ -9,13 +9,15 @@ from jaxtyping import Float, UInt8
 
 from rmtllmf_jax.data.sources.embedded.canvas import (
     Plane,
+    any_colours,
+    cluttered,
     coverage,
     finish,
     local,
     paint,
     polygon,
+    two_colours,
 )
-from rmtllmf_jax.data.sources.embedded.colour import any_colours, cluttered, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
 CONTRAST = 0.5
@@ -56,22 +58,6 @@ def _regular(corners: int, inner: float = 1.0) -> Float[np.ndarray, "n 2"]:
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=-1)
 
 
-def _circle(u: Plane, v: Plane) -> Plane:
-    return np.hypot(u, v) - 0.9
-
-
-def _ring(u: Plane, v: Plane) -> Plane:
-    return np.abs(np.hypot(u, v) - 0.75) - 0.2
-
-
-def _crescent(u: Plane, v: Plane) -> Plane:
-    return np.maximum(np.hypot(u, v) - 1.0, 0.8 - np.hypot(u - 0.5, v))
-
-
-def _semicircle(u: Plane, v: Plane) -> Plane:
-    return np.maximum(np.hypot(u, v + 0.4) - 1.0, -v - 0.4)
-
-
 def _heart(u: Plane, v: Plane) -> Plane:
     angles = 2 * np.pi * np.arange(32) / 32
     x = 16 * np.sin(angles) ** 3
@@ -88,14 +74,14 @@ _CROSS += [[1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]]
 _ARROW = [[0, -10], [8, -1], [3, -1], [3, 10], [-3, 10], [-3, -1], [-8, -1]]
 
 SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
-    "circle": _circle,
+    "circle": lambda u, v: np.hypot(u, v) - 0.9,
     "square": _of(0.75 * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])),
     "triangle": _of(_regular(3)),
     "star": _of(_regular(5, 0.4)),
     "cross": _of(np.array(_CROSS) / 3.0),
-    "ring": _ring,
-    "crescent": _crescent,
-    "semicircle": _semicircle,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) - 0.2,
+    "crescent": lambda u, v: np.maximum(np.hypot(u, v) - 1.0, 0.8 - np.hypot(u - 0.5, v)),
+    "semicircle": lambda u, v: np.maximum(np.hypot(u, v + 0.4) - 1.0, -v - 0.4),
     "heart": _heart,
     "arrow": _of(np.array(_ARROW) / 10.0),
 }
@@ -104,8 +90,6 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 TASK = EmbeddedTask(
     name="shapes",
     description=("Rendered: ten plane shapes of random colour, place, turn and size over clutter."),
-    real=False,
     classes=tuple(SHAPES),
-    licence="drawn here (Apache-2.0)",
     draw=draw,
 )

@@ -7,8 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from rmtllmf_jax.data.sources.embedded.canvas import Plane, finish, local
-from rmtllmf_jax.data.sources.embedded.colour import cluttered, smooth, two_colours
+from rmtllmf_jax.data.sources.embedded.canvas import (
+    Plane,
+    cluttered,
+    finish,
+    local,
+    smooth,
+    two_colours,
+)
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
 CONTRAST = 0.5
@@ -36,38 +42,9 @@ def _wave(x: Plane) -> Plane:
     return np.sin(2 * np.pi * x)
 
 
-def _horizontal(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return _wave(v)
-
-
-def _vertical(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return _wave(u)
-
-
-def _diagonal(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    rising = 1.0 if rng.random() < 0.5 else -1.0
-    return _wave((u + rising * v) / np.sqrt(2))
-
-
-def _checkerboard(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return 2.0 * _wave(u / 1.5) * _wave(v / 1.5)
-
-
 def _dots(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     row = np.floor(v)
     return 6.0 * (0.3 - np.hypot(u + row % 2 / 2 - np.rint(u + row % 2 / 2), v - row - 0.5))
-
-
-def _waves(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return _wave(v + 0.3 * _wave(u / 1.5))
-
-
-def _diamonds(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return 2.0 * _wave((u + 0.6 * v) / 1.5) * _wave((u - 0.6 * v) / 1.5)
-
-
-def _grid(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return 6.0 * (0.12 - np.minimum(np.abs(u - np.rint(u)), np.abs(v - np.rint(v))))
 
 
 def _bricks(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
@@ -76,31 +53,29 @@ def _bricks(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     return 6.0 * (0.1 - np.minimum(np.abs(v - np.rint(v)), joint))
 
 
-def _rings(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return _wave(np.hypot(u, v))
-
-
-def _rays(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return np.sin(rng.integers(6, 11) * np.arctan2(v, u) + rng.uniform(0, 2 * np.pi))
-
-
 def _spots(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     field = smooth(rng, int(rng.integers(5, 10)))[..., 0]
     return 4.0 * (field - np.median(field))
 
 
 TEXTURES: dict[str, Callable[[Plane, Plane, np.random.Generator], Plane]] = {
-    "horizontal stripes": _horizontal,
-    "vertical stripes": _vertical,
-    "diagonal stripes": _diagonal,
-    "checkerboard": _checkerboard,
+    "horizontal stripes": lambda u, v, rng: _wave(v),
+    "vertical stripes": lambda u, v, rng: _wave(u),
+    "diagonal stripes": lambda u, v, rng: _wave(
+        (u + (1.0 if rng.random() < 0.5 else -1.0) * v) / np.sqrt(2)
+    ),
+    "checkerboard": lambda u, v, rng: 2.0 * _wave(u / 1.5) * _wave(v / 1.5),
     "polka dots": _dots,
-    "waves": _waves,
-    "diamonds": _diamonds,
-    "grid": _grid,
+    "waves": lambda u, v, rng: _wave(v + 0.3 * _wave(u / 1.5)),
+    "diamonds": lambda u, v, rng: 2.0 * _wave((u + 0.6 * v) / 1.5) * _wave((u - 0.6 * v) / 1.5),
+    "grid": lambda u, v, rng: (
+        6.0 * (0.12 - np.minimum(np.abs(u - np.rint(u)), np.abs(v - np.rint(v))))
+    ),
     "bricks": _bricks,
-    "concentric rings": _rings,
-    "rays": _rays,
+    "concentric rings": lambda u, v, rng: _wave(np.hypot(u, v)),
+    "rays": lambda u, v, rng: np.sin(
+        rng.integers(6, 11) * np.arctan2(v, u) + rng.uniform(0, 2 * np.pi)
+    ),
     "camouflage": _spots,
 }
 """Class name and level, about -1 to 1, over coordinates in periods."""
@@ -111,8 +86,6 @@ TASK = EmbeddedTask(
         "Rendered: twelve textures of two random colours with random period, phase, turn and "
         "contrast."
     ),
-    real=False,
     classes=tuple(TEXTURES),
-    licence="drawn here (Apache-2.0)",
     draw=draw,
 )

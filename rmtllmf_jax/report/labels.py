@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -17,7 +18,7 @@ SCENARIOS = {
     "white": "White noise",
     "white_in_range": "White noise in range",
 }
-"""Known scenarios in order, each with its printed name."""
+"""Known scenarios in order, each with its printed name: an attack's `title`, without its module."""
 
 PROTECTIONS = {
     "none": "Unprotected",
@@ -65,3 +66,18 @@ def in_order(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         return column.map({name: position for position, name in enumerate(names)})
 
     return frame.sort_values(by, key=positions, kind="stable", ignore_index=True)
+
+
+def rule_name(rule: str) -> str:
+    """Return the printed name of a merge rule."""
+    return RULES.get(rule, rule.replace("_", " "))
+
+
+def file_stem(name: str) -> str:
+    """Return a name of a table as part of a file name: only letters, digits and `_`."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
+def joined(*words: str) -> str:
+    """Return the words that are not empty, with commas."""
+    return ", ".join(filter(None, words))

@@ -1,14 +1,17 @@
-"""The common style of the figures: colours and markers of the protections, uncluttered panels."""
+"""The common style of the figures: colours and markers, uncluttered panels, the bytes of a file."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Iterable
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmtllmf_jax.report.order import PROTECTIONS
+from rmtllmf_jax.report.labels import PROTECTIONS
 
 # Okabe and Ito's palette, safe for colour-blind readers; in grey, markers distinguish the lines.
 _STYLES = {
@@ -26,11 +29,32 @@ SEQUENCE = [*_SPARE[:2], *_STYLES.values()]
 BASE = "Base model, its own heads"
 """Label of the base model's line."""
 
+# Metadata that would differ from one writing to the next.
+_DATES: dict[str, dict[str, None]] = {
+    "png": {},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
+KINDS = tuple(_DATES)
+"""File formats of figures."""
+
 
 def styles(protections: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Return colour and marker of every protection; unknown ones get spare colours."""
     others = [name for name in protections if name not in _STYLES]
     return _STYLES | {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(others)}
+
+
+def grid_of_panels(count: int, side: float) -> tuple[Figure, list[Axes], int]:
+    """Return a figure of panels that share y, up to four per row, and the columns of its legend."""
+    columns = min(count, 4)
+    rows = math.ceil(count / columns)
+    size = max(1.2 + side * columns, 6.5), 1.5 + 2.9 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, list(panels[:count]), 6 if columns > 2 else 3
 
 
 def draw_line(
@@ -66,15 +90,18 @@ def draw_reference(panel: Axes, x: np.ndarray, mean: np.ndarray, what: str) -> N
     )
 
 
-def tidy(panel: Axes, title: str) -> None:
+def tidy(panel: Axes, title: str = "") -> None:
     """Give a panel its title and a light grid, and remove clutter."""
-    panel.set_title(title, fontsize=11)
+    if title:
+        panel.set_title(title, fontsize=11)
     panel.set_axisbelow(True)
     panel.grid(axis="y", color="0.9", linewidth=0.8)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def add_legend(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+def add_legend(
+    figure: Figure, panels: Iterable[Axes], columns: int, fontsize: int | None = None
+) -> None:
     """Put one legend of all panels below them, each label once."""
     handles = {
         label: handle
@@ -87,4 +114,19 @@ def add_legend(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
         loc="outside lower center",
         ncols=columns,
         frameon=False,
+        fontsize=fontsize,
     )
+
+
+def image_bytes(figure: Figure, kind: str = "png", dpi: int = 200) -> bytes:
+    """Return a figure as a file of one of `KINDS`; `dpi` applies to pixels, mainly a PNG's.
+
+    The same figure gives the same bytes. The first image made of a figure settles the layout for
+    all formats.
+    """
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "rmtllmf"}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_DATES[kind])
+    # The first drawing has computed the layout; the others keep it.
+    figure.set_layout_engine(None)
+    return buffer.getvalue()

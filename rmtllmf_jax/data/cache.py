@@ -1,0 +1,227 @@
+"""Images decoded once, then mapped from disk: `load_split`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from jaxtyping import Int32, UInt8
+
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.files import content_hash, file_hash, lock, read_json, sync, write_json
+from rmtllmf_jax.common.progress import note, progress_bar
+from rmtllmf_jax.data.decode import Rule, WrongSize, decode_image, in_threads, resize_rule
+from rmtllmf_jax.data.source import Example, Source
+from rmtllmf_jax.models.processor import FITS, RESAMPLES, Fit, Resample
+
+FORMAT = 1
+"""Version of the layout on disk; part of the cache key."""
+
+_IMAGES, _LABELS, _META = "images.npy", "labels.npy", "meta.json"
+
+_Arrays = tuple[UInt8[np.ndarray, "n s s 3"], Int32[np.ndarray, " n"]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split as arrays: `images` (n, s, s, 3) uint8 RGB, `labels` (n,) int32; both read-only.
+
+    `images` is mapped from disk. `fingerprint` is a hash of the source's content, the class names,
+    the requested image size and the resize rule: equal fingerprints mean equal pixels at that size,
+    given the same Pillow and JPEG decoder.
+    """
+
+    images: UInt8[np.ndarray, "n s s 3"]
+    labels: Int32[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def load_split(
+    source: Source,
+    task: str,
+    split: str,
+    image_size: int,
+    cache_dir: Path,
+    *,
+    fit: Fit = "crop",
+    resample: Resample = "bicubic",
+    native: int | None = None,
+) -> Images:
+    """Return a split of a task as `image_size` x `image_size` RGB pixels.
+
+    The first call decodes every image (see `decode_image` for `fit` and `resample`) into
+    `cache_dir/images/<fingerprint>`, later ones check every byte of that entry against its
+    checksums and map it. A killed process leaves no incomplete entry, and the next call starts the
+    split again; a damaged entry is built again, with a message; if several processes ask at once,
+    one builds while the others wait.
+
+    `native` is the side in pixels of the small squares that all images are expected to be. If they
+    are, it is below `image_size` and `resample` is bicubic, images are kept and returned at that
+    size: `models.images.resize` makes the same pixels of them on the device, and 32 pixels take a
+    fiftieth of the space of 224.
+
+    **Raises:** `InputError` if `image_size` < 1, if `fit` or `resample` is unknown, if the split is
+    empty, if an image cannot be decoded or a label is not an index into the classes (the message
+    names file and row), if the source changes meanwhile, or if `cache_dir` cannot be written.
+    """
+    require_at_least("image_size", image_size, 1)
+    require_known("fit", fit, FITS)
+    require_known("resample", resample, RESAMPLES)
+    classes = source.classes(task)
+    if source.size(task, split) < 1:
+        raise InputError(f"task {task!r}: split {split!r} holds no images.")
+    made_from = {"source": source.fingerprint(task, split), "classes": classes, "format": FORMAT}
+    asked_for = {**made_from, "image_size": image_size, "resize": resize_rule(fit, resample)}
+    # Of the requested size, so that it is independent of the size in which images are kept.
+    fingerprint = content_hash(asked_for)
+    if native is not None and native < image_size and resample == "bicubic":
+        exact = resize_rule("exact", resample)
+        as_stored = {**made_from, "image_size": native, "resize": exact}
+        try:
+            arrays = _entry(source, task, split, cache_dir, as_stored, "exact", resample)
+            return Images(*arrays, classes, fingerprint)
+        except WrongSize:
+            pass  # not the set that its name suggests: kept at `image_size` like any other
+    arrays = _entry(source, task, split, cache_dir, asked_for, fit, resample)
+    return Images(*arrays, classes, fingerprint)
+
+
+def _entry(
+    source: Source,
+    task: str,
+    split: str,
+    cache_dir: Path,
+    made_from: dict[str, Any],
+    rule: Rule,
+    resample: Resample,
+) -> _Arrays:
+    """Open an entry, or decode it first.
+
+    An entry is a folder with the two arrays and `meta.json`: what they were made from, and their
+    checksums. It appears by one rename once its content has reached the disk.
+    """
+    folder = cache_dir / "images" / content_hash(made_from)
+    side = made_from["image_size"]
+    shape = (source.size(task, split), side, side, 3)
+    if (arrays := _opened(folder, shape)) is not None:
+        return arrays
+    with _using(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(f".{folder.name}.lock").open("wb")
+    part = folder.with_name(f".{folder.name}.part")
+    with file:
+        with _using(folder.parent):
+            lock(file, wait=True)
+        if (arrays := _opened(folder, shape)) is not None:  # built while this process waited
+            return arrays
+        if folder.exists():
+            note(f"{folder}: damaged; decoding {task} {split} again")
+        try:
+            with _using(folder.parent):
+                for old in (folder, part):
+                    shutil.rmtree(old, ignore_errors=True)
+                part.mkdir()
+                images = _allocated(part / _IMAGES, shape, np.uint8)
+                labels = _allocated(part / _LABELS, shape[:1], np.int32)
+            classes = len(made_from["classes"])
+            decode_split(source, task, split, classes, images, labels, fit=rule, resample=resample)
+            if source.fingerprint(task, split) != made_from["source"]:
+                raise InputError(f"task {task!r}, split {split!r}: changed while read.")
+            with _using(folder.parent):
+                files = {}
+                for name, array in ((_IMAGES, images), (_LABELS, labels)):
+                    array.flush()
+                    sync(part / name)
+                    files[name] = {"shape": array.shape, "sha256": file_hash(part / name)}
+                about = {"task": task, "split": split, "pillow": PIL.__version__}
+                write_json(part / _META, {**made_from, **about, "count": shape[0], "files": files})
+                os.rename(part, folder)
+                sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    if (arrays := _opened(folder, shape)) is None:
+        raise InputError(f"{folder}: could not be read back; is the disk failing?")
+    return arrays
+
+
+def _opened(folder: Path, shape: tuple[int, ...]) -> _Arrays | None:
+    """Map the images and load the labels, both read-only; None if missing or damaged."""
+    try:
+        files = read_json(folder / _META)["files"]
+        if any(files[name]["sha256"] != file_hash(folder / name) for name in (_IMAGES, _LABELS)):
+            return None
+        images, labels = np.load(folder / _IMAGES, mmap_mode="r"), np.load(folder / _LABELS)
+    except (InputError, OSError, LookupError, TypeError):
+        return None
+    labels.setflags(write=False)
+    return (images, labels) if (images.shape, labels.shape) == (shape, shape[:1]) else None
+
+
+def _allocated(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap[Any, Any]:
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # Writing to a mapped sparse file on a full disk is a SIGBUS; allocating blocks first raises.
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+@contextmanager
+def _using(folder: Path) -> Iterator[None]:
+    """Turn disk errors about a cache folder into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be used as a cache ({error}).") from error
+
+
+def decode_split(
+    source: Source,
+    task: str,
+    split: str,
+    classes: int,
+    images: UInt8[np.ndarray, "n s s 3"],
+    labels: Int32[np.ndarray, " n"],
+    *,
+    fit: Rule = "crop",
+    resample: Resample = "bicubic",
+) -> None:
+    """Fill `images` (RGB, 0 to 255) and `labels` with a split, in the order of the source.
+
+    **Raises:** `InputError` if an image cannot be decoded or a label is not in 0..classes-1 (the
+    message begins with the image's origin), or if the source yields more or fewer than n images.
+    """
+    count, size = images.shape[:2]
+
+    def rows() -> Iterator[tuple[int, Example]]:
+        for row, example in enumerate(source.examples(task, split)):
+            if row >= count:
+                raise InputError(f"task {task!r}, split {split!r}: more than {count} images.")
+            if not 0 <= example.label < classes:
+                raise InputError(
+                    f"{example.origin}: label {example.label} is not one of the {classes} "
+                    f"classes (0 to {classes - 1})."
+                )
+            labels[row] = example.label
+            yield row, example
+
+    def decode(row: tuple[int, Example]) -> None:
+        number, example = row
+        images[number] = decode_image(example.image, size, example.origin, fit, resample)
+
+    read = 0
+    with progress_bar(f"decoding {task} {split}", count) as advance:
+        for _ in in_threads(decode, rows()):
+            advance(1)
+            read += 1
+    if read != count:
+        raise InputError(f"task {task!r}, split {split!r}: {read} images, {count} announced.")
