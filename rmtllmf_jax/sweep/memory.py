@@ -39,13 +39,15 @@ def sweep_memory(
     realign: Recipe | None,
     shot_bytes: int,
     cells_at_once: int = 1,
+    needs_bytes: int = 0,
 ) -> dict[str, int]:
     """Return the bytes on a device during a sweep, part by part; their sum counts.
 
     Base model, stacked vectors, the noise of a draw, test images and few-shot pool stay; each cell
     has its merged model. On top the busiest of three steps: realigning (as training) and
     evaluating, both per cell, and the cosines (vectors as received). Merging needs nothing besides:
-    it is one pass. Heads are left out. `realign` is `None` where no cell is realigned.
+    it is one pass, but for methods that look at data (`needs_bytes`, see `sweep.needs`). Heads are
+    left out. `realign` is `None` where no cell is realigned.
     """
     vectors = model.bytes * users
     steps = {
@@ -64,6 +66,7 @@ def sweep_memory(
         merged: model.bytes * cells_at_once,
         "test images": test_bytes,
         "few-shot pool": shot_bytes,
+        **({"what merge methods need": needs_bytes} if needs_bytes else {}),
         f"busiest step: {busiest}": steps[busiest],
     }
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
+from rmtllmf_jax.evaluation.statistics import input_grams
 from rmtllmf_jax.fusion import candidate_scales
-from rmtllmf_jax.fusion.rules import methods_of
+from rmtllmf_jax.fusion.rules import fact, methods_of
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.shapes import CLIPShape
-from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
+from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs, tree_bytes
 from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
@@ -166,7 +170,8 @@ def plan(
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realign else 0
     batch = _batch_size(tasks, settings, validation_fraction)
     forward = tower.flops()
-    training = tower.flops(training=True) if recipe or realign else 0.0
+    needs = {need for method in _methods(grid) for need in fact(method, "needs")}
+    training = tower.flops(training=True) if recipe or realign or needs else 0.0
     parts = []
     if preset:
         text = text_costs(clip.text).flops() if clip else None
@@ -193,6 +198,7 @@ def plan(
             realign=realign,
             shot_bytes=shots * math.prod(tower.example.shape),
             cells_at_once=cells_at_once,
+            needs_bytes=_needs_bytes(needs, backbone, tower, tasks, settings),
         ),
         _files(tower, clip, tasks, training=recipe is not None) if preset else (),
         needed,
@@ -266,14 +272,63 @@ def _sweep_work(
             )
             for task in tasks
         }
-        methods = [method for rule in grid.rules for method in methods_of(rule)]
-        tried = sum(len(candidate_scales(method)) for method in methods)
+        tried = sum(len(candidate_scales(method)) for method in _methods(grid))
         seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
         merges += tried * len(grid.combinations)
         work.append(_evaluation("choice of the scale", seen + sum(rows.values()), forward))
     # Base, vectors and noise are read in one pass, and the result is written.
     moved = float(merges * (2 * len(tasks) + 2) * tower.bytes)
-    return [Work("merging", merges, "models", moved, "memory"), *work]
+    merging = Work("merging", merges, "models", moved, "memory")
+    return [merging, *_needs_work(tasks, grid, settings, fraction, forward, training), *work]
+
+
+def _needs_work(
+    tasks: Sequence[TaskSize],
+    grid: Grid,
+    settings: Settings,
+    fraction: float,
+    forward: float,
+    training: float,
+) -> list[Work]:
+    """Return the work of what merge methods look at, and of those that learn."""
+    needs = {need for method in _methods(grid) for need in fact(method, "needs")}
+    trained = [task.train - _validation(task, fraction) for task in tasks]
+    seen = sum(_subset(settings.statistics_samples, images) for images in trained)
+    learned = 0
+    for rule in grid.rules:
+        alone = replace(grid, rules=(rule,))
+        steps = [m.steps * m.batch_size for m in _methods(alone) if "batches" in fact(m, "needs")]
+        merges = sum(n for (_, each), n in alone.counts().items() if split(repairs_of(each)).fuse)
+        learned += merges * max(steps, default=0)
+        learned += sum(steps) if settings.scale == "validation" else 0
+    learned *= len(grid.combinations)
+    return [
+        _evaluation("inputs of layers", seen if "grams" in needs else 0, forward),
+        Work("Fisher information", seen * ("fishers" in needs), "images", seen * training, "train"),
+        Work("learning to merge", learned, "images", learned * training, "train"),
+    ]
+
+
+def _needs_bytes(
+    needs: set[str],
+    backbone: Backbone,
+    tower: Costs,
+    tasks: Sequence[TaskSize],
+    settings: Settings,
+) -> int:
+    found = len(tasks) * tower.bytes if "fishers" in needs else 0
+    if "grams" in needs:
+        image = jax.ShapeDtypeStruct((1, *tower.example.shape), tower.example.dtype)
+        grams = jax.eval_shape(partial(input_grams, backbone=backbone), tower.params, image)
+        found += len(tasks) * tree_bytes(grams)
+    if "entropy" in needs:
+        images = sum(_subset(settings.eval_samples, task.test) for task in tasks)
+        found += images * math.prod(tower.example.shape)
+    return found
+
+
+def _methods(grid: Grid) -> list[Any]:
+    return [method for rule in grid.rules for method in methods_of(rule)]
 
 
 def _files(
