@@ -53,12 +53,11 @@ from rmtllmf_jax.evaluation.disentanglement import (
     wde_terms,
 )
 from rmtllmf_jax.evaluation.distances import get_distance
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
@@ -151,7 +150,7 @@ class Study:
     def noise(self, scenario: str, draw: int) -> Any:
         """Return the errors of all task vectors, stacked: those of the sweep's seed 0."""
         cell = Cell((), scenario, draw, 0, "none")
-        return _errors(self.uplinks.sources(cell.seed, draw), self.uplinks.factor(cell))
+        return _errors(self.uplinks.sources(cell), self.uplinks.factor(cell))
 
     def heat_map(self, pair: Combination, noise: Any) -> list[list[float]]:
         """Return the error of a pair over both scales."""
@@ -211,7 +210,7 @@ def chosen_pairs(tasks: tuple[str, ...], options: Options) -> list[Combination]:
     return pairs
 
 
-def measure(study: Study, parts: Parts) -> tuple[pd.DataFrame, pd.DataFrame]:
+def measure(study: Study, parts: CellStore) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables of pairs and of combinations, computing what the store lacks."""
     cells = study.cells()
     work: list[tuple[str, Combination, Callable[..., Any]]] = [

@@ -65,14 +65,13 @@ from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
-from rmtllmf_jax.evaluation.accuracy import evaluation_set
+from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 
 # Folded into the root key: noise of the Monte Carlo check.
 _NOISE = 1
@@ -226,7 +225,7 @@ def numbers(
     return row | {"changed_measured": changed.measured, "changed_error": changed.error}
 
 
-def study(inputs: SweepInputs, options: Options, parts: Parts) -> pd.DataFrame:
+def study(inputs: SweepInputs, options: Options, parts: CellStore) -> pd.DataFrame:
     """Return the table; a (combination, task) that is in the store is not computed again."""
     chosen = [
         combination

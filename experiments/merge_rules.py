@@ -42,8 +42,7 @@ from study import Users, load, made_by, sweep
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.fusion.rules import OneOf
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet, percent
+from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
@@ -102,10 +101,10 @@ class Options(Users):
 def by_rule(results: pd.DataFrame, title: str) -> Sheet:
     """Return mean ± standard deviation over combinations, a row a rule and a column a size."""
     base = results.drop_duplicates(["combination", "task"]).assign(rule="base", method="", scale=0)
-    base["normalised_accuracy"] = base["base_accuracy"] / base["finetuned_accuracy"]
+    base["normalised"] = base["base_score"] / base["finetuned_score"]
     keys = ["rule", "size", "method", "scale"]
     groups = pd.concat([base, results]).groupby([*keys, "combination"], sort=False)
-    scores = groups["normalised_accuracy"].mean().groupby(keys, sort=False).agg(["mean", "std"])
+    scores = groups["normalised"].mean().groupby(keys, sort=False).agg(["mean", "std"])
     sizes = sorted(results["size"].unique())
     rows = []
     for rule, group in scores.reset_index().groupby("rule", sort=False):

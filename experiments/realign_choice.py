@@ -25,7 +25,7 @@ from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job, finetuned_job
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN
 
@@ -44,7 +44,7 @@ def main(run: Path) -> None:
     names = {task for combination in COMBINATIONS for task in combination}
     inputs = load(Users(run, tasks=tuple(names)))
     rows = []
-    with Parts(run / "realign_choice", every=0.0) as parts:
+    with CellStore(run / "realign_choice", every=0.0) as parts:
         for steps in CANDIDATES["steps"]:
             for learning_rate in CANDIDATES["learning_rate"]:
                 recipe = replace(REALIGN, steps=int(steps), learning_rate=learning_rate)

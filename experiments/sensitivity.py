@@ -41,9 +41,9 @@ from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
+from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of
@@ -108,8 +108,8 @@ def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Object
         seed=options.seed,
     )
     what = (inputs, settings, options.scenario)
-    mapped = objective_of(*what, split="validation", temperature=options.temperature)
-    return mapped, objective_of(*what, score="accuracy")
+    mapped = objective_of(*what, split="validation", metric=SoftAccuracy(options.temperature))
+    return mapped, objective_of(*what, metric=Accuracy())
 
 
 def best_leaves(found: Sensitivity, parameters: int) -> set[str]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective
 from rmtllmf_jax.report.style import image_bytes
 from rmtllmf_jax.runs.environment import default_cache, provenance
@@ -24,7 +25,7 @@ from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.objective import objective_of, with_users
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.settings import Settings
 
@@ -112,21 +113,21 @@ def objectives(
         validation_samples=options.tuning_samples,
         seed=options.seed,
     )
-    soft = {"split": "validation", "temperature": options.temperature, **tuning}
+    soft = {"split": "validation", "metric": SoftAccuracy(options.temperature), **tuning}
     tuned = objective_of(inputs, settings, scenario, **soft)
-    judge = objective_of(inputs, settings, "ideal", score="accuracy", **judging)
+    judge = objective_of(inputs, settings, "ideal", metric=Accuracy(), **judging)
     return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
 
 
 def work_store(
     run: Path, experiment: str, inputs: SweepInputs, meaning: Mapping[str, Any]
-) -> Parts:
+) -> CellStore:
     """Return the store of an experiment's finished work, of these inputs and options alone."""
     name = content_hash({"inputs": inputs.fingerprint, **meaning})
-    return Parts(run / experiment / name, every=0.0)
+    return CellStore(run / experiment / name, every=0.0)
 
 
-def done(parts: Parts, name: str, compute: Callable[[], Any]) -> Any:
+def done(parts: CellStore, name: str, compute: Callable[[], Any]) -> Any:
     """Return a result of JSON's types (or an iterator), computed if the store lacks it."""
     if name not in parts:
         parts.add(name, [{"result": json.dumps(compute(), default=list)}])

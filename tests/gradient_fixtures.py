@@ -17,8 +17,9 @@ import numpy as np
 
 from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.channel import ChannelPreset, Link, Preset, Scenario
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
-from rmtllmf_jax.gradients import Objective, Parameters, Samples, Setting
+from rmtllmf_jax.gradients import Objective, Parameters, Setting
 from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
 
 TASKS, LEAVES, LAYERS, CLASSES = 3, 3, 3, 4
@@ -81,7 +82,7 @@ def tiny_objective(
     *,
     preset: Preset | Link = PRESET,
     features: Callable[..., jax.Array] = features,
-    score: str = "soft_accuracy",
+    metric: Any = "soft_accuracy",
     channel_draws: int = 2,
     noise_draws: int = 2,
     method: Any = TASK_ARITHMETIC,
@@ -105,17 +106,16 @@ def tiny_objective(
     ]
     # One label in four is left to chance, or a little noise would do no harm.
     chance = np.arange(BATCH) % 4 == 0
-    samples = Samples(
-        jnp.asarray(images),
+    samples = Batch(
+        {"images": jnp.asarray(images), "task": jnp.asarray(TASK_OF_BATCH)},
         jnp.asarray(np.where(chance, labels, np.stack(right))),
-        jnp.asarray(TASK_OF_BATCH),
         cast(weights),
     )
     return Objective(
         setting=Setting(
             features,
             None if scenario == "clean" else link_of(scenario, preset),
-            score,
+            metric,
             channel_draws,
             noise_draws,
             method,

@@ -41,7 +41,7 @@ def test_a_configuration_is_exported_and_evaluated_as_the_sweep_did(
     out = tmp_path / "model"
     words = ["--configuration", *CHOICE, "--to", str(out), *map(str, where)]
     main(["export", str(finished.folder), *words])
-    assert "normalised accuracy" in capsys.readouterr().out
+    assert "normalised score" in capsys.readouterr().out
     expected = model_of(engine_of(run), job_of(rows))
     assert_trees_equal(load_backbone(out, run.config.image_size)[1], jax.device_get(expected))
     again = evaluated(

@@ -1,4 +1,4 @@
-"""Accuracy counted in padded batches, against numpy."""
+"""Accuracy summed over padded batches, against numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import count_correct, evaluation_set, even_batch
+from rmtllmf_jax.evaluation.batches import Batch, evaluation_set, even_batch
+from rmtllmf_jax.evaluation.metrics import Accuracy
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, stack_heads
@@ -37,13 +38,13 @@ def test_batches_have_one_size_and_mark_their_padding(count: int, batch_size: in
     cut = evaluation_set(images, labels, batch_size)
     assert cut.count == count
     assert len(cut.batches) == batches
-    assert {batch.images.shape for batch in cut.batches} == {(batch_size, 16, 16, 3)}
-    assert {batch.images.dtype for batch in cut.batches} == {jnp.dtype(jnp.uint8)}
-    valid = np.concatenate([batch.valid for batch in cut.batches])
+    assert {batch.inputs["images"].shape for batch in cut.batches} == {(batch_size, 16, 16, 3)}
+    assert {batch.inputs["images"].dtype for batch in cut.batches} == {jnp.dtype(jnp.uint8)}
+    valid = np.concatenate([batch.weight for batch in cut.batches]) > 0
     np.testing.assert_array_equal(valid, np.arange(batches * batch_size) < count)
-    joined = np.concatenate([batch.images for batch in cut.batches])[valid]
+    joined = np.concatenate([batch.inputs["images"] for batch in cut.batches])[valid]
     np.testing.assert_array_equal(joined, images)
-    joined = np.concatenate([batch.labels for batch in cut.batches])[valid]
+    joined = np.concatenate([batch.target for batch in cut.batches])[valid]
     np.testing.assert_array_equal(joined, labels)
 
 
@@ -53,8 +54,15 @@ def test_nothing_cannot_be_evaluated():
         evaluation_set(images[:0], labels[:0], 4)
 
 
+def _sums(params: dict, heads: Head, task: jax.Array, batch: Batch, backbone: Backbone):
+    head = jax.tree.map(lambda leaf: leaf[task], heads)
+    return jnp.stack(
+        Accuracy()(lambda b: head(backbone.features(params, b.inputs["images"])), batch)
+    )
+
+
 # A second trace anywhere in these tests is an error.
-count_once = jax.jit(chex.assert_max_traces(count_correct, n=1), static_argnames="backbone")
+sums_once = jax.jit(chex.assert_max_traces(_sums, n=1), static_argnames="backbone")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +71,7 @@ def _count_traces_from_zero():
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_counts_are_numpys_for_every_task(tiny: tuple[Backbone, dict], seed: int):
+def test_sums_are_numpys_for_every_task(tiny: tuple[Backbone, dict], seed: int):
     backbone, params = tiny
     images, labels = samples(11)
     heads = [head(seed, 3), head(seed + 10, 5)]
@@ -74,24 +82,23 @@ def test_counts_are_numpys_for_every_task(tiny: tuple[Backbone, dict], seed: int
         expected = np.sum(guess == labels)
         assert 0 < expected < 11
         total = sum(
-            count_once(params, stack_heads(heads), jnp.array(task), batch, backbone=backbone)
+            sums_once(params, stack_heads(heads), jnp.array(task), batch, backbone=backbone)
             for batch in cut.batches
         )
-        assert total.tolist() == [expected, 0]
+        assert total.tolist() == [expected, 11]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_model_without_finite_outputs_is_counted_as_broken(
-    tiny: tuple[Backbone, dict], value: float
-):
+def test_a_model_without_finite_outputs_has_no_sum(tiny: tuple[Backbone, dict], value: float):
     backbone, params = tiny
     norm = params["layernorm"]
     broken = params | {"layernorm": norm | {"scale": norm["scale"] * value}}
     images, labels = samples(11)
     cut = evaluation_set(images, labels, 4)
     heads = stack_heads([head(1, 3), head(11, 5)])
-    counts = [count_once(broken, heads, jnp.array(0), b, backbone=backbone) for b in cut.batches]
-    assert sum(counts)[1] == 11  # padding does not count
+    sums = [sums_once(broken, heads, jnp.array(0), b, backbone=backbone) for b in cut.batches]
+    assert np.isnan(sums)[:, 0].all()
+    assert np.sum(sums, axis=0)[1] == 11
 
 
 def test_padding_never_counts(tiny: tuple[Backbone, dict]):
@@ -100,8 +107,8 @@ def test_padding_never_counts(tiny: tuple[Backbone, dict]):
     always = Head(jnp.zeros((2, 16, 5)), jnp.tile(jnp.array([1.0, 0, 0, 0, 0]), (2, 1)))
     images, _ = samples(2)
     (batch,) = evaluation_set(images, np.zeros(2, np.int32), 4).batches
-    counts = count_once(params, always, jnp.array(0), batch, backbone=backbone)
-    assert counts.tolist() == [2, 0]
+    sums = sums_once(params, always, jnp.array(0), batch, backbone=backbone)
+    assert sums.tolist() == [2, 2]
 
 
 @given(

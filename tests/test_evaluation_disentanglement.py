@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import evaluation_set
+from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
     TaskSamples,
     combination_wde,
@@ -37,7 +37,7 @@ from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.settings import Settings
 
 CLASSES = (3, 5, 2)
@@ -524,7 +524,7 @@ def assert_noise_is_the_sweeps(script: ModuleType, options: Any) -> None:
     study = script.Study(inputs, options)
     engine = Engine(inputs, Settings(seed=options.seed), one_device())
     grid = Grid((inputs.tasks,), ("ideal", "sum_rate"), ("none",), 2, 1)
-    with Parts(options.out / "cosines") as parts:
+    with CellStore(options.out / "cosines") as parts:
         rows = pd.DataFrame(cosine_rows(engine, grid, parts))
     rows = rows[(rows["protection"] == "none") & (rows["task_a"] == rows["task_b"])]
     found = rows.set_index(["scenario", "draw", "task_a"])["norm_a"].sort_index()

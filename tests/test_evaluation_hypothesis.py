@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rmtllmf_jax import uplink
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.evaluation import hypothesis as test
-from rmtllmf_jax.evaluation.accuracy import EvaluationBatch, evaluation_set
+from rmtllmf_jax.evaluation.batches import Batch, evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import (
     Sensitivity,
     logit_jacobian_norms,
@@ -42,10 +42,10 @@ DRAWS, LEVELS = 1000, 3
 
 @partial(jax.jit, static_argnames="backbone")
 def logits_of(
-    params: dict, heads: Head, task: jax.Array, batch: EvaluationBatch, backbone: Backbone
+    params: dict, heads: Head, task: jax.Array, batch: Batch, backbone: Backbone
 ) -> jax.Array:
     head = jax.tree.map(lambda leaf: leaf[task], heads)
-    return head(backbone.features(params, batch.images))
+    return head(backbone.features(params, batch.inputs["images"]))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Model:
     backbone: Backbone
     params: dict
     heads: Head
-    batch: EvaluationBatch
+    batch: Batch
 
     def inputs(self, task: int) -> tuple:
         return self.params, self.heads, jnp.array(task), self.batch

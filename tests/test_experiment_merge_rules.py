@@ -55,12 +55,12 @@ def test_the_comparison_runs(
     results = pd.read_csv(options.out / "results.csv")
     choices = pd.read_csv(options.out / "choices.csv")
     assert set(results["rule"]) == {*rules[:1], "fisher(floor=[1e-10, 1e-06])"}
-    scores = choices.groupby(["rule", "size", "method", "scale"])["normalised_accuracy"].mean()
+    scores = choices.groupby(["rule", "size", "method", "scale"])["normalised"].mean()
     for (rule, size), rows in results.groupby(["rule", "size"]):
         ((method, scale),) = set(zip(rows["method"], rows["scale"], strict=True))
         there = scores[rule, size]
         assert there[method, scale] == pytest.approx(there.max(), rel=1e-12)
     page = (options.out / "README.md").read_text()
     base = results.drop_duplicates(["combination", "task"])
-    means = (base["base_accuracy"] / base["finetuned_accuracy"]).groupby(base["combination"]).mean()
+    means = (base["base_score"] / base["finetuned_score"]).groupby(base["combination"]).mean()
     assert f"| {100 * means.mean():.1f} ± {100 * means.std():.1f} |" in page

@@ -295,7 +295,7 @@ def test_nothing_to_differentiate_in_and_discrete_choices_are_errors():
         check_gradient(objective, Parameters(), KEY)
     with pytest.raises(InputError, match=r"the SIC order is a .*objective\.fixed_at"):
         check_gradient(objective, parameters_of("powers"), KEY)
-    with pytest.raises(InputError, match=r"hard accuracy.*soft_accuracy"):
+    with pytest.raises(InputError, match=r"hard accuracy.*SoftAccuracy"):
         check_gradient(objective.scored("accuracy"), parameters_of("scale"), KEY)
     with pytest.raises(InputError, match="order must be 1"):
         check_gradient(objective, parameters_of("scale"), KEY, order=3)

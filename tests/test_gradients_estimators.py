@@ -15,11 +15,11 @@ from gradient_fixtures import KEY, parameters_of, tiny_objective
 from rmtllmf_jax import uplink
 from rmtllmf_jax.channel import ChannelPreset, Link, White
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.gradients import (
     Estimate,
     Objective,
     Parameters,
-    Samples,
     Setting,
     pathwise,
     score_function,
@@ -37,7 +37,7 @@ def few_features(params: Any, images: jax.Array) -> jax.Array:
     return jnp.stack([hidden, jnp.zeros_like(hidden)], axis=-1)
 
 
-def small_objective(noise_draws: int = 16, score: str = "soft_accuracy") -> Objective:
+def small_objective(noise_draws: int = 16, metric: str = "soft_accuracy") -> Objective:
     """Two tasks that a model of three parameters reads with little doubt, until noise comes."""
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (2, 16, 2, 2, 3), dtype=np.uint8)
@@ -48,12 +48,14 @@ def small_objective(noise_draws: int = 16, score: str = "soft_accuracy") -> Obje
     labels = [jnp.where(few_features(merged, jnp.asarray(x))[:, 0] > 0, 0, 1) for x in images]
     preset = ChannelPreset(users=2, antennas=4, distances_m=(300.0, 700.0))
     return Objective(
-        setting=Setting(few_features, Link(preset, White()), score, 1, noise_draws),
+        setting=Setting(few_features, Link(preset, White()), metric, 1, noise_draws),
         base=base,
         vectors=vectors,
         heads=Head(kernel, jnp.zeros((2, 2))),
-        samples=Samples(
-            jnp.asarray(images), jnp.stack(labels), jnp.arange(2), jnp.full((2, 16), 1 / 32)
+        samples=Batch(
+            {"images": jnp.asarray(images), "task": jnp.arange(2)},
+            jnp.stack(labels),
+            jnp.full((2, 16), 1 / 32),
         ),
         kappa=jnp.array([4.0, 4.0]),
         scale=0.5,
@@ -119,7 +121,7 @@ def test_pathwise_is_the_mean_gradient_of_the_keys():
 
 def test_the_score_function_differentiates_hard_accuracy():
     """It finds that more power helps, where the pathwise gradient has nothing to say."""
-    objective = small_objective(score="accuracy").fixed_at(SMALL)
+    objective = small_objective(metric="accuracy").fixed_at(SMALL)
     found = jax.jit(score_function)(objective, SMALL, jax.random.split(KEY, DRAWS))
     assert np.all(found.mean.powers > 4 * found.error.powers)
     assert found.mean.budget < -4 * found.error.budget

@@ -70,8 +70,8 @@ def right_answers(objective: Objective, parameters: Parameters, scale: np.ndarra
         )
         total = 0.0
         samples = objective.samples
-        for images, labels, task, weights in zip(
-            samples.images, samples.labels, samples.task, samples.weights, strict=True
+        for images, task, labels, weights in zip(
+            *samples.inputs.values(), samples.target, samples.weight, strict=True
         ):
             head = objective.heads.kernel[task], objective.heads.bias[task]
             logits = np.asarray(features(model, images)) @ head[0] + head[1]
@@ -84,7 +84,7 @@ def right_answers(objective: Objective, parameters: Parameters, scale: np.ndarra
     "scenario", ["strongest_user", pytest.param("clean", marks=pytest.mark.slow)]
 )
 def test_accuracy_is_the_share_of_right_answers(scenario: str):
-    objective = tiny_objective(scenario, score="accuracy", noise_draws=3)
+    objective = tiny_objective(scenario, metric="accuracy", noise_draws=3)
     expected = right_answers(objective, NOTHING, np.full(TASKS, 0.4, np.float32))
     assert (np.ptp(expected) > 0.02) == (scenario != "clean")
     found = value(objective, NOTHING, KEY)
@@ -94,7 +94,7 @@ def test_accuracy_is_the_share_of_right_answers(scenario: str):
 
 def test_members_leave_tasks_out_of_the_merge():
     members = jnp.array([1.0, 0.0, 1.0])
-    objective = tiny_objective("white", score="accuracy", members=members)
+    objective = tiny_objective("white", metric="accuracy", members=members)
     expected = right_answers(objective, NOTHING, np.array([0.4, 0, 0.4], np.float32)).mean()
     np.testing.assert_allclose(value(objective, NOTHING, KEY), expected, rtol=1e-5)
     everyone = replace(objective, members=jnp.ones(TASKS))
@@ -349,7 +349,7 @@ def test_one_program_serves_objectives_keys_and_draws():
     traced.clear()
     others = [
         (replace(objective, kappa=2 * objective.kappa), parameters, KEY),
-        (replace(objective, temperature=0.5, scale=0.3), parameters, KEY),
+        (replace(objective, heads=jax.tree.map(jnp.negative, objective.heads)), parameters, KEY),
         (replace(objective, base=jax.tree.map(jnp.negative, objective.base)), parameters, KEY),
         (objective.fixed_at(parameters_of("powers", "scale")), parameters, KEY),
         (objective, replace(parameters, powers=jnp.full(4, 0.1, jnp.float32)), KEY),
@@ -424,7 +424,7 @@ ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "a negative error": ({}, {"mse": jnp.array([0.1, -0.1, 1, 1])}, "'mse' .* >= 0, got -0.1"),
     "too few users": ({"preset": replace(PRESET, users=2)}, {}, "2"),
-    "hard accuracy": ({"score": "accuracy"}, {"scale": jnp.asarray(0.4)}, "hard accuracy"),
+    "hard accuracy": ({"metric": "accuracy"}, {"scale": jnp.asarray(0.4)}, "hard accuracy"),
     "order": ({"scenario": "white"}, {"powers": jnp.ones(4)}, "the SIC order is a discrete choice"),
     "strongest": (
         {"scenario": "strongest_user", "preset": JOINT},

@@ -29,6 +29,7 @@ from sweep_fixtures import (
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.evaluation.metrics import Accuracy, SoftAccuracy
 from rmtllmf_jax.fusion import TaskArithmetic, Ties
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import Axis
@@ -59,10 +60,10 @@ def test_one_trace_a_rule_and_one_for_everything_else(
         split = "validation" if number % 2 else "test"
         list(engine.run([Job(cell, 0.1 + number / 100, split)]))
     tables_of(engine, Grid((PAIR,), ("clean",), ("none",), 1, 1), tmp_path)
-    engine.accuracy(sweep_inputs.base, "mnist", "test")
+    engine.score(sweep_inputs.base, "mnist", "test")
     two = jax.tree.map(lambda leaf: np.stack([leaf] * 2), sweep_inputs.base)
-    with pytest.raises(AssertionError, match="'count' is traced > 1"):
-        engine._count(two, ["mnist"], "test")
+    with pytest.raises(AssertionError, match="is traced > 1"):
+        engine._sums(two, ["mnist"], "test")
 
 
 # Jobs
@@ -76,9 +77,9 @@ def test_jobs_with_the_same_noise_stand_together_and_all_are_done(sweep_engine: 
     engine = engine_like(sweep_engine)
     draw = engine.uplinks.sources
 
-    def noting(seed: int, number: int) -> Any:
-        drawn.append((seed, number))
-        return draw(seed, number)
+    def noting(cell: Cell) -> Any:
+        drawn.append((cell.seed, cell.draw))
+        return draw(cell)
 
     engine.uplinks.sources = noting  # type: ignore[method-assign]
     chunks = list(engine.run(jobs))
@@ -89,20 +90,21 @@ def test_jobs_with_the_same_noise_stand_together_and_all_are_done(sweep_engine: 
     assert sum(a != b for a, b in pairwise(noises)) == 3
 
 
-def test_counts_are_those_of_the_jobs_own_tasks_and_split(sweep_engine: Engine) -> None:
+def test_sums_are_those_of_the_jobs_own_tasks_and_split(sweep_engine: Engine) -> None:
     inputs = sweep_engine.inputs
     for split in ("test", "validation"):
         cell = Cell(OTHER, "ideal", 0, 0, "none")
-        (((job, correct),),) = sweep_engine.run([Job(cell, 0.4, split)])
-        assert set(correct) == set(OTHER)
+        (((job, sums),),) = sweep_engine.run([Job(cell, 0.4, split)])
+        assert set(sums) == set(OTHER)
         params = model(sweep_engine, cell, 0.4)
-        for task, right in correct.items():
-            count = sweep_engine.sets(split)[TASKS.index(task)].count
+        for task, (right, count) in sums.items():
+            assert count == sweep_engine.sets(split)[TASKS.index(task)].count
             assert right / count == accuracy(inputs, params, task, split)
-            assert sweep_engine.accuracy(params, task, split) == right / count
+            assert sweep_engine.score(params, task, split) == right / count
         uplink = sweep_engine.uplinks.columns(cell)
-        (row, _) = job.rows(correct, dict.fromkeys(OTHER, 100), uplink)
-        assert (row["split"], row["accuracy"]) == (split, correct["mnist"] / 100)
+        (row, _) = job.rows(sums, sweep_engine.metric, uplink)
+        assert (row["split"], row["metric"]) == (split, "accuracy")
+        assert row["score"] == row["sum"] / row["weight"] == np.divide(*sums["mnist"])
 
 
 @pytest.mark.parametrize(
@@ -145,13 +147,15 @@ def test_evaluation_in_other_batches_counts_the_same(
 ) -> None:
     other = replace(SETTINGS, eval_batch_size=7)
     assert other.key() == SETTINGS.key()
-    assert replace(SETTINGS, shots=4).key() != SETTINGS.key()
+    for change in ({"shots": 4}, {"metric": "cross_entropy"}, {"metric": SoftAccuracy()}):
+        assert replace(SETTINGS, **change).key() != SETTINGS.key()
+    assert replace(SETTINGS, metric=Accuracy()).key() == SETTINGS.key()
     grid = Grid((TASKS,), ("clean", "ideal"), ("none",), 1, 1)
     found = tables_of(engine_like(sweep_engine, other), grid, tmp_path)["results"]
     keys = ["combination", "scenario", "protection", "draw", "seed", "task"]
     both = found.merge(sweep_tables["results"], on=keys, validate="1:1")
     assert len(both) == len(found) == 2 * 3
-    assert (both["accuracy_x"] == both["accuracy_y"]).all()
+    assert (both["score_x"] == both["score_y"]).all()
 
 
 def test_a_subset_of_the_test_images(sweep_engine: Engine) -> None:

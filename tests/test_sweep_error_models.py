@@ -25,7 +25,7 @@ from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.programs import Programs
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
@@ -80,7 +80,7 @@ def make(inputs: SweepInputs, programs: Programs) -> Callable[..., Engine]:
 
 
 def cosines_of(engine: Engine, grid: Grid, folder: Path) -> pd.DataFrame:
-    with Parts(folder) as parts:
+    with CellStore(folder) as parts:
         return pd.DataFrame(cosine_rows(engine, grid, parts))
 
 
@@ -230,15 +230,8 @@ def test_the_key_is_all_that_the_numbers_depend_on() -> None:
     """Every setting but the knob of speed."""
     assert set(Settings().key()) == {
         *("preset", "receiver", "error_model", "scale", "c0_db", "kappa", "eval_samples"),
-        *(
-            "validation_samples",
-            "statistics_samples",
-            "shots",
-            "frozen",
-            "seed",
-            "realign",
-            "numerics",
-        ),
+        *("validation_samples", "statistics_samples", "shots", "frozen", "seed", "realign"),
+        *("metric", "numerics"),
     }
     assert Settings(receiver="weakest_first", error_model="independent").key() == Settings().key()
     assert Settings(frozen=("embeddings/.*",)).key() != Settings().key()

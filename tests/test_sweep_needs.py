@@ -22,7 +22,7 @@ from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.needs import NEEDS, batches
+from rmtllmf_jax.sweep.needs import NEEDS, Needs
 
 FEW = replace(SETTINGS, statistics_samples=4)
 LEARNING = AdaMerging("block", learning_rate=0.05, steps=3, batch_size=4)
@@ -116,7 +116,10 @@ def test_a_cell_is_the_method_called_by_hand(engine: Engine, method: Any, scenar
     shared = {name: have.pop(name) for name in tuple(have) if name == "entropy"}
     needs = jax.tree.map(lambda leaf: leaf[users], have) | shared
     if method is LEARNING:
-        needs |= {"base": inputs.base, "batches": jnp.asarray(batches(inputs, FEW, method, PAIR))}
+        needs |= {
+            "base": inputs.base,
+            "batches": jnp.asarray(engine.needs.batches(method, [PAIR])[0]),
+        }
     some = jax.tree.map(lambda leaf: leaf[users], sent)
     total = method(some, weights=jnp.ones(2), **needs)
     expected = fusion.leaves_by_path(fusion.add_to_base(inputs.base, total, 0.8))
@@ -126,7 +129,7 @@ def test_a_cell_is_the_method_called_by_hand(engine: Engine, method: Any, scenar
 
 def test_weights_are_learned_from_the_test_images_of_the_combination(engine: Engine) -> None:
     inputs = engine.inputs
-    rows = batches(inputs, FEW, LEARNING, PAIR)
+    rows = Needs(inputs, FEW).batches(LEARNING, [PAIR])[0]
     assert rows.shape == (3, 4)
     seen = NEEDS["entropy"](inputs, FEW)
     assert [set(np.asarray(seen.task)[step]) for step in rows] == [{0, 1}] * 3

@@ -153,6 +153,12 @@ def test_what_merge_methods_look_at_is_counted():
     assert one["learning to merge"][0] == learned + 3 * 4
 
 
+def test_symbols_are_sent_once_per_channel_and_seed():
+    result = amounts(tiny_plan(settings=replace(SETTINGS, transport="analogue")))
+    assert result["sending"] == (4, 4 * 130 * 8 * (3 * 16 + 4 * 8))  # two parameters a symbol
+    assert "sending" not in amounts(tiny_plan())
+
+
 def test_a_subset_of_the_test_images_is_counted():
     result = amounts(tiny_plan(settings=replace(SETTINGS, eval_samples=4)))
     assert result["evaluation"][0] == 13 * 8

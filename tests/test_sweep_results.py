@@ -36,7 +36,7 @@ from rmtllmf_jax.training.realign import realign
 COLUMNS = [
     *("combination", "size", "scenario", "axis", "level", "draw", "seed", "protection", "rule"),
     *("method", "task", "scale", "kappa", "mse", "mse_mean", "uses", "error_model"),
-    *("accuracy", "finetuned_accuracy", "base_accuracy", "normalised_accuracy"),
+    *("metric", "score", "base_score", "finetuned_score", "normalised"),
 ]
 COSINES = ["scenario", "axis", "level", "draw", "seed", "protection", "task_a", "task_b"]
 
@@ -86,11 +86,11 @@ def test_references_are_the_base_and_the_own_model(
         own = jax.tree.map(lambda base, tau, q=user: base + tau[q], inputs.base, inputs.vectors)
         for table in (results, ruled_tables["results"]):
             rows = table[table["task"] == task]
-            assert (rows["base_accuracy"] == accuracy(inputs, inputs.base, task)).all()
-            assert (rows["finetuned_accuracy"] == accuracy(inputs, own, task)).all()
-    quotient = results["accuracy"] / results["finetuned_accuracy"]
-    assert (results["normalised_accuracy"] == quotient).all()
-    assert results["accuracy"].nunique() > 10  # else nothing above means anything
+            assert (rows["base_score"] == accuracy(inputs, inputs.base, task)).all()
+            assert (rows["finetuned_score"] == accuracy(inputs, own, task)).all()
+    quotient = results["score"] / results["finetuned_score"]
+    assert (results["normalised"] == quotient).all()
+    assert results["score"].nunique() > 10  # else nothing above means anything
 
 
 def test_clean_merge_is_base_plus_scaled_sum(
@@ -102,7 +102,7 @@ def test_clean_merge_is_base_plus_scaled_sum(
         tasks = tuple(row.combination.split("+"))
         assert row.scale == pytest.approx(1.13 * len(tasks) ** -0.655)
         model = merged(sweep_inputs, tasks, row.scale)
-        assert row.accuracy == accuracy(sweep_inputs, model, row.task)
+        assert row.score == accuracy(sweep_inputs, model, row.task)
         assert row.mse == row.mse_mean == 0
 
 
@@ -118,7 +118,7 @@ def test_a_noisy_merge_is_that_of_the_transmitted_vectors(
         sent = received(sweep_engine, cell)
         model = merged(sweep_engine.inputs, cell.combination, rows["scale"].iloc[0], sent)
         for row in rows.itertuples():
-            assert row.accuracy == accuracy(sweep_engine.inputs, model, row.task)
+            assert row.score == accuracy(sweep_engine.inputs, model, row.task)
             seen += 1
     assert seen == 2 * 2 * 2 * 7
 
@@ -133,8 +133,8 @@ def test_a_merge_rule_at_a_level_is_that_of_the_transmitted_vectors(
         assert len(rows) == len(cell.combination)
         model = merged_by_rule(sweep_engine, cell, rows["scale"].iloc[0])
         for row in rows.itertuples():
-            assert row.accuracy == accuracy(sweep_engine.inputs, model, row.task)
-    by_rule = ruled_tables["results"].groupby("rule")["accuracy"].mean()
+            assert row.score == accuracy(sweep_engine.inputs, model, row.task)
+    by_rule = ruled_tables["results"].groupby("rule")["score"].mean()
     assert by_rule.nunique() == len(RULED.rules)
 
 
@@ -186,7 +186,7 @@ def test_control_is_the_base_realigned(results: pd.DataFrame, sweep_inputs: Swee
             rows = rows_of(results, Cell(combination, "clean", 0, seed, "control"))
             assert list(rows["scale"]) == [0.0] * len(combination)
             for row in rows.itertuples():
-                assert row.accuracy == accuracy(inputs, model, row.task)
+                assert row.score == accuracy(inputs, model, row.task)
 
 
 # Cosines

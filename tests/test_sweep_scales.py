@@ -23,6 +23,7 @@ from sweep_fixtures import (
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
+from rmtllmf_jax.evaluation.metrics import Accuracy
 from rmtllmf_jax.fusion import (
     Average,
     Dare,
@@ -38,7 +39,7 @@ from rmtllmf_jax.report.io import read_scales
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.job import Job, finetuned_job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.scales import scales_by_size, validation_jobs
 from rmtllmf_jax.sweep.so_far import results_so_far
 from rmtllmf_jax.sweep.stage import Stage
@@ -100,13 +101,13 @@ def test_validation_takes_the_best_of_the_curve(validated: Tables) -> None:
         "rule",
         "method",
         "scale",
-        "normalised_accuracy",
+        "normalised",
     ]
     for rule, scales in (("task_arithmetic", SUM_SCALES), ("ties", MEAN_SCALES)):
         rows = curve[curve["rule"] == rule]
         assert len(rows) == 4 * len(scales)
         assert set(rows["scale"]) == set(scales)
-    best = curve.groupby(["rule", "size", "scale"])["normalised_accuracy"].mean()
+    best = curve.groupby(["rule", "size", "scale"])["normalised"].mean()
     for rule in map(described, EVERY.rules):
         for size in (2, 3):
             cells = results[(results["size"] == size) & (results["rule"] == rule)]
@@ -134,7 +135,7 @@ def test_validation_chooses_options_too(sweep_engine: Engine, tmp_path: Path) ->
     assert set(so_far["rule"]) == {rule, "task_arithmetic"}
     own = curve[curve["rule"] == rule]
     assert set(own["method"]) == {"ties(density=0.05)", "ties(density=0.9)"}
-    means = own.groupby(["size", "method", "scale"])["normalised_accuracy"].mean()
+    means = own.groupby(["size", "method", "scale"])["normalised"].mean()
     for size in (2, 3):
         cells = results[(results["size"] == size) & (results["rule"] == rule)]
         ((method, scale),) = set(zip(cells["method"], cells["scale"], strict=True))
@@ -143,7 +144,7 @@ def test_validation_chooses_options_too(sweep_engine: Engine, tmp_path: Path) ->
         alone = tables_of(engine, named, tmp_path / "store")["results"].query("size == @size")
         assert list(alone["rule"]) == [method] * len(cells)
         if alone["scale"].iloc[0] == scale:
-            assert list(alone["accuracy"]) == list(cells["accuracy"])
+            assert list(alone["score"]) == list(cells["score"])
     path = tmp_path / "scales.parquet"
     curve.to_parquet(path)
     kept = read_scales(path)
@@ -155,7 +156,7 @@ def test_validation_curve_is_measured_on_validation_images(
 ) -> None:
     inputs = sweep_engine.inputs
     rows = validated["scales"].query("rule == 'task_arithmetic'")
-    curve = rows.set_index(["combination", "scale"])["normalised_accuracy"]
+    curve = rows.set_index(["combination", "scale"])["normalised"]
     for scale in (0.1, 0.7):
         model = merged(inputs, PAIR, scale)
         ratios = [
@@ -184,11 +185,11 @@ def test_validation_does_not_look_at_the_test_split(sweep_engine: Engine, tmp_pa
 
 def finish(folder: Path, job: Job, correct: int) -> None:
     """Leave a result of 10 samples a task as if a sweep had computed it."""
-    with Parts(folder / "cells") as parts:
+    with CellStore(folder / "cells") as parts:
         tasks = job.cell.combination
         uplink = {task: {"kappa": 1.0, "mse": 0.0, "mse_mean": 0.0, "uses": 0.0} for task in tasks}
-        counts = dict.fromkeys(tasks, correct), dict.fromkeys(tasks, 10)
-        parts.add(job.hash, job.rows(*counts, uplink))
+        sums = dict.fromkeys(tasks, (float(correct), 10.0))
+        parts.add(job.hash, job.rows(sums, Accuracy(), uplink))
 
 
 def test_a_grid_that_grows_may_choose_another_scale(sweep_engine: Engine, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_grid_that_grows_may_choose_another_scale(sweep_engine: Engine, tmp_pa
         rows = table[(table["combination"] == "dtd+mnist") & (table["protection"] == "none")]
         assert list(rows["scale"]) == [scale] * 2
         for row in rows.itertuples():
-            assert row.accuracy == accuracy(engine.inputs, model, row.task)
+            assert row.score == accuracy(engine.inputs, model, row.task)
 
 
 def test_validation_without_validation_images_is_refused(

@@ -22,6 +22,7 @@ from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.defences.repairs import frozen_leaves
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, stack_heads
@@ -33,7 +34,7 @@ from rmtllmf_jax.training import task_models, user_heads
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
 from rmtllmf_jax.training.finetune import finetune, train_step
 from rmtllmf_jax.training.loop import run_steps
-from rmtllmf_jax.training.realign import Shots, realign
+from rmtllmf_jax.training.realign import realign
 from rmtllmf_jax.training.recipes import FINETUNE, REALIGN, Recipe
 from rmtllmf_jax.training.task_models import FineTuned
 
@@ -278,10 +279,11 @@ REALIGN_TINY = Recipe(4, 6, 1e-2, 0.1, clip_norm=1e-7)
 HEADS = [some_head(2, 1), some_head(4, 2)]
 
 
-def shot_pool() -> Shots:
+def shot_pool() -> Batch:
     images, labels = samples(12, classes=4)
     task = np.arange(12) // 2 % 2
-    return Shots(jnp.asarray(images), jnp.asarray(labels % (2 + 2 * task)), jnp.asarray(task))
+    inputs = {"images": jnp.asarray(images), "task": jnp.asarray(task)}
+    return Batch(inputs, jnp.asarray(labels % (2 + 2 * task)), jnp.ones(12))
 
 
 def trainable(params: dict) -> dict:
@@ -310,12 +312,12 @@ def plain_loop(tiny: Tiny, flags: dict) -> tuple[dict[str, jax.Array], list[floa
     def loss(moving: dict, batch: jax.Array) -> jax.Array:
         whole = [moving.get(path, leaf) for path, leaf in leaves.items()]
         model = jax.tree.unflatten(jax.tree.structure(params), whole)
-        features = backbone.features(model, pool.images[batch])
+        features = backbone.features(model, pool.inputs["images"][batch])
         total = 0.0
         for index, head in enumerate(HEADS):
-            label = jnp.minimum(pool.labels[batch], len(head.bias) - 1)
+            label = jnp.minimum(pool.target[batch], len(head.bias) - 1)
             log = jnp.take_along_axis(jax.nn.log_softmax(head(features)), label[:, None], 1)[:, 0]
-            total -= jnp.sum(jnp.where(pool.task[batch] == index, log, 0.0))
+            total -= jnp.sum(jnp.where(pool.inputs["task"][batch] == index, log, 0.0))
         return total / len(batch)
 
     @jax.jit

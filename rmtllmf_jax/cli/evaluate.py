@@ -1,29 +1,30 @@
-"""`rmtllmf evaluate`: a model's accuracy on the tasks of a run folder."""
+"""`rmtllmf evaluate`: a model's score on the tasks of a run folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import Relocated, print_as_json
+from rmtllmf_jax.cli.options import MetricText, Relocated, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.runs.environment import use_compilation_cache
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from rmtllmf_jax.evaluation.metrics import Metric
     from rmtllmf_jax.runs import Run
     from rmtllmf_jax.sweep.engine import Engine
 
 
 @dataclass(kw_only=True)
 class Evaluate(Relocated):
-    """Print the accuracy of a model on a run folder's tasks, under their frozen heads.
+    """Print the score of a model on a run folder's tasks, under their frozen heads.
 
     Without --directory and --configuration: of each task's own fine-tuned model.
 
@@ -42,36 +43,40 @@ class Evaluate(Relocated):
     """Tasks; none means all of the run folder, or of the configuration."""
     split: Literal["test", "validation"] = "test"
     """Images to evaluate on: as many as the settings of the last sweep say; all without one."""
+    metric: MetricText = "accuracy"
     json: bool = False
-    """Print JSON and nothing else: an object of `model` and of `tasks`, by task an object of
-    accuracy, base_accuracy, finetuned_accuracy, normalised_accuracy and images."""
+    """Print JSON and nothing else: an object of `model`, `metric` and `tasks`, by task an object of
+    score, base_score, finetuned_score, normalised and images."""
 
     def run(self) -> None:
         """Run the sub-command."""
+        from rmtllmf_jax.common.values import described
+        from rmtllmf_jax.evaluation.metrics import get_metric
         from rmtllmf_jax.sweep.configuration import engine_of
 
+        metric = get_metric(self.metric)
         if self.directory is not None and self.configuration:
             raise InputError("--directory and --configuration are two models: give one of them.")
         use_compilation_cache(self.cache_dir)
         run = self.swept(self.run_folder)
-        engine = engine_of(run)
+        engine = engine_of(run, metric)
         name, params, tasks = self._model(run, engine)
         found = {}
         for task in tasks:
-            base = engine.accuracy(run.base, task, self.split)
-            tuned = engine.accuracy(run.finetuned(task), task, self.split)
-            reached = tuned if params is None else engine.accuracy(params, task, self.split)
+            base = engine.score(run.base, task, self.split)
+            tuned = engine.score(run.finetuned(task), task, self.split)
+            reached = tuned if params is None else engine.score(params, task, self.split)
             found[task] = {
-                "accuracy": reached,
-                "base_accuracy": base,
-                "finetuned_accuracy": tuned,
-                "normalised_accuracy": reached / tuned if tuned else None,
+                "score": reached,
+                "base_score": base,
+                "finetuned_score": tuned,
+                "normalised": metric.normalised(reached, tuned) if tuned else None,
                 "images": engine.samples(task, self.split).count,
             }
         if self.json:
-            print_as_json({"model": name, "tasks": found})
+            print_as_json({"model": name, "metric": described(metric), "tasks": found})
         else:
-            _print(f"{name}, {self.split} images", found)
+            _print(f"{name}, {self.split} images", found, metric)
 
     def _model(self, run: Run, engine: Engine) -> tuple[str, PyTree | None, tuple[str, ...]]:
         """Return a model's name, its parameters, and the tasks; none for the fine-tuned ones."""
@@ -119,19 +124,21 @@ def _tower(run: Run, directory: str) -> PyTree:
     return params
 
 
-def _print(title: str, found: Mapping[str, Mapping[str, float | None]]) -> None:
+def _print(title: str, found: Mapping[str, Mapping[str, Any]], metric: Metric) -> None:
     from rich.console import Console
 
     from rmtllmf_jax.report.sheets import Sheet, percent
     from rmtllmf_jax.report.terminal import print_sheet
 
-    def text(value: float | None) -> str:
-        return "-" if value is None else percent(value)
+    def text(name: str, value: float | None) -> str:
+        if value is None:
+            return "-"
+        return percent(value) if name == "normalised" or metric.unit == "%" else f"{value:.4g}"
 
-    names = ("accuracy", "normalised_accuracy", "base_accuracy", "finetuned_accuracy")
+    names = ("score", "normalised", "base_score", "finetuned_score")
     rows = [
-        [task, *(text(row[name]) for name in names), f"{row['images']:,}"]
+        [task, *(text(name, row[name]) for name in names), f"{row['images']:,}"]
         for task, row in found.items()
     ]
-    header = ["task", "accuracy (%)", "normalised", "base", "fine-tuned", "images"]
+    header = ["task", metric.label, "normalised", "base", "fine-tuned", "images"]
     print_sheet(Sheet(title, header, rows), Console())

@@ -73,8 +73,8 @@ class Export(Relocated):
         run = self.swept(self.run_folder)
         rows = find_configuration(run, pairs(self.configuration))
         tower = model_of(engine_of(run), job_of(rows))
-        score = rows["normalised_accuracy"].mean()
-        return run.config, tower, f"{' '.join(self.configuration)}, normalised accuracy {score:.1%}"
+        score = rows["normalised"].mean()
+        return run.config, tower, f"{' '.join(self.configuration)}, normalised score {score:.1%}"
 
     def _sum(self) -> tuple[RunConfig, PyTree, str]:
         """Return base + scale * sum of the task vectors."""

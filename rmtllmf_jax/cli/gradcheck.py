@@ -6,7 +6,9 @@ import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from rmtllmf_jax.cli.options import Relocated, UplinkOptions, print_as_json, taken
 from rmtllmf_jax.common.errors import (
@@ -21,14 +23,14 @@ from rmtllmf_jax.runs.environment import use_compilation_cache
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
-    from rmtllmf_jax.channel import Link, Preset
+    from rmtllmf_jax.channel import Link
     from rmtllmf_jax.gradients import Agreement, Objective, Parameters
     from rmtllmf_jax.sweep.settings import Settings
 
 _RANDOM = "random (a small Vision Transformer, three tasks of random images); --out takes yours"
 
 _REPORTED = (
-    *("scenario", "score", "temperature", "preset", "receiver", "channel_draws", "noise_draws"),
+    *("scenario", "metric", "preset", "receiver", "channel_draws", "noise_draws"),
     *("tolerance", "hessian", "seed"),
 )
 """Options that the JSON names beside the results."""
@@ -36,7 +38,7 @@ _REPORTED = (
 _MEANINGS = {
     "too small to tell": "the derivative drowns in the rounding of the score: the finite "
     "differences are off by more than a tenth of it. Nothing speaks against the gradient, and "
-    "little for it. A lower --c0 (a larger kappa) or another --score makes the derivative larger; "
+    "little for it. A lower --c0 (a larger kappa) or another --metric makes the derivative larger; "
     "more --noise-draws, --channel-draws and --eval-samples average the rounding.",
     "differs": "the gradient and the finite differences are further apart than --tolerance and "
     "their uncertainty allow. Where the score bends sharply between two steps (margin, where "
@@ -70,10 +72,9 @@ class Gradcheck(UplinkOptions, Relocated):
     """Channel scenario: clean (no channel), ideal (only thermal noise), or an attacker: white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
     min_max_rate, sum_mse."""
-    score: str = "soft_accuracy"
-    """Score that is differentiated: soft_accuracy, cross_entropy or margin."""
-    temperature: float = 1.0
-    """Divides the logits; soft_accuracy tends to the accuracy as it falls."""
+    metric: Annotated[str, tyro.conf.arg(aliases=["--score"])] = "soft_accuracy"
+    """Metric that is differentiated: soft_accuracy, which tends to the accuracy as its temperature
+    falls, as in 'soft_accuracy(temperature=0.5)', cross_entropy or margin."""
     channel_draws: int = 1
     """Channels that the score is averaged over; the users keep their positions in all."""
     noise_draws: int = 2
@@ -103,7 +104,7 @@ class Gradcheck(UplinkOptions, Relocated):
         use_compilation_cache(self.cache_dir)
         objective = _objective(self, settings)
         value, found = _compared(self, objective)
-        images = int((objective.samples.weights > 0).sum())
+        images = int((objective.samples.weight > 0).sum())
         if self.json:
             self._print_json(images, value, found)
         else:
@@ -136,7 +137,7 @@ class Gradcheck(UplinkOptions, Relocated):
         print(f"Model: {_RANDOM if self.out is None else self.out}")
         print(
             f"{self.combination or 'all tasks'} ({images:,} images), scenario "
-            f"{self.scenario}, preset {self.preset}: {self.score} {value:.4f}"
+            f"{self.scenario}, preset {self.preset}: {self.metric} {value:.4f}"
         )
         slope = "curvature" if self.hessian else "gradient"
         header = ["parameter", "verdict", slope, "finite diff.", "rel. error", "uncertainty"]
@@ -162,18 +163,15 @@ def _checked(options: Gradcheck) -> Settings:
     **Raises:** `InputError` that names the option.
     """
     from rmtllmf_jax.channel import Link, Scenario
-    from rmtllmf_jax.evaluation.scores import SCORES
+    from rmtllmf_jax.evaluation.metrics import get_metric
     from rmtllmf_jax.gradients import Parameters
     from rmtllmf_jax.sweep.settings import Settings
 
-    require_known("--score", options.score, SCORES)
-    if options.score == "accuracy":
+    if not get_metric(options.metric).differentiable:
         raise InputError(
-            "--score accuracy is a step function, whose derivative says nothing: take "
-            "soft_accuracy, which tends to it as --temperature falls."
+            f"--metric {options.metric} is a step function, whose derivative says nothing: take "
+            "soft_accuracy, which tends to the accuracy as its temperature falls."
         )
-    if not (math.isfinite(options.temperature) and options.temperature > 0):
-        raise InputError(f"--temperature must be a finite number > 0, got {options.temperature!r}.")
     require_at_least("--channel-draws", options.channel_draws, 1)
     require_at_least("--noise-draws", options.noise_draws, 1)
     require_non_negative("--tolerance", options.tolerance)
@@ -240,8 +238,7 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
         settings,
         options.scenario,
         combination=combination,
-        score=options.score,
-        temperature=options.temperature,
+        metric=options.metric,
         channel_draws=options.channel_draws,
         noise_draws=options.noise_draws,
     )
@@ -270,7 +267,8 @@ def starting_values(
     import jax
     import jax.numpy as jnp
 
-    from rmtllmf_jax.gradients import Parameters, require_place, user_mse
+    from rmtllmf_jax.channel import ChannelPreset, PowerLaw, White, draw_distances
+    from rmtllmf_jax.gradients import Parameters, attack_at, require_place, user_mse
 
     link, tasks = objective.setting.link, len(objective.kappa)
     require_place(names, link)
@@ -280,7 +278,17 @@ def starting_values(
         "scale": jnp.full(tasks, objective.scale, jnp.float32),
     }
     if link is not None and link.preset.has_channel:
-        values |= _channel_values(link.preset, channel)
+        preset: Any = link.preset
+        values["powers"] = jnp.ones(preset.users)
+        values["budget"] = jnp.asarray(preset.attack_budget, jnp.float32)
+        values["attack"] = attack_at(White(), preset, channel)
+    if link is not None and isinstance(preset := link.preset, ChannelPreset):
+        distances = draw_distances(preset, channel)
+        angles = jax.random.uniform(channel, (preset.users,), maxval=2 * math.pi)
+        circle = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        values |= {"distances": distances, "positions": distances[:, None] * circle}
+        if isinstance(law := preset.path_loss, PowerLaw):
+            values["path_loss_exponent"] = jnp.asarray(law.exponent, jnp.float32)
     if link is not None and "mse" in names:
         values["mse"] = user_mse(Parameters(), link, channel)
         if not (values["mse"] > 0).all():
@@ -291,32 +299,6 @@ def starting_values(
     start = Parameters(**{name: values[name] for name in names})
     objective.check(start)
     return start
-
-
-def _channel_values(preset: Preset, channel: Key[Array, ""]) -> dict[str, Any]:
-    import jax
-    import jax.numpy as jnp
-
-    from rmtllmf_jax.channel import ChannelPreset, PowerLaw, White, draw_distances
-    from rmtllmf_jax.gradients import attack_at
-
-    values = {
-        "powers": jnp.ones(preset.users),
-        "budget": jnp.asarray(preset.attack_budget, jnp.float32),
-        "attack": attack_at(White(), preset, channel),
-    }
-    if not isinstance(preset, ChannelPreset):
-        return values
-    distances = draw_distances(preset, channel)
-    angles = jax.random.uniform(channel, (preset.users,), maxval=2 * math.pi)
-    circle = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    law = preset.path_loss
-    exponent = law.exponent if isinstance(law, PowerLaw) else 0.0  # which is refused by its name
-    return values | {
-        "distances": distances,
-        "positions": distances[:, None] * circle,
-        "path_loss_exponent": jnp.asarray(exponent, jnp.float32),
-    }
 
 
 def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agreement]]:

@@ -30,6 +30,15 @@ def default_of(option: Field[Any]) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
+MetricText = Annotated[
+    str,
+    tyro.conf.arg(
+        help="What models are scored by: accuracy, soft_accuracy(temperature=1.0), cross_entropy "
+        "or margin."
+    ),
+]
+
+
 def taken(options: object, by: Callable[..., Any]) -> dict[str, Any]:
     """Return the options that have the name of a parameter of a function or class."""
     return {
@@ -144,9 +153,14 @@ class SweepOptions(RunOptions, UplinkOptions):
     """How the users' errors are correlated: independent (exact for MMSE-SIC), lmmse (with
     --receiver lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy
     base)."""
+    transport: str = "gaussian"
+    """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
+    symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
+    parameter per symbol; analogue, two per symbol. --c0 and --kappa are gaussian's."""
     scale: str = "power-law"
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""
+    metric: MetricText = "accuracy"
     eval_samples: int = 0
     """Test images per task; 0 is all."""
     validation_samples: int = 200

@@ -21,10 +21,11 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.values import by_name, described, parse
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaf_path, leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.training.realign import Shots, realign
+from rmtllmf_jax.training.realign import realign
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 
 EMBEDDINGS = ("embeddings/.*", "pre_layrnorm/.*")
@@ -94,7 +95,7 @@ class Context:
     """The pretrained parameters."""
     heads: Head
     """Frozen heads, stacked over the tasks."""
-    shots: Shots | None
+    shots: Batch | None
     """The few-shot pool of all tasks; `None` for repairs that ask for no shots."""
     rows: Int[Array, "steps batch"] | None
     """Per step, the places of its samples in the pool: tasks of the combination take turns."""

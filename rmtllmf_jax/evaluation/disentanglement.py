@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import EvaluationSet
+from rmtllmf_jax.evaluation.batches import EvaluationSet
 from rmtllmf_jax.evaluation.distances import Distance, get_distance
 from rmtllmf_jax.models.heads import Head
 
@@ -56,7 +56,7 @@ def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> TaskSamples:
 
     **Raises:** `InputError` if there is no task, or if the sizes of the batches differ.
     """
-    sizes = sorted({batch.valid.shape[0] for one in sets for batch in one.batches})
+    sizes = sorted({len(batch.weight) for one in sets for batch in one.batches})
     if len(sizes) != 1:
         raise InputError(
             "expected at least one task, and evaluation batches of one size; got "
@@ -66,10 +66,10 @@ def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> TaskSamples:
     images, valid = [], []
     for one in sets:
         missing = most - len(one.batches)
-        resized = jnp.stack([batch.at_size(image_size).images for batch in one.batches])
+        resized = jnp.stack([batch.at_size(image_size).inputs["images"] for batch in one.batches])
         images.append(jnp.pad(resized, ((0, missing), *[(0, 0)] * 4)))
         valid.append(
-            jnp.pad(jnp.stack([batch.valid for batch in one.batches]), ((0, missing), (0, 0)))
+            jnp.pad(jnp.stack([b.weight > 0 for b in one.batches]), ((0, missing), (0, 0)))
         )
     return TaskSamples(jnp.stack(images), jnp.stack(valid))
 

@@ -50,7 +50,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.accuracy import EvaluationBatch
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.logit_jacobian import Sensitivity, noise_by_leaf, top_two
 from rmtllmf_jax.fusion import leaf_path, leaves_by_path
 from rmtllmf_jax.fusion.trees import as_type_of, widened
@@ -132,7 +132,7 @@ def disturbed_logits(
     params: PyTree,
     heads: Head,
     task: Int[Array, ""],
-    batch: EvaluationBatch,
+    batch: Batch,
     noise_std: PyTree,
     keys: Key[Array, " draws"],
     *,
@@ -161,7 +161,7 @@ def disturbed_logits(
                 return as_type_of(leaf, widened(leaf) + std[leaf_path(path)].astype(z.dtype) * z)
 
             moved = jax.tree_util.tree_map_with_path(move, params, noise)
-            return head(backbone.features(moved, batch.images))
+            return head(backbone.features(moved, batch.inputs["images"]))
 
         return jax.lax.map(at, levels)
 

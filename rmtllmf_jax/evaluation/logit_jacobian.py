@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_at_least
-from rmtllmf_jax.evaluation.accuracy import EvaluationBatch
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.fusion.trees import widened
 from rmtllmf_jax.models.backbone import Backbone
@@ -88,7 +88,7 @@ def logit_jacobian_norms(
     params: PyTree,
     heads: Head,
     task: Int[Array, ""],
-    batch: EvaluationBatch,
+    batch: Batch,
     *,
     backbone: Backbone,
     chunk: int = 8,
@@ -120,7 +120,7 @@ def logit_jacobian_norms(
         return logits, _squared_norms(pullback, every.astype(logits.dtype), count, chunk)
 
     values, norms = _map_samples(one, batch, samples)
-    counted = real & batch.valid[:, None]
+    counted = real & (batch.weight > 0)[:, None]
     return _only_counted(values, norms, counted)
 
 
@@ -129,7 +129,7 @@ def margin_jacobian_norms(
     params: PyTree,
     heads: Head,
     task: Int[Array, ""],
-    batch: EvaluationBatch,
+    batch: Batch,
     *,
     backbone: Backbone,
     samples: int = 1,
@@ -156,7 +156,7 @@ def margin_jacobian_norms(
         return (logits[best] - logits[rival], real[rival]), jax.tree.map(lambda n: n[0], norms)
 
     (values, has_rival), norms = _map_samples(one, batch, samples)
-    return _only_counted(values, norms, has_rival & batch.valid)
+    return _only_counted(values, norms, has_rival & (batch.weight > 0))
 
 
 def top_two(
@@ -215,9 +215,10 @@ def _squared_norms(
     return jax.tree.map(lambda row: row[:wanted], found)
 
 
-def _map_samples(one: Callable[[Array], PyTree], batch: EvaluationBatch, samples: int) -> PyTree:
+def _map_samples(one: Callable[[Array], PyTree], batch: Batch, samples: int) -> PyTree:
     require_at_least("samples", samples, 1)
-    return lax.map(one, batch.images, batch_size=min(samples, len(batch.images)))
+    images = batch.inputs["images"]
+    return lax.map(one, images, batch_size=min(samples, len(images)))
 
 
 def _only_counted(values: Array, norms: dict[str, Array], counted: Array) -> Sensitivity:

@@ -30,7 +30,7 @@ from rmtllmf_jax.gradients.parameters import (
     require_place,
 )
 from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits, Projection
-from rmtllmf_jax.gradients.samples import Samples, samples_of
+from rmtllmf_jax.gradients.samples import samples_of
 from rmtllmf_jax.gradients.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "Parameters",
     "PowerLimits",
     "Projection",
-    "Samples",
     "Sensitivity",
     "Setting",
     "attack_at",

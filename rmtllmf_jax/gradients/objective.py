@@ -19,14 +19,14 @@ from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Link
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import name_of
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.disentanglement import Features
-from rmtllmf_jax.evaluation.scores import Score, get_score
+from rmtllmf_jax.evaluation.metrics import Metric, get_metric
 from rmtllmf_jax.fusion.merge import one_per_user
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, fact
 from rmtllmf_jax.gradients.accumulate import accumulated_sum
 from rmtllmf_jax.gradients.link import Drawn, user_mse
 from rmtllmf_jax.gradients.parameters import NOTHING, Parameters, require_fitting
-from rmtllmf_jax.gradients.samples import Samples
 from rmtllmf_jax.models.heads import Head
 
 # Folded into a draw's key, so that channel and parameter noise are independent.
@@ -36,14 +36,14 @@ _MASKS = 2  # of a random merge method, into the key of its noise
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compiled in: model, channel, attacker, score, number of draws and merge method."""
+    """What is compiled in: model, channel, attacker, metric, number of draws and merge method."""
 
     features: Features
     """The model up to its head, such as `Backbone.features`; the same object compiles once."""
     link: Link | None
     """What the users send through, user q sending task q; `None` is the scenario `clean`."""
-    score: str | Score = "soft_accuracy"
-    """One of `evaluation.scores.SCORES`, or a function like them."""
+    metric: str | Metric = "soft_accuracy"
+    """What the model is scored by, or its description, see `evaluation.get_metric`."""
     channel_draws: int = 1
     """Channels that are averaged over."""
     noise_draws: int = 1
@@ -55,7 +55,7 @@ class Setting:
     """`(parameters, key) -> H~` in place of the preset's channel, see `user_mse`."""
 
     def __post_init__(self) -> None:
-        get_score(self.score)
+        get_metric(self.metric)
         require_at_least("channel draws", self.channel_draws, 1)
         require_at_least("noise draws", self.noise_draws, 1)
         if needs := fact(self.method, "needs"):
@@ -79,7 +79,6 @@ class Setting:
         "samples",
         "kappa",
         "scale",
-        "temperature",
         "members",
         "error_model",
         "reference",
@@ -100,13 +99,12 @@ class Objective:
     base: PyTree
     vectors: PyTree[Float[Array, "tasks ..."]]
     heads: Head
-    samples: Samples
+    samples: Batch
+    """Batches of all tasks, see `samples_of`."""
     kappa: Float[Array, " tasks"]
     """Noise scale of each task's user, see `uplink.kappa_from_c0`."""
     scale: Float[Array, ""] | float
     """Merging coefficient where the parameters give none."""
-    temperature: Float[Array, ""] | float = 1.0
-    """Divides the logits; see `evaluation.scores`."""
     members: Float[Array, " tasks"] | None = None
     """1 for the tasks that are merged, 0 for the others; `None` is all."""
     error_model: uplink.ErrorModel = uplink.INDEPENDENT
@@ -139,9 +137,9 @@ class Objective:
         """
         return replace(self, held=parameters)
 
-    def scored(self, score: str | Score) -> Objective:
-        """Return the objective with another score."""
-        return replace(self, setting=replace(self.setting, score=score))
+    def scored(self, metric: str | Metric) -> Objective:
+        """Return the objective with another metric, or its description."""
+        return replace(self, setting=replace(self.setting, metric=metric))
 
     def __call__(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
         """Return the mean score over draws; pure.
@@ -319,9 +317,8 @@ class _DrawScore:
 
 def score_of_model(objective: Objective, model: PyTree) -> Float[Array, ""]:
     """Return the weighted score of a model's parameters on the samples; pure."""
-    term = _BatchScore(objective.setting.features, objective.setting.score)
-    constants = objective.heads, jnp.asarray(objective.temperature, objective.kappa.dtype)
-    return accumulated_sum(term, model, constants, objective.samples)
+    term = _BatchScore(objective.setting.features, get_metric(objective.setting.metric))
+    return accumulated_sum(term, model, objective.heads, objective.samples)
 
 
 @dataclass(frozen=True)
@@ -329,17 +326,11 @@ class _BatchScore:
     """The weighted score of one batch, as a term of a sum."""
 
     features: Features
-    score: str | Score
+    metric: Metric
 
-    def __call__(
-        self, model: PyTree, constants: tuple[Head, Float[Array, ""]], batch: Samples
-    ) -> Float[Array, ""]:
-        heads, temperature = constants
-        head = jax.tree.map(lambda leaf: leaf[batch.task], heads)
-        logits = head(self.features(model, batch.images))
-        scores = get_score(self.score)(logits, batch.labels, temperature)
-        # A padded row has weight 0, and may have any score.
-        return jnp.sum(jnp.where(batch.weights > 0, batch.weights * scores, 0.0))
+    def __call__(self, params: PyTree, heads: Head, batch: Batch) -> Float[Array, ""]:
+        head = jax.tree.map(lambda leaf: leaf[batch.inputs["task"]], heads)
+        return self.metric(lambda b: head(self.features(params, b.inputs["images"])), batch)[0]
 
 
 def value(objective: Objective, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:

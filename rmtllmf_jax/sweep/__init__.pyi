@@ -3,17 +3,17 @@ from .engine import Engine
 from .grid import Cell, Grid, choose_combinations
 from .layout import Layout, one_device
 from .objective import objective_of, with_users
-from .parts import Parts, read_parts
+from .parts import CellStore, read_parts
 from .run import run_grid
 from .settings import Settings
 
 __all__ = [
     "Axis",
     "Cell",
+    "CellStore",
     "Engine",
     "Grid",
     "Layout",
-    "Parts",
     "Settings",
     "choose_combinations",
     "objective_of",

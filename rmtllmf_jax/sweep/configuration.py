@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.defences.repairs import parse_protection
+from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.rules import parse_method
 from rmtllmf_jax.runs.folder import RESULTS, RUN
 from rmtllmf_jax.runs.run import Run
@@ -63,24 +65,27 @@ def _is(value: Any, text: str) -> bool:
         return False
 
 
-def engine_of(run: Run) -> Engine:
+def engine_of(run: Run, metric: Metric | None = None) -> Engine:
     """Return the engine of a run: with the settings of its last sweep, if there was one.
+
+    `metric` takes the place of that sweep's.
 
     Open the run with the tasks of that sweep: who sends which user's vector follows from them.
 
     **Raises:** `InputError` for settings that this version cannot read.
     """
     made = run.provenance
-    if made is None:
-        return Engine(run.inputs(), Settings(), one_device())
+    settings, layout = Settings(), one_device()
     try:
-        settings = Settings.of(made["settings"])
-        at_once = int(made["layout"]["cells_at_once"])
+        if made is not None:
+            settings = Settings.of(made["settings"])
+            at_once = int(made["layout"]["cells_at_once"])
+            layout = Layout((jax.local_devices()[0],), at_once)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{run.path / RUN}: not the settings of this version ({error}); sweep again."
         ) from error
-    return Engine(run.inputs(), settings, Layout((jax.local_devices()[0],), at_once))
+    return Engine(run.inputs(), replace(settings, metric=metric or settings.metric), layout)
 
 
 def job_of(rows: pd.DataFrame) -> Job:

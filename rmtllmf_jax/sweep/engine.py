@@ -1,7 +1,8 @@
-"""Making and counting the models of a sweep, a chunk of cells at a time."""
+"""Making and evaluating the models of a sweep, a chunk of cells at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int64, Key, PyTree
+from jaxtyping import Array, Float, Float64, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
@@ -25,21 +26,22 @@ from rmtllmf_jax.defences.repairs import (
     protection_name,
     split,
 )
-from rmtllmf_jax.evaluation.accuracy import EvaluationSet
-from rmtllmf_jax.fusion.rules import fact
+from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
+from rmtllmf_jax.evaluation.metrics import get_metric
 from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
-from rmtllmf_jax.sweep.needs import NEEDS, batches
+from rmtllmf_jax.sweep.needs import Needs
 from rmtllmf_jax.sweep.programs import Merges, build_programs
 from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool, task_shots
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 from rmtllmf_jax.training.batches import balanced_batches
-from rmtllmf_jax.training.realign import Shots
+from rmtllmf_jax.uplink import is_surrogate
 
-Counted = tuple[Job, dict[str, int]]
-"""A job, and how many samples of each of its tasks the model classifies right."""
+Evaluated = tuple[Job, dict[str, tuple[float, float]]]
+"""A job, and the metric's sum and weight on each of its tasks."""
 
 
 class Engine:
@@ -54,17 +56,18 @@ class Engine:
     ) -> None:
         self.inputs, self.settings, self.layout = inputs, settings, layout
         self.uplinks = Uplinks(inputs, settings)
+        self.needs = Needs(inputs, settings, layout.put)
+        self.metric = get_metric(settings.metric)
         self.programs = build_programs(inputs.backbone, layout, jit)
-        self._sources: tuple[tuple[int, int], PyTree] | None = None
+        self._sources: tuple[tuple, PyTree] | None = None
         self._seed_keys: dict[int, Key[Array, " cells"]] = {}
         self._frozen: dict[tuple[str, ...], PyTree] = {}
-        self._needs: dict[str, Any] = {}
-        self._pools: dict[tuple[int, int], tuple[Shots, list[Int64[np.ndarray, " shots"]]]] = {}
+        self._pools: dict[tuple[int, int], tuple[Batch, list[Int64[np.ndarray, " shots"]]]] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[list[Counted]]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[list[Evaluated]]:
         """Compute jobs, and yield those that ran side by side when all of them are done.
 
-        Jobs that share a draw of the noise stand together, whatever their order was.
+        Jobs that share `Uplinks.sources` stand together, whatever their order was.
 
         **Raises:** `InputError` if a task that is to be realigned has too few training images, and
         if a device runs out of memory, with what to do about it.
@@ -80,7 +83,7 @@ class Engine:
                     raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
-        """Return the models of jobs that share rule, seed, draw and repairs, stacked.
+        """Return the models of jobs that share rule, seed, noise and repairs, stacked.
 
         There are as many as a chunk has cells; the last job fills up what is left.
 
@@ -90,15 +93,15 @@ class Engine:
         cell = chunk[0].cell
         repairs = self._split(chunk[0]).rest
         merges, frozen = self._merges(chunk), self.frozen(self._patterns(chunk))
-        sources = self.sources(cell.seed, cell.draw)
+        stacked, sources = self.received(cell)
         models = self.programs.merge(
             cell.rule,
             merges,
             self.arrays["base"],
-            self.arrays["vectors"],
+            stacked,
             sources,
             frozen,
-            self.needs(cell.rule),
+            self.needs.of(cell.rule),
         )
         if not repairs:
             return models
@@ -115,13 +118,16 @@ class Engine:
             self._pool(cell.seed, shots)[0] if shots else None,
         )
 
-    def accuracy(self, params: PyTree, task: str, split: str) -> float:
-        """Return the accuracy on a task of a model that was made elsewhere."""
+    def score(self, params: PyTree, task: str, split: str) -> float:
+        """Return the score on a task of a model that was made elsewhere.
+
+        **Raises:** `InputError` if its outputs are not finite.
+        """
         models = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.layout.chunk), params)
-        right, broken = self._count(self.layout.put(models, CELLS), [task], split)[task][0]
-        if broken:
-            raise InputError(f"a model's outputs are not finite on {broken} images of {task}.")
-        return int(right) / self.samples(task, split).count
+        total, weight = self._sums(self.layout.put(models, CELLS), [task], split)[task][0].tolist()
+        if not math.isfinite(total):
+            raise InputError(f"a model's outputs are not finite on images of {task}.")
+        return self.metric.score(total, weight)
 
     def samples(self, task: str, split: str) -> EvaluationSet:
         """Return the evaluation batches of one task, see `sets`."""
@@ -131,27 +137,25 @@ class Engine:
         """Return the evaluation batches of every task; `split` is `test` or `validation`."""
         return self._test if split == "test" else self._validation
 
-    def sources(self, seed: int, draw: int) -> PyTree:
-        """Return the Gaussians of a seed and draw; the last ones are kept."""
-        if self._sources is None or self._sources[0] != (seed, draw):
+    def sources(self, cell: Cell) -> PyTree:
+        """Return `Uplinks.sources` of a cell on all devices; the last ones are kept."""
+        noise = self.uplinks.noise(cell)
+        if self._sources is None or self._sources[0] != noise:
             self._sources = None  # two at a time may not fit
-            drawn = self.layout.put(self.uplinks.sources(seed, draw))
-            self._sources = ((seed, draw), drawn)
+            self._sources = (noise, self.layout.put(self.uplinks.sources(cell)))
         return self._sources[1]
+
+    def received(self, cell: Cell) -> tuple[PyTree, PyTree]:
+        """Return vectors and sources z: what a cell's users deliver is ``vectors + F z``."""
+        sources = self.sources(cell)
+        surrogate = is_surrogate(self.uplinks.transport)
+        return self.arrays["vectors"] if surrogate else sources, sources
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
         """The `base` model, task `vectors` and `heads`, on all devices."""
         arrays = {"base": self.inputs.base, "vectors": self.inputs.vectors}
         return self.layout.put(arrays | {"heads": self.inputs.heads})
-
-    def needs(self, rule: Any) -> dict[str, Any]:
-        """Return on all devices what a merge method needs of the run's images; made when asked."""
-        wanted = [name for name in fact(rule, "needs") if name in NEEDS]
-        for name in wanted:
-            if name not in self._needs:
-                self._needs[name] = self.layout.put(NEEDS[name](self.inputs, self.settings))
-        return {name: self._needs[name] for name in wanted}
 
     def frozen(self, patterns: tuple[str, ...]) -> PyTree:
         """Return on all devices which leaves match the patterns, see `frozen_leaves`."""
@@ -197,50 +201,53 @@ class Engine:
             for each in sets
         ]
 
-    def _side_by_side(self, jobs: list[Job]) -> list[Counted]:
-        """Return what `_counted` does of all chunks, each in a thread of its own."""
+    def _side_by_side(self, jobs: list[Job]) -> list[Evaluated]:
+        """Return what `_evaluated` does of all chunks, each in a thread of its own."""
         chunks = _cut(jobs, self.layout.chunk)
         if len(chunks) == 1:
-            return self._counted(jobs)
+            return self._evaluated(jobs)
         self._make_ready(jobs[0])
         with ThreadPoolExecutor(len(chunks)) as pool:
-            return [each for counted in pool.map(self._counted, chunks) for each in counted]
+            return [each for found in pool.map(self._evaluated, chunks) for each in found]
 
     def _make_ready(self, job: Job) -> None:
         """Make what the threads share before they start; each would make its own."""
         self.arrays, self.sets(job.split), self._keys(job.cell.seed)
-        self.sources(job.cell.seed, job.cell.draw)
-        self.frozen(self._patterns([job])), self.needs(job.cell.rule)
+        self.sources(job.cell)
+        self.frozen(self._patterns([job])), self.needs.of(job.cell.rule)
         if shots := _shots_wanted(self._split(job).rest):
             self._pool(job.cell.seed, shots)
 
-    def _counted(self, chunk: list[Job]) -> list[Counted]:
+    def _evaluated(self, chunk: list[Job]) -> list[Evaluated]:
         models = self.models(chunk)
         tasks = sorted({task for job in chunk for task in job.cell.combination})
-        totals = self._count(models, tasks, chunk[0].split)
+        sums = self._sums(models, tasks, chunk[0].split)
+        found = []
         for place, job in enumerate(chunk):
-            if broken := sum(int(totals[task][place, 1]) for task in job.cell.combination):
+            own = {task: tuple(sums[task][place].tolist()) for task in job.cell.combination}
+            if broken := [task for task, (total, _) in own.items() if not math.isfinite(total)]:
                 raise InputError(_not_finite(job, broken, self.settings))
-        return [
-            (job, {task: int(totals[task][place, 0]) for task in job.cell.combination})
-            for place, job in enumerate(chunk)
-        ]
+            found.append((job, own))
+        return found
 
-    def _count(
+    def _sums(
         self, models: PyTree, tasks: Sequence[str], split: str
-    ) -> dict[str, Int[np.ndarray, "cells 2"]]:
-        """Return what `count_correct` counts of each task and model."""
+    ) -> dict[str, Float64[np.ndarray, "cells 2"]]:
+        """Return the metric's sum and weight of each task and model."""
         heads, size = self.arrays["heads"], self.inputs.backbone.image_size
 
-        def start(task: str) -> list[Int[Array, "cells 2"]]:
+        def start(task: str) -> list[Float[Array, "cells 2"]]:
             user = np.asarray(self.inputs.tasks.index(task))
             return [
-                self.programs.count(models, heads, user, batch.at_size(size))
+                self.programs.evaluate(self.metric, models, heads, user, batch.at_size(size))
                 for batch in self.samples(task, split).batches
             ]
 
-        counts = {task: start(task) for task in tasks}  # nothing waits for the devices yet
-        return {task: np.sum(found, axis=0) for task, found in jax.device_get(counts).items()}
+        sums = {task: start(task) for task in tasks}  # nothing waits for the devices yet
+        return {
+            task: np.asarray(found, np.float64).sum(axis=0)
+            for task, found in jax.device_get(sums).items()
+        }
 
     def _merges(self, chunk: list[Job]) -> Merges:
         users, tasks = len(self.inputs.tasks), self.inputs.tasks
@@ -254,16 +261,9 @@ class Engine:
             np.asarray([job.scale for job in chunk], np.float32),
             self._keys(chunk[0].cell.seed),  # one seed per chunk
             np.asarray([self._split(job).reload is not None for job in chunk]),
-            self._batches(chunk),
+            self.needs.batches(chunk[0].cell.rule, [job.cell.combination for job in chunk]),
         )
         return Merges(*columns)
-
-    def _batches(self, chunk: list[Job]) -> Int64[np.ndarray, "cells steps batch"] | None:
-        rule: Any = chunk[0].cell.rule
-        if "batches" not in fact(rule, "needs"):
-            return None
-        each = [batches(self.inputs, self.settings, rule, job.cell.combination) for job in chunk]
-        return np.stack(each)
 
     def _keys(self, seed: int) -> Key[Array, " cells"]:
         if seed not in self._seed_keys:
@@ -282,7 +282,7 @@ class Engine:
             task = self.inputs.data[self.inputs.tasks.index(name)]
             task_shots(task, shots, self.settings.root(seed))
 
-    def _pool(self, seed: int, shots: int) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
+    def _pool(self, seed: int, shots: int) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
         if (seed, shots) not in self._pools:
             pool, places = shot_pool(
                 self.inputs.data,
@@ -301,10 +301,9 @@ class Engine:
             reload = reload or Reload(
                 self.settings.frozen
             )  # one that does not, beside one that does
-            cell = job.cell
-            shared = cell.seed, cell.draw, job.split, cell.rule, repairs, reload
-            groups.setdefault(shared, []).append(job)
-        by_noise = sorted(groups, key=lambda shared: shared[:2])  # stable
+            noise = self.uplinks.noise(job.cell)
+            groups.setdefault((noise, job.split, job.cell.rule, repairs, reload), []).append(job)
+        by_noise = sorted(groups, key=lambda shared: shared[0])  # stable
         return [groups[shared] for shared in by_noise]
 
     def _split(self, job: Job) -> Split:
@@ -353,13 +352,13 @@ def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
-def _not_finite(job: Job, images: int, settings: Settings) -> str:
+def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
     """Say which cell's model is broken, and by which options it may be."""
     cell, (fuse, _, repairs) = job.cell, split(settings.repairs(job.cell.protection))
     suspects = []
     if job.kind == "merged" and fuse:
         suspects.append(f"--scale (here {job.scale:g})")
-        if cell.scenario != "clean":
+        if cell.scenario != "clean" and is_surrogate(settings.transporting):
             kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]
@@ -369,9 +368,9 @@ def _not_finite(job: Job, images: int, settings: Settings) -> str:
     level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
     return (
         f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "
-        f"seed {cell.seed}: the model's outputs are not finite on {images:,} images, so that its "
-        f"accuracy would be chance. Look at {' and '.join(suspects) or 'the weights'}; finished "
-        "cells are kept."
+        f"seed {cell.seed}: the model's outputs are not finite on images of "
+        f"{', '.join(tasks)}, so that it has no score. Look at "
+        f"{' and '.join(suspects) or 'the weights'}; finished cells are kept."
     )
 
 

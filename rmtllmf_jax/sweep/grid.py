@@ -17,6 +17,7 @@ from rmtllmf_jax.defences.repairs import Protection, protection_name, repairs_of
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 from rmtllmf_jax.sweep.needs import require_met
+from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
 
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
@@ -120,12 +121,12 @@ class Grid:
             found[scenario, protection] += number
         return +found
 
-    def require_fitting(self, preset: Preset) -> None:
-        """Check that a channel preset has the axis and the attackers.
+    def require_fitting(self, preset: Preset, transport: Transport | Gaussian = GAUSSIAN) -> None:
+        """Check that channel preset and transport have the axis, and the preset the attackers.
 
         **Raises:** `InputError` if it does not.
         """
-        self.axis.require_fitting(preset)
+        self.axis.require_fitting(preset, transport)
         for scenario in self.scenarios:
             if (attack := Scenario(scenario).attack) is not None:
                 Link(preset, attack)

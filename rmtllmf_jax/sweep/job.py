@@ -1,4 +1,4 @@
-"""A unit of work of a sweep: one model and the samples that it is counted on."""
+"""A unit of work of a sweep: one model and the samples that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import protection_name
+from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.sweep.grid import Cell
 
 Kind = Literal["merged", "base", "finetuned"]
@@ -38,13 +39,14 @@ class Job:
 
     def rows(
         self,
-        correct: dict[str, int],
-        counts: dict[str, int],
+        sums: Mapping[str, tuple[float, float]],
+        metric: Metric,
         uplink: Mapping[str, Mapping[str, float]],
     ) -> list[dict[str, Any]]:
-        """Return a row a task: what was done, and how many samples were classified right.
+        """Return a row a task: what was done, and what the metric gave.
 
-        `uplink` is that of `Uplinks.columns`: the channel that this very model went through.
+        `sums` are the metric's sum and weight of each task. `uplink` is that of `Uplinks.columns`:
+        the channel that this very model went through.
         """
         cell = self.cell
         return [
@@ -63,9 +65,10 @@ class Job:
                 "scale": float(self.scale),
                 "task": task,
                 **uplink[task],
-                "correct": correct[task],
-                "count": counts[task],
-                "accuracy": correct[task] / counts[task],
+                "metric": described(metric),
+                "sum": sums[task][0],
+                "weight": sums[task][1],
+                "score": metric.score(*sums[task]),
             }
             for task in cell.combination
         ]

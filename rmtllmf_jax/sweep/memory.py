@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from rmtllmf_jax.evaluation.statistics import input_grams
+from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.sweep.cost import Costs, tower_costs, tree_bytes
 from rmtllmf_jax.training.recipes import Recipe
 
@@ -69,6 +73,19 @@ def sweep_memory(
         **({"what merge methods need": needs_bytes} if needs_bytes else {}),
         f"busiest step: {busiest}": steps[busiest],
     }
+
+
+def needs_bytes(needs: Collection[str], backbone: Backbone, users: int, images: int) -> int:
+    """Return the bytes of what merge methods need, `images` of them for `entropy`."""
+    model = tower_costs(backbone)
+    pixels = math.prod(model.example.shape)
+    found = users * model.bytes if "fishers" in needs else 0
+    found += images * pixels if "entropy" in needs else 0
+    if "grams" in needs:
+        image = jax.ShapeDtypeStruct((1, *model.example.shape), model.example.dtype)
+        grams = jax.eval_shape(partial(input_grams, backbone=backbone), model.params, image)
+        found += users * tree_bytes(grams)
+    return found
 
 
 def _state(model: Costs, recipe: Recipe) -> int:

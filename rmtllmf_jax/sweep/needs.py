@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -87,18 +87,41 @@ def require_met(method: Method) -> None:
         )
 
 
-def batches(
-    inputs: SweepInputs, settings: Settings, method: Any, combination: tuple[str, ...]
-) -> Int[np.ndarray, "steps batch"]:
-    """Return the rows of `entropy`'s images that a learning method sees step by step.
+class Needs:
+    """What the merge methods of a sweep need, made when a method first asks for it.
 
-    Images of the combination's tasks alone, which take turns; the method has `steps` and
-    `batch_size`.
+    `put` places arrays on all devices.
     """
-    ends = np.cumsum([len(rows) for rows in _evaluated(inputs, settings)])
-    users = [inputs.tasks.index(task) for task in combination]
-    groups = [np.arange(ends[user - 1] if user else 0, ends[user]) for user in users]
-    return balanced_batches(groups, method.steps, method.batch_size, settings.seed)
+
+    def __init__(
+        self, inputs: SweepInputs, settings: Settings, put: Callable[[Any], Any] = jax.device_put
+    ) -> None:
+        self._inputs, self._settings, self._put = inputs, settings, put
+        self._made: dict[str, Any] = {}
+
+    def of(self, method: Any) -> dict[str, Any]:
+        """Return those of a method's needs that all cells share."""
+        wanted = [name for name in fact(method, "needs") if name in NEEDS]
+        for name in wanted:
+            if name not in self._made:
+                self._made[name] = self._put(NEEDS[name](self._inputs, self._settings))
+        return {name: self._made[name] for name in wanted}
+
+    def batches(
+        self, method: Any, combinations: Sequence[tuple[str, ...]]
+    ) -> Int[np.ndarray, "cells steps batch"] | None:
+        """Return the rows of `entropy`'s images that a method sees step by step in each cell.
+
+        Images of the combination's tasks alone, which take turns; `None` if it needs none.
+        """
+        if "batches" not in fact(method, "needs"):
+            return None
+        sizes = [len(rows) for rows in _evaluated(self._inputs, self._settings)]
+        parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        places = dict(zip(self._inputs.tasks, parts, strict=True))
+        steps, size, seed = method.steps, method.batch_size, self._settings.seed
+        groups = ([places[task] for task in tasks] for tasks in combinations)
+        return np.stack([balanced_batches(each, steps, size, seed) for each in groups])
 
 
 def _evaluated(inputs: SweepInputs, settings: Settings) -> list[Int[np.ndarray, " n"]]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Attack, ChannelPreset, Link, Scenario
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.evaluation.scores import Score
+from rmtllmf_jax.common.values import described
+from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -25,8 +26,7 @@ def objective_of(
     *,
     combination: tuple[str, ...] = (),
     split: str = "test",
-    score: str | Score = "soft_accuracy",
-    temperature: float = 1.0,
+    metric: str | Metric = "soft_accuracy",
     channel_draws: int = 1,
     noise_draws: int = 1,
     method: Method = TASK_ARITHMETIC,
@@ -39,6 +39,7 @@ def objective_of(
     - `combination`: tasks that are merged; none named is all. The others' users send too.
     - `split`: `test` (`settings.eval_samples` images a task) or `validation`
       (`settings.validation_samples`): tune on one, judge on the other.
+    - `metric`: what the fused model is scored by, or its description.
     - `settings`: channel, kappa, error model, coefficient (but `validation`) and seed.
 
     **Raises:** `InputError` for a task that the inputs do not have, or a setting that only a sweep
@@ -51,6 +52,11 @@ def objective_of(
         raise InputError(
             "the error model 'lmmse' has other correlations in every channel, which an objective "
             "does not follow: take independent, equicorrelated=RHO or noisy_reference."
+        )
+    if not uplink.is_surrogate(settings.transporting):
+        raise InputError(
+            f"the transport {described(settings.transporting)} cannot be differentiated (a digital "
+            "one has zero gradients): an objective's is gaussian."
         )
     if settings.scale == "validation":
         raise InputError(
@@ -68,7 +74,7 @@ def objective_of(
         setting=Setting(
             inputs.backbone.features,
             link,
-            score,
+            metric,
             channel_draws,
             noise_draws,
             method,
@@ -81,7 +87,6 @@ def objective_of(
         ),
         kappa=kappa,
         scale=fusion.scale_of(settings.scale, count, method),
-        temperature=temperature,
         members=members.astype(kappa.dtype),
         error_model=uplink.get_error_model(settings.error_model, len(inputs.tasks)),
     )

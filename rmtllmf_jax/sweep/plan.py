@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
-
-import jax
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
-from rmtllmf_jax.evaluation.statistics import input_grams
 from rmtllmf_jax.fusion import candidate_scales
 from rmtllmf_jax.fusion.rules import fact, methods_of
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.shapes import CLIPShape
-from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs, tree_bytes
+from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
 from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
+from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.presets import Preset
+from rmtllmf_jax.uplink import is_surrogate
 
 _FLOAT = 4  # bytes of a number of a head
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
@@ -198,7 +195,12 @@ def plan(
             realign=realign,
             shot_bytes=shots * math.prod(tower.example.shape),
             cells_at_once=cells_at_once,
-            needs_bytes=_needs_bytes(needs, backbone, tower, tasks, settings),
+            needs_bytes=needs_bytes(
+                needs,
+                backbone,
+                len(tasks),
+                sum(_subset(settings.eval_samples, task.test) for task in tasks),
+            ),
         ),
         _files(tower, clip, tasks, training=recipe is not None) if preset else (),
         needed,
@@ -279,7 +281,9 @@ def _sweep_work(
     # Base, vectors and noise are read in one pass, and the result is written.
     moved = float(merges * (2 * len(tasks) + 2) * tower.bytes)
     merging = Work("merging", merges, "models", moved, "memory")
-    return [merging, *_needs_work(tasks, grid, settings, fraction, forward, training), *work]
+    sending = _sending(tower, grid, settings, len(tasks))
+    needed = _needs_work(tasks, grid, settings, fraction, forward, training)
+    return [*sending, merging, *needed, *work]
 
 
 def _needs_work(
@@ -309,26 +313,23 @@ def _needs_work(
     ]
 
 
-def _needs_bytes(
-    needs: set[str],
-    backbone: Backbone,
-    tower: Costs,
-    tasks: Sequence[TaskSize],
-    settings: Settings,
-) -> int:
-    found = len(tasks) * tower.bytes if "fishers" in needs else 0
-    if "grams" in needs:
-        image = jax.ShapeDtypeStruct((1, *tower.example.shape), tower.example.dtype)
-        grams = jax.eval_shape(partial(input_grams, backbone=backbone), tower.params, image)
-        found += len(tasks) * tree_bytes(grams)
-    if "entropy" in needs:
-        images = sum(_subset(settings.eval_samples, task.test) for task in tasks)
-        found += images * math.prod(tower.example.shape)
-    return found
-
-
 def _methods(grid: Grid) -> list[Any]:
     return [method for rule in grid.rules for method in methods_of(rule)]
+
+
+def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:
+    """Return the work of sending symbols: once per channel and seed, for all cells.
+
+    Signals of all antennas and users are read and written a few times; random numbers and
+    quantising are left out.
+    """
+    if is_surrogate(settings.transporting):
+        return []
+    preset: Any = settings.channel(tasks)
+    channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s != "clean")
+    symbols = grid.seeds * channels * settings.transporting.uses * tower.parameters
+    moved = symbols * 8 * (3 * preset.antennas + 4 * preset.users)
+    return [Work("sending", grid.seeds * channels, "transmissions", moved, "memory")]
 
 
 def _files(

@@ -1,9 +1,9 @@
-"""The compiled programs of a sweep: merge, repair, count, each over a chunk of cells.
+"""The compiled programs of a sweep: merge, repair, evaluate, each over a chunk of cells.
 
 What differs between cells is data: a combination is a vector of weights and a table of sample
 indices, a channel is the factor of the users' errors, reloading is a flag, a task is an index into
-padded heads. Each program compiles once per merge method (`merge`), per set of repairs (`repair`),
-or once.
+padded heads. Each program compiles once per merge method (`merge`), set of repairs (`repair`) or
+metric (`evaluate`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.defences.repairs import Context, Model, Protection, reload_leaves
-from rmtllmf_jax.evaluation.accuracy import EvaluationBatch, count_correct
+from rmtllmf_jax.evaluation.batches import Batch
+from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.merge import one_per_user
 from rmtllmf_jax.fusion.rules import Method, fact
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
-from rmtllmf_jax.training.realign import Shots
 
 
 class Merges(NamedTuple):
@@ -90,8 +90,9 @@ class Programs:
     repair: Callable[..., PyTree]
     """(repairs, models, reload, rows, keys, frozen, base, heads, shots) -> models; the repairs are
     static, and there are rows for each of them."""
-    count: Callable[..., Int[Array, "cells 2"]]
-    """(models, heads, task, batch) -> what `count_correct` counts of each model."""
+    evaluate: Callable[..., Float[Array, "cells 2"]]
+    """(metric, models, heads, task, batch) -> sum and weight of each model; the metric is
+    static."""
 
 
 @cache
@@ -126,7 +127,7 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
         frozen: PyTree,
         base: PyTree,
         heads: Head,
-        shots: Shots | None,
+        shots: Batch | None,
     ) -> PyTree:
         def one(each: tuple[PyTree, Array, tuple[Array | None, ...], Array]) -> PyTree:
             params, keep, rows, key = each
@@ -137,11 +138,15 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
 
         return over_cells(one, (models, reload, rows, keys), at_once)
 
-    def count(
-        models: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch
-    ) -> Int[Array, "cells 2"]:
-        def one(params: PyTree) -> Int[Array, " 2"]:
-            return count_correct(params, heads, task, batch, backbone=backbone)
+    def evaluate(
+        metric: Metric, models: PyTree, heads: Head, task: Int[Array, ""], batch: Batch
+    ) -> Float[Array, "cells 2"]:
+        head = jax.tree.map(lambda leaf: leaf[task], heads)
+
+        def one(params: PyTree) -> Float[Array, " 2"]:
+            return jnp.stack(
+                metric(lambda b: head(backbone.features(params, b.inputs["images"])), batch)
+            )
 
         found = over_cells(one, models, at_once)
         return found if layout.mesh is None else jax.lax.psum(found, IMAGES)
@@ -161,7 +166,7 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
     return Programs(
         merge=by_value(merge, cells, *[every] * 5),
         repair=by_value(repair, *[cells] * 4, *[every] * 4),
-        count=jit(layout.shard(count, (cells, every, every, images), cells)),
+        evaluate=by_value(evaluate, cells, every, every, images),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job
 from rmtllmf_jax.sweep.stage import Stage
 
@@ -16,15 +17,15 @@ def reference_jobs(stage: Stage) -> list[Job]:
     return jobs
 
 
-def finetuned_accuracy(stage: Stage, task: str, split: str = "test") -> float:
-    """Return what accuracies on a task are divided by.
+def finetuned_score(stage: Stage, task: str, split: str = "test") -> float:
+    """Return what scores on a task are normalised by.
 
-    **Raises:** `InputError` if it is zero, which nothing can be divided by.
+    **Raises:** `InputError` if it is zero, which nothing can be compared with.
     """
-    accuracy = stage.accuracy(finetuned_job(task, split), task)
-    if accuracy == 0:
+    score = stage.score(finetuned_job(task, split), task)
+    if score == 0:
         raise InputError(
-            f"the fine-tuned model of {task} has accuracy 0 on the {split} samples: "
-            "fine-tune it longer, or evaluate on more samples."
+            f"the fine-tuned model of {task} has {described(stage.engine.metric)} 0 on the {split} "
+            "samples: fine-tune it longer, or evaluate on more samples."
         )
-    return accuracy
+    return score

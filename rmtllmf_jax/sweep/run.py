@@ -13,9 +13,9 @@ from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job, base_job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
-from rmtllmf_jax.sweep.references import finetuned_accuracy, reference_jobs
+from rmtllmf_jax.sweep.references import finetuned_score, reference_jobs
 from rmtllmf_jax.sweep.scales import Scales, require_chosen, scales_by_size
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
@@ -44,7 +44,7 @@ def run_grid(
     **Raises:** `InputError` if the grid has what the preset of the settings cannot have, before
     anything is computed.
     """
-    grid.require_fitting(engine.uplinks.preset)
+    grid.require_fitting(engine.uplinks.preset, engine.uplinks.transport)
     require_chosen(grid, engine.settings.scale)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
@@ -61,7 +61,7 @@ def run_grid(
             for row in _rows(stage, job, described(cell.rule))
         ]
         programs = stage.parts.programs(job.hash for job in jobs)
-    with Parts(f"{folder}/cosines", program=program(engine.layout.devices[0])) as parts:
+    with CellStore(f"{folder}/cosines", program=program(engine.layout.devices[0])) as parts:
         tables = {"results": results, "cosines": cosine_rows(engine, grid, parts)}
     _tell_mixture(programs)
     tables["programs"] = programs
@@ -93,9 +93,8 @@ def _rows(stage: Stage, job: Job, rule: str) -> Rows:
     engine, cell = stage.engine, job.cell
     rows = []
     for task in cell.combination:
-        finetuned = finetuned_accuracy(stage, task)
+        finetuned = finetuned_score(stage, task)
         found = stage.row(job, task)
-        accuracy = found["accuracy"]
         rows.append(
             {
                 "combination": "+".join(cell.combination),
@@ -112,10 +111,11 @@ def _rows(stage: Stage, job: Job, rule: str) -> Rows:
                 "scale": job.scale,
                 **{name: found[name] for name in ("kappa", "mse", "mse_mean", "uses")},
                 "error_model": engine.settings.error_model,
-                "accuracy": accuracy,
-                "finetuned_accuracy": finetuned,
-                "base_accuracy": stage.accuracy(base_job(engine.inputs.tasks, "test"), task),
-                "normalised_accuracy": accuracy / finetuned,
+                "metric": found["metric"],
+                "score": found["score"],
+                "base_score": stage.score(base_job(engine.inputs.tasks, "test"), task),
+                "finetuned_score": finetuned,
+                "normalised": engine.metric.normalised(found["score"], finetuned),
             }
         )
     return rows

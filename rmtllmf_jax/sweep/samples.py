@@ -9,10 +9,9 @@ from jaxtyping import Int64
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.splits import evaluation_subset, few_shot
 from rmtllmf_jax.data.task_data import Rows, TaskData
-from rmtllmf_jax.evaluation.accuracy import EvaluationSet, evaluation_set, even_batch
+from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, evaluation_set, even_batch
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.realign import Shots
 
 
 def evaluation_sets(
@@ -42,7 +41,7 @@ def task_shots(task: TaskData, per_class: int, seed: int) -> Int64[np.ndarray, "
 
 def shot_pool(
     data: tuple[TaskData, ...], per_class: int, seed: int, image_size: int
-) -> tuple[Shots, list[Int64[np.ndarray, " shots"]]]:
+) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
     """Return the few-shot samples of all tasks as one pool, and each task's places in it.
 
     A task with too few training images has no place. Images come at `image_size` pixels, whatever
@@ -62,9 +61,7 @@ def shot_pool(
         raise lacking
     ends = np.cumsum([len(part) for part in parts])
     places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
-    pool = Shots(
-        jnp.concatenate([resize(part.images, image_size) for part in parts if len(part)]),
-        jnp.asarray(np.concatenate([part.labels for part in parts])),
-        jnp.asarray(np.repeat(np.arange(len(parts)), [len(part) for part in parts])),
-    )
-    return pool, places
+    images = jnp.concatenate([resize(part.images, image_size) for part in parts if len(part)])
+    owner = jnp.asarray(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+    labels = jnp.asarray(np.concatenate([part.labels for part in parts]))
+    return Batch({"images": images, "task": owner}, labels, jnp.ones(len(owner))), places

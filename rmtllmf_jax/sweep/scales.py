@@ -13,7 +13,7 @@ from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.rules import Method, OneOf, methods_of
 from rmtllmf_jax.sweep.grid import Cell, Combination, Grid
 from rmtllmf_jax.sweep.job import Job
-from rmtllmf_jax.sweep.references import finetuned_accuracy
+from rmtllmf_jax.sweep.references import finetuned_score
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.stage import Stage
 
@@ -62,7 +62,7 @@ def scales_by_size(stage: Stage, grid: Grid) -> tuple[Scales, list[dict[str, Any
     """Return what is chosen for every rule and size, and the validation curve if one is measured.
 
     The rule `validation` takes the method and the coefficient with the highest mean normalised
-    accuracy of the noiseless, unprotected merges of that size on validation samples. The test split
+    score of the noiseless, unprotected merges of that size on validation samples. The test split
     plays no part. The other rules of the coefficient are those of `fusion.scale_of`.
     """
     settings = stage.engine.settings
@@ -86,7 +86,7 @@ def _best(curve: list[dict[str, Any]], rule: Method | OneOf, size: int) -> Chose
         wanted = (described(rule), described(chosen.method), size, chosen.scale)
         columns = ("rule", "method", "size", "scale")
         rows = [row for row in curve if tuple(row[name] for name in columns) == wanted]
-        return float(np.mean([row["normalised_accuracy"] for row in rows]))
+        return float(np.mean([row["normalised"] for row in rows]))
 
     candidates = [
         Chosen(one, scale) for one in methods_of(rule) for scale in fusion.candidate_scales(one)
@@ -100,7 +100,9 @@ def _curve(stage: Stage, grid: Grid) -> list[dict[str, Any]]:
         for job in validation_jobs(replace(grid, rules=(rule,))):
             combination = job.cell.combination
             ratios = [
-                stage.accuracy(job, task) / finetuned_accuracy(stage, task, job.split)
+                stage.engine.metric.normalised(
+                    stage.score(job, task), finetuned_score(stage, task, job.split)
+                )
                 for task in combination
             ]
             curve.append(
@@ -110,7 +112,7 @@ def _curve(stage: Stage, grid: Grid) -> list[dict[str, Any]]:
                     "rule": described(rule),
                     "method": described(job.cell.rule),
                     "scale": job.scale,
-                    "normalised_accuracy": float(np.mean(ratios)),
+                    "normalised": float(np.mean(ratios)),
                 }
             )
     return curve

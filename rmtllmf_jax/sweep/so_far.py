@@ -9,6 +9,7 @@ import pandas as pd
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
+from rmtllmf_jax.evaluation.metrics import get_metric
 from rmtllmf_jax.fusion.rules import methods_of, parse_method
 from rmtllmf_jax.sweep.parts import read_parts
 
@@ -32,7 +33,7 @@ def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[st
     cells = read_parts(f"{store}/cells")
     tested = cells[cells["split"] == "test"]
     own = {
-        kind: tested[tested["kind"] == kind].set_index("task")["accuracy"]
+        kind: tested[tested["kind"] == kind].set_index("task")["score"]
         for kind in ("base", "finetuned")
     }
     grid = configuration["grid"]
@@ -47,14 +48,17 @@ def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[st
             f"{store}: cells with several merging coefficients or options; which ones are this "
             "sweep's is known at its end."
         )
+    metric = get_metric(configuration["settings"].get("metric", "accuracy"))
     tuned = rows["task"].map(own["finetuned"])
     rows = rows.assign(**dict.fromkeys(_UPLINK - set(rows), float("nan"))).assign(
         error_model=configuration["settings"]["error_model"],
-        finetuned_accuracy=tuned,
-        base_accuracy=rows["task"].map(own["base"]),
-        normalised_accuracy=rows["accuracy"] / tuned,
+        base_score=rows["task"].map(own["base"]),
+        finetuned_score=tuned,
+        normalised=list(map(metric.normalised, rows["score"], tuned)),
     )
-    found: list[dict[str, Any]] = rows.drop(columns=["cell", "kind", "split"]).to_dict("records")
+    found: list[dict[str, Any]] = rows.drop(
+        columns=["cell", "kind", "split", "sum", "weight"]
+    ).to_dict("records")
     return found
 
 

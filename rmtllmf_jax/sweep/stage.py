@@ -12,7 +12,7 @@ from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.job import Job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.trackers import Tracker
 
@@ -27,7 +27,7 @@ class Stage:
     def __init__(self, engine: Engine, folder: Path | str, tracker: Tracker | None = None) -> None:
         self.engine, self.folder, self.tracker = engine, folder, tracker
         every = 60.0 if "://" in str(self.folder) else 10.0  # an object store: few, large parts
-        self.parts = Parts(
+        self.parts = CellStore(
             self.folder,
             process=engine.layout.process,
             every=every,
@@ -59,11 +59,10 @@ class Stage:
                 before = images
                 with interrupts_held(_NOTICE):
                     finished = {}
-                    for job, correct in (chunk := next(chunks)):
-                        sizes = {t: self.engine.samples(t, job.split).count for t in correct}
+                    for job, sums in (chunk := next(chunks)):
                         uplink = self.engine.uplinks.columns(job.cell)
-                        finished[job.hash] = job.rows(correct, sizes, uplink)
-                        images += sum(sizes.values())
+                        finished[job.hash] = job.rows(sums, self.engine.metric, uplink)
+                        images += sum(self.engine.samples(t, job.split).count for t in sums)
                     self.parts.add_all(finished)
                 seen += len(chunk)
                 bar(len(chunk), images=images - before)
@@ -71,10 +70,10 @@ class Stage:
         self.parts.flush()
         self._wait(jobs, description)
 
-    def accuracy(self, job: Job, task: str) -> float:
-        """Return the accuracy of a finished job's model on a task."""
-        accuracy: float = self.row(job, task)["accuracy"]
-        return accuracy
+    def score(self, job: Job, task: str) -> float:
+        """Return the score of a finished job's model on a task."""
+        score: float = self.row(job, task)["score"]
+        return score
 
     def row(self, job: Job, task: str) -> dict[str, Any]:
         """Return a finished job's row of a task, as the program that computed it wrote it."""

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head, logits_by_task
 from rmtllmf_jax.training.recipes import Recipe
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["images", "labels", "task"], meta_fields=[])
-@dataclass(frozen=True)
-class Shots:
-    """A pool of labelled samples of several tasks; `task` indexes the stacked heads."""
-
-    images: UInt8[Array, "pool size size channels"]
-    labels: Int[Array, " pool"]
-    task: Int[Array, " pool"]
 
 
 def realign(
     params: PyTree,
     trainable: PyTree[Bool[Array, ""]],
     heads: Head,
-    shots: Shots,
+    shots: Batch,
     batches: Int[Array, "steps batch"],
     *,
     backbone: Backbone,
@@ -43,16 +31,17 @@ def realign(
 
     - `params`: the merged model.
     - `trainable`: a flag per leaf; leaves with `False` come back bitwise equal.
-    - `heads`: stacked, frozen; `shots`: the pool of all tasks.
+    - `heads`: stacked, frozen; `shots`: the pool of all tasks, each with its
+      `task`; all weigh the same.
     - `batches`: indices into the pool, one row per step (`batches.balanced_batches`); they select
       the combination.
     """
     optimiser = recipe.optimiser()
 
     def loss(params: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
-        features = backbone.features(params, shots.images[batch])
-        logits = logits_by_task(heads, features, shots.task[batch])
-        labels = shots.labels[batch]
+        features = backbone.features(params, shots.inputs["images"][batch])
+        logits = logits_by_task(heads, features, shots.inputs["task"][batch])
+        labels = shots.target[batch]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(

@@ -1,64 +1,47 @@
-"""Accuracy, counted batch by batch with one compiled program."""
+"""Labelled samples in batches of one size, the last one padded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree, UInt8
+from jaxtyping import Array, Int, Real, Shaped, UInt8
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.models.backbone import Backbone
-from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.images import resize
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["images", "labels", "valid"], meta_fields=[]
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class EvaluationBatch:
-    """A batch of fixed size; `valid` marks the samples that are not padding."""
+class Batch:
+    """What a model is given, and what it should answer; also batches stacked along leading axes.
 
-    images: UInt8[Array, "batch size size channels"]
-    labels: Int[Array, " batch"]
-    valid: Bool[Array, " batch"]
-
-    def at_size(self, image_size: int) -> EvaluationBatch:
-        """Return the batch with images of another size in pixels, resized on the device."""
-        if self.images.shape[1:3] == (image_size, image_size):
-            return self  # even a call that does nothing costs time, beside a small model
-        return replace(self, images=resize(self.images, image_size))
-
-
-def count_correct(
-    params: PyTree, heads: Head, task: Int[Array, ""], batch: EvaluationBatch, *, backbone: Backbone
-) -> Int[Array, " 2"]:
-    """Return how many valid samples of a batch are classified correctly, and how many not at all.
-
-    The latter have logits that are not finite: the model is broken, and its decisions are chance.
-
-    **Arguments:**
-
-    - `heads`: stacked over tasks and padded; `task`: which of them to use. Both are data, so one
-      compiled program serves all tasks.
+    Images are `inputs["images"]`. Where samples are of several tasks, `inputs["task"]` is the place
+    of a batch's, or of each sample's, head among the stacked ones.
     """
-    head = jax.tree.map(lambda leaf: leaf[task], heads)
-    logits = head(backbone.features(params, batch.images))
-    right = jnp.argmax(logits, axis=-1) == batch.labels
-    broken = ~jnp.isfinite(jnp.max(logits, axis=-1))  # max propagates NaN
-    return jnp.stack([jnp.sum(right & batch.valid), jnp.sum(broken & batch.valid)])
+
+    inputs: dict[str, Shaped[Array, "..."]]
+    target: Shaped[Array, "*batch"]
+    """Labels."""
+    weight: Real[Array, "*batch"]
+    """What each target counts; 0 for padding."""
+
+    def at_size(self, image_size: int) -> Batch:
+        """Return the batch with images of another size in pixels, resized on the device."""
+        images = self.inputs["images"]
+        if images.shape[1:3] == (image_size, image_size):
+            return self  # even a call that does nothing costs time, beside a small model
+        return replace(self, inputs=self.inputs | {"images": resize(images, image_size)})
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """Labelled samples on the device, cut into batches of one size, the last one padded."""
 
-    batches: tuple[EvaluationBatch, ...]
+    batches: tuple[Batch, ...]
     count: int
     """Samples without the padding."""
 
@@ -96,10 +79,10 @@ def evaluation_set(
         missing = batch_size - len(rows)
         padding = ((0, missing), (0, 0), (0, 0), (0, 0))
         batches.append(
-            EvaluationBatch(
-                jnp.asarray(np.pad(images[start : start + batch_size], padding)),
+            Batch(
+                {"images": jnp.asarray(np.pad(images[start : start + batch_size], padding))},
                 jnp.asarray(np.pad(rows, (0, missing))),
-                jnp.arange(batch_size) < len(rows),
+                (jnp.arange(batch_size) < len(rows)).astype(jnp.float32),
             )
         )
     return EvaluationSet(tuple(batches), len(labels))

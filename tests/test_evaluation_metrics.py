@@ -1,4 +1,4 @@
-"""Scores of logits against NumPy, and discrete choices that refuse to be differentiated."""
+"""Metrics of logits against NumPy, and discrete choices that refuse to be differentiated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.discrete import discrete
-from rmtllmf_jax.evaluation.scores import SCORES, accuracy, get_score, margin, soft_accuracy
+from rmtllmf_jax.evaluation.metrics import (
+    METRICS,
+    Accuracy,
+    CrossEntropy,
+    Margin,
+    PerSample,
+    SoftAccuracy,
+    get_metric,
+)
 from rmtllmf_jax.models.heads import PADDED_LOGIT
 
 CLASSES = 5
@@ -33,11 +42,11 @@ def numpy_margin(logits: np.ndarray, labels: np.ndarray, temperature: float) -> 
     return (here - np.max(rows, axis=-1)) / temperature
 
 
-REFERENCES: dict[str, Callable[..., np.ndarray]] = {
-    "accuracy": lambda logits, labels, _: np.float64(np.argmax(logits, axis=-1) == labels),
-    "soft_accuracy": lambda *given: np.exp(log_probability(*given)),
-    "cross_entropy": lambda *given: -log_probability(*given),
-    "margin": numpy_margin,
+REFERENCES: dict[type[PerSample], Callable[..., np.ndarray]] = {
+    Accuracy: lambda logits, labels, _: np.float64(np.argmax(logits, axis=-1) == labels),
+    SoftAccuracy: lambda *given: np.exp(log_probability(*given)),
+    CrossEntropy: lambda *given: -log_probability(*given),
+    Margin: numpy_margin,
 }
 
 
@@ -46,58 +55,78 @@ def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return 4 * rng.normal(size=(64, CLASSES)), rng.integers(0, CLASSES, 64)
 
 
-def test_every_score_has_a_reference():
-    assert set(REFERENCES) == set(SCORES)
+def at(kind: type[PerSample], temperature: float) -> PerSample:
+    return kind() if kind is Accuracy else kind(temperature)
+
+
+def test_every_metric_has_a_reference():
+    assert set(REFERENCES) == set(METRICS.values())
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("temperature", [0.1, 7.0])
-@pytest.mark.parametrize("name", SCORES)
-def test_scores_against_numpy_in_float64(name: str, temperature: float, dtype: type):
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_metrics_against_numpy_in_float64(kind: type[PerSample], temperature: float, dtype: type):
     logits, labels = drawn()
+    metric = at(kind, temperature)
+    expected = REFERENCES[kind](logits, labels, temperature)
+    weight = np.random.default_rng(1).integers(0, 3, len(labels)) / 4
+    spoilt = np.where(weight[:, None] > 0, logits, np.nan)  # padding may be anything
     with jax.enable_x64(dtype == jnp.float64):
-        found = get_score(name)(jnp.asarray(logits, dtype), jnp.asarray(labels), temperature)
-    assert found.dtype == dtype
+        found = metric.per_sample(jnp.asarray(logits, dtype), jnp.asarray(labels))
+        batch = Batch({}, jnp.asarray(labels), jnp.asarray(weight, dtype))
+        total, whole = metric(lambda _: jnp.asarray(spoilt, dtype), batch)
+    assert found.dtype == total.dtype == dtype
     assert found.shape == labels.shape
     tolerance = 1e-12 if dtype == jnp.float64 else 1e-5
-    expected = REFERENCES[name](logits, labels, temperature)
     np.testing.assert_allclose(found, expected, rtol=10 * tolerance, atol=tolerance)
+    np.testing.assert_allclose(total, weight @ expected, rtol=20 * tolerance)
+    np.testing.assert_allclose(whole, weight.sum(), rtol=tolerance)
 
 
-def test_scores_tell_right_from_wrong():
-    logits, labels = jnp.array([[0.0, 3.0, 1.0]] * 2), jnp.array([1, 0])
-    np.testing.assert_array_equal(accuracy(logits, labels), [1.0, 0.0])
-    np.testing.assert_allclose(margin(logits, labels, 2.0), [1.0, -1.5])
-    assert soft_accuracy(logits, labels)[0] > 0.5 > soft_accuracy(logits, labels)[1]
-
-
-@pytest.mark.parametrize("name", SCORES)
-def test_padded_classes_change_nothing(name: str):
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_padded_classes_change_nothing(kind: type[PerSample]):
     logits, labels = drawn()
     padded = np.pad(logits, ((0, 0), (0, 3)), constant_values=PADDED_LOGIT)
-    score = get_score(name)
     found, expected = (
-        score(jnp.asarray(each, jnp.float32), jnp.asarray(labels), 0.5) for each in (padded, logits)
+        at(kind, 0.5).per_sample(jnp.asarray(each, jnp.float32), jnp.asarray(labels))
+        for each in (padded, logits)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORES) - {"accuracy"}))
-def test_gradients_against_differences_and_zero_at_padded_classes(name: str):
+@pytest.mark.parametrize("kind", [kind for kind in REFERENCES if kind.differentiable])
+def test_gradients_against_differences_and_zero_at_padded_classes(kind: type[PerSample]):
     logits, labels = drawn(1)
     padded = np.pad(logits, ((0, 0), (0, 2)), constant_values=PADDED_LOGIT)
     with jax.enable_x64(True):
-        gradient = jax.grad(
-            lambda x: jnp.sum(get_score(name)(x, jnp.asarray(labels), jnp.asarray(1.5)))
-        )(jnp.asarray(padded))
+        batch = Batch({}, jnp.asarray(labels), jnp.ones(len(labels)))
+        gradient = jax.grad(lambda x: at(kind, 1.5)(lambda _: x, batch)[0])(jnp.asarray(padded))
     step = 1e-5
     for place in range(CLASSES):
         move = step * np.eye(CLASSES)[place]
-        up, down = (REFERENCES[name](logits + s * move, labels, 1.5) for s in (1, -1))
+        up, down = (REFERENCES[kind](logits + s * move, labels, 1.5) for s in (1, -1))
         numeric = (up - down) / (2 * step)
         assert np.max(np.abs(numeric)) > 0.01
         np.testing.assert_allclose(gradient[:, place], numeric, atol=1e-8)
     np.testing.assert_array_equal(gradient[:, CLASSES:], 0.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_outputs_that_are_not_finite_have_no_sum(kind: type[PerSample], value: float):
+    """An infinite logit of another class would make a soft accuracy of zero, a finite number."""
+    logits = jnp.array([[1.0, 2.0], [value, value if value < 0 else 0.0]])
+    total, weight = kind()(lambda _: logits, Batch({}, jnp.array([0, 1]), jnp.ones(2)))
+    assert not np.isfinite(total)
+    assert weight == 2
+
+
+def test_scores_are_normalised_by_the_better_direction():
+    assert Accuracy().score(15.0, 20.0) == 0.75
+    assert Accuracy().normalised(0.6, 0.8) == 0.6 / 0.8
+    assert CrossEntropy().normalised(2.0, 0.5) == 0.25
+    assert CrossEntropy().normalised(0.0, 0.5) == np.inf
 
 
 @settings(max_examples=50, deadline=None)
@@ -111,10 +140,11 @@ def test_soft_accuracy_tends_to_accuracy(row: list[int], label: int, temperature
     logits, labels = jnp.array([row], jnp.float32) / 10, jnp.array([label])
     top = sorted(row)[::-1]
     gap = (top[0] - top[1]) / 10
-    hard = accuracy(logits, labels)[0]
+    hard = Accuracy().per_sample(logits, labels)[0]
     assert hard == float(row[label] == top[0])
     apart = [
-        abs(float(soft_accuracy(logits, labels, temperature / 2**n)[0] - hard)) for n in (0, 5)
+        abs(float(SoftAccuracy(temperature / 2**n).per_sample(logits, labels)[0] - hard))
+        for n in (0, 5)
     ]
     for n, distance in zip((0, 5), apart, strict=True):
         assert distance <= 2 * np.exp(-gap * 2**n / temperature) + 1e-6
@@ -122,9 +152,18 @@ def test_soft_accuracy_tends_to_accuracy(row: list[int], label: int, temperature
     assert apart[1] < 2e-6  # 2 exp(-0.1 * 2^5 / 0.2) and rounding
 
 
-def test_unknown_scores_name_the_nearest():
-    with pytest.raises(InputError, match=r"unknown score 'soft_acuracy'. Did you mean 'soft_acc"):
-        get_score("soft_acuracy")
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("soft_acuracy", "unknown metric 'soft_acuracy'. Did you mean 'soft_accuracy'?"),
+        ("soft_accuracy(temperature=0)", "temperature must be a finite number > 0, got 0.0"),
+        (min, "expected a value such as Accuracy"),
+    ],
+)
+def test_what_is_no_metric_is_refused(metric: object, said: str):
+    with pytest.raises(InputError) as caught:
+        get_metric(metric)
+    assert said in str(caught.value)
 
 
 X = jnp.array([1.0, 3.0, 2.0])
@@ -198,5 +237,5 @@ def test_a_discrete_choice_from_a_constant_passes(wrap: Callable[[Smooth], Smoot
 
 def test_hard_accuracy_refuses_derivatives_by_name():
     logits, labels = (jnp.asarray(each) for each in drawn())
-    with pytest.raises(InputError, match="hard accuracy"):
-        jax.grad(lambda x: jnp.sum(accuracy(x, labels)))(logits)
+    with pytest.raises(InputError, match=r"hard accuracy.*SoftAccuracy"):
+        jax.grad(lambda x: jnp.sum(Accuracy().per_sample(x, labels)))(logits)
