@@ -47,12 +47,12 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation.disentanglement import (
+    get_distance,
     pair_wde,
     single_outputs,
     task_samples,
     wde_terms,
 )
-from rmtllmf_jax.evaluation.distances import get_distance
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs

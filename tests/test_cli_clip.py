@@ -19,7 +19,7 @@ from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.options import taken
 from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.runs.config import configure
-from rmtllmf_jax.training.presets import DEMO, PRESETS
+from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
 
 TASKS = ("mnist", "svhn")
 
@@ -258,10 +258,10 @@ def test_images_are_the_models_own_where_no_option_says_more(
     assert len({each.tower for each in (setting, chosen, bare)}) == 3
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "demo"])
+@pytest.mark.parametrize("name", [*RUN_RECIPES, "demo"])
 def test_a_preset_sets_the_defaults_and_options_win(name: str):
     options = parse(["reproduce", name, "--out", "o", "--steps", "7"])
-    preset = DEMO if name == "demo" else PRESETS[name]
+    preset = DEMO if name == "demo" else RUN_RECIPES[name]
     assert (options.model, options.source, options.steps) == (preset.model, preset.source, 7)
     assert (options.tasks, options.image_size) == (preset.tasks, preset.image_size)
     assert options.batch_size == preset.finetune.batch_size

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import power_law
-from rmtllmf_jax.fusion.files.adapters import require_no_adapter
-from rmtllmf_jax.fusion.files.recipe import file_methods
+from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
+from rmtllmf_jax.fusion.files.plan import file_methods
 from rmtllmf_jax.fusion.rules import METHODS
 from rmtllmf_jax.report.vector_figures import layer_weights_figure
 

@@ -18,10 +18,10 @@ from rmtllmf_jax import fusion, gradients, uplink
 from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario, White, get_preset
 from rmtllmf_jax.cli.gradcheck import starting_values
 from rmtllmf_jax.cli.main import main
-from rmtllmf_jax.cli.random_users import TASKS, random_inputs
 from rmtllmf_jax.gradients import Agreement, Objective, Parameters
 from rmtllmf_jax.gradients.link import user_mse
 from rmtllmf_jax.runs.config import load_manifest
+from rmtllmf_jax.runs.random_users import TASKS, random_inputs
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings

@@ -34,7 +34,7 @@ from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import plan
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.presets import PRESETS
+from rmtllmf_jax.training.recipes import RUN_RECIPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 NAMES = pytest.mark.parametrize("name", COMMANDS)
@@ -303,7 +303,7 @@ def test_usage_that_cannot_be_read_is_code_2(
 def test_a_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     tasks = tuple(task_facts(name) for name in ("dtd", "mnist"))
     grid = Grid((("dtd", "mnist"),), ("clean",), ("none",), 1, 1)
-    found = plan(backbone_of(TINY), tasks, grid, Settings(), PRESETS["paper"])
+    found = plan(backbone_of(TINY), tasks, grid, Settings(), RUN_RECIPES["paper"])
     print_json(found, Devices("TPU v4", 4, 1000), Speed(2e12, 1e12, 1e11))
     printed = json.loads(capsys.readouterr().out)
     assert printed["cells"] == {"clean": {"none": 1}}

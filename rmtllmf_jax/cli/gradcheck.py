@@ -221,7 +221,7 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
     **Raises:** `InputError` if the combination is not one of the tasks, or the run folder cannot
     be used.
     """
-    from rmtllmf_jax.cli.random_users import random_inputs
+    from rmtllmf_jax.runs.random_users import random_inputs
     from rmtllmf_jax.sweep.objective import objective_of
 
     if options.out is None:

@@ -6,8 +6,10 @@ from .objective import objective_of, with_users
 from .parts import CellStore, read_parts
 from .run import run_grid
 from .settings import Settings
+from .trackers import TRACKERS, get_tracker
 
 __all__ = [
+    "TRACKERS",
     "Axis",
     "Cell",
     "CellStore",
@@ -16,6 +18,7 @@ __all__ = [
     "Layout",
     "Settings",
     "choose_combinations",
+    "get_tracker",
     "objective_of",
     "one_device",
     "parse_axis",

@@ -19,7 +19,7 @@ from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.presets import Preset
+from rmtllmf_jax.training.recipes import RunRecipe
 from rmtllmf_jax.uplink import is_surrogate
 
 _FLOAT = 4  # bytes of a number of a head
@@ -136,7 +136,7 @@ def plan(
     tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
-    preset: Preset | None = None,
+    preset: RunRecipe | None = None,
     *,
     clip: CLIPShape | None = None,
     ready_vectors: bool = False,
@@ -217,7 +217,7 @@ def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
 
 
 def _users_work(
-    preset: Preset,
+    preset: RunRecipe,
     tasks: Sequence[TaskSize],
     fraction: float,
     ready: bool,
