@@ -432,7 +432,7 @@ def test_tables_of_several_distances_are_not_drawn():
 
 
 @pytest.mark.slow
-def test_the_experiment_runs_and_goes_on_from_its_journal(
+def test_the_experiment_runs_and_goes_on_from_its_store(
     finished: TinyRun, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A heat map and a combination at the same scales are the same number, under every noise."""
@@ -453,8 +453,7 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
         cache_dir=cache_dir,
     )
     script.main(options)
-    (journal,) = (run / "disentanglement").iterdir()
-    before = journal.read_bytes()
+    before = sorted((run / "disentanglement").rglob("*.parquet"))
     pairs, terms = (pd.read_csv(options.out / f"{name}.csv") for name in ("pairs", "combinations"))
     cell = ["scenario", "draw"]
     half = pairs[(pairs["scale_a"] == 0.5) & (pairs["scale_b"] == 0.5)].set_index(cell)["wde"]
@@ -466,7 +465,7 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
     assert set(terms["combination"]) == {"dtd+mnist", "dtd+svhn", "mnist+svhn", "dtd+mnist+svhn"}
     assert "| sum_rate |" in (options.out / "README.md").read_text()
     script.main(replace(options, out=tmp_path / "again"))
-    assert journal.read_bytes() == before
+    assert sorted((run / "disentanglement").rglob("*.parquet")) == before
     for name in ("pairs.csv", "combinations.csv", "pairs.svg", "sizes.png"):
         assert (tmp_path / "again" / name).read_bytes() == (options.out / name).read_bytes()
     assert_noise_is_the_sweeps(script, options)
@@ -478,7 +477,7 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
 def assert_noise_is_the_sweeps(script: ModuleType, options: Any) -> None:
     """Received vectors have the lengths that the sweep's own table of them tells, user by user."""
     inputs = script.load(options)
-    study = script.Study(inputs, options, {})
+    study = script.Study(inputs, options)
     engine = Engine(inputs, Settings(seed=options.seed), one_device())
     grid = Grid((inputs.tasks,), ("ideal", "sum_rate"), ("none",), 2, 1)
     with CellStore(options.out / "cosines") as parts:

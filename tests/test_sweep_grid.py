@@ -14,7 +14,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.fusion import Average, Dare, Fisher, MergeMethod, TaskArithmetic, Ties
+from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations, require_swept
 from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job

@@ -13,6 +13,7 @@ import pytest
 from cost_fixtures import B16, TINY, TINY_CLIP, TINY_TEXT, backbone_of, plain
 from rich.console import Console
 
+from rmtllmf_jax import fusion
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.plan import devices_of, plan_sentences, print_plan, what_is_needed
 from rmtllmf_jax.common.errors import InputError
@@ -131,6 +132,23 @@ def test_the_scale_on_validation_images_is_counted():
     padded = 2 + 4  # two and four validation images in batches of two
     assert result["choice of the scale"][0] == 10 * padded + padded
     assert result["merging"][0] == 11 + 10
+
+
+def test_what_merge_methods_look_at_is_counted():
+    """18 and 36 training images, 11 merges of each rule, one block of width 4 and 8."""
+    rules = (fusion.AdaMerging(steps=3, batch_size=4), fusion.RegMean(), fusion.Fisher())
+    settings = replace(SETTINGS, statistics_samples=20)
+    result = tiny_plan(grid=replace(GRID, rules=rules), settings=settings)
+    seen, learned = 18 + 20, 11 * 3 * 4
+    found = amounts(result)
+    assert found["inputs of layers"] == (seen, seen * FORWARD)
+    assert found["Fisher information"] == (seen, seen * TRAIN)
+    assert found["learning to merge"] == (learned, learned * TRAIN)
+    grams, information, images = 5 * 4**2 + 8**2, 260, (11 + 8) * 4 * 4 * 3
+    assert result.sweep["what merge methods need"] == 2 * 4 * (grams + information) + images
+    chosen = replace(settings, scale="validation")
+    one = amounts(tiny_plan(grid=replace(GRID, rules=rules[:1]), settings=chosen))
+    assert one["learning to merge"][0] == learned + 3 * 4
 
 
 def test_symbols_are_sent_once_per_channel_and_seed():

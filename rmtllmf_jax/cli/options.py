@@ -173,8 +173,9 @@ class SweepOptions(RunOptions, UplinkOptions):
     task vector), or repairs with options: 'reload(patterns=(...))+realign(shots=5)'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
-    dare, dare_ties, layer_wise, lata. Of ties(density=[0.1, 0.2]) --scale validation chooses the
-    density, too."""
+    dare, dare_ties, layer_wise, lata, and those that look at data: fisher, regmean (training images
+    of each task) and adamerging (test images, without labels). Of ties(density=[0.1, 0.2]) --scale
+    validation chooses the density, too."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
     power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation
@@ -199,6 +200,9 @@ class SweepOptions(RunOptions, UplinkOptions):
     """Test images per task; 0 is all."""
     validation_samples: int = 200
     """Validation images per task for --scale validation; 0 is all."""
+    statistics_samples: int = 128
+    """Training images per task, without labels, for the merge methods fisher and regmean; 0 is
+    all."""
     shots: int = 10
     """Samples per class for realignment."""
     frozen: tuple[str, ...] = ()

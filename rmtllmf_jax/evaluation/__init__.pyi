@@ -12,6 +12,7 @@ from .metrics import (
     SoftAccuracy,
     get_metric,
 )
+from .statistics import Unlabelled, fisher_information, input_grams
 
 __all__ = [
     "METRICS",
@@ -25,9 +26,12 @@ __all__ = [
     "Sensitivity",
     "SoftAccuracy",
     "TaskSamples",
+    "Unlabelled",
     "combination_wde",
     "evaluation_set",
+    "fisher_information",
     "get_metric",
+    "input_grams",
     "logit_jacobian_norms",
     "margin_jacobian_norms",
     "margin_spread",

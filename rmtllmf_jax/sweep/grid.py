@@ -12,14 +12,13 @@ import numpy as np
 
 from rmtllmf_jax.channel import Link, Preset, Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least
-from rmtllmf_jax.common.values import described, name_of
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import Protection, protection_name, repairs_of, split
-from rmtllmf_jax.fusion.rules import METHODS, TASK_ARITHMETIC, Method, OneOf, fact, methods_of
+from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
+from rmtllmf_jax.sweep.needs import require_met
 from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
 
-SWEPT_RULES = tuple(name for name, kind in METHODS.items() if not fact(kind, "needs"))
-"""Merge methods that need nothing but task vectors."""
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
 
@@ -150,20 +149,16 @@ def _draws_nothing(rule: Method | OneOf, protection: str | Protection) -> bool:
 
 
 def require_swept(rule: Any) -> None:
-    """Check that a merge method needs nothing but task vectors.
+    """Check that a sweep has what a merge method needs.
 
-    **Raises:** `InputError` that says what else it needs, or that it is no method.
+    **Raises:** `InputError` that says what it has not, or that it is no method.
     """
     if not (isinstance(rule, OneOf) or callable(rule)):
         raise InputError(
             f"merge method: expected a value such as fusion.Ties(density=0.1), got {rule!r}."
         )
     for method in methods_of(rule):
-        if needs := fact(method, "needs"):
-            raise InputError(
-                f"the merge method {name_of(method)} needs {', '.join(needs)}, which a sweep does "
-                f"not have; take one of {', '.join(SWEPT_RULES)}."
-            )
+        require_met(method)
 
 
 def choose_combinations(
