@@ -224,18 +224,38 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
             use()
 
 
-def test_shards_of_two_downloads_are_not_mixed(tmp_path: Path) -> None:
-    write_shards(tmp_path / "dtd", [2, 2])
-    (other,) = write_shards(tmp_path / "dtd", [2])
-    source = DataFolder(tmp_path)
-    with pytest.raises(InputError, match="mixes sets of 1 and 2 shards"):
-        source.size("dtd", "train")
-    other.rename(other.with_name("train-00001-of-00002-0f3a.parquet"))
+REVERSED = json.loads(json.dumps(HUB_METADATA))
+REVERSED["info"]["features"]["label"]["names"].reverse()
+NO_NAMES = r"classes\.json: no such file, and .*note no class names"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ([("", [2, 2]), ("", [2])], "mixes sets of 1 and 2 shards"),
+        ([("one", [2]), ("two", [2])], "'train' is there more than once: .*one.*two"),
+        ([("", [2]), ("", [2], "test", REVERSED)], "note different class names"),
+        *(
+            ([("", [2], "train", metadata)], NO_NAMES)
+            for metadata in (None, {}, {"info": None}, {"info": {"features": []}})
+        ),
+    ],
+)
+def test_shards_that_contradict_each_other(tmp_path: Path, written: list, message: str) -> None:
+    for inside, *rest in written:
+        write_shards(tmp_path / "dtd" / inside, *rest)
+    with pytest.raises(InputError, match=message):
+        DataFolder(tmp_path).classes("dtd")
+
+
+def test_a_shard_that_is_there_twice(tmp_path: Path) -> None:
+    first, _ = write_shards(tmp_path / "dtd", [2, 2])
+    shutil.copy(first, first.with_name("train-00000-of-00002-0f3a.parquet"))
     with pytest.raises(InputError, match=r"3 shards of split 'train', 2 by their names"):
-        source.size("dtd", "train")
+        DataFolder(tmp_path).size("dtd", "train")
 
 
-def test_a_split_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_file_beside_shards_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"image": IMAGES, "label": [0, 1, 0]})
     write_shards(tmp_path / "dtd" / "data", [2])
     with pytest.raises(InputError, match=r"'train' is there more than once: .*train\.parquet"):
@@ -245,12 +265,7 @@ def test_a_split_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 def test_of_two_configurations_the_registrys_is_taken(tmp_path: Path) -> None:
     write_shards(tmp_path / "svhn" / "cropped_digits", [3])
     write_shards(tmp_path / "svhn" / "full_numbers", [5])
-    write_shards(tmp_path / "dtd" / "one", [3])
-    write_shards(tmp_path / "dtd" / "two", [5])
-    source = DataFolder(tmp_path)
-    assert source.size("svhn", "train") == 3
-    with pytest.raises(InputError, match=r"'train' is there more than once: .*one.*two"):
-        source.size("dtd", "train")
+    assert DataFolder(tmp_path).size("svhn", "train") == 3
 
 
 def test_a_file_is_hashed_once_until_it_changes(
@@ -268,22 +283,6 @@ def test_a_file_is_hashed_once_until_it_changes(
     path.write_bytes(data)
     os.utime(path, ns=(1, 1))
     assert source.fingerprint("dtd", "train") == hashlib.sha256(data).hexdigest() != first
-
-
-@pytest.mark.parametrize("metadata", [None, {}, {"info": None}, {"info": {"features": []}}])
-def test_without_noted_names_classes_json_is_asked_for(tmp_path: Path, metadata: Any) -> None:
-    write_shards(tmp_path / "dtd", [2], metadata=metadata)
-    with pytest.raises(InputError, match=r"classes\.json: no such file, and .*note no class names"):
-        DataFolder(tmp_path).classes("dtd")
-
-
-def test_splits_must_note_the_same_names(tmp_path: Path) -> None:
-    write_shards(tmp_path / "dtd", [2])
-    other = json.loads(json.dumps(HUB_METADATA))
-    other["info"]["features"]["label"]["names"].reverse()
-    write_shards(tmp_path / "dtd", [2], "test", metadata=other)
-    with pytest.raises(InputError, match="note different class names"):
-        DataFolder(tmp_path).classes("dtd")
 
 
 def test_columns_go_by_what_the_file_calls_them(tmp_path: Path) -> None:

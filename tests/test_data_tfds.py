@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 import subprocess
 import sys
@@ -274,21 +273,13 @@ def test_a_truncated_or_missing_shard_is_found(prepared: Path, keep: int | None)
 def test_without_the_extra_it_is_asked_for(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    original = builtins.__import__
-
-    def missing(name: str, *args: Any, **options: Any) -> Any:
-        if name.split(".")[0] == package:
-            raise ModuleNotFoundError(f"No module named {package!r}")
-        return original(name, *args, **options)
+    def no_reader(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'array_record'")
 
     if package == "array_record":
-        monkeypatch.delitem(sys.modules, "array_record", raising=False)
         builder = type(tfds.builder("mnist", data_dir=str(prepared)))
-
-        def no_reader(*_: Any, **__: Any) -> None:
-            raise ModuleNotFoundError("No module named 'array_record'")
-
         monkeypatch.setattr(builder, "as_data_source", no_reader)
-    monkeypatch.setattr(builtins, "__import__", missing)
+    else:
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"needs the packages .*pip install 'rmtllmf-jax\[tfds\]'"):
         TfdsSource(prepared).size("mnist", "train")

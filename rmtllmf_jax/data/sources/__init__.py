@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rmtllmf_jax.common.errors import InputError, require_known
@@ -12,9 +13,17 @@ from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.sources.hub import HubSource
 from rmtllmf_jax.data.sources.tfds import TfdsSource
 
-SOURCES = ("hub", "tfds", "folder", "arrays", "embedded")
+SOURCES: dict[str, Callable[..., Source]] = {
+    "hub": HubSource,
+    "tfds": TfdsSource,
+    "folder": DataFolder,
+    "arrays": ArraySource.from_npz,
+    "embedded": EmbeddedSource,
+}
 """Hugging Face hub, TensorFlow Datasets, parquet or image files, `.npz` files, and the small tasks
 that come with the package."""
+
+_FOLDERS = {"folder": "parquet or image files", "arrays": "<task>.npz files"}
 
 
 def get_source(name: str, data: Path | None = None) -> Source:
@@ -26,19 +35,14 @@ def get_source(name: str, data: Path | None = None) -> Source:
     **Raises:** `InputError` for an unknown name, or if `data` is missing for a source that needs it
     or given to one that takes none.
     """
-    require_known("source", name, SOURCES)
-    if name == "embedded":
-        if data is not None:
-            raise InputError(
-                f"source 'embedded' draws its own images and takes no --data, got {data}. Leave "
-                "--data out, or name the source of that folder: --source folder."
-            )
-        return EmbeddedSource()
-    if name == "hub":
-        return HubSource(cache_dir=data)
-    if name == "tfds":
-        return TfdsSource(data_dir=data)
+    make = SOURCES[require_known("source", name, SOURCES)]
     if data is None:
-        holds = "parquet or image files" if name == "folder" else "<task>.npz files"
-        raise InputError(f"source {name!r} needs --data: the folder with the {holds}.")
-    return DataFolder(data) if name == "folder" else ArraySource.from_npz(data)
+        if name in _FOLDERS:
+            raise InputError(f"source {name!r} needs --data: the folder with the {_FOLDERS[name]}.")
+        return make()
+    if name == "embedded":
+        raise InputError(
+            f"source 'embedded' draws its own images and takes no --data, got {data}. Leave --data "
+            "out, or name the source of that folder: --source folder."
+        )
+    return make(data)

@@ -91,7 +91,10 @@ class TfdsSource:
 
     def _builder(self, task: str) -> Any:
         known = self._builder_facts(task)
-        tfds = _import_tfds()
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise _missing_extra(error) from error
         directory = None if self.data_dir is None else str(self.data_dir)
         try:
             return tfds.builder(known.builder, data_dir=directory)
@@ -103,24 +106,34 @@ class TfdsSource:
     def _open(self, task: str, split: str) -> Any:
         require_known("split", split, SPLITS)
         known = self._builder_facts(task)
-        if (task, split) not in self._opened:
-            tfds, builder = _import_tfds(), self._builder(task)
-            decoders = {"image": tfds.decode.SkipDecoding()} if self.encoded else None
-            wanted = getattr(known, split)
-            try:
-                opened = builder.as_data_source(split=wanted, decoders=decoders)
-                len(opened)
-            except ImportError as error:
-                raise _missing_extra(error) from error
-            except Exception as error:
-                if isinstance(error, NotImplementedError) or not builder.is_prepared():
-                    raise InputError(self._how_to_prepare(task, known)) from error
+        if (task, split) in self._opened:
+            return self._opened[task, split]
+        builder, wanted = self._builder(task), getattr(known, split)
+        import tensorflow_datasets as tfds
+
+        decoders = {"image": tfds.decode.SkipDecoding()} if self.encoded else None
+        try:
+            opened = builder.as_data_source(split=wanted, decoders=decoders)
+            len(opened)
+        except ImportError as error:
+            raise _missing_extra(error) from error
+        except Exception as error:
+            if not isinstance(error, NotImplementedError) and builder.is_prepared():
                 raise InputError(
                     f"tfds {known.builder}, split {wanted!r}: cannot be opened "
                     f"({first_line(error)})."
                 ) from error
-            self._opened[task, split] = opened
-        return self._opened[task, split]
+            folder, option = "TFDS's own folder", ""
+            if self.data_dir is not None:
+                folder, option = str(self.data_dir), f", data_dir={str(self.data_dir)!r}"
+            raise InputError(
+                f"tfds {known.builder}: not prepared as array_record in {folder}. Prepare it once "
+                'where TensorFlow is installed: python -c "import tensorflow_datasets as tfds; '
+                f"tfds.builder({known.builder!r}{option}, file_format='array_record')"
+                f'.download_and_prepare()". Or use --source hub ({self.facts(task).hub.id}).'
+            ) from error
+        self._opened[task, split] = opened
+        return opened
 
     def _labels(self, task: str) -> list[int]:
         """Return the registry's label for each of TFDS's, by comparing names (`plain_name`)."""
@@ -145,24 +158,6 @@ class TfdsSource:
                 "apart safely."
             )
         return [wanted[name] for name in found]
-
-    def _how_to_prepare(self, task: str, known: TfdsSet) -> str:
-        folder = "TFDS's own folder" if self.data_dir is None else str(self.data_dir)
-        option = "" if self.data_dir is None else f", data_dir={str(self.data_dir)!r}"
-        return (
-            f"tfds {known.builder}: not prepared as array_record in {folder}. Prepare it once "
-            'where TensorFlow is installed: python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder({known.builder!r}{option}, file_format='array_record')"
-            f'.download_and_prepare()". Or use --source hub ({self.facts(task).hub.id}).'
-        )
-
-
-def _import_tfds() -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise _missing_extra(error) from error
-    return tensorflow_datasets
 
 
 def _missing_extra(error: ImportError) -> InputError:

@@ -8,12 +8,9 @@ from jaxtyping import UInt8
 from rmtllmf_jax.data.sources.embedded.canvas import Canvas, finish, hsv, paint, smooth
 from rmtllmf_jax.data.sources.embedded.task import EmbeddedTask, Item
 
-SHARES = (0.25, 0.45)
-"""Smallest and largest part of the picture that another colour covers."""
-HUE = 0.02
-"""Largest shift of the hue, in turns."""
-GRADIENT = 0.25
-"""Largest change of brightness across the picture."""
+SHARES = (0.25, 0.45)  # smallest and largest part of the picture that another colour covers
+HUE = 0.02  # largest shift of the hue, in turns
+GRADIENT = 0.25  # largest change of brightness across the picture
 NOISE = 0.12
 
 Range = tuple[float, float]

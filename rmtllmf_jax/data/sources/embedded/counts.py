@@ -16,20 +16,14 @@ from rmtllmf_jax.data.sources.embedded.canvas import (
 )
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.55
-"""Least difference in brightness between pips and die."""
-LIGHT = 1.0
-"""Chance that the pips are lighter than the die."""
+CONTRAST = 0.55  # least difference in brightness between pips and die
+LIGHT = 1.0  # chance that the pips are lighter than the die
 CLUTTER = 0.1
 NOISE = 0.04
-HALVES = (13.0, 14.5)
-"""Smallest and largest half of a die's side in pixels."""
-PIPS = (0.17, 0.22)
-"""Smallest and largest radius of a pip, in halves of the die's side."""
-SHIFT = 1.0
-"""Largest distance of the die from the centre along each side, in pixels."""
-TURN = 0.1
-"""Largest turn either way, in radians."""
+HALVES = (13.0, 14.5)  # smallest and largest half of a die's side in pixels
+PIPS = (0.17, 0.22)  # smallest and largest radius of a pip, in halves of the die's side
+SHIFT = 1.0  # largest distance of the die from the centre along each side, in pixels
+TURN = 0.1  # largest turn either way, in radians
 
 _APART = 0.58  # between neighbouring pips, in halves of the die's side
 

@@ -11,17 +11,13 @@ from PIL import Image
 from rmtllmf_jax.data.sources.embedded.canvas import cluttered, finish, paint, two_colours
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.7
-"""Least difference in brightness between ink and paper."""
-LIGHT = 1.0
-"""Chance that the ink is lighter than the paper."""
+CONTRAST = 0.7  # least difference in brightness between ink and paper
+LIGHT = 1.0  # chance that the ink is lighter than the paper
 CLUTTER = 0.05
 NOISE = 0.02
-SIDES = (30, 32)
-"""Smallest and largest side of a digit in pixels; its position is free."""
+SIDES = (30, 32)  # smallest and largest side of a digit in pixels; its position is free
 
-TRAIN_SCANS = 120
-"""Scans of each class that train may use; there are 174 to 183."""
+TRAIN_SCANS = 120  # scans of each class that train may use; there are 174 to 183
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

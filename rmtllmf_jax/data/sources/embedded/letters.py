@@ -22,20 +22,14 @@ from rmtllmf_jax.data.sources.embedded.canvas import (
 )
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.6
-"""Least difference in brightness between letter and background."""
-LIGHT = 1.0
-"""Chance that the letter is lighter than the background."""
+CONTRAST = 0.6  # least difference in brightness between letter and background
+LIGHT = 1.0  # chance that the letter is lighter than the background
 CLUTTER = 0.06
 NOISE = 0.03
-HEIGHTS = (24.0, 28.0)
-"""Smallest and largest height of a letter in pixels."""
-SHIFT = 1.0
-"""Largest distance from the centre along each side, in pixels."""
-TURN = 0.06
-"""Largest turn either way, in radians."""
-SLANT = 0.08
-"""Largest slant either way, in pixels to the side for each pixel down."""
+HEIGHTS = (24.0, 28.0)  # smallest and largest height of a letter in pixels
+SHIFT = 1.0  # largest distance from the centre along each side, in pixels
+TURN = 0.06  # largest turn either way, in radians
+SLANT = 0.08  # largest slant either way, in pixels to the side for each pixel down
 
 FONTS = (
     "DejaVuSans.ttf",
@@ -48,8 +42,7 @@ FONTS = (
     "cmtt10.ttf",
 )
 """The fonts of both splits."""
-UNSEEN_FONTS = ("DejaVuSerif-Bold.ttf", "cmr10.ttf")
-"""Fonts of test images only."""
+UNSEEN_FONTS = ("DejaVuSerif-Bold.ttf", "cmr10.ttf")  # fonts of test images only
 
 LETTERS = "ABDEFGHKMNPRSTXZ"
 

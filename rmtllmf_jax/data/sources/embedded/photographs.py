@@ -13,18 +13,13 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.sources.embedded.canvas import brightness, finish
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CELLS = 4
-"""A photograph is cut into CELLS x CELLS cells; every piece lies within one of them."""
+CELLS = 4  # A photograph is cut into CELLS x CELLS cells; every piece lies within one of them
 TEST_CELLS = ((0, 1), (1, 3), (2, 0), (3, 2))
 """Row and column of the cells that test pieces come from, for every seed: a quarter."""
-SMALLEST = 0.9
-"""Smallest side of a piece, in sides of its cell; the largest is 1."""
-CHOICE = 3
-"""Of this many random pieces the one with the most contrast is taken, to avoid plain sky."""
-EXPOSURE = 0.08
-"""Largest change of brightness (added) and of contrast (times 1 +- this)."""
-FADING = 0.15
-"""Colours fade towards grey by a random part of this."""
+SMALLEST = 0.9  # smallest side of a piece, in sides of its cell; the largest is 1
+CHOICE = 3  # of this many random pieces the one with the most contrast is taken, to avoid plain sky
+EXPOSURE = 0.08  # largest change of brightness (added) and of contrast (times 1 +- this)
+FADING = 0.15  # colours fade towards grey by a random part of this
 NOISE = 0.02
 
 PHOTOGRAPHS = {

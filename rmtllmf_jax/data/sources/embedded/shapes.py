@@ -20,18 +20,13 @@ from rmtllmf_jax.data.sources.embedded.canvas import (
 )
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.5
-"""Least difference in brightness between shape and background."""
-LIGHT = 1.0
-"""Chance that a shape is lighter than the background."""
+CONTRAST = 0.5  # least difference in brightness between shape and background
+LIGHT = 1.0  # chance that a shape is lighter than the background
 CLUTTER = 0.1
-SCRAPS = 1
-"""Largest number of small scraps of other colours behind the shape."""
+SCRAPS = 1  # largest number of small scraps of other colours behind the shape
 NOISE = 0.04
-RADII = (12.0, 14.0)
-"""Smallest and largest radius of a shape in pixels."""
-TURN = 0.2
-"""Largest turn either way, in radians."""
+RADII = (12.0, 14.0)  # smallest and largest radius of a shape in pixels
+TURN = 0.2  # largest turn either way, in radians
 
 
 def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:

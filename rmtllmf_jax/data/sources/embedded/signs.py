@@ -26,20 +26,13 @@ from rmtllmf_jax.data.sources.embedded.canvas import (
 from rmtllmf_jax.data.sources.embedded.letters import letter_face
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-SIDES = (22.0, 29.0)
-"""Smallest and largest side of a sign in pixels."""
-SHIFT = 1.5
-"""Largest distance from the centre along each side, in pixels."""
-PERSPECTIVE = 0.05
-"""Largest shift of each corner of a sign along each side, in its own sides."""
-BLUR = (0.0, 0.6)
-"""Range of the blur in pixels."""
-BRIGHTNESS = (0.5, 1.1)
-"""Range of the light, as a factor."""
-HAZE = 0.2
-"""Largest part of grey haze that is mixed in."""
-THINGS = 3
-"""Largest number of things in the background."""
+SIDES = (22.0, 29.0)  # smallest and largest side of a sign in pixels
+SHIFT = 1.5  # largest distance from the centre along each side, in pixels
+PERSPECTIVE = 0.05  # largest shift of each corner of a sign along each side, in its own sides
+BLUR = (0.0, 0.6)  # range of the blur in pixels
+BRIGHTNESS = (0.5, 1.1)  # range of the light, as a factor
+HAZE = 0.2  # largest part of grey haze that is mixed in
+THINGS = 3  # largest number of things in the background
 NOISE = 0.04
 
 _SAMPLES = 2
@@ -100,8 +93,7 @@ def _surroundings(rng: np.random.Generator) -> Canvas:
 
 # Faces, flat and from the front, with transparency around them
 
-SIDE = 64
-"""Side of a face in pixels."""
+SIDE = 64  # side of a face in pixels
 
 Face = Float[np.ndarray, "64 64 4"]
 """RGB times opacity, and opacity, in [0, 1]."""

@@ -12,8 +12,7 @@ from jaxtyping import UInt8
 from rmtllmf_jax.data.source import SPLITS
 from rmtllmf_jax.data.sources.arrays import TaskArrays
 
-SIZE = 32
-"""Side of every image in pixels."""
+SIZE = 32  # side of every image in pixels
 
 IMAGES = {"train": 1000, "test": 300}
 """Images per split; rounded up so that all classes have equally many."""

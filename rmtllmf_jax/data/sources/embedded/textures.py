@@ -17,14 +17,11 @@ from rmtllmf_jax.data.sources.embedded.canvas import (
 )
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
-CONTRAST = 0.5
-"""Least difference in brightness between the two colours."""
+CONTRAST = 0.5  # least difference in brightness between the two colours
 CLUTTER = 0.08
 NOISE = 0.04
-PERIODS = (8.0, 12.0)
-"""Smallest and largest period in pixels."""
-TURN = 0.1
-"""Largest turn either way, in radians."""
+PERIODS = (8.0, 12.0)  # smallest and largest period in pixels
+TURN = 0.1  # largest turn either way, in radians
 
 
 def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
