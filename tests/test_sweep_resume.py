@@ -27,7 +27,7 @@ from sweep_fixtures import (
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.sweep import stage as stage_module
 from rmtllmf_jax.sweep.axis import Axis
-from rmtllmf_jax.sweep.engine import Counted, Engine
+from rmtllmf_jax.sweep.engine import Engine, Evaluated
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.parts import Parts
@@ -62,7 +62,7 @@ class Counting(Engine):
     def computed(self) -> list[Job]:
         return vars(self).setdefault("noted", [])
 
-    def run(self, jobs: Any) -> Iterator[list[Counted]]:
+    def run(self, jobs: Any) -> Iterator[list[Evaluated]]:
         for chunk in super().run(jobs):
             self.computed.extend(job for job, _ in chunk)
             yield chunk
@@ -199,13 +199,13 @@ class Interrupted(Engine):
 
     at, times = 2, 1
 
-    def _counted(self, chunk: list[Job]) -> list[Counted]:
+    def _evaluated(self, chunk: list[Job]) -> list[Evaluated]:
         number = vars(self).setdefault("chunks", [])
         number.append(chunk)
         if len(number) == self.at:
             for _ in range(self.times):
                 signal.raise_signal(signal.SIGINT)
-        return super()._counted(chunk)
+        return super()._evaluated(chunk)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
 from rmtllmf_jax.report.style import (
     SEQUENCE,
@@ -33,7 +33,7 @@ from rmtllmf_jax.report.tables import (
 )
 
 _OVER = "mean over combinations, draws and seeds"
-_SCORE = "Average normalised accuracy (%)"
+_SCORE = "Average normalised {} (%)"
 _FUSED = "Accuracy of the fused model relative to fine-tuning"
 
 
@@ -81,7 +81,7 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         panel.set_xlim(sizes[0] - 0.5, sizes[-1] + 0.5)
         panel.set_ylim(0, 105.0 * highest)
     shape = "shading" if len(sizes) > 1 else "bar"
-    figure.supylabel(_SCORE, fontsize=10)
+    figure.supylabel(_SCORE.format(metric_of(results)), fontsize=10)
     _finish(figure, panels, columns, f"{joined(_FUSED, note)}\n{_OVER}; {shape}")
     return figure
 
@@ -125,7 +125,7 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         tidy(panel, title)
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
     panels[0].set_ylim(0, 105 * highest)
-    figure.supylabel(_SCORE, fontsize=10)
+    figure.supylabel(_SCORE.format(metric_of(results)), fontsize=10)
     _finish(figure, panels, columns, f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)")
     return figure
 
