@@ -37,6 +37,11 @@ class Batch:
         return replace(self, inputs=self.inputs | {"images": resize(images, image_size)})
 
 
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Return batches of one size along a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """Labelled samples on the device, cut into batches of one size, the last one padded."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
+from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, stacked
 
 
 def samples_of(
@@ -41,10 +42,11 @@ def samples_of(
             "expected at least one task that counts, and evaluation batches of one size; got "
             f"{len(chosen)} such tasks with batches of {sizes}."
         )
-    share = [task_weights[task] / sets[task].count for task, _ in batches]
-    images = [batch.at_size(image_size).inputs["images"] for _, batch in batches]
-    return Batch(
-        {"images": jnp.stack(images), "task": jnp.array([task for task, _ in batches])},
-        jnp.stack([batch.target for _, batch in batches]),
-        jnp.stack([batch.weight * s for (_, batch), s in zip(batches, share, strict=True)]),
-    )
+
+    def weighted(task: int, batch: Batch) -> Batch:
+        inputs = batch.at_size(image_size).inputs | {"task": jnp.array(task)}
+        return replace(
+            batch, inputs=inputs, weight=batch.weight * (task_weights[task] / sets[task].count)
+        )
+
+    return stacked([weighted(task, batch) for task, batch in batches])
