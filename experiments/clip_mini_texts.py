@@ -23,7 +23,7 @@ from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.heads import unit_length
-from rmtllmf_jax.training.loop import gradient_step
+from rmtllmf_jax.training.finetune import gradient_step
 from rmtllmf_jax.training.recipes import Recipe
 
 GROUPS, SIBLINGS = 16, 8  # groups of phrases that share all words but the last

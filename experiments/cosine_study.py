@@ -10,15 +10,14 @@ import pandas as pd
 from study import Users, load, made_by, write_figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,7 +51,7 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         settings = Settings(error_model=model, seed=options.seed)
         key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
         engine = Engine(inputs, settings, one_device())
-        with Parts(options.run / "sweep" / key / "cosines") as parts:
+        with CellStore(options.run / "sweep" / key / "cosines") as parts:
             rows = pd.DataFrame(cosine_rows(engine, grid, parts))
         write_figure(out / model.replace("=", "_"), cosine_figure(rows, scenario))
         found.append(rows)

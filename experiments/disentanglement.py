@@ -48,14 +48,13 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation.disentanglement import (
+    get_distance,
     pair_wde,
     single_outputs,
     task_samples,
     wde_terms,
 )
-from rmtllmf_jax.evaluation.distances import get_distance
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations
@@ -150,7 +149,7 @@ class Study:
     def noise(self, scenario: str, draw: int) -> Any:
         """Return the errors of all task vectors, stacked: those of the sweep's seed 0."""
         cell = Cell((), scenario, draw, 0, "none")
-        return _errors(self.uplinks.sources(cell.seed, draw), self.uplinks.factor(cell))
+        return _errors(self.uplinks.sources(cell), self.uplinks.factor(cell))
 
     def heat_map(self, pair: Combination, noise: Any) -> list[list[float]]:
         """Return the error of a pair over both scales."""

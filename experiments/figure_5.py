@@ -35,8 +35,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet, percent
+from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs

@@ -67,8 +67,7 @@ from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
 from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations

@@ -57,8 +57,7 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet, percent
+from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Combination

@@ -43,8 +43,7 @@ from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 
 # Folded into the root key: places, fading and noise that are tuned on, and those that judge.

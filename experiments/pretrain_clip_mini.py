@@ -56,7 +56,7 @@ from rmtllmf_jax.models.tokens import load_tokenizer, tokenise
 from rmtllmf_jax.models.zero_shot import zero_shot_head
 from rmtllmf_jax.runs.environment import default_cache, provenance, use_compilation_cache
 from rmtllmf_jax.training.batches import epoch_batch
-from rmtllmf_jax.training.loop import first_state, gradient_step, run_steps
+from rmtllmf_jax.training.finetune import first_state, gradient_step, run_steps
 from rmtllmf_jax.training.recipes import Recipe
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's train images

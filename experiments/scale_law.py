@@ -24,8 +24,7 @@ from study import Users, load, made_by, sweep, write_figure
 
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.figures import scale_figure
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import scale_sheet
+from rmtllmf_jax.report.sheets import markdown_table, scale_sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings

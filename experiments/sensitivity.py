@@ -43,8 +43,7 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
-from rmtllmf_jax.report.pages import markdown_table
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,41 @@ def results(
     return pd.DataFrame(rows)
 
 
+CELL = ("combination", "size", "scenario", "axis", "level", "draw", "seed", "rule", "protection")
+
+
+def cells(table: pd.DataFrame) -> list[Row]:
+    """Return the cells of a results table by plain loops: their names (no level: None), `score`
+    and `mse`, and `control`, the score of the control of the same combination and seed.
+    """
+    rows: dict[tuple[Any, ...], list[Row]] = {}
+    for row in table.to_dict("records"):
+        key = tuple(None if row[name] != row[name] else row[name] for name in CELL)
+        rows.setdefault(key, []).append(row)
+    found = [
+        dict(zip(CELL, key))
+        | {"score": statistics.mean(row["normalised"] for row in own), "mse": own[0]["mse_mean"]}
+        for key, own in rows.items()
+    ]
+    pairs = {(c["combination"], c["seed"]): c["score"] for c in where(found, protection="control")}
+    return [cell | {"control": pairs.get((cell["combination"], cell["seed"]))} for cell in found]
+
+
+def where(rows: list[Row], **wanted: Any) -> list[Row]:
+    """Return the rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def mean(rows: list[Row], name: str = "score") -> float:
+    """Return a mean over rows."""
+    return statistics.mean(row[name] for row in rows)
+
+
+def spread(rows: list[Row], name: str = "score") -> float:
+    """Return a sample standard deviation over rows."""
+    return statistics.stdev(row[name] for row in rows)
+
+
 def cosines(scenarios: tuple[str, ...] = ("clean", "ideal", "sum_rate")) -> pd.DataFrame:
     """Return a table of cosines."""
     rng = random.Random(8)
@@ -94,7 +130,7 @@ def scales() -> pd.DataFrame:
         size = len(combination)
         score = 0.9 - abs(scale - (0.3 if size == 2 else 0.05))
         names = {"combination": "+".join(combination), "size": size, "scale": scale}
-        rows.append(names | {"normalised": score})
+        rows.append(names | {"rule": "task_arithmetic", "normalised": score})
     return pd.DataFrame(rows)
 
 

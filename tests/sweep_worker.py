@@ -33,11 +33,11 @@ def main() -> None:
     from rmtllmf_jax.sweep import stage
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.layout import Layout
-    from rmtllmf_jax.sweep.parts import Parts
+    from rmtllmf_jax.sweep.parts import CellStore
 
     use_compilation_cache(options.cache)
     if options.every is not None:
-        stage.Parts = lambda folder, **how: Parts(folder, **how | {"every": options.every})
+        stage.CellStore = lambda folder, **how: CellStore(folder, **how | {"every": options.every})
     assert len(jax.devices()) == options.devices
     backbone, base = load_backbone(options.model)
     source = DataFolder(options.data)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import link, modem
+from rmtllmf_jax.channel.coloured_noise import coloured_noise
 from rmtllmf_jax.channel.equalise import mmse_equaliser
 from rmtllmf_jax.channel.linalg import cholesky
 from rmtllmf_jax.channel.quantise import GAUSSIAN_CLIP
@@ -37,7 +38,9 @@ _equalise = compiled(mmse_equaliser, static_argnums=3)
 from_gram = compiled(
     lambda receiver, gram, power: receiver.from_gram(gram, power), static_argnums=0
 )
-_propagate = compiled(link.propagate)
+_propagate = compiled(
+    lambda x, h, attack, n, key: link.propagate(x, h, coloured_noise(h, attack, n), key)
+)
 FLOOR = 0.3
 
 

@@ -19,7 +19,7 @@ from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.options import taken
 from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.runs.config import configure
-from rmtllmf_jax.training.presets import DEMO, PRESETS
+from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
 
 TASKS = ("mnist", "svhn")
 
@@ -141,7 +141,9 @@ def test_fine_tuning_under_zero_shot_heads(
 # What is refused
 
 
-def test_another_architecture_is_refused_leaf_by_leaf(models: Path, tmp_path: Path, capsys):
+def test_another_architecture_is_refused_leaf_by_leaf(
+    models: Path, tiny_model: Path, tmp_path: Path, capsys
+):
     write_clip(tmp_path / "wide", intermediate_size=24)
     error = refused(
         capsys, "import-task-vector", models / "base", tmp_path / "wide", "--task", "dtd"
@@ -151,6 +153,10 @@ def test_another_architecture_is_refused_leaf_by_leaf(models: Path, tmp_path: Pa
     deep = write_clip(tmp_path / "deep", num_hidden_layers=2)
     error = refused(capsys, "import-task-vector", models / "base", deep, "--task", "dtd")
     assert "unexpected: encoder/layers/1/layer_norm1/bias" in error
+    error = refused(capsys, "import-task-vector", models / "base", tiny_model, "--task", "dtd")
+    assert "a vit model, and" in error
+    words = ["import-task-vector", models / "base", "tanganke", "--task", "flowers"]
+    assert "unknown task 'flowers'" in refused(capsys, *words, "--out", tmp_path)
 
 
 @pytest.mark.parametrize("config", [True, False])
@@ -171,52 +177,41 @@ def test_an_adapter_is_no_model(models: Path, tmp_path: Path, capsys, config: bo
     assert not (tmp_path / "out").exists()
 
 
-def test_a_vit_is_no_clip(models: Path, tiny_model: Path, capsys):
-    error = refused(capsys, "import-task-vector", models / "base", tiny_model, "--task", "dtd")
-    assert "a vit model, and" in error
-
-
-def test_a_vector_of_another_base_is_refused(
-    models: Path, vectors: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
+@pytest.mark.parametrize(
+    ("vector", "said"),
+    [
+        ("of another base", "mnist.safetensors: a task vector of another base model"),
+        ("damaged", "mnist.safetensors: damaged, its content is not what its checksum says"),
+        ("missing", "dtd.safetensors: no such file; make it with `rmtllmf import-task-vector"),
+        ("a model", "not a task vector that `rmtllmf import-task-vector` wrote"),
+    ],
+)
+def test_vectors_that_cannot_be_used(
+    models: Path,
+    vectors: Path,
+    tiny_data: Path,
+    cache_dir: Path,
+    tmp_path: Path,
+    capsys,
+    vector: str,
+    said: str,
 ):
-    other = write_clip(tmp_path / "other", seed=9)
-    words = ["finetune", "--model", other, "--data", tiny_data, "--tasks", "mnist"]
-    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
-    error = refused(capsys, *words, "--task-vectors", vectors)
-    assert "mnist.safetensors: a task vector of another base model" in error
-
-
-def test_a_damaged_vector_is_refused(
-    models: Path, vectors: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
-):
-    path = Path(shutil.copytree(vectors, tmp_path / "vectors")) / "mnist.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
-    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
-    words += ["--out", tmp_path / "run", "--cache-dir", cache_dir]
-    error = refused(capsys, *words, "--task-vectors", tmp_path / "vectors")
-    assert f"{path}: damaged, its content is not what its checksum says" in error
-
-
-def test_a_missing_vector_says_how_to_make_it(
-    models: Path, vectors: Path, cache_dir: Path, tmp_path: Path, capsys
-):
-    """Before any image is looked for: the first task's vector is there, and no image is."""
-    words = ["finetune", "--model", models / "base", "--data", tmp_path / "nowhere"]
-    words += ["--tasks", "mnist", "dtd", "--out", tmp_path / "run", "--cache-dir", cache_dir]
-    error = refused(capsys, *words, "--task-vectors", vectors)
-    assert "dtd.safetensors: no such file; make it with `rmtllmf import-task-vector" in error
-
-
-def test_a_file_of_another_kind_is_no_vector(
-    models: Path, tiny_data: Path, cache_dir: Path, tmp_path: Path, capsys
-):
-    (tmp_path / "mnist.safetensors").write_bytes((models / "base/model.safetensors").read_bytes())
-    words = ["finetune", "--model", models / "base", "--data", tiny_data, "--tasks", "mnist"]
-    words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
-    error = refused(capsys, *words, "--task-vectors", tmp_path)
-    assert "not a task vector that `rmtllmf import-task-vector` wrote" in error
+    """Before any image is looked for, but for a checksum: there is none."""
+    folder = Path(shutil.copytree(vectors, tmp_path / "vectors"))
+    path, base = folder / "mnist.safetensors", models / "base"
+    if vector == "of another base":
+        base = write_clip(tmp_path / "other", seed=9)
+    elif vector == "damaged":
+        content = bytearray(path.read_bytes())
+        content[-4] ^= 1
+        path.write_bytes(content)
+    elif vector == "a model":
+        shutil.copy(base / "model.safetensors", path)
+    data = tiny_data if vector == "damaged" else tmp_path / "nowhere"
+    tasks = ["mnist", "dtd"] if vector == "missing" else ["mnist"]
+    words = ["finetune", "--model", base, "--data", data, "--out", tmp_path / "run"]
+    words += ["--tasks", *tasks, "--task-vectors", folder, "--cache-dir", cache_dir]
+    assert said in refused(capsys, *words)
 
 
 def test_zero_shot_heads_need_a_text_tower(tiny_model: Path, tiny_data: Path, tmp_path, capsys):
@@ -234,11 +229,6 @@ def test_a_clip_without_its_tokenizer_is_refused(
     words = ["finetune", "--model", model, "--data", tiny_data, "--tasks", "mnist"]
     words += ["--image-size", 16, "--out", tmp_path / "run", "--cache-dir", cache_dir]
     assert "merges.txt" in refused(capsys, *words)
-
-
-def test_published_models_are_those_of_the_eight_tasks(models: Path, tmp_path, capsys):
-    words = ["import-task-vector", models / "base", "tanganke", "--task", "flowers"]
-    assert "unknown task 'flowers'" in refused(capsys, *words, "--out", tmp_path)
 
 
 # Presets and the plan
@@ -268,16 +258,10 @@ def test_images_are_the_models_own_where_no_option_says_more(
     assert len({each.tower for each in (setting, chosen, bare)}) == 3
 
 
-def test_the_recipe_of_the_vit_keeps_its_pixels():
-    required = ["--model", "m", "--data", "d", "--out", "o"]
-    assert parse(["reproduce", "vit-tiny", *required]).image_size == 64
-    assert parse(["reproduce", "vit-tiny", *required, "--image-size", "32"]).image_size == 32
-
-
-@pytest.mark.parametrize("name", [*PRESETS, "demo"])
+@pytest.mark.parametrize("name", [*RUN_RECIPES, "demo"])
 def test_a_preset_sets_the_defaults_and_options_win(name: str):
     options = parse(["reproduce", name, "--out", "o", "--steps", "7"])
-    preset = DEMO if name == "demo" else PRESETS[name]
+    preset = DEMO if name == "demo" else RUN_RECIPES[name]
     assert (options.model, options.source, options.steps) == (preset.model, preset.source, 7)
     assert (options.tasks, options.image_size) == (preset.tasks, preset.image_size)
     assert options.batch_size == preset.finetune.batch_size
@@ -290,17 +274,22 @@ def test_a_preset_sets_the_defaults_and_options_win(name: str):
 
 def test_the_channel_preset_of_that_name_is_none():
     words = ["reproduce", "vit-tiny", "--preset", "paper", "--model", "m", "--out", "o"]
-    assert parse(words).source == "folder"
+    assert (parse(words).source, parse(words).image_size) == ("folder", 64)
     assert parse(["reproduce", "--out", "paper", "peta"]).fit == "squash"
     assert parse(["reproduce", "--quick", "paper", "--out", "o"]).steps == 100
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "COLUMNS": "120"}
-    words = command("reproduce", "paper", "--out", tmp_path / "run", "--dry-run")
-    done = subprocess.run(
-        words, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120
+def offline(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `reproduce paper` with an empty hub cache and no network."""
+    variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "COLUMNS": "120"}
+    line = command("reproduce", "paper", "--out", tmp_path / "run", *words)
+    return subprocess.run(
+        line, env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
     )
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
+    done = offline(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     for expected in (
         "openai/clip-vit-base-patch16",
@@ -315,11 +304,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
 
 
 def test_without_a_network_the_paper_says_what_is_missing(tmp_path: Path):
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    words = command("reproduce", "paper", "--out", tmp_path / "run")
-    done = subprocess.run(
-        words, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120
-    )
+    done = offline(tmp_path)
     assert done.returncode == 2
     assert "openai/clip-vit-base-patch16: not in the local hub cache" in done.stderr
     assert "Traceback" not in done.stderr

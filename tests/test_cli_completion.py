@@ -82,10 +82,3 @@ def test_the_command_prints_the_script(shell: str, capsys: pytest.CaptureFixture
     assert "import-task-vector" in printed.out
     assert "compgen" not in printed.out
     assert printed.err == ""
-
-
-def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["completion", "tcsh"])
-    assert stopped.value.code == 2
-    assert "tcsh" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import logging
 import os
@@ -15,7 +13,6 @@ import subprocess
 import sys
 import typing
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,23 +28,16 @@ from rmtllmf_jax.cli.plan import print_json
 from rmtllmf_jax.cli.reproduce import Reproduce
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.interrupts import Stopped
-from rmtllmf_jax.common.progress import note, progress_bar, silenced
+from rmtllmf_jax.common.progress import note, progress_bar
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import plan
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.presets import PRESETS
+from rmtllmf_jax.training.recipes import RUN_RECIPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 NAMES = pytest.mark.parametrize("name", COMMANDS)
-UNITS = re.compile(
-    r"\bdB\b|steps?|images?|pixels|epochs|share|relative|rms\(tau\)|learning rate|decay|norm\b"
-    r"|samples|realisations|channels|draws|repetitions|cells|devices|processes|bits|coefficient"
-    r"|standard deviation|TFLOP/s|GB|divides|which one",
-    re.IGNORECASE,
-)
-"""Words that say what a number counts or measures."""
 
 
 def printed_help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -70,17 +60,6 @@ def helps(text: str) -> dict[str, str]:
     return found
 
 
-def docstrings(kind: type) -> dict[str, str]:
-    """Return the docstrings of a dataclass's fields, inherited ones as well."""
-    found: dict[str, str] = {}
-    for parent in reversed(kind.__mro__[:-1]):
-        (definition,) = ast.parse(inspect.getsource(parent)).body
-        for before, after in pairwise(definition.body):
-            if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
-                found[before.target.id] = after.value.value
-    return found
-
-
 # Help
 
 
@@ -96,15 +75,6 @@ def test_every_option_says_what_it_is_and_its_default(
         assert what.endswith("."), option
         assert len(what.split()) >= 2, option
         assert ending not in ("(default: )", "(default: '')", "(default: None)"), option
-
-
-@NAMES
-def test_every_number_has_a_unit(name: str) -> None:
-    texts = docstrings(COMMANDS[name])
-    for option, hint in typing.get_type_hints(COMMANDS[name]).items():
-        numeric = {int, float} & {hint, *typing.get_args(hint)}
-        if numeric and option not in ("seed", "scale"):
-            assert UNITS.search(texts[option]), f"--{option}: {texts[option]}"
 
 
 @NAMES
@@ -133,16 +103,15 @@ def test_the_overview_has_a_line_a_command_and_the_exit_codes(
     }
 
 
-def test_lines_of_a_docstring_run_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_run_on_and_arguments_have_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (text,) = [
         text for name, text in helps(printed_help(capsys, "sweep")).items() if "axis" in name
     ]
     assert text.endswith("The noise of a draw is the same at all. (default: none)")
     lines = [line.strip() for line in printed_help(capsys, "sweep").splitlines()]
     assert "white," not in [line.split()[-1] for line in lines if line]
-
-
-def test_positional_arguments_have_names(capsys: pytest.CaptureFixture[str]) -> None:
     usage = printed_help(capsys, "import-task-vector").splitlines()[0]
     assert usage.startswith("usage: rmtllmf import-task-vector [-h] BASE FINETUNED ")
 
@@ -262,22 +231,6 @@ def test_without_quiet_there_is_more(
     assert caplog.messages == ["a warning", "an error"]
 
 
-def test_silence_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:
-    def stop_in_silence() -> None:
-        with silenced():
-            assert log.level == logging.ERROR
-            note("not heard")
-            raise RuntimeError
-
-    log = logging.getLogger("rmtllmf_jax")
-    before = log.level
-    with pytest.raises(RuntimeError):
-        stop_in_silence()
-    note("heard")
-    assert log.level == before
-    assert capsys.readouterr().out == "heard\n"
-
-
 def test_quiet_is_no_option_with_a_value() -> None:
     """The recipe after it still sets the defaults."""
     found = parse(["reproduce", "--quiet", "paper", "--out", "o"])
@@ -325,14 +278,23 @@ def test_exit_codes(
     }.get(code, "rmtllmf: stopped; the same command resumes from here.\n")
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["sweep"], ["report", "a", "--nonsense", "1"]])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nonsense"], "--help"),
+        (["sweep"], "--help"),
+        (["report", "a", "--nonsense", "1"], "--help"),
+        (["sweep", "--out", "o", "--scenaros", "ideal"], "--scenarios"),
+        (["completion", "tcsh"], "tcsh"),
+    ],
+)
 def test_usage_that_cannot_be_read_is_code_2(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
-    assert "--help" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 # --json
@@ -341,7 +303,7 @@ def test_usage_that_cannot_be_read_is_code_2(
 def test_a_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     tasks = tuple(task_facts(name) for name in ("dtd", "mnist"))
     grid = Grid((("dtd", "mnist"),), ("clean",), ("none",), 1, 1)
-    found = plan(backbone_of(TINY), tasks, grid, Settings(), PRESETS["paper"])
+    found = plan(backbone_of(TINY), tasks, grid, Settings(), RUN_RECIPES["paper"])
     print_json(found, Devices("TPU v4", 4, 1000), Speed(2e12, 1e12, 1e11))
     printed = json.loads(capsys.readouterr().out)
     assert printed["cells"] == {"clean": {"none": 1}}

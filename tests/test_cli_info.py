@@ -19,7 +19,6 @@ from rich.console import Console
 from rmtllmf_jax.cli.info import VARIABLES, defaults, folders, size_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.models import embedded
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.report.terminal import print_texts
 from rmtllmf_jax.runs import environment
@@ -58,22 +57,16 @@ def test_json_says_what_it_runs_on(found: dict[str, Any], cache_dir: Path) -> No
     backend = found["backend"]
     assert backend["platform"] == jax.default_backend()
     assert (backend["process"], backend["processes"]) == (0, 1)
+    with jax.default_matmul_precision("highest"), jax.enable_x64(True):
+        settings = environment.settings()
     assert backend["x64"] is jax.config.read("jax_enable_x64")
+    assert (settings["x64"], settings["matmul precision"]) == (True, "highest")
     assert backend["compilation cache"] == str(cache_dir / "xla")
     assert len(found["devices"]) == jax.device_count()
     assert [device["id"] for device in found["devices"]] == list(range(jax.device_count()))
     if jax.default_backend() == "cpu":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         assert {device["memory"] for device in found["devices"]} == {total}
-
-
-def test_precision_and_float64_are_those_of_jax() -> None:
-    assert environment.settings()["matmul precision"] == "default"
-    with jax.default_matmul_precision("highest"), jax.enable_x64(True):
-        settings = environment.settings()
-    assert settings["matmul precision"] == "highest"
-    assert settings["x64"] is True
-    assert environment.settings()["x64"] is jax.config.read("jax_enable_x64")
 
 
 def test_what_is_not_installed_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +83,6 @@ def test_the_extras_are_those_of_the_package() -> None:
     for extra, packages in environment.EXTRAS.items():
         if not extra.startswith(("cuda", "tpu")):  # those are jax's own
             assert [name for name in packages if name not in " ".join(extras[extra])] == []
-
-
-def test_a_device_of_another_process_does_not_tell() -> None:
-    class Device:
-        platform = "tpu"
-        process_index = 1
-
-    assert environment.memory_of(Device()) is None
 
 
 # Folders
@@ -156,12 +141,8 @@ def test_defaults_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["--draws"]["from"] == "package"
     assert rows["--out"] == {"option": "--out", "value": None, "from": "command line"}
     assert rows["--cache-dir"]["from"] == "package"
-
-
-def test_another_recipe_has_other_defaults() -> None:
     sources = {row["option"]: row["from"] for row in defaults("vit-tiny")}
-    assert sources["--model"] == "command line"
-    assert sources["--steps"] == "package"
+    assert (sources["--model"], sources["--steps"]) == ("command line", "package")
 
 
 def test_the_environment_moves_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -169,13 +150,6 @@ def test_the_environment_moves_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (row,) = [row for row in defaults("paper") if row["option"] == "--cache-dir"]
     expected = {"value": str(tmp_path / "rmtllmf"), "from": "XDG_CACHE_HOME"}
     assert row == {"option": "--cache-dir", **expected}
-
-
-def test_an_unknown_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["info", "--recipe", "papper"])
-    assert stopped.value.code == 2
-    assert "unknown recipe 'papper'. Did you mean 'paper'?" in capsys.readouterr().err
 
 
 # The embedded model

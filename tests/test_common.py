@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import signal
@@ -153,21 +152,12 @@ def test_without_locks_a_warning_stands_for_the_lock(
         assert f"{tmp_path}: the file system has no locks (No locks available)" in caplog.text
 
 
-def test_json_round_trip(tmp_path: Path):
-    value = {"b": [1, 2.5, None], "a": {"c": "d"}}
-    files.write_json(tmp_path / "a.json", value)
-    assert files.read_json(tmp_path / "a.json") == value
-
-
 @pytest.mark.parametrize("content", [b'{"a": ', b"\xff\xfe\x00", b""])
 def test_what_is_not_json_is_named(tmp_path: Path, content: bytes):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json: not a JSON file"):
         files.read_json(path)
-
-
-def test_a_missing_json_file_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"gone\.json: no such file"):
         files.read_json(tmp_path / "gone.json")
 
@@ -178,67 +168,21 @@ def test_content_hash_does_not_depend_on_the_order_of_keys():
     )
 
 
-@pytest.mark.parametrize("other", [{"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {"a": 1, "b": None}])
-def test_content_hash_tells_contents_apart(other: dict):
-    assert files.content_hash({"a": 1}) != files.content_hash(other)
-
-
-def test_file_hash_is_sha256(tmp_path: Path):
-    (tmp_path / "a").write_bytes(b"content" * 1000)
-    assert files.file_hash(tmp_path / "a") == hashlib.sha256(b"content" * 1000).hexdigest()
-
-
-def test_a_known_name_is_returned():
-    assert require_known("task", "svhn", iter(["mnist", "svhn"])) == "svhn"
-
-
 def test_a_misspelt_name_gets_a_suggestion_and_the_list():
     with pytest.raises(InputError) as caught:
         require_known("task", "svnh", ["mnist", "svhn"])
     message = "unknown task 'svnh'. Did you mean 'svhn'? Known: mnist, svhn."
     assert str(caught.value) == message
-
-
-def test_a_name_like_no_other_gets_no_suggestion():
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"^unknown task 'qqq'\. Known: mnist, svhn\.$"):
         require_known("task", "qqq", ["mnist", "svhn"])
-    assert "Did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-9])
 def test_numbers_that_are_negative_or_not_finite_are_named(value: float):
     with pytest.raises(InputError, match="learning rate must be a finite number >= 0, got"):
         require_non_negative("learning rate", value)
-
-
-def test_numbers_in_range_are_returned():
-    assert require_non_negative("x", 0.0) == 0.0
-    assert require_at_least("x", 3, 3) == 3
     with pytest.raises(InputError, match="steps must be at least 3, got 2"):
         require_at_least("steps", 2, 3)
-
-
-def test_no_bar_and_no_rich_without_a_terminal(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setitem(sys.modules, "rich.progress", None)  # importing it would raise
-    with progress_bar("images", 10, done=2) as advance:
-        advance(8)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_bar_on_a_terminal_goes_to_standard_error(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    with progress_bar("images", 10, done=2) as advance:
-        advance(3)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "images" in err
-    assert "5/10" in err
-    assert "/s" not in err
 
 
 class Clock:
@@ -268,7 +212,8 @@ def test_a_bar_with_a_unit_shows_rates_on_a_terminal(
         advance(0)
         clock.now += 10
         advance(4, images=12_000)
-    _, err = capfd.readouterr()
+    out, err = capfd.readouterr()
+    assert out == ""
     assert "24/100" in err
     assert "0.4 cells/s, 1,200 images/s" in err
 
@@ -287,15 +232,6 @@ def test_a_line_a_minute_is_logged_without_a_terminal(
     ]
     assert {record.name for record in caplog.records} == {"rmtllmf_jax.progress"}
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_bar_of_less_than_a_minute_logs_nothing(caplog: pytest.LogCaptureFixture, clock: Clock):
-    caplog.set_level(logging.INFO, "rmtllmf_jax.progress")
-    with progress_bar("sweep", 59, unit="cells") as advance:
-        for _ in range(59):
-            clock.now += 1
-            advance(1)
-    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files import merging
 from rmtllmf_jax.fusion.files.fusing import fusing
-from rmtllmf_jax.fusion.files.plan import plan_fusion
-from rmtllmf_jax.fusion.files.recipe import Recipe
+from rmtllmf_jax.fusion.files.plan import Recipe, plan_fusion
 from rmtllmf_jax.fusion.rules import TaskArithmetic
 
 SHARDS, ROWS = 120, 1000

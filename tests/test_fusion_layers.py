@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion import layers
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
 
 
@@ -59,7 +56,3 @@ def test_layers_come_by_number_whatever_the_order_of_the_leaves():
 def test_unknown_granularities_are_refused():
     with pytest.raises(InputError, match=r"unknown granularity 'blok'\. Did you mean 'block'"):
         layer_of("a", "blok")
-
-
-def test_examples_run():
-    assert doctest.testmod(layers).failed == 0

@@ -262,14 +262,6 @@ def test_task_arithmetic_and_average(weights: list[float], seed: int):
         close(rules.Average(tuple(weights))(stacked), mean, rtol=1e-4, atol=1e-3)
 
 
-def test_without_weights_it_is_the_sum_and_the_mean():
-    stacked = normal(20)
-    as_before = fusion.weighted_sum(stacked, jnp.ones(3))
-    assert_trees_equal(rules.TaskArithmetic()(stacked), as_before)
-    mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(axis=0), stacked)
-    close(rules.Average()(stacked), mean)
-
-
 def test_an_average_of_nobody_is_zero():
     merged = rules.Average((0.0, 0.0, 0.0))(normal(21))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(merged))
@@ -320,20 +312,6 @@ def test_ties_of_one_vector_is_the_vector_trimmed():
     np.testing.assert_array_equal(whole["w"], stacked["w"][0])
 
 
-def test_ties_of_identical_vectors_is_the_vector():
-    one = normal(22, users=1)
-    stacked = jax.tree.map(lambda leaf: jnp.tile(leaf, (4, *[1] * (leaf.ndim - 1))), one)
-    merged = rules.Ties(density=1.0)(stacked)
-    close(merged, jax.tree.map(lambda leaf: leaf[0], one), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("density", [0.2, 1.0])
-def test_ties_of_zeros_is_zero(density: float):
-    stacked = jax.tree.map(jnp.zeros_like, normal(23))
-    merged = rules.Ties(density=density)(stacked)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(merged))
-
-
 def test_ties_keeps_all_that_tie_whatever_their_order():
     row = jnp.array([2.0, -1.0, 1.0, 0.5, 1.0, 3.0, 0.1, 0.2])
     method = rules.Ties(density=0.4)  # 3 of 8: 3, 2 and a tie at 1
@@ -371,13 +349,6 @@ def test_the_gradient_of_ties_reaches_those_who_agree():
 
 
 # DARE
-
-
-@pytest.mark.parametrize("name", ["dare", "dare_ties"])
-def test_dare_without_dropping_is_the_rule_below_it(name: str):
-    stacked = normal(30)
-    below = rules.TaskArithmetic() if name == "dare" else rules.Ties(1.0, normalise=False)
-    assert_trees_equal(rules.METHODS[name](drop=0.0)(stacked, KEY), below(stacked))
 
 
 def kept(name: str, stacked: dict, drop: float) -> dict[str, np.ndarray]:
@@ -418,16 +389,6 @@ def test_dare_drops_as_often_as_it_says_and_independently(drop: float):
         assert abs(mask.mean() - (1 - drop)) < 5 * np.sqrt(drop * (1 - drop) / mask.size)
     correlation = np.corrcoef(masks)[np.triu_indices(4, 1)]
     assert np.abs(correlation).max() < 5 / np.sqrt(20_000)
-
-
-def test_the_mean_of_dare_over_keys_is_task_arithmetic():
-    stacked = {"scale": normal(33)["norm"]["scale"]}
-    keys = jax.random.split(KEY, 2000)
-    draws = jax.jit(jax.vmap(lambda key: rules.Dare(0.5)(stacked, key)))(keys)
-    expected = rules.TaskArithmetic()(stacked)
-    for path, leaf in fusion.leaves_by_path(draws).items():
-        error = np.abs(np.mean(leaf, axis=0) - fusion.leaves_by_path(expected)[path])
-        assert np.all(error < 5 * np.std(leaf, axis=0) / np.sqrt(len(keys)) + 1e-5), path
 
 
 def test_masks_follow_from_the_path_and_the_user_not_from_the_order():

@@ -13,7 +13,6 @@ from conftest import assert_trees_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import rules
 from rmtllmf_jax.fusion.layers import layers_of
@@ -69,23 +68,6 @@ def test_each_tensor_may_be_a_layer():
     method = rules.LayerWise({".*/bias": 0.0, ".*": 2.0}, granularity="tensor")
     weights = {path: (0.0 if path.endswith("bias") else 2.0,) * 3 for path in PATHS}
     close(method(as_jax(stacked)), by_layer(stacked, weights, "tensor"))
-
-
-def test_equal_weights_are_task_arithmetic():
-    stacked = as_jax(flat(2))
-    merged = rules.LayerWise(default=1.0)(stacked)
-    assert_trees_equal(merged, rules.TaskArithmetic()(stacked))
-
-
-def test_layer_wise_of_one_leaf_at_a_time_is_that_of_all():
-    stacked = as_jax(flat(3))
-    method = rules.LayerWise({"layers/.*": (1.0, 2.0, 3.0)}, default=0.5)
-    whole = method(stacked)
-    weights = method.by_layer(stacked, jnp.ones(3))
-    assert list(weights) == LAYERS
-    for path, leaf in stacked.items():
-        alone = rules.merge_by_layer({path: leaf}, weights, "block")
-        assert_trees_equal(alone, {path: whole[path]})
 
 
 @pytest.mark.parametrize(
@@ -192,18 +174,6 @@ weightings = st.sampled_from(["linear", "logarithmic", "threshold"])
 
 
 @few
-@given(weightings, st.integers(0, 999), st.sampled_from([2, 5]))
-def test_lata_weights_lie_in_0_to_1(weighting: str, seed: int, users: int):
-    weights = weights_of(flat(seed, users), rules.Lata(weighting, sigma=0.0))
-    table = np.stack(list(weights.values()))
-    assert table.min() >= 0
-    assert table.max() <= 1
-    if weighting != "threshold":  # every task has all ranks
-        np.testing.assert_allclose(table.min(axis=0), 0)
-        np.testing.assert_allclose(table.max(axis=0), 1, rtol=1e-6)
-
-
-@few
 @given(weightings, st.integers(0, 999), st.floats(-12, 12), st.floats(-12, 12))
 def test_lata_weights_do_not_see_positive_factors(weighting: str, seed: int, a: float, b: float):
     stacked, reference = flat(seed), {p: leaf[0] for p, leaf in flat(seed + 1000).items()}
@@ -213,32 +183,6 @@ def test_lata_weights_do_not_see_positive_factors(weighting: str, seed: int, a: 
     scaled = {path: leaf * np.float32(10.0**b) for path, leaf in reference.items()}
     after = weights_of(stacked, method, scaled)
     assert_trees_equal(before, after)
-
-
-@few
-@given(weightings, st.integers(0, 999), st.permutations(range(3)))
-def test_lata_weights_move_with_the_tasks(weighting: str, seed: int, order: list[int]):
-    method = rules.Lata(weighting, sigma=0.03)
-    before = weights_of(flat(seed), method)
-    after = weights_of({path: leaf[order] for path, leaf in flat(seed).items()}, method)
-    assert_trees_equal({layer: w[order] for layer, w in before.items()}, after)
-
-
-@few
-@given(weightings, st.integers(0, 999), st.permutations(["0", "1", "2", "10"]))
-def test_lata_weights_move_with_the_layers(weighting: str, seed: int, order: list[str]):
-    new = dict(zip(["0", "1", "2", "10"], order, strict=True))
-
-    def rename(name: str) -> str:
-        head, _, rest = name.partition("layers/")
-        number, slash, leaf = rest.partition("/")
-        return f"layers/{new[number]}{slash}{leaf}" if rest else head
-
-    method = rules.Lata(weighting, sigma=0.03)
-    before = weights_of(flat(seed), method)
-    after = weights_of({rename(path): leaf for path, leaf in flat(seed).items()}, method)
-    for layer, w in before.items():
-        np.testing.assert_array_equal(after[rename(layer)], w)
 
 
 @pytest.mark.parametrize("weighting", ["linear", "logarithmic"])
@@ -260,26 +204,6 @@ def test_a_threshold_of_1_is_task_arithmetic():
         assert_trees_equal(merged, rules.TaskArithmetic()(stacked))
 
 
-def test_layers_like_the_reference_count_less():
-    reference = {path: leaf[0] for path, leaf in flat(7).items()}
-    stacked = {path: leaf[1:] for path, leaf in flat(7).items()}
-    alike = {f"layers/1/{leaf}" for leaf in ("bias", "kernel")}
-    stacked |= {path: np.stack([reference[path]] * 2) for path in alike}
-    merged = rules.Lata("threshold", 0.9)(as_jax(stacked), reference=as_jax(reference))
-    for path, leaf in merged.items():
-        expected = 0 * leaf if path in alike else stacked[path].sum(axis=0)
-        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
-    assert weights_of(stacked, rules.Lata(), reference)["layers/1"].max() == 0
-
-
-def test_forgetting_takes_away_what_merging_adds():
-    stacked, base = as_jax(flat(8)), {p: leaf[0] for p, leaf in as_jax(flat(9)).items()}
-    merged = rules.Lata()(stacked)
-    forgotten = rules.forget(base, merged, 0.4)
-    assert_trees_equal(forgotten, fusion.add_to_base(base, merged, -0.4))
-    close(fusion.add_to_base(forgotten, merged, 0.4), base)
-
-
 def test_a_layer_of_zeros_is_like_nothing_and_harms_nobody():
     stacked = flat(10)
     stacked["norm/scale"] = np.zeros_like(stacked["norm/scale"])
@@ -294,23 +218,6 @@ def test_a_model_of_one_layer_is_task_arithmetic():
     for weighting in ("linear", "logarithmic"):
         merged = rules.Lata(weighting)(stacked)
         np.testing.assert_array_equal(merged["w"], [4.0, 1.0])
-
-
-@pytest.mark.parametrize("referenced", [True, False])
-def test_lata_of_files_leaf_by_leaf_is_that_of_all(referenced: bool):
-    stacked = as_jax(flat(11))
-    reference = {p: leaf[0] for p, leaf in as_jax(flat(12)).items()} if referenced else None
-    method = rules.Lata("logarithmic")
-    grams: dict[str, Any] = {}
-    for path, leaf in reversed(stacked.items()):  # a file's order is not a tree's
-        layer = layers_of([path])[path]
-        gram = rules.leaf_gram(leaf, reference[path] if reference else None)
-        grams[layer] = grams.get(layer, 0) + gram
-    weights = method.by_layer(stacked, jnp.ones(3), grams)
-    merged = method(stacked, reference=reference)
-    for path, leaf in stacked.items():
-        alone = rules.merge_by_layer({path: leaf}, weights, "block")
-        assert_trees_equal(alone, {path: merged[path]})
 
 
 def test_lata_weights_are_constants_to_differentiation():

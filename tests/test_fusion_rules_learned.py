@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import rules
 
@@ -85,33 +82,6 @@ def test_weights_follow_adam_step_by_step(granularity: str, clip: bool):
         assert all(np.all((w >= 0) & (w <= 1)) for w in found.weights.values())
 
 
-def entropy_of_linear(params: dict, batch: jax.Array) -> jax.Array:
-    return rules.prediction_entropy(batch @ params["w"])
-
-
-def test_it_finds_the_task_vector_that_makes_predictions_certain():
-    random = np.random.default_rng(2)
-    inputs = jnp.asarray(random.normal(size=(200, 32, 4)), jnp.float32)
-    useful = jnp.asarray(random.normal(size=(4, 3)), jnp.float32)
-    stacked = {"w": jnp.stack([useful, -0.9 * useful])}  # they cancel where both are used
-    base = {"w": jnp.zeros((4, 3))}
-    found = rules.AdaMerging(learning_rate=0.01).learn(stacked, base, entropy_of_linear, inputs)
-    first, second = np.asarray(found.weights["w"])
-    assert first == 1
-    assert second == 0
-    assert found.losses[-1] < 0.7 * found.losses[0]
-    np.testing.assert_allclose(found.merged["w"], useful, rtol=1e-6)
-
-
-def test_without_steps_that_matter_it_is_task_arithmetic():
-    stacked, base = two_layers(3)
-    needs = {"base": base, "entropy": distance, "batches": jnp.zeros((2, 4))}
-    merged = rules.AdaMerging(learning_rate=0.0)(stacked, **needs)
-    expected = rules.TaskArithmetic(weights=(0.3, 0.3))(stacked)
-    for path, leaf in merged.items():
-        np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, atol=1e-7)
-
-
 def test_the_entropy_is_that_of_the_predictions():
     logits = np.random.default_rng(4).normal(size=(5, 7)) * 3
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -168,18 +138,6 @@ def test_equal_fishers_average(level: float):
     expected = rules.Average()(stacked)
     for path, leaf in merged.items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=1e-6)
-
-
-def test_fisher_merging_maximises_the_gaussian_likelihood():
-    """Its definition: the minimum of sum_q F_q (theta - theta_q)^2, where the gradient is zero."""
-    stacked, fishers = stacked_rows(8), jax.tree.map(jnp.square, stacked_rows(9))
-    merged = rules.Fisher()(stacked, fishers=fishers)
-
-    def cost(theta: dict) -> Any:
-        return sum(jnp.sum(fishers[p] * (theta[p] - stacked[p]) ** 2) for p in theta)
-
-    gradient = jax.grad(cost)(merged)
-    assert max(jnp.abs(leaf).max() for leaf in gradient.values()) < 1e-4
 
 
 def test_fisher_without_matching_fishers_is_refused():
@@ -255,14 +213,3 @@ def test_bad_gram_matrices_are_refused(options: dict, message: str):
     values = {name: value for name, value in options.items() if name != "grams"}
     with pytest.raises(InputError, match=message):
         rules.RegMean(**values)(stacked_rows(15), grams=grams)
-
-
-def test_a_merged_model_of_regmean_is_the_base_plus_its_vector():
-    """The closed form is affine: fitting the vectors and adding the base fits the models."""
-    stacked, inputs = stacked_rows(16), layer_inputs()
-    base = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
-    gram = jnp.asarray(np.einsum("qni,qnj->qij", inputs, inputs), jnp.float32)
-    models = jax.tree.map(lambda tau, theta: theta + tau, stacked, base)
-    merged = fusion.add_to_base(base, rules.RegMean()(stacked, grams={"kernel": gram}), 1.0)
-    for path, leaf in rules.RegMean()(models, grams={"kernel": gram}).items():
-        np.testing.assert_allclose(merged[path], leaf, rtol=1e-4, atol=1e-4)

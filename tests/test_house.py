@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from functools import partial
@@ -118,6 +119,7 @@ def test_no_jax_where_none_is_needed(part: str):
     [
         ("runs", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
         ("cli.main", ["jax", "transformers", "orbax", "sklearn", "pandas", "matplotlib"]),
+        ("training.recipes", ["jax", "optax", "flax"]),
         ("data.task_data", ["jax", "transformers", "pandas"]),
         ("fusion", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
         ("channel", ["flax", "transformers", "optax", "orbax", "sklearn", "pandas"]),
@@ -134,13 +136,28 @@ def test_importing_loads_nothing_heavy(module: str, lazy: list[str]):
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("package", ["", *(room for room in ROOMS if room != "cli")])
+@pytest.mark.parametrize("package", ["", "common", *(room for room in ROOMS if room != "cli")])
 def test_faces_are_whole(package: str):
     face = importlib.import_module(f"{PACKAGE}.{package}".rstrip("."))
     assert set(face.__all__) <= set(dir(face))
     assert [name for name in face.__all__ if getattr(face, name, None) is None] == []
     with pytest.raises(AttributeError, match="opne_run"):
         _ = face.opne_run
+
+
+def test_pages_import_from_the_faces_alone():
+    """What a face does not name is internal, and may change in any version."""
+    pages = [Path(__file__).parents[1] / "README.md"]
+    pages += sorted((pages[0].parent / "docs").rglob("*.md"))
+    wrong = {}
+    for page in pages:
+        code = re.sub(r"^(>>>|\.\.\.) ?", "", page.read_text(), flags=re.MULTILINE)
+        for module, names in re.findall(rf"from ({PACKAGE}[\w.]*) import (\([^)]*\)|.+)", code):
+            face = importlib.import_module(module)
+            named = {each.strip() for each in names.strip("()").split("#")[0].split(",")} - {""}
+            if found := named - set(getattr(face, "__all__", ())):
+                wrong[f"{page.name}: {module}"] = found
+    assert wrong == {}
 
 
 def test_no_circle_among_imports():

@@ -17,7 +17,7 @@ from sweep_fixtures import MIXED, Tables, Worker, tables_of
 
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.sweep.engine import Engine
-from rmtllmf_jax.sweep.parts import Parts, read_parts
+from rmtllmf_jax.sweep.parts import CellStore, read_parts
 from rmtllmf_jax.sweep.stage import _NOTICE
 from rmtllmf_jax.training import finetune
 
@@ -169,7 +169,7 @@ def test_a_sweep_killed_at_random_ends_with_the_same_tables(
         before, seen = seen, sum(1 for _ in cells.glob("part-*"))
         assert seen > before, errors
     assert killed >= min(kills, 10)
-    with Parts(cells) as parts:
+    with CellStore(cells) as parts:
         assert not parts.damaged
         assert 0 < len(parts) <= len(MIXED.cells()) + 4
     found = tables_of(sweep_engine, MIXED, tmp_path / "store" / "1,1,1")

@@ -10,9 +10,8 @@ import pytest
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import prompt_classes
 from rmtllmf_jax.data.sources.embedded import EMBEDDED
-from rmtllmf_jax.models import embedded
-from rmtllmf_jax.models.embedded import embedded_directory
-from rmtllmf_jax.models.hub import in_cache, local_directory
+from rmtllmf_jax.models import hub
+from rmtllmf_jax.models.hub import embedded_directory, in_cache, local_directory
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.tokens import load_tokenizer
 from rmtllmf_jax.models.zero_shot import zero_shot_head
@@ -43,7 +42,7 @@ def test_another_name_is_refused_with_the_nearest():
 
 
 def test_a_package_without_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embedded, "__file__", str(tmp_path / "package" / "models" / "embedded.py"))
+    monkeypatch.setattr(hub, "__file__", str(tmp_path / "package" / "models" / "hub.py"))
     with pytest.raises(InputError, match=r"neither in .*package/checkpoints/clip-mini nor in"):
         embedded_directory()
 

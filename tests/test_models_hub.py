@@ -95,7 +95,6 @@ def test_one_format_of_the_weights_is_downloaded(cache: Path, monkeypatch: pytes
     [
         (errors.RepositoryNotFoundError("404", response=response(404)), "no such repository on"),
         (errors.GatedRepoError("403", response=response(403)), "is gated; accept its terms"),
-        (errors.RevisionNotFoundError("404", response=response(404)), "has no revision None"),
         (errors.HfHubHTTPError("503", response=response(503)), "the Hugging Face hub refused"),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set; download it where"),
         (httpx.ConnectError("no route to host"), r"cannot be reached \(no route to host\)"),

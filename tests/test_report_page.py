@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import subprocess
+import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import report_tables as made
 from chromium import Chromium, chromium_path
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from rmtllmf_jax.report.io import read_results
-from rmtllmf_jax.report.pages import Report, html_page
-from rmtllmf_jax.report.plates import Plate
-from rmtllmf_jax.report.sheets import Sheet, all_sheets
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.report.plates import Plate, plates
+from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table
+from rmtllmf_jax.report.tables import summary
+from rmtllmf_jax.report.terminal import print_summary
 from rmtllmf_jax.report.verdict import verdict
-from rmtllmf_jax.report.write import write_report
+from rmtllmf_jax.report.write import Report, html_page, markdown_page, write_report
 
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -56,20 +64,24 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, results: pd.DataFrame, run: Any = made.RUN) -> Path:
     folder.mkdir()
-    results = made.results(("ideal", "sum_rate"), protections=("none", "r-mtllmf"))
     results.to_parquet(folder / "results.parquet")
     made.cosines().to_parquet(folder / "cosines.parquet")
     made.scales().to_parquet(folder / "scales.parquet")
-    (folder / "run.json").write_text(json.dumps(made.RUN | {"note": "<script>alert(1)</script>"}))
+    (folder / "run.json").write_text(json.dumps(run))
     return folder
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_run(tmp_path_factory.mktemp("report") / "a run & <more>")
-    write_report(run)
+def results() -> pd.DataFrame:
+    return made.results(("ideal", "sum_rate"))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, results: pd.DataFrame) -> Path:
+    run = tmp_path_factory.mktemp("report") / "a run & <more>"
+    write_report(write_run(run, results, made.RUN | {"note": "<script>alert(1)</script>"}))
     return run / "report"
 
 
@@ -78,23 +90,27 @@ def page(report: Path) -> Page:
     return Page((report / "index.html").read_text())
 
 
-FIGURES = ("figure_2", "figure_3", "figure_4", "scale_law")
+FIGURES = ("figure_2", "figure_3", "figure_4", "figure_5", "scale_law")
+PAGES = {"index.html", "summary.md", "summary.csv"}
 
 
-def test_the_folder_holds_page_figures_and_tables(report: Path):
-    figures = {f"{stem}.{kind}" for stem in FIGURES for kind in ("png", "svg", "pdf")}
-    names = {path.name for path in report.iterdir()}
-    assert names == figures | {"index.html", "summary.md", "summary.csv"}
-    for path in report.glob("*.pdf"):
-        data = path.read_bytes()
-        assert data.startswith(b"%PDF-")
-        assert b"CreationDate" not in data
+def files_of(*stems: str) -> set[str]:
+    return {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")}
 
 
-def test_same_tables_give_the_same_bytes(report: Path):
+def test_the_folder_holds_page_figures_and_tables(report: Path, results: pd.DataFrame):
+    """The same tables give the same bytes."""
     first = {path.name: path.read_bytes() for path in report.iterdir()}
-    write_report(report.parent)
-    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
+    assert set(first) == files_of(*FIGURES) | PAGES
+    for name, data in first.items():
+        kinds = {".pdf": b"%PDF-", ".png": b"\x89PNG", ".svg": b"<?xml"}
+        assert data.startswith(kinds.get(Path(name).suffix, b""))
+        assert b"CreationDate" not in data
+    written = write_report(report.parent)
+    assert {path.name: path.read_bytes() for path in written} == first
+    stored = pd.read_csv(report / "summary.csv")
+    stored["axis"] = stored["axis"].astype(object).fillna("")
+    pd.testing.assert_frame_equal(stored, summary(results), check_dtype=False)
 
 
 def test_the_page_asks_for_nothing(report: Path, page: Page):
@@ -136,23 +152,27 @@ def test_a_screen_reader_finds_its_way(page: Page):
     assert [tag for tag, _ in page.elements].count("h1") == 1
 
 
-def test_the_page_says_what_the_tables_say(report: Path, page: Page):
-    results = read_results(report.parent / "results.parquet")
-    assert "Report of a run & <more>" in page.text
-    for sentence in verdict(results):
-        assert " ".join(sentence.split()) in page.text
+def test_the_pages_say_what_the_tables_say(report: Path, page: Page, results: pd.DataFrame):
+    markdown = (report / "summary.md").read_text()
+    for text in (page.text, markdown):
+        assert all(" ".join(line.split()) in text for line in verdict(results))
+        assert "± 1 sample standard deviation" in text
+        assert "skipped" not in text
     for sheet in all_sheets(results, spread=True):
         assert sheet.title in page.text
+        assert markdown_table(sheet) in markdown
         for row in sheet.rows:
             assert " ".join(cell for cell in row) in re.sub(r"\s+", " ", page.text)
+    assert "Report of a run & <more>" in page.text
+    assert "<script>alert(1)</script>" in page.text
     for word in ("rmtllmf sweep --out runs/a", "0123abc", '{"jax": "0.10.2"}', "seconds 12.5"):
         assert word in page.text
-    assert "<script>alert(1)</script>" in page.text
-    assert "± 1 sample standard deviation" in page.text
     assert "published fit 1.13 N^-0.655 0.72 0.55" in page.text
+    assert "| settings.preset | paper |" in markdown
+    assert "alert" not in markdown
 
 
-def test_old_figures_go_and_other_files_stay(tmp_path: Path):
+def test_what_a_run_lacks_is_said_and_its_old_figures_go(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
     made.results(("ideal",), draws=1, protections=("none",)).to_parquet(run / "results.parquet")
@@ -160,14 +180,87 @@ def test_old_figures_go_and_other_files_stay(tmp_path: Path):
     for name in ("figure_4.pdf", "axis_mse.svg", "scale_law.png", "notes.txt"):
         (run / "report" / name).write_text("old")
     write_report(run)
-    kinds = ("png", "svg", "pdf")
-    assert {path.name for path in (run / "report").iterdir()} == {
-        *(f"figure_2.{kind}" for kind in kinds),
-        *("index.html", "summary.md", "summary.csv", "notes.txt"),
-    }
+    names = {path.name for path in (run / "report").iterdir()}
+    assert names == files_of("figure_2") | PAGES | {"notes.txt"}
     text = Page((run / "report" / "index.html").read_text()).text
+    markdown = (run / "report" / "summary.md").read_text()
     assert "figure_3 skipped: the run has no cosines.parquet." in text
+    assert "- figure_3 skipped: the run has no cosines.parquet." in markdown
     assert "The run has no run.json: nothing is recorded." in text
+    assert "None recorded." in markdown
+
+
+def test_figures_without_weak_tasks_stand_beside_the_others(tmp_path: Path, results: pd.DataFrame):
+    tuned = results["finetuned_score"].where(results["task"] != "dtd", results["base_score"])
+    taught = results.assign(finetuned_score=tuned, normalised=results["score"] / tuned)
+    names = {path.name for path in write_report(write_run(tmp_path / "run", taught))}
+    assert "figure_2_informative.png" in names
+    page = (tmp_path / "run" / "report" / "summary.md").read_text()
+    assert "over combinations, draws and seeds, without dtd" in page
+
+
+def test_names_of_somebody_elses_table_stay_names(tmp_path: Path):
+    """Neither a path nor a part of a page, though the check of `read_results` were not there."""
+    here = tmp_path / "run" / "report"
+    axis, rule = "x/../../../escaped", '"><script>'
+    table = made.results(("ideal",), draws=1)
+    merged = table["protection"] != "control"
+    table = table.assign(rule=rule, axis=axis, level=1.0).where(merged, table.assign(axis=""))
+    more = table.assign(rule="task_arithmetic")
+    found, _ = plates(pd.concat([table, more[merged]]), None, None)
+    files = [(here / f"{plate.stem}.png").resolve() for plate in found]
+    assert len(set(files)) == 2
+    assert {file.parent for file in files} == {here}
+    said, sheets = [rule, "![x](http://y)"], all_sheets(table, spread=True)
+    report = Report(rule, said, found, [], sheets, sheets[0], {})
+    svg = {plate.stem: '<svg viewBox="0 0 1 1"></svg>' for plate in found}
+    for text in (markdown_page(report), html_page(report, svg)):
+        assert "<script" not in text.replace("&lt;script", "")
+    assert "![x](" not in markdown_page(report)
+
+
+def test_run_json_is_an_object_whose_credentials_are_not_shown(
+    tmp_path: Path, results: pd.DataFrame
+):
+    run = write_run(tmp_path / "run", results, [1])
+    with pytest.raises(InputError, match=r"run\.json: expected a JSON object"):
+        write_report(run)
+    assert not (run / "report").exists()
+    url = "s3://me:hunter2@bucket/a?token=hunter2&x=1"
+    settings = {"command": f"rmtllmf sweep --store {url} --out a|b", "store": url, "scale": "1"}
+    (run / "run.json").write_text(json.dumps(settings))
+    write_report(run)
+    for name in ("summary.md", "index.html"):
+        text = unescape((run / "report" / name).read_text())
+        assert "hunter2" not in text
+        assert "s3://***@bucket/a?token=***&x=*** --out a" in text
+
+
+def test_markdown_table():
+    sheet = Sheet("t", ["a", "b", "c"], [["x|y", "two\nlines", "3"]])
+    expected = "| a | b | c |\n| :-- | :-- | --: |\n| x\\|y | two lines | 3 |"
+    assert markdown_table(sheet) == expected
+
+
+@pytest.mark.parametrize("width", [200, 36])
+def test_print_summary_cuts_no_number(results: pd.DataFrame, width: int):
+    console = Console(file=io.StringIO(), width=width, record=True)
+    print_summary(results, console)
+    words = console.export_text().split()
+    assert {"MSE", *made.TASKS} <= set(words)
+    for sheet in all_sheets(results, spread=False):
+        assert {cell for row in sheet.rows for cell in row} <= set(words)
+    shown = " ".join(words)
+    assert all(" ".join(sentence.split()) in shown for sentence in verdict(results))
+
+
+def test_a_report_needs_no_jax_and_no_pyplot():
+    code = (
+        "import sys, rmtllmf_jax.report.write, rmtllmf_jax.report.terminal;"
+        "print([name for name in ('jax', 'matplotlib.pyplot') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_inline_figure_keeps_its_own_names():

@@ -46,12 +46,8 @@ def flat(table: pd.DataFrame, values: dict[tuple[str, str], float]) -> pd.DataFr
 
 
 def scores(table: pd.DataFrame, scenario: str, protection: str) -> list[float]:
-    cells: dict[tuple[Any, ...], list[float]] = {}
-    for row in table.to_dict("records"):
-        if (row["scenario"], row["protection"]) == (scenario, protection):
-            key = row["combination"], row["draw"], row["seed"]
-            cells.setdefault(key, []).append(row["normalised"])
-    return [statistics.mean(values) for values in cells.values()]
+    cells = made.where(made.cells(table), scenario=scenario, protection=protection)
+    return [cell["score"] for cell in cells]
 
 
 def draws_of(scenario: str) -> list[list[float]]:

@@ -77,9 +77,9 @@ def test_jobs_with_the_same_noise_stand_together_and_all_are_done(sweep_engine: 
     engine = engine_like(sweep_engine)
     draw = engine.uplinks.sources
 
-    def noting(seed: int, number: int) -> Any:
-        drawn.append((seed, number))
-        return draw(seed, number)
+    def noting(cell: Cell) -> Any:
+        drawn.append((cell.seed, cell.draw))
+        return draw(cell)
 
     engine.uplinks.sources = noting  # type: ignore[method-assign]
     chunks = list(engine.run(jobs))

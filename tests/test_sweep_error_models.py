@@ -25,7 +25,7 @@ from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.programs import Programs
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
@@ -80,7 +80,7 @@ def make(inputs: SweepInputs, programs: Programs) -> Callable[..., Engine]:
 
 
 def cosines_of(engine: Engine, grid: Grid, folder: Path) -> pd.DataFrame:
-    with Parts(folder) as parts:
+    with CellStore(folder) as parts:
         return pd.DataFrame(cosine_rows(engine, grid, parts))
 
 

@@ -83,7 +83,7 @@ def test_what_threads_share_is_made_once(sweep_engine: Engine) -> None:
     layout = replace(sweep_engine.layout, streams=2)
     engine = Engine(sweep_engine.inputs, SETTINGS, layout, at_most_once)
     made, draw, place = [], engine.uplinks.sources, engine._placed
-    engine.uplinks.sources = lambda *which: made.append(which) or draw(*which)
+    engine.uplinks.sources = lambda cell: made.append((cell.seed, cell.draw)) or draw(cell)
     engine._placed = lambda *rows: made.append("images") or place(*rows)
     cells = [cell for cell in MIXED.cells() if cell.protection == "r-mtllmf" and cell.draw == 0]
     list(engine.run([Job(cell, 0.3) for cell in cells]))

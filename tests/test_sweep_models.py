@@ -123,7 +123,7 @@ def test_a_draw_has_one_gaussian_a_user_that_all_cells_share(sweep_engine: Engin
     ]
     uplinks, inputs = sweep_engine.uplinks, sweep_engine.inputs
     for where in ({}, {"draw": 1}, {"seed": 1}):
-        sources = uplinks.sources(where.get("seed", 0), where.get("draw", 0))
+        sources = uplinks.sources(replace(NOISY, **where))
         for cell in (replace(cell, **where) for cell in cells):
             factor = uplinks.factor(cell)
             sent = jax.tree.map(
@@ -146,8 +146,9 @@ def test_the_gaussians_are_those_of_the_uplink(sweep_engine: Engine) -> None:
     for seed, draw in ((0, 0), (2, 5)):
         key = jax.random.fold_in(jax.random.fold_in(root, seed), draw)
         expected = uplink.draw_sources(sweep_engine.inputs.vectors, key)
-        assert_trees_equal(sweep_engine.uplinks.sources(seed, draw), expected)
-        assert_trees_equal(sweep_engine.sources(seed, draw), expected)
+        cell = replace(NOISY, seed=seed, draw=draw)
+        assert_trees_equal(sweep_engine.uplinks.sources(cell), expected)
+        assert_trees_equal(sweep_engine.sources(cell), expected)
 
 
 def test_the_mse_scales_the_noise_and_changes_nothing_else(sweep_engine: Engine) -> None:

@@ -30,8 +30,7 @@ from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.memory import training_memory
 from rmtllmf_jax.sweep.plan import Needed, Plan, Work, plan
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.training.presets import PRESETS, Preset
-from rmtllmf_jax.training.recipes import Recipe
+from rmtllmf_jax.training.recipes import RUN_RECIPES, Recipe, RunRecipe
 
 # The plan
 
@@ -44,7 +43,7 @@ def tiny_task(name: str, classes: int, train: int, test: int, pixels: int | None
 
 
 TASKS = (tiny_task("dtd", 3, 20, 11, None), tiny_task("mnist", 2, 40, 8, 2))
-PRESET = Preset(Recipe(5, 6, 1e-5, 0.1), image_size=4)
+PRESET = RunRecipe(Recipe(5, 6, 1e-5, 0.1), image_size=4)
 SETTINGS = Settings(eval_batch_size=4, shots=2, realign=Recipe(3, 8, 1e-5, 0.0))
 GRID = Grid((("dtd", "mnist"),), ("clean", "ideal"), ("none", "r-mtllmf", "control"), 2, 2)
 
@@ -135,6 +134,12 @@ def test_the_scale_on_validation_images_is_counted():
     assert result["merging"][0] == 11 + 10
 
 
+def test_symbols_are_sent_once_per_channel_and_seed():
+    result = amounts(tiny_plan(settings=replace(SETTINGS, transport="analogue")))
+    assert result["sending"] == (4, 4 * 130 * 8 * (3 * 16 + 4 * 8))  # two parameters a symbol
+    assert "sending" not in amounts(tiny_plan())
+
+
 def test_a_subset_of_the_test_images_is_counted():
     result = amounts(tiny_plan(settings=replace(SETTINGS, eval_samples=4)))
     assert result["evaluation"][0] == 13 * 8
@@ -151,9 +156,9 @@ def paper_plan(dtype: str = "float32") -> Plan:
     scenarios = ("clean", "ideal", "strongest_user", "sum_rate")
     protections = ("none", "freeze", "realign", "r-mtllmf", "control")
     grid = Grid(choose_combinations(TASK_NAMES, None, 0), scenarios, protections, 1, 1)
-    settings = Settings(realign=PRESETS["paper"].realign)
+    settings = Settings(realign=RUN_RECIPES["paper"].realign)
     backbone = backbone_of(replace(B16.vision, dtype=dtype))
-    return plan(backbone, tasks, grid, settings, PRESETS["paper"], clip=B16)
+    return plan(backbone, tasks, grid, settings, RUN_RECIPES["paper"], clip=B16)
 
 
 def test_the_papers_experiment_in_numbers():

@@ -14,7 +14,7 @@ from conftest import TinyRun
 from rmtllmf_jax.channel import ATTACKS, PRESETS, RECEIVERS
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.sweep.grid import SWEPT_RULES
-from rmtllmf_jax.uplink import ERROR_MODELS
+from rmtllmf_jax.uplink import ERROR_MODELS, TRANSPORTS
 
 SCENARIOS = ("clean", "ideal", *sorted(set(ATTACKS) - {"none"}))
 
@@ -82,6 +82,20 @@ def test_an_error_model_has_a_store_of_its_own(run: Path, sweep: Sweep) -> None:
     assert files(old) == before
 
 
+def test_symbols_as_transport(run: Path, sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ("--scenarios", "clean", "ideal", "--transport", "qam(size=16)")
+    results, cosines = sweep(*few)
+    assert settings(run)["transport"] == "qam(size=16)"
+    assert results["kappa"].isna().all()
+    ideal = cosines[(cosines["scenario"] == "ideal") & (cosines["task_a"] == cosines["task_b"])]
+    assert len(ideal)
+    main(["report", str(run)])
+    assert "qam(size=16)" in (run / "report" / "index.html").read_text()
+    with pytest.raises(SystemExit):
+        sweep(*few, "--axis", "c0_db=-10")
+    assert "the axis c0_db sets the errors of the transport gaussian" in capfd.readouterr().err
+
+
 def test_rules_and_levels(run: Path, sweep: Sweep) -> None:
     options = (
         "--scenarios",
@@ -110,7 +124,7 @@ def test_help_names_what_can_be_chosen(command: str, capfd: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main([command, "--help"])
     words = capfd.readouterr().out.replace(",", " ").split()
-    for name in (*PRESETS, *SCENARIOS, *RECEIVERS, *ERROR_MODELS, *SWEPT_RULES):
+    for name in (*PRESETS, *SCENARIOS, *RECEIVERS, *ERROR_MODELS, *SWEPT_RULES, *TRANSPORTS):
         named = [word for word in words if word.partition("(")[0].strip("().:=RHO") == name]
         assert named, name
     assert any(word.startswith("mse=.01") for word in words)

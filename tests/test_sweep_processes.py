@@ -23,7 +23,7 @@ from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.sweep import stage as stage_module
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.layout import Layout
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 
 TIMEOUT = 300
 
@@ -70,7 +70,7 @@ def test_the_shares_of_two_processes_are_one_table(
     names = [path.name for path in (tmp_path / "cells").iterdir()]
     assert {name.split("-")[1] for name in names} == {"0000", "0001"}
     assert {path.name.split("-")[1] for path in (tmp_path / "cosines").iterdir()} == {"0000"}
-    with Parts(tmp_path / "cells") as parts:
+    with CellStore(tmp_path / "cells") as parts:
         assert len(parts) == len(MIXED.cells()) + 4
 
 

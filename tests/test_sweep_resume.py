@@ -30,7 +30,7 @@ from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.engine import Engine, Evaluated
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.job import Job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.programs import Programs
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.stage import Stage
@@ -124,7 +124,7 @@ def test_a_damaged_part_is_skipped_reported_and_computed_again(
     for kind in ("cells", "cosines"):
         part = max((folder / kind).iterdir(), key=lambda path: path.stat().st_size)
         part.write_bytes(part.read_bytes()[:-30])
-    with Parts(folder / "cells") as parts:
+    with CellStore(folder / "cells") as parts:
         left = len(parts)
     assert left < len(GRID.cells())
     engine = engine_like(sweep_engine, kind=Counting)
@@ -226,7 +226,7 @@ def test_ctrl_c_finishes_the_chunk_and_a_second_one_does_not(
     with pytest.raises(KeyboardInterrupt), Stage(engine, tmp_path) as stage:
         stage.complete(JOBS, "sweep")
     assert capsys.readouterr().err == stage_module._NOTICE + "\n"
-    with Parts(tmp_path) as parts:
+    with CellStore(tmp_path) as parts:
         assert list(parts) == [job.hash for chunk in vars(engine)["chunks"][:kept] for job in chunk]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -291,6 +291,6 @@ def test_what_was_finished_before_memory_ran_out_is_kept(
     engine.programs = Programs(sweep_engine.programs.merge, refuse, evaluate)
     with pytest.raises(InputError, match="ran out of memory"), Stage(engine, tmp_path) as stage:
         stage.complete(JOBS, "sweep")
-    with Parts(tmp_path) as parts:
+    with CellStore(tmp_path) as parts:
         assert 0 < len(parts) < len(JOBS)
         assert set(parts) < {job.hash for job in JOBS}

@@ -38,7 +38,7 @@ from rmtllmf_jax.report.io import read_scales
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.job import Job, finetuned_job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.scales import scales_by_size, validation_jobs
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 from rmtllmf_jax.sweep.so_far import results_so_far
@@ -183,7 +183,7 @@ def test_validation_does_not_look_at_the_test_split(sweep_engine: Engine, tmp_pa
 
 def finish(folder: Path, job: Job, correct: int) -> None:
     """Leave a result of 10 samples a task as if a sweep had computed it."""
-    with Parts(folder / "cells") as parts:
+    with CellStore(folder / "cells") as parts:
         tasks = job.cell.combination
         uplink = {task: {"kappa": 1.0, "mse": 0.0, "mse_mean": 0.0, "uses": 0.0} for task in tasks}
         sums = dict.fromkeys(tasks, (float(correct), 10.0))

@@ -22,6 +22,8 @@ from rmtllmf_jax.channel.attacks import (
     choice,
 )
 from rmtllmf_jax.channel.checks import require_powers
+from rmtllmf_jax.channel.coloured_noise import ColouredNoise, coloured_noise
+from rmtllmf_jax.channel.equalise import Equaliser
 from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Preset
 from rmtllmf_jax.channel.realisation import draw_channel, gram, received_power
 from rmtllmf_jax.channel.receivers import SIC, Receiver
@@ -166,6 +168,21 @@ class Link:
         power = self.preset.attack_budget if budget is None else budget
         key = None if key is None else jax.random.fold_in(key, _MEASURED)
         return user_errors(h_tilde, self.attack, power, 1.0, self.receiver, key, powers)
+
+    def filters(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        key: Key[Array, ""],
+        budget: Real[ArrayLike, ""] | None = None,
+    ) -> tuple[ColouredNoise, Equaliser]:
+        """All noise over a given channel, floor included, and the receiver's filters for it.
+
+        What symbols go through (`channel.link.send`); `over` says what errors they suffer.
+        """
+        power = self.preset.attack_budget if budget is None else budget
+        attack, key = self.attack(h_tilde, power, 1.0), jax.random.fold_in(key, _MEASURED)
+        receiver: Any = self.receiver
+        return coloured_noise(h_tilde, attack, 1.0), receiver.filters(h_tilde, attack, 1.0, key)
 
 
 class Scenario(str):

@@ -20,7 +20,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel import modem
-from rmtllmf_jax.channel.coloured_noise import coloured_noise
+from rmtllmf_jax.channel.coloured_noise import ColouredNoise, coloured_noise
+from rmtllmf_jax.channel.equalise import Equaliser
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
 from rmtllmf_jax.channel.receivers import SIC, Filtering
@@ -86,16 +87,48 @@ def transmit(
     **Raises:** `InputError` for an unknown cancellation or modulation, and for what
     the receiver refuses.
     """
-    require_known("cancellation", cancellation, CANCELLATIONS)
     equaliser = receiver.filters(h_tilde, attack, noise, jax.random.fold_in(key, _MEASURED))
     unit, rms = normalise(parameters)
+    received = send(
+        unit,
+        h_tilde,
+        coloured_noise(h_tilde, attack, noise),
+        equaliser,
+        key,
+        cancellation=cancellation if receiver.chooses else "genie",
+        modulation=modulation,
+        clip=clip,
+    )
+    in_their_unit = (received.parameters * rms[:, None]).astype(parameters.dtype)
+    return received._replace(parameters=in_their_unit)
+
+
+def send(
+    unit: Float[Array, "users size"],
+    h_tilde: Complex[Array, "antennas users"],
+    noise: ColouredNoise,
+    equaliser: Equaliser,
+    key: Key[Array, ""],
+    *,
+    cancellation: str = "genie",
+    modulation: int | None = 64,
+    clip: Real[ArrayLike, ""] | None = None,
+) -> Received:
+    """`transmit` of parameters that are normalised, with noise and filters that are known.
+
+    **Arguments:** `noise` with the floor, by `coloured_noise`; `equaliser`, the filters of the
+    receiver; the others as `transmit` has them.
+
+    **Raises:** `InputError` for an unknown cancellation or modulation.
+    """
+    require_known("cancellation", cancellation, CANCELLATIONS)
     code = _analogue(unit) if modulation is None else _digital(unit, key, modulation, clip)
     symbols = code.encode(unit).astype(h_tilde.dtype)
-    signal = propagate(symbols, h_tilde, attack, noise, jax.random.fold_in(key, _NOISE))
+    signal = propagate(symbols, h_tilde, noise, jax.random.fold_in(key, _NOISE))
 
     forward = product(equaliser.feedforward, signal)
     mse = equaliser.mse[:, None]
-    if cancellation == "genie" or not receiver.chooses:
+    if cancellation == "genie":
         estimates = forward - product(equaliser.feedback, symbols)
         decisions = code.decide(estimates, mse)
     else:
@@ -109,7 +142,7 @@ def transmit(
 
     error = estimates - symbols
     return Received(
-        parameters=(code.decode(decisions) * rms[:, None]).astype(parameters.dtype),
+        parameters=code.decode(decisions).astype(unit.dtype),
         symbols=symbols,
         estimates=estimates,
         decisions=decisions,
@@ -120,13 +153,16 @@ def transmit(
 def propagate(
     symbols: Complex[Array, "users symbols"],
     h_tilde: Complex[Array, "antennas users"],
-    attack: Complex[Array, "antennas antennas"],
-    noise: Real[ArrayLike, ""],
+    noise: ColouredNoise,
     key: Key[Array, ""],
 ) -> Complex[Array, "antennas symbols"]:
-    """What the antennas receive: Y = H~ X + C^(1/2) w with w ~ CN(0, I)."""
+    """What the antennas receive: Y = H~ X + C^(1/2) w with w ~ CN(0, I).
+
+    The root is the Hermitian one, continuous in C: a key gives like noise to like attacks.
+    """
     white = jax.random.normal(key, (h_tilde.shape[0], symbols.shape[1]), h_tilde.dtype)
-    return product(h_tilde, symbols) + coloured_noise(h_tilde, attack, noise).colour(white)
+    turned = product(noise.vectors.conj().T, white)
+    return product(h_tilde, symbols) + noise.colour(turned)
 
 
 class _Code(NamedTuple):

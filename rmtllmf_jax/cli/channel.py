@@ -125,18 +125,14 @@ def _chosen(options: Channel) -> tuple[Link, ...]:
     from rmtllmf_jax.channel import ATTACKS, PRESETS, Link, get_preset, get_receiver
 
     preset, receiver = get_preset(options.preset), get_receiver(options.receiver)
-    attacks = parse_all(options.attack, ATTACKS, "--attack")
-    if not preset.has_channel:
-        if options.out is not None:
-            raise InputError(
-                f"--out {options.out} needs a channel, and the preset {options.preset!r} has none, "
-                "only the errors that users end up with; leave it out, or choose a channel preset "
-                f"({', '.join(PRESETS)})."
-            )
-        return tuple(Link(preset, attack, receiver) for attack in attacks) or (
-            Link(preset, receiver=receiver),
+    by_default = _ATTACKS if preset.has_channel else ("none",)
+    attacks = parse_all(options.attack or by_default, ATTACKS, "--attack")
+    if options.out is not None and not preset.has_channel:
+        raise InputError(
+            f"--out {options.out} needs a channel, and the preset {options.preset!r} has none, "
+            "only the errors that users end up with; leave it out, or choose a channel preset "
+            f"({', '.join(PRESETS)})."
         )
-    attacks = attacks or parse_all(_ATTACKS, ATTACKS, "--attack")
     return tuple(Link(preset, attack, receiver) for attack in attacks)
 
 

@@ -13,9 +13,8 @@ from rmtllmf_jax.runs.folder import working_in
 
 if TYPE_CHECKING:
     from rmtllmf_jax.fusion.files.fusing import Fusing
-    from rmtllmf_jax.fusion.files.plan import Plan
-    from rmtllmf_jax.fusion.files.programs import LayerWeights
-    from rmtllmf_jax.fusion.files.recipe import Recipe
+    from rmtllmf_jax.fusion.files.merging import LayerWeights
+    from rmtllmf_jax.fusion.files.plan import Plan, Recipe
 
 PLOT = "layer_weights.png"
 
@@ -66,10 +65,8 @@ class Fuse:
 
     def run(self) -> None:
         """Run the sub-command."""
-        from rmtllmf_jax.fusion.files.fusing import fusing
-        from rmtllmf_jax.fusion.files.part import part_folder
-        from rmtllmf_jax.fusion.files.plan import plan_fusion
-        from rmtllmf_jax.fusion.files.shards import bytes_of
+        from rmtllmf_jax.fusion.files.fusing import fusing, part_folder
+        from rmtllmf_jax.fusion.files.plan import bytes_of, plan_fusion
 
         plan = plan_fusion(
             self.out,
@@ -84,8 +81,8 @@ class Fuse:
             print("\n".join(_listing(plan)))
             return
         with working_in(part_folder(self.out)), fusing(plan) as under_way:
-            if under_way.part.restarted:
-                note(f"{under_way.part.root}: was of other inputs or options; starting again.")
+            if under_way.restarted:
+                note(f"{under_way.root}: was of other inputs or options; starting again.")
             elif under_way.finished:
                 total = len(plan.shards)
                 note(f"{under_way.finished} of {total} shards are finished already.")
@@ -100,7 +97,7 @@ class Fuse:
 
     def _recipe(self) -> Recipe:
         from rmtllmf_jax.common.values import parse
-        from rmtllmf_jax.fusion.files.recipe import Recipe, require_method
+        from rmtllmf_jax.fusion.files.plan import Recipe, require_method
         from rmtllmf_jax.fusion.rules import METHODS
         from rmtllmf_jax.fusion.scale import scale_of
 

@@ -23,7 +23,7 @@ from rmtllmf_jax.runs.environment import use_compilation_cache
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
-    from rmtllmf_jax.channel import Link, Preset
+    from rmtllmf_jax.channel import Link
     from rmtllmf_jax.gradients import Agreement, Objective, Parameters
     from rmtllmf_jax.sweep.settings import Settings
 
@@ -221,7 +221,7 @@ def _objective(options: Gradcheck, settings: Settings) -> Objective:
     **Raises:** `InputError` if the combination is not one of the tasks, or the run folder cannot
     be used.
     """
-    from rmtllmf_jax.cli.random_users import random_inputs
+    from rmtllmf_jax.runs.random_users import random_inputs
     from rmtllmf_jax.sweep.objective import objective_of
 
     if options.out is None:
@@ -267,7 +267,8 @@ def starting_values(
     import jax
     import jax.numpy as jnp
 
-    from rmtllmf_jax.gradients import Parameters, require_place, user_mse
+    from rmtllmf_jax.channel import ChannelPreset, PowerLaw, White, draw_distances
+    from rmtllmf_jax.gradients import Parameters, attack_at, require_place, user_mse
 
     link, tasks = objective.setting.link, len(objective.kappa)
     require_place(names, link)
@@ -277,7 +278,17 @@ def starting_values(
         "scale": jnp.full(tasks, objective.scale, jnp.float32),
     }
     if link is not None and link.preset.has_channel:
-        values |= _channel_values(link.preset, channel)
+        preset: Any = link.preset
+        values["powers"] = jnp.ones(preset.users)
+        values["budget"] = jnp.asarray(preset.attack_budget, jnp.float32)
+        values["attack"] = attack_at(White(), preset, channel)
+    if link is not None and isinstance(preset := link.preset, ChannelPreset):
+        distances = draw_distances(preset, channel)
+        angles = jax.random.uniform(channel, (preset.users,), maxval=2 * math.pi)
+        circle = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        values |= {"distances": distances, "positions": distances[:, None] * circle}
+        if isinstance(law := preset.path_loss, PowerLaw):
+            values["path_loss_exponent"] = jnp.asarray(law.exponent, jnp.float32)
     if link is not None and "mse" in names:
         values["mse"] = user_mse(Parameters(), link, channel)
         if not (values["mse"] > 0).all():
@@ -288,32 +299,6 @@ def starting_values(
     start = Parameters(**{name: values[name] for name in names})
     objective.check(start)
     return start
-
-
-def _channel_values(preset: Preset, channel: Key[Array, ""]) -> dict[str, Any]:
-    import jax
-    import jax.numpy as jnp
-
-    from rmtllmf_jax.channel import ChannelPreset, PowerLaw, White, draw_distances
-    from rmtllmf_jax.gradients import attack_at
-
-    values = {
-        "powers": jnp.ones(preset.users),
-        "budget": jnp.asarray(preset.attack_budget, jnp.float32),
-        "attack": attack_at(White(), preset, channel),
-    }
-    if not isinstance(preset, ChannelPreset):
-        return values
-    distances = draw_distances(preset, channel)
-    angles = jax.random.uniform(channel, (preset.users,), maxval=2 * math.pi)
-    circle = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    law = preset.path_loss
-    exponent = law.exponent if isinstance(law, PowerLaw) else 0.0  # which is refused by its name
-    return values | {
-        "distances": distances,
-        "positions": distances[:, None] * circle,
-        "path_loss_exponent": jnp.asarray(exponent, jnp.float32),
-    }
 
 
 def _compared(options: Gradcheck, objective: Objective) -> tuple[float, list[Agreement]]:

@@ -105,7 +105,7 @@ def size_of(folder: Path) -> int | None:
 
 def embedded_model() -> dict[str, Any]:
     """Return where the embedded model is, or what is wrong with it."""
-    from rmtllmf_jax.models.embedded import embedded_directory
+    from rmtllmf_jax.models.hub import embedded_directory
 
     try:
         path = embedded_directory()

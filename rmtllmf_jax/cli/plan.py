@@ -35,7 +35,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     from rmtllmf_jax.models.shapes import CLIPShape
     from rmtllmf_jax.runs.config import compute_dtype
     from rmtllmf_jax.sweep.plan import plan
-    from rmtllmf_jax.training.presets import Preset
+    from rmtllmf_jax.training.recipes import RunRecipe
 
     machine = devices_of(options)
     config = _config_of(options.model)
@@ -57,7 +57,9 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         tasks,
         grid,
         settings,
-        Preset(recipe_of(options), prompts="single" if options.prompts == "single" else "ensemble"),
+        RunRecipe(
+            recipe_of(options), prompts="single" if options.prompts == "single" else "ensemble"
+        ),
         clip=clip,
         ready_vectors=options.task_vectors is not None,
         validation_fraction=options.validation_fraction,

@@ -16,11 +16,11 @@ from rmtllmf_jax.cli.sweep import check, sweep
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
-from rmtllmf_jax.training.presets import DEMO, PRESETS
+from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
 
 _OF_PRESETS = ("model", "source", "tasks", "prompts", "image_size", "fit", "normalise")
 DEMO_NAME, VIT = "demo", "vit-tiny"
-RECIPES = (DEMO_NAME, VIT, *PRESETS)
+RECIPES = (DEMO_NAME, VIT, *RUN_RECIPES)
 
 DEMO_SWEEP: dict[str, Any] = {
     "combinations": "1",
@@ -114,7 +114,7 @@ def recipe_options(name: str) -> dict[str, Any]:
     """Return the options that a recipe sets."""
     if name == VIT:
         return VIT_IMAGES
-    preset = DEMO if name == DEMO_NAME else PRESETS[name]
+    preset = DEMO if name == DEMO_NAME else RUN_RECIPES[name]
     options = {option: getattr(preset, option) for option in _OF_PRESETS} | asdict(preset.finetune)
     for option in ("steps", "batch_size", "learning_rate"):
         options[f"realign_{option}"] = getattr(preset.realign, option)

@@ -20,6 +20,15 @@ _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 _log = logging.getLogger(__name__)
 
 
+def require_absent(out: Path) -> None:
+    """Check that nothing is at a path.
+
+    **Raises:** `InputError` if something is.
+    """
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: exists already; name a new folder, or remove this one.")
+
+
 def sync(path: Path) -> None:
     """Block until a file, or a folder's list of names, has reached the disk.
 

@@ -158,7 +158,6 @@ def _number(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time in a suitable unit."""
     for size, name, digits in ((1, "s", 0), (60, "min", 0), (3600, "h", 1)):
         if seconds < 90 * size:
             return f"{seconds / size:.{digits}f} {name}"

@@ -153,7 +153,6 @@ def _built(tree: ast.Name | ast.Call, known: Known, what: str) -> Any:
 
 
 def _given(tree: ast.Call, kind: type, name: str, what: str) -> dict[str, Any]:
-    """Return the options of a call, by name."""
     names, hints = option_names(kind), typing.get_type_hints(kind)
     choices: Mapping[str, Known] = getattr(kind, "choices", {})
     pairs = [(keyword.arg or "**", keyword.value) for keyword in tree.keywords]
@@ -239,7 +238,6 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _takes(hint: Any) -> str:
-    """Say what a field of this type takes."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     if hint in plain:

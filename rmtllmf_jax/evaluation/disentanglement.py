@@ -4,38 +4,92 @@ R-MTLLMF (arXiv 2411.18220), eqs. (7) and (8)::
 
     xi = sum_i E_{x in task i} [ dist( f(x; base + a_i tau_i), f(x; base + scale sum_j tau_j) ) ]
 
-Every task is evaluated under its own frozen head, and no label is needed. Zero means that no task's
-predictions on its own samples change. **The comparison under noise:** the single model on the left
-has the task vector as sent, the merged model on the right the vectors as received, tau_j + e_j. So
-xi counts the effect of the noise as well as that of the other tasks; its increase over the xi
-without noise is due to the noise.
+Every task is evaluated under its own frozen head, and no label is needed. **Under noise** the
+single model on the left has the task vector as sent, the merged model on the right the vectors as
+received, tau_j + e_j: the increase of xi over the xi without noise is due to the noise.
 
 All functions are pure and differentiable (under `disagreement` the gradient is zero). Compile them
-with `jax.jit(..., static_argnames=("features", "distance", "batch_size"))`: tasks, scales,
-combinations and noise are data, so one program serves all of them. `features(params, images)` is
-the model up to its head, such as `Backbone.features`; the same object is compiled once.
+with `jax.jit(..., static_argnames=("features", "distance", "batch_size"))`: one program serves all
+tasks, scales, combinations and noises. `features(params, images)` is the model up to its head, such
+as `Backbone.features`; the same object is compiled once.
 
-Reference for the heat map of a pair: Ortiz-Jimenez et al., "Task Arithmetic in the Tangent Space",
-NeurIPS 2023 (arXiv 2305.12827).
+Reference for the heat map of a pair: Ortiz-Jimenez et al., arXiv 2305.12827.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, stacked
-from rmtllmf_jax.evaluation.distances import Distance, get_distance
 from rmtllmf_jax.models.heads import Head
 
 Features = Callable[..., Array]
 """``(params, images uint8 (batch, size, size, channels)) -> (batch, width)``."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """What is kept of a model's logits, and the distance between two models' kept outputs."""
+
+    read: Callable[..., Array]
+    """Maps logits (*batch, classes) to what is kept, with the same leading axes."""
+    between: Callable[..., Array]
+    """Maps the kept outputs of the first and the second model to distances (*batch)."""
+    unit: str
+    """Unit of a distance, for axes and tables."""
+
+
+def labels(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:
+    """Return the class of the largest logit, never a class of a head's padding."""
+    return jnp.argmax(logits, axis=-1)
+
+
+def disagreement(
+    first: Int[Array, "*batch"], second: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Return ``1{first != second}``, the distance of R-MTLLMF, eq. (8). Its gradient is zero."""
+    return (first != second).astype(float)
+
+
+def log_probabilities(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+    """Return the logarithm of the softmax; about -1e9 for a class of a head's padding."""
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def kl_divergence(
+    first: Float[Array, "*batch classes"], second: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
+    """Return ``KL(first || second) = sum_c p_c (log p_c - log q_c)`` in nats, of log probabilities.
+
+    Padded classes have p = 0 and finite logarithms, so they add nothing, not even to gradients.
+    Zero for equal models up to rounding, which may leave about -1e-7 in float32.
+    """
+    return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
+
+
+DISTANCES: Mapping[str, Distance] = MappingProxyType(
+    {
+        "disagreement": Distance(labels, disagreement, "share of samples"),
+        "kl": Distance(log_probabilities, kl_divergence, "nats"),
+    }
+)
+"""`disagreement` of the predicted classes, or `kl`, KL(single || merged) of the softmax outputs."""
+
+
+def get_distance(name: str) -> Distance:
+    """Return a distance by its name.
+
+    **Raises:** `InputError` that gives the nearest name.
+    """
+    return DISTANCES[require_known("distance", name, DISTANCES)]
 
 
 def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> Batch:
@@ -237,9 +291,7 @@ def wde_terms(
         raise InputError(f"expected a weight for each of {tasks} tasks, got {weights.shape[1]}.")
     model = _Model(features, get_distance(distance), heads, samples)
 
-    def terms(
-        one: tuple[Float[Array, " tasks"], Float[Array, ""], Int[Array, ""]],
-    ) -> Float[Array, " tasks"]:
+    def terms(one: tuple[Array, Array, Array]) -> Float[Array, " tasks"]:
         row, scale, place = one
         merged = fusion.add_to_base(base, fusion.weighted_sum(received, row), scale)
 
@@ -281,9 +333,7 @@ class _Model:
     ) -> Shaped[Array, "singles batches batch ..."]:
         """Return the outputs of ``base + scale tau`` for pairs of a scale and its task."""
 
-        def output(
-            single: tuple[Float[Array, ""], Int[Array, ""]],
-        ) -> Shaped[Array, "batches batch ..."]:
+        def output(single: tuple[Array, Array]) -> Array:
             scale, task = single
             tau = jax.tree.map(lambda leaf: leaf[task], stacked)
             return self.outputs(fusion.add_to_base(base, tau, scale), task)

@@ -2,38 +2,21 @@
 
 For one sample, z_k is the logit k of the merged model without noise, and z'_k with it:
 ``theta' = theta + dtheta``, where dtheta has independent Gaussian entries of standard deviation
-`noise_std`, a scalar or one per leaf of the parameters. The statistic is the ratio
-
-    R = z_k / z'_k                                                                 (9)
-
-and to first order ``R - 1 = -(J_k dtheta) / z_k``, a Gaussian with
+`noise_std`, a scalar or one per leaf of the parameters (of an uplink: `ErrorModel.std_of_sum` with
+the scale as every weight). The statistic is ``R = z_k / z'_k`` (9), and to first order
+``R - 1 = -(J_k dtheta) / z_k``, a Gaussian with
 
     Var[R - 1] = sum_l noise_std_l^2 ||J_k,l||^2 / z_k^2                           (11)
 
-with J_k the gradient of z_k (`logit_jacobian_norms`) and l the leaf.
+with J_k the gradient of z_k (`logit_jacobian_norms`) and l the leaf. H0, that this logit was moved
+only by such noise, is rejected at confidence beta if ``|R - 1| > T`` with
+``T = z_beta sqrt(Var[R - 1])`` (12), where z_beta is the *two-sided* Gaussian quantile. T for the
+actual noise is exceeded in a fraction 1 - beta of cases, if the theory holds; T for a reference,
+such as an uplink without attack, gives the test's power to detect stronger noise.
 
-**The test.** H0: this logit was moved only by noise of standard deviation `noise_std`. It is
-rejected, at confidence beta, if ``|R - 1| > T`` with ``T = z_beta sqrt(Var[R - 1])`` (12), where
-z_beta is the *two-sided* Gaussian quantile, ``P(|Z| <= z_beta) = beta``. There are three uses, all
-of them `rejection_rate` with different thresholds:
-
-* T for the actual noise: rejected in a fraction 1 - beta of cases, if the theory holds;
-* T for a reference, such as an uplink without attack: the rejection rate is the test's power to
-  detect stronger noise, ``2 Q(z_beta sqrt(MSE_reference / MSE))``;
-* a fixed tolerance in place of T ("R = 1 within 10 %").
-
-**`noise_std` of an uplink.** For ``theta = base + scale sum_q tau^_q`` with errors of variance
-``kappa_q^2 mu_q``, it is ``scale sqrt(sum_q kappa_q^2 mu_q)`` if the users' errors are independent;
-times ``sqrt(1 + (Q - 1) rho)`` if all pairs of Q users' (equally strong) errors have correlation
-rho. In general it is ``sqrt(w^T S w)``: `uplink.ErrorModel.std_of_sum`, with the scale as every
-weight w.
-
-**Differences from the paper.** Its (11) omits scale^2. It also states the variance of ``|R - 1|``,
-which for a Gaussian is 1 - 2/pi of this one and not what a two-sided threshold needs.
-
-**Heavy tails.** As z' has a density at zero, no moment of R exists: a Monte Carlo variance of R
-need not converge with the number of draws. So spreads are also given by quantiles (`robust_std`),
-and for the change ``z'/z - 1``, which has the same first-order variance and no pole.
+As z' has a density at zero, no moment of R exists. So spreads are also given by quantiles
+(`robust_std`), and for the change ``z'/z - 1``, which has the same first-order variance and no
+pole. docs/hypothesis.md says where the paper differs.
 """
 
 from __future__ import annotations

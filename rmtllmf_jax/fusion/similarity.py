@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +53,8 @@ def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarra
     [[1.0, 0.8], [0.8, 1.0]]
     """
     users = check_stacked(stacked)
-    total = sum((_gram(leaf) for _, leaf in _leaves(stacked)), np.zeros((users, users)))
+    leaves = jax.tree.leaves(stacked)
+    total = sum((exact_gram(np.asarray(leaf)) for leaf in leaves), np.zeros((users, users)))
     return _normalised(total)
 
 
@@ -71,7 +70,7 @@ def layer_cosines(
     {'layers/0': 0.6, 'layers/1': 0.96}
     """
     check_stacked(stacked)
-    grams = {path: _gram(leaf) for path, leaf in _leaves(stacked)}
+    grams = {path: exact_gram(np.asarray(x)) for path, x in leaves_by_path(stacked).items()}
     return {
         layer: _normalised(np.sum([grams[path] for path in paths], axis=0))
         for layer, paths in group_by_layer(grams, granularity).items()
@@ -99,15 +98,12 @@ def inner_products(leaf: Float[Array, "users ..."]) -> Float[Array, "users users
     return jnp.matmul(rows, rows.T, precision="highest")
 
 
-def _leaves(stacked: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    for path, leaf in leaves_by_path(stacked).items():
-        yield path, np.asarray(leaf).reshape(np.shape(leaf)[0], -1)
-
-
-def _gram(rows: np.ndarray) -> Float[np.ndarray, "users users"]:
+def exact_gram(rows: Float[np.ndarray, "users ..."]) -> Float[np.ndarray, "users users"]:
+    """Return the inner products of the rows, summed in float64 without a copy of all of them."""
+    flat = rows.reshape(len(rows), -1)
     total = np.zeros((len(rows), len(rows)))
-    for start in range(0, rows.shape[1], _CHUNK):
-        chunk = rows[:, start : start + _CHUNK].astype(np.float64)
+    for start in range(0, flat.shape[1], _CHUNK):
+        chunk = flat[:, start : start + _CHUNK].astype(np.float64)
         total += chunk @ chunk.T
     return total
 

@@ -74,7 +74,6 @@ class TaskVector:
         return -1 * self
 
     def __sub__(self, other: TaskVector) -> TaskVector:
-        """Subtract another task vector."""
         return self + (-other)
 
     def __rsub__(self, other: Any) -> Any:
@@ -82,13 +81,11 @@ class TaskVector:
         return -self + other
 
     def __mul__(self, scale: ArrayLike) -> TaskVector:
-        """Scale by a number."""
         return self._scaled(scale, operator.mul)
 
     __rmul__ = __mul__
 
     def __truediv__(self, scale: ArrayLike) -> TaskVector:
-        """Divide by a number."""
         return self._scaled(scale, operator.truediv)
 
     def by_leaf(self) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,8 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.configs import ModelConfig
-from rmtllmf_jax.models.images import normalise
+from rmtllmf_jax.models.images import cubic, normalise
 from rmtllmf_jax.models.layouts import VISION
-from rmtllmf_jax.models.positions import interpolate_positions
 from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
 from rmtllmf_jax.models.processor import read_processor
 from rmtllmf_jax.models.shapes import ViTShape
@@ -67,7 +67,7 @@ class Backbone:
 
 
 def load_backbone(
-    model: str | Path,
+    model: str | Path | Pretrained,
     image_size: int | None = None,
     *,
     dtype: str = "float32",
@@ -78,8 +78,9 @@ def load_backbone(
 
     **Arguments:**
 
-    - `model`: a directory or a hub id, of `CLIPModel`, `CLIPVisionModel`, `ViTModel` or
-      `ViTForImageClassification`; text tower, projections, classifier and pooler are left out.
+    - `model`: a directory or a hub id, or what was read from there: of `CLIPModel`,
+      `CLIPVisionModel`, `ViTModel` or `ViTForImageClassification`; text tower, projections,
+      classifier and pooler are left out.
     - `image_size`: in pixels, a multiple of the patch size; the position embeddings are
       interpolated to it. `None` keeps the checkpoint's own.
     - `dtype`: compute type of the tower, `float32` or `bfloat16`; `remat`: recompute activations
@@ -91,20 +92,7 @@ def load_backbone(
 
     **Raises:** `InputError` that names the file, option or keys that do not fit.
     """
-    return backbone_of(
-        read_pretrained(model), image_size, dtype=dtype, remat=remat, normalised=normalised
-    )
-
-
-def backbone_of(
-    found: Pretrained,
-    image_size: int | None = None,
-    *,
-    dtype: str = "float32",
-    remat: bool = False,
-    normalised: bool = True,
-) -> tuple[Backbone, PyTree]:
-    """Return what `load_backbone` does, for a model that has been read."""
+    found = model if isinstance(model, Pretrained) else read_pretrained(model)
     backbone = describe_backbone(
         found.directory, found.config, image_size, dtype=dtype, remat=remat, normalised=normalised
     )
@@ -182,3 +170,33 @@ def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
         (1, shape.image_size, shape.image_size, shape.channels), jnp.float32
     )
     return jax.eval_shape(backbone.module.init, jax.random.key(0), images)["params"]
+
+
+def _bicubic_matrix(new: int, old: int) -> Float[np.ndarray, "new old"]:
+    """Return the matrix of one-dimensional bicubic interpolation, edge samples repeated."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centres).astype(int) - 1
+    matrix = np.zeros((new, old))
+    for tap in range(4):
+        index = np.clip(first + tap, 0, old - 1)
+        np.add.at(matrix, (np.arange(new), index), cubic(centres - (first + tap), -0.75))
+    return matrix
+
+
+def interpolate_positions(
+    positions: Float[np.ndarray, "one tokens width"], grid: int
+) -> Float[np.ndarray, "one new_tokens width"]:
+    """Interpolate position embeddings to ``grid x grid`` patches; the class token's row is kept.
+
+    Bicubic with a = -0.75 and without antialiasing, as `interpolate_pos_encoding` of Hugging
+    Face's ViT in torch. Embeddings that do not form a square of patches are returned unchanged.
+    """
+    patches = positions.shape[1] - 1
+    old = math.isqrt(max(patches, 0))
+    if old == grid or old == 0 or old**2 != patches:
+        return positions
+    matrix = _bicubic_matrix(grid, old)
+    image = positions[0, 1:].astype(np.float64).reshape(old, old, -1)
+    image = np.einsum("ai,bj,ijw->abw", matrix, matrix, image)
+    image = image.reshape(1, grid * grid, -1).astype(positions.dtype)
+    return np.concatenate([positions[:, :1], image], axis=1)

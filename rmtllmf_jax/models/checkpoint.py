@@ -11,7 +11,7 @@ import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, file_hash
-from rmtllmf_jax.fusion.files.checkpoint import weight_map
+from rmtllmf_jax.fusion.files.checkpoint import require_all, shards_of
 from rmtllmf_jax.models.weights import read_safetensors
 
 SAFETENSORS = "model.safetensors"
@@ -41,15 +41,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         path = directory / name
         if not path.is_file():
             continue
-        if name != SHARDS:
-            return (path,)
-        shards = tuple(directory / shard for shard in sorted(set(weight_map(path).values())))
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise InputError(
-                f"{path}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}."
-            )
-        return shards
+        return shards_of(path)[0] if name == SHARDS else (path,)
     raise InputError(f"{directory}: no weights; expected one of {', '.join(FORMATS)}.")
 
 
@@ -78,9 +70,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     tensors: dict[str, np.ndarray] = {}
     for shard in (first, *more):
         tensors |= read_safetensors(shard)
-    absent = [key for key in weight_map(index) if key not in tensors]
-    if absent:
-        raise InputError(f"{index}: names keys that no shard holds: {', '.join(absent)}.")
+    require_all(index, shards_of(index)[1], tensors)
     return Checkpoint(tensors, torch=True, origin=index)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.models.backbone import backbone_of
+from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.pretrained import Pretrained, abstract_clip, read_pretrained
 from rmtllmf_jax.models.weights import NotFinite, assign
@@ -60,7 +60,7 @@ def check_model(model: str | Path) -> Checkup:
 
 def _check_fit(found: Pretrained) -> list[Fault]:
     try:
-        backbone_of(found)
+        load_backbone(found)
     except NotFinite:
         return []  # `check_tensors` says more
     except InputError as error:
@@ -98,52 +98,24 @@ def check_tensors(tensors: Mapping[str, np.ndarray]) -> list[Fault]:
                 untrained.append(path)
             else:
                 (constant if values.flat[0] else zero).append(path)
-    findings: list[tuple[Level, str, list[str], str, str]] = [
-        (
-            "error",
-            "finite",
-            broken,
-            "hold NaN or infinite values",
-            "every feature becomes NaN; fetch or train the model again",
-        ),
-        (
-            "error",
-            "zero",
-            zero,
-            "are all zero",
-            "these layers pass nothing on; an interrupted or failed conversion, perhaps",
-        ),
-        (
-            "warning",
-            "constant",
-            constant,
-            "have one value throughout",
-            "these layers cannot have been trained",
-        ),
-        (
-            "note",
-            "constant",
-            untrained,
-            "are vectors of one value",
-            "biases of 0 and scales of 1 are untrained ones; harmless in small numbers",
-        ),
-    ]
+    faults: list[Fault] = []
+
+    def report(level: Level, check: str, leaves: list[str], what: str, follows: str) -> None:
+        if leaves:
+            shown, more = ", ".join(leaves[:_SHOWN]), len(leaves) - _SHOWN
+            named = f"{shown} and {more} more" if more > 0 else shown
+            what = f"{len(leaves)} of {len(tensors)} tensors {what}: {named}"
+            faults.append(Fault(level, check, what, follows))
+
+    again = "every feature becomes NaN; fetch or train the model again"
+    report("error", "finite", broken, "hold NaN or infinite values", again)
+    failed = "these layers pass nothing on; an interrupted or failed conversion, perhaps"
+    report("error", "zero", zero, "are all zero", failed)
+    never = "these layers cannot have been trained"
+    report("warning", "constant", constant, "have one value throughout", never)
+    small = "biases of 0 and scales of 1 are untrained ones; harmless in small numbers"
+    report("note", "constant", untrained, "are vectors of one value", small)
     rounded = "read as float32; differences of fine-tuned models have lost digits"
-    findings += [
-        ("note", "dtype", leaves, f"are {kind}", rounded) for kind, leaves in kinds.items()
-    ]
-    return [
-        Fault(
-            level,
-            check,
-            f"{len(leaves)} of {len(tensors)} tensors {what}: {_some(leaves)}",
-            follows,
-        )
-        for level, check, leaves, what, follows in findings
-        if leaves
-    ]
-
-
-def _some(leaves: list[str]) -> str:
-    shown, more = ", ".join(leaves[:_SHOWN]), len(leaves) - _SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    for kind, leaves in kinds.items():
+        report("note", "dtype", leaves, f"are {kind}", rounded)
+    return faults

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.layers import (
-    Encoder,
     LayerNorm,
+    Layers,
+    Level,
     PatchProjection,
     attend,
     dense,
@@ -130,7 +131,7 @@ class CLIPVision(nn.Module):
         x = VisionEmbeddings(self.shape, name="embeddings")(images)
         x = norm(name="pre_layrnorm")(x)  # the spelling of every checkpoint
         # Only the class token is read.
-        x = Encoder(self.shape, Layer, "layers", first_only=True, name="encoder")(x)
+        x = Level(partial(Layers, self.shape, Layer, True, name="layers"), name="encoder")(x)
         return norm(name="post_layernorm")(in_full(x[:, 0]))
 
 
@@ -158,7 +159,7 @@ class CLIPText(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch width"]:
         x = TextEmbeddings(self.shape, name="embeddings")(tokens)
-        x = Encoder(self.shape, CausalLayer, "layers", name="encoder")(x)
+        x = Level(partial(Layers, self.shape, CausalLayer, name="layers"), name="encoder")(x)
         by_size = self.shape.largest_is_end
         end = jnp.argmax(tokens if by_size else tokens == self.shape.end_token, axis=1)
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]

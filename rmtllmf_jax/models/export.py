@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import read_json, replacing, sync, write_json
+from rmtllmf_jax.common.files import read_json, replacing, require_absent, sync, write_json
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
 from rmtllmf_jax.models.layouts import VISION, to_torch
@@ -22,12 +22,8 @@ from rmtllmf_jax.models.pretrained import Pretrained
 from rmtllmf_jax.models.processor import NESTED, PLAIN, Fit, read_processor
 
 _CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
 )
 
 
@@ -86,15 +82,6 @@ def export_model(
         raise InputError(f"{folder}: cannot be written ({error}).") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def require_absent(folder: Path) -> None:
-    """Check that there is no such folder yet.
-
-    **Raises:** `InputError` if there is.
-    """
-    if folder.exists():
-        raise InputError(f"{folder}: exists already; name a new folder, or remove this one.")
 
 
 def _torch_tensors(base: Pretrained, tower: PyTree) -> dict[str, np.ndarray]:

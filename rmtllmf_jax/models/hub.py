@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion.files.adapters import require_no_adapter
-from rmtllmf_jax.models.checkpoint import MSGPACK, SAFETENSORS, SHARDS, TORCH, weight_files
-from rmtllmf_jax.models.embedded import EMBEDDED_MODELS, embedded_directory
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
+from rmtllmf_jax.models.checkpoint import FORMATS, SHARDS, weight_files
+
+EMBEDDED_MODELS = ("clip-mini",)
+"""Names that `--model` takes besides directories and hub ids. See the model card beside each."""
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ("*.json", "merges.txt", "vocab.txt")  # configuration, tokenizer, image processor
 _SHARD = "model-*-of-*.safetensors"
 
 
-def local_directory(model: str | Path, revision: str | None = None) -> Path:
+def local_directory(model: str | Path) -> Path:
     """Return the directory of a model: itself if it exists, otherwise by its name or hub id.
 
     A name of `EMBEDDED_MODELS` is a model that comes with the project.
@@ -28,7 +30,7 @@ def local_directory(model: str | Path, revision: str | None = None) -> Path:
     `HF_TOKEN` work as usual.
 
     **Raises:** `InputError` that says what is wrong: no such directory, a missing or gated
-    repository or revision, or no network.
+    repository, or no network.
     """
     path = Path(model).expanduser()
     name = str(model)
@@ -41,57 +43,64 @@ def local_directory(model: str | Path, revision: str | None = None) -> Path:
             f"{name}: no such directory, and not a Hugging Face hub id (owner/name); expected one "
             f"of the two, or an embedded model ({', '.join(EMBEDDED_MODELS)})."
         )
-    cached = _cached(name, revision)
-    return cached if cached is not None else _download(name, revision)
+    return _cached(name) or _download(name)
 
 
-def in_cache(model: str, revision: str | None = None) -> bool:
+def embedded_directory(name: str = "clip-mini") -> Path:
+    """Return the Hugging Face directory of an embedded model.
+
+    It is in the package if that was installed, otherwise in `checkpoints/` of the repository.
+
+    **Raises:** `InputError` for an unknown name, or if neither folder exists.
+    """
+    require_known("embedded model", name, EMBEDDED_MODELS)
+    package = Path(__file__).parents[1]
+    places = [root / "checkpoints" / name for root in (package, package.parent)]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise InputError(
+        f"the embedded model {name} is neither in {places[0]} nor in {places[1]}: install the "
+        "package again, or name a directory."
+    )
+
+
+def in_cache(model: str) -> bool:
     """Return whether a model can be loaded without the network."""
     here = model in EMBEDDED_MODELS or Path(model).expanduser().is_dir()
-    return here or _cached(model, revision) is not None
+    return here or _cached(model) is not None
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        folder = Path(snapshot_download(name, local_files_only=True))
         weight_files(folder)
     except (LocalEntryNotFoundError, HFValidationError, InputError):
         return None
     return folder if (folder / "config.json").is_file() else None
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    with explained(name, revision):
-        files = HfApi().list_repo_files(name, revision=revision)
-        wanted = [*_SMALL, *_weights(name, files)]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-
-
-def _weights(name: str, files: Iterable[str]) -> tuple[str, ...]:
-    """Return the patterns of a repository's first format, in the order of `FORMATS`."""
-    there = set(files)
-    require_no_adapter(name, sorted(there))
-    for first, patterns in (
-        (SAFETENSORS, (SAFETENSORS,)),
-        (SHARDS, (SHARDS, _SHARD)),
-        (MSGPACK, (MSGPACK,)),
-        (TORCH, (TORCH,)),
-    ):
-        if first in there:
-            return patterns
-    raise InputError(
-        f"{name}: the repository holds no weights that can be read; expected {SAFETENSORS}, "
-        f"{SHARDS}, {MSGPACK} or {TORCH}, found {', '.join(sorted(there)) or 'no file'}."
-    )
+    with _explained(name):
+        there = sorted(HfApi().list_repo_files(name))
+        require_no_adapter(name, there)
+        weights = next((each for each in FORMATS if each in there), None)
+        if weights is None:
+            raise InputError(
+                f"{name}: the repository holds no weights that can be read; expected one of "
+                f"{', '.join(FORMATS)}, found {', '.join(there) or 'no file'}."
+            )
+        wanted = [*_SMALL, weights, *([_SHARD] if weights == SHARDS else [])]
+        return Path(snapshot_download(name, allow_patterns=wanted))
 
 
 @contextmanager
-def explained(name: str, revision: str | None = None) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     """Turn what the hub's client raises into an `InputError` that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -100,7 +109,6 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
-        RevisionNotFoundError,
     )
 
     # The base of HfHubHTTPError is the HTTP client's own error, whichever client it is.
@@ -112,8 +120,6 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
             f"{name}: the repository is gated; accept its terms on the hub's page, then log in "
             "(`hf auth login`, or the environment variable HF_TOKEN)."
         ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name}: the repository has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
         raise InputError(
             f"{name}: no such directory here, and no such repository on the Hugging Face hub (or a "

@@ -18,12 +18,12 @@ _DIGITS = 3
 _DIGIT_BITS = 8
 
 
-def _cubic(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Return Keys' cubic kernel with a = -0.5, Pillow's bicubic filter."""
-    a, x = -0.5, np.abs(x)
+def cubic(x: Float[np.ndarray, "..."], a: float) -> Float[np.ndarray, "..."]:
+    """Return Keys' cubic kernel; a is -0.5 in Pillow's bicubic filter and -0.75 in torch's."""
+    x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def _weights(old: int, new: int) -> Int[np.ndarray, "new old"]:
@@ -39,7 +39,7 @@ def _weights(old: int, new: int) -> Int[np.ndarray, "new old"]:
     first = np.floor(centres - 2 * stretch + 0.5)
     end = np.floor(centres + 2 * stretch + 0.5)
     inside = (pixels >= first) & (pixels < end)
-    weights = np.where(inside, _cubic((pixels - centres + 0.5) / stretch), 0.0)
+    weights = np.where(inside, cubic((pixels - centres + 0.5) / stretch, -0.5), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
     fixed = weights * 2**_FRACTION_BITS
     return np.trunc(fixed + np.copysign(0.5, fixed)).astype(np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -82,17 +83,14 @@ class Layers(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
-    """A level of names around the blocks, as in checkpoints; `layers` is the blocks' own name."""
+class Level(nn.Module):
+    """A level of names around one module, as in checkpoints."""
 
-    shape: TransformerShape
-    block: type[nn.Module]
-    layers: str
-    first_only: bool = False
+    make: Callable[[], nn.Module]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch read width"]:
-        return Layers(self.shape, self.block, self.first_only, name=self.layers)(x)
+    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+        return self.make()(x)
 
 
 def in_dtype(x: Array, dtype: str) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from rmtllmf_jax.fusion.files.adapters import require_no_adapter
+from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
 from rmtllmf_jax.models.checkpoint import read_checkpoint
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.configs import ModelConfig, read_config

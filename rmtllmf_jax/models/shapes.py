@@ -30,7 +30,6 @@ class TransformerShape:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Check that activation and type are implemented."""
         require_known("activation", self.activation, ACTIVATIONS)
         require_known("dtype", self.dtype, DTYPES)
 

@@ -16,30 +16,16 @@ from jaxtyping import Array, Float
 
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.layers import (
-    Encoder,
     LayerNorm,
+    Layers,
+    Level,
     PatchProjection,
     attend,
     dense,
     in_dtype,
     in_full,
 )
-from rmtllmf_jax.models.shapes import TransformerShape, ViTShape
-
-
-class PatchEmbeddings(nn.Module):
-    """A level of names around the projection, as in the checkpoint."""
-
-    shape: ViTShape
-
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch size size channels"]
-    ) -> Float[Array, "batch patches width"]:
-        shape = self.shape
-        return PatchProjection(shape.width, shape.patch_size, shape.dtype, name="projection")(
-            images
-        )
+from rmtllmf_jax.models.shapes import ViTShape
 
 
 class Embeddings(nn.Module):
@@ -53,9 +39,10 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "batch tokens width"]:
         init = nn.initializers.normal(0.02)
         width, tokens = self.shape.width, self.shape.grid**2 + 1
+        projection = partial(PatchProjection, width, self.shape.patch_size, self.shape.dtype)
         class_token = self.param("cls_token", init, (1, 1, width))
         positions = self.param("position_embeddings", init, (1, tokens, width))
-        patches = PatchEmbeddings(self.shape, name="patch_embeddings")(images)
+        patches = Level(partial(projection, name="projection"), name="patch_embeddings")(images)
         class_tokens = jnp.broadcast_to(
             in_dtype(class_token, self.shape.dtype), (images.shape[0], 1, width)
         )
@@ -63,15 +50,8 @@ class Embeddings(nn.Module):
         return embedded + in_dtype(positions, self.shape.dtype)
 
 
-class DenseIn(nn.Module):
-    """One dense layer called ``dense``, inside the level of names that checkpoints have."""
-
-    shape: TransformerShape
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
-        return dense(self.shape, self.features, name="dense")(x)
+def _dense_in(shape: ViTShape, features: int, name: str) -> Level:
+    return Level(partial(dense, shape, features, name="dense"), name=name)
 
 
 class SelfAttention(nn.Module):
@@ -101,7 +81,7 @@ class Attention(nn.Module):
         self, read: Float[Array, "batch read width"], x: Float[Array, "batch tokens width"]
     ) -> Float[Array, "batch read width"]:
         attended = SelfAttention(self.shape, name="attention")(read, x)
-        return DenseIn(self.shape, self.shape.width, name="output")(attended)
+        return _dense_in(self.shape, self.shape.width, "output")(attended)
 
 
 class Layer(nn.Module):
@@ -117,8 +97,8 @@ class Layer(nn.Module):
         read = slice(1 if self.first_only else None)
         y = norm(name="layernorm_before")(x)
         x = x[:, read] + Attention(shape, name="attention")(y[:, read], y)
-        y = DenseIn(shape, shape.mlp_width, name="intermediate")(norm(name="layernorm_after")(x))
-        return x + DenseIn(shape, shape.width, name="output")(ACTIVATIONS[shape.activation](y))
+        y = _dense_in(shape, shape.mlp_width, "intermediate")(norm(name="layernorm_after")(x))
+        return x + _dense_in(shape, shape.width, "output")(ACTIVATIONS[shape.activation](y))
 
 
 class VisionTransformer(nn.Module):
@@ -132,5 +112,5 @@ class VisionTransformer(nn.Module):
     ) -> Float[Array, "batch width"]:
         x = Embeddings(self.shape, name="embeddings")(images)
         # Only the class token is read.
-        x = Encoder(self.shape, Layer, "layer", first_only=True, name="encoder")(x)
+        x = Level(partial(Layers, self.shape, Layer, True, name="layer"), name="encoder")(x)
         return LayerNorm(epsilon=self.shape.layer_norm_eps, name="layernorm")(in_full(x[:, 0]))

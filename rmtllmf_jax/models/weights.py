@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jaxtyping import PyTree
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
 from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.fusion.files.checkpoint import reading
 
 _SHOWN = 8  # leaves named by an error
 
@@ -25,12 +26,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     **Raises:** `InputError` that names the file if it is missing, truncated or not safetensors.
     """
-    try:
+    with reading(path):
         return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a safetensors file is expected there.") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -38,11 +35,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     **Raises:** `InputError` that names the file if it cannot be read.
     """
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            return dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
+    with reading(path), safe_open(path, "np") as file:
+        return dict(file.metadata() or {})
 
 
 def save_tree(path: Path, tree: PyTree, metadata: dict[str, str] | None = None) -> None:

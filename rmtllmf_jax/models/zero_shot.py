@@ -165,9 +165,7 @@ def cached_zero_shot_head(
     )
     path = folder / f"zero-shot-{key}.safetensors"
     if path.exists():
-        head, names = load_head(path)
-        require_classes(head, classes, path, names)
-        return head, path
+        return load_head(path, classes), path
     head = zero_shot_head(clip, params, tokenizer, classes, templates, batch_size=batch_size)
     save_head(path, head, classes)
     return head, path
@@ -178,7 +176,7 @@ def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
 
     **Raises:** `InputError` if there are more or fewer names than classes.
     """
-    require_classes(head, classes, path)
+    _require_count(head, classes, path)
     names = json.dumps(list(classes))
     tensors = leaves_by_path(head)
     about = {"classes": list(classes), "sha256": tree_hash(tensors, names)}
@@ -186,10 +184,11 @@ def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
     save_tree(path, tensors, {_METADATA: json.dumps(about)})
 
 
-def load_head(path: Path) -> tuple[Head, tuple[str, ...]]:
-    """Return a head that `save_head` wrote, and the names of its classes.
+def load_head(path: Path, classes: Sequence[str]) -> Head:
+    """Return a head that `save_head` wrote for these classes, in this order.
 
-    **Raises:** `InputError` that names the file if it is missing or damaged.
+    **Raises:** `InputError` that names the file if it is missing or damaged, with the first class
+    that differs, or with both numbers of classes.
     """
     again = "Delete it, and it is made again."
     try:
@@ -203,28 +202,18 @@ def load_head(path: Path) -> tuple[Head, tuple[str, ...]]:
             f"{path}: a damaged head: its content is not what its checksum says. {again}"
         )
     head = Head(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
-    return head, tuple(names)
+    _require_count(head, classes, path)
+    for index, (name, expected) in enumerate(zip(names, classes)):
+        if name != expected:
+            raise InputError(
+                f"{path}: the head's class {index} is {name!r}, but {expected!r} is expected."
+            )
+    return head
 
 
-def require_classes(
-    head: Head, classes: Sequence[str], origin: Path, names: Sequence[str] | None = None
-) -> None:
-    """Check that a head is for these classes, in this order.
-
-    **Arguments:**
-
-    - `origin`: the file named by the error, of the head or of the classes.
-    - `names`: the classes that the head was made for, where they are known.
-
-    **Raises:** `InputError` with both counts, or with the first name that differs.
-    """
+def _require_count(head: Head, classes: Sequence[str], origin: Path) -> None:
     count = head.bias.shape[-1]
     if len(classes) != count:
         raise InputError(
             f"{origin}: the head has {count} classes, but {len(classes)} are expected."
         )
-    for index, (name, expected) in enumerate(zip(names or classes, classes)):
-        if name != expected:
-            raise InputError(
-                f"{origin}: the head's class {index} is {name!r}, but {expected!r} is expected."
-            )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,15 +14,7 @@ from matplotlib.figure import Figure
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
-from rmtllmf_jax.report.style import (
-    SEQUENCE,
-    add_legend,
-    draw_line,
-    draw_reference,
-    grid_of_panels,
-    styles,
-    tidy,
-)
+from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
 from rmtllmf_jax.report.tables import (
     LAW,
     SETTING,
@@ -33,8 +26,18 @@ from rmtllmf_jax.report.tables import (
 )
 
 _OVER = "mean over combinations, draws and seeds"
-_SCORE = "Average normalised {} (%)"
 _FUSED = "Accuracy of the fused model relative to fine-tuning"
+_SCORE = "Average normalised {} (%)"
+
+BASE = "Base model, its own heads"
+"""Label of the base model's line."""
+
+# Lines that need no uplink.
+_CONTROL: dict[str, Any] = {"color": "#000000", "linestyle": (0, (4.0, 2.0)), "linewidth": 1.3}
+_BASE: dict[str, Any] = {"color": "#4d4d4d", "linestyle": (0, (1.0, 1.2)), "linewidth": 1.6}
+_CONTROL["label"], _BASE["label"] = PROTECTIONS["control"], BASE
+
+Line = tuple[np.ndarray, np.ndarray]
 
 
 def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
@@ -48,9 +51,9 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     **Raises:** `InputError` if `results` holds only controls, or several merge methods or levels of
     an axis, which have no common mean.
     """
-    table = summary(results, "size")
+    table = summary(results, "size").rename(columns={"size": "x"})
     received = table[table["protection"] != "control"]
-    control = table[table["protection"] == "control"].drop_duplicates("size")
+    control = table[table["protection"] == "control"].drop_duplicates("x")
     if received.empty:
         raise InputError("results: only control rows, expected a scenario with another protection.")
     if len(received[SETTING].drop_duplicates()) > 1:
@@ -58,31 +61,25 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
             "results: several merge methods or levels of an axis, expected one; split them "
             "with report.tables.parts, and draw an axis with axis_figure."
         )
-    scenarios = arrange(received["scenario"], SCENARIOS)
-    protections = arrange(received["protection"], PROTECTIONS)
     base = base_by_size(results)
     sizes = [int(size) for size in base.index]
-    highest = max(1.0, cell_scores(results)["score"].max(), base.max())
-    figure, panels, columns = grid_of_panels(len(scenarios), 3.0)
-    for panel, scenario in zip(panels, scenarios):
-        lines = received[received["scenario"] == scenario].rename(columns={"size": "x"})
-        if len(sizes) == 1:
-            places = {name: place for place, name in enumerate(protections)}
-            shift = lines["protection"].map(places) - (len(protections) - 1) / 2
-            lines = lines.assign(x=lines["x"] + 0.14 * shift)
-        _draw_protections(panel, lines, protections)
-        if len(control):
-            across = _across(control["size"].to_numpy(float), control["mean"].to_numpy(float))
-            draw_reference(panel, *across, "control")
-        draw_reference(panel, *_across(np.array(sizes, float), base.to_numpy(float)), "base")
-        tidy(panel, SCENARIOS.get(scenario, scenario))
+    if len(sizes) == 1:
+        protections = arrange(received["protection"], PROTECTIONS)
+        places = received["protection"].map(protections.index) - (len(protections) - 1) / 2
+        received = received.assign(x=received["x"] + 0.14 * places)
+    references = _across(control["x"], control["mean"]), _across(base.index, base)
+    panels = [
+        (name, received[received["scenario"] == scenario], *references)
+        for scenario, name in _scenarios(received)
+    ]
+    band = "shading" if len(sizes) > 1 else "bar"
+    figure, axes = _draw_accuracy(panels, 3.0, f"{joined(_FUSED, note)}\n{_OVER}; {band}")
+    figure.supylabel(_SCORE.format(metric_of(results)), fontsize=10)
+    for panel in axes:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
         panel.set_xlim(sizes[0] - 0.5, sizes[-1] + 0.5)
-        panel.set_ylim(0, 105.0 * highest)
-    shape = "shading" if len(sizes) > 1 else "bar"
-    figure.supylabel(_SCORE.format(metric_of(results)), fontsize=10)
-    _finish(figure, panels, columns, f"{joined(_FUSED, note)}\n{_OVER}; {shape}")
+    axes[0].set_ylim(0, 105.0 * max(1.0, cell_scores(results)["score"].max(), base.max()))
     return figure
 
 
@@ -105,56 +102,91 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         rules = ", ".join(sorted(received["rule"].unique()))
         raise InputError(f"results: the rules {rules}, expected one; see report.tables.parts.")
     control = results[results["protection"] == "control"]
-    protections = arrange(received["protection"], PROTECTIONS)
-    rows_of = dict(_panels(received))
-    figure, panels, columns = grid_of_panels(len(rows_of), 3.2)
-    highest = 1.0
-    for panel, (title, rows) in zip(panels, rows_of.items()):
+    scenarios = _scenarios(received)
+    groups = [(name, received[received["scenario"] == scenario]) for scenario, name in scenarios]
+    if len(groups) == 1:
+        ((name, rows),) = groups
+        groups = [(f"{name}, {size} tasks", own) for size, own in rows.groupby("size")]
+    panels = []
+    for name, rows in groups:
+        ends = rows["level"].agg(["min", "max"])
         lines = summary(rows).rename(columns={"level": "x"})
-        _draw_protections(panel, lines, protections)
-        highest = max(highest, (lines["mean"] + lines["std"].fillna(0)).max())
-        ends = np.array([rows["level"].min(), rows["level"].max()], float)
         same = control[control["combination"].isin(rows["combination"])]
-        if len(same):
-            draw_reference(panel, ends, np.repeat(summary(same)["mean"].mean(), 2), "control")
+        means = [summary(same)["mean"].mean()] if len(same) else []
         # Over the combinations of all sizes, like the other lines of the panel.
         sizes = rows.groupby("size")["combination"].nunique()
-        base = float(np.average(base_by_size(rows), weights=sizes))
-        draw_reference(panel, ends, np.repeat(base, 2), "base")
-        _scale_levels(panel, axis, rows["level"].to_numpy(float))
-        tidy(panel, title)
-        panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
-    panels[0].set_ylim(0, 105 * highest)
+        base = np.average(base_by_size(rows), weights=sizes)
+        references = _across(ends, means * 2), _across(ends, [base] * 2)
+        panels.append((name, lines, *references))
+    title = f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)"
+    figure, axes = _draw_accuracy(panels, 3.2, title, axis)
     figure.supylabel(_SCORE.format(metric_of(results)), fontsize=10)
-    _finish(figure, panels, columns, f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)")
+    for panel in axes:
+        panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
+    tops = [(lines["mean"] + lines["std"].fillna(0)).max() for _, lines, *_ in panels]
+    axes[0].set_ylim(0, 105 * max(1.0, *tops))
     return figure
 
 
-def _panels(received: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    scenarios = arrange(received["scenario"], SCENARIOS)
-    names = [SCENARIOS.get(scenario, scenario) for scenario in scenarios]
-    if len(scenarios) == 1:
-        for size, rows in received.groupby("size"):
-            yield f"{names[0]}, {size} tasks", rows
-        return
-    for scenario, name in zip(scenarios, names):
-        yield name, received[received["scenario"] == scenario]
+def _scenarios(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the scenarios of a table in order, each with its printed name."""
+    return [(name, SCENARIOS.get(name, name)) for name in arrange(table["scenario"], SCENARIOS)]
 
 
-def _draw_protections(panel: Axes, lines: pd.DataFrame, protections: list[str]) -> None:
-    """Draw one line per protection through the columns `x`, `mean` and `std`."""
-    looks = styles(protections)
-    for protection in protections:
-        label = PROTECTIONS.get(protection, protection)
-        line = lines[lines["protection"] == protection].sort_values("x")
-        if len(line):
-            x, mean, std = (line[name].to_numpy(float) for name in ("x", "mean", "std"))
-            draw_line(panel, x, mean, std, looks[protection], label)
+def _across(x: Iterable[Any], mean: Iterable[Any]) -> Line:
+    """Return a reference line's points; for a single one, a short horizontal line."""
+    places, means = np.array([*x], float), np.array([*mean], float)
+    if len(means) == 1:
+        return places[0] + np.array([-0.4, 0.4]), np.repeat(means, 2)
+    return places[: len(means)], means
 
 
-def _across(x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a line's points; for a single one, a short horizontal line."""
-    return (x, mean) if len(x) > 1 else (np.array([x[0] - 0.4, x[0] + 0.4]), np.repeat(mean, 2))
+def _draw_accuracy(
+    panels: Sequence[tuple[str, pd.DataFrame, Line, Line]], side: float, title: str, axis: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """Draw panels side by side: title, lines of the protections, control and base model."""
+    columns = min(len(panels), 4)
+    rows = math.ceil(len(panels) / columns)
+    size = max(1.2 + side * columns, 6.5), 1.5 + 2.9 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    for panel in axes[len(panels) :]:
+        panel.remove()
+    protections = pd.concat([lines["protection"] for _, lines, *_ in panels])
+    for panel, (name, lines, control, base) in zip(axes, panels):
+        _draw_protections(panel, lines, protections)
+        for (x, mean), look in ((control, _CONTROL), (base, _BASE)):
+            if len(x):
+                panel.plot(x, 100 * mean, zorder=1.5, **look)
+        _scale_levels(panel, axis, lines["x"].to_numpy(float))
+        tidy(panel, name)
+    drawn = list(axes[: len(panels)])
+    _finish(figure, drawn, 6 if columns > 2 else 3, title)
+    return figure, drawn
+
+
+def _draw_protections(panel: Axes, lines: pd.DataFrame, protections: Iterable[str]) -> None:
+    """Draw the columns `x` and `mean` (fractions, in percent) of each protection.
+
+    A line with a band of one `std`, or a point with a bar; a `std` of NaN (a single cell) draws
+    neither. Unknown names among all `protections` get spare colours.
+    """
+    names = arrange(protections, PROTECTIONS)
+    looks = styles(names)
+    for name in names:
+        line = lines[lines["protection"] == name].sort_values("x")
+        if line.empty:
+            continue
+        x, mean, std = (line[key].to_numpy(float) for key in ("x", "mean", "std"))
+        mean, std = 100 * mean, 100 * np.nan_to_num(std)
+        colour, marker = looks[name]
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
+        look |= {"linestyle": "-" if len(x) > 1 else "none", "label": PROTECTIONS.get(name, name)}
+        panel.plot(x, mean, **look)
+        if len(x) > 1:
+            panel.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+        else:
+            panel.vlines(x, mean - std, mean + std, color=colour, linewidth=1.6)
 
 
 def _scale_levels(panel: Axes, axis: str, levels: np.ndarray) -> None:
@@ -193,10 +225,9 @@ def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
     finite, or if no row has `shots` samples.
     """
     _check_ablation(table, shots)
-    scenarios = arrange(table["scenario"], SCENARIOS)
-    names = [SCENARIOS.get(scenario, scenario) for scenario in scenarios]
-    protections = arrange(table["variant"], PROTECTIONS)
+    scenarios, names = zip(*_scenarios(table))
     table = table.rename(columns={"variant": "protection"})
+    protections = arrange(table["protection"], PROTECTIONS)
     several = table.loc[table["shots"] > 0, "shots"].nunique() > 1
     width, height = max(1.2 + 2.9 * max(len(scenarios), 2), 6.5), 6.8 if several else 3.8
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,3 +172,19 @@ def _chosen(row: dict[str, Any]) -> str:
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage with one decimal, `-` for NaN."""
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def markdown_table(sheet: Sheet) -> str:
+    """Return a sheet as a markdown table, words left-aligned and numbers right-aligned."""
+    rule = [":--" if place < sheet.names else "--:" for place in range(len(sheet.header))]
+    rows = [[one_line(cell) for cell in row] for row in (sheet.header, *sheet.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line, escaped so that names act neither as markdown nor as HTML.
+
+    Markdown passes HTML through; a link or a picture would be fetched where the page is shown.
+    """
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|\[])", r"\\\1", text)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from rmtllmf_jax.report.labels import PROTECTIONS
 
 # Okabe and Ito's palette, safe for colour-blind readers; in grey, markers distinguish the lines.
 _STYLES = {
@@ -25,9 +21,6 @@ _SPARE = [("#009E73", "D"), ("#E69F00", "P"), ("#F0E442", "*")]
 
 SEQUENCE = [*_SPARE[:2], *_STYLES.values()]
 """Colours and markers of lines that are not protections, in order."""
-
-BASE = "Base model, its own heads"
-"""Label of the base model's line."""
 
 # Metadata that would differ from one writing to the next.
 _DATES: dict[str, dict[str, None]] = {
@@ -43,51 +36,6 @@ def styles(protections: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Return colour and marker of every protection; unknown ones get spare colours."""
     others = [name for name in protections if name not in _STYLES]
     return _STYLES | {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(others)}
-
-
-def grid_of_panels(count: int, side: float) -> tuple[Figure, list[Axes], int]:
-    """Return a figure of panels that share y, up to four per row, and the columns of its legend."""
-    columns = min(count, 4)
-    rows = math.ceil(count / columns)
-    size = max(1.2 + side * columns, 6.5), 1.5 + 2.9 * rows
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-    for panel in panels[count:]:
-        panel.remove()
-    return figure, list(panels[:count]), 6 if columns > 2 else 3
-
-
-def draw_line(
-    panel: Axes,
-    x: np.ndarray,
-    mean: np.ndarray,
-    std: np.ndarray,
-    style: tuple[str, str],
-    label: str,
-) -> None:
-    """Draw fractions in percent: a line with a band of one `std`, or a point with a bar.
-
-    A `std` of NaN (a single cell) draws no band.
-    """
-    colour, marker = style
-    mean, std = 100 * mean, 100 * np.nan_to_num(std)
-    joined = "-" if len(x) > 1 else "none"
-    panel.plot(x, mean, color=colour, marker=marker, markersize=5, linestyle=joined, label=label)
-    if len(x) > 1:
-        panel.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-    else:
-        panel.vlines(x, mean - std, mean + std, color=colour, linewidth=1.6)
-
-
-def draw_reference(panel: Axes, x: np.ndarray, mean: np.ndarray, what: str) -> None:
-    """Draw a line that needs no uplink across a panel, in percent: control dashed, base dotted."""
-    if what == "control":
-        colour, dashes, width, label = "#000000", (0, (4.0, 2.0)), 1.3, PROTECTIONS["control"]
-    else:
-        colour, dashes, width, label = "#4d4d4d", (0, (1.0, 1.2)), 1.6, BASE
-    panel.plot(
-        x, 100 * mean, color=colour, linestyle=dashes, linewidth=width, label=label, zorder=1.5
-    )
 
 
 def tidy(panel: Axes, title: str = "") -> None:

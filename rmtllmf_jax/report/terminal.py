@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -12,6 +10,8 @@ from rich.text import Text
 
 from rmtllmf_jax.report.sheets import Sheet, all_sheets
 from rmtllmf_jax.report.verdict import verdict
+
+_RULED = box.SIMPLE_HEAD, (0, 1, 0, 0)
 
 
 def print_summary(results: pd.DataFrame, console: Console | None = None) -> None:
@@ -29,9 +29,22 @@ def print_summary(results: pd.DataFrame, console: Console | None = None) -> None
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
     """Print one table, in as many blocks of columns as the console's width requires."""
-    for table in _tables(sheet, console.width, is_plain(console)):
+    plain = is_plain(console)
+    lines = [sheet.header, *sheet.rows]
+    names = sum(max(len(line[place]) for line in lines) + 2 for place in (0, 1))
+    number = max(len(cell) for row in sheet.rows for cell in row[2:])
+    each = max(1, (console.width - names) // (number + 2))
+    for start in range(2, len(sheet.header), each):
+        table = Table(title=Text(sheet.title), title_justify="left", pad_edge=False)
+        table.box, table.padding = (None, (0, 2, 0, 0)) if plain else _RULED
+        for name in sheet.header[:2]:
+            table.add_column(Text(name), no_wrap=True)
+        for name in sheet.header[start : start + each]:
+            table.add_column(Text(name), justify="right", min_width=number, overflow="fold")
+        for row in sheet.rows:
+            table.add_row(*map(Text, (*row[:2], *row[start : start + each])))
         console.print(table)
-        if is_plain(console):
+        if plain:
             console.print()  # the space that the rules of a terminal's table take
 
 
@@ -42,16 +55,15 @@ def print_texts(sheet: Sheet, console: Console) -> None:
     """
     if is_plain(console):
         lines = [sheet.header, *sheet.rows]
-        widths = [max(len(line[place]) for line in lines) for place in range(len(sheet.header))]
+        widths = [max(map(len, column)) for column in zip(*lines)]
         rows = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         text = "\n".join([sheet.title, *rows, ""])
         console.print(Text(text), soft_wrap=True)
         return
-    table = Table(title=Text(sheet.title), title_justify="left", box=box.SIMPLE_HEAD)
-    table.padding, table.pad_edge = (0, 1, 0, 0), False
-    for place, name in enumerate(sheet.header):
-        last = place == len(sheet.header) - 1
-        table.add_column(Text(name), no_wrap=not last, overflow="fold")
+    table = Table(title=Text(sheet.title), title_justify="left", pad_edge=False)
+    table.box, table.padding = _RULED
+    for name in sheet.header:
+        table.add_column(Text(name), no_wrap=name != sheet.header[-1], overflow="fold")
     for row in sheet.rows:
         table.add_row(*map(Text, row))
     console.print(table)
@@ -60,22 +72,3 @@ def print_texts(sheet: Sheet, console: Console) -> None:
 def is_plain(console: Console) -> bool:
     """Return whether to omit lines and colours: in a file, a pipe, or with NO_COLOR."""
     return not console.is_terminal or console.no_color
-
-
-def _tables(sheet: Sheet, width: int, plain: bool) -> Iterator[Table]:
-    lines = [sheet.header, *sheet.rows]
-    names = sum(max(len(line[place]) for line in lines) + 2 for place in (0, 1))
-    number = max(len(cell) for row in sheet.rows for cell in row[2:])
-    each = max(1, (width - names) // (number + 2))
-    for start in range(2, len(sheet.header), each):
-        block = slice(start, start + each)
-        table = Table(title=Text(sheet.title), title_justify="left")
-        table.box = None if plain else box.SIMPLE_HEAD
-        table.padding, table.pad_edge = (0, 2 if plain else 1, 0, 0), False
-        for name in sheet.header[:2]:
-            table.add_column(Text(name), no_wrap=True)
-        for name in sheet.header[block]:
-            table.add_column(Text(name), justify="right", min_width=number, overflow="fold")
-        for row in sheet.rows:
-            table.add_row(*(Text(cell) for cell in (*row[:2], *row[block])))
-        yield table

@@ -1,8 +1,14 @@
-"""A run folder's report, written beside its tables."""
+"""A run folder's report, written beside its tables: `index.html`, `summary.md` and figures."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.io import (
@@ -11,14 +17,44 @@ from rmtllmf_jax.report.io import (
     read_cosines,
     read_results,
     read_scales,
+    settings,
 )
-from rmtllmf_jax.report.pages import Report, html_page, markdown_page
 from rmtllmf_jax.report.paper import paper_sheet
-from rmtllmf_jax.report.plates import STEMS, plates
-from rmtllmf_jax.report.sheets import all_sheets, scale_sheets
+from rmtllmf_jax.report.plates import STEMS, Plate, plates
+from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table, one_line, scale_sheets
 from rmtllmf_jax.report.style import KINDS, image_bytes
 from rmtllmf_jax.report.tables import summary
 from rmtllmf_jax.report.verdict import verdict
+
+# Nothing may be fetched, not even by mistake.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --soft: #f4f4f4;
+  --link: #0a58a8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181b; --line: #444; --soft: #22252a; --link: #8ab8f0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; }
+a { color: var(--link); }
+nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-style: none; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
+.picture { background: #fff; padding: .5rem; }
+svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figure { margin: 0 0 2rem; } figcaption, caption { font-size: .9rem; padding: .4rem 0; }
+caption { text-align: left; padding: .5rem; font-weight: 600; }
+table { border-collapse: collapse; font-size: .85rem; min-width: 100%; overflow-wrap: normal; }
+th, td { padding: .25rem .6rem; border-top: 1px solid var(--line); vertical-align: top; }
+th { text-align: left; font-weight: 600; } thead th { background: var(--soft); }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.words td { min-width: 8rem; } .words th:first-child { min-width: 12rem; }
+.words td:last-child { min-width: 18rem; }
+.words { overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: var(--soft); padding: .75rem; font-size: .8rem; }
+section > .scroll { margin-bottom: 1.5rem; }
+"""
 
 
 def write_report(run: Path, folder: Path | None = None) -> list[Path]:
@@ -71,3 +107,140 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     for file_name, data in files.items():
         write_bytes(folder / file_name, data)
     return [folder / file_name for file_name in files]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the pages of a run say."""
+
+    name: str
+    verdict: Sequence[str]
+    """Sentences, at the top of the page."""
+    plates: Sequence[Plate]
+    skipped: Sequence[str]
+    """Which figures are missing, and why."""
+    sheets: Sequence[Sheet]
+    paper: Sheet
+    """The table "paper | ours"."""
+    run: Mapping[str, Any]
+    """The content of `run.json`, every key optional."""
+
+
+def markdown_page(report: Report) -> str:
+    """Return the report in markdown; the PNG files of its figures lie beside the page."""
+    parts = [f"# Report of {one_line(report.name)}", "## Verdict", _items(report.verdict)]
+    for sheet in (*report.sheets, report.paper):
+        parts += [f"## {one_line(sheet.title)}", markdown_table(sheet)]
+    parts.append("## Figures")
+    for plate in report.plates:
+        parts += [f"![{one_line(plate.title)}]({plate.stem}.png)", one_line(plate.caption)]
+    if report.skipped:
+        parts.append(_items(report.skipped))
+    rows = list(settings(report.run))
+    shown = markdown_table(Sheet("", ["key", "value"], rows)) if rows else "None recorded."
+    return "\n\n".join([*parts, "## Configuration", shown]) + "\n"
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {one_line(line)}" for line in lines)
+
+
+def html_page(report: Report, svg: Mapping[str, str]) -> str:
+    """Return the report as one HTML page; `svg` holds the file of each figure, by its stem."""
+    figures = [_figure(plate, svg[plate.stem]) for plate in report.plates]
+    sections = {
+        "Verdict": _list(report.verdict),
+        "Figures": "\n".join(figures) + (_list(report.skipped) if report.skipped else ""),
+        "The paper and this run": (
+            "<p>Ours: mean over combinations, channel draws and seeds ± 1 sample standard "
+            "deviation.</p>" + _table(report.paper)
+        ),
+        "Tables": "\n".join(map(_table, report.sheets)),
+        "Configuration and provenance": _configuration(report.run),
+    }
+    links = "".join(f'<li><a href="#{_id(title)}">{title}</a></li>' for title in sections)
+    body = "\n".join(
+        f'<section aria-labelledby="{_id(title)}"><h2 id="{_id(title)}">{title}</h2>\n{text}'
+        "</section>"
+        for title, text in sections.items()
+    )
+    title = f"Report of {escape(report.name)}"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f'<header><h1>{title}</h1>\n<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n'
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _figure(plate: Plate, svg: str) -> str:
+    title, caption = escape(plate.title), f"caption-{plate.stem}"
+    picture = _inline(svg, plate.stem, f'aria-label="{title}" aria-describedby="{caption}"')
+    files = ", ".join(f'<a href="{plate.stem}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+    return (
+        f'<figure id="{plate.stem}"><h3>{title}</h3>\n'
+        f'<div class="scroll picture" tabindex="0" role="group" aria-label="{title}">{picture}'
+        f'</div>\n<figcaption id="{caption}">{escape(plate.caption)} As a file: {files}.'
+        "</figcaption></figure>"
+    )
+
+
+def _inline(svg: str, name: str, described: str) -> str:
+    """Return the `<svg>` element of a file that matplotlib wrote, for use in a page.
+
+    Its ids begin with `name`, so that several figures can share a page; its metadata is left out,
+    its size is given by the view box (points, 3/4 of a CSS pixel).
+    """
+    found = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    if found is None:
+        raise ValueError("expected an SVG file with a view box that starts at 0 0")
+    width, height = (float(side) * 4 / 3 for side in found.groups())
+    body = svg[svg.index(">", found.start()) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
+    return (
+        f'<svg viewBox="0 0 {found[1]} {found[2]}" style="width:{width:.0f}px;'
+        f'min-width:{min(width, 560):.0f}px;aspect-ratio:{width:.0f}/{height:.0f}" role="img" '
+        f'{described} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
+    ).rstrip()
+
+
+def _table(sheet: Sheet) -> str:
+    """Return a sheet with its column and row headers; a wide one scrolls on its own."""
+    words = len(sheet.header) == sheet.names
+    heads = 1 if words else sheet.names
+    kinds = [""] * sheet.names + [' class="number"'] * (len(sheet.header) - sheet.names)
+    title, look = escape(sheet.title), ' class="words"' if words else ""
+    header = "".join(
+        f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, sheet.header)
+    )
+    rows = []
+    for row in sheet.rows:
+        names = [f'<th scope="row">{escape(text)}</th>' for text in row[:heads]]
+        cells = zip(kinds[heads:], row[heads:])
+        rows.append("".join([*names, *(f"<td{kind}>{escape(text)}</td>" for kind, text in cells)]))
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{title}">'
+        f"<table{look}><caption>{title}</caption>\n"
+        f"<thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _configuration(run: Mapping[str, Any]) -> str:
+    if not run:
+        return "<p>The run has no run.json: nothing is recorded.</p>"
+    rows = list(settings(run))
+    shown = _table(Sheet("From run.json", ["setting", "value"], rows)) if rows else ""
+    whole = escape(json.dumps(run, indent=2, sort_keys=True), quote=False)
+    return f"{shown}\n<details><summary>All of run.json</summary><pre>{whole}</pre></details>"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>"
+
+
+def _id(title: str) -> str:
+    return title.lower().replace(" ", "-")

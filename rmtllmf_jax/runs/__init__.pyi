@@ -1,6 +1,7 @@
 from .config import HEADS, RunConfig, UserRecord, configure, load_manifest
 from .environment import default_cache, provenance, use_compilation_cache
 from .inputs import SweepInputs
+from .random_users import random_inputs
 from .run import Run, open_run
 from .users import load_user, train_users
 
@@ -16,6 +17,7 @@ __all__ = [
     "load_user",
     "open_run",
     "provenance",
+    "random_inputs",
     "train_users",
     "use_compilation_cache",
 ]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,22 @@ from jaxtyping import PyTree
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_json
 from rmtllmf_jax.common.progress import note
+from rmtllmf_jax.data.registry import prompt_classes, prompt_templates
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
-from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
-from rmtllmf_jax.models.weights import load_tree, require_finite, save_tree
+from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.tokens import load_tokenizer
+from rmtllmf_jax.models.weights import (
+    assign,
+    load_tree,
+    read_safetensors,
+    require_finite,
+    save_tree,
+)
+from rmtllmf_jax.models.zero_shot import cached_zero_shot_head, load_head, save_head
 from rmtllmf_jax.runs.config import (
     HEADS,
     MANIFEST,
@@ -31,12 +42,11 @@ from rmtllmf_jax.runs.config import (
     write_manifest,
 )
 from rmtllmf_jax.training.task_models import TaskModels
-from rmtllmf_jax.training.user_heads import (
-    MakeHead,
-    closed_form_heads,
-    load_user_head,
-    zero_shot_heads,
-)
+
+_FORMAT = 2  # version of the closed-form heads, part of their names
+
+MakeHead = Callable[[TaskData], tuple[Head, Path]]
+"""Returns a task's head and its file in the run folder."""
 
 
 def train_users(
@@ -71,10 +81,46 @@ def train_users(
 
 
 def _head_maker(backbone: Backbone, base: PyTree, config: RunConfig, run: Path) -> MakeHead:
+    """Return a maker of heads: in closed form from the base's features, or CLIP's zero-shot ones.
+
+    The latter raises `InputError` if the model has no text tower or no tokenizer.
+    """
     folder = run / "heads"
+
+    def closed_form(task: TaskData) -> tuple[Head, Path]:
+        key = {"data": task.train.split.fingerprint, "v": _FORMAT, **config.key()}
+        path = folder / f"{task.name}-{content_hash(key)}.safetensors"
+        if path.exists():
+            return load_head(path, task.classes), path
+        images = task.train.images
+        features = extract_features(backbone, base, images, description=f"features {task.name}")
+        head = lda_head(features, task.train.labels, len(task.classes))
+        save_head(path, head, task.classes)
+        return head, path
+
     if require_known("head", config.head, HEADS) == "lda":
-        return closed_form_heads(backbone, base, config.key(), folder)
-    return zero_shot_heads(local_directory(config.model), config.prompts, folder)
+        return closed_form
+    model = local_directory(config.model)
+    clip, params = load_clip(model)
+    tokenizer = load_tokenizer(model, clip.shape.text)
+
+    def zero_shot(task: TaskData) -> tuple[Head, Path]:
+        templates = prompt_templates(task.name, config.prompts)
+        classes = prompt_classes(task.name, task.classes)
+        return cached_zero_shot_head(folder, clip, params, tokenizer, classes, templates)
+
+    return zero_shot
+
+
+def _load_head_of(path: Path, width: int, classes: int) -> Head:
+    """Return a head from its file, which must have these sizes."""
+    tensors = read_safetensors(path)
+    projected = "projection" in tensors
+    inputs = int(tensors["projection"].shape[-1]) if projected else width
+    shapes = {"kernel": (inputs, classes), "bias": (classes,)}
+    shapes |= {"projection": (width, inputs)} if projected else {}
+    like: Any = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
+    return Head(**assign(tensors, like, path))
 
 
 def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[PyTree, Head]:
@@ -83,7 +129,7 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
     **Raises:** `InputError` that names a missing or damaged file: one that cannot be read, holds
     values that are not finite, or does not match its checksum.
     """
-    head = load_user_head(run / record.head, width, record.classes)
+    head = _load_head_of(run / record.head, width, record.classes)
     params = load_tree(run / record.finetuned, base)
     for name, sha256 in (
         (record.head, record.head_sha256),

@@ -3,19 +3,22 @@ from .engine import Engine
 from .grid import Cell, Grid, choose_combinations
 from .layout import Layout, one_device
 from .objective import objective_of, with_users
-from .parts import Parts, read_parts
+from .parts import CellStore, read_parts
 from .run import run_grid
 from .settings import Settings
+from .trackers import TRACKERS, get_tracker
 
 __all__ = [
+    "TRACKERS",
     "Axis",
     "Cell",
+    "CellStore",
     "Engine",
     "Grid",
     "Layout",
-    "Parts",
     "Settings",
     "choose_combinations",
+    "get_tracker",
     "objective_of",
     "one_device",
     "parse_axis",

@@ -19,6 +19,7 @@ from rmtllmf_jax.channel import (
     NO_ATTACK,
     ChannelPreset,
     DirectPreset,
+    Equaliser,
     Kronecker,
     Link,
     Matrices,
@@ -28,8 +29,10 @@ from rmtllmf_jax.channel import (
     mse_of,
 )
 from rmtllmf_jax.channel.checks import require_decibels, require_within
+from rmtllmf_jax.channel.coloured_noise import ColouredNoise
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
+from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport, is_surrogate
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
@@ -90,12 +93,18 @@ class Axis:
             return [()]
         return [(self.name, level) for level in self.levels]
 
-    def require_fitting(self, preset: Preset) -> None:
-        """Check that a preset has what the axis changes, at every level.
+    def require_fitting(self, preset: Preset, transport: Transport | Gaussian = GAUSSIAN) -> None:
+        """Check that preset and transport have what the axis changes, at every level.
 
-        **Raises:** `InputError` for an axis of the channel on a direct preset, and for one of what
-        is drawn on channels that are given.
+        **Raises:** `InputError` for an axis of the channel on a direct preset, for one of what is
+        drawn on channels that are given, and for one of the surrogate's on another transport.
         """
+        if self.name in ("mse", "c0_db") and not is_surrogate(transport):
+            raise InputError(
+                f"the axis {self.name} sets the errors of the transport gaussian, and those of "
+                f"{described(transport)} follow from its symbols: choose an axis of the channel, "
+                "such as snr_db or budget_db."
+            )
         if isinstance(preset, Matrices) and self.name not in _GIVEN:
             raise InputError(
                 f"the axis {self.name} changes how channels are drawn, and those of "
@@ -171,8 +180,23 @@ def link_errors(
 
     With MSEs that are given (the axis `mse`) it is that of the link's own channel.
     """
-    gain: Any = None
-    budget: Any = None
+    return _errors(key, *_at_level(link, axis, level))
+
+
+def link_channel(
+    key: Key[Array, ""], link: Link, axis: str, level: float | None
+) -> tuple[Complex[Array, "antennas users"], ColouredNoise, Equaliser]:
+    """Return H~, all noise and the receiver's filters behind a link at a level.
+
+    In units of the noise; of the same draw as `link_errors` has for the key.
+    """
+    return _channel(key, *_at_level(link, axis, level))
+
+
+def _at_level(
+    link: Link, axis: str, level: float | None
+) -> tuple[Link, Float[Array, ""] | None, Float[Array, ""] | None]:
+    """Return the link, and gain and budget where these are data."""
     if axis in _DATA and level is not None:
         preset = link.preset
         assert not isinstance(preset, DirectPreset)  # checked by `require_fitting`
@@ -182,10 +206,10 @@ def link_errors(
             gain = 10.0 ** ((level - preset.edge_snr_db) / 10)
             budget = preset.attack_budget
         link = replace(link, preset=replace(preset, attack_budget_db=0.0))
-        gain, budget = jnp.asarray(gain, jnp.float32), jnp.asarray(budget, jnp.float32)
-    elif axis in _STATIC and level is not None:
+        return link, jnp.asarray(gain, jnp.float32), jnp.asarray(budget, jnp.float32)
+    if axis in _STATIC and level is not None:
         link = replace(link, preset=_STATIC[axis](link.preset, level))
-    return _errors(key, link, gain, budget)
+    return link, None, None
 
 
 @partial(jax.jit, static_argnames="link")
@@ -199,3 +223,16 @@ def _errors(
         return link.errors(key)
     h_tilde = channel.draw_channel(link.preset, key) * jnp.sqrt(gain)
     return link.over(h_tilde, key, budget=budget)
+
+
+@partial(jax.jit, static_argnames="link")
+def _channel(
+    key: Key[Array, ""],
+    link: Link,
+    gain: Float[Array, ""] | None,
+    budget: Float[Array, ""] | None,
+) -> tuple[Complex[Array, "antennas users"], ColouredNoise, Equaliser]:
+    h_tilde = channel.draw_channel(link.preset, key)
+    if gain is not None:
+        h_tilde = h_tilde * jnp.sqrt(gain)
+    return h_tilde, *link.filters(h_tilde, key, budget)

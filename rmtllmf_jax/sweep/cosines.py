@@ -17,10 +17,10 @@ from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
 from rmtllmf_jax.fusion.similarity import sign_agreement
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 
 
-def cosine_rows(engine: Engine, grid: Grid, parts: Parts) -> list[dict[str, Any]]:
+def cosine_rows(engine: Engine, grid: Grid, parts: CellStore) -> list[dict[str, Any]]:
     """Return one row a (scenario, level, draw, seed, protection, pair of tasks).
 
     `protection` is `none`, or `freeze` for vectors whose frozen leaves were reloaded from the base
@@ -54,11 +54,7 @@ def _cells(grid: Grid) -> Iterator[Cell]:
 
 
 def _rows(engine: Engine, cell: Cell) -> list[dict[str, Any]]:
-    received = _receive(
-        engine.arrays["vectors"],
-        engine.sources(cell.seed, cell.draw),
-        jnp.asarray(engine.uplinks.factor(cell)),
-    )
+    received = _receive(*engine.received(cell), jnp.asarray(engine.uplinks.factor(cell)))
     frozen = fusion.leaves_by_path(engine.frozen(engine.settings.frozen))
     whole = fusion.leaves_by_path(received)
     rest = {path: leaf for path, leaf in whole.items() if not frozen[path]}

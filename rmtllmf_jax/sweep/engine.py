@@ -29,6 +29,7 @@ from rmtllmf_jax.defences.repairs import (
 from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
 from rmtllmf_jax.evaluation.metrics import get_metric
 from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
 from rmtllmf_jax.sweep.programs import Merges, build_programs
@@ -36,6 +37,7 @@ from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool, task_shots
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 from rmtllmf_jax.training.batches import balanced_batches
+from rmtllmf_jax.uplink import is_surrogate
 
 Evaluated = tuple[Job, dict[str, tuple[float, float]]]
 """A job, and the metric's sum and weight on each of its tasks."""
@@ -55,7 +57,7 @@ class Engine:
         self.uplinks = Uplinks(inputs, settings)
         self.metric = get_metric(settings.metric)
         self.programs = build_programs(inputs.backbone, layout, jit)
-        self._sources: tuple[tuple[int, int], PyTree] | None = None
+        self._sources: tuple[tuple, PyTree] | None = None
         self._seed_keys: dict[int, Key[Array, " cells"]] = {}
         self._frozen: dict[tuple[str, ...], PyTree] = {}
         self._pools: dict[tuple[int, int], tuple[Batch, list[Int64[np.ndarray, " shots"]]]] = {}
@@ -63,7 +65,7 @@ class Engine:
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Evaluated]]:
         """Compute jobs, and yield those that ran side by side when all of them are done.
 
-        Jobs that share a draw of the noise stand together, whatever their order was.
+        Jobs that share `Uplinks.sources` stand together, whatever their order was.
 
         **Raises:** `InputError` if a task that is to be realigned has too few training images, and
         if a device runs out of memory, with what to do about it.
@@ -79,7 +81,7 @@ class Engine:
                     raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
-        """Return the models of jobs that share rule, seed, draw and repairs, stacked.
+        """Return the models of jobs that share rule, seed, noise and repairs, stacked.
 
         There are as many as a chunk has cells; the last job fills up what is left.
 
@@ -89,12 +91,12 @@ class Engine:
         cell = chunk[0].cell
         repairs = self._split(chunk[0]).rest
         merges, frozen = self._merges(chunk), self.frozen(self._patterns(chunk))
-        sources = self.sources(cell.seed, cell.draw)
+        stacked, sources = self.received(cell)
         models = self.programs.merge(
             cell.rule,
             merges,
             self.arrays["base"],
-            self.arrays["vectors"],
+            stacked,
             sources,
             frozen,
         )
@@ -132,13 +134,19 @@ class Engine:
         """Return the evaluation batches of every task; `split` is `test` or `validation`."""
         return self._test if split == "test" else self._validation
 
-    def sources(self, seed: int, draw: int) -> PyTree:
-        """Return the Gaussians of a seed and draw; the last ones are kept."""
-        if self._sources is None or self._sources[0] != (seed, draw):
+    def sources(self, cell: Cell) -> PyTree:
+        """Return `Uplinks.sources` of a cell on all devices; the last ones are kept."""
+        noise = self.uplinks.noise(cell)
+        if self._sources is None or self._sources[0] != noise:
             self._sources = None  # two at a time may not fit
-            drawn = self.layout.put(self.uplinks.sources(seed, draw))
-            self._sources = ((seed, draw), drawn)
+            self._sources = (noise, self.layout.put(self.uplinks.sources(cell)))
         return self._sources[1]
+
+    def received(self, cell: Cell) -> tuple[PyTree, PyTree]:
+        """Return vectors and sources z: what a cell's users deliver is ``vectors + F z``."""
+        sources = self.sources(cell)
+        surrogate = is_surrogate(self.uplinks.transport)
+        return self.arrays["vectors"] if surrogate else sources, sources
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -202,7 +210,7 @@ class Engine:
     def _make_ready(self, job: Job) -> None:
         """Make what the threads share before they start; each would make its own."""
         self.arrays, self.sets(job.split), self._keys(job.cell.seed)
-        self.sources(job.cell.seed, job.cell.draw)
+        self.sources(job.cell)
         self.frozen(self._patterns([job]))
         if shots := _shots_wanted(self._split(job).rest):
             self._pool(job.cell.seed, shots)
@@ -289,10 +297,9 @@ class Engine:
             reload = reload or Reload(
                 self.settings.frozen
             )  # one that does not, beside one that does
-            cell = job.cell
-            shared = cell.seed, cell.draw, job.split, cell.rule, repairs, reload
-            groups.setdefault(shared, []).append(job)
-        by_noise = sorted(groups, key=lambda shared: shared[:2])  # stable
+            noise = self.uplinks.noise(job.cell)
+            groups.setdefault((noise, job.split, job.cell.rule, repairs, reload), []).append(job)
+        by_noise = sorted(groups, key=lambda shared: shared[0])  # stable
         return [groups[shared] for shared in by_noise]
 
     def _split(self, job: Job) -> Split:
@@ -347,7 +354,7 @@ def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
     suspects = []
     if job.kind == "merged" and fuse:
         suspects.append(f"--scale (here {job.scale:g})")
-        if cell.scenario != "clean":
+        if cell.scenario != "clean" and is_surrogate(settings.transporting):
             kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]

@@ -16,6 +16,7 @@ from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.defences.repairs import Protection, control_of, protection_name, repairs_of, split
 from rmtllmf_jax.fusion.rules import METHODS, TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
+from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
 
 SWEPT_RULES = tuple(name for name, kind in METHODS.items() if not fact(kind, "needs"))
 """Merge methods that need nothing but task vectors."""
@@ -119,12 +120,12 @@ class Grid:
             found[scenario, protection] += number
         return +found
 
-    def require_fitting(self, preset: Preset) -> None:
-        """Check that a channel preset has the axis and the attackers.
+    def require_fitting(self, preset: Preset, transport: Transport | Gaussian = GAUSSIAN) -> None:
+        """Check that channel preset and transport have the axis, and the preset the attackers.
 
         **Raises:** `InputError` if it does not.
         """
-        self.axis.require_fitting(preset)
+        self.axis.require_fitting(preset, transport)
         for scenario in self.scenarios:
             if (attack := Scenario(scenario).attack) is not None:
                 Link(preset, attack)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Attack, ChannelPreset, Link, Scenario
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
@@ -51,6 +52,11 @@ def objective_of(
         raise InputError(
             "the error model 'lmmse' has other correlations in every channel, which an objective "
             "does not follow: take independent, equicorrelated=RHO or noisy_reference."
+        )
+    if not uplink.is_surrogate(settings.transporting):
+        raise InputError(
+            f"the transport {described(settings.transporting)} cannot be differentiated (a digital "
+            "one has zero gradients): an objective's is gaussian."
         )
     if settings.scale == "validation":
         raise InputError(

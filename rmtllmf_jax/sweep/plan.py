@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT
@@ -18,7 +18,8 @@ from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
 from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
-from rmtllmf_jax.training.presets import Preset
+from rmtllmf_jax.training.recipes import RunRecipe
+from rmtllmf_jax.uplink import is_surrogate
 
 _FLOAT = 4  # bytes of a number of a head
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
@@ -134,7 +135,7 @@ def plan(
     tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
-    preset: Preset | None = None,
+    preset: RunRecipe | None = None,
     *,
     clip: CLIPShape | None = None,
     ready_vectors: bool = False,
@@ -208,7 +209,7 @@ def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
 
 
 def _users_work(
-    preset: Preset,
+    preset: RunRecipe,
     tasks: Sequence[TaskSize],
     fraction: float,
     ready: bool,
@@ -271,7 +272,26 @@ def _sweep_work(
         work.append(_evaluation("choice of the scale", seen + sum(rows.values()), forward))
     # Base, vectors and noise are read in one pass, and the result is written.
     moved = float(merges * (2 * len(tasks) + 2) * tower.bytes)
-    return [Work("merging", merges, "models", moved, "memory"), *work]
+    return [
+        *_sending(tower, grid, settings, len(tasks)),
+        Work("merging", merges, "models", moved, "memory"),
+        *work,
+    ]
+
+
+def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:
+    """Return the work of sending symbols: once per channel and seed, for all cells.
+
+    Signals of all antennas and users are read and written a few times; random numbers and
+    quantising are left out.
+    """
+    if is_surrogate(settings.transporting):
+        return []
+    preset: Any = settings.channel(tasks)
+    channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s != "clean")
+    symbols = grid.seeds * channels * settings.transporting.uses * tower.parameters
+    moved = symbols * 8 * (3 * preset.antennas + 4 * preset.users)
+    return [Work("sending", grid.seeds * channels, "transmissions", moved, "memory")]
 
 
 def _files(

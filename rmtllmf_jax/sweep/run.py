@@ -13,7 +13,7 @@ from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job, base_job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.references import finetuned_score, reference_jobs
 from rmtllmf_jax.sweep.scales import Scales, require_chosen, scales_by_size
@@ -44,7 +44,7 @@ def run_grid(
     **Raises:** `InputError` if the grid has what the preset of the settings cannot have, before
     anything is computed.
     """
-    grid.require_fitting(engine.uplinks.preset)
+    grid.require_fitting(engine.uplinks.preset, engine.uplinks.transport)
     require_chosen(grid, engine.settings.scale)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
@@ -61,7 +61,7 @@ def run_grid(
             for row in _rows(stage, job, described(cell.rule))
         ]
         programs = stage.parts.programs(job.hash for job in jobs)
-    with Parts(f"{folder}/cosines", program=program(engine.layout.devices[0])) as parts:
+    with CellStore(f"{folder}/cosines", program=program(engine.layout.devices[0])) as parts:
         tables = {"results": results, "cosines": cosine_rows(engine, grid, parts)}
     _tell_mixture(programs)
     tables["programs"] = programs

@@ -39,7 +39,16 @@ from rmtllmf_jax.evaluation.metrics import Metric, get_metric
 from rmtllmf_jax.fusion import SCALES
 from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
-from rmtllmf_jax.uplink import get_error_model, parse_error_model
+from rmtllmf_jax.uplink import (
+    DEFAULT_C0_DB,
+    GAUSSIAN,
+    Gaussian,
+    Transport,
+    get_error_model,
+    get_transport,
+    is_surrogate,
+    parse_error_model,
+)
 
 SCALE_RULES = (*SCALES, "validation")
 VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
@@ -64,9 +73,11 @@ class Settings:
     """Receiver, or its description, see `channel.get_receiver`."""
     error_model: str = "independent"
     """How the errors of different users hang together, see `uplink.parse_error_model`."""
+    transport: str | Transport | Gaussian = "gaussian"
+    """What carries the task vectors, or its description, see `uplink.get_transport`."""
     scale: str = "power-law"
     """Merging coefficient: a number, or one of `SCALE_RULES`."""
-    c0_db: float = -31.0
+    c0_db: float = DEFAULT_C0_DB
     """Parameter-domain SNR in dB of a user with MSE 1; sets kappa for each user."""
     kappa: float | None = None
     """Noise scale of the parameters, the same for all users; overrides c0."""
@@ -104,6 +115,7 @@ class Settings:
         Reload(self.frozen)
         parse_error_model(self.error_model)
         get_receiver(self.receiver)
+        get_transport(self.transport)
         get_metric(self.metric)
 
     def _check_scale(self) -> None:
@@ -145,11 +157,16 @@ class Settings:
         """The receiver."""
         return get_receiver(self.receiver)
 
+    @property
+    def transporting(self) -> Transport | Gaussian:
+        """The transport."""
+        return get_transport(self.transport)
+
     def channel(self, tasks: int) -> Preset:
         """Return the channel preset.
 
         **Raises:** `InputError` if the preset is unknown or has fewer users than there are tasks,
-        or if receiver or error model cannot go with it.
+        or if receiver, error model or transport cannot go with it.
         """
         preset = get_preset(self.preset)
         if tasks > preset.users:
@@ -158,11 +175,38 @@ class Settings:
                 f"{preset.users}."
             )
         Link(preset, NO_ATTACK, self.receiving)
+        if not is_surrogate(self.transporting):
+            self._require_symbols(preset)
         if self.error_model == "lmmse":
             _require_correlations(preset, self.receiving)
         else:
             get_error_model(self.error_model, tasks)
         return preset
+
+    def _require_symbols(self, preset: Preset) -> None:
+        """Refuse what is the surrogate's alone, beside a transport that sends symbols."""
+        name = described(self.transporting)
+        if not preset.has_channel:
+            raise InputError(
+                f"the transport {name} sends symbols over a channel, and {described(preset)} has "
+                "none: choose a channel preset, or the transport gaussian."
+            )
+        if not hasattr(self.receiving, "filters"):
+            raise InputError(
+                f"the transport {name} needs the receiver's filters, and "
+                f"{described(self.receiving)} has only errors: give it a method `filters`, or "
+                "choose another receiver, or the transport gaussian."
+            )
+        given = {
+            "error model": self.error_model != "independent",
+            "kappa": self.kappa is not None,
+            "c0": self.c0_db != DEFAULT_C0_DB,
+        }
+        for what in (what for what, there in given.items() if there):
+            raise InputError(
+                f"the {what} describes the errors of the transport gaussian, and those of {name} "
+                "follow from its symbols: leave it out."
+            )
 
     def batch_size(
         self, tests: Sequence[int], validations: Sequence[int], image_devices: int = 1
@@ -187,6 +231,10 @@ class Settings:
         if preset is self.preset or isinstance(preset, Matrices):  # a file may change
             values["preset"] = described(preset)
         values["error_model"] = parse_error_model(self.error_model)
+        if self.transporting == GAUSSIAN:
+            del values["transport"]  # finished cells are older than the choice
+        else:
+            values["transport"] = described(self.transporting)
         values["numerics"] = numerics()
         return values
 

@@ -12,7 +12,7 @@ from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.job import Job
-from rmtllmf_jax.sweep.parts import Parts
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.trackers import Tracker
 
@@ -27,7 +27,7 @@ class Stage:
     def __init__(self, engine: Engine, folder: Path | str, tracker: Tracker | None = None) -> None:
         self.engine, self.folder, self.tracker = engine, folder, tracker
         every = 60.0 if "://" in str(self.folder) else 10.0  # an object store: few, large parts
-        self.parts = Parts(
+        self.parts = CellStore(
             self.folder,
             process=engine.layout.process,
             every=every,

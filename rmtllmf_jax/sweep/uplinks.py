@@ -1,4 +1,4 @@
-"""What the users of a draw send through: their MSE, and the factor of their errors."""
+"""What the users of a draw send through: their MSE, and the errors of what they send."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rmtllmf_jax import uplink
 from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario
 from rmtllmf_jax.defences.repairs import repairs_of, split
 from rmtllmf_jax.runs.inputs import SweepInputs
-from rmtllmf_jax.sweep.axis import link_errors, link_mse
+from rmtllmf_jax.sweep.axis import link_channel, link_errors, link_mse
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
 
@@ -35,6 +35,7 @@ class Uplinks:
     def __init__(self, inputs: SweepInputs, settings: Settings) -> None:
         self.inputs, self.settings = inputs, settings
         self.preset = settings.channel(len(inputs.tasks))
+        self.transport = settings.transporting
         self._key = jax.random.key(settings.seed)
         self._mse: dict[tuple, Float[np.ndarray, " users"]] = {}
         self._factors: dict[tuple, Float[np.ndarray, "users sources"]] = {}
@@ -74,12 +75,15 @@ class Uplinks:
         """Return what a row of results says of the uplink of each of a cell's tasks.
 
         `uses` are channel uses per parameter, against sending each once: nothing is sent without a
-        channel, and nothing of what is sent counts where the base model is started from.
+        channel, and nothing of what is sent counts where the base model is started from. kappa is
+        the surrogate's alone, and NaN under another transport.
         """
         fused = split(repairs_of(cell.protection)).fuse
-        uses = 1.0 if fused and cell.scenario != "clean" else 0.0
+        uses = self.transport.uses if fused and cell.scenario != "clean" else 0.0
         users = [self.inputs.tasks.index(task) for task in cell.combination]
-        mse, kappa = self.mse(cell), np.asarray(self.kappa_at(cell))
+        mse, kappa = self.mse(cell), np.full(len(self.inputs.tasks), np.nan)
+        if uplink.is_surrogate(self.transport):
+            kappa = np.asarray(self.kappa_at(cell))
         return {
             task: {
                 "kappa": float(kappa[user]),
@@ -104,22 +108,41 @@ class Uplinks:
         return uplink.get_error_model(self.settings.error_model, users, covariance)
 
     def factor(self, cell: Cell) -> Float[np.ndarray, "users sources"]:
-        """Return F: the errors of the users in a cell are ``F z``, z being `sources`."""
+        """Return F: the errors of the users in a cell are ``F z``, z being `sources`.
+
+        It is zero where the sources are the received task vectors themselves.
+        """
+        if not uplink.is_surrogate(self.transport):
+            return np.zeros((len(self.inputs.tasks),) * 2, np.float32)
         where = _channel(cell)
         if where not in self._factors:
             factor = _factor(self.error_model(cell), self.kappa_at(cell), self.mse(cell))
             self._factors[where] = np.asarray(factor)
         return self._factors[where]
 
-    def sources(self, seed: int, draw: int) -> PyTree[Float[Array, "sources ..."]]:
-        """Return the Gaussians of a seed and draw, one a user (and what all users share).
+    def noise(self, cell: Cell) -> tuple:
+        """Return what the `sources` of a cell depend on, seed and draw first."""
+        noise = (cell.seed, cell.draw)
+        return noise if uplink.is_surrogate(self.transport) else noise + _channel(cell)
 
+    def sources(self, cell: Cell) -> PyTree[Float[Array, "sources ..."]]:
+        """Return what makes a cell's received task vectors, the same for all cells of a `noise`.
+
+        Of the surrogate: the Gaussians of a seed and draw, one per user (and what all users share).
         Scenarios, levels, combinations, rules and protections share them (common random numbers).
+        Of other transports: the received task vectors. Combinations, rules and protections share
+        the transmission, scenarios and levels its key.
         """
         key = jax.random.fold_in(self._key, _NOISE)
-        key = jax.random.fold_in(jax.random.fold_in(key, seed), draw)
-        name, _ = uplink.parse_error_model(self.settings.error_model)
-        return uplink.draw_sources(self.inputs.vectors, key, uplink.ERROR_MODELS[name])
+        key = jax.random.fold_in(jax.random.fold_in(key, cell.seed), cell.draw)
+        vectors, link = self.inputs.vectors, self.link(cell)
+        if isinstance(self.transport, uplink.Gaussian):
+            name, _ = uplink.parse_error_model(self.settings.error_model)
+            return uplink.draw_sources(vectors, key, uplink.ERROR_MODELS[name])
+        if link is None:
+            return vectors
+        where = link_channel(self._draw_key(cell.draw), link, cell.axis, cell.level)
+        return self.transport(vectors, *where, key)
 
     def _draw_key(self, draw: int) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)

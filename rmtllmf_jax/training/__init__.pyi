@@ -1,16 +1,15 @@
-from .presets import DEMO, PRESETS, Preset
-from .recipes import FINETUNE, REALIGN, Recipe
+from .recipes import DEMO, FINETUNE, REALIGN, RUN_RECIPES, Recipe, RunRecipe
 from .task_models import FineTuned, Imported, TaskModels, import_vector
 
 __all__ = [
     "DEMO",
     "FINETUNE",
-    "PRESETS",
     "REALIGN",
+    "RUN_RECIPES",
     "FineTuned",
     "Imported",
-    "Preset",
     "Recipe",
+    "RunRecipe",
     "TaskModels",
     "import_vector",
 ]

@@ -16,7 +16,7 @@ from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.models.backbone import (
     Backbone,
     abstract_params,
-    backbone_of,
+    load_backbone,
     tower_tensors,
     with_positions,
 )
@@ -143,7 +143,7 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
     **Raises:** `InputError` that names the file, or every leaf in which the two differ.
     """
     origin = read_pretrained(base)
-    backbone, before = backbone_of(origin)
+    backbone, before = load_backbone(origin)
     other = read_pretrained(finetuned)
     if (other.config.kind == "vit") != (origin.config.kind == "vit"):
         raise InputError(

@@ -87,7 +87,7 @@ def draw_sources(
         sources = jnp.append(sources, jnp.uint32(_SHARED))
 
     def draw(path: tuple, leaf: Array) -> Array:
-        return _normals(key, _leaf_number(path), sources, leaf.shape[1:], _wide_type(leaf))
+        return _normals(key, leaf_number(path), sources, leaf.shape[1:], _wide_type(leaf))
 
     return jax.tree_util.tree_map_with_path(draw, stacked)
 
@@ -164,7 +164,7 @@ def _normal_like(
         alike.setdefault((leaf.shape[1:], _wide_type(leaf)), []).append(place)
     found: list[Array] = [jnp.zeros(())] * len(paths)
     for (shape, dtype), places in alike.items():
-        names = jnp.array([_leaf_number(paths[place][0]) for place in places], jnp.uint32)
+        names = jnp.array([leaf_number(paths[place][0]) for place in places], jnp.uint32)
         # Not vmap: with some kinds of keys it draws different numbers.
         normals = jax.lax.map(
             lambda name, of=(shape, dtype): jax.random.normal(jax.random.fold_in(key, name), *of),
@@ -201,6 +201,6 @@ def _wide_type(leaf: Array) -> np.dtype:
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
-def _leaf_number(path: tuple) -> np.uint32:
+def leaf_number(path: tuple) -> np.uint32:
     """Return the number of a leaf's name, folded into its key: independent of other leaves."""
     return np.uint32(zlib.crc32(leaf_path(path).encode()))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from rmtllmf_jax.models.embedded import embedded_directory
+from rmtllmf_jax.models.hub import embedded_directory
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.tokens import load_tokenizer, tokenise
 

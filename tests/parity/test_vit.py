@@ -15,8 +15,7 @@ from conftest import TINY_CONFIG
 from safetensors.torch import load_file, save_file
 
 from rmtllmf_jax.fusion import leaves_by_path
-from rmtllmf_jax.models.backbone import load_backbone
-from rmtllmf_jax.models.positions import interpolate_positions
+from rmtllmf_jax.models.backbone import interpolate_positions, load_backbone
 from rmtllmf_jax.models.pretrained import read_pretrained
 
 LABELS = 3

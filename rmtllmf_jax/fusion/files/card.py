@@ -1,23 +1,68 @@
-"""The model card of a merge, and the same facts for programs."""
+"""What an output holds beside its weights: the base's configuration and code, and a model card."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
+from rmtllmf_jax.common.files import read_json, write_json
+from rmtllmf_jax.fusion.files.checkpoint import INDEX
+
+KEEP = "keep"
+"""Every tensor in the type that it has in the base."""
+CONFIG = "config.json"
+_PATTERNS = (
+    *("*.json", "*.jinja", "*.model", "*.txt", "*chat_templates/*.jinja"),
+    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+_TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
-def input_record(
-    role: str, label: str, checkpoint: Checkpoint, hashes: Sequence[str]
-) -> dict[str, Any]:
-    """Return what the card says of an input: its files with their sizes and SHA-256."""
-    files = [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-        for path, sha256 in zip(checkpoint.files, hashes, strict=True)
-    ]
-    return {"role": role, "name": label, "files": files}
+def code_files(directory: Path | None) -> list[Path]:
+    """Return the files of code, which go into an output only on request.
+
+    Whoever opens a model with `trust_remote_code=True` runs them.
+    """
+    return _found(directory, ("*.py",))
+
+
+def _found(directory: Path | None, patterns: tuple[str, ...]) -> list[Path]:
+    if directory is None:
+        return []
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(directory) for path in found)
+
+
+def copy_carried(directory: Path | None, folder: Path, dtype: str, *, code: bool) -> list[Path]:
+    """Copy configuration and tokenizer files; the configuration names the type of the output.
+
+    `code` includes the files of code. Returns the files, relative to the directory.
+
+    **Raises:** `InputError` if the configuration is not JSON.
+    """
+    found = _found(directory, _PATTERNS)
+    files = [name for name in found if not name.name.endswith(INDEX) and name.name not in _TRAINING]
+    files += code_files(directory) if code else []
+    for name in files:
+        assert directory is not None  # or there would be no file
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name == Path(CONFIG) and dtype != KEEP:
+            write_json(folder / name, _with_dtype(read_json(directory / name), dtype))
+        else:
+            shutil.copyfile(directory / name, folder / name)
+    return files
+
+
+def _with_dtype(config: Any, dtype: str) -> Any:
+    if not isinstance(config, dict):
+        return config
+    changed = {key: _with_dtype(value, dtype) for key, value in config.items()}
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(config.get(key), str):
+            changed[key] = dtype
+    return changed
 
 
 def card(
@@ -27,9 +72,9 @@ def card(
 
     **Arguments:**
 
-    - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (each as
-      `input_record`), `versions`, and `layer_weights` (None, or the `models` and the weights by
-      layer).
+    - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
+      `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
+      weights by layer).
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
@@ -57,20 +102,15 @@ def card(
         "## Inputs",
         _table(("role", "model", "file", "bytes", "SHA-256"), files),
     ]
-    weights = record["layer_weights"]
-    if weights:
+    if weights := record["layer_weights"]:
         rows = [(layer, *(f"{w:.4f}" for w in row)) for layer, row in weights["layers"].items()]
         parts += ["## Weights by layer", _table(("layer", *weights["models"]), rows)]
-        if plot:
-            parts.append(f"![Weights by layer]({plot})")
+        parts += [f"![Weights by layer]({plot})"] if plot else []
     if carried or code:
         parts.append("## From the base")
     if carried:
-        names = ", ".join(f"`{path.as_posix()}`" for path in carried)
-        parts.append(f"Copied: {names}.")
-    if code:
-        parts.append(code)
-    return "\n\n".join(parts) + "\n"
+        parts.append(f"Copied: {', '.join(f'`{path.as_posix()}`' for path in carried)}.")
+    return "\n\n".join([*parts, *([code] if code else [])]) + "\n"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

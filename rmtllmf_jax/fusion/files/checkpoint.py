@@ -2,21 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
-from rmtllmf_jax.fusion.files.adapters import require_no_adapter
-from rmtllmf_jax.fusion.files.header import Entry, read_header
 
 SINGLE = "model.safetensors"
 SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"
 _OTHERS = ("*.bin", "*.msgpack", "*.pt", "*.pth", "*.h5", "*.gguf")
+
+FLOATS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+"""Types that are merged, as safetensors spells them. All others (integers, booleans, 8-bit floats
+that need scales of their own) must be equal in all checkpoints."""
+
+_METADATA = "__metadata__"
+_LENGTH = struct.Struct("<Q")
+_LFS = b"version https://git-lfs"
+
+# Files of PEFT, and the factors of LoRA and its kin among the keys of tensors (q.lora_A.weight,
+# to_q.lora.down.weight). A layer called w_lora is none.
+_ADAPTER = re.compile(
+    r"adapter_(?:config|model)\."
+    r"|(?:.*[./])?(?:lora|hada|lokr|ia3|oft|boft)_"
+    r"|.*lora[./](?:down|up)[./]"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file."""
+
+    key: str
+    dtype: str
+    """As safetensors spells it: F32, BF16, I64, BOOL, ..."""
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    """Byte of the file that its data begins at."""
+    size: int
+    """In bytes."""
+
+    def is_float(self) -> bool:
+        """Return whether it can be merged (`FLOATS`)."""
+        return self.dtype in FLOATS
 
 
 @dataclass(frozen=True)
@@ -68,46 +114,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = path.expanduser()
     require_no_adapter(path, sorted(os.listdir(path)) if path.is_dir() else [path.name])
-    files, named = _files(path)
-    entries: dict[str, Entry] = {}
-    metadata: list[dict[str, str]] = []
-    for file in files:
-        header = read_header(file)
-        metadata.append(header.metadata)
-        for entry in header.entries:
-            if entry.key in entries:
-                first = entries[entry.key].path.name
-                raise InputError(f"{path}: {entry.key} is in {first} and in {file.name}.")
-            entries[entry.key] = entry
-    require_no_adapter(path, entries)
-    absent = [key for key in named if key not in entries]
-    if absent:
-        raise InputError(f"{path}: the index names keys that no shard holds: {', '.join(absent)}.")
-    if not entries:
-        raise InputError(f"{path}: holds no tensor.")
-    return Checkpoint(path, files, entries, metadata[0])
-
-
-def _files(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
-    """Return the weight files at a path, and what the index says of them if there is one."""
-    if path.is_dir():
-        path = _in_directory(path)
-    if path.name.endswith(INDEX):
-        names = weight_map(path)
-        shards = tuple(path.parent / name for name in sorted(set(names.values())))
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise InputError(
-                f"{path}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}."
-            )
-        return shards, names
-    if not path.exists():
+    place = _in_directory(path) if path.is_dir() else path
+    files, named = shards_of(place) if place.name.endswith(INDEX) else ((place,), {})
+    if not place.exists():
         raise InputError(
             f"{path}: no such file or directory; expected a safetensors file, an index "
             f"(*{INDEX}) or a Hugging Face directory. A model of the hub must be downloaded first "
             "(hf download OWNER/NAME)."
         )
-    return (path,), {}
+    entries: dict[str, Entry] = {}
+    metadata: list[dict[str, str]] = []
+    for file in files:
+        of_file, about = _read_header(file)
+        metadata.append(about)
+        for entry in of_file:
+            if entry.key in entries:
+                first = entries[entry.key].path.name
+                raise InputError(f"{path}: {entry.key} is in {first} and in {file.name}.")
+            entries[entry.key] = entry
+    require_no_adapter(path, entries)
+    require_all(path, named, entries)
+    if not entries:
+        raise InputError(f"{path}: holds no tensor.")
+    return Checkpoint(path, files, entries, metadata[0])
 
 
 def _in_directory(folder: Path) -> Path:
@@ -124,16 +153,17 @@ def _in_directory(folder: Path) -> Path:
                 f"{folder}: cannot tell which of {', '.join(found)} to read; name one of them."
             )
     others = sorted({file.name for pattern in _OTHERS for file in folder.glob(pattern)})
-    what = (
-        f"only {', '.join(others)}; convert them to safetensors first" if others else "no weights"
+    what = f"only {', '.join(others)}; convert them to safetensors first" if others else ""
+    raise InputError(
+        f"{folder}: expected {SINGLE} or an index of shards, found {what or 'no weights'}."
     )
-    raise InputError(f"{folder}: expected {SINGLE} or an index of shards, found {what}.")
 
 
-def weight_map(index: Path) -> dict[str, str]:
-    """Return the file of each key, from the index of a sharded checkpoint.
+def shards_of(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Return the files of a sharded checkpoint, and the file of each key, from its index.
 
-    **Raises:** `InputError` that names the index if it is no such file, or names files elsewhere.
+    **Raises:** `InputError` that names the index if it is no such file, or names files that lie
+    elsewhere or are missing.
     """
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
@@ -142,11 +172,114 @@ def weight_map(index: Path) -> dict[str, str]:
     for key, name in names.items():
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index}: {key} must name a file beside the index, got {name!r}.")
-    return names
+    shards = tuple(index.parent / name for name in sorted(set(names.values())))
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise InputError(
+            f"{index}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}."
+        )
+    return shards, names
 
 
-def labels(checkpoints: list[Checkpoint]) -> Iterator[str]:
-    """Yield a short name for each: the last part of its path where that tells them apart."""
+def require_all(path: Path, named: Iterable[str], there: Iterable[str]) -> None:
+    """Check that the shards hold every key that their index names.
+
+    **Raises:** `InputError` with the keys that they lack.
+    """
+    known = set(there)
+    absent = [key for key in named if key not in known]
+    if absent:
+        raise InputError(f"{path}: names keys that no shard holds: {', '.join(absent)}.")
+
+
+def require_no_adapter(origin: Path | str, names: Iterable[str]) -> None:
+    """Check that files or tensors of these names are a model and not an adapter to one.
+
+    Sums and averages of factors are not sums and averages of their products: a merge of adapters,
+    factor by factor, is another model than that of the models that they make.
+
+    **Raises:** `InputError` that names the model and what gave the adapter away.
+    """
+    found = next((name for name in names if _ADAPTER.match(name)), None)
+    if found is not None:
+        raise InputError(
+            f"{origin}: an adapter (LoRA or the like: {found}), whose factors cannot be added up; "
+            "merge it into its base model (PEFT's merge_and_unload(), then save_pretrained) and "
+            "name that."
+        )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a safetensors file into an `InputError` that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a safetensors file is expected there.") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        reason = "it is a directory" if path.is_dir() else str(error)
+        with suppress(OSError), open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                reason = "it is a Git LFS pointer in place of the weights; fetch them: git lfs pull"
+        raise InputError(f"{path}: not a readable safetensors file ({reason}).") from error
+
+
+def _read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
+    """Return all tensors of a file in the order in which they lie in it, and its metadata."""
+    with reading(path):
+        with safetensors.safe_open(path, "np") as checked:  # offsets, sizes, length of the file
+            metadata = dict(checked.metadata() or {})
+        with open(path, "rb") as file:
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            content = json.loads(file.read(length))
+    first = _LENGTH.size + length
+    content.pop(_METADATA, None)
+    entries = []
+    for key, about in content.items():
+        start, end = about["data_offsets"]
+        place = (path, first + start, end - start)
+        entries.append(Entry(key, about["dtype"], tuple(about["shape"]), *place))
+    return sorted(entries, key=lambda entry: entry.start), metadata
+
+
+def read_raw(entry: Entry, into: np.ndarray) -> np.ndarray:
+    """Read a tensor's bytes into a contiguous array of as many bytes, and return that.
+
+    **Raises:** `InputError` that names the file if it has become shorter since its header was read.
+    """
+    view = into.reshape(-1).view(np.uint8).data
+    try:
+        with open(entry.path, "rb", buffering=0) as file:
+            file.seek(entry.start)
+            done = 0
+            while done < entry.size:  # one call reads 2 GB at most
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{entry.path}: ends within {entry.key}; was it changed?")
+                done += count
+    except OSError as error:
+        raise InputError(f"{entry.path}: {entry.key} cannot be read ({error}).") from error
+    return into
+
+
+def header_bytes(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
+) -> bytes:
+    """Return the header of a file that will hold tensors of these keys, types, shapes and bytes."""
+    content: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    end = 0
+    for key, dtype, shape, size in entries:
+        content[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    return _LENGTH.pack(len(text)) + text
+
+
+def labels(checkpoints: list[Checkpoint]) -> list[str]:
+    """Return a short name for each: the last part of its path where that tells them apart."""
     names = [checkpoint.given.resolve().name for checkpoint in checkpoints]
-    for checkpoint, name in zip(checkpoints, names, strict=True):
-        yield name if names.count(name) == 1 else str(checkpoint.given)
+    return [
+        name if names.count(name) == 1 else str(checkpoint.given)
+        for checkpoint, name in zip(checkpoints, names, strict=True)
+    ]

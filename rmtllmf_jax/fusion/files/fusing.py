@@ -1,11 +1,20 @@
-"""Carrying out a plan: first pass, merge, configuration, card, and the one rename at the end."""
+"""Carrying out a plan: first pass, merge, configuration, card, and the one rename at the end.
+
+An output is written in a folder beside its place. The manifest there says what the finished shards
+were made from; if it is not what is asked for now, they are made again. One process at a time.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +23,65 @@ import numpy as np
 from jaxtyping import Array
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import content_hash, sync, write_bytes, write_json
+from rmtllmf_jax.common.files import (
+    content_hash,
+    file_hash,
+    read_json,
+    require_absent,
+    sync,
+    write_bytes,
+    write_json,
+)
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.fusion.files.card import card, input_record
-from rmtllmf_jax.fusion.files.carried import copy_carried
-from rmtllmf_jax.fusion.files.checkpoint import labels
-from rmtllmf_jax.fusion.files.hashes import Hashes
-from rmtllmf_jax.fusion.files.layer_gram import layer_grams
-from rmtllmf_jax.fusion.files.merging import merge_shards
-from rmtllmf_jax.fusion.files.part import Part, cannot_write, require_space
-from rmtllmf_jax.fusion.files.plan import Plan
-from rmtllmf_jax.fusion.files.programs import LayerWeights, TensorMerge
-from rmtllmf_jax.fusion.files.shards import index_of
+from rmtllmf_jax.fusion.files.card import card, copy_carried
+from rmtllmf_jax.fusion.files.checkpoint import INDEX, labels
+from rmtllmf_jax.fusion.files.merging import LayerWeights, TensorMerge, layer_grams, merge_shards
+from rmtllmf_jax.fusion.files.plan import Plan, Shard
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.rules import LayerWeighted, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 
 CARD, RECORD = "README.md", "fusion.json"
+_MANIFEST = "manifest.json"
+_GRAMS = "notes.json"
+
+
+def part_folder(out: Path) -> Path:
+    """Return the folder in which `out` is made."""
+    return out.with_name(f".{out.name}.part")
 
 
 class Fusing:
     """A merge under way: `layer_weights`, then `merge`, then `finish`."""
 
-    def __init__(self, plan: Plan, part: Part, hashes: Hashes) -> None:
+    def __init__(self, plan: Plan, hashes: list[list[Future[str]]]) -> None:
         self.plan = plan
-        self.part = part
         self._hashes = hashes
-        self.finished = sum(part.is_finished(shard) for shard in plan.shards)
+        self._manifest = _manifest(plan)
+        self.root = part_folder(plan.out)
+        self.folder = self.root / "model"
+        """The folder that becomes the output; more files may be put there before `finish`."""
+        known = self.root / _MANIFEST
+        if self.folder.exists() and not known.is_file():
+            raise InputError(f"{self.root}: is not of rmtllmf (no {_MANIFEST}); remove it.")
+        self.restarted = known.is_file() and read_json(known) != self._manifest
+        """Whether work on other inputs or options was thrown away."""
+        if self.restarted:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            (self.root / _GRAMS).unlink(missing_ok=True)
+        if not known.is_file() or self.restarted:
+            write_json(known, self._manifest)
+        self.folder.mkdir(exist_ok=True)
+        for unfinished in self.folder.glob(".*.part"):
+            unfinished.unlink()
+        self.finished = len(plan.shards) - len(self._left())
         """Shards that an earlier start left."""
 
-    @property
-    def folder(self) -> Path:
-        """The folder that becomes the output; more files may be put there before `finish`."""
-        return self.part.folder
+    def _left(self) -> list[Shard]:
+        """Return the shards that are not there whole; one has its name only then."""
+        sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
+        return [shard for shard in self.plan.shards if sizes.get(shard.name) != shard.size]
 
     def layer_weights(self) -> LayerWeights | None:
         """Return the weights by layer of methods that have them; comparing reads all inputs."""
@@ -62,45 +96,74 @@ class Fusing:
     def _grams(self, granularity: str) -> dict[str, Array]:
         """Return the layers' inner products, each over its largest: cosines stay as they are."""
         keys = self.plan.matching.merged
-        grams = self.part.notes()
-        if grams is None:
+        path = self.root / _GRAMS
+        if not path.is_file():
             with progress_bar("comparing layers", len(keys)) as advance:
                 found = layer_grams(self.plan.base, self.plan.others, keys, granularity, advance)
-            grams = {layer: gram.tolist() for layer, gram in found.items()}
-            self.part.keep_notes(grams)
+            write_json(path, {layer: gram.tolist() for layer, gram in found.items()})
+        grams = read_json(path)
         layers = group_by_layer(keys, granularity)
         tables = {layer: np.asarray(grams[layer], np.float64) for layer in layers}
         # Squares stay within float32.
         return {k: jnp.asarray(gram / (gram.max() or 1.0), float) for k, gram in tables.items()}
 
     def merge(self, weights: LayerWeights | None) -> None:
-        """Write all shards that are not there yet."""
-        plan, recipe = self.plan, self.plan.recipe
-        left = [shard for shard in plan.shards if not self.part.is_finished(shard)]
-        require_space(plan.out, sum(shard.size for shard in left))
-        program = TensorMerge(recipe, weights)
+        """Write all shards that are not there yet.
+
+        **Raises:** `InputError` if the disk has no room for them.
+        """
+        plan, left = self.plan, self._left()
+        needed = sum(shard.size for shard in left)
+        there = next(folder for folder in plan.out.resolve().parents if folder.is_dir())
+        free = shutil.disk_usage(there).free
+        if free < needed:
+            raise InputError(
+                f"{plan.out}: {needed / 1e9:.4g} GB are to be written, and the disk of {there} has "
+                f"{free / 1e9:.4g} GB free; make room, or name another --out."
+            )
+        program = TensorMerge(plan.recipe, weights)
         total = sum(len(shard.tensors) for shard in plan.shards)
         done = total - sum(len(shard.tensors) for shard in left)
         with progress_bar("merging", total, done) as advance:
-            merge_shards(self.part.folder, left, plan.base, plan.models, program, advance)
+            merge_shards(self.folder, left, plan.base, plan.models, program, advance)
 
     def finish(self, weights: LayerWeights | None, plot: str | None = None) -> None:
         """Add index, configuration and card, and rename the folder to its place.
 
         `plot` names a figure of the weights that was put into the folder.
+
+        **Raises:** `InputError` if an input has changed since the start: then the output is a merge
+        of no one state of the inputs; or if something is at the output's place by now.
         """
-        plan, folder = self.plan, self.part.folder
-        index = index_of(plan.shards)
-        if index:
-            write_json(folder / index[0], index[1])
-        hashes = self._hashes.result()
+        plan, folder = self.plan, self.folder
+        if len(plan.shards) > 1:
+            write_json(folder / f"model{INDEX}", _index_of(plan.shards))
+        record = _record(plan, weights, self._input_hashes())
         carried = copy_carried(plan.base.directory, folder, plan.recipe.dtype, code=plan.carry_code)
-        record = _record(plan, weights, hashes)
         write_json(folder / RECORD, record)
         write_bytes(folder / CARD, card(plan.out.name, record, carried, plan.code, plot).encode())
         for path in carried:
             sync(folder / path)
-        self.part.finish()
+        require_absent(plan.out)
+        sync(folder)
+        os.rename(folder, plan.out)
+        sync(plan.out.parent)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _input_hashes(self) -> list[list[str]]:
+        """Return the SHA-256 of each input's files, once all are there."""
+        try:
+            found = [[future.result() for future in futures] for futures in self._hashes]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+        inputs = (self.plan.base, *self.plan.others)
+        for checkpoint, before in zip(inputs, self._manifest["inputs"], strict=True):
+            if checkpoint.fingerprint() != before:
+                raise InputError(
+                    f"{checkpoint.given}: was changed while it was being merged; nothing was "
+                    "written. Start again when its files stay as they are."
+                )
+        return found
 
 
 @contextmanager
@@ -111,16 +174,37 @@ def fusing(plan: Plan) -> Iterator[Fusing]:
 
     **Raises:** `InputError` if the output cannot be written, a full disk among the reasons.
     """
-    part = None
+    root = part_folder(plan.out)
+    ours = False
+    pool = ThreadPoolExecutor(1)  # hashes the inputs while they are merged
     try:
-        part = Part(plan.out, _manifest(plan))
-        with Hashes([plan.base, *plan.others]) as hashes:
-            yield Fusing(plan, part, hashes)
+        inputs = (plan.base, *plan.others)
+        hashes = [[pool.submit(file_hash, path) for path in each.files] for each in inputs]
+        under_way = Fusing(plan, hashes)
+        ours = True
+        yield under_way
     except OSError as error:
-        raise InputError(cannot_write(plan.out, error)) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "make room, then the same command resumes" if full else "the same command resumes"
+        raise InputError(
+            f"{plan.out}: cannot be written ({error.strerror or error}); nothing is there. "
+            f"Finished shards are kept in {root}: {what}; or remove that folder."
+        ) from error
     finally:
-        if part:
-            part.tidy()
+        pool.shutdown(cancel_futures=True)
+        saves_work = any(root.glob("model/*.safetensors")) or (root / _GRAMS).is_file()
+        if ours and not saves_work:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _index_of(shards: list[Shard]) -> dict[str, Any]:
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    total = {
+        "total_parameters": sum(prod(tensor.base.shape) for tensor in tensors),
+        "total_size": sum(tensor.size for tensor in tensors),
+    }
+    names = {tensor.base.key: shard.name for shard in shards for tensor in shard.tensors}
+    return {"metadata": total, "weight_map": names}
 
 
 def _manifest(plan: Plan) -> dict[str, Any]:
@@ -144,6 +228,7 @@ def _how(plan: Plan) -> dict[str, Any]:
 
 
 def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -> dict[str, Any]:
+    """Return what the card says, for programs."""
     roles = ["base", *["model"] * len(plan.models), *["reference"] * (plan.reference is not None)]
     inputs = [plan.base, *plan.others]
     by_layer = None
@@ -156,7 +241,14 @@ def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -
         "reference": fact(plan.recipe.method, "reference"),
         "tensors": {"merged": len(plan.matching.merged), "copied": len(plan.matching.copied)},
         "inputs": [
-            input_record(role, label, checkpoint, sums)
+            {
+                "role": role,
+                "name": label,
+                "files": [
+                    {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+                    for path, sha256 in zip(checkpoint.files, sums, strict=True)
+                ],
+            }
             for role, label, checkpoint, sums in zip(
                 roles, labels(inputs), inputs, hashes, strict=True
             )

@@ -1,20 +1,73 @@
-"""Merging checkpoints on disk, tensor by tensor and shard by shard."""
+"""Merging checkpoints tensor by tensor: in memory are the base's tensor and the task vectors'."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Float64, Key
 
-from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
-from rmtllmf_jax.fusion.files.header import read_raw
-from rmtllmf_jax.fusion.files.shards import Shard, Tensor, writing
-from rmtllmf_jax.fusion.files.vectors import Stack, stored
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import replacing
+from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, read_raw
+from rmtllmf_jax.fusion.files.plan import Recipe, Shard, Tensor, raw_bytes
+from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
+from rmtllmf_jax.fusion.rules import LayerWeighted, Sparsified, TaskArithmetic, fact
+from rmtllmf_jax.fusion.rules.leaves import user_weights
+from rmtllmf_jax.fusion.similarity import exact_gram
 
-Merge = Callable[[str, Float[np.ndarray, "users ..."]], Float[np.ndarray, "..."]]
-"""From a key and the tensor of all task vectors to what is added to the base's tensor."""
+LayerWeights = dict[str, Float[np.ndarray, " users"]]
+
+_ALIGNMENT = 64  # jax takes over memory that lies so, and copies other memory
+
+
+class TensorMerge:
+    """A method that is given one tensor of all task vectors after another.
+
+    A program that knew each tensor's name would be compiled for each of them; this one is compiled
+    once per shape. What depends on the name is given to it: weights by layer, and sparsified
+    tensors. Sparsifying goes row by row, which takes a few tensors of memory and not 2 Q.
+    """
+
+    def __init__(self, recipe: Recipe, weights: LayerWeights | None = None) -> None:
+        """Prepare the method of a recipe; `weights` are those of a `LayerWeighted` one."""
+        self._recipe = recipe
+        self._weights = weights or {}
+        self._program = jax.jit(self._merge)
+
+    def __call__(self, key: str, rows: Float[np.ndarray, "users ..."]) -> Float[np.ndarray, "..."]:
+        """Return the scale times the merge of a tensor's rows, which may be overwritten."""
+        method, weights = self._recipe.method, None
+        masks = jax.random.key(self._recipe.seed)
+        if isinstance(method, LayerWeighted):
+            layer = layer_of(key, method.granularity)
+            weights = jnp.asarray(self._weights[layer], jnp.float32)
+        elif isinstance(method, Sparsified):
+            sparsify = method.sparsifier
+            for user in range(len(rows)):
+                row = rows[user : user + 1]
+                row[...] = sparsify(jax.device_put(row), key, masks, user)
+        elif fact(method, "random"):
+            masks = jax.random.fold_in(masks, zlib.crc32(key.encode()))
+        return np.asarray(self._program(jax.device_put(rows), weights, masks))
+
+    def _merge(self, rows: Array, weights: Array | None, key: Key[Array, ""]) -> Array:
+        method = self._recipe.method
+        if isinstance(method, Sparsified):
+            merged = method.consensus(rows, user_weights(method.weights, len(rows)))
+        elif isinstance(method, LayerWeighted):
+            merged = TaskArithmetic()({"tensor": rows}, weights=weights)["tensor"]
+        else:
+            merged = method({"tensor": rows}, key)["tensor"]
+        return self._recipe.scale * merged
 
 
 def merge_shards(
@@ -22,34 +75,166 @@ def merge_shards(
     shards: list[Shard],
     base: Checkpoint,
     models: list[Checkpoint],
-    merge: Merge,
-    advance: Callable[[int], None] = lambda count: None,
+    merge: TensorMerge,
+    advance: Callable[[int], None],
 ) -> None:
     """Write shards into a folder, each of which appears when it is whole.
 
-    **Arguments:**
-
-    - `merge`: gets float32, which it may overwrite.
-    - `advance`: called with 1 after each tensor.
+    `advance` is called with 1 after each tensor.
 
     **Raises:** `InputError` if an input holds NaN or is cut short, or if a number does not fit the
     type of the output; `OSError` if the disk is full, among others.
     """
     with Stack(base, models) as stack:
         for shard in shards:
-            with writing(folder / shard.name, shard) as write:
+            with _writing(folder / shard.name, shard) as write:
                 for tensor in shard.tensors:
                     write(_made(tensor, stack, merge))
                     advance(1)
 
 
-def _made(tensor: Tensor, stack: Stack, merge: Merge) -> np.ndarray:
-    key = tensor.base.key
+def _made(tensor: Tensor, stack: Stack, merge: TensorMerge) -> np.ndarray:
     if not tensor.merged:
-        data = np.empty(tensor.base.size, np.uint8)
-        read_raw(tensor.base, data)
-        return data
+        return raw_bytes(tensor.base)
+    key = tensor.base.key
     base, rows = stack.read(key)
     with np.errstate(all="ignore"):  # `stored` finds what overflows
         base += merge(key, rows)
     return stored(base, tensor.dtype, key)
+
+
+def stored(tensor: Float[np.ndarray, "..."], dtype: str, key: str) -> np.ndarray:
+    """Return a merged tensor in the type of the output.
+
+    **Raises:** `InputError` that names the key if a number is too large for the type.
+    """
+    with np.errstate(over="ignore"):
+        narrow = tensor.astype(FLOATS[dtype], copy=False)
+    if not _is_finite(narrow):
+        raise InputError(
+            f"{key}: the merge has numbers that {FLOATS[dtype].name} cannot hold; take a smaller "
+            "--scale, or a wider --dtype."
+        )
+    return narrow
+
+
+@contextmanager
+def _writing(path: Path, shard: Shard) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield what writes the shard's tensors, one by one in its order; the file appears when whole.
+
+    If the disk is full, among others, nothing is at `path`.
+    """
+    with replacing(path) as temporary:
+        with open(temporary, "wb", buffering=0) as file:
+
+            def write(data: np.ndarray) -> None:
+                view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+                while view:
+                    view = view[file.write(view) :]
+
+            write(np.frombuffer(shard.header, np.uint8))
+            yield write
+        if temporary.stat().st_size != shard.size:
+            raise AssertionError(f"{shard.name}: not all of its tensors were written")
+
+
+def layer_grams(
+    base: Checkpoint,
+    models: list[Checkpoint],
+    keys: tuple[str, ...],
+    granularity: str,
+    advance: Callable[[int], None],
+) -> dict[str, Float64[np.ndarray, "users users"]]:
+    """Return the matrix of inner products of the task vectors in each layer, summed in float64.
+
+    Its diagonal holds the squared norms. Layers are in the order of `group_by_layer`; `advance` is
+    called with 1 after each tensor.
+
+    **Raises:** `InputError` if an input holds NaN or is cut short.
+    """
+    users = len(models)
+    grams = {layer: np.zeros((users, users)) for layer in group_by_layer(keys, granularity)}
+    with Stack(base, models) as stack:
+        for key, layer in layers_of(keys, granularity).items():
+            grams[layer] += exact_gram(stack.read(key)[1])
+            advance(1)
+    return grams
+
+
+class Stack:
+    """Reads task vectors, tensor by tensor, into memory for Q + 1 tensors of the largest size.
+
+    The memory is the same each time: jax lets go of what it was lent only some calls later, and
+    the C library may keep what was freed.
+    """
+
+    def __init__(self, base: Checkpoint, models: list[Checkpoint]) -> None:
+        self.base = base
+        self.models = models
+        self._pool = ThreadPoolExecutor(min(len(models), os.cpu_count() or 1))
+        floats = [entry for entry in base.entries.values() if entry.is_float()]
+        size = 4 * len(models) * max(prod(entry.shape) for entry in floats)
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        first = -memory.ctypes.data % _ALIGNMENT
+        self._rows = memory[first : first + size].view(np.float32)
+        bytes_of_base = max(prod(entry.shape) * _wide(entry).itemsize for entry in floats)
+        self._base = np.empty(bytes_of_base, np.uint8)
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def read(self, key: str) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "users ..."]]:
+        """Return a tensor of the base and of all task vectors (float32, model minus base).
+
+        Both are overwritten by the next call.
+
+        **Raises:** `InputError` that names file and key if a number is NaN or infinite.
+        """
+        entry = self.base.entries[key]
+        size = prod(entry.shape) * _wide(entry).itemsize
+        base = self._base[:size].view(_wide(entry)).reshape(entry.shape)
+        _read_as(entry, base)
+        rows = self._rows[: len(self.models) * base.size].reshape(len(self.models), *base.shape)
+
+        def fill(number: int) -> None:
+            _subtract(self.models[number].entries[key], base, rows[number : number + 1])
+
+        list(self._pool.map(fill, range(len(self.models))))
+        return base, rows
+
+
+def _subtract(entry: Entry, base: np.ndarray, row: np.ndarray) -> None:
+    """Write a model's tensor minus the base's into `row`, which has a leading axis of one."""
+    with np.errstate(over="ignore"):  # what overflows is found in the output
+        if entry.dtype == "F64" or base.dtype == np.float64:
+            model = np.empty(entry.shape, _wide(entry))
+            _read_as(entry, model)
+            np.subtract(model, base, out=row[0, ...], casting="same_kind")
+        else:
+            _read_as(entry, row[0, ...])
+            np.subtract(row[0, ...], base, out=row[0, ...])
+
+
+def _wide(entry: Entry) -> np.dtype:
+    return np.dtype(np.float64 if entry.dtype == "F64" else np.float32)
+
+
+def _read_as(entry: Entry, into: np.ndarray) -> None:
+    if FLOATS[entry.dtype] == into.dtype:
+        read_raw(entry, into)
+    else:
+        into[...] = read_raw(entry, np.empty(entry.shape, FLOATS[entry.dtype]))
+    if not _is_finite(into):
+        what = "NaN" if np.isnan(into).any() else "infinite numbers"
+        raise InputError(f"{entry.path}: {entry.key} holds {what}; a merge needs finite weights.")
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    """Return whether all numbers are finite; a sum is finite only if they are."""
+    with np.errstate(all="ignore"):
+        wide = tensor.dtype if tensor.dtype.itemsize >= 4 else np.float32
+        total = tensor.sum(dtype=wide)
+    return bool(np.isfinite(total)) or bool(np.isfinite(tensor).all())

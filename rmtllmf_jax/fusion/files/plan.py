@@ -2,21 +2,131 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.values import described
-from rmtllmf_jax.fusion.files.carried import code_files, require_mergeable
-from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, labels, open_checkpoint
-from rmtllmf_jax.fusion.files.dtypes import KEEP, NAMES
-from rmtllmf_jax.fusion.files.matching import Matching, match, require_equal
-from rmtllmf_jax.fusion.files.part import require_absent
-from rmtllmf_jax.fusion.files.recipe import Recipe, require_method
-from rmtllmf_jax.fusion.files.shards import Shard, plan_shards
-from rmtllmf_jax.fusion.rules import LayerWeighted, fact
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError, require_known, require_seed
+from rmtllmf_jax.common.files import read_json, require_absent
+from rmtllmf_jax.common.values import described, name_of
+from rmtllmf_jax.fusion.files.card import CONFIG, KEEP, code_files
+from rmtllmf_jax.fusion.files.checkpoint import (
+    FLOATS,
+    SINGLE,
+    Checkpoint,
+    Entry,
+    header_bytes,
+    labels,
+    open_checkpoint,
+    read_raw,
+)
+from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Types that an output may be asked for, by their name in a configuration."""
+
+BUFFERS = ("position_ids",)
+"""Last names of tensors that follow from the configuration: some versions of transformers write
+them and others do not, so a checkpoint may lack them."""
+
+_SHOWN = 20
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How checkpoints are merged: ``base + scale * method(models - base)``."""
+
+    method: Method
+    scale: float
+    seed: int = 0
+    """Of the masks of random methods."""
+    dtype: str = KEEP
+    """Of the merged tensors in the output: `KEEP` (the base's) or one of `DTYPES`."""
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that a key cannot hold, and an unknown type."""
+        require_seed("seed", self.seed)
+        require_known("dtype", self.dtype, (KEEP, *DTYPES))
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return name_of(self.method)
+
+
+def file_methods() -> list[str]:
+    """Return the methods that need nothing but the checkpoints: no data, no gradients."""
+    return [name for name, kind in METHODS.items() if not _why_not(kind)]
+
+
+def require_method(method: Method) -> None:
+    """Check that checkpoints can be merged by a method.
+
+    **Raises:** `InputError` that says why not.
+    """
+    if why := _why_not(method):
+        raise InputError(
+            f"the method {name_of(method)} {why}. Call it on stacked task vectors, or take one of "
+            f"{', '.join(file_methods())}."
+        )
+
+
+def _why_not(method: Method) -> str:
+    if needs := fact(method, "needs"):
+        return f"needs {', '.join(needs)}, computed on data, besides the checkpoints"
+    kind = method if isinstance(method, type) else type(method)
+    if not (fact(method, "per_leaf") or issubclass(kind, LayerWeighted)):
+        return "does not say `per_leaf = True`: it may look at more than a tensor at a time"
+    return ""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The keys of the output, in the order of the base's files."""
+
+    merged: tuple[str, ...]
+    copied: tuple[str, ...]
+    """Not floating point and the same everywhere: taken from the base as they are."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the output."""
+
+    base: Entry
+    dtype: str
+    """As safetensors spells it."""
+    merged: bool
+    """Otherwise it is the base's, byte by byte."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        if not self.merged:
+            return self.base.size
+        return prod(self.base.shape) * FLOATS[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the output with its tensors in the order in which they are written."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    header: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(tensor.size for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -41,7 +151,7 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Short names of the models."""
-        return list(labels(self.models))
+        return labels(self.models)
 
     @property
     def code(self) -> str:
@@ -81,8 +191,6 @@ def plan_fusion(
     """
     require_absent(out)
     require_method(recipe.method)
-    if recipe.dtype != KEEP:
-        require_known("dtype", recipe.dtype, NAMES)
     if not models:
         raise InputError("there is no model to merge: name at least one.")
     method = recipe.method
@@ -96,12 +204,138 @@ def plan_fusion(
     guide = open_checkpoint(reference) if reference is not None else None
     compared = [*others, *([guide] if guide else [])]
     for checkpoint in (start, *compared):
-        require_mergeable(checkpoint.directory)
-    matching = match(start, compared)
-    if not matching.merged:
-        raise InputError(f"{base}: holds no floating-point tensor to merge.")
-    require_equal(start, compared, matching.copied)
+        _require_not_quantised(checkpoint.directory)
+    matching = _match(start, compared)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
-    shards = plan_shards(start, matching, recipe.dtype, shard_bytes)
+    shards = _plan_shards(start, matching, recipe.dtype, shard_bytes)
     return Plan(recipe, out, start, others, guide, matching, shards, carry_code)
+
+
+def bytes_of(text: str) -> int:
+    """Return the bytes that a size such as 5GB, 512MB or 2GiB names.
+
+    **Raises:** `InputError` for anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    size = float(found[1]) * _UNITS.get(found[2].upper(), 0) if found else 0
+    if size < 1:
+        raise InputError(
+            f"a size must be a number with a unit such as 5GB or 500MiB, got {text!r}."
+        )
+    return int(size)
+
+
+def _require_not_quantised(directory: Path | None) -> None:
+    """Refuse quantised weights, which no sum makes sense of."""
+    if directory is None or not (directory / CONFIG).is_file():
+        return
+    config = read_json(directory / CONFIG)
+    if isinstance(config, dict) and (how := config.get("quantization_config")):
+        raise InputError(
+            f"{directory / CONFIG}: the weights are quantised ({str(how)[:100]}); merge the "
+            "unquantised ones."
+        )
+
+
+def _match(base: Checkpoint, others: list[Checkpoint]) -> Matching:
+    """Return which tensors are merged and which are copied.
+
+    The error lists all missing and unexpected keys (and the nearest names), all shapes that differ,
+    all types that cannot be merged; then all tensors that would have to be equal and are not.
+    """
+    problems: list[str] = []
+    for other in others:
+        missing = [key for key in base.entries if key not in other.entries and not _is_buffer(key)]
+        extra = [key for key in other.entries if key not in base.entries and not _is_buffer(key)]
+        what = f"{other.given}: {len(extra)} unexpected (not in {base.given})"
+        problems += _listed(f"{other.given}: {len(missing)} missing", missing, extra)
+        problems += _listed(what, extra, missing)
+    pairs = [
+        (entry, other.entries[key], other.given)
+        for key, entry in base.entries.items()
+        for other in others
+        if key in other.entries
+    ]
+    for entry, found, where in pairs:
+        kinds = {entry.dtype, found.dtype}
+        if found.shape != entry.shape:
+            differ = f"{found.shape} in {where}, {entry.shape}"
+        elif len(kinds) > 1 and not kinds <= FLOATS.keys():
+            differ = f"{found.dtype} in {where}, {entry.dtype}"
+        else:
+            continue
+        problems.append(f"{entry.key}: {differ} in {base.given}")
+    if problems:
+        raise InputError(
+            "the checkpoints do not match; all must hold the same tensors:\n  "
+            + "\n  ".join(problems)
+        )
+    problems = [
+        f"{entry.key} ({entry.dtype}): not as in {base.given}: {where}"
+        for entry, found, where in pairs
+        if not entry.is_float() and not np.array_equal(raw_bytes(entry), raw_bytes(found))
+    ]
+    if problems:
+        raise InputError(
+            "only floating-point tensors (F64, F32, F16, BF16) are merged; these must be equal in "
+            "all checkpoints, and are not:\n  " + "\n  ".join(problems)
+        )
+    merged = tuple(key for key, entry in base.entries.items() if entry.is_float())
+    if not merged:
+        raise InputError(f"{base.given}: holds no floating-point tensor to merge.")
+    return Matching(merged, tuple(key for key in base.entries if key not in set(merged)))
+
+
+def _listed(what: str, keys: list[str], candidates: list[str]) -> list[str]:
+    lines = []
+    for key in keys[:_SHOWN]:
+        nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+        lines.append(f"    {key}{f' (did you mean {nearest[0]}?)' if nearest else ''}")
+    if len(keys) > _SHOWN:
+        lines.append(f"    and {len(keys) - _SHOWN} more")
+    return [f"{what}:", *lines] if lines else []
+
+
+def _is_buffer(key: str) -> bool:
+    return key.rpartition(".")[2] in BUFFERS
+
+
+def raw_bytes(entry: Entry) -> np.ndarray:
+    """Return a tensor's bytes.
+
+    **Raises:** as `read_raw`.
+    """
+    return read_raw(entry, np.empty(entry.size, np.uint8))
+
+
+def _plan_shards(base: Checkpoint, matching: Matching, dtype: str, limit: int) -> list[Shard]:
+    """Return the files of the output, each of at most `limit` bytes of tensors.
+
+    A tensor larger than that has a file of its own. Tensors keep the order of the base's files;
+    within a file those of wider types come first, so that all are aligned to their size.
+    """
+    merged = set(matching.merged)
+    groups: list[list[Tensor]] = [[]]
+    filled = 0
+    for key, entry in base.entries.items():
+        kind = entry.dtype if dtype == KEEP or not entry.is_float() else DTYPES[dtype]
+        tensor = Tensor(entry, kind, key in merged)
+        if groups[-1] and filled + tensor.size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.size
+    shards = []
+    metadata = {"format": "pt"} | base.metadata
+    for number, group in enumerate(groups, start=1):
+        name = SINGLE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
+        tensors = tuple(sorted(group, key=_bytes_per_number, reverse=True))
+        fields = [(each.base.key, each.dtype, each.base.shape, each.size) for each in tensors]
+        shards.append(Shard(name, tensors, header_bytes(fields, metadata)))
+    return shards
+
+
+def _bytes_per_number(tensor: Tensor) -> int:
+    count = prod(tensor.base.shape)
+    return tensor.size // count if count else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,26 +13,11 @@ from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.files import write_bytes
 
 
-class Place(ABC):
-    """Where files are; all methods raise `InputError` that names the place if it fails."""
+class Folder:
+    """A folder of this machine's file system; it appears with its first file.
 
-    name: str
-
-    @abstractmethod
-    def names(self) -> list[str] | None:
-        """Return the names of the files in order; None if there is no such folder."""
-
-    @abstractmethod
-    def read(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Yield the content of files, in the order of `names`."""
-
-    @abstractmethod
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file: when this returns it is stored, and before it is not there."""
-
-
-class Folder(Place):
-    """A folder of this machine's file system; it appears with its first file."""
+    All methods raise `InputError` that names the folder if it fails.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = str(path), path
@@ -47,20 +31,20 @@ class Folder(Place):
                 return None
 
     def read(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Yield the content of files one by one."""
+        """Yield the content of files, in the order of `names`."""
         for name in names:
             with _failing(f"{self.name}/{name}", "read", OSError):
                 data = (self._path / name).read_bytes()
             yield data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write beside, fsync, rename, fsync the folder."""
+        """Write a file: when this returns it is stored, and before it is not there."""
         with _failing(self.name, "written", OSError):
             write_bytes(self._path / name, data)
 
 
-class Bucket(Place):
-    """A folder of an object store, through an fsspec file system; a file is one object put."""
+class Bucket:
+    """As `Folder`, of an object store, through an fsspec file system; a file is one object put."""
 
     def __init__(self, url: str, system: Any, root: str) -> None:
         self.name = without_credentials(url)
@@ -69,7 +53,7 @@ class Bucket(Place):
     # Every fsspec file system has exceptions of its own, some of them no OSError.
 
     def names(self) -> list[str] | None:
-        """Return the names of the objects in order, as the store lists them now."""
+        """Return the names as the store lists them now."""
         with _failing(self.name, "read", Exception):
             self._system.invalidate_cache(self._root)
             try:
@@ -91,8 +75,11 @@ class Bucket(Place):
             self._system.pipe_file(f"{self._root}/{name}", data)
 
 
-def get_place(folder: str | os.PathLike[str]) -> Place:
-    """Return a place for a path, or for a URL (`gs://...`, `s3://...`) as fsspec knows them.
+Storage = Folder | Bucket
+
+
+def get_storage(folder: str | os.PathLike[str]) -> Storage:
+    """Return what is at a path, or at a URL (`gs://...`, `s3://...`) as fsspec knows them.
 
     **Raises:** `InputError` for a kind of URL that fsspec does not know, or whose package is not
     installed.
@@ -117,9 +104,7 @@ def get_place(folder: str | os.PathLike[str]) -> Place:
         ) from error
     except Exception as error:
         raise InputError(f"{url}: cannot be reached ({first_line(error)}).") from error
-    if isinstance(system, LocalFileSystem):
-        return Folder(Path(root))
-    return Bucket(url, system, root)
+    return Folder(Path(root)) if isinstance(system, LocalFileSystem) else Bucket(url, system, root)
 
 
 @contextmanager

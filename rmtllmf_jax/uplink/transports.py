@@ -1,0 +1,191 @@
+"""Transports: what carries the users' task vectors over the channel, as values.
+
+`Gaussian` is the surrogate of a link: an error of variance kappa_q^2 mu_q on every parameter. The
+others send symbols over the channel of the draw (`channel.link.send`), all users at the same time:
+`Analogue`, for which the surrogate is exact, and `Qam`, for which it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, Key, PyTree
+
+from rmtllmf_jax.channel import link, modem
+from rmtllmf_jax.channel.checks import require_positive
+from rmtllmf_jax.channel.coloured_noise import ColouredNoise
+from rmtllmf_jax.channel.equalise import Equaliser
+from rmtllmf_jax.channel.quantise import normalise
+from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.common.values import by_name, parse
+from rmtllmf_jax.fusion.trees import as_type_of, widened
+from rmtllmf_jax.uplink.noise import leaf_number
+
+_BLOCK = 1 << 16  # parameters of a user that are sent at once: memory is antennas x block
+_OTHERS = 3  # folded into a block's key for users without a task vector; 0 to 2 are the link's
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """`(stacked, h_tilde, noise, equaliser, key) -> received`: frozen and hashable."""
+
+    uses: float
+    """Channel uses per parameter."""
+
+    def __call__(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        h_tilde: Complex[Array, "antennas all_users"],
+        noise: ColouredNoise,
+        equaliser: Equaliser,
+        key: Key[Array, ""],
+    ) -> PyTree[Float[Array, "users ..."]]:
+        """The task vectors of the channel's first users as the base station has them."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The surrogate: an independent Gaussian error per parameter, of variance kappa_q^2 mu_q.
+
+    It needs the users' MSE and no channel; `uplink.noise` draws it, and a sweep's linear merges
+    take it as one sum.
+    """
+
+    surrogate: ClassVar[bool] = True
+    uses: ClassVar[float] = 1.0
+
+
+GAUSSIAN = Gaussian()
+"""The default."""
+
+
+class _Symbols:
+    """Parameters sent symbol by symbol, each leaf in units of each user's own rms over it.
+
+    The receiver knows these numbers, one per leaf and user. Long leaves go in blocks. Users of the
+    channel who have no task vector send Gaussian parameters.
+    """
+
+    uses: ClassVar[float]
+    cancellation: str
+
+    def __post_init__(self) -> None:
+        require_known("cancellation", self.cancellation, link.CANCELLATIONS)
+
+    def __call__(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        h_tilde: Complex[Array, "antennas all_users"],
+        noise: ColouredNoise,
+        equaliser: Equaliser,
+        key: Key[Array, ""],
+    ) -> PyTree[Float[Array, "users ..."]]:
+        """The task vectors of the channel's first users as received, in their types.
+
+        **Arguments:**
+
+        - `noise`, `equaliser`: of the channel H~, by `channel.Link.filters`.
+        - `key`: folded with a leaf's name, so that the noise of one does not depend on the others.
+        """
+
+        def one(path: tuple, leaf: Array) -> Array:
+            of_leaf = jax.random.fold_in(key, leaf_number(path))
+            return _sent(self, leaf, h_tilde, noise, equaliser, of_leaf)
+
+        return jax.tree_util.tree_map_with_path(one, stacked)
+
+
+@dataclass(frozen=True)
+class Analogue(_Symbols):
+    """Two parameters per symbol, neither quantised nor sliced: error variance rms_q^2 mu_q."""
+
+    cancellation: str = "genie"
+    """What SIC subtracts: the true symbols (`genie`), or the receiver's own (`decisions`)."""
+    uses: ClassVar[float] = 0.5
+
+
+@dataclass(frozen=True)
+class Qam(_Symbols):
+    """Uncoded QAM: one parameter per symbol, quantised to log2 `size` bits and Gray-mapped."""
+
+    size: int = 64
+    """Size of the constellation: 4, 16, 64 or 256."""
+    cancellation: str = "genie"
+    """What SIC subtracts: the true symbols (`genie`), or the receiver's own (`decisions`)."""
+    clip: float | None = None
+    """Range of the quantiser in units of the rms; by default the best for a Gaussian."""
+    uses: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        modem.bits_per_symbol(self.size)
+        if self.clip is not None:
+            require_positive("clip", self.clip)
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once per shape
+def _sent(
+    how: _Symbols,
+    leaf: Float[Array, "users ..."],
+    h_tilde: Complex[Array, "antennas all_users"],
+    noise: ColouredNoise,
+    equaliser: Equaliser,
+    key: Key[Array, ""],
+) -> Float[Array, "users ..."]:
+    users, others = len(leaf), h_tilde.shape[1] - len(leaf)
+    unit, rms = normalise(widened(leaf).reshape(users, -1))
+    size = unit.shape[1]
+    length = min(size, _BLOCK)
+    blocks = jnp.pad(unit, ((0, 0), (0, -size % length))).reshape(users, -1, length)
+
+    def send(numbered: tuple[Array, Array]) -> Array:
+        number, mine = numbered
+        of_block = jax.random.fold_in(key, number)
+        rest = jax.random.normal(
+            jax.random.fold_in(of_block, _OTHERS), (others, length), mine.dtype
+        )
+        received = link.send(
+            jnp.concatenate([mine, rest]),
+            h_tilde,
+            noise,
+            equaliser,
+            of_block,
+            cancellation=how.cancellation,
+            modulation=getattr(how, "size", None),
+            clip=getattr(how, "clip", None),
+        )
+        return received.parameters[:users]
+
+    numbers = jnp.arange(blocks.shape[1], dtype=jnp.uint32)
+    received = jax.lax.map(send, (numbers, blocks.swapaxes(0, 1)))
+    parameters = received.swapaxes(0, 1).reshape(users, -1)[:, :size] * rms[:, None]
+    return as_type_of(leaf, parameters.reshape(leaf.shape))
+
+
+TRANSPORTS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Qam, Analogue))
+"""Transports by the names that a command line has for them."""
+
+
+def is_surrogate(transport: object) -> bool:
+    """Whether a transport needs the users' MSE alone, in place of a channel."""
+    return bool(getattr(transport, "surrogate", False))
+
+
+def get_transport(text: str | Transport | Gaussian) -> Transport | Gaussian:
+    """The transport that a text describes; a transport is itself.
+
+    **Raises:** `InputError` that names the nearest one, or the option.
+
+    >>> get_transport("qam(size=16)")
+    Qam(size=16, cancellation='genie', clip=None)
+    """
+    if not isinstance(text, str):
+        return text
+    transport: Transport | Gaussian = parse(text, TRANSPORTS, "transport")
+    return transport
