@@ -33,6 +33,7 @@ from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.programs import Programs
 from rmtllmf_jax.sweep.run import run_grid
+from rmtllmf_jax.sweep.so_far import results_so_far
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
 
@@ -86,7 +87,19 @@ def test_a_part_of_the_grid_gives_the_same_rows(
     sweep_engine: Engine, sweep_tables: Tables, tmp_path: Path
 ) -> None:
     part = Grid((TASKS, OTHER), ("sum_rate",), ("r-mtllmf", "none"), 1, 1)
-    for name, rows in tables_of(sweep_engine, part, tmp_path).items():
+    tables = tables_of(sweep_engine, part, tmp_path)
+    made = tables["results"]
+    assert set(zip(made["scenario"], made["protection"], strict=True)) == {
+        ("clean", "control"),
+        ("sum_rate", "none"),
+        ("sum_rate", "r-mtllmf"),
+    }
+    configuration = {"grid": part.record(), "settings": {"error_model": "independent"}}
+    so_far = pd.DataFrame(results_so_far(str(tmp_path), configuration))
+    keys = [*CELL, "task"]
+    both = [table.set_index(keys)["normalised"].sort_index() for table in (made, so_far)]
+    pd.testing.assert_series_equal(*both, check_exact=True)
+    for name, rows in tables.items():
         whole = sweep_tables[name]
         keys = [*CELL, "task"]
         if name == "cosines":

@@ -61,7 +61,7 @@ _SHOWN = (
     "command", "commit", "machine", "device", "platform", "seconds", "model", "model_hash",
     "checkpoint", "preset", "order", "error_model", "transport", "image_size", "recipe",
     "tasks", "sizes", "scenarios", "protections", "rules", "axis", "levels", "draws", "seed",
-    "seeds", "scale", "scales", "kappa", "c0_db", "shots", "realign", "eval_samples",
+    "seeds", "metric", "scale", "scales", "kappa", "c0_db", "shots", "realign", "eval_samples",
     "validation_samples", "versions",
 )  # fmt: skip
 
