@@ -11,6 +11,7 @@ import report_tables as made
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.figures import figure_2
 from rmtllmf_jax.report.io import read_results
+from rmtllmf_jax.report.paper import MISSING, paper_sheet
 from rmtllmf_jax.report.plates import plates
 from rmtllmf_jax.report.sheets import all_sheets
 from rmtllmf_jax.report.tables import base_by_size, weak_tasks
@@ -55,6 +56,7 @@ def test_tables_and_figures_name_the_metric_in_its_unit(entropies: pd.DataFrame)
     (tasks,) = [sheet for sheet in sheets if sheet.title.startswith("Mean")]
     base = entropies.groupby("task")["base_score"].mean()
     assert tasks.rows[0] == ["-", "base", *(f"{value:.4g}" for value in base)]
+    assert [row[2] for row in paper_sheet(entropies, None, {}).rows] == [MISSING]
     drawn, _ = plates(entropies, None, None)
     assert drawn[0].title == "Figure 2: cross_entropy by number of tasks"
     assert figure_2(entropies).get_supylabel() == "Average normalised cross_entropy (%)"
