@@ -53,10 +53,13 @@ def test_a_configuration_is_exported_and_evaluated_as_the_sweep_did(
 def test_fine_tuned_models_are_evaluated_in_a_table(
     finished: TinyRun, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main(["evaluate", str(finished.folder), "--tasks", "svhn", "--cache-dir", str(cache_dir)])
-    printed = capsys.readouterr().out
-    assert "fine-tuned models, test images" in printed
-    assert "100.0" in printed.split("svhn")[1]  # normalised by itself
+    words = ["evaluate", str(finished.folder), "--tasks", "svhn", "--cache-dir", str(cache_dir)]
+    for metric, label in (("accuracy", "Accuracy (%)"), ("cross_entropy", "Cross-entropy (nats)")):
+        main([*words, "--metric", metric])
+        printed = capsys.readouterr().out
+        assert "fine-tuned models, test images" in printed
+        assert label in " ".join(printed.split())
+        assert "100.0" in printed.split("svhn")[1]  # normalised by itself
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,8 @@ from conftest import TinyRun
 from figures_disentanglement import by_size, pairs_figure, sizes_figure
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.batches import evaluation_set
+from rmtllmf_jax.evaluation.batches import Batch, evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
-    TaskSamples,
     combination_wde,
     pair_wde,
     single_outputs,
@@ -194,17 +193,17 @@ def test_combinations_are_those_of_a_loop(case: Case, distance: str):
 
 def test_padding_is_not_looked_at(case: Case):
     """What stands in the padding of batches, and of tasks with fewer batches, is of no account."""
-    seen = jnp.asarray(images_of(case.samples.valid.size, 99))
-    garbage = seen.reshape(case.samples.images.shape)
-    valid = case.samples.valid[..., None, None, None]
-    spoilt = replace(case.samples, images=jnp.where(valid, case.samples.images, garbage))
+    seen = jnp.asarray(images_of(case.samples.weight.size, 99))
+    images, valid = case.samples.inputs["images"], case.samples.weight > 0
+    garbage = jnp.where(valid[..., None, None, None], images, seen.reshape(images.shape))
+    spoilt = replace(case.samples, inputs={"images": garbage})
     samples = jax.tree.map(lambda leaf: leaf[:2], spoilt)
     for distance in ("disagreement", "kl"):
         clean = pair_of(case, 0, 1, distance=distance)
         np.testing.assert_array_equal(
             pair_of(case, 0, 1, distance=distance, samples=samples), clean
         )
-    assert not bool(spoilt.valid.all())
+    assert not bool(valid.all())
 
 
 # A linear model, where everything is known by hand
@@ -234,7 +233,7 @@ def towers(*, crossed: bool) -> dict[str, Any]:
     kernel[1 - int(crossed), :4] = 0
     heads = Head(jnp.asarray(kernel, jnp.float32), jnp.zeros((2, 3)))
     images = jnp.asarray(random.integers(0, 256, (2, 3, 20, 4, 4, 3), dtype=np.uint8))
-    samples = TaskSamples(images, jnp.ones((2, 3, 20), bool))
+    samples = Batch({"images": images}, jnp.zeros((2, 3, 20)), jnp.ones((2, 3, 20)))
     return {"base": base, "pair": pair, "heads": heads, "samples": samples}
 
 

@@ -14,6 +14,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.defences import FromBase, Realign, Reload
 from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations, require_swept
@@ -89,6 +90,35 @@ def test_cells_are_the_product_less_what_means_the_same() -> None:
     alike = set(product(PAIRS, ["clean"], [0], [0], ("none", "freeze")))
     assert seen == noisy | clean | alike
     assert len(grid().cells()) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("protections", "controls"),
+    [
+        (("none", "freeze"), []),
+        (("none", "realign"), ["control"]),
+        (("r-mtllmf", "control", "none"), ["control"]),
+        (
+            ((Realign(5),), (Reload(), Realign())),
+            [(FromBase(), Realign(5)), (FromBase(), Reload(), Realign())],
+        ),
+        (((Reload(),),), []),
+    ],
+)
+def test_what_realigns_brings_its_control(protections: tuple, controls: list) -> None:
+    """It stands under the scenario clean, be that one of the grid's or not, with every seed."""
+    for scenarios in (("ideal",), SCENARIOS):
+        made = grid(scenarios=scenarios, protections=protections)
+        assert made.protections == tuple(dict.fromkeys([*protections, *controls]))
+        cells = made.cells()
+        found = [cell for cell in cells if cell.protection in controls]
+        assert {(cell.protection, cell.scenario) for cell in found} == {
+            (c, "clean") for c in controls
+        }
+        assert len(found) == len(PAIRS) * 2 * len(controls)
+        assert {cell.scenario for cell in cells if cell not in found} == set(scenarios)
+        listed = grid(scenarios=("clean", *scenarios), protections=made.protections).cells()
+        assert [cell for cell in listed if cell in cells] == cells
 
 
 def test_cells_are_counted_without_making_them() -> None:
@@ -197,10 +227,8 @@ def test_a_job_is_the_same_in_every_grid_that_holds_it() -> None:
         ({"rules": ()}, "rules"),
         ({"draws": 0}, "draws"),
         ({"seeds": -1}, "seeds"),
-        ({"scenarios": ("ideal",), "protections": ("control",)}, "control"),
         ({"scenarios": ("clean", "sumrate")}, "scenario 'sumrate'. Did you mean 'sum_rate'"),
         ({"protections": ("rmtllmf",)}, "protection 'rmtllmf'. Did you mean 'r-mtllmf'"),
-        ({"rules": (Fisher(),)}, "the merge method fisher needs fishers, which a sweep does not"),
         ({"axis": Axis("mse", (0.1,))}, "attacks a channel"),
         ({"axis": Axis("budget_db", (10.0,))}, "no attacker"),
     ],

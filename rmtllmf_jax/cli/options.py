@@ -170,7 +170,8 @@ class SweepOptions(RunOptions, UplinkOptions):
     min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
     """Protections: none, freeze, realign, r-mtllmf, control (the base model realigned without any
-    task vector), or repairs with options: 'reload(patterns=(...))+realign(shots=5)'."""
+    task vector; added where another one realigns), or repairs with options:
+    'reload(patterns=(...))+realign(shots=5)'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
     dare, dare_ties, layer_wise, lata, and those that look at data: fisher, regmean (training images

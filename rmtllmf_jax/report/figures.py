@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
 from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
 from rmtllmf_jax.report.tables import (
@@ -27,7 +27,7 @@ from rmtllmf_jax.report.tables import (
 
 _OVER = "mean over combinations, draws and seeds"
 _FUSED = "Accuracy of the fused model relative to fine-tuning"
-_SCORE = "Average normalised accuracy (%)"
+_SCORE = "Average normalised {} (%)"
 
 BASE = "Base model, its own heads"
 """Label of the base model's line."""
@@ -75,7 +75,7 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     ]
     band = "shading" if len(sizes) > 1 else "bar"
     title = f"{joined(_FUSED, note)}\n{_OVER}; {band}"
-    figure, axes = _draw_scores(panels, 3.0, title, _SCORE)
+    figure, axes = _draw_scores(panels, 3.0, title, _SCORE.format(metric_of(results)))
     for panel in axes:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
@@ -120,7 +120,7 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         references = _across(ends, means * 2), _across(ends, [base] * 2)
         panels.append((name, lines, *references))
     title = f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)"
-    figure, axes = _draw_scores(panels, 3.2, title, _SCORE, axis)
+    figure, axes = _draw_scores(panels, 3.2, title, _SCORE.format(metric_of(results)), axis)
     for panel in axes:
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
     tops = [(lines["mean"] + lines["std"].fillna(0)).max() for _, lines, *_ in panels]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report.io import completed, find
+from rmtllmf_jax.report.io import completed, find, metric_of
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.report.tables import cell_scores, versions
@@ -49,6 +49,8 @@ def paper_sheet(
     results = completed(results)
     merged = (results["rule"] == "task_arithmetic") & (results["axis"] == "")
     results = results[merged | (results["protection"] == "control")]
+    if metric_of(results) != "accuracy":
+        results = results.iloc[:0]  # the paper has no other metric
     rows: list[Row] = [("Every measured number (task arithmetic, no axis)", "-", MISSING)]
     if len(results):
         cells = {note: cell_scores(rest) for note, rest in versions(results).items()}
