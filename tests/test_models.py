@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_CONFIG, assert_trees_equal, hugging_face_tensors, write_model
+from conftest import TINY_CONFIG, assert_trees_equal, write_model
 from safetensors.numpy import load_file, save_file
 from tiny_clip import CLIP_CONFIG, write_clip
 
@@ -40,23 +40,6 @@ def rewrite(model: Path, **changes: np.ndarray | None) -> None:
 
 
 # A directory that is whole
-
-
-def test_leaves_carry_the_names_and_layouts_of_the_checkpoint(tiny: tuple[Backbone, dict]):
-    backbone, params = tiny
-    leaves = leaves_by_path(params)
-    tensors = hugging_face_tensors(TINY_CONFIG)
-    query = "encoder.layer.1.attention.attention.query"
-    np.testing.assert_array_equal(
-        leaves[f"{query}.kernel".replace(".", "/")], tensors[f"vit.{query}.weight"].T
-    )
-    np.testing.assert_array_equal(leaves["layernorm/scale"], tensors["vit.layernorm.weight"])
-    patch = leaves["embeddings/patch_embeddings/projection/kernel"]
-    kernel = tensors["vit.embeddings.patch_embeddings.projection.weight"]
-    np.testing.assert_array_equal(patch, kernel.transpose(2, 3, 1, 0))
-    assert not any("classifier" in path for path in leaves)
-    assert len(leaves) == len(tensors) - 2
-    assert (backbone.image_size, backbone.width) == (16, 16)
 
 
 def test_abstract_parameters_are_the_loaded_ones_shapes(tiny: tuple[Backbone, dict]):

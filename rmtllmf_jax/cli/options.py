@@ -18,6 +18,8 @@ from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.training.recipes import REALIGN
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from rmtllmf_jax.runs import Run
 
 Cache = Annotated[
@@ -52,11 +54,21 @@ def print_as_json(value: Any) -> None:
     def known(each: Any) -> Any:
         if isinstance(each, dict):
             return {key: known(item) for key, item in each.items()}
-        if isinstance(each, list):
+        if isinstance(each, list | tuple):
             return [known(item) for item in each]
         return None if isinstance(each, float) and not math.isfinite(each) else each
 
     print(json.dumps(known(value), indent=2, allow_nan=False))
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table of words in its first two columns and numbers in the others."""
+    from rich.console import Console
+
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.terminal import print_sheet
+
+    print_sheet(Sheet(title, header, rows), Console())
 
 
 @dataclass(kw_only=True)
@@ -91,10 +103,33 @@ class Relocated:
             folder, tasks, model=self.model, data=self.data, cache_dir=self.cache_dir, **options
         )
 
-    def swept(self, folder: Path) -> Run:
-        """Return a run folder with the tasks of its last sweep: configurations depend on them."""
-        provenance = self.opened(folder).provenance or {}
-        return self.opened(folder, tuple(provenance.get("tasks", ())))
+
+@dataclass(kw_only=True)
+class Configured(Relocated):
+    """A run folder, and a configuration of its results."""
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder that `finetune` or `reproduce` made; its heads and images are used."""
+    configuration: tuple[str, ...] = ()
+    """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
+    level, draw, seed, protection and rule; what the table has one of may be left out."""
+
+    def swept(self) -> Run:
+        """Return the run with the tasks of its last sweep, as configurations depend on them."""
+        provenance = self.opened(self.run_folder).provenance or {}
+        return self.opened(self.run_folder, tuple(provenance.get("tasks", ())))
+
+    def rows(self, run: Run) -> DataFrame:
+        """Return the results of the configuration.
+
+        **Raises:** `InputError` if it is none of the run, or not the only one.
+        """
+        from rmtllmf_jax.sweep.configuration import find_configuration
+
+        for text in self.configuration:
+            if "=" not in text:
+                raise InputError(f"--configuration: expected NAME=VALUE, got {text!r}.")
+        return find_configuration(run, dict(text.split("=", 1) for text in self.configuration))
 
 
 @dataclass(kw_only=True)

@@ -100,21 +100,17 @@ class _Rates:
     """The rates of some counts over the last `WINDOW` seconds."""
 
     def __init__(self) -> None:
-        self._totals: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
         self._samples: deque[tuple[float, Counter[str]]] = deque()
 
     def add(self, counts: dict[str, int]) -> None:
         """Add counts. Time runs from the end of the first, which includes the compilation."""
         now = monotonic()
-        self._totals.update(counts)
+        self.totals.update(counts)
         if not self._samples or now - self._samples[-1][0] >= 1:
-            self._samples.append((now, self._totals.copy()))
+            self._samples.append((now, self.totals.copy()))
         while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
             self._samples.popleft()
-
-    def total(self, unit: str) -> int:
-        """Return a unit's total count."""
-        return self._totals[unit]
 
     def rates(self) -> dict[str, float]:
         """Return counts per second; empty before the second count."""
@@ -124,15 +120,13 @@ class _Rates:
         seconds = monotonic() - then
         if seconds <= 0:
             return {}
-        return {unit: (count - before[unit]) / seconds for unit, count in self._totals.items()}
+        return {unit: (count - before[unit]) / seconds for unit, count in self.totals.items()}
 
     def texts(self) -> list[str]:
-        """Return the rates as text."""
         return [f"{_number(rate)} {unit}".rstrip() + "/s" for unit, rate in self.rates().items()]
 
 
 def _logging(description: str, total: int, done: int, unit: str, rates: _Rates) -> Advance:
-    """Return a function that counts, and logs a line at most once a minute."""
     logged = monotonic()
 
     def advance(count: int, **also: int) -> None:
@@ -141,7 +135,7 @@ def _logging(description: str, total: int, done: int, unit: str, rates: _Rates) 
         if (now := monotonic()) - logged < LINE_EVERY:
             return
         logged = now
-        finished = done + rates.total(unit)
+        finished = done + rates.totals[unit]
         words = [f"{finished:,}" + (f" of {total:,}" if total else ""), *rates.texts()]
         words[0] += f" {unit}" if unit else ""
         rate = rates.rates().get(unit, 0)
@@ -153,7 +147,6 @@ def _logging(description: str, total: int, done: int, unit: str, rates: _Rates) 
 
 
 def _number(value: float) -> str:
-    """Return a small number with two digits, a large one without decimals."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

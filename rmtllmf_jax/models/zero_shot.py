@@ -35,7 +35,6 @@ def class_embeddings(
     tokens: Int[np.ndarray, "classes templates tokens"],
     *,
     batch_size: int = 64,
-    description: str = "class prompts",
 ) -> Float[np.ndarray, "classes features"]:
     """Return a direction per class: the normalised mean of its prompts' normalised embeddings.
 
@@ -48,7 +47,7 @@ def class_embeddings(
     classes, templates, length = tokens.shape
     prompts = tokens.reshape(-1, length)
     embeddings: list[np.ndarray] = []
-    with progress_bar(description, len(prompts)) as advance:
+    with progress_bar("class prompts", len(prompts)) as advance:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             padded = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(batch), axis=0)])
@@ -141,8 +140,6 @@ def cached_zero_shot_head(
     tokenizer: Any,
     classes: Sequence[str],
     templates: Sequence[str],
-    *,
-    batch_size: int = 64,
 ) -> tuple[Head, Path]:
     """Return `zero_shot_head` and its file in `folder`, named after the hash of its content.
 
@@ -166,7 +163,7 @@ def cached_zero_shot_head(
     path = folder / f"zero-shot-{key}.safetensors"
     if path.exists():
         return load_head(path, classes), path
-    head = zero_shot_head(clip, params, tokenizer, classes, templates, batch_size=batch_size)
+    head = zero_shot_head(clip, params, tokenizer, classes, templates)
     save_head(path, head, classes)
     return head, path
 

@@ -97,9 +97,8 @@ def _channel(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[Row]:
             # The user whose MSE grows most relative to the ideal uplink in the same draw.
             values = attacked.to_numpy(float)
             worst = np.argmax(values / ideal.to_numpy(float), axis=1)
-            ours += (
-                f"; the attacked user alone {_mean(values[np.arange(len(values)), worst], '.3g')}"
-            )
+            alone = _mean(values[np.arange(len(values)), worst], ".3g")
+            ours += f"; the attacked user alone {alone}"
         yield f"{SCENARIOS[scenario]}: average MSE", printed, ours
     for scenario, (_, printed) in _CHANNEL.items():
         mse = users[scenario].to_numpy(float)

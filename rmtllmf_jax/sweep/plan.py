@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import SINGLE_PROMPT
+from rmtllmf_jax.data.registry import SINGLE_PROMPT, TaskFacts
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
 from rmtllmf_jax.fusion.rules import methods_of
 from rmtllmf_jax.models.backbone import Backbone
@@ -25,27 +25,9 @@ _FLOAT = 4  # bytes of a number of a head
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
 
 
-@runtime_checkable
-class TaskSize(Protocol):
-    """What a plan has to know of a task: a `registry.TaskFacts`, or an `OwnTask`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def prompts(self) -> tuple[str, ...]: ...
-    @property
-    def train(self) -> int: ...
-    @property
-    def test(self) -> int: ...
-    @property
-    def pixels(self) -> int | None: ...
-
-
 @dataclass(frozen=True)
-class OwnTask:
-    """A task by its own data: class names, and numbers of images.
+class TaskSize:
+    """What a plan has to know of a task: class names, prompts and numbers of images.
 
     `pixels` is the side of the images where all of them are squares of one small size.
     """
@@ -56,6 +38,11 @@ class OwnTask:
     test: int
     pixels: int | None = None
     prompts: tuple[str, ...] = (SINGLE_PROMPT,)
+
+    @classmethod
+    def of(cls, facts: TaskFacts) -> TaskSize:
+        """Return the sizes of a task of the registry."""
+        return cls(facts.name, facts.classes, facts.train, facts.test, facts.pixels, facts.prompts)
 
 
 @dataclass(frozen=True)
