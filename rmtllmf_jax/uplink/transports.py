@@ -19,8 +19,7 @@ from jaxtyping import Array, Complex, Float, Key, PyTree
 
 from rmtllmf_jax.channel import link, modem
 from rmtllmf_jax.channel.checks import require_positive
-from rmtllmf_jax.channel.coloured_noise import ColouredNoise
-from rmtllmf_jax.channel.equalise import Equaliser
+from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser
 from rmtllmf_jax.channel.quantise import normalise
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.common.values import by_name, parse
