@@ -39,13 +39,12 @@ import numpy as np
 import pandas as pd
 import tyro
 from figures_disentanglement import by_size, pairs_figure, sizes_figure
-from journal import Journal
-from study import Users, load, made_by, write_figure
+from study import Users, done, load, made_by, work_store, write_figure
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation.disentanglement import (
     get_distance,
@@ -58,6 +57,7 @@ from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
@@ -118,10 +118,11 @@ class Options(Users):
 
 
 class Study:
-    """The models of a run, with their measurements in the journal."""
+    """The models of a run, with what was measured of them."""
 
-    def __init__(self, inputs: SweepInputs, options: Options, journal: Journal) -> None:
-        self.inputs, self.options, self.journal = inputs, options, journal
+    def __init__(self, inputs: SweepInputs, options: Options) -> None:
+        self.inputs, self.options = inputs, options
+        self.found: dict[str, Any] = {}
         settings = options.settings()
         self.uplinks = Uplinks(inputs, settings)
         rows = [task.test for task in inputs.data]
@@ -209,9 +210,9 @@ def chosen_pairs(tasks: tuple[str, ...], options: Options) -> list[Combination]:
     return pairs
 
 
-def measure(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables of pairs and of combinations, computing what the journal lacks."""
-    cells, journal = study.cells(), study.journal
+def measure(study: Study, parts: CellStore) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of pairs and of combinations, computing what the store lacks."""
+    cells = study.cells()
     work: list[tuple[str, Combination, Callable[..., Any]]] = [
         *(("pair", pair, study.heat_map) for pair in study.pairs),
         *(("terms", combination, study.terms) for combination in study.combinations),
@@ -219,16 +220,14 @@ def measure(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     with progress_bar("disentanglement", len(cells) * len(work)) as advance:
         for scenario, draw in cells:
             names = [f"{kind}/{'+'.join(chosen)}/{scenario}/{draw}" for kind, chosen, _ in work]
-            missing = [name not in journal for name in names]
-            advance(len(names) - sum(missing))
-            if not any(missing):
-                continue
-            noise = study.noise(scenario, draw)
-            received = _received(study.inputs.vectors, noise)
+            noise = received = None
+            if any(name not in parts for name in names):
+                noise = study.noise(scenario, draw)
+                received = _received(study.inputs.vectors, noise)
             for name, (kind, chosen, compute) in zip(names, work, strict=True):
-                if name not in journal:
-                    journal.add(name, compute(chosen, noise if kind == "pair" else received))
-                    advance(1)
+                errors = noise if kind == "pair" else received
+                study.found[name] = done(parts, name, partial(compute, chosen, errors))
+                advance(1)
     return pd.DataFrame(pair_rows(study)), pd.DataFrame(term_rows(study))
 
 
@@ -236,7 +235,7 @@ def pair_rows(study: Study) -> Iterator[dict[str, Any]]:
     """Yield one row per point of every heat map."""
     for task_a, task_b in study.pairs:
         for scenario, draw in study.cells():
-            values = study.journal[f"pair/{task_a}+{task_b}/{scenario}/{draw}"]
+            values = study.found[f"pair/{task_a}+{task_b}/{scenario}/{draw}"]
             for scale_a, row in zip(study.grid.tolist(), values, strict=True):
                 for scale_b, value in zip(study.grid.tolist(), row, strict=True):
                     yield {
@@ -257,7 +256,7 @@ def term_rows(study: Study) -> Iterator[dict[str, Any]]:
     for combination in study.combinations:
         text = "+".join(combination)
         for scenario, draw in study.cells():
-            values = study.journal[f"terms/{text}/{scenario}/{draw}"]
+            values = study.found[f"terms/{text}/{scenario}/{draw}"]
             for task, value in zip(combination, values, strict=True):
                 yield {
                     "combination": text,
@@ -330,10 +329,10 @@ def main(options: Options) -> None:
     settings = options.settings()
     kept = ("points", "lowest", "highest", "scale", "distance")
     meaning = {name: getattr(options, name) for name in kept}
-    name = content_hash({"inputs": inputs.fingerprint, "settings": settings.key(), **meaning})
-    with Journal(options.run / "disentanglement" / f"{name}.jsonl") as journal:
-        resumed = journal.path.stat().st_size > 0
-        pairs, combinations = measure(Study(inputs, options, journal))
+    meaning |= {"settings": settings.key()}
+    with work_store(options.run, "disentanglement", inputs, meaning) as parts:
+        resumed = len(parts) > 0
+        pairs, combinations = measure(Study(inputs, options), parts)
     options.out.mkdir(parents=True, exist_ok=True)
     pairs.to_csv(options.out / "pairs.csv", index=False, float_format="%.6g")
     combinations.to_csv(options.out / "combinations.csv", index=False, float_format="%.6g")

@@ -139,6 +139,7 @@ def main(options: Options) -> None:
     for group, name, settings, protections in variants(options):
         grid = Grid(combinations, options.scenarios, protections, options.draws, 1)
         cells = cell_scores(sweep(options.run, inputs, settings, grid)["results"])
+        cells = cells[cells["protection"].isin(protections)].copy()  # without the controls
         realigned = cells["protection"].isin(["realign", "r-mtllmf"])
         cells["group"], cells["variant"] = group, name or cells["protection"]
         cells["shots"] = np.where(realigned, settings.shots, 0)

@@ -34,6 +34,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,8 @@ from figures_hypothesis import (
     rejection_figure,
     spread_figure,
 )
-from journal import Journal
 from matplotlib.figure import Figure
-from study import Users, load, made_by, write_figure
+from study import Users, done, load, made_by, work_store, write_figure
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.errors import (
@@ -61,7 +61,7 @@ from rmtllmf_jax.common.errors import (
     require_at_least,
     require_non_negative,
 )
-from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
@@ -71,6 +71,7 @@ from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations
+from rmtllmf_jax.sweep.parts import CellStore
 
 # Folded into the root key: noise of the Monte Carlo check.
 _NOISE = 1
@@ -224,8 +225,8 @@ def numbers(
     return row | {"changed_measured": changed.measured, "changed_error": changed.error}
 
 
-def study(inputs: SweepInputs, options: Options, journal: Journal) -> pd.DataFrame:
-    """Return the table; a (combination, task) that is in the journal is not computed again."""
+def study(inputs: SweepInputs, options: Options, parts: CellStore) -> pd.DataFrame:
+    """Return the table; a (combination, task) that is in the store is not computed again."""
     chosen = [
         combination
         for combination in choose_combinations(inputs.tasks, options.combinations, options.seed)
@@ -234,13 +235,12 @@ def study(inputs: SweepInputs, options: Options, journal: Journal) -> pd.DataFra
     rows = []
     with progress_bar("hypothesis test", sum(map(len, chosen))) as advance:
         for combination in chosen:
-            model = None
-            for task in combination:
-                name = f"{'+'.join(combination)}/{task}"
-                if name not in journal:
-                    model = model or merged(inputs, combination, options)
-                    journal.add(name, list(task_rows(inputs, model, combination, task, options)))
-                rows += journal[name]
+            names = [f"{'+'.join(combination)}/{task}" for task in combination]
+            fresh = any(name not in parts for name in names)
+            model = merged(inputs, combination, options) if fresh else None
+            for name, task in zip(names, combination, strict=True):
+                work = partial(task_rows, inputs, model, combination, task, options)
+                rows += done(parts, name, work)
                 advance(1)
     return pd.DataFrame(rows)
 
@@ -317,14 +317,13 @@ def main(options: Options) -> None:
         )
     speed = ("run", "model", "data", "chunk", "out", "cache_dir", "quick", "sizes", "combinations")
     meaning = {name: value for name, value in asdict(options).items() if name not in speed}
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
     # TF32, the default on some devices, is coarser than the smallest noise.
     with (
         jax.default_matmul_precision("highest"),
-        Journal(options.run / "hypothesis_test" / f"{name}.jsonl") as journal,
+        work_store(options.run, "hypothesis_test", inputs, meaning) as parts,
     ):
-        resumed = journal.path.stat().st_size > 0
-        table = study(inputs, options, journal)
+        resumed = len(parts) > 0
+        table = study(inputs, options, parts)
     text = page(table, options, time.perf_counter() - started, resumed)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "results.csv", index=False, float_format="%.6g")

@@ -34,7 +34,7 @@ import pandas as pd
 import tyro
 from figures_learned import attack_figure
 from paired import against, interval
-from study import Learner, journalled, load, made_by, objectives, write_figure
+from study import Learner, all_rows, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.common.errors import require_at_least
@@ -159,7 +159,7 @@ def main(options: Options) -> None:
     inputs = load(options)
     draws = {"noise_draws": options.tuning_draws}, {"noise_draws": options.eval_draws}
     tuned, judge = objectives(inputs, options, "ideal", *draws)
-    found, resumed = journalled(
+    found, resumed = all_rows(
         options,
         inputs,
         "learned_attack",

@@ -1,186 +1,154 @@
-"""Which merge rule is best on the eight real tasks, and do layer-wise weights help?
+"""Which merge method is best on the eight real tasks, and do layer-wise weights help?
 
     python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`) and merges 2, 4
-and 8 of them with every method of `fusion.rules`. For each number of tasks, options and scale of a
-method are those with the highest average normalised accuracy on *validation* samples, of the
-candidates in merge_rules_study.py and over the same combinations that are then tested; the test
-split plays no part in the choice. Some methods see more than task vectors: AdaMerging the test
-images that are evaluated, without their labels (its own protocol), Fisher merging and RegMean a few
-training images of each task. LATA's reference is the mean of the other tasks' vectors.
+needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`): a sweep without
+a channel over 2, 4 and 8 tasks and every merge method. For each number of tasks, options and
+coefficient of a method are those with the highest average normalised accuracy on *validation*
+samples, over the same combinations that are then tested; the test split plays no part in the
+choice. Some methods see more than task vectors: AdaMerging the test images that are evaluated,
+without their labels (its own protocol), Fisher merging and RegMean a few training images of each
+task. LATA's reference is the mean of the other tasks' vectors.
 
-Written to results/merge_rules/: README.md (average normalised accuracy, mean and standard deviation
-over combinations; with and without tasks that fine-tuning did not teach), results.csv (every task's
-test accuracy), choices.csv (every candidate's validation score). What is finished is kept in the
-run folder, so that a killed run resumes. The committed tables are of an earlier version, which
-wrote a method's options as JSON in a column of their own; they took 93 minutes on two busy cores
-(stopped and resumed several times, read from the journal at the end):
+Written to results/merge_rules/: README.md (averages with and without tasks that fine-tuning did not
+teach), results.csv (every task's test accuracy), choices.csv (every candidate's validation score).
+The committed tables are of an earlier version, an engine of its own, whose columns are other ones;
+AdaMerging began at task arithmetic's coefficient and saw 16 images of each task per step. They took
+93 minutes on two busy cores, with 50 validation and 200 test images per task.
 
-    python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA \
-        --validation-samples 50 --eval-samples 200
-
-What they show (six combinations of 2 and of 4 tasks, the one of 8; 200 test images a task; without
-cars, which fine-tuning did not teach; per cent, mean and standard deviation over combinations):
-
-    N               2            4           8
-    base            76.3 ± 12.5  71.4 ± 5.4  71.2
-    task arithmetic 91.3 ±  4.7  73.9 ± 7.4  60.2
-    TIES            92.6 ±  3.1  76.8 ± 5.7  72.2
-    LATA, linear    92.3 ±  3.4  72.9 ± 7.8  60.9
-    AdaMerging, lw. 93.7 ±  4.5  73.8 ± 5.8  62.8
-    RegMean         96.2 ±  2.6  88.0 ± 3.5  73.5
-
-RegMean wins at every size, 2.5, 11 and 1.3 points before the next; it looks at training images of
-every task (128, without labels) layer by layer. When this was run it saw all their tokens in the
-last block, too, of which models by now compute the class token alone. Of the rules that see task
-vectors alone TIES is best. Layer-wise weights do not clearly help: LATA-style and learned ones are
-1 to 2 points above task arithmetic at N = 2, which is less than the spread, and no better at N = 4;
-at N = 8 learned ones are 2.6 points above it, and still below the base model. There only RegMean
-and TIES are above the base by a point or more. The choice on 50 validation images a task is noisy:
-neighbouring scales may change places.
+What they show: RegMean wins at every size, 2.5, 11 and 1.3 points before the next (96.2, 88.0 and
+73.5 % at N = 2, 4, 8 without cars, which fine-tuning did not teach; task arithmetic 91.3, 73.9 and
+60.2, the base 76.3, 71.4 and 71.2). It looks at 128 unlabelled images of every task layer by layer;
+then at all their tokens in the last block, too, of which models by now compute the class token
+alone. Of the methods that see task vectors alone TIES is best (92.6, 76.8, 72.2). Layer-wise
+weights do not clearly help: LATA-style and learned ones are 1 to 2 points above task arithmetic at
+N = 2, less than the spread, and no better at N = 4; at N = 8 learned ones are 2.6 points above it,
+and still below the base. The choice on 50 validation images per task is noisy: neighbouring
+coefficients may change places.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import tyro
-from journal import Journal
-from merge_rules_study import VARIANTS, Candidate, Options, Study, choose, measure
-from study import load, made_by
+from study import Users, load, made_by, sweep
 
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.files import content_hash, write_bytes
-from rmtllmf_jax.common.progress import progress_bar
-from rmtllmf_jax.common.values import described
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.fusion.rules import OneOf
 from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
-from rmtllmf_jax.sweep.grid import Combination
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.settings import Settings
 
 
-def tested_rows(study: Study, one: Candidate, combination: Combination) -> Iterator[dict[str, Any]]:
-    """Yield a row a task: what a merge reached on test samples, beside base and fine-tuned."""
-    accuracies = study.journal[one.name(combination, "test")]
-    for task, accuracy in zip(combination, accuracies, strict=True):
-        alone = study.reference(task, "finetuned", "test")
-        yield {
-            "rule": one.variant,
-            "method": described(one.method),
-            "scale": one.scale,
-            "size": len(combination),
-            "combination": "+".join(combination),
-            "task": task,
-            "score": accuracy,
-            "base_score": study.reference(task, "base", "test"),
-            "finetuned_score": alone,
-            "normalised": accuracy / alone,
-        }
+@dataclass(frozen=True)
+class Ramp:
+    """Weights that change linearly from the first layer to the last, in the order of the names."""
+
+    first: float
+    last: float
+    scales: ClassVar[tuple[float, ...]] = fusion.Lata.scales  # adds about half of every vector, too
+
+    def __call__(self, stacked: Any, key: Any = None, *, weights: Any = None) -> Any:
+        """Return the merged task vector."""
+        layers = list(fusion.group_by_layer(fusion.leaves_by_path(stacked)))
+        ramp = np.linspace(self.first, self.last, len(layers)).tolist()
+        return fusion.LayerWise(dict(zip(layers, ramp, strict=True)))(stacked, weights=weights)
 
 
-def base_rows(study: Study, combination: Combination) -> Iterator[dict[str, Any]]:
-    """Yield a row a task of the base model under the tasks' heads: what merging has to beat."""
-    one = Candidate("base", None, 0.0)
-    name = one.name(combination, "test")
-    if name not in study.journal:
-        values = [study.reference(task, "base", "test") for task in combination]
-        study.journal.add(name, values)
-    yield from tested_rows(study, one, combination)
+RULES = (
+    *("task_arithmetic", "average", "ties(density=[0.1, 0.2, 0.5])"),
+    *("dare(drop=[0.5, 0.9])", "dare_ties(drop=[0.5, 0.9])"),
+    *(f"lata(weighting={kind}, granularity=[block, tensor])" for kind in ("linear", "logarithmic")),
+    "lata(weighting=threshold, sigma=[0.0, 0.1, 0.2])",
+    *(
+        f"adamerging(granularity={kind}, initial=[0.1, 0.2, 0.3, 0.6], learning_rate=0.01)"
+        for kind in ("task", "tensor")
+    ),
+    *("fisher(floor=[1e-10, 1e-8, 1e-6])", "regmean(off_diagonal=[0.1, 0.5, 0.9])", "ramp"),
+)
+RAMPS = OneOf(tuple(Ramp(*e) for e in ((0.0, 1.0), (1.0, 0.0), (0.5, 1.0), (1.0, 0.5))), "ramp")
 
 
-def compare(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the test accuracies of what was chosen, and the validation score of candidates."""
-    rules, sizes = study.options.rules, study.options.sizes
-    merges = [len(VARIANTS[rule].methods) * len(VARIANTS[rule].scales) + 1 for rule in rules]
-    results, choices = [], []
-    for combination in study.combinations:
-        results += base_rows(study, combination)
-    # Merges that are in the journal already advance the bar at once.
-    with progress_bar("merge rules", sum(merges) * len(study.combinations)) as advance:
-        for rule in rules:
-            for size in sizes:
-                best, rows = choose(study, rule, size, advance)
-                choices += rows
-                for combination in study.of_size(size):
-                    measure(study, [best], combination, "test", advance)
-                    results += tested_rows(study, best, combination)
-    return pd.DataFrame(results), pd.DataFrame(choices)
+@dataclass(frozen=True)
+class Options(Users):
+    """What to run."""
+
+    rules: tuple[str, ...] = RULES
+    """Merge methods, as for `rmtllmf sweep --rules`; and `ramp`."""
+    sizes: tuple[int, ...] = (2, 4, 8)
+    """Numbers of tasks."""
+    combinations: int = 6
+    """Combinations of each number of tasks, drawn so that tasks occur about equally often."""
+    eval_samples: int = 200
+    """Test images per task; 0 is all."""
+    validation_samples: int = 100
+    """Validation images per task; 0 is all."""
+    seed: int = 0
+    """Root of combinations, samples and random methods."""
+    out: Path = Path(__file__).parent / "results" / "merge_rules"
+    """Where the tables go."""
 
 
 def by_rule(results: pd.DataFrame, title: str) -> Sheet:
     """Return mean ± standard deviation over combinations, a row a rule and a column a size."""
-    cells = results.groupby(["rule", "size", "combination"], sort=False, as_index=False).agg(
-        score=("normalised", "mean"),
-        method=("method", "first"),
-        scale=("scale", "first"),
-    )
-    sizes = sorted(cells["size"].unique())
+    base = results.drop_duplicates(["combination", "task"]).assign(rule="base", method="", scale=0)
+    base["normalised"] = base["base_score"] / base["finetuned_score"]
+    keys = ["rule", "size", "method", "scale"]
+    groups = pd.concat([base, results]).groupby([*keys, "combination"], sort=False)
+    scores = groups["normalised"].mean().groupby(keys, sort=False).agg(["mean", "std"])
+    sizes = sorted(results["size"].unique())
     rows = []
-    for rule, group in cells.groupby("rule", sort=False):
-        texts, chosen = [], []
-        for size in sizes:
-            scores = group[group["size"] == size]
-            spread = f" ± {percent(scores['score'].std())}" if len(scores) > 1 else ""
-            texts.append(f"{percent(scores['score'].mean())}{spread}" if len(scores) else "-")
-            chosen += [as_used(scores.iloc[0])] if len(scores) else []
-        rows.append([str(rule), "; ".join(dict.fromkeys(chosen)), *texts])
+    for rule, group in scores.reset_index().groupby("rule", sort=False):
+        used = [f"N = {row.size}: {row.method} scale={row.scale:g}" for row in group.itertuples()]
+        cells = [f"{percent(row.mean)} ± {percent(row.std)}" for row in group.itertuples()]
+        rows.append([str(rule), "; ".join(used), *cells])
     return Sheet(title, ["rule", "method chosen", *(f"N = {size}" for size in sizes)], rows)
-
-
-def as_used(row: pd.Series) -> str:
-    """Return method and scale in one line."""
-    return f"N = {row['size']}: {row['method']} scale={row['scale']}"
-
-
-def page(results: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
-    """Return the markdown page of the tables."""
-    title = "Average normalised accuracy (%), mean ± standard deviation over combinations"
-    sheets = [
-        by_rule(rows, f"{title}, {without}" if without else title)
-        for without, rows in versions(results).items()
-    ]
-    note = caveat(results)
-    lines = [
-        made_by("merge_rules.py", options.seed, seconds, resumed=resumed),
-        "Test accuracies; options and scales were chosen on validation samples.",
-        *([note] if note else []),
-        "`base` is the model without any task vector. Every task: results.csv; every candidate: "
-        "choices.csv.",
-    ]
-    parts = ["# Every merge rule on the eight tasks", *lines]
-    for sheet in sheets:
-        parts += [f"## {sheet.title}", markdown_table(sheet)]
-    return "\n\n".join(parts) + "\n"
 
 
 def main(options: Options) -> None:
     """Compare the rules; print and write the tables."""
     started = time.perf_counter()
-    for rule in options.rules:
-        require_known("--rules", rule, VARIANTS)
-    require_at_least("--combinations", options.combinations, 1)
     use_compilation_cache(options.cache_dir)
+    rules = tuple(RAMPS if rule == "ramp" else fusion.parse_method(rule) for rule in options.rules)
+    settings = Settings(
+        scale="validation",
+        eval_samples=options.eval_samples,
+        validation_samples=options.validation_samples,
+        seed=options.seed,
+    )
     inputs = load(options)
-    if max(options.sizes) > len(inputs.tasks) or min(options.sizes) < 2:
-        raise InputError(
-            f"--sizes must lie between 2 and the number of tasks, {len(inputs.tasks)}; got "
-            f"{', '.join(map(str, options.sizes))}."
-        )
-    kept = ("eval_samples", "validation_samples", "adamerging_steps", "adamerging_batch")
-    kept += ("statistics_samples", "seed")
-    meaning = {name: getattr(options, name) for name in kept}
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
-    with Journal(options.run / "merge_rules" / f"{name}.jsonl") as journal:
-        resumed = journal.path.stat().st_size > 0
-        results, choices = compare(Study(inputs, options, journal))
-    text = page(results, options, time.perf_counter() - started, resumed)
+    combinations = choose_combinations(inputs.tasks, options.combinations, options.seed)
+    chosen = tuple(each for each in combinations if len(each) in options.sizes)
+    grid = Grid(chosen, ("clean",), ("none",), 1, 1, rules)
+    tables = sweep(options.run, inputs, settings, grid)
+    results = tables["results"]
+    title = "Average normalised accuracy (%), mean ± standard deviation over combinations"
+    sheets = [
+        by_rule(rows, f"{title}, {without}" if without else title)
+        for without, rows in versions(results).items()
+    ]
+    lines = [
+        "# Every merge method on the eight tasks",
+        made_by("merge_rules.py", options.seed, time.perf_counter() - started),
+        "Test accuracies; options and coefficients were chosen on validation samples.",
+        caveat(results) or "",
+        "`base` is the model without any task vector. Every task: results.csv; every candidate: "
+        "choices.csv.",
+        *(f"## {sheet.title}\n\n{markdown_table(sheet)}" for sheet in sheets),
+    ]
+    text = "\n\n".join(filter(None, lines)) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)
     results.to_csv(options.out / "results.csv", index=False, float_format="%.6g")
-    choices.to_csv(options.out / "choices.csv", index=False, float_format="%.6g")
+    tables["scales"].to_csv(options.out / "choices.csv", index=False, float_format="%.6g")
     write_bytes(options.out / "README.md", text.encode())
     print(text)
 

@@ -35,7 +35,7 @@ import pandas as pd
 import tyro
 from figures_learned import power_figure
 from paired import against, interval
-from study import Learner, journalled, load, made_by, objectives, write_figure
+from study import Learner, all_rows, load, made_by, objectives, write_figure
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.channel import ChannelPreset, Scenario, power_control
@@ -166,7 +166,7 @@ def main(options: Options) -> None:
     inputs = load(options)
     draws = {"channel_draws": options.tuning_channels}, {"channel_draws": 1}
     tuned, judge = objectives(inputs, options, options.scenario, *draws)
-    found, resumed = journalled(
+    found, resumed = all_rows(
         options,
         inputs,
         "power_control",

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from journal import Journal
-from study import Users, load
+from study import Users, done, load
 
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job, finetuned_job
 from rmtllmf_jax.sweep.layout import one_device
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN
 
@@ -43,7 +44,7 @@ def main(run: Path) -> None:
     names = {task for combination in COMBINATIONS for task in combination}
     inputs = load(Users(run, tasks=tuple(names)))
     rows = []
-    with Journal(run / "realign_choice.jsonl") as journal:
+    with CellStore(run / "realign_choice", every=0.0) as parts:
         for steps in CANDIDATES["steps"]:
             for learning_rate in CANDIDATES["learning_rate"]:
                 recipe = replace(REALIGN, steps=int(steps), learning_rate=learning_rate)
@@ -52,9 +53,7 @@ def main(run: Path) -> None:
                 row = {"steps": steps, "learning_rate": learning_rate}
                 for scenario in ("ideal", "sum_rate"):
                     name = f"{steps}/{learning_rate}/{scenario}"
-                    if name not in journal:
-                        journal.add(name, score(engine, scenario))
-                    row[scenario] = journal[name]
+                    row[scenario] = done(parts, name, partial(score, engine, scenario))
                 rows.append(row)
                 print(row, flush=True)
     table = pd.DataFrame(rows)

@@ -4,7 +4,7 @@
 
 The fit is for CLIP ViT-B/16, whose task vectors are small. The coefficient that validation samples
 choose for another model may be far from it, which decides how much an unprotected merge reaches.
-Noiseless merges of 2 to 8 tasks; every candidate of `sweep.settings.VALIDATION_SCALES`.
+Noiseless merges of 2 to 8 tasks; every candidate of `fusion.candidate_scales`.
 
 A minute on two cores after figure_2.py, with which it shares cells. Reached with ViT-Ti/16 at 64
 pixels, five combinations of each size: the best coefficient is .5 at two tasks, .15 at three, and

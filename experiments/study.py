@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from journal import Journal
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.files import content_hash, write_bytes
@@ -24,6 +25,7 @@ from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.objective import objective_of, with_users
+from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.run import run_grid
 from rmtllmf_jax.sweep.settings import Settings
 
@@ -117,36 +119,47 @@ def objectives(
     return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
 
 
-def journalled(
+def work_store(
+    run: Path, experiment: str, inputs: SweepInputs, meaning: Mapping[str, Any]
+) -> CellStore:
+    """Return the store of an experiment's finished work, of these inputs and options alone."""
+    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    return CellStore(run / experiment / name, every=0.0)
+
+
+def done(parts: CellStore, name: str, compute: Callable[[], Any]) -> Any:
+    """Return a result of JSON's types (or an iterator), computed if the store lacks it."""
+    if name not in parts:
+        parts.add(name, [{"result": json.dumps(compute(), default=list)}])
+    return json.loads(parts[name][0]["result"])
+
+
+def all_rows(
     options: Learner,
     inputs: SweepInputs,
     experiment: str,
-    parts: str,
+    unit: str,
     rows_of: Callable[[int], Iterable[dict[str, Any]]],
 ) -> tuple[pd.DataFrame, bool]:
-    """Return the rows of all parts of an experiment, and whether some were finished before.
+    """Return the rows of all pieces of an experiment, and whether some were finished before.
 
     **Arguments:**
 
-    - `parts`: the option with the number of parts; another number of them, other file locations,
-      and `quick` and `full` in themselves change no part.
-    - `rows_of`: the rows of one part, by its number; not called for parts in the run folder's
-      journal.
+    - `unit`: the option with the number of pieces; another number of them, other file locations,
+      and `quick` and `full` in themselves change no piece.
+    - `rows_of`: the rows of one piece, by its number; not called for those in the store.
     """
-    where = ("run", "model", "data", "cache_dir", "out", "quick", "full", parts)
+    where = ("run", "model", "data", "cache_dir", "out", "quick", "full", unit)
     meaning = {name: value for name, value in asdict(options).items() if name not in where}
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
-    count: int = getattr(options, parts)
+    count: int = getattr(options, unit)
     rows: list[dict[str, Any]] = []
     with (
-        Journal(options.run / experiment / f"{name}.jsonl") as journal,
-        progress_bar(experiment.replace("_", " "), count, unit=parts) as advance,
+        work_store(options.run, experiment, inputs, meaning) as parts,
+        progress_bar(experiment.replace("_", " "), count, unit=unit) as advance,
     ):
-        resumed = journal.path.stat().st_size > 0
+        resumed = len(parts) > 0
         for number in range(count):
-            if str(number) not in journal:
-                journal.add(str(number), list(rows_of(number)))
-            rows += journal[str(number)]
+            rows += done(parts, str(number), partial(rows_of, number))
             advance(1)
     return pd.DataFrame(rows), resumed
 

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rmtllmf_jax.channel.checks import require_positive, require_within
-from rmtllmf_jax.channel.geometry import (
+from rmtllmf_jax.channel.path_loss import (
     PLACEMENTS,
+    FreeSpace,
+    PathLoss,
+    PowerLaw,
+    UrbanMacro,
+    UrbanMicro,
     distances_from_positions,
     user_distances,
     user_distances_by_area,
 )
-from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.common.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("x64")

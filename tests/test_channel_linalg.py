@@ -10,8 +10,8 @@ from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import eigh, eigh_of_root, inverse, ldl, pivots
+from rmtllmf_jax.channel.matrix_functions import Ruled
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import link, modem
-from rmtllmf_jax.channel.coloured_noise import coloured_noise
-from rmtllmf_jax.channel.equalise import mmse_equaliser
+from rmtllmf_jax.channel.equalise import coloured_noise, mmse_equaliser
 from rmtllmf_jax.channel.linalg import cholesky
 from rmtllmf_jax.channel.quantise import GAUSSIAN_CLIP
 from rmtllmf_jax.common.errors import InputError

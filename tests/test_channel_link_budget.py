@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtllmf_jax.channel import power_control
-from rmtllmf_jax.channel.link_budget import LinkBudget
-from rmtllmf_jax.channel.path_loss import FreeSpace, PowerLaw, UrbanMacro, UrbanMicro
+from rmtllmf_jax.channel.path_loss import (
+    FreeSpace,
+    LinkBudget,
+    PowerLaw,
+    UrbanMacro,
+    UrbanMicro,
+)
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.channel.presets import PRESETS
 from rmtllmf_jax.common.errors import InputError

@@ -20,10 +20,10 @@ from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
 from rmtllmf_jax.cli.sweep import check
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.fusion.scale import SUM_SCALES
 from rmtllmf_jax.runs.folder import set_aside
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.parts import CellStore, read_parts
-from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 
 TASKS = ("dtd", "mnist", "svhn")
 SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
@@ -344,7 +344,7 @@ def test_scale_on_validation_leaves_its_curve(finished: TinyRun, tmp_path: Path)
     few = ("--scenarios", "clean", "--protections", "none", "--combinations", "1")
     sweep(run, finished, "--scale", "validation", *few)
     curve, results = table(run, "scales"), table(run)
-    assert sorted(curve["scale"].unique()) == list(VALIDATION_SCALES)
+    assert sorted(curve["scale"].unique()) == list(SUM_SCALES)
     best = curve.groupby(["size", "scale"])["normalised"].mean()
     for size, chosen in results.groupby("size")["scale"].unique().items():
         (scale,) = chosen

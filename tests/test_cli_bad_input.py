@@ -133,7 +133,6 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--image-size 18", "image size 18 is not a positive multiple of the patch size 4"),
         ("--image-size 0", "image size 0 is not a positive multiple of the patch size 4"),
         ("--scenarios", "the grid has no cell: scenarios is empty"),
-        ("--scenarios ideal --protections control", "stands under the scenario clean alone"),
         ("--axis mse=.1", "the scenario 'strongest_user' attacks a channel"),
         ("--error-model equicorrelated=1.5", "must lie between -1/(users - 1)"),
         ("--error-model equicorrelated", "for example equicorrelated=0.5"),

@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from conftest import TinyRun, assert_trees_equal
 
-from rmtllmf_jax.cli.evaluate import pairs
 from rmtllmf_jax.cli.main import main
-from rmtllmf_jax.cli.options import Relocated
+from rmtllmf_jax.cli.options import Configured
 from rmtllmf_jax.models.backbone import load_backbone
-from rmtllmf_jax.sweep.configuration import engine_of, find_configuration, job_of, model_of
+from rmtllmf_jax.sweep.configuration import engine_of, job_of, model_of
 
 CHOICE = ("combination=dtd+mnist", "scenario=sum_rate", "protection=r-mtllmf")
 
@@ -30,8 +29,9 @@ def test_a_configuration_is_exported_and_evaluated_as_the_sweep_did(
     results = pd.read_parquet(finished.folder / "results.parquet")
     where = ["--cache-dir", cache_dir]
     found = evaluated(capsys, finished.folder, "--configuration", *CHOICE, *where)
-    run = Relocated(cache_dir=cache_dir).swept(finished.folder)
-    rows = find_configuration(run, pairs(CHOICE))
+    chosen = Configured(run_folder=finished.folder, configuration=CHOICE, cache_dir=cache_dir)
+    run = chosen.swept()
+    rows = chosen.rows(run)
     assert len(results) > len(rows)
     assert found["tasks"].keys() == {"dtd", "mnist"}
     for row in rows.to_dict("records"):
@@ -53,10 +53,13 @@ def test_a_configuration_is_exported_and_evaluated_as_the_sweep_did(
 def test_fine_tuned_models_are_evaluated_in_a_table(
     finished: TinyRun, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main(["evaluate", str(finished.folder), "--tasks", "svhn", "--cache-dir", str(cache_dir)])
-    printed = capsys.readouterr().out
-    assert "fine-tuned models, test images" in printed
-    assert "100.0" in printed.split("svhn")[1]  # normalised by itself
+    words = ["evaluate", str(finished.folder), "--tasks", "svhn", "--cache-dir", str(cache_dir)]
+    for metric, label in (("accuracy", "Accuracy (%)"), ("cross_entropy", "Cross-entropy (nats)")):
+        main([*words, "--metric", metric])
+        printed = capsys.readouterr().out
+        assert "fine-tuned models, test images" in printed
+        assert label in " ".join(printed.split())
+        assert "100.0" in printed.split("svhn")[1]  # normalised by itself
 
 
 @pytest.mark.parametrize(

@@ -197,12 +197,6 @@ def test_the_noise_scale_is_that_of_a_sweep(settings: Settings) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("1/N", 1 / 3), ("1/sqrt(N)", 3**-0.5)])
-def test_the_coefficient_follows_the_number_of_tasks(scale: str, expected: float) -> None:
-    found = objective_of(random_inputs(0), Settings(scale=scale), "ideal")
-    assert found.scale == pytest.approx(expected)
-
-
 def test_a_free_attack_starts_at_white_noise(objective: Objective) -> None:
     link = replace(objective.setting.link, attack=NO_ATTACK)
     objective = replace(objective, setting=replace(objective.setting, link=link))
@@ -216,6 +210,9 @@ def test_a_free_attack_starts_at_white_noise(objective: Objective) -> None:
 
 
 def test_scale_and_mse_factor_start_at_the_settings(objective: Objective) -> None:
+    for scale, expected in (("1/N", 1 / 3), ("1/sqrt(N)", 3**-0.5)):
+        found = objective_of(random_inputs(0), Settings(scale=scale), "ideal")
+        assert found.scale == pytest.approx(expected)
     start = starting_values(objective, ("scale", "mse_factor"), KEY)
     np.testing.assert_allclose(start.scale, np.full(3, fusion.power_law(3)), rtol=1e-6)
     assert (np.asarray(start.mse_factor) == 1).all()

@@ -30,6 +30,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.interrupts import Stopped
 from rmtllmf_jax.common.progress import note, progress_bar
 from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.evaluation import METRICS
 from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import plan
@@ -120,6 +121,11 @@ def test_what_channel_names_is_all_there_is(capsys: pytest.CaptureFixture[str]) 
     texts = helps(printed_help(capsys, "channel"))
     assert [each for each in ATTACKS if each not in texts["--attack"]] == []
     assert [each for each in CHANNELS if each not in texts["--preset"]] == []
+
+
+def test_metrics_named_are_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = helps(printed_help(capsys, "evaluate"))
+    assert [each for each in METRICS if each not in texts["--metric"]] == []
 
 
 def test_help_imports_nothing_heavy() -> None:

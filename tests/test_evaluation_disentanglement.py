@@ -19,9 +19,8 @@ from conftest import TinyRun
 from figures_disentanglement import by_size, pairs_figure, sizes_figure
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.evaluation.batches import evaluation_set
+from rmtllmf_jax.evaluation.batches import Batch, evaluation_set
 from rmtllmf_jax.evaluation.disentanglement import (
-    TaskSamples,
     combination_wde,
     pair_wde,
     single_outputs,
@@ -194,17 +193,17 @@ def test_combinations_are_those_of_a_loop(case: Case, distance: str):
 
 def test_padding_is_not_looked_at(case: Case):
     """What stands in the padding of batches, and of tasks with fewer batches, is of no account."""
-    seen = jnp.asarray(images_of(case.samples.valid.size, 99))
-    garbage = seen.reshape(case.samples.images.shape)
-    valid = case.samples.valid[..., None, None, None]
-    spoilt = replace(case.samples, images=jnp.where(valid, case.samples.images, garbage))
+    seen = jnp.asarray(images_of(case.samples.weight.size, 99))
+    images, valid = case.samples.inputs["images"], case.samples.weight > 0
+    garbage = jnp.where(valid[..., None, None, None], images, seen.reshape(images.shape))
+    spoilt = replace(case.samples, inputs={"images": garbage})
     samples = jax.tree.map(lambda leaf: leaf[:2], spoilt)
     for distance in ("disagreement", "kl"):
         clean = pair_of(case, 0, 1, distance=distance)
         np.testing.assert_array_equal(
             pair_of(case, 0, 1, distance=distance, samples=samples), clean
         )
-    assert not bool(spoilt.valid.all())
+    assert not bool(valid.all())
 
 
 # A linear model, where everything is known by hand
@@ -234,7 +233,7 @@ def towers(*, crossed: bool) -> dict[str, Any]:
     kernel[1 - int(crossed), :4] = 0
     heads = Head(jnp.asarray(kernel, jnp.float32), jnp.zeros((2, 3)))
     images = jnp.asarray(random.integers(0, 256, (2, 3, 20, 4, 4, 3), dtype=np.uint8))
-    samples = TaskSamples(images, jnp.ones((2, 3, 20), bool))
+    samples = Batch({"images": images}, jnp.zeros((2, 3, 20)), jnp.ones((2, 3, 20)))
     return {"base": base, "pair": pair, "heads": heads, "samples": samples}
 
 
@@ -432,7 +431,7 @@ def test_tables_of_several_distances_are_not_drawn():
 
 
 @pytest.mark.slow
-def test_the_experiment_runs_and_goes_on_from_its_journal(
+def test_the_experiment_runs_and_goes_on_from_its_store(
     finished: TinyRun, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A heat map and a combination at the same scales are the same number, under every noise."""
@@ -453,8 +452,7 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
         cache_dir=cache_dir,
     )
     script.main(options)
-    (journal,) = (run / "disentanglement").iterdir()
-    before = journal.read_bytes()
+    before = sorted((run / "disentanglement").rglob("*.parquet"))
     pairs, terms = (pd.read_csv(options.out / f"{name}.csv") for name in ("pairs", "combinations"))
     cell = ["scenario", "draw"]
     half = pairs[(pairs["scale_a"] == 0.5) & (pairs["scale_b"] == 0.5)].set_index(cell)["wde"]
@@ -466,7 +464,7 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
     assert set(terms["combination"]) == {"dtd+mnist", "dtd+svhn", "mnist+svhn", "dtd+mnist+svhn"}
     assert "| sum_rate |" in (options.out / "README.md").read_text()
     script.main(replace(options, out=tmp_path / "again"))
-    assert journal.read_bytes() == before
+    assert sorted((run / "disentanglement").rglob("*.parquet")) == before
     for name in ("pairs.csv", "combinations.csv", "pairs.svg", "sizes.png"):
         assert (tmp_path / "again" / name).read_bytes() == (options.out / name).read_bytes()
     assert_noise_is_the_sweeps(script, options)
@@ -478,7 +476,7 @@ def test_the_experiment_runs_and_goes_on_from_its_journal(
 def assert_noise_is_the_sweeps(script: ModuleType, options: Any) -> None:
     """Received vectors have the lengths that the sweep's own table of them tells, user by user."""
     inputs = script.load(options)
-    study = script.Study(inputs, options, {})
+    study = script.Study(inputs, options)
     engine = Engine(inputs, Settings(seed=options.seed), one_device())
     grid = Grid((inputs.tasks,), ("ideal", "sum_rate"), ("none",), 2, 1)
     with CellStore(options.out / "cosines") as parts:

@@ -57,12 +57,12 @@ def test_options_are_refused_before_the_run_is_read(
         experiment.main(experiment.Options(tmp_path / "none", cache_dir=tmp_path, **options))
 
 
-# The journal that learned_attack and power_control share
+# The store that learned_attack and power_control share
 
 
 @pytest.fixture
 def counted(script: Script, tmp_path: Path) -> Callable[..., Any]:
-    """Runs `study.journalled` on parts of two rows; what it returns, and the parts computed."""
+    """Runs `study.all_rows` on pieces of two rows; what it returns, and the pieces computed."""
     study, experiment = script("study"), script("power_control")
     inputs = SimpleNamespace(fingerprint={"tasks": ["a"]})
 
@@ -74,27 +74,28 @@ def counted(script: Script, tmp_path: Path) -> Callable[..., Any]:
             return ({"cell": number, "value": number + each / 3} for each in range(2))
 
         chosen = replace(experiment.Options(tmp_path / "run"), **options)
-        return *study.journalled(chosen, inputs, "power_control", "cells", rows_of), computed
+        return *study.all_rows(chosen, inputs, "power_control", "cells", rows_of), computed
 
     return run
 
 
-def test_finished_parts_are_not_computed_again(counted: Callable[..., Any], tmp_path: Path) -> None:
+def test_finished_pieces_are_not_computed_again(
+    counted: Callable[..., Any], tmp_path: Path
+) -> None:
     rows, resumed, computed = counted(cells=2)
     assert (resumed, computed) == (False, [0, 1])
     assert rows["value"].tolist() == [0, 1 / 3, 1, 4 / 3]
-    (journal,) = (tmp_path / "run" / "power_control").iterdir()
-    before = journal.read_bytes()
+    before = sorted((tmp_path / "run" / "power_control").rglob("*.parquet"))
     again, resumed, computed = counted(cells=2, quick=True, full=True, out=tmp_path, model="m")
     assert (resumed, computed) == (True, [])
-    assert journal.read_bytes() == before
+    assert sorted((tmp_path / "run" / "power_control").rglob("*.parquet")) == before
     pd.testing.assert_frame_equal(again, rows)
     more, resumed, computed = counted(cells=3)
     assert (resumed, computed, len(more)) == (True, [2], 6)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"scale": "0.3"}, {"tasks": ("a",)}, {"steps": 9}])
-def test_other_options_have_a_journal_of_their_own(
+def test_other_options_have_a_store_of_their_own(
     counted: Callable[..., Any], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     counted(cells=1)
@@ -109,14 +110,14 @@ def test_other_options_have_a_journal_of_their_own(
         ("power_control", "cells", "2d649daaebc9a005"),
     ],
 )
-def test_the_journals_name_stays_what_it_is(
+def test_the_stores_name_stays_what_it_is(
     script: Script, tmp_path: Path, name: str, parts: str, key: str
 ) -> None:
     """Another name, as by an option added without need, and the work of hours is done again."""
     options = script(name).Options(tmp_path / "run")
     inputs = SimpleNamespace(fingerprint={"tasks": ["a"]})
-    script("study").journalled(options, inputs, name, parts, lambda number: [])
-    assert [path.name for path in (tmp_path / "run" / name).iterdir()] == [f"{key}.jsonl"]
+    script("study").all_rows(options, inputs, name, parts, lambda number: [])
+    assert [path.name for path in (tmp_path / "run" / name).iterdir()] == [key]
 
 
 # Runs
@@ -149,8 +150,7 @@ def assert_files(folder: Path, name: str, tables: set[str]) -> None:
 
 def goes_on(experiment: ModuleType, work: str, options: Any, table: str) -> None:
     """Run again, elsewhere: nothing is computed, and the table has the same bytes."""
-    (journal,) = (options.run / experiment.__name__).iterdir()
-    before = journal.read_bytes()
+    before = sorted((options.run / experiment.__name__).rglob("*.parquet"))
 
     def refuse(*_: Any) -> None:
         raise AssertionError("finished work is done again")
@@ -158,7 +158,7 @@ def goes_on(experiment: ModuleType, work: str, options: Any, table: str) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, work, refuse)
         experiment.main(replace(options, out=options.out / "again"))
-    assert journal.read_bytes() == before
+    assert sorted((options.run / experiment.__name__).rglob("*.parquet")) == before
     again = options.out / "again"
     assert (again / table).read_bytes() == (options.out / table).read_bytes()
     assert "(resumed)" in (again / "README.md").read_text()

@@ -135,7 +135,7 @@ def test_another_start_key_and_function_of_one_structure_compile_nothing():
 
     @jax.tree_util.register_dataclass
     @dataclass(frozen=True)
-    class Counted:
+    class Evaluated:
         centre: Any
 
         def __call__(self, parameters: Parameters, key: Any) -> Any:
@@ -144,7 +144,7 @@ def test_another_start_key_and_function_of_one_structure_compile_nothing():
     for number in range(3):
         start = Parameters(powers=jnp.full(2, 0.2 * number))
         key = jax.random.key(number)
-        optimise(Counted(jnp.full(2, 0.1 * number)), start, key, PowerLimits(), steps=3)
+        optimise(Evaluated(jnp.full(2, 0.1 * number)), start, key, PowerLimits(), steps=3)
 
 
 @jax.tree_util.register_dataclass

@@ -230,7 +230,8 @@ def test_the_key_is_all_that_the_numbers_depend_on() -> None:
     """Every setting but the knob of speed."""
     assert set(Settings().key()) == {
         *("preset", "receiver", "error_model", "scale", "c0_db", "kappa", "eval_samples"),
-        *("validation_samples", "shots", "frozen", "seed", "realign", "numerics"),
+        *("validation_samples", "statistics_samples", "shots", "frozen", "seed", "realign"),
+        *("metric", "numerics"),
     }
     assert Settings(receiver="weakest_first", error_model="independent").key() == Settings().key()
     assert Settings(frozen=("embeddings/.*",)).key() != Settings().key()

@@ -14,7 +14,8 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.fusion import Average, Dare, Fisher, MergeMethod, TaskArithmetic, Ties
+from rmtllmf_jax.defences import FromBase, Realign, Reload
+from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations, require_swept
 from rmtllmf_jax.sweep.job import Job, base_job, finetuned_job
@@ -55,6 +56,14 @@ def test_so_many_of_each_size_without_repeats(per_size: int) -> None:
     assert sizes == {size: min(per_size, comb(8, size)) for size in range(2, 9)}
 
 
+def test_the_fewest_tasks() -> None:
+    assert choose_combinations(["mnist"], None, 0) == (("mnist",),)
+    with pytest.raises(InputError, match="no task"):
+        choose_combinations([], None, 0)
+    with pytest.raises(InputError, match="combinations per size must be at least 1"):
+        choose_combinations(TASK_NAMES, 0, 0)
+
+
 def test_the_seed_alone_chooses() -> None:
     shuffled = random.Random(0).sample(TASK_NAMES, 8)
     assert choose_combinations(shuffled, 3, 5) == choose_combinations(TASK_NAMES, 3, 5)
@@ -71,26 +80,6 @@ def test_tasks_occur_about_equally_often(per_size: int, seed: int) -> None:
         assert max(counts) - min(counts) <= 2, (size, counts)
 
 
-def test_four_pairs_hold_each_of_eight_tasks_once() -> None:
-    pairs = [c for c in choose_combinations(TASK_NAMES, 4, 0) if len(c) == 2]
-    assert sorted(task for pair in pairs for task in pair) == sorted(TASK_NAMES)
-
-
-def test_a_single_task_is_its_own_combination() -> None:
-    assert choose_combinations(["mnist"], None, 0) == (("mnist",),)
-
-
-@pytest.mark.parametrize("per_size", [0, -1])
-def test_no_combination_of_a_size_is_refused(per_size: int) -> None:
-    with pytest.raises(InputError, match="combinations per size must be at least 1"):
-        choose_combinations(TASK_NAMES, per_size, 0)
-
-
-def test_no_task_is_refused() -> None:
-    with pytest.raises(InputError, match="no task"):
-        choose_combinations([], None, 0)
-
-
 # Cells
 
 
@@ -101,6 +90,35 @@ def test_cells_are_the_product_less_what_means_the_same() -> None:
     alike = set(product(PAIRS, ["clean"], [0], [0], ("none", "freeze")))
     assert seen == noisy | clean | alike
     assert len(grid().cells()) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("protections", "controls"),
+    [
+        (("none", "freeze"), []),
+        (("none", "realign"), ["control"]),
+        (("r-mtllmf", "control", "none"), ["control"]),
+        (
+            ((Realign(5),), (Reload(), Realign())),
+            [(FromBase(), Realign(5)), (FromBase(), Reload(), Realign())],
+        ),
+        (((Reload(),),), []),
+    ],
+)
+def test_what_realigns_brings_its_control(protections: tuple, controls: list) -> None:
+    """It stands under the scenario clean, be that one of the grid's or not, with every seed."""
+    for scenarios in (("ideal",), SCENARIOS):
+        made = grid(scenarios=scenarios, protections=protections)
+        assert made.protections == tuple(dict.fromkeys([*protections, *controls]))
+        cells = made.cells()
+        found = [cell for cell in cells if cell.protection in controls]
+        assert {(cell.protection, cell.scenario) for cell in found} == {
+            (c, "clean") for c in controls
+        }
+        assert len(found) == len(PAIRS) * 2 * len(controls)
+        assert {cell.scenario for cell in cells if cell not in found} == set(scenarios)
+        listed = grid(scenarios=("clean", *scenarios), protections=made.protections).cells()
+        assert [cell for cell in listed if cell in cells] == cells
 
 
 def test_cells_are_counted_without_making_them() -> None:
@@ -114,28 +132,6 @@ def test_cells_are_counted_without_making_them() -> None:
         InputError, match=r"has 32,000,000,000,0\d\d cells, and a sweep holds 10,000"
     ):
         many.cells()
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (
-            {"scenarios": ("clean", "sumrate")},
-            "unknown scenario 'sumrate'. Did you mean 'sum_rate'",
-        ),
-        ({"protections": ("rmtllmf",)}, "unknown protection 'rmtllmf'. Did you mean 'r-mtllmf'"),
-        ({"rules": (Fisher(),)}, "the merge method fisher needs fishers, which a sweep does not"),
-    ],
-)
-def test_unknown_names_are_refused(change: dict[str, object], named: str) -> None:
-    with pytest.raises(InputError) as caught:
-        grid(**change)
-    assert str(caught.value).startswith(named)
-
-
-def test_the_name_of_a_method_is_no_method() -> None:
-    with pytest.raises(InputError, match=r"expected a value such as fusion.Ties\(.*, got 'ties'"):
-        require_swept("ties")
 
 
 def test_control_stands_once_and_a_random_rule_keeps_its_seeds() -> None:
@@ -172,13 +168,6 @@ def test_every_rule_and_level_is_a_cell_of_its_own() -> None:
     before = [cell for cell in plain.cells() if cell.scenario == "clean"]
     merged = [cell for cell in before if cell.protection != "control"]
     assert len(clean) == 2 * len(merged) + len(before) - len(merged)
-
-
-def test_a_scenario_without_meaning_on_the_axis_is_refused() -> None:
-    with pytest.raises(InputError, match="attacks a channel"):
-        grid(axis=Axis("mse", (0.1,)))
-    with pytest.raises(InputError, match="no attacker"):
-        grid(axis=Axis("budget_db", (10.0,)))
 
 
 # Jobs
@@ -238,9 +227,14 @@ def test_a_job_is_the_same_in_every_grid_that_holds_it() -> None:
         ({"rules": ()}, "rules"),
         ({"draws": 0}, "draws"),
         ({"seeds": -1}, "seeds"),
-        ({"scenarios": ("ideal",), "protections": ("control",)}, "control"),
+        ({"scenarios": ("clean", "sumrate")}, "scenario 'sumrate'. Did you mean 'sum_rate'"),
+        ({"protections": ("rmtllmf",)}, "protection 'rmtllmf'. Did you mean 'r-mtllmf'"),
+        ({"axis": Axis("mse", (0.1,))}, "attacks a channel"),
+        ({"axis": Axis("budget_db", (10.0,))}, "no attacker"),
     ],
 )
-def test_an_empty_grid_is_refused(change: dict[str, object], named: str) -> None:
+def test_a_grid_that_cannot_be_is_refused(change: dict[str, object], named: str) -> None:
     with pytest.raises(InputError, match=named):
         grid(**change)
+    with pytest.raises(InputError, match=r"expected a value such as fusion.Ties\(.*, got 'ties'"):
+        require_swept("ties")

@@ -96,7 +96,7 @@ def test_a_cell_that_fails_in_its_thread_ends_the_run(sweep_engine: Engine) -> N
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     engine = laid_out(sweep_engine, streams=2)
-    engine.programs = replace(sweep_engine.programs, count=full)
+    engine.programs = replace(sweep_engine.programs, evaluate=full)
     with pytest.raises(InputError, match="--cells-at-once 1 takes about half"):
         list(engine.run([Job(cell, 0.3) for cell in MERGES.cells()[:2]]))
 

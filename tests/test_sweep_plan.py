@@ -13,10 +13,11 @@ import pytest
 from cost_fixtures import B16, TINY, TINY_CLIP, TINY_TEXT, backbone_of, plain
 from rich.console import Console
 
+from rmtllmf_jax import fusion
 from rmtllmf_jax.cli.main import main, parse
-from rmtllmf_jax.cli.plan import devices_of, plan_sentences, print_plan, size_text, what_is_needed
+from rmtllmf_jax.cli.plan import devices_of, plan_sentences, print_plan, what_is_needed
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import TaskFacts, task_facts
+from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.sweep.cost import text_costs, tower_costs
 from rmtllmf_jax.sweep.devices import (
@@ -28,18 +29,17 @@ from rmtllmf_jax.sweep.devices import (
 )
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.memory import training_memory
-from rmtllmf_jax.sweep.plan import Needed, Plan, Work, plan
+from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize, Work, plan
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES, Recipe, RunRecipe
 
 # The plan
 
 
-def tiny_task(name: str, classes: int, train: int, test: int, pixels: int | None) -> TaskFacts:
+def tiny_task(name: str, classes: int, train: int, test: int, pixels: int | None) -> TaskSize:
     names = tuple(f"class {index}" for index in range(classes))
     prompts = ("a {}", "the {}")
-    facts = task_facts(name)
-    return replace(facts, classes=names, prompts=prompts, train=train, test=test, pixels=pixels)
+    return TaskSize(name, names, train, test, pixels, prompts)
 
 
 TASKS = (tiny_task("dtd", 3, 20, 11, None), tiny_task("mnist", 2, 40, 8, 2))
@@ -134,6 +134,23 @@ def test_the_scale_on_validation_images_is_counted():
     assert result["merging"][0] == 11 + 10
 
 
+def test_what_merge_methods_look_at_is_counted():
+    """18 and 36 training images, 11 merges of each rule, one block of width 4 and 8."""
+    rules = (fusion.AdaMerging(steps=3, batch_size=4), fusion.RegMean(), fusion.Fisher())
+    settings = replace(SETTINGS, statistics_samples=20)
+    result = tiny_plan(grid=replace(GRID, rules=rules), settings=settings)
+    seen, learned = 18 + 20, 11 * 3 * 4
+    found = amounts(result)
+    assert found["inputs of layers"] == (seen, seen * FORWARD)
+    assert found["Fisher information"] == (seen, seen * TRAIN)
+    assert found["learning to merge"] == (learned, learned * TRAIN)
+    grams, information, images = 5 * 4**2 + 8**2, 260, (11 + 8) * 4 * 4 * 3
+    assert result.sweep["what merge methods need"] == 2 * 4 * (grams + information) + images
+    chosen = replace(settings, scale="validation")
+    one = amounts(tiny_plan(grid=replace(GRID, rules=rules[:1]), settings=chosen))
+    assert one["learning to merge"][0] == learned + 3 * 4
+
+
 def test_symbols_are_sent_once_per_channel_and_seed():
     result = amounts(tiny_plan(settings=replace(SETTINGS, transport="analogue")))
     assert result["sending"] == (4, 4 * 130 * 8 * (3 * 16 + 4 * 8))  # two parameters a symbol
@@ -152,7 +169,7 @@ def test_a_task_of_the_grid_must_be_among_the_tasks():
 
 @cache
 def paper_plan(dtype: str = "float32") -> Plan:
-    tasks = tuple(task_facts(name) for name in TASK_NAMES)
+    tasks = tuple(TaskSize.of(task_facts(name)) for name in TASK_NAMES)
     scenarios = ("clean", "ideal", "strongest_user", "sum_rate")
     protections = ("none", "freeze", "realign", "r-mtllmf", "control")
     grid = Grid(choose_combinations(TASK_NAMES, None, 0), scenarios, protections, 1, 1)
@@ -302,7 +319,7 @@ FROM_HUB: Any = parse(["reproduce", "paper", "--out", "run"])
 def paper_needs(*words: str) -> tuple[Needed, ...]:
     """Return what the paper's run needs where MNIST alone is here."""
     options: Any = parse(["reproduce", "paper", "--out", "run", *words])
-    tasks = tuple(task_facts(name) for name in TASK_NAMES)
+    tasks = tuple(TaskSize.of(task_facts(name)) for name in TASK_NAMES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rmtllmf_jax.models.hub.in_cache", lambda name: False)
         patch.setattr("rmtllmf_jax.data.sources.hub.in_cache", lambda hub, _: "mnist" in hub.id)
@@ -333,9 +350,9 @@ def test_a_printed_plan_holds_its_numbers():
         "32.7 GFLOP per image",
         "Grid: 4,199 cells.",
         "2,048,000",  # images of fine-tuning
-        "598 MB",  # the download of CLIP
-        "5.98 GB",  # decoded images of SUN397
-        "2.75 GB",  # eight models
+        "598.5 MB",  # the download of CLIP
+        "6.0 GB",  # decoded images of SUN397
+        "2.7 GB",  # eight models
         "16.6 GB",  # activations of fine-tuning
         "2 x NVIDIA H100 80GB HBM3 with 60.0 GB",
         "989 TFLOP/s (by its data sheet)",
@@ -353,7 +370,7 @@ def test_a_printed_plan_holds_its_numbers():
 def test_a_narrow_terminal_loses_no_number():
     text = printed(paper_plan(), H100, known_speed(H100.kind), width=60)
     assert "2,048,000" in text
-    assert "5.98 GB" in text
+    assert "6.0 GB" in text
 
 
 def test_an_unknown_device_gets_operations_and_no_hours():
@@ -383,26 +400,6 @@ def test_nothing_missing_is_said():
         paper_plan(), needed=tuple(replace(each, present=True) for each in paper_needs())
     )
     assert "Nothing is missing offline." in list(plan_sentences(result, H100, None))
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (None, "unknown"),
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (999_400, "999 kB"),
-        (999_600, "1.00 MB"),
-        (12_340_000, "12.3 MB"),
-        (99_960_000, "100 MB"),
-        (598_482_948, "598 MB"),
-        (25_600_000_000, "25.6 GB"),
-        (3_200_000_000_000_000, "3200 TB"),
-    ],
-)
-def test_sizes_are_written_with_three_digits(size: int | None, text: str):
-    assert size_text(size) == text
 
 
 def test_a_dry_run_counts_tasks_that_the_registry_does_not_know(capsys):

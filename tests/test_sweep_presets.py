@@ -13,7 +13,7 @@ from conftest import TinyRun
 
 from rmtllmf_jax.channel import ATTACKS, PRESETS, RECEIVERS
 from rmtllmf_jax.cli.main import main
-from rmtllmf_jax.sweep.grid import SWEPT_RULES
+from rmtllmf_jax.fusion import METHODS
 from rmtllmf_jax.uplink import ERROR_MODELS, TRANSPORTS
 
 SCENARIOS = ("clean", "ideal", *sorted(set(ATTACKS) - {"none"}))
@@ -124,7 +124,7 @@ def test_help_names_what_can_be_chosen(command: str, capfd: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main([command, "--help"])
     words = capfd.readouterr().out.replace(",", " ").split()
-    for name in (*PRESETS, *SCENARIOS, *RECEIVERS, *ERROR_MODELS, *SWEPT_RULES, *TRANSPORTS):
+    for name in (*PRESETS, *SCENARIOS, *RECEIVERS, *ERROR_MODELS, *METHODS, *TRANSPORTS):
         named = [word for word in words if word.partition("(")[0].strip("().:=RHO") == name]
         assert named, name
     assert any(word.startswith("mse=.01") for word in words)

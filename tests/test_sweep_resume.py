@@ -27,12 +27,13 @@ from sweep_fixtures import (
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.sweep import stage as stage_module
 from rmtllmf_jax.sweep.axis import Axis
-from rmtllmf_jax.sweep.engine import Counted, Engine
+from rmtllmf_jax.sweep.engine import Engine, Evaluated
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.programs import Programs
 from rmtllmf_jax.sweep.run import run_grid
+from rmtllmf_jax.sweep.so_far import results_so_far
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
 
@@ -62,7 +63,7 @@ class Counting(Engine):
     def computed(self) -> list[Job]:
         return vars(self).setdefault("noted", [])
 
-    def run(self, jobs: Any) -> Iterator[list[Counted]]:
+    def run(self, jobs: Any) -> Iterator[list[Evaluated]]:
         for chunk in super().run(jobs):
             self.computed.extend(job for job, _ in chunk)
             yield chunk
@@ -86,7 +87,19 @@ def test_a_part_of_the_grid_gives_the_same_rows(
     sweep_engine: Engine, sweep_tables: Tables, tmp_path: Path
 ) -> None:
     part = Grid((TASKS, OTHER), ("sum_rate",), ("r-mtllmf", "none"), 1, 1)
-    for name, rows in tables_of(sweep_engine, part, tmp_path).items():
+    tables = tables_of(sweep_engine, part, tmp_path)
+    made = tables["results"]
+    assert set(zip(made["scenario"], made["protection"], strict=True)) == {
+        ("clean", "control"),
+        ("sum_rate", "none"),
+        ("sum_rate", "r-mtllmf"),
+    }
+    configuration = {"grid": part.record(), "settings": {"error_model": "independent"}}
+    so_far = pd.DataFrame(results_so_far(str(tmp_path), configuration))
+    keys = [*CELL, "task"]
+    both = [table.set_index(keys)["normalised"].sort_index() for table in (made, so_far)]
+    pd.testing.assert_series_equal(*both, check_exact=True)
+    for name, rows in tables.items():
         whole = sweep_tables[name]
         keys = [*CELL, "task"]
         if name == "cosines":
@@ -199,13 +212,13 @@ class Interrupted(Engine):
 
     at, times = 2, 1
 
-    def _counted(self, chunk: list[Job]) -> list[Counted]:
+    def _evaluated(self, chunk: list[Job]) -> list[Evaluated]:
         number = vars(self).setdefault("chunks", [])
         number.append(chunk)
         if len(number) == self.at:
             for _ in range(self.times):
                 signal.raise_signal(signal.SIGINT)
-        return super()._counted(chunk)
+        return super()._evaluated(chunk)
 
 
 @pytest.fixture

@@ -34,13 +34,13 @@ from rmtllmf_jax.fusion import (
     one_of,
     parse_method,
 )
+from rmtllmf_jax.fusion.scale import MEAN_SCALES, SUM_SCALES
 from rmtllmf_jax.report.io import read_scales
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.job import Job, finetuned_job
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.scales import scales_by_size, validation_jobs
-from rmtllmf_jax.sweep.settings import VALIDATION_SCALES
 from rmtllmf_jax.sweep.so_far import results_so_far
 from rmtllmf_jax.sweep.stage import Stage
 
@@ -103,8 +103,10 @@ def test_validation_takes_the_best_of_the_curve(validated: Tables) -> None:
         "scale",
         "normalised",
     ]
-    assert len(curve) == 2 * 4 * len(VALIDATION_SCALES)
-    assert set(curve["scale"]) == set(VALIDATION_SCALES)
+    for rule, scales in (("task_arithmetic", SUM_SCALES), ("ties", MEAN_SCALES)):
+        rows = curve[curve["rule"] == rule]
+        assert len(rows) == 4 * len(scales)
+        assert set(rows["scale"]) == set(scales)
     best = curve.groupby(["rule", "size", "scale"])["normalised"].mean()
     for rule in map(described, EVERY.rules):
         for size in (2, 3):
@@ -176,7 +178,7 @@ def test_validation_does_not_look_at_the_test_split(sweep_engine: Engine, tmp_pa
         stage.complete([finetuned_job(task, "validation") for task in TASKS], "references")
         scales, curve = scales_by_size(stage, grid)
         assert len(scales) == 2
-        assert len(curve) == 2 * len(VALIDATION_SCALES)
+        assert len(curve) == len(SUM_SCALES) + len(MEAN_SCALES)
         with pytest.raises(AssertionError, match="the test split was read"):
             stage.complete([finetuned_job("mnist", "test")], "references")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.sweep.trackers import TRACKERS, Tracker, get_tracker
+from rmtllmf_jax.sweep.trackers import TRACKERS, get_tracker
 
 CONFIGURATION = {"preset": "paper", "seeds": 2, "root": Path("runs")}
 real_tensorboard = pytest.mark.skipif(
@@ -45,13 +45,6 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
     return fake
 
 
-def test_none_is_the_default_and_does_nothing(tmp_path: Path):
-    with get_tracker((), tmp_path, CONFIGURATION) as tracker:
-        assert isinstance(tracker, Tracker)
-        tracker.log(0, {"cells/s": 1.0})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_nothing_is_imported_before_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -68,11 +61,6 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"needs .* {package} .*Install rmtllmf-jax\[{name}\]"):
         get_tracker([name], tmp_path, CONFIGURATION).__enter__()
-
-
-def test_an_unknown_tracker_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"unknown tracker 'wandbb'\. Did you mean 'wandb'"):
-        get_tracker(["wandbb"], tmp_path, CONFIGURATION).__enter__()
 
 
 def test_trackers_need_a_local_folder(wandb: FakeWandb):
@@ -94,14 +82,6 @@ def test_wandb_gets_every_step_once(tmp_path: Path, wandb: FakeWandb):
         ("finish",),
     ]
     assert folder.is_dir()
-
-
-def test_wandb_s_own_variable_names_the_project(
-    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
-    with get_tracker(["wandb"], tmp_path, {}):
-        assert wandb.calls[0][1]["project"] == "mine"
 
 
 def test_what_wandb_refuses_is_said_with_the_way_out(

@@ -45,8 +45,12 @@ from rmtllmf_jax.channel.chain import (
     user_rates,
 )
 from rmtllmf_jax.channel.checks import check_uplink
-from rmtllmf_jax.channel.coloured_noise import effective_gram
-from rmtllmf_jax.channel.equalise import Equaliser, error_covariance_of, mmse_equaliser
+from rmtllmf_jax.channel.equalise import (
+    Equaliser,
+    effective_gram,
+    error_covariance_of,
+    mmse_equaliser,
+)
 from rmtllmf_jax.channel.fading import (
     Fading,
     Kronecker,
@@ -58,22 +62,26 @@ from rmtllmf_jax.channel.fading import (
     rician,
     steering_vectors,
 )
-from rmtllmf_jax.channel.geometry import (
+from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
+from rmtllmf_jax.channel.path_loss import (
     PLACEMENTS,
+    FreeSpace,
+    LinkBudget,
+    PathLoss,
+    PowerLaw,
+    UrbanMacro,
+    UrbanMicro,
     angles_from_positions,
     distances_from_positions,
     user_distances,
     user_distances_by_area,
 )
-from rmtllmf_jax.channel.link_budget import LinkBudget
-from rmtllmf_jax.channel.matrices import Matrices
-from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
-from rmtllmf_jax.channel.path_loss import FreeSpace, PathLoss, PowerLaw, UrbanMacro, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.channel.presets import (
     PRESETS,
     ChannelPreset,
     DirectPreset,
+    Matrices,
     Preset,
     get_preset,
     require_channel_preset,
@@ -110,8 +118,11 @@ from rmtllmf_jax.channel.receivers import (
     Unaware,
     get_receiver,
 )
-from rmtllmf_jax.channel.sum_mse_attack import sum_mse_powers
-from rmtllmf_jax.channel.sum_rate_attack import floor_aware_powers, sum_rate_powers
+from rmtllmf_jax.channel.spectral_attacks import (
+    floor_aware_powers,
+    sum_mse_powers,
+    sum_rate_powers,
+)
 
 __all__ = [
     "ATTACKS",

@@ -29,14 +29,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
 from rmtllmf_jax.channel.checks import require_channel, require_hermitian, require_powers
-from rmtllmf_jax.channel.coloured_noise import effective_gram
+from rmtllmf_jax.channel.equalise import effective_gram
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.matrix_functions import congruence, in_own_basis, reciprocal, square_root
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_rate, min_max_weights
 from rmtllmf_jax.channel.realisation import gram, received_power
-from rmtllmf_jax.channel.spectral_attacks import Rule, spectral_attack, spectral_covariance
-from rmtllmf_jax.channel.sum_mse_attack import SUM_MSE
-from rmtllmf_jax.channel.sum_rate_attack import FLOOR_AWARE, SUM_RATE
+from rmtllmf_jax.channel.spectral_attacks import (
+    FLOOR_AWARE,
+    SUM_MSE,
+    SUM_RATE,
+    Rule,
+    spectral_attack,
+    spectral_covariance,
+)
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import by_name, name_of
 

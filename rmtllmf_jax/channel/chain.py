@@ -22,8 +22,7 @@ from rmtllmf_jax.channel.attacks import (
     choice,
 )
 from rmtllmf_jax.channel.checks import require_powers
-from rmtllmf_jax.channel.coloured_noise import ColouredNoise, coloured_noise
-from rmtllmf_jax.channel.equalise import Equaliser
+from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser, coloured_noise
 from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Preset
 from rmtllmf_jax.channel.realisation import draw_channel, gram, received_power
 from rmtllmf_jax.channel.receivers import SIC, Receiver

@@ -6,6 +6,7 @@ Traced values pass unseen: inside `jax.jit`, `jax.vmap` and `jax.grad` there is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,53 +22,40 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def _require(
+    name: str, values: Any, expected: str, holds: Callable[[np.ndarray], Any] = lambda array: True
+) -> None:
+    if is_traced(values):
+        return
+    array = np.ravel(values)
+    bad = array[~(np.isfinite(array) & holds(array))]
+    if bad.size:
+        raise InputError(f"{name} must be {expected}, got {bad[0].item()!r}.")
+
+
 def require_within(name: str, values: Any, least: float, most: float) -> None:
     """Check that all `values` are finite and within [least, most].
 
     **Raises:** `InputError` that names them and the first value seen outside.
     """
-    if is_traced(values):
-        return
-    array = np.ravel(values)
-    bad = array[~(np.isfinite(array) & (array >= least) & (array <= most))]
-    if bad.size:
-        limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
-        expected = " and ".join(["finite", *limits])
-        raise InputError(f"{name} must be {expected}, got {bad[0].item()!r}.")
+    limits = [f">= {least:g}"] * (least > -math.inf) + [f"<= {most:g}"] * (most < math.inf)
+    expected = " and ".join(["finite", *limits])
+    _require(name, values, expected, lambda array: (array >= least) & (array <= most))
 
 
 def require_decibels(name: str, values: Any) -> None:
-    """Check that all `values` in dB are ratios that a float can hold.
-
-    **Raises:** `InputError` that names them and the first value seen outside.
-    """
+    """Check that all `values` in dB are ratios that a float can hold, see `require_within`."""
     require_within(name, values, -300.0, 300.0)
 
 
 def require_positive(name: str, values: Any) -> None:
-    """Check that all `values` are finite and above zero.
-
-    **Raises:** `InputError` that names them and the first value seen that is not.
-    """
-    if is_traced(values):
-        return
-    array = np.ravel(values)
-    bad = array[~(np.isfinite(array) & (array > 0))]
-    if bad.size:
-        raise InputError(f"{name} must be finite and > 0, got {bad[0].item()!r}.")
+    """Check that all `values` are finite and above zero, see `require_within`."""
+    _require(name, values, "finite and > 0", lambda array: array > 0)
 
 
 def require_finite(name: str, values: Any) -> None:
-    """Check that all `values`, real or complex, are finite.
-
-    **Raises:** `InputError` that names them and the first value seen that is not.
-    """
-    if is_traced(values):
-        return
-    array = np.ravel(values)
-    bad = array[~np.isfinite(array)]
-    if bad.size:
-        raise InputError(f"{name} must be finite, got {bad[0].item()!r}.")
+    """Check that all `values`, real or complex, are finite, see `require_within`."""
+    _require(name, values, "finite")
 
 
 def require_channel(h_tilde: Any) -> None:
@@ -132,10 +120,7 @@ def require_covariance(name: str, matrix: Any) -> None:
 
 
 def require_powers(budget: Any, noise: Any) -> None:
-    """Check that an attack budget is >= 0 and a thermal noise power is > 0.
-
-    **Raises:** `InputError` that names the one and the value seen.
-    """
+    """Check that an attack budget is >= 0 and a thermal noise power > 0, see `require_within`."""
     require_within("budget", budget, 0.0, math.inf)
     require_positive("noise", noise)
 

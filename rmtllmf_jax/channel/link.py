@@ -20,8 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel import modem
-from rmtllmf_jax.channel.coloured_noise import ColouredNoise, coloured_noise
-from rmtllmf_jax.channel.equalise import Equaliser
+from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser, coloured_noise
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
 from rmtllmf_jax.channel.receivers import SIC, Filtering

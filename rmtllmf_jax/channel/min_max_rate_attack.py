@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Real
 
-from rmtllmf_jax.channel.derivative_rules import Ruled
 from rmtllmf_jax.channel.linalg import inverse, off_zero
 from rmtllmf_jax.channel.matrix_functions import (
+    Ruled,
     congruence,
     divide,
     in_own_basis,

@@ -1,4 +1,4 @@
-"""Path loss: how much of a user's power reaches one receive antenna at a given distance.
+"""Where the users stand, and how much of their power reaches one receive antenna from there.
 
 A path loss is a small frozen dataclass that is called with distances in metres and returns the
 power gain beta as a ratio (at most one, but for `PowerLaw`, which is relative to 1 km). Hashable,
@@ -9,15 +9,117 @@ Distances outside `range_m` raise `InputError` where they are known, and are not
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Key, Real
 
-from rmtllmf_jax.channel.checks import require_positive, require_within
-from rmtllmf_jax.channel.geometry import REFERENCE_DISTANCE_M
+from rmtllmf_jax.channel.checks import (
+    is_traced,
+    require_decibels,
+    require_positive,
+    require_within,
+)
+from rmtllmf_jax.common.errors import InputError, require_at_least
+
+_Metres = float | Float[Array, ""]
+
+REFERENCE_DISTANCE_M = 1000.0
+"""Distance at which a power law's gain is one, and for which an edge SNR is quoted."""
+
+
+def user_distances(
+    key: Key[Array, ""], users: int, minimum: _Metres = 100.0, maximum: _Metres = 1000.0
+) -> Float[Array, " users"]:
+    """Distances to the receiver in metres, independent and uniform in [minimum, maximum].
+
+    Uniform in the distance and not in the area, as R-MTLLMF (arXiv 2411.18220) has it.
+
+    **Raises:** `InputError` for no users, or unless 0 < minimum <= maximum.
+    """
+    _require_ring(users, minimum, maximum)
+    return jax.random.uniform(key, (users,), minval=minimum, maxval=maximum)
+
+
+def user_distances_by_area(
+    key: Key[Array, ""], users: int, minimum: _Metres = 100.0, maximum: _Metres = 1000.0
+) -> Float[Array, " users"]:
+    """Distances in metres of users spread evenly over the ring between the two radii.
+
+    The density grows with the distance: d^2 is uniform in [minimum^2, maximum^2].
+
+    **Raises:** `InputError` for no users, or unless 0 < minimum <= maximum.
+    """
+    _require_ring(users, minimum, maximum)
+    squared = jax.random.uniform(key, (users,), minval=minimum**2, maxval=maximum**2)
+    # The root of a rounded square may lie a rounding error outside the ring.
+    return jnp.clip(jnp.sqrt(squared), minimum, maximum)
+
+
+def _require_ring(users: int, minimum: _Metres, maximum: _Metres) -> None:
+    require_at_least("users", users, 1)
+    if not (is_traced(minimum) or is_traced(maximum) or 0 < minimum <= maximum < math.inf):
+        raise InputError(
+            "distances must satisfy 0 < minimum <= maximum < infinity, got "
+            f"{minimum!r} and {maximum!r}."
+        )
+
+
+PLACEMENTS: Mapping[str, Callable[..., Float[Array, " users"]]] = MappingProxyType(
+    {"distance": user_distances, "area": user_distances_by_area}
+)
+"""Ways to draw distances, `(key, users, minimum, maximum) -> distances`, by what is uniform."""
+
+
+def distances_from_positions(
+    positions: Float[Array, "*batch users axes"], base_station: Float[Array, " base_axes"]
+) -> Float[Array, "*batch users"]:
+    """Euclidean distances in metres of users at (x, y) or (x, y, z) from a base station.
+
+    Differentiable, except for a user at the base station itself, who has no path loss either.
+
+    **Raises:** `InputError` if the two do not have the same two or three coordinates, or a user
+    stands at the base station.
+
+    >>> distances_from_positions(jnp.array([[3.0, 4.0]]), jnp.zeros(2)).tolist()
+    [5.0]
+    """
+    axes = base_station.shape[0]
+    if axes not in (2, 3) or positions.shape[-1] != axes:
+        raise InputError(
+            "positions and base station need the same two or three coordinates, got "
+            f"{positions.shape[-1]} and {axes}."
+        )
+    distances = jnp.linalg.norm(positions - base_station, axis=-1)
+    require_positive("distances from the base station", distances)
+    return distances
+
+
+def angles_from_positions(
+    positions: Float[Array, "*batch users axes"], base_station: Float[Array, " base_axes"]
+) -> Float[Array, "*batch users"]:
+    """Angles in radians from broadside of an array along the y axis: sin(angle) = dy / distance.
+
+    What `steering_vectors` takes, for users at (x, y) or (x, y, z). Differentiable but at the base
+    station and, with heights, on the array's own axis.
+
+    **Raises:** `InputError` if the two do not have the same two or three coordinates, or a user
+    stands at the base station.
+
+    >>> angles = angles_from_positions(jnp.array([[3.0, 0.0], [0.0, -2.0]]), jnp.zeros(2))
+    >>> jnp.rad2deg(angles).tolist()
+    [0.0, -90.0]
+    """
+    distances_from_positions(positions, base_station)  # checks
+    offset = positions - base_station
+    across = offset[..., 0] if len(base_station) == 2 else jnp.hypot(offset[..., 0], offset[..., 2])
+    return jnp.arctan2(offset[..., 1], across)
+
 
 SPEED_OF_LIGHT = 299_792_458.0
 """In metres a second."""
@@ -205,3 +307,65 @@ class UrbanMacro(_Urban):
     _nlos: ClassVar[tuple[float, float, float, float]] = (13.54, 39.08, 20.0, 0.6)
     _shadowing_db: ClassVar[tuple[float, float]] = (4.0, 6.0)
     _decay_m: ClassVar[float] = 63.0
+
+
+BOLTZMANN = 1.380649e-23
+"""In joules a kelvin."""
+
+
+@dataclass(frozen=True)
+class LinkBudget:
+    """Transmitter, receiver and band of one user's link to one receive antenna.
+
+    **Fields:**
+
+    - `transmit_power_dbm`: P, 0 dBm is a milliwatt.
+    - `bandwidth_hz`: of the carrier that P is spent on.
+    - `noise_figure_db`: of the receiver, at least 0.
+    - `transmit_gain_dbi`, `receive_gain_dbi`: antenna gains.
+    - `temperature_k`: of the noise.
+
+    **Raises:** `InputError` for a value that no link can have.
+
+    >>> LinkBudget(transmit_power_dbm=-10.0, bandwidth_hz=128e3).noise_power_dbm.__round__(1)
+    -117.9
+    """
+
+    transmit_power_dbm: float
+    bandwidth_hz: float
+    noise_figure_db: float = 5.0
+    transmit_gain_dbi: float = 0.0
+    receive_gain_dbi: float = 0.0
+    temperature_k: float = 290.0
+
+    def __post_init__(self) -> None:
+        for name in ("transmit_power_dbm", "transmit_gain_dbi", "receive_gain_dbi"):
+            require_decibels(name, getattr(self, name))
+        require_within("noise_figure_db", self.noise_figure_db, 0.0, 300.0)
+        require_positive("bandwidth_hz", self.bandwidth_hz)
+        require_positive("temperature_k", self.temperature_k)
+
+    @property
+    def noise_power_dbm(self) -> float:
+        """The thermal noise power n = k T B F of one antenna."""
+        thermal_w = BOLTZMANN * self.temperature_k * self.bandwidth_hz
+        return 10 * math.log10(1e3 * thermal_w) + self.noise_figure_db
+
+    def snr(self, path_gain: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """P beta / n with both antenna gains, as a ratio; `path_gain` is beta as a ratio."""
+        require_positive("path_gain", path_gain)
+        return path_gain * 10 ** (self._unit_gain_snr_db / 10)
+
+    def edge_snr_db(
+        self, path_loss: PathLoss, edge_distance_m: Real[ArrayLike, ""] = REFERENCE_DISTANCE_M
+    ) -> float:
+        """SNR of a user at the edge in dB; at 1 km, what a preset's `edge_snr_db` asks for.
+
+        With an absolute path loss; a `PowerLaw` is relative to 1 km and has no SNR of its own.
+        """
+        return 10 * math.log10(path_loss(edge_distance_m)) + self._unit_gain_snr_db
+
+    @property
+    def _unit_gain_snr_db(self) -> float:
+        gains_dbi = self.transmit_gain_dbi + self.receive_gain_dbi
+        return self.transmit_power_dbm + gains_dbi - self.noise_power_dbm

@@ -20,14 +20,6 @@ ORDERS = ("weakest_first", "strongest_first")
 """Decoding orders of successive interference cancellation (SIC)."""
 
 
-def require_order(order: str) -> None:
-    """Check a decoding order.
-
-    **Raises:** `InputError` that lists the known ones.
-    """
-    require_known("SIC order", order, ORDERS)
-
-
 def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, " users"]:
     """Users in the order in which they are decoded, first decoded first.
 
@@ -39,8 +31,7 @@ def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, 
     >>> sic_order(jnp.array([3.0, 1.0, 2.0]), "weakest_first").tolist()
     [1, 2, 0]
     """
-    require_order(order)
-    ascending = order == "weakest_first"
+    ascending = require_known("SIC order", order, ORDERS) == "weakest_first"
     return jnp.argsort(received_power if ascending else -received_power)
 
 

@@ -19,23 +19,18 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel.checks import require_positive
-from rmtllmf_jax.channel.coloured_noise import coloured_noise, effective_gram
 from rmtllmf_jax.channel.equalise import (
     Equaliser,
+    coloured_noise,
+    effective_gram,
     error_covariance_of,
     matched_equaliser,
     mmse_equaliser,
 )
 from rmtllmf_jax.channel.linalg import product
-from rmtllmf_jax.channel.rates import (
-    ORDERS,
-    error_covariance,
-    matched_filter_errors,
-    require_order,
-    sic_order,
-)
+from rmtllmf_jax.channel.rates import ORDERS, error_covariance, matched_filter_errors, sic_order
 from rmtllmf_jax.channel.realisation import gram, received_power
-from rmtllmf_jax.common.errors import InputError, require_at_least
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.values import Known, by_name, parse
 
 _Errors = Complex[Array, "users users"]
@@ -57,7 +52,11 @@ class Receiver(Protocol):
 
 
 class Filtering:
-    """What the receivers of this module share: the errors of filters, under the true noise."""
+    """What the receivers of this module share: the errors of filters, under the true noise.
+
+    One that knows the noise has `from_gram(gram_eff, power)`, as its errors follow from G and the
+    powers received before the attack.
+    """
 
     chooses: ClassVar[str] = ""
     """The discrete choice that it makes by the received powers; calls take `power` then."""
@@ -70,8 +69,11 @@ class Filtering:
         key: Key[Array, ""] | None = None,
         power: Float[Array, " users"] | None = None,
     ) -> Equaliser:
-        """The filters of a channel, and the MSE that the receiver believes in."""
-        raise NotImplementedError
+        """The filters of a channel, and the MSE that the receiver believes in.
+
+        **Raises:** `InputError` without a `key` where the receiver measures.
+        """
+        return self._design(h_tilde, *self._believed(h_tilde, attack, noise, key), power)
 
     def __call__(
         self,
@@ -94,34 +96,24 @@ class Filtering:
         [[0.5]]
         [[0.68]]
         """
-        filters = self.filters(h_tilde, attack, noise, key, power)
-        return error_covariance_of(filters, h_tilde, attack, noise)
-
-
-class _OfGram(Filtering):
-    """Receivers that know the noise, so that errors follow from G."""
-
-    def from_gram(
-        self, gram_eff: Complex[Array, "users users"], power: Float[Array, " users"]
-    ) -> Complex[Array, "users users"]:
-        """E[e e^H] from the effective Gram matrix and the powers received before the attack."""
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        h_tilde: Complex[Array, "antennas users"],
-        attack: Complex[Array, "antennas antennas"],
-        noise: Real[ArrayLike, ""] = 1.0,
-        key: Key[Array, ""] | None = None,
-        power: Float[Array, " users"] | None = None,
-    ) -> Complex[Array, "users users"]:
-        """As above."""
+        if (from_gram := getattr(self, "from_gram", None)) is None:
+            filters = self.filters(h_tilde, attack, noise, key, power)
+            return error_covariance_of(filters, h_tilde, attack, noise)
         seen = effective_gram(h_tilde, attack, noise)
-        return self.from_gram(seen, received_power(gram(h_tilde)) if power is None else power)
+        power = received_power(gram(h_tilde)) if power is None else power
+        errors: Array = from_gram(seen, power)
+        return errors
+
+    def _believed(self, h: Array, attack: Array, noise: Any, key: Any) -> tuple[Array, Any]:
+        """The attacker's covariance and the floor that the filters are made for."""
+        return attack, noise
+
+    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Sic(_OfGram):
+class Sic(Filtering):
     """MMSE with successive interference cancellation, in an `order` of received powers.
 
     R-MTLLMF (arXiv 2411.18220) decodes `weakest_first`, so that the strongest user is last and free
@@ -132,15 +124,13 @@ class Sic(_OfGram):
     chooses: ClassVar[str] = "the SIC order"
 
     def __post_init__(self) -> None:
-        require_order(self.order)
+        require_known("SIC order", self.order, ORDERS)
 
     def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
         return error_covariance(gram_eff, sic_order(power, self.order))
 
-    def filters(
-        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
-    ) -> Equaliser:
-        return mmse_equaliser(h_tilde, attack, noise, self.order, power)
+    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
+        return mmse_equaliser(h, attack, noise, self.order, power)
 
 
 SIC = Sic()
@@ -148,29 +138,25 @@ SIC = Sic()
 
 
 @dataclass(frozen=True)
-class Lmmse(_OfGram):
+class Lmmse(Filtering):
     """Joint linear MMSE without cancellation; errors of different users are correlated."""
 
     def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
         return error_covariance(gram_eff)
 
-    def filters(
-        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
-    ) -> Equaliser:
-        return mmse_equaliser(h_tilde, attack, noise, None)
+    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
+        return mmse_equaliser(h, attack, noise, None)
 
 
 @dataclass(frozen=True)
-class MatchedFilter(_OfGram):
+class MatchedFilter(Filtering):
     """Whitened matched filter per user, without suppression or cancellation."""
 
     def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
         return matched_filter_errors(gram_eff)
 
-    def filters(
-        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
-    ) -> Equaliser:
-        return matched_equaliser(h_tilde, attack, noise)
+    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
+        return matched_equaliser(h, attack, noise)
 
 
 _Inner = Sic | Lmmse | MatchedFilter
@@ -178,8 +164,6 @@ _INNER = by_name(Sic, Lmmse, MatchedFilter)
 
 
 class _Around(Filtering):
-    """Another receiver with filters for a covariance that is not the true one."""
-
     of: _Inner
     choices: ClassVar[Mapping[str, Known]] = {"of": _INNER}
 
@@ -187,6 +171,9 @@ class _Around(Filtering):
     def chooses(self) -> str:  # type: ignore[override]
         """The choice of the receiver within."""
         return self.of.chooses
+
+    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
+        return self.of._design(h, attack, noise, power)
 
 
 @dataclass(frozen=True)
@@ -198,10 +185,8 @@ class Unaware(_Around):
 
     of: _Inner = SIC
 
-    def filters(
-        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
-    ) -> Equaliser:
-        return self.of.filters(h_tilde, jnp.zeros_like(attack), noise, key, power)
+    def _believed(self, h: Array, attack: Array, noise: Any, key: Any) -> tuple[Array, Any]:
+        return jnp.zeros_like(attack), noise
 
 
 @dataclass(frozen=True)
@@ -222,19 +207,12 @@ class Estimated(_Around):
         require_at_least("snapshots", self.snapshots, 1)
         require_positive("loading", self.loading)
 
-    def filters(
-        self, h_tilde: Array, attack: Array, noise: Any = 1.0, key: Any = None, power: _Power = None
-    ) -> Equaliser:
-        """As above.
-
-        **Raises:** `InputError` without a `key`, which draws the snapshots.
-        """
+    def _believed(self, h: Array, attack: Array, noise: Any, key: Any) -> tuple[Array, Any]:
         if key is None:
             raise InputError("the receiver estimated draws snapshots of the noise: give it a key.")
-        white = jax.random.normal(key, (len(h_tilde), self.snapshots), h_tilde.dtype)
-        seen = coloured_noise(h_tilde, attack, noise).colour(white)
-        sample = product(seen, seen.conj().T) / self.snapshots
-        return self.of.filters(h_tilde, sample, self.loading * noise, key, power)
+        white = jax.random.normal(key, (len(h), self.snapshots), h.dtype)
+        seen = coloured_noise(h, attack, noise).colour(white)
+        return product(seen, seen.conj().T) / self.snapshots, self.loading * noise
 
 
 RECEIVERS: Mapping[str, type] = MappingProxyType({**_INNER, **by_name(Unaware, Estimated)})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json
+from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json, print_table
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
 from rmtllmf_jax.common.values import described, parse_all
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
@@ -185,11 +185,6 @@ def _channel_figures(
 
 
 def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
-    from rmtllmf_jax.report.sheets import Sheet
-    from rmtllmf_jax.report.terminal import print_sheet
-
     width = max(len(row["attack"]) for row in rows)  # so that no name is folded
 
     def line(name: str, unit: str, values: list[float], form: str) -> list[str]:
@@ -206,4 +201,4 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
         line("worst parameter SNR", "dB", [row["worst_user_snr_db"] for row in rows], ".1f"),
     ]
     header = ["statistic", "unit", *(row["attack"] for row in rows)]
-    print_sheet(Sheet(title, header, lines), Console())
+    print_table(title, header, lines)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
 from rmtllmf_jax.cli.help_text import Place
-from rmtllmf_jax.cli.options import MetricText, Relocated, print_as_json
+from rmtllmf_jax.cli.options import Configured, MetricText, print_as_json, print_table
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.runs.environment import use_compilation_cache
 
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Evaluate(Relocated):
+class Evaluate(Configured):
     """Print the score of a model on a run folder's tasks, under their frozen heads.
 
     Without --directory and --configuration: of each task's own fine-tuned model.
@@ -32,13 +29,8 @@ class Evaluate(Relocated):
     rmtllmf evaluate runs/a --configuration combination=dtd+mnist scenario=sum_rate
     """
 
-    run_folder: tyro.conf.Positional[Path]
-    """Run folder that `finetune` or `reproduce` made; its heads and images are used."""
     directory: Place | None = None
     """A model directory, as `export` and `fuse` write it, whose image tower is evaluated."""
-    configuration: tuple[str, ...] = ()
-    """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
-    level, draw, seed, protection and rule; what the table has one of may be left out."""
     tasks: tuple[str, ...] = ()
     """Tasks; none means all of the run folder, or of the configuration."""
     split: Literal["test", "validation"] = "test"
@@ -58,7 +50,7 @@ class Evaluate(Relocated):
         if self.directory is not None and self.configuration:
             raise InputError("--directory and --configuration are two models: give one of them.")
         use_compilation_cache(self.cache_dir)
-        run = self.swept(self.run_folder)
+        run = self.swept()
         engine = engine_of(run, metric)
         name, params, tasks = self._model(run, engine)
         found = {}
@@ -80,29 +72,18 @@ class Evaluate(Relocated):
 
     def _model(self, run: Run, engine: Engine) -> tuple[str, PyTree | None, tuple[str, ...]]:
         """Return a model's name, its parameters, and the tasks; none for the fine-tuned ones."""
-        from rmtllmf_jax.sweep.configuration import find_configuration, job_of, model_of
+        from rmtllmf_jax.sweep.configuration import job_of, model_of
 
         for task in self.tasks:
             require_known("task", task, run.names)
         tasks = self.tasks or run.names
         if self.configuration:
-            job = job_of(find_configuration(run, pairs(self.configuration)))
+            job = job_of(self.rows(run))
             chosen = self.tasks or job.cell.combination
             return " ".join(self.configuration), model_of(engine, job), chosen
         if self.directory is not None:
             return self.directory, _tower(run, self.directory), tasks
         return "fine-tuned models", None, tasks
-
-
-def pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    """Return NAME=VALUE texts as a mapping.
-
-    **Raises:** `InputError` for anything else.
-    """
-    for text in texts:
-        if "=" not in text:
-            raise InputError(f"--configuration: expected NAME=VALUE, got {text!r}.")
-    return dict(text.split("=", 1) for text in texts)
 
 
 def _tower(run: Run, directory: str) -> PyTree:
@@ -125,10 +106,7 @@ def _tower(run: Run, directory: str) -> PyTree:
 
 
 def _print(title: str, found: Mapping[str, Mapping[str, Any]], metric: Metric) -> None:
-    from rich.console import Console
-
-    from rmtllmf_jax.report.sheets import Sheet, percent
-    from rmtllmf_jax.report.terminal import print_sheet
+    from rmtllmf_jax.report.sheets import percent
 
     def text(name: str, value: float | None) -> str:
         if value is None:
@@ -141,4 +119,4 @@ def _print(title: str, found: Mapping[str, Mapping[str, Any]], metric: Metric) -
         for task, row in found.items()
     ]
     header = ["task", metric.label, "normalised", "base", "fine-tuned", "images"]
-    print_sheet(Sheet(title, header, rows), Console())
+    print_table(title, header, rows)

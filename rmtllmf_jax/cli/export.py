@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
-from rmtllmf_jax.cli.evaluate import pairs
-from rmtllmf_jax.cli.options import Relocated
+from rmtllmf_jax.cli.options import Configured
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 
 if TYPE_CHECKING:
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Export(Relocated):
+class Export(Configured):
     """Write a model of a run folder as a directory that transformers opens.
 
     Any configuration of results.parquet, received and repaired as it was evaluated; or a fine-tuned
@@ -29,15 +26,10 @@ class Export(Relocated):
     rmtllmf export runs/a --tasks mnist svhn dtd --scale 0.3 --to merged
     """
 
-    run_folder: tyro.conf.Positional[Path]
-    """Run folder that `finetune` or `reproduce` made."""
     to: Path
     """The directory to write; it must not exist."""
     tasks: tuple[str, ...] = ()
     """Tasks to merge, or one; none means all of the run folder."""
-    configuration: tuple[str, ...] = ()
-    """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
-    level, draw, seed, protection and rule; what the table has one of may be left out."""
     scale: float | None = None
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
     fine-tuned model itself), and the power law of the number of tasks for several."""
@@ -63,15 +55,10 @@ class Export(Relocated):
 
     def _received(self) -> tuple[RunConfig, PyTree, str]:
         """Return the model of a configuration, by the program of the sweep."""
-        from rmtllmf_jax.sweep.configuration import (
-            engine_of,
-            find_configuration,
-            job_of,
-            model_of,
-        )
+        from rmtllmf_jax.sweep.configuration import engine_of, job_of, model_of
 
-        run = self.swept(self.run_folder)
-        rows = find_configuration(run, pairs(self.configuration))
+        run = self.swept()
+        rows = self.rows(run)
         tower = model_of(engine_of(run), job_of(rows))
         score = rows["normalised"].mean()
         return run.config, tower, f"{' '.join(self.configuration)}, normalised score {score:.1%}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rmtllmf_jax.cli.help_text import BothWays, Place
-from rmtllmf_jax.cli.options import RunOptions, taken
+from rmtllmf_jax.cli.options import RunOptions, print_table, taken
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -164,12 +164,8 @@ def _print_vectors(
     out: Path, backbone: Backbone, base: PyTree, records: Mapping[str, UserRecord]
 ) -> None:
     """Print norms, rms and cosines of the task vectors, and draw the cosines layer by layer."""
-    from rich.console import Console
-
     from rmtllmf_jax import fusion
     from rmtllmf_jax.common.files import replacing
-    from rmtllmf_jax.report.sheets import Sheet
-    from rmtllmf_jax.report.terminal import print_sheet
     from rmtllmf_jax.report.vector_figures import similarity_figure
     from rmtllmf_jax.runs.users import load_user
 
@@ -185,7 +181,7 @@ def _print_vectors(
         for row, (task, vector) in enumerate(zip(records, vectors, strict=True))
     ]
     header = ["task", "norm", "rms", *records]
-    print_sheet(Sheet("Task vectors: norm, root mean square, cosines", header, rows), Console())
+    print_table("Task vectors: norm, root mean square, cosines", header, rows)
     if len(records) > 1:
         figure = similarity_figure(list(records), cosines, fusion.layer_cosines(stacked))
         with replacing(out / "task_vectors.png") as path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rmtllmf_jax.cli.options import print_table
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.folder import working_in
@@ -127,13 +128,9 @@ def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
     """Print the weights by layer as a table, and draw them beside the weights of the model."""
     from collections import Counter
 
-    from rich.console import Console
-
     from rmtllmf_jax.common.files import write_bytes
     from rmtllmf_jax.fusion.layers import layers_of
-    from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.report.style import image_bytes
-    from rmtllmf_jax.report.terminal import print_sheet
     from rmtllmf_jax.report.vector_figures import layer_weights_figure
 
     plan = under_way.plan
@@ -145,7 +142,7 @@ def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
         [layer, str(tensors[layer]), *(f"{weight:.3f}" for weight in row)]
         for layer, row in rows.items()
     ]
-    print_sheet(Sheet(title, ["layer", "tensors", *plan.names], lines), Console())
+    print_table(title, ["layer", "tensors", *plan.names], lines)
     figure = layer_weights_figure(rows, plan.names, title)
     write_bytes(under_way.folder / PLOT, image_bytes(figure, dpi=150))
 

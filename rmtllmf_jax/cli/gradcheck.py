@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from rmtllmf_jax.cli.options import Relocated, UplinkOptions, print_as_json, taken
+from rmtllmf_jax.cli.options import Relocated, UplinkOptions, print_as_json, print_table, taken
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
@@ -129,11 +129,6 @@ class Gradcheck(UplinkOptions, Relocated):
         print_as_json(report)
 
     def _print(self, images: int, value: float, found: list[Agreement]) -> None:
-        from rich.console import Console
-
-        from rmtllmf_jax.report.sheets import Sheet
-        from rmtllmf_jax.report.terminal import print_sheet
-
         print(f"Model: {_RANDOM if self.out is None else self.out}")
         print(
             f"{self.combination or 'all tasks'} ({images:,} images), scenario "
@@ -152,7 +147,7 @@ class Gradcheck(UplinkOptions, Relocated):
             ]
             for each in found
         ]
-        print_sheet(Sheet("", header, rows), Console())
+        print_table("", header, rows)
         for verdict in dict.fromkeys(row[1] for row in rows if row[1] in _MEANINGS):
             print(f"{verdict}: {_MEANINGS[verdict]}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,8 @@ def size_of(folder: Path) -> int | None:
         return None
     total = 0
     for path in folder.rglob("*"):
-        try:
-            status = path.lstat()
-        except OSError:  # another process has just removed it
-            continue
-        total += 0 if path.is_dir() and not path.is_symlink() else status.st_size
+        with suppress(OSError):  # another process has just removed it
+            total += path.lstat().st_size if path.is_symlink() or not path.is_dir() else 0
     return total
 
 
@@ -140,13 +138,13 @@ def defaults(recipe: str) -> list[dict[str, Any]]:
 
 def _print(found: dict[str, Any], recipe: str) -> None:
     from rich.console import Console
+    from rich.filesize import decimal
 
-    from rmtllmf_jax.cli.plan import size_text
     from rmtllmf_jax.report.sheets import Sheet
     from rmtllmf_jax.report.terminal import print_texts
 
     def of(size: int | None, nothing: str = "not there") -> str:
-        return nothing if size is None else size_text(size)
+        return nothing if size is None else decimal(size)
 
     def pairs(name: str, nothing: str) -> list[list[str]]:
         return [

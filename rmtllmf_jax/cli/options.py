@@ -18,6 +18,8 @@ from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.training.recipes import REALIGN
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from rmtllmf_jax.runs import Run
 
 Cache = Annotated[
@@ -52,11 +54,21 @@ def print_as_json(value: Any) -> None:
     def known(each: Any) -> Any:
         if isinstance(each, dict):
             return {key: known(item) for key, item in each.items()}
-        if isinstance(each, list):
+        if isinstance(each, list | tuple):
             return [known(item) for item in each]
         return None if isinstance(each, float) and not math.isfinite(each) else each
 
     print(json.dumps(known(value), indent=2, allow_nan=False))
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table of words in its first two columns and numbers in the others."""
+    from rich.console import Console
+
+    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.terminal import print_sheet
+
+    print_sheet(Sheet(title, header, rows), Console())
 
 
 @dataclass(kw_only=True)
@@ -91,10 +103,33 @@ class Relocated:
             folder, tasks, model=self.model, data=self.data, cache_dir=self.cache_dir, **options
         )
 
-    def swept(self, folder: Path) -> Run:
-        """Return a run folder with the tasks of its last sweep: configurations depend on them."""
-        provenance = self.opened(folder).provenance or {}
-        return self.opened(folder, tuple(provenance.get("tasks", ())))
+
+@dataclass(kw_only=True)
+class Configured(Relocated):
+    """A run folder, and a configuration of its results."""
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder that `finetune` or `reproduce` made; its heads and images are used."""
+    configuration: tuple[str, ...] = ()
+    """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
+    level, draw, seed, protection and rule; what the table has one of may be left out."""
+
+    def swept(self) -> Run:
+        """Return the run with the tasks of its last sweep, as configurations depend on them."""
+        provenance = self.opened(self.run_folder).provenance or {}
+        return self.opened(self.run_folder, tuple(provenance.get("tasks", ())))
+
+    def rows(self, run: Run) -> DataFrame:
+        """Return the results of the configuration.
+
+        **Raises:** `InputError` if it is none of the run, or not the only one.
+        """
+        from rmtllmf_jax.sweep.configuration import find_configuration
+
+        for text in self.configuration:
+            if "=" not in text:
+                raise InputError(f"--configuration: expected NAME=VALUE, got {text!r}.")
+        return find_configuration(run, dict(text.split("=", 1) for text in self.configuration))
 
 
 @dataclass(kw_only=True)
@@ -135,11 +170,13 @@ class SweepOptions(RunOptions, UplinkOptions):
     min_max_rate and sum_mse."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
     """Protections: none, freeze, realign, r-mtllmf, control (the base model realigned without any
-    task vector), or repairs with options: 'reload(patterns=(...))+realign(shots=5)'."""
+    task vector; added where another one realigns), or repairs with options:
+    'reload(patterns=(...))+realign(shots=5)'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
-    dare, dare_ties, layer_wise, lata. Of ties(density=[0.1, 0.2]) --scale validation chooses the
-    density, too."""
+    dare, dare_ties, layer_wise, lata, and those that look at data: fisher, regmean (training images
+    of each task) and adamerging (test images, without labels). Of ties(density=[0.1, 0.2]) --scale
+    validation chooses the density, too."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
     power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation
@@ -164,6 +201,9 @@ class SweepOptions(RunOptions, UplinkOptions):
     """Test images per task; 0 is all."""
     validation_samples: int = 200
     """Validation images per task for --scale validation; 0 is all."""
+    statistics_samples: int = 128
+    """Training images per task, without labels, for the merge methods fisher and regmean; 0 is
+    all."""
     shots: int = 10
     """Samples per class for realignment."""
     frozen: tuple[str, ...] = ()

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+import jax
+from rich.console import Console
+from rich.filesize import decimal
 
-    from rmtllmf_jax.cli.options import DryRunOptions
+from rmtllmf_jax.cli.finetune import recipe_of
+from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
+from rmtllmf_jax.cli.options import DryRunOptions, print_as_json
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.data.sources import get_source
+from rmtllmf_jax.data.sources import hub as data_hub
+from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.models import hub
+from rmtllmf_jax.models.backbone import Backbone, describe_backbone
+from rmtllmf_jax.models.configs import ModelConfig, published_config, read_config
+from rmtllmf_jax.models.shapes import CLIPShape
+from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.terminal import print_sheet
+from rmtllmf_jax.runs import Run, SweepInputs
+from rmtllmf_jax.runs.config import compute_dtype
+from rmtllmf_jax.runs.environment import memory_of
+from rmtllmf_jax.sweep.cost import clip_bytes, tower_costs
+from rmtllmf_jax.sweep.devices import (
+    UTILISATION,
+    Devices,
+    Speed,
+    described_devices,
+    found_devices,
+    named_devices,
+)
+from rmtllmf_jax.sweep.grid import Grid
+from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize, plan
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.recipes import RunRecipe
+
+if TYPE_CHECKING:
     from rmtllmf_jax.cli.reproduce import Reproduce
-    from rmtllmf_jax.models.backbone import Backbone
-    from rmtllmf_jax.models.configs import ModelConfig
-    from rmtllmf_jax.models.shapes import CLIPShape
-    from rmtllmf_jax.report.sheets import Sheet
-    from rmtllmf_jax.runs import Run, SweepInputs
-    from rmtllmf_jax.sweep.devices import Devices, Speed
-    from rmtllmf_jax.sweep.grid import Grid
-    from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize
-    from rmtllmf_jax.sweep.settings import Settings
 
 
 def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
@@ -30,13 +52,6 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     **Raises:** `InputError` if the model's sizes cannot be known without downloading it, or for a
     task that neither the registry nor the source knows.
     """
-    from rmtllmf_jax.cli.finetune import recipe_of
-    from rmtllmf_jax.models.backbone import describe_backbone
-    from rmtllmf_jax.models.shapes import CLIPShape
-    from rmtllmf_jax.runs.config import compute_dtype
-    from rmtllmf_jax.sweep.plan import plan
-    from rmtllmf_jax.training.recipes import RunRecipe
-
     machine = devices_of(options)
     config = _config_of(options.model)
     auto = options.dtype == "auto" and options.elsewhere
@@ -81,10 +96,8 @@ def sweep_dry_run(
     as_json: bool = False,
 ) -> None:
     """Print the plan of `rmtllmf sweep`, on the models and images of its run folder."""
-    from rmtllmf_jax.sweep.plan import OwnTask, plan
-
     tasks = tuple(
-        OwnTask(
+        TaskSize(
             task.name,
             task.classes,
             len(task.train) + len(task.validation),
@@ -106,11 +119,6 @@ def sweep_dry_run(
 
 def devices_of(options: DryRunOptions) -> tuple[Devices, Speed | None]:
     """Return the devices that a plan is for, and the peaks of one if they are known."""
-    import jax
-
-    from rmtllmf_jax.runs.environment import memory_of
-    from rmtllmf_jax.sweep.devices import described_devices, found_devices, named_devices
-
     if options.target is not None:
         return named_devices(options.target)
     if options.tflops is not None and options.memory is not None:
@@ -127,12 +135,8 @@ def _config_of(model: str) -> ModelConfig:
 
     **Raises:** `InputError` if it is neither.
     """
-    from rmtllmf_jax.common.errors import InputError
-    from rmtllmf_jax.models.configs import published_config, read_config
-    from rmtllmf_jax.models.hub import in_cache, local_directory
-
-    if in_cache(model):
-        return read_config(local_directory(model) / "config.json")
+    if hub.in_cache(model):
+        return read_config(hub.local_directory(model) / "config.json")
     if (known := published_config(model)) is not None:
         return known
     raise InputError(
@@ -146,55 +150,45 @@ def size_of_task(options: Reproduce, name: str) -> TaskSize:
 
     **Raises:** `InputError` if neither knows it.
     """
-    from rmtllmf_jax.common.errors import require_known
-    from rmtllmf_jax.data.registry import task_facts
-    from rmtllmf_jax.data.sources import get_source
-    from rmtllmf_jax.data.tasks import TASK_NAMES
-    from rmtllmf_jax.sweep.plan import OwnTask
-
     if name in TASK_NAMES and options.source != "embedded":
-        return task_facts(name)
+        return TaskSize.of(task_facts(name))
     source = get_source(options.source, options.data)
     require_known("task", name, source.tasks())
-    return OwnTask(
+    return TaskSize(
         name, source.classes(name), source.size(name, "train"), source.size(name, "test")
     )
 
 
 def images_needed(options: Reproduce, task: TaskSize) -> Needed:
     """Return where the images of a task come from, and whether they are on this machine."""
-    from rmtllmf_jax.data.registry import task_facts
-    from rmtllmf_jax.data.sources.hub import in_cache
-    from rmtllmf_jax.sweep.plan import Needed
-
     what = f"images {task.name}"
     if options.source == "embedded":
         return Needed(what, "comes with the package", None, present=True)
     if options.source != "hub" and options.data is not None:
         there = any(options.data.glob(f"{task.name}*"))
         return Needed(what, str(options.data / task.name), None, there)
-    hub = task_facts(task.name).hub
-    where = hub.id if hub.config is None else f"{hub.id} ({hub.config})"
-    return Needed(what, where, None, options.source == "hub" and in_cache(hub, options.data))
+    found = task_facts(task.name).hub
+    where = found.id if found.config is None else f"{found.id} ({found.config})"
+    here = options.source == "hub" and data_hub.in_cache(found, options.data)
+    return Needed(what, where, None, here)
 
 
 def what_is_needed(
     options: Reproduce, backbone: Backbone, clip: CLIPShape | None, tasks: tuple[TaskSize, ...]
 ) -> Iterator[Needed]:
     """Yield what a run reads: models (sizes from their parameters) and data sets."""
-    from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
-    from rmtllmf_jax.models.hub import in_cache
-    from rmtllmf_jax.sweep.cost import clip_bytes, tower_costs
-    from rmtllmf_jax.sweep.plan import Needed
-
     tower = tower_costs(backbone).bytes
     whole = clip_bytes(clip) if clip else tower
-    yield Needed("model", options.model, whole, in_cache(options.model))
+    yield Needed("model", options.model, whole, hub.in_cache(options.model))
     for task in tasks if options.task_vectors == PUBLISHED else ():
         name = published(task.name)
-        yield Needed(f"fine-tuned {task.name}", name, tower, in_cache(name))
+        yield Needed(f"fine-tuned {task.name}", name, tower, hub.in_cache(name))
     for task in tasks:
         yield images_needed(options, task)
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else decimal(size)
 
 
 def print_plan(
@@ -204,10 +198,6 @@ def print_plan(
 
     `console` is standard output unless given; `speed` is of one device, `None` if not known.
     """
-    from rich.console import Console
-
-    from rmtllmf_jax.report.terminal import print_sheet
-
     console = console or Console()
     for sheet in plan_sheets(plan, speed):
         print_sheet(sheet, console)
@@ -222,12 +212,11 @@ def print_json(plan: Plan, devices: Devices, speed: Speed | None) -> None:
     found["hours"] = None if speed is None else plan.hours(speed)
     for part, work in zip(found["work"], plan.work, strict=True):
         part["hours"] = None if speed is None else work.hours(speed, plan.dtype)
-    print(json.dumps(found, indent=2, allow_nan=False))
+    print_as_json(found)
 
 
 def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
     """Return the tables of a plan; hours are `-` where the speed is not known."""
-    from rmtllmf_jax.report.sheets import Sheet
 
     def hours(value: float) -> str:
         return f"{value:,.2f}" if value >= 0.01 else "< 0.01"
@@ -238,14 +227,14 @@ def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
         for scenario, found in plan.cells.items()
     ]
     needed = [
-        [item.what, item.where, size_text(item.size), "yes" if item.present else "no"]
+        [item.what, item.where, _size(item.size), "yes" if item.present else "no"]
         for item in plan.needed
     ]
-    files = [[file.what, file.where, size_text(file.size)] for file in plan.files]
+    files = [[file.what, file.where, _size(file.size)] for file in plan.files]
     written = [*files, _total(plan.disk)]
     phases = {"fine-tuning": plan.training, "sweep": plan.sweep}
     memory = [
-        [phase, part, size_text(size)]
+        [phase, part, _size(size)]
         for phase, parts in phases.items()
         if parts is not None
         for part, size in {**parts, "together": sum(parts.values())}.items()
@@ -274,7 +263,7 @@ def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
 
 
 def _total(size: int) -> list[str]:
-    return ["together", "", size_text(size)]
+    return ["together", "", _size(size)]
 
 
 def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterator[str]:
@@ -291,8 +280,8 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
         wanted = sum((parts or {}).values())
         if devices.memory is not None and wanted > devices.memory:
             yield (
-                f"{phase} may not fit: about {size_text(wanted)}, and a device has "
-                f"{size_text(devices.memory)}. Smaller batches, bfloat16 or fewer test images "
+                f"{phase} may not fit: about {_size(wanted)}, and a device has "
+                f"{_size(devices.memory)}. Smaller batches, bfloat16 or fewer test images "
                 "take less."
             )
     if plan.missing:
@@ -303,11 +292,10 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
 
 
 def _device_sentence(plan: Plan, devices: Devices, speed: Speed | None) -> str:
-    from rmtllmf_jax.sweep.devices import UTILISATION
 
     found = f"Devices: {devices.count} x {devices.kind}"
     if devices.memory is not None:
-        found += f" with {size_text(devices.memory)}"
+        found += f" with {_size(devices.memory)}"
     if speed is None:
         return f"{found}, whose speed is not known here: no hours. The operations are above."
     peak = speed.peak(plan.dtype) / 1e12
@@ -317,14 +305,3 @@ def _device_sentence(plan: Plan, devices: Devices, speed: Speed | None) -> str:
         f"assumed to reach {train} of it and evaluation {forward}. Downloads and decoding come on "
         "top."
     )
-
-
-def size_text(size: int | None) -> str:
-    """Return bytes as a reader takes them in: three digits, decimal units."""
-    if size is None:
-        return "unknown"
-    value, unit = float(size), 0
-    while value >= 999.5 and unit < 4:
-        value, unit = value / 1000, unit + 1
-    digits = 0 if unit == 0 else max(0, 3 - len(str(round(value))))
-    return f"{value:.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"

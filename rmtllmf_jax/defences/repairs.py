@@ -269,6 +269,25 @@ def repairs_of(
     return protection
 
 
+def control_of(protection: str | Protection) -> str | Protection | None:
+    """Return what realigns the base model as a protection does the merged one, on the same samples.
+
+    What a protection that sees samples is compared with: its gain over no protection may be that of
+    the samples alone. `control` for a protection with a name, `None` for one that sees none.
+
+    **Raises:** `InputError` as `repairs_of`.
+
+    >>> control_of("realign"), control_of((Reload(),)), control_of((Realign(5),))[:1]
+    ('control', None, (FromBase(),))
+    """
+    repairs = repairs_of(protection)
+    if not any(getattr(repair, "shots", 0) for repair in repairs):
+        return None
+    if isinstance(protection, str):
+        return "control"
+    return (FromBase(), *protection) if split(repairs).fuse else protection
+
+
 def protection_name(protection: str | Protection) -> str:
     """Return what a protection is called in tables: its name, or its repairs one by one."""
     if isinstance(protection, str):

@@ -1,5 +1,5 @@
 from .batches import Batch, EvaluationSet, evaluation_set
-from .disentanglement import TaskSamples, combination_wde, pair_wde
+from .disentanglement import combination_wde, pair_wde
 from .hypothesis import margin_spread, ratio_spread, rejection_rate, threshold
 from .logit_jacobian import Sensitivity, logit_jacobian_norms, margin_jacobian_norms
 from .metrics import (
@@ -12,6 +12,7 @@ from .metrics import (
     SoftAccuracy,
     get_metric,
 )
+from .statistics import Unlabelled, fisher_information, input_grams
 
 __all__ = [
     "METRICS",
@@ -24,10 +25,12 @@ __all__ = [
     "PerSample",
     "Sensitivity",
     "SoftAccuracy",
-    "TaskSamples",
+    "Unlabelled",
     "combination_wde",
     "evaluation_set",
+    "fisher_information",
     "get_metric",
+    "input_grams",
     "logit_jacobian_norms",
     "margin_jacobian_norms",
     "margin_spread",

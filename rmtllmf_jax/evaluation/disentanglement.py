@@ -20,16 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.evaluation.batches import EvaluationSet
+from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, stacked
 from rmtllmf_jax.models.heads import Head
 
 Features = Callable[..., Array]
@@ -93,20 +92,13 @@ def get_distance(name: str) -> Distance:
     return DISTANCES[require_known("distance", name, DISTANCES)]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["images", "valid"], meta_fields=[])
-@dataclass(frozen=True)
-class TaskSamples:
-    """Samples of several tasks in batches of one shape; `valid` marks the real ones."""
-
-    images: UInt8[Array, "tasks batches batch size size channels"]
-    valid: Bool[Array, "tasks batches batch"]
-
-
-def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> TaskSamples:
+def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> Batch:
     """Return the samples of the tasks as one array of images of `image_size` pixels.
 
     Tasks with fewer batches than the longest get batches of padding, which cost time: give all
     tasks about equally many samples.
+
+    **Returns:** batches along two leading axes, tasks and batches.
 
     **Raises:** `InputError` if there is no task, or if the sizes of the batches differ.
     """
@@ -117,22 +109,22 @@ def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> TaskSamples:
             f"{len(sets)} tasks with batches of {sizes}."
         )
     most = max(len(one.batches) for one in sets)
-    images, valid = [], []
-    for one in sets:
+
+    def of_task(one: EvaluationSet) -> Batch:
         missing = most - len(one.batches)
-        resized = jnp.stack([batch.at_size(image_size).inputs["images"] for batch in one.batches])
-        images.append(jnp.pad(resized, ((0, missing), *[(0, 0)] * 4)))
-        valid.append(
-            jnp.pad(jnp.stack([b.weight > 0 for b in one.batches]), ((0, missing), (0, 0)))
+        return jax.tree.map(
+            lambda leaf: jnp.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1))),
+            stacked([batch.at_size(image_size) for batch in one.batches]),
         )
-    return TaskSamples(jnp.stack(images), jnp.stack(valid))
+
+    return stacked([of_task(one) for one in sets])
 
 
 def pair_wde(
     base: PyTree,
     pair: PyTree[Float[Array, "tasks ..."]],
     heads: Head,
-    samples: TaskSamples,
+    samples: Batch,
     first: Float[Array, " first"],
     second: Float[Array, " second"],
     *,
@@ -149,7 +141,8 @@ def pair_wde(
 
     **Arguments:**
 
-    - `pair`, `heads`, `samples`: stacked over the two tasks, in one order.
+    - `pair`, `heads`, `samples`: stacked over the two tasks, in one order; the samples as
+      `task_samples` gives them.
     - `first`, `second`: the scales a_1 and a_2, of any sign.
     - `distance`: `disagreement`, or `kl` for KL(single || merged) in nats.
     - `noise`: the reception errors e_1 and e_2, stacked; `None` means no errors.
@@ -189,7 +182,7 @@ def combination_wde(
     base: PyTree,
     stacked: PyTree[Float[Array, "tasks ..."]],
     heads: Head,
-    samples: TaskSamples,
+    samples: Batch,
     weights: Float[Array, "combinations members"],
     scales: Float[Array, " levels"],
     *,
@@ -246,7 +239,7 @@ def single_outputs(
     base: PyTree,
     stacked: PyTree[Float[Array, "tasks ..."]],
     heads: Head,
-    samples: TaskSamples,
+    samples: Batch,
     scales: Float[Array, " levels"],
     *,
     features: Features,
@@ -270,7 +263,7 @@ def wde_terms(
     base: PyTree,
     received: PyTree[Float[Array, "tasks ..."]],
     heads: Head,
-    samples: TaskSamples,
+    samples: Batch,
     weights: Float[Array, "combinations members"],
     scales: Float[Array, " combinations"],
     outputs: Shaped[Array, "levels tasks batches batch ..."],
@@ -321,14 +314,14 @@ class _Model:
     features: Features
     distance: Distance
     heads: Head
-    samples: TaskSamples
+    samples: Batch
 
     def outputs(self, params: PyTree, task: Int[Array, ""]) -> Shaped[Array, "batches batch ..."]:
         """Return the distance's input from a task's samples under its own head."""
         head = jax.tree.map(lambda leaf: leaf[task], self.heads)
         return jax.lax.map(
             lambda images: self.distance.read(head(self.features(params, images))),
-            self.samples.images[task],
+            self.samples.inputs["images"][task],
         )
 
     def single_outputs(
@@ -351,7 +344,7 @@ class _Model:
         self, params: PyTree, alone: Shaped[Array, "batches batch ..."], task: Int[Array, ""]
     ) -> Float[Array, ""]:
         """Return the mean distance over a task's valid samples, single model first."""
-        valid = self.samples.valid[task]
+        valid = self.samples.weight[task] > 0
         found = self.distance.between(alone, self.outputs(params, task))
         return (jnp.sum(jnp.where(valid, found, 0.0)) / jnp.sum(valid)).astype(float)
 
@@ -363,8 +356,8 @@ def _received(stacked: PyTree, noise: PyTree | None) -> PyTree:
     return jax.tree.map(lambda sent, error: sent + error, stacked, noise)
 
 
-def _require_tasks(stacked: PyTree, heads: Head, samples: TaskSamples) -> int:
-    counts = fusion.stack_size(stacked), len(heads.bias), len(samples.valid)
+def _require_tasks(stacked: PyTree, heads: Head, samples: Batch) -> int:
+    counts = fusion.stack_size(stacked), len(heads.bias), len(samples.weight)
     if len(set(counts)) != 1:
         raise InputError(
             f"expected vectors, heads and samples of the same tasks, got {counts[0]} vectors, "

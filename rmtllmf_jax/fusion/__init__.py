@@ -19,7 +19,14 @@ from rmtllmf_jax.fusion.rules import (
     one_of,
     parse_method,
 )
-from rmtllmf_jax.fusion.scale import SCALES, ScaleSearch, power_law, scale_of, search_scale
+from rmtllmf_jax.fusion.scale import (
+    SCALES,
+    ScaleSearch,
+    candidate_scales,
+    power_law,
+    scale_of,
+    search_scale,
+)
 from rmtllmf_jax.fusion.similarity import cosine_matrix, exact_cosines, layer_cosines, rms
 from rmtllmf_jax.fusion.task_vectors import TaskVector
 from rmtllmf_jax.fusion.trees import (
@@ -50,6 +57,7 @@ __all__ = [
     "TaskVector",
     "Ties",
     "add_to_base",
+    "candidate_scales",
     "cosine_matrix",
     "exact_cosines",
     "group_by_layer",

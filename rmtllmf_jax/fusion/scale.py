@@ -39,6 +39,14 @@ SCALES: dict[str, Callable[[int], float]] = {
     "1/sqrt(N)": lambda tasks: 1 / math.sqrt(tasks),
 }
 """Rules that give the coefficient from the number of tasks alone."""
+SUM_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
+"""Coefficients to try for methods that add task vectors up.
+
+None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
+make hard to beat; the base model's own score stands in every row of a sweep's results instead.
+"""
+MEAN_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3)
+"""Coefficients to try for methods that average task vectors."""
 
 
 def scale_of(rule: str, tasks: int, method: Method = TASK_ARITHMETIC) -> float:
@@ -62,6 +70,17 @@ def scale_of(rule: str, tasks: int, method: Method = TASK_ARITHMETIC) -> float:
     if not math.isfinite(value):
         raise InputError(f"the scale must be a finite number, got {rule}.")
     return value
+
+
+def candidate_scales(method: Method) -> tuple[float, ...]:
+    """Return the coefficients to try on validation samples: the method's `scales`, or by `is_mean`.
+
+    >>> from rmtllmf_jax.fusion.rules import RegMean, Ties
+    >>> candidate_scales(Ties()) == MEAN_SCALES, candidate_scales(RegMean())
+    (True, (1.0,))
+    """
+    own: tuple[float, ...] = fact(method, "scales")
+    return own or (MEAN_SCALES if fact(method, "is_mean") else SUM_SCALES)
 
 
 class ScaleSearch(NamedTuple):

@@ -4,6 +4,7 @@
 differentiated in; `check_gradient` compares its gradient with finite differences.
 """
 
+from rmtllmf_jax.evaluation.batches import samples_of
 from rmtllmf_jax.gradients.check import TOLERANCE, Agreement, check_gradient
 from rmtllmf_jax.gradients.estimators import Estimate, pathwise, score_function
 from rmtllmf_jax.gradients.learned import (
@@ -30,7 +31,6 @@ from rmtllmf_jax.gradients.parameters import (
     require_place,
 )
 from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits, Projection
-from rmtllmf_jax.gradients.samples import samples_of
 from rmtllmf_jax.gradients.sensitivity import Sensitivity, sensitivity
 
 __all__ = [

@@ -30,7 +30,7 @@ from rmtllmf_jax.channel import (
     gram,
 )
 from rmtllmf_jax.channel.checks import require_finite, require_positive, require_within
-from rmtllmf_jax.channel.coloured_noise import noise_of_root
+from rmtllmf_jax.channel.equalise import noise_of_root
 from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described

@@ -1,6 +1,6 @@
 """Figures and tables made only from a run's tables: no model, no jax, no other sub-package.
 
-`tables` reads and summarises, `verdict` compares, `figures` draws, `terminal` prints, and
+`io` reads, `tables` averages, `verdict` compares, `figures` draws, `terminal` prints, and
 `write.write_report` does all of this for a run folder.
 """
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
 from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
 from rmtllmf_jax.report.tables import (
@@ -27,15 +27,16 @@ from rmtllmf_jax.report.tables import (
 
 _OVER = "mean over combinations, draws and seeds"
 _FUSED = "Accuracy of the fused model relative to fine-tuning"
-_SCORE = "Average normalised accuracy (%)"
+_SCORE = "Average normalised {} (%)"
 
 BASE = "Base model, its own heads"
 """Label of the base model's line."""
 
-# Lines that need no uplink.
-_CONTROL: dict[str, Any] = {"color": "#000000", "linestyle": (0, (4.0, 2.0)), "linewidth": 1.3}
-_BASE: dict[str, Any] = {"color": "#4d4d4d", "linestyle": (0, (1.0, 1.2)), "linewidth": 1.6}
-_CONTROL["label"], _BASE["label"] = PROTECTIONS["control"], BASE
+# Lines that need no uplink: label, colour, dashes and width of the control and of the base model.
+_REFERENCES = (
+    (PROTECTIONS["control"], "#000000", (0, (4.0, 2.0)), 1.3),
+    (BASE, "#4d4d4d", (0, (1.0, 1.2)), 1.6),
+)
 
 Line = tuple[np.ndarray, np.ndarray]
 
@@ -59,7 +60,7 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     if len(received[SETTING].drop_duplicates()) > 1:
         raise InputError(
             "results: several merge methods or levels of an axis, expected one; split them "
-            "with report.tables.parts, and draw an axis with axis_figure."
+            "with report.parts, and draw an axis with axis_figure."
         )
     base = base_by_size(results)
     sizes = [int(size) for size in base.index]
@@ -73,7 +74,8 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         for scenario, name in _scenarios(received)
     ]
     band = "shading" if len(sizes) > 1 else "bar"
-    figure, axes = _draw_accuracy(panels, 3.0, f"{joined(_FUSED, note)}\n{_OVER}; {band}")
+    title = f"{joined(_FUSED, note)}\n{_OVER}; {band}"
+    figure, axes = _draw_scores(panels, 3.0, title, _SCORE.format(metric_of(results)))
     for panel in axes:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
@@ -99,7 +101,7 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
     require_known("axis", axis, arrange(results.loc[results["axis"] != "", "axis"], AXES))
     if received["rule"].nunique() > 1:
         rules = ", ".join(sorted(received["rule"].unique()))
-        raise InputError(f"results: the rules {rules}, expected one; see report.tables.parts.")
+        raise InputError(f"results: the rules {rules}, expected one; see report.parts.")
     control = results[results["protection"] == "control"]
     scenarios = _scenarios(received)
     groups = [(name, received[received["scenario"] == scenario]) for scenario, name in scenarios]
@@ -118,7 +120,7 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         references = _across(ends, means * 2), _across(ends, [base] * 2)
         panels.append((name, lines, *references))
     title = f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)"
-    figure, axes = _draw_accuracy(panels, 3.2, title, axis)
+    figure, axes = _draw_scores(panels, 3.2, title, _SCORE.format(metric_of(results)), axis)
     for panel in axes:
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
     tops = [(lines["mean"] + lines["std"].fillna(0)).max() for _, lines, *_ in panels]
@@ -139,8 +141,12 @@ def _across(x: Iterable[Any], mean: Iterable[Any]) -> Line:
     return places[: len(means)], means
 
 
-def _draw_accuracy(
-    panels: Sequence[tuple[str, pd.DataFrame, Line, Line]], side: float, title: str, axis: str = ""
+def _draw_scores(
+    panels: Sequence[tuple[str, pd.DataFrame, Line, Line]],
+    side: float,
+    title: str,
+    score: str,
+    axis: str = "",
 ) -> tuple[Figure, list[Axes]]:
     """Draw panels side by side: title, lines of the protections, control and base model."""
     columns = min(len(panels), 4)
@@ -151,14 +157,15 @@ def _draw_accuracy(
     for panel in axes[len(panels) :]:
         panel.remove()
     protections = pd.concat([lines["protection"] for _, lines, *_ in panels])
-    for panel, (name, lines, control, base) in zip(axes, panels):
+    for panel, (name, lines, *references) in zip(axes, panels):
         _draw_protections(panel, lines, protections)
-        for (x, mean), look in ((control, _CONTROL), (base, _BASE)):
+        for (x, mean), (label, colour, dashes, width) in zip(references, _REFERENCES):
             if len(x):
+                look = {"color": colour, "linestyle": dashes, "linewidth": width, "label": label}
                 panel.plot(x, 100 * mean, zorder=1.5, **look)
         _scale_levels(panel, axis, lines["x"].to_numpy(float))
         tidy(panel, name)
-    figure.supylabel(_SCORE, fontsize=10)
+    figure.supylabel(score, fontsize=10)
     drawn = list(axes[: len(panels)])
     _finish(figure, drawn, 6 if columns > 2 else 3, title)
     return figure, drawn

@@ -61,7 +61,7 @@ _SHOWN = (
     "command", "commit", "machine", "device", "platform", "seconds", "model", "model_hash",
     "checkpoint", "preset", "order", "error_model", "transport", "image_size", "recipe",
     "tasks", "sizes", "scenarios", "protections", "rules", "axis", "levels", "draws", "seed",
-    "seeds", "scale", "scales", "kappa", "c0_db", "shots", "realign", "eval_samples",
+    "seeds", "metric", "scale", "scales", "kappa", "c0_db", "shots", "realign", "eval_samples",
     "validation_samples", "versions",
 )  # fmt: skip
 
@@ -69,8 +69,8 @@ _SHOWN = (
 def read_results(path: Path) -> pd.DataFrame:
     """Read `results.parquet`: one row per cell (the columns `CELL`) and task.
 
-    Columns are those of `RESULTS` and `DEFAULTS`, see `completed`; scores are fractions. Other
-    columns are kept.
+    Columns are those of `RESULTS` and `DEFAULTS`, see `completed`; scores are fractions, but for
+    a `metric` other than accuracy. Other columns are kept.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
     columns, holds a row twice, a number that is not finite or out of range, a normalised score
@@ -80,6 +80,8 @@ def read_results(path: Path) -> pd.DataFrame:
     keys = [*CELL, "task"]
     table = _read(path, RESULTS, keys)
     expected = table["score"] / table["finetuned_score"].replace(0, np.nan)
+    if lower_is_better(table):
+        expected = 1 / expected
     own = [
         f"+{task}+" in f"+{tasks}+"
         for task, tasks in zip(table["task"], table["combination"], strict=True)
@@ -134,6 +136,19 @@ def read_scales(path: Path) -> pd.DataFrame:
     return scales[[row in chosen for row in scales[keys].itertuples(index=False, name=None)]]
 
 
+def lower_is_better(results: pd.DataFrame) -> bool:
+    """Whether scores are normalised by the inverse quotient, as of cross-entropy."""
+    if metric_of(results) == "accuracy":
+        return False
+    return bool(np.allclose(results["normalised"] * results["score"], results["finetuned_score"]))
+
+
+def metric_of(results: pd.DataFrame) -> str:
+    """Return the name of the metric of a table; older tables have accuracies."""
+    named = results["metric"].unique() if "metric" in results else []
+    return " and ".join(named) or "accuracy"
+
+
 def completed(table: pd.DataFrame) -> pd.DataFrame:
     """Return a sweep's table with the names of today (`RENAMED`) and all columns of `DEFAULTS`."""
     table = table.rename(columns=RENAMED)
@@ -165,8 +180,10 @@ def _read(path: Path, columns: list[str], keys: list[str]) -> pd.DataFrame:
     if "method" in keys and "method" not in frame:
         frame = frame.assign(method=frame["rule"])
     _require(path, frame, keys, ~frame.duplicated(keys).to_numpy(), "a row is there more than once")
-    for name in (name for name in _LIMITS if name in frame):
-        least, most = _LIMITS[name]
+    scores = ("score", "finetuned_score", "base_score") if metric_of(frame) != "accuracy" else ()
+    limits = _LIMITS | dict.fromkeys(scores, (-np.inf, np.inf))
+    for name in (name for name in limits if name in frame):
+        least, most = limits[name]
         value = frame[name]
         fits = np.isfinite(value) & value.between(least, most)
         fits |= value.isna() if name in _MAY_BE_NAN else False

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report.io import completed, find
+from rmtllmf_jax.report.io import completed, find, metric_of
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.report.tables import cell_scores, versions
@@ -49,6 +49,8 @@ def paper_sheet(
     results = completed(results)
     merged = (results["rule"] == "task_arithmetic") & (results["axis"] == "")
     results = results[merged | (results["protection"] == "control")]
+    if metric_of(results) != "accuracy":
+        results = results.iloc[:0]  # the paper has no other metric
     rows: list[Row] = [("Every measured number (task arithmetic, no axis)", "-", MISSING)]
     if len(results):
         cells = {note: cell_scores(rest) for note, rest in versions(results).items()}
@@ -95,9 +97,8 @@ def _channel(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[Row]:
             # The user whose MSE grows most relative to the ideal uplink in the same draw.
             values = attacked.to_numpy(float)
             worst = np.argmax(values / ideal.to_numpy(float), axis=1)
-            ours += (
-                f"; the attacked user alone {_mean(values[np.arange(len(values)), worst], '.3g')}"
-            )
+            alone = _mean(values[np.arange(len(values)), worst], ".3g")
+            ours += f"; the attacked user alone {alone}"
         yield f"{SCENARIOS[scenario]}: average MSE", printed, ours
     for scenario, (_, printed) in _CHANNEL.items():
         mse = users[scenario].to_numpy(float)

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.report.figures import axis_figure, figure_2, figure_5, scale_figure
+from rmtllmf_jax.report.io import metric_of
 from rmtllmf_jax.report.labels import (
     AXES,
     RULES,
@@ -89,15 +90,17 @@ def _accuracies(part: Part, along_an_axis: bool) -> Iterator[Plate | str]:
     if along_an_axis and not part.axis and set(merged["scenario"]) == {"clean"}:
         yield "figure_2 skipped: only clean merges have no axis; see axis_* instead."
         return
+    metric = metric_of(part.results)
     if part.axis:
-        stem, title = f"axis_{file_stem(part.axis)}", f"Accuracy along {part.axis}"
+        stem = f"axis_{file_stem(part.axis)}"
+        title = f"{metric.capitalize()} along {part.axis}"
         one = merged["scenario"].nunique() == 1
         panel = "number of tasks" if one else "scenario (all sizes together)"
         by = AXES.get(part.axis, part.axis)
     else:
-        stem, title = "figure_2", "Figure 2: accuracy by number of tasks"
+        stem, title = "figure_2", f"Figure 2: {metric} by number of tasks"
         panel, by = "scenario", "number of fused tasks"
-    caption = f"Average normalised accuracy by {by}, one panel per {panel}. {_LINES}"
+    caption = f"Average normalised {metric} by {by}, one panel per {panel}. {_LINES}"
     for note, results in versions(part.results).items():
         named = joined(part.title, note)
         drawn = axis_figure(results, part.axis, named) if part.axis else figure_2(results, named)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import in_order, joined
 from rmtllmf_jax.report.tables import (
     LAW,
     best_scales,
+    is_share,
     models_alone,
     parts,
     public_law,
+    shown,
     summary,
     versions,
 )
@@ -53,7 +55,9 @@ def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
                 averages = [_summary_sheet(table), _size_sheet(table, spread)]
             found += [replace(sheet, title=joined(sheet.title, note)) for sheet in averages]
         found += [] if part.axis else [_task_sheet(part.results)]
-        sheets += [replace(sheet, title=joined(sheet.title, part.title)) for sheet in found]
+        for sheet in found:
+            title = joined(sheet.title, part.title).replace("accuracy", metric_of(part.results), 1)
+            sheets.append(replace(sheet, title=title))
     return sheets
 
 
@@ -96,13 +100,14 @@ def _average_sheet(table: pd.DataFrame, columns: str, by: str, spread: bool) -> 
 
 
 def _task_sheet(results: pd.DataFrame) -> Sheet:
-    """Return each task's mean accuracy; base and fine-tuned models first."""
+    """Return each task's mean score; base and fine-tuned models first."""
     keys = ["scenario", "protection", "task"]
     means = completed(results).groupby(keys, as_index=False)["score"].mean()
-    means = means.assign(text=[percent(score) for score in means["score"]])
-    sheet, alone = _wide("Mean accuracy (%) of each task", means, "task"), models_alone(results)
+    means = means.assign(text=[shown(results, score) for score in means["score"]])
+    title = f"Mean accuracy{' (%)' if is_share(results) else ''} of each task"
+    sheet, alone = _wide(title, means, "task"), models_alone(results)
     first = [
-        ["-", name, *map(percent, alone[column])]
+        ["-", name, *(shown(results, score) for score in alone[column])]
         for name, column in (("base", "base_score"), ("fine-tuned", "finetuned_score"))
     ]
     return replace(sheet, rows=first + sheet.rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rmtllmf_jax.report.io import CELL, completed
+from rmtllmf_jax.report.io import CELL, completed, lower_is_better, metric_of
 from rmtllmf_jax.report.labels import AXES, RULES, arrange, file_stem, in_order, rule_name
 
 SETTING = ["rule", "axis", "level"]
@@ -67,6 +67,7 @@ def base_by_size(results: pd.DataFrame) -> pd.Series:
     """
     results = completed(results)
     own = results["base_score"] / results["finetuned_score"]
+    own = 1 / own if lower_is_better(results) else own
     keys = ["size", "combination"]
     return own.groupby([results[key] for key in keys]).mean().groupby("size").mean()
 
@@ -76,13 +77,26 @@ def models_alone(results: pd.DataFrame) -> pd.DataFrame:
     return completed(results).groupby("task")[["base_score", "finetuned_score"]].mean()
 
 
+def is_share(results: pd.DataFrame) -> bool:
+    """Whether the scores are shares of samples, which are printed in percent."""
+    return metric_of(results).removeprefix("soft_").startswith("accuracy")
+
+
+def shown(results: pd.DataFrame, score: float, percent: str = "") -> str:
+    """Return a score as it is printed: in percent where its metric is a share, `-` for NaN."""
+    if np.isnan(score):
+        return "-"
+    return f"{100 * score:.1f}{percent}" if is_share(results) else f"{score:.4g}"
+
+
 def weak_tasks(results: pd.DataFrame) -> list[str]:
     """Return the tasks whose fine-tuned model gains less than `LEAST_GAIN`, sorted.
 
     Fine-tuning failed to teach them: normalising by them says nothing about merging.
     """
     alone = models_alone(results)
-    return sorted(alone.index[alone["finetuned_score"] - alone["base_score"] < LEAST_GAIN])
+    gain = alone["finetuned_score"] - alone["base_score"]
+    return sorted(alone.index[(-gain if lower_is_better(results) else gain) < LEAST_GAIN])
 
 
 def versions(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -99,15 +113,15 @@ def caveat(results: pd.DataFrame) -> str | None:
     """Return a sentence that names the weak tasks and their accuracies, `None` without any."""
     alone = models_alone(results)
     named = ", ".join(
-        f"{task} ({alone['finetuned_score'][task]:.1%} fine-tuned, "
-        f"{alone['base_score'][task]:.1%} head on the base)"
+        f"{task} ({shown(results, alone['finetuned_score'][task], '%')} fine-tuned, "
+        f"{shown(results, alone['base_score'][task], '%')} head on the base)"
         for task in weak_tasks(results)
     )
     if not named:
         return None
     return (
-        f"Fine-tuning did not teach {named}: normalised accuracy of such a task is noise divided "
-        "by noise, so every average is given without it too."
+        f"Fine-tuning did not teach {named}: normalised {metric_of(results)} of such a task is "
+        "noise divided by noise, so every average is given without it too."
     )
 
 

@@ -29,7 +29,7 @@ from rmtllmf_jax.channel import (
     mse_of,
 )
 from rmtllmf_jax.channel.checks import require_decibels, require_within
-from rmtllmf_jax.channel.coloured_noise import ColouredNoise
+from rmtllmf_jax.channel.equalise import ColouredNoise
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport, is_surrogate

@@ -32,6 +32,7 @@ from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
+from rmtllmf_jax.sweep.needs import Needs
 from rmtllmf_jax.sweep.programs import Merges, build_programs
 from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool, task_shots
 from rmtllmf_jax.sweep.settings import Settings
@@ -55,6 +56,7 @@ class Engine:
     ) -> None:
         self.inputs, self.settings, self.layout = inputs, settings, layout
         self.uplinks = Uplinks(inputs, settings)
+        self.needs = Needs(inputs, settings, layout.put)
         self.metric = get_metric(settings.metric)
         self.programs = build_programs(inputs.backbone, layout, jit)
         self._sources: tuple[tuple, PyTree] | None = None
@@ -99,6 +101,7 @@ class Engine:
             stacked,
             sources,
             frozen,
+            self.needs.of(cell.rule),
         )
         if not repairs:
             return models
@@ -211,7 +214,7 @@ class Engine:
         """Make what the threads share before they start; each would make its own."""
         self.arrays, self.sets(job.split), self._keys(job.cell.seed)
         self.sources(job.cell)
-        self.frozen(self._patterns([job]))
+        self.frozen(self._patterns([job])), self.needs.of(job.cell.rule)
         if shots := _shots_wanted(self._split(job).rest):
             self._pool(job.cell.seed, shots)
 
@@ -258,6 +261,7 @@ class Engine:
             np.asarray([job.scale for job in chunk], np.float32),
             self._keys(chunk[0].cell.seed),  # one seed per chunk
             np.asarray([self._split(job).reload is not None for job in chunk]),
+            self.needs.batches(chunk[0].cell.rule, [job.cell.combination for job in chunk]),
         )
         return Merges(*columns)
 

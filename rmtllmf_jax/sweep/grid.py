@@ -12,14 +12,13 @@ import numpy as np
 
 from rmtllmf_jax.channel import Link, Preset, Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least
-from rmtllmf_jax.common.values import described, name_of
-from rmtllmf_jax.defences.repairs import Protection, protection_name, repairs_of, split
-from rmtllmf_jax.fusion.rules import METHODS, TASK_ARITHMETIC, Method, OneOf, fact, methods_of
+from rmtllmf_jax.common.values import described
+from rmtllmf_jax.defences.repairs import Protection, control_of, protection_name, repairs_of, split
+from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
+from rmtllmf_jax.sweep.needs import require_met
 from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
 
-SWEPT_RULES = tuple(name for name, kind in METHODS.items() if not fact(kind, "needs"))
-"""Merge methods that need nothing but task vectors."""
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
 
@@ -53,6 +52,7 @@ class Grid:
     scenarios: tuple[Any, ...]
     """Names of scenarios, or attacks themselves; kept as `channel.Scenario`."""
     protections: tuple[str | Protection, ...]
+    """To these the control of those that realign is added, see `defences.control_of`."""
     draws: int
     seeds: int
     rules: tuple[Method | OneOf, ...] = (TASK_ARITHMETIC,)
@@ -69,23 +69,20 @@ class Grid:
         object.__setattr__(self, "scenarios", scenarios)
         for scenario in scenarios:
             self.axis.require_meaning(scenario)
-        for protection in self.protections:
-            repairs_of(protection)
+        controls = filter(None, map(control_of, self.protections))
+        object.__setattr__(
+            self, "protections", tuple(dict.fromkeys([*self.protections, *controls]))
+        )
         for rule in self.rules:
             require_swept(rule)
-        if not self.counts():
-            raise InputError(
-                "the grid has no cell: a protection that starts from the base model (control) "
-                "stands under the scenario clean alone, and the scenarios are "
-                f"{', '.join(self.scenarios)}."
-            )
 
     def cells(self) -> list[Cell]:
         """Return the cells in a fixed order, each once.
 
         `clean` has no channel and so a single draw and no level; the control has no uplink and so
-        stands under `clean` alone, and under the first rule, as nothing is merged; a clean merge
-        that is not realigned draws nothing (but for a random rule) and so has a single seed.
+        stands under `clean` alone, whether or not the grid has it, and under the first rule, as
+        nothing is merged; a clean merge that is not realigned draws nothing (but for a random rule)
+        and so has a single seed.
 
         **Raises:** `InputError` if there are more than `MOST_CELLS`.
         """
@@ -98,7 +95,7 @@ class Grid:
             Cell(combination, scenario, draw, seed, protection, rule, *level)
             for combination in self.combinations
             for seed in range(self.seeds)
-            for scenario in self.scenarios
+            for scenario in self._scenarios()
             for draw in range(self._draws(scenario))
             for level in self.axis.levels_of(scenario)
             for rule in self.rules
@@ -116,7 +113,7 @@ class Grid:
     def counts(self) -> Counter[tuple[str, str | Protection]]:
         """Return how many cells each combination has, by scenario and protection."""
         found: Counter[tuple[str, str | Protection]] = Counter()
-        for scenario, rule, protection in product(self.scenarios, self.rules, self.protections):
+        for scenario, rule, protection in product(self._scenarios(), self.rules, self.protections):
             seeds = self._seeds(scenario, rule, protection)
             number = self._draws(scenario) * len(self.axis.levels_of(scenario)) * seeds
             found[scenario, protection] += number
@@ -132,14 +129,20 @@ class Grid:
             if (attack := Scenario(scenario).attack) is not None:
                 Link(preset, attack)
 
+    def _scenarios(self) -> tuple[str, ...]:
+        """Return the scenarios, and `clean`, which is that of the controls."""
+        return self.scenarios if "clean" in self.scenarios else ("clean", *self.scenarios)
+
     def _draws(self, scenario: str) -> int:
         return 1 if scenario == "clean" else self.draws
 
     def _seeds(self, scenario: str, rule: Method | OneOf, protection: str | Protection) -> int:
         """Return the seeds of a kind of cell, 0 if there is none."""
-        if not split(repairs_of(protection)).fuse and (
-            scenario != "clean" or rule != self.rules[0]
-        ):
+        if split(repairs_of(protection)).fuse:
+            there = scenario in self.scenarios
+        else:
+            there = scenario == "clean" and rule == self.rules[0]
+        if not there:
             return 0
         return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
 
@@ -150,20 +153,16 @@ def _draws_nothing(rule: Method | OneOf, protection: str | Protection) -> bool:
 
 
 def require_swept(rule: Any) -> None:
-    """Check that a merge method needs nothing but task vectors.
+    """Check that a sweep has what a merge method needs.
 
-    **Raises:** `InputError` that says what else it needs, or that it is no method.
+    **Raises:** `InputError` that says what it has not, or that it is no method.
     """
     if not (isinstance(rule, OneOf) or callable(rule)):
         raise InputError(
             f"merge method: expected a value such as fusion.Ties(density=0.1), got {rule!r}."
         )
     for method in methods_of(rule):
-        if needs := fact(method, "needs"):
-            raise InputError(
-                f"the merge method {name_of(method)} needs {', '.join(needs)}, which a sweep does "
-                f"not have; take one of {', '.join(SWEPT_RULES)}."
-            )
+        require_met(method)
 
 
 def choose_combinations(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from rmtllmf_jax.evaluation.statistics import input_grams
+from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.sweep.cost import Costs, tower_costs, tree_bytes
 from rmtllmf_jax.training.recipes import Recipe
 
@@ -39,13 +43,15 @@ def sweep_memory(
     realign: Recipe | None,
     shot_bytes: int,
     cells_at_once: int = 1,
+    needs_bytes: int = 0,
 ) -> dict[str, int]:
     """Return the bytes on a device during a sweep, part by part; their sum counts.
 
     Base model, stacked vectors, the noise of a draw, test images and few-shot pool stay; each cell
     has its merged model. On top the busiest of three steps: realigning (as training) and
     evaluating, both per cell, and the cosines (vectors as received). Merging needs nothing besides:
-    it is one pass. Heads are left out. `realign` is `None` where no cell is realigned.
+    it is one pass, but for methods that look at data (`needs_bytes`, see `sweep.needs`). Heads are
+    left out. `realign` is `None` where no cell is realigned.
     """
     vectors = model.bytes * users
     steps = {
@@ -64,8 +70,22 @@ def sweep_memory(
         merged: model.bytes * cells_at_once,
         "test images": test_bytes,
         "few-shot pool": shot_bytes,
+        **({"what merge methods need": needs_bytes} if needs_bytes else {}),
         f"busiest step: {busiest}": steps[busiest],
     }
+
+
+def needs_bytes(needs: Collection[str], backbone: Backbone, users: int, images: int) -> int:
+    """Return the bytes of what merge methods need, `images` of them for `entropy`."""
+    model = tower_costs(backbone)
+    pixels = math.prod(model.example.shape)
+    found = users * model.bytes if "fishers" in needs else 0
+    found += images * pixels if "entropy" in needs else 0
+    if "grams" in needs:
+        image = jax.ShapeDtypeStruct((1, *model.example.shape), model.example.dtype)
+        grams = jax.eval_shape(partial(input_grams, backbone=backbone), model.params, image)
+        found += users * tree_bytes(grams)
+    return found
 
 
 def _state(model: Costs, recipe: Recipe) -> int:

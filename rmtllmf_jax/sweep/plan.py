@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import SINGLE_PROMPT
+from rmtllmf_jax.data.registry import SINGLE_PROMPT, TaskFacts
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
-from rmtllmf_jax.fusion.rules import methods_of
+from rmtllmf_jax.fusion import candidate_scales
+from rmtllmf_jax.fusion.rules import fact, methods_of
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.shapes import CLIPShape
 from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
 from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
-from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
+from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
+from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RunRecipe
 from rmtllmf_jax.uplink import is_surrogate
 
@@ -25,27 +26,9 @@ _FLOAT = 4  # bytes of a number of a head
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
 
 
-@runtime_checkable
-class TaskSize(Protocol):
-    """What a plan has to know of a task: a `registry.TaskFacts`, or an `OwnTask`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def prompts(self) -> tuple[str, ...]: ...
-    @property
-    def train(self) -> int: ...
-    @property
-    def test(self) -> int: ...
-    @property
-    def pixels(self) -> int | None: ...
-
-
 @dataclass(frozen=True)
-class OwnTask:
-    """A task by its own data: class names, and numbers of images.
+class TaskSize:
+    """What a plan has to know of a task: class names, prompts and numbers of images.
 
     `pixels` is the side of the images where all of them are squares of one small size.
     """
@@ -56,6 +39,11 @@ class OwnTask:
     test: int
     pixels: int | None = None
     prompts: tuple[str, ...] = (SINGLE_PROMPT,)
+
+    @classmethod
+    def of(cls, facts: TaskFacts) -> TaskSize:
+        """Return the sizes of a task of the registry."""
+        return cls(facts.name, facts.classes, facts.train, facts.test, facts.pixels, facts.prompts)
 
 
 @dataclass(frozen=True)
@@ -166,7 +154,8 @@ def plan(
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realign else 0
     batch = _batch_size(tasks, settings, validation_fraction)
     forward = tower.flops()
-    training = tower.flops(training=True) if recipe or realign else 0.0
+    needs = {need for method in _methods(grid) for need in fact(method, "needs")}
+    training = tower.flops(training=True) if recipe or realign or needs else 0.0
     parts = []
     if preset:
         text = text_costs(clip.text).flops() if clip else None
@@ -193,6 +182,12 @@ def plan(
             realign=realign,
             shot_bytes=shots * math.prod(tower.example.shape),
             cells_at_once=cells_at_once,
+            needs_bytes=needs_bytes(
+                needs,
+                backbone,
+                len(tasks),
+                sum(_subset(settings.eval_samples, task.test) for task in tasks),
+            ),
         ),
         _files(tower, clip, tasks, training=recipe is not None) if preset else (),
         needed,
@@ -266,17 +261,47 @@ def _sweep_work(
             )
             for task in tasks
         }
-        tried = len(VALIDATION_SCALES) * sum(len(methods_of(rule)) for rule in grid.rules)
+        tried = sum(len(candidate_scales(method)) for method in _methods(grid))
         seen = tried * sum(rows[task] for tasks_ in grid.combinations for task in tasks_)
         merges += tried * len(grid.combinations)
         work.append(_evaluation("choice of the scale", seen + sum(rows.values()), forward))
     # Base, vectors and noise are read in one pass, and the result is written.
     moved = float(merges * (2 * len(tasks) + 2) * tower.bytes)
+    merging = Work("merging", merges, "models", moved, "memory")
+    sending = _sending(tower, grid, settings, len(tasks))
+    needed = _needs_work(tasks, grid, settings, fraction, forward, training)
+    return [*sending, merging, *needed, *work]
+
+
+def _needs_work(
+    tasks: Sequence[TaskSize],
+    grid: Grid,
+    settings: Settings,
+    fraction: float,
+    forward: float,
+    training: float,
+) -> list[Work]:
+    """Return the work of what merge methods look at, and of those that learn."""
+    needs = {need for method in _methods(grid) for need in fact(method, "needs")}
+    trained = [task.train - _validation(task, fraction) for task in tasks]
+    seen = sum(_subset(settings.statistics_samples, images) for images in trained)
+    learned = 0
+    for rule in grid.rules:
+        alone = replace(grid, rules=(rule,))
+        steps = [m.steps * m.batch_size for m in _methods(alone) if "batches" in fact(m, "needs")]
+        merges = sum(n for (_, each), n in alone.counts().items() if split(repairs_of(each)).fuse)
+        learned += merges * max(steps, default=0)
+        learned += sum(steps) if settings.scale == "validation" else 0
+    learned *= len(grid.combinations)
     return [
-        *_sending(tower, grid, settings, len(tasks)),
-        Work("merging", merges, "models", moved, "memory"),
-        *work,
+        _evaluation("inputs of layers", seen if "grams" in needs else 0, forward),
+        Work("Fisher information", seen * ("fishers" in needs), "images", seen * training, "train"),
+        Work("learning to merge", learned, "images", learned * training, "train"),
     ]
+
+
+def _methods(grid: Grid) -> list[Any]:
+    return [method for rule in grid.rules for method in methods_of(rule)]
 
 
 def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:

@@ -41,6 +41,8 @@ class Merges(NamedTuple):
     """For random rules."""
     reload: Bool[Array, " cells"]
     """Whether the frozen leaves are taken from the base."""
+    batches: Int[Array, "cells steps batch"] | None = None
+    """For methods that learn, see `needs.batches`."""
 
 
 def receive_and_merge(
@@ -49,6 +51,7 @@ def receive_and_merge(
     stacked: PyTree[Float[Array, "users ..."]],
     sources: PyTree[Float[Array, "sources ..."]],
     frozen: PyTree[Bool[Array, ""]],
+    given: dict[str, PyTree] | None = None,
     *,
     rule: Method,
 ) -> PyTree:
@@ -58,6 +61,7 @@ def receive_and_merge(
     z`` with the `sources` z. A user of weight zero is not in the combination, but still one of the
     run: the base of `uplink.NoisyReference` is sent once, with the mean variance of all users, and
     serves every combination. Weights of the rule's own, one per user of the run, multiply these.
+    What the rule `needs` besides is in `given` (`sweep.needs`), or of the cell.
     """
     weights = merge.weights
     if own := fact(rule, "weights"):
@@ -70,7 +74,9 @@ def receive_and_merge(
     else:
         received = jax.tree.map(jnp.add, stacked, uplink.errors(sources, merge.factor))
         key = merge.key if fact(rule, "random") else None
-        received = rule(received, key, weights=weights)
+        have = {"base": base, "batches": merge.batches, **(given or {})}
+        needs = {name: have[name] for name in fact(rule, "needs")}
+        received = rule(received, key, weights=weights, **needs)
     kept = jax.tree.map(lambda flag: flag & merge.reload, frozen)
     return reload_leaves(fusion.add_to_base(base, received, merge.scale), base, kept)
 
@@ -80,7 +86,7 @@ class Programs:
     """Compiled functions; models have a leading axis of the cells of a chunk."""
 
     merge: Callable[..., PyTree]
-    """(rule, Merges, base, stacked, sources, frozen) -> models; `rule` is static."""
+    """(rule, Merges, base, stacked, sources, frozen, given) -> models; `rule` is static."""
     repair: Callable[..., PyTree]
     """(repairs, models, reload, rows, keys, frozen, base, heads, shots) -> models; the repairs are
     static, and there are rows for each of them."""
@@ -99,10 +105,16 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
     at_once = layout.cells_at_once
 
     def merge(
-        rule: Method, merges: Merges, base: PyTree, stacked: PyTree, sources: PyTree, frozen: PyTree
+        rule: Method,
+        merges: Merges,
+        base: PyTree,
+        stacked: PyTree,
+        sources: PyTree,
+        frozen: PyTree,
+        given: dict[str, PyTree],
     ) -> PyTree:
         def one(each: Merges) -> PyTree:
-            return receive_and_merge(each, base, stacked, sources, frozen, rule=rule)
+            return receive_and_merge(each, base, stacked, sources, frozen, given, rule=rule)
 
         return over_cells(one, merges, 1)  # bound by memory: side by side would gain nothing
 
@@ -152,7 +164,7 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
         return call
 
     return Programs(
-        merge=by_value(merge, cells, *[every] * 4),
+        merge=by_value(merge, cells, *[every] * 5),
         repair=by_value(repair, *[cells] * 4, *[every] * 4),
         evaluate=by_value(evaluate, cells, every, every, images),
     )

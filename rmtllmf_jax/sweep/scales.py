@@ -14,7 +14,7 @@ from rmtllmf_jax.fusion.rules import Method, OneOf, methods_of
 from rmtllmf_jax.sweep.grid import Cell, Combination, Grid
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.references import finetuned_score
-from rmtllmf_jax.sweep.settings import VALIDATION_SCALES, Settings
+from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.stage import Stage
 
 
@@ -50,7 +50,7 @@ def validation_jobs(grid: Grid) -> list[Job]:
         for rule in grid.rules
         for method in methods_of(rule)
         for combination in grid.combinations
-        for scale in VALIDATION_SCALES
+        for scale in fusion.candidate_scales(method)
     ]
 
 
@@ -88,7 +88,9 @@ def _best(curve: list[dict[str, Any]], rule: Method | OneOf, size: int) -> Chose
         rows = [row for row in curve if tuple(row[name] for name in columns) == wanted]
         return float(np.mean([row["normalised"] for row in rows]))
 
-    candidates = [Chosen(one, scale) for one in methods_of(rule) for scale in VALIDATION_SCALES]
+    candidates = [
+        Chosen(one, scale) for one in methods_of(rule) for scale in fusion.candidate_scales(one)
+    ]
     return max(candidates, key=mean)
 
 

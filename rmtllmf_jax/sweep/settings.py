@@ -51,14 +51,6 @@ from rmtllmf_jax.uplink import (
 )
 
 SCALE_RULES = (*SCALES, "validation")
-VALIDATION_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
-"""Merging coefficients that the rule `validation` tries.
-
-None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
-make hard to beat; the base model's own score stands in every row of the results instead.
-"""
-
-
 LARGEST = 1e6
 """Of kappa, scale and learning rates: squares of what they give together stay finite in float32."""
 
@@ -87,6 +79,8 @@ class Settings:
     """Test images per task; 0 is all."""
     validation_samples: int = 200
     """Validation images per task for the scale rule `validation`; 0 is all."""
+    statistics_samples: int = 128
+    """Training images per task for merge methods that look at data, without labels; 0 is all."""
     shots: int = 10
     """Samples per class for realignment."""
     frozen: tuple[str, ...] = EMBEDDINGS
@@ -102,6 +96,7 @@ class Settings:
         """Refuse numbers that no sweep can use."""
         require_at_least("eval samples", self.eval_samples, 0)
         require_at_least("validation samples", self.validation_samples, 0)
+        require_at_least("statistics samples", self.statistics_samples, 0)
         require_at_least("shots", self.shots, 1)
         require_at_least("eval batch size", self.eval_batch_size, 1)
         require_seed("seed", self.seed)

@@ -15,6 +15,9 @@ from rmtllmf_jax.sweep.parts import read_parts
 
 _CELL = ["combination", "scenario", "axis", "level", "draw", "seed", "rule", "protection", "task"]
 
+_CONTROL = "(control$|from_base)"
+"""Protections that stand under the scenario clean, whether or not the grid has it."""
+
 _UPLINK = {"kappa", "mse", "mse_mean", "uses"}
 """What parts of older programs lack; NaN stands for it."""
 
@@ -74,7 +77,7 @@ def _of_grid(rows: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
     axis = grid["axis"]
     return (
         rows["combination"].isin(["+".join(names) for names in grid["combinations"]])
-        & rows["scenario"].isin(grid["scenarios"])
+        & (rows["scenario"].isin(grid["scenarios"]) | rows["protection"].str.match(_CONTROL))
         & rows["protection"].isin(grid["protections"])
         & rows["rule"].notna()
         & (rows["draw"] < grid["draws"])

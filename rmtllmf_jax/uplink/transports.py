@@ -2,7 +2,7 @@
 
 `Gaussian` is the surrogate of a link: an error of variance kappa_q^2 mu_q on every parameter. The
 others send symbols over the channel of the draw (`channel.link.send`), all users at the same time:
-`Analogue`, for which the surrogate is exact, and `Qam`, for which it is not.
+`Analogue`, whose errors have the surrogate's power, and `Qam`, whose errors have another.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from jaxtyping import Array, Complex, Float, Key, PyTree
 
 from rmtllmf_jax.channel import link, modem
 from rmtllmf_jax.channel.checks import require_positive
-from rmtllmf_jax.channel.coloured_noise import ColouredNoise
-from rmtllmf_jax.channel.equalise import Equaliser
+from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser
 from rmtllmf_jax.channel.quantise import normalise
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.common.values import by_name, parse
@@ -103,7 +102,10 @@ class _Symbols:
 
 @dataclass(frozen=True)
 class Analogue(_Symbols):
-    """Two parameters per symbol, neither quantised nor sliced: error variance rms_q^2 mu_q."""
+    """Two parameters per symbol, neither quantised nor sliced: mean squared error rms_q^2 mu_q.
+
+    What arrives is the receiver's biased MMSE estimate, ``(1 - mu_q) tau_q`` and noise.
+    """
 
     cancellation: str = "genie"
     """What SIC subtracts: the true symbols (`genie`), or the receiver's own (`decisions`)."""

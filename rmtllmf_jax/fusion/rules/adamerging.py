@@ -9,12 +9,19 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
+from rmtllmf_jax.common.errors import (
+    InputError,
+    require_at_least,
+    require_known,
+    require_non_negative,
+)
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base
 from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
+from rmtllmf_jax.fusion.rules.leaves import PerUser, user_weights
 from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import (
     check_stacked,
@@ -52,6 +59,7 @@ class AdaMerging(MergeMethod):
     reference: ClassVar[str] = "Yang et al., arXiv 2310.02575"
     is_mean: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("base", "entropy", "batches")
+    scales: ClassVar[tuple[float, ...]] = (1.0,)
 
     granularity: str = "tensor"
     """One weight per task vector (`task`), or per layer too (`block`; `tensor` as published)."""
@@ -61,6 +69,10 @@ class AdaMerging(MergeMethod):
     """Of Adam, with its usual decay rates .9 and .999."""
     clip: bool = True
     """Keep weights within [0, 1]."""
+    steps: int = 100
+    """Steps of a sweep; `learn` takes one per batch that it is given."""
+    batch_size: int = 64
+    """Images per step of a sweep, the tasks of the combination in turn."""
 
     def __post_init__(self) -> None:
         """Check the names and numbers."""
@@ -71,6 +83,8 @@ class AdaMerging(MergeMethod):
             raise InputError(
                 f"initial must be at most 1 where weights are clipped, {self.initial!r}."
             )
+        require_at_least("steps", self.steps, 1)
+        require_at_least("batch_size", self.batch_size, 1)
 
     def __call__(  # type: ignore[override]  # it needs more
         self,
@@ -80,12 +94,18 @@ class AdaMerging(MergeMethod):
         base: PyTree[Array],
         entropy: Entropy,
         batches: PyTree[Array],
+        weights: PerUser | None = None,
     ) -> PyTree[Array]:
         """Return the merged task vector, of which 1 is the scale; arguments as for `learn`."""
-        return self.learn(stacked, base, entropy, batches).merged
+        return self.learn(stacked, base, entropy, batches, weights).merged
 
     def learn(
-        self, stacked: PyTree[Array], base: PyTree[Array], entropy: Entropy, batches: PyTree[Array]
+        self,
+        stacked: PyTree[Array],
+        base: PyTree[Array],
+        entropy: Entropy,
+        batches: PyTree[Array],
+        weights: PerUser | None = None,
     ) -> AdaMerged:
         """Return the weights by layer, the merged task vector, and the entropy of each step.
 
@@ -94,9 +114,10 @@ class AdaMerging(MergeMethod):
         - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
         - `base`: the base parameters, of the same structure without the leading axis.
         - `entropy`: `(parameters, batch) -> scalar`, the mean entropy (`prediction_entropy`) over
-          all tasks; compiled once for a function, so hand in the same function again, not a new
-          lambda.
+          all tasks; a function, or a pytree that is called. Compiled once for a function, so hand
+          in the same function again, not a new lambda.
         - `batches`: one batch per step, stacked: leaves with a leading axis of steps.
+        - `weights`: one per user, times the learned ones: 0 leaves a user out; none: 1 for each.
 
         **Raises:** `InputError` if base and task vectors do not match (with every differing path),
         if the task vectors hold integers, or if there is no batch.
@@ -106,15 +127,20 @@ class AdaMerging(MergeMethod):
         require_same_structure(one, base, ("task vectors", "base"))
         if stack_size(batches) == 0:
             raise InputError("there is no batch to learn the weights from: the leading axis is 0.")
-        return _learn(stacked, base, batches, entropy, self)
+        if jax.tree_util.all_leaves([entropy]):  # a plain function is static
+            entropy = Partial(entropy)
+        by_user = user_weights((), stack_size(stacked), weights)
+        return _learn(stacked, base, batches, by_user, entropy, method=self)
 
 
-@partial(jax.jit, static_argnames=("entropy", "method"))
+@partial(jax.jit, static_argnames="method")
 def _learn(
     stacked: PyTree[Array],
     base: PyTree[Array],
     batches: PyTree[Array],
+    by_user: Float[Array, " users"],
     entropy: Entropy,
+    *,
     method: AdaMerging,
 ) -> AdaMerged:
     granularity = "tensor" if method.granularity == "task" else method.granularity
@@ -122,7 +148,7 @@ def _learn(
     rows = 1 if method.granularity == "task" else len(layers)
 
     def by_layer(raw: Array) -> dict[str, Array]:
-        table = jnp.clip(raw, 0, 1) if method.clip else raw
+        table = by_user * (jnp.clip(raw, 0, 1) if method.clip else raw)
         return dict(zip(layers, jnp.broadcast_to(table, (len(layers), raw.shape[1])), strict=True))
 
     def loss(raw: Array, batch: PyTree) -> Array:

@@ -41,6 +41,7 @@ class Fisher(MergeMethod):
     per_leaf: ClassVar[bool] = True
     is_mean: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("fishers",)
+    scales: ClassVar[tuple[float, ...]] = (1.0,)
 
     floor: float = 1e-6
     """Least Fisher information: where no task depends on a parameter, the mean is plain."""

@@ -55,6 +55,8 @@ class MergeMethod:
     """Arguments of the call besides these that must be given: statistics of data."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Arguments of the call that may be given."""
+    scales: ClassVar[tuple[float, ...]] = ()
+    """Coefficients to try on validation samples; none: those of `fusion.candidate_scales`."""
 
     weights: tuple[float, ...] = ()
     """One weight per task vector where the call gives none; none: 1 for each."""

@@ -36,6 +36,7 @@ class RegMean(MergeMethod):
     per_leaf: ClassVar[bool] = True
     is_mean: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("grams",)
+    scales: ClassVar[tuple[float, ...]] = (1.0,)
 
     off_diagonal: float = 0.9
     """What the Gram matrices' entries off the diagonal are multiplied by, 0 to 1 (alpha)."""

@@ -1,0 +1,139 @@
+"""What merge methods need besides task vectors (their class's `needs`), from a run's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from rmtllmf_jax import fusion
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import name_of
+from rmtllmf_jax.data.splits import evaluation_subset
+from rmtllmf_jax.evaluation.statistics import Unlabelled, fisher_information, input_grams
+from rmtllmf_jax.fusion.rules import Method, fact
+from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.batches import balanced_batches
+
+_LABELS = 2  # folded into the root key, beside those of `uplinks`
+
+
+def fishers(inputs: SweepInputs, settings: Settings) -> PyTree[Float[Array, "users ..."]]:
+    """Return the Fisher information of every task's fine-tuned model, stacked."""
+    found, root = [], jax.random.fold_in(jax.random.key(settings.seed), _LABELS)
+    for user, images in enumerate(_training_images(inputs, settings)):
+        head = jax.tree.map(lambda leaf, user=user: leaf[user], inputs.heads)
+        key, params = jax.random.fold_in(root, user), inputs.finetuned(user)
+        found.append(fisher_information(params, head, images, key, backbone=inputs.backbone))
+    return fusion.stack(found)
+
+
+def grams(
+    inputs: SweepInputs, settings: Settings
+) -> dict[str, Float[Array, "users inputs inputs"]]:
+    """Return the Gram matrices of every task's fine-tuned model, stacked."""
+    return fusion.stack(
+        [
+            input_grams(inputs.finetuned(user), images, inputs.backbone)
+            for user, images in enumerate(_training_images(inputs, settings))
+        ]
+    )
+
+
+def entropy(inputs: SweepInputs, settings: Settings) -> Unlabelled:
+    """Return the entropy of predictions for the test images that are evaluated, of all tasks."""
+    size = inputs.backbone.image_size
+    parts = [
+        resize(task.test.take(rows).images, size)
+        for task, rows in zip(inputs.data, _evaluated(inputs, settings), strict=True)
+    ]
+    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Unlabelled(inputs.backbone, inputs.heads, jnp.concatenate(parts), jnp.asarray(owner))
+
+
+NEEDS: dict[str, Callable[[SweepInputs, Settings], Any]] = {
+    "fishers": fishers,
+    "grams": grams,
+    "entropy": entropy,
+}
+"""What all cells share, by the name of the method's argument."""
+KNOWN_NEEDS = ("base", "batches", *NEEDS)
+"""With the base model, and a cell's own batches for `entropy`."""
+
+
+def require_met(method: Method) -> None:
+    """Check that a sweep has what a merge method needs.
+
+    **Raises:** `InputError` that names what it has not.
+    """
+    needs = fact(method, "needs")
+    if missing := [name for name in needs if name not in KNOWN_NEEDS]:
+        raise InputError(
+            f"the merge method {name_of(method)} needs {', '.join(missing)}, and a sweep has "
+            f"{', '.join(KNOWN_NEEDS)}: compute it from these in the method, or merge in Python "
+            "and count with Engine.accuracy."
+        )
+    lacking = [name for name in ("steps", "batch_size") if not hasattr(method, name)]
+    if "batches" in needs and lacking:
+        raise InputError(
+            f"the merge method {name_of(method)} needs batches: give it the fields steps and "
+            f"batch_size, which say how many of which size; it has no {' and no '.join(lacking)}."
+        )
+
+
+class Needs:
+    """What the merge methods of a sweep need, made when a method first asks for it.
+
+    `put` places arrays on all devices.
+    """
+
+    def __init__(
+        self, inputs: SweepInputs, settings: Settings, put: Callable[[Any], Any] = jax.device_put
+    ) -> None:
+        self._inputs, self._settings, self._put = inputs, settings, put
+        self._made: dict[str, Any] = {}
+
+    def of(self, method: Any) -> dict[str, Any]:
+        """Return those of a method's needs that all cells share."""
+        wanted = [name for name in fact(method, "needs") if name in NEEDS]
+        for name in wanted:
+            if name not in self._made:
+                self._made[name] = self._put(NEEDS[name](self._inputs, self._settings))
+        return {name: self._made[name] for name in wanted}
+
+    def batches(
+        self, method: Any, combinations: Sequence[tuple[str, ...]]
+    ) -> Int[np.ndarray, "cells steps batch"] | None:
+        """Return the rows of `entropy`'s images that a method sees step by step in each cell.
+
+        Images of the combination's tasks alone, which take turns; `None` if it needs none.
+        """
+        if "batches" not in fact(method, "needs"):
+            return None
+        sizes = [len(rows) for rows in _evaluated(self._inputs, self._settings)]
+        parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        places = dict(zip(self._inputs.tasks, parts, strict=True))
+        steps, size, seed = method.steps, method.batch_size, self._settings.seed
+        groups = ([places[task] for task in tasks] for tasks in combinations)
+        return np.stack([balanced_batches(each, steps, size, seed) for each in groups])
+
+
+def _evaluated(inputs: SweepInputs, settings: Settings) -> list[Int[np.ndarray, " n"]]:
+    samples, seed = settings.eval_samples, settings.seed
+    return [evaluation_subset(len(task.test), samples, seed) for task in inputs.data]
+
+
+def _training_images(
+    inputs: SweepInputs, settings: Settings
+) -> Iterator[UInt8[Array, "n size size channels"]]:
+    """Yield a few training images of every task."""
+    samples = settings.statistics_samples
+    for task in inputs.data:
+        rows = evaluation_subset(len(task.train), samples, settings.seed)
+        yield resize(task.train.take(rows).images, inputs.backbone.image_size)
