@@ -271,7 +271,7 @@ class Objective:
             return jax.tree.map(lambda _: mse, self.vectors)
         return self._columns(mse[:, None] * factor)
 
-    def _scales(self, parameters: Parameters) -> Float[Array, "tasks *layers"]:
+    def _scales(self, parameters: Parameters) -> Float[Array, "tasks *layers"]:  # noqa: F821
         members, scale = self._members(), parameters.scale
         if scale is None:
             scale = jnp.asarray(self.scale, self.kappa.dtype)
