@@ -19,6 +19,7 @@ from rich.console import Console
 from rmtllmf_jax.cli.info import VARIABLES, defaults, folders, size_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.models import hub
 from rmtllmf_jax.report.sheets import Sheet
 from rmtllmf_jax.report.terminal import print_texts
 from rmtllmf_jax.runs import environment
@@ -162,7 +163,7 @@ def test_it_says_where_the_embedded_model_is(
     cache_dir: Path,
 ) -> None:
     (tmp_path / "config.json").write_bytes(bytes(7))
-    monkeypatch.setattr(embedded, "embedded_directory", lambda: tmp_path)
+    monkeypatch.setattr(hub, "embedded_directory", lambda: tmp_path)
     found = json.loads(info(capsys, cache_dir, "--json"))
     assert found["embedded_model"] == {"path": str(tmp_path), "bytes": 7, "error": None}
 
@@ -173,7 +174,7 @@ def test_it_says_when_the_embedded_model_is_missing(
     def missing() -> Path:
         raise InputError("nowhere to be found")
 
-    monkeypatch.setattr(embedded, "embedded_directory", missing)
+    monkeypatch.setattr(hub, "embedded_directory", missing)
     found = json.loads(info(capsys, cache_dir, "--json"))
     assert found["embedded_model"] == {"path": None, "bytes": None, "error": "nowhere to be found"}
     assert "embedded model     not there" in info(capsys, cache_dir)
