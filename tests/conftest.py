@@ -35,6 +35,8 @@ settings.load_profile("patient")
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TINY_CONFIG = {
     "model_type": "vit",

@@ -33,7 +33,7 @@ from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.evaluation import METRICS
 from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.plan import plan
+from rmtllmf_jax.sweep.plan import TaskSize, plan
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES
 
@@ -307,7 +307,7 @@ def test_usage_that_cannot_be_read_is_code_2(
 
 
 def test_a_plan_as_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = tuple(task_facts(name) for name in ("dtd", "mnist"))
+    tasks = tuple(TaskSize.of(task_facts(name)) for name in ("dtd", "mnist"))
     grid = Grid((("dtd", "mnist"),), ("clean",), ("none",), 1, 1)
     found = plan(backbone_of(TINY), tasks, grid, Settings(), RUN_RECIPES["paper"])
     print_json(found, Devices("TPU v4", 4, 1000), Speed(2e12, 1e12, 1e11))
