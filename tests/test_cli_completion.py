@@ -38,7 +38,7 @@ printf '%s\n' "${COMPREPLY[@]}"
         (["sw"], {"sweep"}),
         (["--quiet", "do"], {"doctor"}),
         (["sweep", "--sc"], {"--scenarios", "--scale"}),
-        (["sweep", "--out", "a", "--tr"], {"--trackers"}),
+        (["sweep", "--out", "a", "--tra"], {"--trackers", "--transport"}),
         (["--qui"], {"--quiet"}),
         (["fuse", "--dtype", "b"], {"bfloat16"}),
         (["sweep", "--out", "ru"], set()),  # readline's turn

@@ -507,7 +507,7 @@ def test_choices_that_the_parameters_do_not_move_need_not_be_fixed():
     ("changes", "message"),
     [
         ({"scenario": "sum_rat"}, "Did you mean 'sum_rate'"),
-        ({"score": "soft"}, "unknown score 'soft'"),
+        ({"metric": "soft"}, "unknown metric 'soft'"),
         ({"channel_draws": 0}, "channel draws must be at least 1"),
         ({"noise_draws": 0}, "noise draws must be at least 1"),
     ],
