@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from study import Users, load, made_by, write_figure
+from study import Users, load, made_by, write_figure, write_page
 
-from rmtllmf_jax.common.files import content_hash, write_bytes
+from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -65,8 +65,7 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         markdown_table(summary(rows)),
         *(f"![{model}]({model.replace('=', '_')}.png)" for model in options.error_models),
     ]
-    write_bytes(out / "README.md", ("\n\n".join(lines) + "\n").encode())
-    print("\n\n".join(lines))
+    write_page(out, lines)
 
 
 def summary(rows: pd.DataFrame) -> Sheet:

@@ -39,12 +39,11 @@ import numpy as np
 import pandas as pd
 import tyro
 from figures_disentanglement import by_size, pairs_figure, sizes_figure
-from study import Users, done, load, made_by, work_store, write_figure
+from study import Users, done, load, made_by, work_store, write_figure, write_page
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation.disentanglement import (
     get_distance,
@@ -284,8 +283,8 @@ def sizes_sheet(combinations: pd.DataFrame, unit: str) -> Sheet:
     return Sheet(title, ["scenario", "unit", *(f"N = {size}" for size in sizes)], rows)
 
 
-def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
-    """Return the markdown page of table and figures."""
+def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> list[str]:
+    """Return the paragraphs of the page of table and figures."""
     lines = [
         made_by("disentanglement.py", options.seed, seconds, resumed=resumed),
         f"Distance: {options.distance}, {options.samples or 'all'} test samples per task, "
@@ -296,7 +295,7 @@ def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: 
     parts = ["# Weight disentanglement error under every scenario", *lines]
     parts += [f"## {sheet.title}", markdown_table(sheet), "![By number of tasks](sizes.png)"]
     parts += ["## Pairs, over both scales", "![Heat maps of pairs](pairs.png)"]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def require_usable(options: Options) -> None:
@@ -338,9 +337,8 @@ def main(options: Options) -> None:
     combinations.to_csv(options.out / "combinations.csv", index=False, float_format="%.6g")
     write_figure(options.out / "pairs", pairs_figure(pairs))
     write_figure(options.out / "sizes", sizes_figure(combinations))
-    text = page(combinations, options, time.perf_counter() - started, resumed)
-    write_bytes(options.out / "README.md", text.encode())
-    print(text)
+    lines = page(combinations, options, time.perf_counter() - started, resumed)
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":

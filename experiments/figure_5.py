@@ -29,10 +29,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from study import Users, load, made_by, sweep, write_figure
+from study import Users, load, made_by, sweep, write_figure, write_page
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
 from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
@@ -159,8 +158,7 @@ def main(options: Options) -> None:
         markdown_table(summary(cells)),
         "![Halves, and samples per class](figure_5.png)",
     ]
-    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
-    print("\n\n".join(lines))
+    write_page(options.out, lines)
 
 
 def summary(cells: pd.DataFrame) -> Sheet:

@@ -53,7 +53,7 @@ from figures_hypothesis import (
     spread_figure,
 )
 from matplotlib.figure import Figure
-from study import Users, done, load, made_by, work_store, write_figure
+from study import Users, done, load, made_by, work_store, write_figure, write_page
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.errors import (
@@ -61,7 +61,6 @@ from rmtllmf_jax.common.errors import (
     require_at_least,
     require_non_negative,
 )
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation import hypothesis
@@ -269,8 +268,8 @@ def sheet(table: pd.DataFrame) -> Sheet:
     return Sheet("Medians over combinations and tasks", ["mse", *shown], rows)
 
 
-def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> str:
-    """Return the markdown page."""
+def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -> list[str]:
+    """Return the paragraphs of the page."""
     ends = [
         f"{what} up to an MSE of {end:.3g}" if np.isfinite(end) else f"{what} at none of the MSEs"
         for what, end in (
@@ -297,7 +296,7 @@ def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -
     legend = [f"- `{name}`: {what}" for name, what in columns.items()]
     parts = ["# The hypothesis test (9)-(12), theory beside Monte Carlo", *lines]
     parts += [markdown_table(sheet(table)), *(f"![{stem}]({stem}.png)" for stem in STEMS)]
-    return "\n\n".join([*parts, "## Columns", "\n".join(legend)]) + "\n"
+    return [*parts, "## Columns", "\n".join(legend)]
 
 
 STEMS = ("spread", "rejection", "levels", "flips")
@@ -324,13 +323,12 @@ def main(options: Options) -> None:
     ):
         resumed = len(parts) > 0
         table = study(inputs, options, parts)
-    text = page(table, options, time.perf_counter() - started, resumed)
+    lines = page(table, options, time.perf_counter() - started, resumed)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "results.csv", index=False, float_format="%.6g")
     for stem, figure in figures(table, options).items():
         write_figure(options.out / stem, figure)
-    write_bytes(options.out / "README.md", text.encode())
-    print(text)
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":

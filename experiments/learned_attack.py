@@ -34,11 +34,10 @@ import pandas as pd
 import tyro
 from figures_learned import attack_figure
 from paired import against, interval
-from study import Learner, all_rows, load, made_by, objectives, write_figure
+from study import Learner, all_rows, load, made_by, objectives, write_figure, write_page
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.common.errors import require_at_least
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.values import parse
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
@@ -180,8 +179,7 @@ def main(options: Options) -> None:
         markdown_table(summary(found)),
         "![Accuracy by attack](learned_attack.png)",
     ]
-    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
-    print("\n\n".join(lines))
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import tyro
-from study import Users, load, made_by, sweep
+from study import Users, load, made_by, sweep, write_page
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.fusion.rules import OneOf
 from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
 from rmtllmf_jax.report.tables import caveat, versions
@@ -145,12 +144,10 @@ def main(options: Options) -> None:
         "choices.csv.",
         *(f"## {sheet.title}\n\n{markdown_table(sheet)}" for sheet in sheets),
     ]
-    text = "\n\n".join(filter(None, lines)) + "\n"
     options.out.mkdir(parents=True, exist_ok=True)
     results.to_csv(options.out / "results.csv", index=False, float_format="%.6g")
     tables["scales"].to_csv(options.out / "choices.csv", index=False, float_format="%.6g")
-    write_bytes(options.out / "README.md", text.encode())
-    print(text)
+    write_page(options.out, filter(None, lines))
 
 
 if __name__ == "__main__":

@@ -35,12 +35,11 @@ import pandas as pd
 import tyro
 from figures_learned import power_figure
 from paired import against, interval
-from study import Learner, all_rows, load, made_by, objectives, write_figure
+from study import Learner, all_rows, load, made_by, objectives, write_figure, write_page
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.channel import ChannelPreset, Scenario, power_control
 from rmtllmf_jax.common.errors import require_at_least
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
@@ -188,8 +187,7 @@ def main(options: Options) -> None:
         markdown_table(summary(found)),
         "![Accuracy by power control](power_control.png)",
     ]
-    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
-    print("\n\n".join(lines))
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from study import Users, load, made_by, sweep, write_figure
+from study import Users, load, made_by, sweep, write_figure, write_page
 
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.figures import scale_figure
 from rmtllmf_jax.report.sheets import markdown_table, scale_sheet
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -72,8 +71,7 @@ def main(options: Options) -> None:
         markdown_table(sheet),
         "![Validation curves and the published fit](scale_law.png)",
     ]
-    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
-    print("\n\n".join(lines))
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,11 @@ import pandas as pd
 import tyro
 from figures_learned import sensitivity_figure
 from paired import against, interval
-from study import Users, load, made_by, write_figure
+from study import Users, load, made_by, write_figure, write_page
 
 from rmtllmf_jax import fusion, gradients
 from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import require_at_least
-from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
@@ -211,8 +210,7 @@ def main(options: Options) -> None:
         markdown_table(summary(rows, protected, found)),
         f"Most sensitive a parameter (the first by name): {names}.",
     ]
-    write_bytes(options.out / "README.md", ("\n\n".join(lines) + "\n").encode())
-    print("\n\n".join(lines))
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":

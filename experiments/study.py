@@ -176,6 +176,13 @@ def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) ->
     )
 
 
+def write_page(out: Path, lines: Iterable[str]) -> None:
+    """Write the paragraphs of an experiment's page, and print them."""
+    text = "\n\n".join(lines) + "\n"
+    write_bytes(out / "README.md", text.encode())
+    print(text)
+
+
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG and SVG; the same figure gives the same bytes."""
     for kind in ("png", "svg"):
