@@ -77,7 +77,7 @@ def require_met(method: Method) -> None:
         raise InputError(
             f"the merge method {name_of(method)} needs {', '.join(missing)}, and a sweep has "
             f"{', '.join(KNOWN_NEEDS)}: compute it from these in the method, or merge in Python "
-            "and count with Engine.accuracy."
+            "and score with Engine.score."
         )
     lacking = [name for name in ("steps", "batch_size") if not hasattr(method, name)]
     if "batches" in needs and lacking:
