@@ -411,6 +411,7 @@ def test_a_user_that_nobody_hears(order: str | None):
     ("options", "message"),
     [
         ({"cancellation": "geni"}, "Did you mean 'genie'"),
+        ({"cancellation": "geni", "receiver": receiver_of(None)}, "Did you mean 'genie'"),
         ({"modulation": 32}, "unknown QAM order 32, expected one of 4, 16, 64, 256"),
     ],
 )

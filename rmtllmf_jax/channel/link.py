@@ -86,6 +86,7 @@ def transmit(
     **Raises:** `InputError` for an unknown cancellation or modulation, and for what
     the receiver refuses.
     """
+    require_known("cancellation", cancellation, CANCELLATIONS)  # also where nothing is cancelled
     equaliser = receiver.filters(h_tilde, attack, noise, jax.random.fold_in(key, _MEASURED))
     unit, rms = normalise(parameters)
     received = send(
