@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real, Shaped, UInt8
 
+from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.images import resize
 
@@ -35,11 +36,6 @@ class Batch:
         if images.shape[1:3] == (image_size, image_size):
             return self  # even a call that does nothing costs time, beside a small model
         return replace(self, inputs=self.inputs | {"images": resize(images, image_size)})
-
-
-def stacked(batches: Sequence[Batch]) -> Batch:
-    """Return batches of one size along a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
 
 @dataclass(frozen=True)
@@ -130,4 +126,4 @@ def samples_of(
             batch, inputs=inputs, weight=batch.weight * (task_weights[task] / sets[task].count)
         )
 
-    return stacked([weighted(task, batch) for task, batch in batches])
+    return fusion.stack([weighted(task, batch) for task, batch in batches])

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, stacked
+from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
 from rmtllmf_jax.models.heads import Head
 
 Features = Callable[..., Array]
@@ -114,10 +114,10 @@ def task_samples(sets: Sequence[EvaluationSet], image_size: int) -> Batch:
         missing = most - len(one.batches)
         return jax.tree.map(
             lambda leaf: jnp.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1))),
-            stacked([batch.at_size(image_size) for batch in one.batches]),
+            fusion.stack([batch.at_size(image_size) for batch in one.batches]),
         )
 
-    return stacked([of_task(one) for one in sets])
+    return fusion.stack([of_task(one) for one in sets])
 
 
 def pair_wde(
