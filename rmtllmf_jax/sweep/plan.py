@@ -154,7 +154,7 @@ def plan(
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realign else 0
     batch = _batch_size(tasks, settings, validation_fraction)
     forward = tower.flops()
-    needs = {need for method in _methods(grid) for need in fact(method, "needs")}
+    needs = _needs(grid)
     training = tower.flops(training=True) if recipe or realign or needs else 0.0
     parts = []
     if preset:
@@ -282,7 +282,7 @@ def _needs_work(
     training: float,
 ) -> list[Work]:
     """Return the work of what merge methods look at, and of those that learn."""
-    needs = {need for method in _methods(grid) for need in fact(method, "needs")}
+    needs = _needs(grid)
     trained = [task.train - _validation(task, fraction) for task in tasks]
     seen = sum(_subset(settings.statistics_samples, images) for images in trained)
     learned = 0
@@ -302,6 +302,10 @@ def _needs_work(
 
 def _methods(grid: Grid) -> list[Any]:
     return [method for rule in grid.rules for method in methods_of(rule)]
+
+
+def _needs(grid: Grid) -> set[str]:
+    return {need for method in _methods(grid) for need in fact(method, "needs")}
 
 
 def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:

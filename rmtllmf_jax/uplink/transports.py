@@ -73,6 +73,9 @@ class _Symbols:
 
     uses: ClassVar[float]
     cancellation: str
+    size: int | None
+    """Size of the constellation, `None` for analogue."""
+    clip: float | None
 
     def __post_init__(self) -> None:
         require_known("cancellation", self.cancellation, link.CANCELLATIONS)
@@ -110,6 +113,8 @@ class Analogue(_Symbols):
     cancellation: str = "genie"
     """What SIC subtracts: the true symbols (`genie`), or the receiver's own (`decisions`)."""
     uses: ClassVar[float] = 0.5
+    size = None
+    clip = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,8 @@ def _sent(
             equaliser,
             of_block,
             cancellation=how.cancellation,
-            modulation=getattr(how, "size", None),
-            clip=getattr(how, "clip", None),
+            modulation=how.size,
+            clip=how.clip,
         )
         return received.parameters[:users]
 
