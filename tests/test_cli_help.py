@@ -28,7 +28,7 @@ from rmtllmf_jax.cli.plan import print_json
 from rmtllmf_jax.cli.reproduce import Reproduce
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.interrupts import Stopped
-from rmtllmf_jax.common.progress import note, progress_bar
+from rmtllmf_jax.common.progress import note, progress_bar, silenced
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.evaluation import METRICS
 from rmtllmf_jax.sweep.devices import Devices, Speed
@@ -38,6 +38,13 @@ from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+UNITS = re.compile(
+    r"\bdB\b|steps?|images?|pixels|epochs|share|relative|rms\(tau\)|learning rate|decay|norm\b"
+    r"|samples|realisations|channels|draws|repetitions|cells|devices|processes|bits|coefficient"
+    r"|standard deviation|TFLOP/s|GB|divides|which one",
+    re.IGNORECASE,
+)
+"""Words that say what a number counts or measures."""
 NAMES = pytest.mark.parametrize("name", COMMANDS)
 
 
@@ -76,6 +83,16 @@ def test_every_option_says_what_it_is_and_its_default(
         assert what.endswith("."), option
         assert len(what.split()) >= 2, option
         assert ending not in ("(default: )", "(default: '')", "(default: None)"), option
+
+
+@NAMES
+def test_every_number_has_a_unit(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = helps(printed_help(capsys, name))
+    for option, hint in typing.get_type_hints(COMMANDS[name]).items():
+        numeric = {int, float} & {hint, *typing.get_args(hint)}
+        if numeric and option not in ("seed", "scale"):
+            text = texts[f"--{option}".replace("_", "-")].partition("(default")[0]
+            assert UNITS.search(text), f"--{option}: {text}"
 
 
 @NAMES
@@ -235,6 +252,22 @@ def test_without_quiet_there_is_more(
     said = ("a line of progress", "a warning", "an error")
     assert [found.err.count(each) for each in said] == [1, 1, 1]
     assert caplog.messages == ["a warning", "an error"]
+
+
+def test_silence_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop_in_silence() -> None:
+        with silenced():
+            assert log.level == logging.ERROR
+            note("not heard")
+            raise RuntimeError
+
+    log = logging.getLogger("rmtllmf_jax")
+    before = log.level
+    with pytest.raises(RuntimeError):
+        stop_in_silence()
+    note("heard")
+    assert log.level == before
+    assert capsys.readouterr().out == "heard\n"
 
 
 def test_quiet_is_no_option_with_a_value() -> None:

@@ -168,6 +168,11 @@ def test_content_hash_does_not_depend_on_the_order_of_keys():
     )
 
 
+@pytest.mark.parametrize("other", [{"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {"a": 1, "b": None}])
+def test_content_hash_tells_contents_apart(other: dict):
+    assert files.content_hash({"a": 1}) != files.content_hash(other)
+
+
 def test_a_misspelt_name_gets_a_suggestion_and_the_list():
     with pytest.raises(InputError) as caught:
         require_known("task", "svnh", ["mnist", "svhn"])

@@ -257,6 +257,12 @@ def test_homographies_take_corners_to_their_targets() -> None:
     np.testing.assert_allclose(mapped[:, :2] / mapped[:, 2:], square, atol=1e-12)
 
 
+def test_hues() -> None:
+    for hue, rgb in ((0.0, (1, 0, 0)), (1 / 3, (0, 1, 0)), (2 / 3, (0, 0, 1)), (1 / 6, (1, 1, 0))):
+        np.testing.assert_allclose(canvas.hsv(hue, 1.0, 1.0), rgb, atol=1e-12)
+    np.testing.assert_allclose(canvas.hsv(0.4, 0.0, 0.7), 0.7)
+
+
 def test_two_colours_are_apart_and_the_lighter_is_above_as_often_as_asked() -> None:
     rng = np.random.default_rng(0)
     pairs = [canvas.two_colours(rng, 0.4, 0.9) for _ in range(400)]

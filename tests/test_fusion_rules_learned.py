@@ -82,6 +82,24 @@ def test_weights_follow_adam_step_by_step(granularity: str, clip: bool):
         assert all(np.all((w >= 0) & (w <= 1)) for w in found.weights.values())
 
 
+def entropy_of_linear(params: dict, batch: jax.Array) -> jax.Array:
+    return rules.prediction_entropy(batch @ params["w"])
+
+
+def test_it_finds_the_task_vector_that_makes_predictions_certain():
+    random = np.random.default_rng(2)
+    inputs = jnp.asarray(random.normal(size=(200, 32, 4)), jnp.float32)
+    useful = jnp.asarray(random.normal(size=(4, 3)), jnp.float32)
+    stacked = {"w": jnp.stack([useful, -0.9 * useful])}  # they cancel where both are used
+    base = {"w": jnp.zeros((4, 3))}
+    found = rules.AdaMerging(learning_rate=0.01).learn(stacked, base, entropy_of_linear, inputs)
+    first, second = np.asarray(found.weights["w"])
+    assert first == 1
+    assert second == 0
+    assert found.losses[-1] < 0.7 * found.losses[0]
+    np.testing.assert_allclose(found.merged["w"], useful, rtol=1e-6)
+
+
 def test_the_entropy_is_that_of_the_predictions():
     logits = np.random.default_rng(4).normal(size=(5, 7)) * 3
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
