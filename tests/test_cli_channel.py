@@ -284,3 +284,12 @@ def test_bad_options(words: list[str], message: str, capsys, tmp_path, monkeypat
     assert errors.err.count("\n") == 1
     assert not errors.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir):
+    file = tmp_path / "figures"
+    file.write_text("not a folder")
+    with pytest.raises(SystemExit) as caught:
+        main(["channel", "--cache-dir", str(cache_dir), "--out", str(file)])
+    assert caught.value.code == 2
+    assert f"rmtllmf: {file}: cannot be used" in capsys.readouterr().err

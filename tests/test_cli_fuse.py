@@ -284,9 +284,11 @@ def test_lata_of_language_models_opens_and_generates(
     states = {
         name: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
         for name, folder in llamas.items()
-        if name != "instruct"
     }
-    assert [row for row in layers.values() if f"{row[0]:.3f}" not in printed] == []
+    weights = plain_lata(states, granularity)
+    for layer, row in layers.items():
+        np.testing.assert_allclose(row, weights[layer], atol=1e-6)
+        assert f"{row[0]:.3f}" in printed
     assert "Weights by layer: lata" in printed
     assert (out / "layer_weights.png").read_bytes().startswith(b"\x89PNG")
     assert "![Weights by layer](layer_weights.png)" in (out / "README.md").read_text()
@@ -330,6 +332,30 @@ def test_the_figure_of_the_weights_has_a_line_a_model(tmp_path: Path):
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [row[1] for row in weights.values()])
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels == [f"model.layers.{n}" for n in range(0, 100, 3)]
+
+
+def plain_lata(states: dict[str, Any], granularity: str) -> dict[str, list[float]]:
+    """Return linear LATA weights, written out plainly in float64."""
+    base = states["pretrained"]
+    layers: dict[str, list[str]] = {}
+    for key in base:
+        if key != "lm_head.weight":
+            layers.setdefault(layer_name(key, granularity), []).append(key)
+
+    def flat(name: str, keys: list[str]) -> np.ndarray:
+        parts = [(states[name][k] - base[k]).double().numpy().ravel() for k in keys]
+        return np.concatenate(parts)
+
+    weights: dict[str, list[float]] = {layer: [] for layer in layers}
+    for name in ("math", "code"):
+        cosines = {}
+        for layer, keys in layers.items():
+            tau, iota = flat(name, keys), flat("instruct", keys)
+            cosines[layer] = tau @ iota / np.linalg.norm(tau) / np.linalg.norm(iota)
+        falling = sorted(cosines, key=lambda layer: -cosines[layer])
+        for rank, layer in enumerate(falling):
+            weights[layer].append(rank / (len(falling) - 1))
+    return weights
 
 
 def test_a_language_model_without_the_tied_head_merges(llamas: dict[str, Path], tmp_path: Path):

@@ -325,6 +325,7 @@ def test_exit_codes(
         (["report", "a", "--nonsense", "1"], "--help"),
         (["sweep", "--out", "o", "--scenaros", "ideal"], "--scenarios"),
         (["completion", "tcsh"], "tcsh"),
+        (["info", "--recipe", "papper"], "unknown recipe 'papper'. Did you mean 'paper'?"),
     ],
 )
 def test_usage_that_cannot_be_read_is_code_2(

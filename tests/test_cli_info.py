@@ -86,6 +86,14 @@ def test_the_extras_are_those_of_the_package() -> None:
             assert [name for name in packages if name not in " ".join(extras[extra])] == []
 
 
+def test_a_device_of_another_process_does_not_tell() -> None:
+    class Device:
+        platform = "tpu"
+        process_index = 1
+
+    assert environment.memory_of(Device()) is None
+
+
 # Folders
 
 

@@ -462,7 +462,11 @@ def test_the_experiment_refuses_bad_numbers(script: ModuleType, options: dict, m
 
 @pytest.mark.slow
 def test_the_experiment_runs_and_goes_on_from_its_store(
-    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
+    script: ModuleType,
+    finished: TinyRun,
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run = finished.copy(tmp_path / "run", sweep=False)
     options = script.Options(
@@ -489,6 +493,7 @@ def test_the_experiment_runs_and_goes_on_from_its_store(
         "results.csv",
         *(f"{stem}.{kind}" for stem in script.STEMS for kind in ("png", "svg")),
     }
+    monkeypatch.setattr(script, "task_rows", lambda *_: pytest.fail("computed again"))
     script.main(replace(options, out=tmp_path / "again", chunk=2))
     assert sorted((run / "hypothesis_test").rglob("*.parquet")) == before
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "results.csv"), results)

@@ -13,6 +13,7 @@ from conftest import assert_trees_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import rules
 from rmtllmf_jax.fusion.layers import layers_of
@@ -202,6 +203,14 @@ def test_a_threshold_of_1_is_task_arithmetic():
     for granularity in ("block", "tensor"):
         merged = rules.Lata("threshold", sigma=1.0, granularity=granularity)(stacked)
         assert_trees_equal(merged, rules.TaskArithmetic()(stacked))
+
+
+def test_forgetting_takes_away_what_merging_adds():
+    stacked, base = as_jax(flat(8)), {p: leaf[0] for p, leaf in as_jax(flat(9)).items()}
+    merged = rules.Lata()(stacked)
+    forgotten = rules.forget(base, merged, 0.4)
+    assert_trees_equal(forgotten, fusion.add_to_base(base, merged, -0.4))
+    close(fusion.add_to_base(forgotten, merged, 0.4), base)
 
 
 def test_a_layer_of_zeros_is_like_nothing_and_harms_nobody():

@@ -596,3 +596,9 @@ def test_three_kills_at_random(folder: Path):
 @pytest.mark.slow
 def test_twenty_kills_at_random(folder: Path):
     killed_at_random(folder, kills=20, count=1000, seed=1)
+
+
+@pytest.mark.parametrize("options", [{"process": -1}, {"every": -1.0}, {"every": float("nan")}])
+def test_bad_options_are_named(folder: Path, options: dict):
+    with pytest.raises(InputError, match=next(iter(options))):
+        CellStore(folder, **options)

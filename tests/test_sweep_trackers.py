@@ -63,6 +63,11 @@ def test_a_missing_package_names_the_extra(
         get_tracker([name], tmp_path, CONFIGURATION).__enter__()
 
 
+def test_an_unknown_tracker_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"unknown tracker 'wandbb'\. Did you mean 'wandb'"):
+        get_tracker(["wandbb"], tmp_path, CONFIGURATION).__enter__()
+
+
 def test_trackers_need_a_local_folder(wandb: FakeWandb):
     with pytest.raises(InputError, match=r"gs://b/run: trackers \(wandb\) write to a local folder"):
         get_tracker(["wandb"], "gs://b/run", CONFIGURATION).__enter__()
@@ -82,6 +87,14 @@ def test_wandb_gets_every_step_once(tmp_path: Path, wandb: FakeWandb):
         ("finish",),
     ]
     assert folder.is_dir()
+
+
+def test_wandb_s_own_variable_names_the_project(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    with get_tracker(["wandb"], tmp_path, {}):
+        assert wandb.calls[0][1]["project"] == "mine"
 
 
 def test_what_wandb_refuses_is_said_with_the_way_out(
