@@ -43,7 +43,7 @@ def tiny_task(name: str, classes: int, train: int, test: int, pixels: int | None
 
 
 TASKS = (tiny_task("dtd", 3, 20, 11, None), tiny_task("mnist", 2, 40, 8, 2))
-PRESET = RunRecipe(Recipe(5, 6, 1e-5, 0.1), image_size=4)
+RECIPE = RunRecipe(Recipe(5, 6, 1e-5, 0.1), image_size=4)
 SETTINGS = Settings(eval_batch_size=4, shots=2, realign=Recipe(3, 8, 1e-5, 0.0))
 GRID = Grid((("dtd", "mnist"),), ("clean", "ideal"), ("none", "r-mtllmf", "control"), 2, 2)
 
@@ -54,7 +54,7 @@ FORWARD, TRAIN = TOWER.flops(), TOWER.flops(training=True)
 
 def tiny_plan(**changes: Any) -> Plan:
     arguments = {"backbone": backbone_of(TINY), "clip": TINY_CLIP, "tasks": TASKS, "grid": GRID}
-    return plan(**{**arguments, "settings": SETTINGS, "preset": PRESET, **changes})
+    return plan(**{**arguments, "settings": SETTINGS, "made_by": RECIPE, **changes})
 
 
 def amounts(result: Plan) -> dict[str, tuple[int, float]]:
@@ -97,7 +97,7 @@ def test_files_of_a_tiny_plan_by_hand():
 
 def test_memory_of_a_tiny_plan_by_hand():
     result = tiny_plan()
-    assert result.training == training_memory(TOWER, PRESET.finetune)
+    assert result.training == training_memory(TOWER, RECIPE.finetune)
     assert result.sweep["test images"] == 12 * 48 + 8 * 12
     assert result.sweep["few-shot pool"] == 2 * 5 * 48
     assert "busiest step: realigning" in result.sweep
@@ -112,7 +112,7 @@ def test_ready_vectors_leave_out_training():
 
 
 def test_the_single_prompt_makes_fewer_texts():
-    result = tiny_plan(preset=replace(PRESET, prompts="single"))
+    result = tiny_plan(made_by=replace(RECIPE, prompts="single"))
     assert amounts(result)["heads"][0] == 5
 
 

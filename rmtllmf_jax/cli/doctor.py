@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmtllmf_jax.cli.help_text import Place
+from rmtllmf_jax.cli.options import print_as_json, print_table
 from rmtllmf_jax.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Doctor:
         if self.json:
             model = None if checkup is None else asdict(checkup)
             everything = {"tasks": [asdict(each) for each in examinations], "model": model}
-            print(json.dumps(everything, indent=2, allow_nan=False))
+            print_as_json(everything)
         else:
             counts = [f"{levels.count(x)} {x}{'s' * (levels.count(x) != 1)}" for x in _COLOURS]
             print(", ".join(counts))
@@ -100,11 +100,6 @@ class Doctor:
 
 
 def _print_examination(examination: Examination) -> None:
-    from rich.console import Console
-
-    from rmtllmf_jax.report.sheets import Sheet
-    from rmtllmf_jax.report.terminal import print_sheet
-
     rows = [
         [
             split,
@@ -118,7 +113,7 @@ def _print_examination(examination: Examination) -> None:
         for split, figures in examination.splits.items()
     ]
     header = ["split", "classes", "images", "at full size", "a class", "shorter px", "longer px"]
-    print_sheet(Sheet(examination.task, header, rows), Console())
+    print_table(examination.task, header, rows)
     _print_findings(examination.findings)
     if not examination.findings:
         print("  nothing to report")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,7 +63,7 @@ class Evaluate(Configured):
                 "score": reached,
                 "base_score": base,
                 "finetuned_score": tuned,
-                "normalised": metric.normalised(reached, tuned) if tuned else None,
+                "normalised": metric.normalised(reached, tuned) if tuned else math.nan,
                 "images": engine.samples(task, self.split).count,
             }
         if self.json:
@@ -108,9 +109,7 @@ def _tower(run: Run, directory: str) -> PyTree:
 def _print(title: str, found: Mapping[str, Mapping[str, Any]], metric: Metric) -> None:
     from rmtllmf_jax.report.sheets import percent
 
-    def text(name: str, value: float | None) -> str:
-        if value is None:
-            return "-"
+    def text(name: str, value: float) -> str:
         return percent(value) if name == "normalised" or metric.unit == "%" else f"{value:.4g}"
 
     names = ("score", "normalised", "base_score", "finetuned_score")

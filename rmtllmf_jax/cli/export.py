@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rmtllmf_jax.cli.options import Configured
 from rmtllmf_jax.common.errors import InputError, require_non_negative
+from rmtllmf_jax.common.files import require_absent
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -36,7 +37,7 @@ class Export(Configured):
 
     def run(self) -> None:
         """Run the sub-command."""
-        from rmtllmf_jax.models.export import export_model, require_absent
+        from rmtllmf_jax.models.export import export_model
         from rmtllmf_jax.models.pretrained import read_pretrained
 
         if self.configuration and (self.tasks or self.scale is not None):

@@ -231,7 +231,7 @@ def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
         for item in plan.needed
     ]
     files = [[file.what, file.where, _size(file.size)] for file in plan.files]
-    written = [*files, _total(plan.disk)]
+    written = [*files, ["together", "", _size(plan.disk)]]
     phases = {"fine-tuning": plan.training, "sweep": plan.sweep}
     memory = [
         [phase, part, _size(size)]
@@ -260,10 +260,6 @@ def plan_sheets(plan: Plan, speed: Speed | None) -> list[Sheet]:
     if needed:
         sheets.insert(0, Sheet("Needed", ["what", "where", "download", "here"], needed))
     return sheets
-
-
-def _total(size: int) -> list[str]:
-    return ["together", "", _size(size)]
 
 
 def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterator[str]:

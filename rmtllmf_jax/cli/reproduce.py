@@ -18,7 +18,7 @@ from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
 from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
 
-_OF_PRESETS = ("model", "source", "tasks", "prompts", "image_size", "fit", "normalise")
+_OF_RECIPE = ("model", "source", "tasks", "prompts", "image_size", "fit", "normalise")
 DEMO_NAME, VIT = "demo", "vit-tiny"
 RECIPES = (DEMO_NAME, VIT, *RUN_RECIPES)
 
@@ -29,7 +29,7 @@ DEMO_SWEEP: dict[str, Any] = {
     "validation_samples": 60,
     "eval_samples": 100,
 }
-"""What the recipe `demo` sets besides its preset: a few cells of every kind."""
+"""What the recipe `demo` sets besides its `RunRecipe`: a few cells of every kind."""
 
 VIT_IMAGES: dict[str, Any] = {"image_size": 64}
 """What the recipe `vit-tiny` sets."""
@@ -114,8 +114,8 @@ def recipe_options(name: str) -> dict[str, Any]:
     """Return the options that a recipe sets."""
     if name == VIT:
         return VIT_IMAGES
-    preset = DEMO if name == DEMO_NAME else RUN_RECIPES[name]
-    options = {option: getattr(preset, option) for option in _OF_PRESETS} | asdict(preset.finetune)
+    recipe = DEMO if name == DEMO_NAME else RUN_RECIPES[name]
+    options = {option: getattr(recipe, option) for option in _OF_RECIPE} | asdict(recipe.finetune)
     for option in ("steps", "batch_size", "learning_rate"):
-        options[f"realign_{option}"] = getattr(preset.realign, option)
+        options[f"realign_{option}"] = getattr(recipe.realign, option)
     return options | (DEMO_SWEEP if name == DEMO_NAME else {})

@@ -123,7 +123,7 @@ def plan(
     tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
-    preset: RunRecipe | None = None,
+    made_by: RunRecipe | None = None,
     *,
     clip: CLIPShape | None = None,
     ready_vectors: bool = False,
@@ -136,7 +136,7 @@ def plan(
     **Arguments:**
 
     - `settings`: of the sweep; its `realign` is the recipe of realignment.
-    - `preset`: how the users are made; `None` for a sweep alone, whose users are there already.
+    - `made_by`: how the users are made; `None` for a sweep alone, whose users are there already.
     - `clip`: with its text tower heads are zero-shot; else closed-form ones, from the features of
       the training images.
     - `ready_vectors`: published models are used, nothing is fine-tuned.
@@ -148,7 +148,7 @@ def plan(
     """
     _require_tasks(grid, tasks)
     tower, shape = tower_costs(backbone), backbone.module.shape
-    recipe = None if preset is None or ready_vectors else preset.finetune
+    recipe = None if made_by is None or ready_vectors else made_by.finetune
     repaired = any(split(repairs_of(protection)).rest for _, protection in grid.counts())
     realign = settings.realign if repaired else None
     shots = settings.shots * sum(len(task.classes) for task in tasks) if realign else 0
@@ -157,10 +157,10 @@ def plan(
     needs = _needs(grid)
     training = tower.flops(training=True) if recipe or realign or needs else 0.0
     parts = []
-    if preset:
+    if made_by:
         text = text_costs(clip.text).flops() if clip else None
         parts += _users_work(
-            preset, tasks, validation_fraction, ready_vectors, forward, training, text
+            made_by, tasks, validation_fraction, ready_vectors, forward, training, text
         )
     parts += _sweep_work(tower, tasks, grid, settings, validation_fraction, batch, training)
     return Plan(
@@ -189,7 +189,7 @@ def plan(
                 sum(_subset(settings.eval_samples, task.test) for task in tasks),
             ),
         ),
-        _files(tower, clip, tasks, training=recipe is not None) if preset else (),
+        _files(tower, clip, tasks, training=recipe is not None) if made_by else (),
         needed,
     )
 
@@ -204,7 +204,7 @@ def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
 
 
 def _users_work(
-    preset: RunRecipe,
+    made_by: RunRecipe,
     tasks: Sequence[TaskSize],
     fraction: float,
     ready: bool,
@@ -214,7 +214,7 @@ def _users_work(
 ) -> list[Work]:
     """Return the work of heads, fine-tuning and its validation (before and after)."""
     if text is not None:
-        single = preset.prompts == "single"
+        single = made_by.prompts == "single"
         texts = sum(len(task.classes) * (1 if single else len(task.prompts)) for task in tasks)
         work = [Work("heads", texts, "texts", texts * text, "forward")]
     else:
@@ -222,7 +222,7 @@ def _users_work(
             _evaluation("heads", sum(t.train - _validation(t, fraction) for t in tasks), forward)
         ]
     if not ready:
-        images = len(tasks) * preset.finetune.steps * preset.finetune.batch_size
+        images = len(tasks) * made_by.finetune.steps * made_by.finetune.batch_size
         work.append(Work("fine-tuning", images, "images", images * training, "train"))
     seen = 2 * sum(_validation(task, fraction) for task in tasks)
     return [*work, _evaluation("validation of the users", seen, forward)]
