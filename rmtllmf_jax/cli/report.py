@@ -60,6 +60,7 @@ def report(run: Path, out: Path | None = None) -> None:
     from rmtllmf_jax.report.terminal import print_summary
     from rmtllmf_jax.report.write import write_report
 
-    print_summary(read_results(run / "results.parquet"))
-    for path in write_report(run, out):
+    results = read_results(run / "results.parquet")
+    print_summary(results)
+    for path in write_report(run, out, results):
         print(path)

@@ -16,7 +16,6 @@ from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
 from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
 from rmtllmf_jax.report.tables import (
-    LAW,
     SETTING,
     base_by_size,
     best_scales,
@@ -26,7 +25,7 @@ from rmtllmf_jax.report.tables import (
 )
 
 _OVER = "mean over combinations, draws and seeds"
-_FUSED = "Accuracy of the fused model relative to fine-tuning"
+_FUSED = "{} of the fused model relative to fine-tuning"
 _SCORE = "Average normalised {} (%)"
 
 BASE = "Base model, its own heads"
@@ -74,7 +73,7 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         for scenario, name in _scenarios(received)
     ]
     band = "shading" if len(sizes) > 1 else "bar"
-    title = f"{joined(_FUSED, note)}\n{_OVER}; {band}"
+    title = f"{joined(_FUSED.format(metric_of(results).capitalize()), note)}\n{_OVER}; {band}"
     figure, axes = _draw_scores(panels, 3.0, title, _SCORE.format(metric_of(results)))
     for panel in axes:
         panel.set_xlabel("Number of fused tasks")
@@ -119,7 +118,9 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         base = np.average(base_by_size(rows), weights=sizes)
         references = _across(ends, means * 2), _across(ends, [base] * 2)
         panels.append((name, lines, *references))
-    title = f"{joined(_FUSED, note)}\n{_OVER}; shading (bar)"
+    title = (
+        f"{joined(_FUSED.format(metric_of(results).capitalize()), note)}\n{_OVER}; shading (bar)"
+    )
     figure, axes = _draw_scores(panels, 3.2, title, _SCORE.format(metric_of(results)), axis)
     for panel in axes:
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
@@ -326,7 +327,7 @@ def scale_figure(scales: pd.DataFrame, note: str = "") -> Figure:
         if chosen.any():
             right.plot(x[chosen], y[chosen], marker, color="#0072B2", label=label)
     fine = np.linspace(x.min(), x.max(), 50)
-    fit = f"Published fit ${LAW[:6]}^{{-0.655}}$"
+    fit = "Published fit $1.13 N^{-0.655}$"
     right.plot(fine, public_law(fine), "--", color="0.3", label=fit)
     right.set_xticks(sizes)
     right.set_xlabel("Number of fused tasks")

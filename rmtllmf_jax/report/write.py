@@ -10,6 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.io import (
     find,
@@ -57,7 +59,9 @@ section > .scroll { margin-bottom: 1.5rem; }
 """
 
 
-def write_report(run: Path, folder: Path | None = None) -> list[Path]:
+def write_report(
+    run: Path, folder: Path | None = None, results: pd.DataFrame | None = None
+) -> list[Path]:
     """Write a report, into `<run>/report/` by default, from the tables of a run and `run.json`.
 
     Returns the files written: `index.html` (one page that needs no other file), the figures as PNG,
@@ -66,12 +70,12 @@ def write_report(run: Path, folder: Path | None = None) -> list[Path]:
     `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate),
     `figure_5` (the halves of R-MTLLMF, where it has both) and `scale_law`. A figure that the tables
     do not allow is skipped, its older files are removed, and the pages say why. The same tables
-    give the same bytes.
+    give the same bytes. `results` may be handed in as `read_results` gave them.
 
     **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet`,
     `scales.parquet` and `run.json` are optional) or cannot be used.
     """
-    results = read_results(run / "results.parquet")
+    results = read_results(run / "results.parquet") if results is None else results
     cosines, scales = (
         read(path) if (path := run / f"{name}.parquet").exists() else None
         for name, read in (("cosines", read_cosines), ("scales", read_scales))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import UInt64
@@ -47,7 +48,7 @@ class Scan:
     announced: int | None
     stopped: str
 
-    @property
+    @cached_property
     def readable(self) -> tuple[Seen, ...]:
         """The images that could be decoded."""
         return tuple(image for image in self.images if not image.fault)
