@@ -54,7 +54,7 @@ CASES = {
     "vit-ti": MODELS["small"],
 }
 
-Counts = dict[tuple[str, str], int]
+Counts = dict[tuple[str, str], float]
 """Images classified right, by cell and task."""
 
 
@@ -120,8 +120,8 @@ def counted(engine: Engine, jobs: list[Job]) -> Counts:
     return {
         (job.hash, task): count
         for chunk in engine.run(jobs)
-        for job, correct in chunk
-        for task, count in correct.items()
+        for job, sums in chunk
+        for task, (count, _) in sums.items()
     }
 
 

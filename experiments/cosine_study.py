@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 from study import Users, load, made_by, write_figure, write_page
 
-from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -18,6 +17,7 @@ from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.parts import CellStore
+from rmtllmf_jax.sweep.run import store_key
 from rmtllmf_jax.sweep.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,9 +49,8 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
     found = []
     for model in options.error_models:
         settings = Settings(error_model=model, seed=options.seed)
-        key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
         engine = Engine(inputs, settings, one_device())
-        with CellStore(options.run / "sweep" / key / "cosines") as parts:
+        with CellStore(options.run / "sweep" / store_key(inputs, settings) / "cosines") as parts:
             rows = pd.DataFrame(cosine_rows(engine, grid, parts))
         write_figure(out / model.replace("=", "_"), cosine_figure(rows, scenario))
         found.append(rows)

@@ -130,7 +130,7 @@ def main(options: Options) -> None:
         "tasks": inputs.tasks,
         "users": run.summary(),
         "settings": asdict(settings),
-        "grid": asdict(grid),
+        "grid": grid.record(),
         "seconds": round(time.time() - started, 1),
     }
     write_json(options.out / "run.json", configuration)

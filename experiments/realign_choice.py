@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from study import Users, done, load
+from study import Users, done, load, work_store
 
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job, finetuned_job
 from rmtllmf_jax.sweep.layout import one_device
-from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN
 
@@ -44,7 +43,7 @@ def main(run: Path) -> None:
     names = {task for combination in COMBINATIONS for task in combination}
     inputs = load(Users(run, tasks=tuple(names)))
     rows = []
-    with CellStore(run / "realign_choice", every=0.0) as parts:
+    with work_store(run, "realign_choice", inputs, {}) as parts:
         for steps in CANDIDATES["steps"]:
             for learning_rate in CANDIDATES["learning_rate"]:
                 recipe = replace(REALIGN, steps=int(steps), learning_rate=learning_rate)
@@ -67,11 +66,11 @@ def score(engine: Engine, scenario: str) -> float:
         cell = Cell(tuple(sorted(combination)), scenario, 0, 0, "r-mtllmf")
         jobs = [Job(cell, SCALES[len(combination)], "validation")]
         jobs += [finetuned_job(task, "validation") for task in combination]
-        found = {job: correct for chunk in engine.run(jobs) for job, correct in chunk}
+        found = {job: sums for chunk in engine.run(jobs) for job, sums in chunk}
         values += [
-            found[jobs[0]][task] / correct[task]
+            found[jobs[0]][task][0] / sums[task][0]  # of as many images
             for job in jobs[1:]
-            for task, correct in [(*job.cell.combination, found[job])]
+            for task, sums in [(*job.cell.combination, found[job])]
         ]
     return float(np.mean(values))
 

@@ -26,7 +26,7 @@ from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.objective import objective_of, with_users
 from rmtllmf_jax.sweep.parts import CellStore
-from rmtllmf_jax.sweep.run import run_grid
+from rmtllmf_jax.sweep.run import run_grid, store_key
 from rmtllmf_jax.sweep.settings import Settings
 
 
@@ -85,9 +85,8 @@ def sweep(
     run: Path, inputs: SweepInputs, settings: Settings, grid: Grid
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of a grid; cells in the run folder's store are not computed again."""
-    key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     engine = Engine(inputs, settings, one_device())
-    tables = run_grid(engine, grid, run / "sweep" / key)
+    tables = run_grid(engine, grid, run / "sweep" / store_key(inputs, settings))
     del tables["programs"]
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 

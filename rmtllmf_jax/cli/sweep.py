@@ -179,9 +179,9 @@ def _layout(
 def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> None:
     """Run the grid on a run folder's users and write its tables, as one process of `place`."""
     from rmtllmf_jax.common.credentials import without_credentials
-    from rmtllmf_jax.common.files import content_hash, write_json
+    from rmtllmf_jax.common.files import write_json
     from rmtllmf_jax.sweep.engine import Engine
-    from rmtllmf_jax.sweep.run import run_grid
+    from rmtllmf_jax.sweep.run import run_grid, store_key
     from rmtllmf_jax.sweep.tables import write_table
     from rmtllmf_jax.sweep.trackers import get_tracker
 
@@ -189,8 +189,8 @@ def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> N
     out = run.path
     settings, grid = check(options, run.names)
     inputs = run.inputs()
-    key = content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
     root = options.store or str(out / "sweep")
+    key = store_key(inputs, settings)
     store = f"{root if '://' in root else Path(root).absolute()}/{key}"
     layout = _layout(options, inputs, settings, place)
     configuration: dict[str, Any] = {

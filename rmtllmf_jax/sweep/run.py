@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
+from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
@@ -17,12 +19,18 @@ from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.references import finetuned_score, reference_jobs
 from rmtllmf_jax.sweep.scales import Scales, require_chosen, scales_by_size
+from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.stage import Stage
 from rmtllmf_jax.sweep.trackers import Tracker
 
 Rows = list[dict[str, Any]]
 
 _log = logging.getLogger(__name__)
+
+
+def store_key(inputs: SweepInputs, settings: Settings) -> str:
+    """Return the name of the store of a sweep's finished cells: a hash of all they depend on."""
+    return content_hash({"inputs": inputs.fingerprint, "settings": settings.key()})
 
 
 def run_grid(
