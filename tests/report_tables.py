@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from rmtllmf_jax.report.intervals import interval
+
 Row = dict[str, Any]
 TASKS = ("dtd", "mnist", "svhn")
 TUNED = {"dtd": 0.8, "mnist": 0.99, "svhn": 0.95}
@@ -74,24 +76,29 @@ def results(
     return pd.DataFrame(rows)
 
 
+BASE = {"scenario": "clean", "axis": "", "level": None, "draw": 0, "seed": 0, "mse": 0.0}
+BASE |= {"protection": "base", "rule": "task_arithmetic"}
+"""What the base model's cells have in common."""
+
 CELL = ("combination", "size", "scenario", "axis", "level", "draw", "seed", "rule", "protection")
 
 
 def cells(table: pd.DataFrame) -> list[Row]:
     """Return the cells of a results table by plain loops: their names (no level: None), `score`
-    and `mse`, and `control`, the score of the control of the same combination and seed.
+    and `mse`; and one of the base model for every combination.
     """
     rows: dict[tuple[Any, ...], list[Row]] = {}
     for row in table.to_dict("records"):
         key = tuple(None if row[name] != row[name] else row[name] for name in CELL)
         rows.setdefault(key, []).append(row)
-    found = [
-        dict(zip(CELL, key))
-        | {"score": statistics.mean(row["normalised"] for row in own), "mse": own[0]["mse_mean"]}
-        for key, own in rows.items()
-    ]
-    pairs = {(c["combination"], c["seed"]): c["score"] for c in where(found, protection="control")}
-    return [cell | {"control": pairs.get((cell["combination"], cell["seed"]))} for cell in found]
+    found, bases = [], {}
+    for key, own in rows.items():
+        names = dict(zip(CELL, key))
+        score = statistics.mean(row["normalised"] for row in own)
+        found.append(names | {"score": score, "mse": own[0]["mse_mean"]})
+        base = statistics.mean(row["base_score"] / row["finetuned_score"] for row in own)
+        bases[names["combination"]] = names | BASE | {"score": base}
+    return [*found, *bases.values()]
 
 
 def where(rows: list[Row], **wanted: Any) -> list[Row]:
@@ -100,13 +107,16 @@ def where(rows: list[Row], **wanted: Any) -> list[Row]:
 
 
 def mean(rows: list[Row], name: str = "score") -> float:
-    """Return a mean over rows."""
-    return statistics.mean(row[name] for row in rows)
+    """Return the mean over the sizes of the means over their rows."""
+    sizes = {row["size"] for row in rows}
+    at_each = [statistics.mean(row[name] for row in where(rows, size=size)) for size in sizes]
+    return statistics.mean(at_each)
 
 
-def spread(rows: list[Row], name: str = "score") -> float:
-    """Return a sample standard deviation over rows."""
-    return statistics.stdev(row[name] for row in rows)
+def ends(rows: list[Row], name: str = "score") -> tuple[float, float]:
+    """Return the interval of that mean, which `test_report_intervals.py` tests."""
+    found = interval(pd.DataFrame(rows), name)
+    return found.low, found.high
 
 
 def cosines(scenarios: tuple[str, ...] = ("clean", "ideal", "sum_rate")) -> pd.DataFrame:

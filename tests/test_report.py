@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.io import RENAMED, read_cosines, read_results, read_scales
 from rmtllmf_jax.report.sheets import Sheet, all_sheets, scale_sheet
 from rmtllmf_jax.report.tables import (
-    base_by_size,
     best_scales,
     cell_scores,
     parts,
@@ -22,11 +23,13 @@ from rmtllmf_jax.report.tables import (
     versions,
     weak_tasks,
 )
-from rmtllmf_jax.report.verdict import comparisons, sentences, verdict
+from rmtllmf_jax.report.verdict import comparisons, replication, sentences, verdict
 
 LEVELS = (-10.0, 0.0, 10.0)
 RULES = ("task_arithmetic", "ties")
 IDEAL = "Ideal (no attack)"
+KINDS = ("rule", "axis", "level", "scenario")
+INTERVALS = "95 % intervals: bootstrap over combinations, channel realisations and seeds"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,12 @@ def holes(plain: pd.DataFrame) -> pd.DataFrame:
     return plain[~lost]
 
 
+@pytest.fixture(scope="module")
+def replicated() -> pd.DataFrame:
+    """Six channel realisations, enough to decide."""
+    return made.results(("clean", "ideal", "sum_rate"), draws=6)
+
+
 @pytest.fixture(params=["plain", "axis", "holes"])
 def table(request: pytest.FixtureRequest) -> pd.DataFrame:
     """Each of the three tables."""
@@ -80,7 +89,6 @@ def test_cell_scores_are_means_over_the_tasks_of_a_cell(table: pd.DataFrame):
     for row in seen:
         (cell,) = made.where(expected, **same_cell(row, *made.CELL))
         assert [row["score"], row["mse"]] == pytest.approx([cell["score"], cell["mse"]])
-        assert row["control"] == pytest.approx(cell["control"])
 
 
 @pytest.mark.parametrize("by", [(), ("size",)])
@@ -92,10 +100,8 @@ def test_summary_is_over_combinations_draws_and_seeds(table: pd.DataFrame, by: t
         own = made.where(cells, **same_cell(row, *keys))
         assert row["cells"] == len(own)
         assert row["mean"] == pytest.approx(made.mean(own))
-        assert row["control"] == pytest.approx(made.mean(own, "control"))
-        assert row["mse"] == pytest.approx(made.mean(own, "mse"))
-        if len(own) > 1:
-            assert row["std"] == pytest.approx(made.spread(own))
+        assert (row["low"], row["high"]) == pytest.approx(made.ends(own), nan_ok=True)
+        assert row["mse"] == pytest.approx(statistics.mean(cell["mse"] for cell in own))
 
 
 def test_rows_stand_in_the_order_of_the_paper(plain: pd.DataFrame):
@@ -107,14 +113,16 @@ def test_rows_stand_in_the_order_of_the_paper(plain: pd.DataFrame):
     order = ["clean", "ideal", "strongest_user", "sum_rate", "a_new_attack", "z_attack"]
     assert list(dict.fromkeys(seen["scenario"])) == order
     clean = seen.loc[seen["scenario"] == "clean", "protection"]
-    assert list(clean) == [*made.PROTECTIONS, "control", "b_defence"]
+    assert list(clean) == ["base", "control", *made.PROTECTIONS, "b_defence"]
     shuffled = summary(whole.sample(frac=1, random_state=3))
     pd.testing.assert_frame_equal(shuffled, seen, check_exact=False, rtol=1e-12)
 
 
 def test_the_base_models_own_score(axis: pd.DataFrame):
     # By construction 0.4 + 0.05 N of the fine-tuned score.
-    assert base_by_size(axis).to_dict() == pytest.approx({2: 0.5, 3: 0.55})
+    base = summary(axis, "size").query("protection == 'base'").set_index("size")
+    assert base["mean"].to_dict() == pytest.approx({2: 0.5, 3: 0.55})
+    assert base["cells"].to_dict() == {2: 3, 3: 1}
 
 
 def test_parts_hold_one_rule_and_one_axis_each(axis: pd.DataFrame):
@@ -144,40 +152,55 @@ def sheet_of(table: pd.DataFrame, title: str, spread: bool) -> tuple[Sheet, dict
 
 def test_sheets_without_an_axis(plain: pd.DataFrame):
     cells = made.cells(plain)
-    noisy = made.where(cells, scenario="sum_rate", protection="r-mtllmf")
-    title = "Average normalised accuracy (%) over combinations, draws and seeds"
-    sheet, rows = sheet_of(plain, title, True)
-    assert sheet.header[2:] == ["mean", "std", "control", "cells", "MSE"]
-    numbers = [f"{100 * made.mean(noisy):.1f}", f"{100 * made.spread(noisy):.1f}"]
-    numbers += [f"{100 * made.mean(noisy, 'control'):.1f}", "16"]
-    assert rows["sum_rate", "r-mtllmf"] == [*numbers, f"{made.mean(noisy, 'mse'):.3g}"]
+    kinds = [*itertools.product(("clean", "ideal", "sum_rate", "a_new_attack"), made.PROTECTIONS)]
     for spread in (True, False):
-        what = "mean ± standard deviation" if spread else "mean"
-        title = f"Average normalised accuracy (%) by number of tasks, {what}"
+        title = "Average normalised accuracy (%) by number of tasks"
+        title += f"; {INTERVALS}" if spread else ""
         sheet, rows = sheet_of(plain, title, spread)
-        assert sheet.header[2:] == ["2", "3"]
-        assert {protection for _, protection in rows} == {"none", "r-mtllmf", "control"}
-        for place, size in enumerate((2, 3)):
-            own = made.where(cells, protection="control", size=size)
-            std = f" ± {100 * made.spread(own):.1f}" if spread else ""
-            assert rows["-", "control"][place] == f"{100 * made.mean(own):.1f}{std}"
+        assert sheet.header[2:] == ["2", "3", "mean over N", "cells", "mean MSE"]
+        assert list(rows) == [("-", "base"), ("-", "control"), *kinds]
+        for (scenario, protection), texts in rows.items():
+            where = {"scenario": "clean" if scenario == "-" else scenario}
+            own = made.where(cells, **where, protection=protection)
+            for size, text in zip((2, 3), texts):
+                here = made.where(own, size=size)
+                low, high = made.ends(here)
+                ends = f" [{100 * low:.0f}, {100 * high:.0f}]" if spread and low == low else ""
+                assert text == f"{100 * made.mean(here):.0f}{ends}"
+            mse = statistics.mean(cell["mse"] for cell in own)
+            beside = [f"{100 * made.mean(own):.0f}", str(len(own)), f"{mse:.3g}" if mse else "-"]
+            assert texts[2:] == beside
+    alone = plain[plain["size"] == 3]
+    alone = alone[(alone["draw"] == 0) & (alone["seed"] == 0)]
+    sheet = all_sheets(alone, spread=True)[0]  # nothing is replicated, one size
+    assert sheet.header[2:] == ["3", "cells", "mean MSE"]
+    assert not any("[" in row[2] for row in sheet.rows)
     sheet, rows = sheet_of(plain, "Mean accuracy (%) of each task", True)
     assert sheet.header[2:] == list(made.TASKS)
-    assert rows["-", "fine-tuned"] == ["80.0", "99.0", "95.0"]
+    assert rows["-", "fine-tuned"] == ["80", "99", "95"]
     own = made.where(plain.to_dict("records"), task="svhn", scenario="ideal", protection="none")
-    assert rows["ideal", "none"][2] == f"{100 * made.mean(own, 'score'):.1f}"
+    assert rows["ideal", "none"][2] == f"{100 * made.mean(own):.0f}"
 
 
 def test_sheets_of_an_axis_have_a_column_a_level(axis: pd.DataFrame):
-    cells = made.cells(axis)
-    title = "Average normalised accuracy (%) by snr_db, mean, ties"
-    sheet, rows = sheet_of(axis, title, False)
-    assert sheet.header[2:] == ["-10", "0", "10"]
-    for place, level in enumerate(LEVELS):
-        own = made.where(cells, rule="ties", level=level, scenario="ideal", protection="none")
-        assert rows["ideal", "none"][place] == f"{100 * made.mean(own):.1f}"
-    control = made.mean(made.where(cells, protection="control"))
-    assert rows["-", "control"] == [f"{100 * control:.1f}"] * 3
+    """By number of tasks, and then their mean, which has no interval."""
+    cells = made.where(made.cells(axis), rule="ties", scenario="ideal", protection="none")
+    control = made.where(made.cells(axis), protection="control")
+    for by, sizes in (("N = 2", (2,)), ("N = 3", (3,)), ("mean over N", (2, 3))):
+        title = f"Average normalised accuracy (%) by snr_db, {by}"
+        title += f"; {INTERVALS}, ties" if len(sizes) == 1 else ", ties"
+        sheet, rows = sheet_of(axis, title, True)
+        assert sheet.header[2:] == ["-10", "0", "10"]
+        for place, level in enumerate(LEVELS):
+            own = [cell for cell in cells if cell["level"] == level and cell["size"] in sizes]
+            mean, text = f"{100 * made.mean(own):.0f}", rows["ideal", "none"][place]
+            low, high = made.ends(own)
+            assert text == (
+                mean if len(sizes) > 1 else f"{mean} [{100 * low:.0f}, {100 * high:.0f}]"
+            )
+        mean = made.mean([cell for cell in control if cell["size"] in sizes])
+        assert {text.split()[0] for text in rows["-", "control"]} == {f"{100 * mean:.0f}"}
+        assert set(rows) >= {("-", "base"), ("ideal", "r-mtllmf"), ("sum_rate", "none")}
 
 
 def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(plain: pd.DataFrame):
@@ -187,12 +210,13 @@ def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(plain: pd.D
     assert weak_tasks(taught) == ["dtd"]
     assert list(versions(plain)) == [""]
     rest = versions(taught)["without dtd"]
-    assert summary(rest)["mean"].to_numpy() == pytest.approx(0.5)
+    means = summary(rest).query("protection != 'base'")["mean"]
+    assert means.to_numpy() == pytest.approx(0.5)
     lines = verdict(taught)
-    assert any("did not teach dtd (51.0% fine-tuned, 50.0% head on the base)" in x for x in lines)
-    assert any(x.startswith(f"Without dtd: {IDEAL}: protected") for x in lines)
+    assert any("did not teach dtd (51% fine-tuned, 50% head on the base)" in x for x in lines)
+    assert any(x.startswith(f"Without dtd: {IDEAL}: R-MTLLMF") for x in lines)
     titles = [sheet.title for sheet in all_sheets(taught, spread=False)]
-    assert sum(title.endswith(", without dtd") for title in titles) == 2
+    assert sum(title.endswith(", without dtd") for title in titles) == 1
 
 
 # Verdict
@@ -200,92 +224,139 @@ def test_tasks_that_fine_tuning_did_not_teach_are_named_and_left_out(plain: pd.D
 
 def test_comparisons_are_paired(table: pd.DataFrame):
     cells, seen = made.cells(table), comparisons(table).to_dict("records")
-    keys = ("rule", "axis", "level", "scenario")
     protected = made.where(cells, protection="r-mtllmf")
-    rivals = ["none", "control", *(["realign"] if "realign" in set(table["protection"]) else [])]
-    kinds = {tuple(cell[key] for key in keys) for cell in protected}
-    assert len(seen) == len(rivals) * len(kinds)
+    partners = {
+        "base": ["combination"],
+        "control": ["combination", "seed"],
+        "none": [*KINDS, "combination", "draw", "seed"],
+        "realign": [*KINDS, "combination", "draw", "seed"],
+    }
+    expected = set()
+    for cell in protected:
+        size = None if cell["axis"] else cell["size"]
+        kind = (*(cell[key] for key in KINDS), size)
+        expected |= {
+            (*kind, against)
+            for against, names in partners.items()
+            if made.where(cells, protection=against, **{name: cell[name] for name in names})
+        }
+    found = [tuple(same_cell(row, *KINDS, "size", "against").values()) for row in seen]
+    assert len(found) == len(set(found))
+    assert set(found) == expected
     for row in seen:
         pairs = []
-        for cell in made.where(protected, **same_cell(row, *keys)):
-            names = {key: cell[key] for key in (*keys, "combination", "draw", "seed")}
-            partner = made.where(cells, **names, protection=row["against"])
-            if row["against"] == "control":
-                pairs.append((cell["score"], cell["control"]))
-            elif partner:
-                pairs.append((cell["score"], partner[0]["score"]))
-        gains = [{"score": a - b} for a, b in pairs]
+        sizes = {} if row["axis"] else {"size": row["size"]}
+        for cell in made.where(protected, **same_cell(row, *KINDS), **sizes):
+            names = {name: cell[name] for name in partners[row["against"]]}
+            for other in made.where(cells, protection=row["against"], **names):
+                gain = cell["score"] - other["score"]
+                pairs.append(cell | {"gain": gain, "other": other["score"]})
         assert row["pairs"] == len(pairs)
-        assert row["protected"] == pytest.approx(sum(a for a, _ in pairs) / len(pairs))
-        assert row["other"] == pytest.approx(sum(b for _, b in pairs) / len(pairs))
-        assert row["difference"] == pytest.approx(made.mean(gains))
-        assert row["error"] == pytest.approx(made.spread(gains) / len(gains) ** 0.5)
-        assert row["better"] == sum(a > b for a, b in pairs)
+        assert row["protected"] == pytest.approx(made.mean(pairs))
+        assert row["other"] == pytest.approx(made.mean(pairs, "other"))
+        assert row["difference"] == pytest.approx(made.mean(pairs, "gain"))
+        assert (row["low"], row["high"]) == pytest.approx(made.ends(pairs, "gain"), nan_ok=True)
+        rivals = made.where(seen, **{key: row[key] for key in ("rule", "axis", "scenario")})
+        rivals = [
+            each
+            for each in rivals
+            if same_cell(each, "level", "size") == same_cell(row, "level", "size")
+        ]
+        assert row["strongest"] == (row["other"] == max(each["other"] for each in rivals))
+
+
+def said_of(table: pd.DataFrame, scenario: str = IDEAL) -> str:
+    """Return the sentence of a scenario."""
+    (line,) = [line for line in sentences(table) if line.startswith(scenario)]
+    return line
 
 
 @pytest.mark.parametrize(
     ("protected", "words"),
     [
-        (0.75, "beats unprotected: 75.0% against 50.0% (+25.00 ± 0.00 points, twice the standard"),
-        (0.5, "cannot be distinguished from unprotected: 50.0% against 50.0% (+0.00 ± 0.00 points"),
-        (0.25, "is worse than unprotected: 25.0% against 50.0% (-25.00 ± 0.00 points"),
+        (
+            0.75,
+            "beats its strongest rival, realignment alone, at N = 2 (+5 points [5, 5]) and 3 (+5",
+        ),
+        (
+            0.704,
+            "cannot be distinguished from its strongest rival, realignment alone, at N = 2 (+0",
+        ),
+        (
+            0.25,
+            "is worse than its strongest rival, realignment alone, at N = 2 (-45 points [-45, -",
+        ),
     ],
 )
-def test_sentences_say_who_wins(plain: pd.DataFrame, protected: float, words: str):
+def test_a_sentence_says_who_wins_against_the_strongest(
+    replicated: pd.DataFrame, protected: float, words: str
+):
     values = {"none": 0.5, "r-mtllmf": protected, "control": 0.6, "realign": 0.7}
-    said = "\n".join(sentences(flat(plain, values)))
-    assert f"{IDEAL}: protected {words}" in said
-    verb = "beats" if protected > 0.6 else "is worse than"
-    assert f"{IDEAL}: protected {verb} the control: {protected:.1%} against 60.0%" in said
-    verb = "beats" if protected > 0.7 else "is worse than"
-    assert f"protected {verb} realignment alone: {protected:.1%} against 70.0%" in said
-    assert ("no measurable gain over realignment alone." in said) == (protected < 0.7)
-    assert ("no measurable gain over the same shots" in said) == (protected < 0.6)
+    said = said_of(flat(replicated, values))
+    assert said.startswith(f"{IDEAL}: R-MTLLMF {words}")
+    assert "fusing" not in said
 
 
-def test_a_gain_within_its_noise_is_not_called_a_win(plain: pd.DataFrame):
-    odd = (plain["draw"] + plain["seed"]) % 2
-    gain = (plain["protection"] == "r-mtllmf") * (0.01 + 0.2 * (2 * odd - 1))
-    (said, *_) = [x for x in sentences(plain.assign(normalised=0.5 + gain)) if x.startswith(IDEAL)]
-    words = "protected cannot be distinguished from unprotected: 51.0% against 50.0%"
-    assert said.startswith(f"{IDEAL}: {words}")
-
-
-def test_one_pair_is_no_verdict(plain: pd.DataFrame):
-    once = (plain["combination"] == "dtd+mnist") & (plain["seed"] == 0) & (plain["draw"] == 0)
-    kinds = plain["scenario"].isin(["clean", "ideal"]) & plain["protection"].isin(
-        ["none", "r-mtllmf", "control"]
+def test_a_rival_without_task_vectors_means_that_fusing_brought_nothing(replicated: pd.DataFrame):
+    """The strongest one may differ: at N = 3 the base model, of score 0.55."""
+    scores = flat(replicated, {"none": 0.4, "r-mtllmf": 0.52, "control": 0.51, "realign": 0.45})
+    assert said_of(scores) == (
+        f"{IDEAL}: R-MTLLMF beats its strongest rival at N = 2 (the control, +1 points [1, 1]); is "
+        "worse than it at N = 3 (the base model, -3 [-3, -3]). At N = 3 fusing brought no "
+        "measurable gain: that rival needs no task vectors."
     )
-    said = sentences(plain[once & kinds])
-    assert len(said) == 4
-    for sentence in said:
-        assert "cannot be distinguished from" in sentence
-        assert "in the only pair, which has no spread" in sentence
-        assert "no measurable gain" not in sentence
 
 
-def test_sentences_without_partners_say_so(plain: pd.DataFrame):
+def test_a_gain_within_its_noise_is_not_called_a_win(replicated: pd.DataFrame):
+    odd = (replicated["draw"] + replicated["seed"]) % 2
+    gain = (replicated["protection"] == "r-mtllmf") * (0.01 + 0.2 * (2 * odd - 1))
+    said = said_of(replicated.assign(normalised=0.6 + gain))
+    words = "cannot be distinguished from its strongest rival, the control, at N = 2 (+1 points [-"
+    assert said.startswith(f"{IDEAL}: R-MTLLMF {words}")
+
+
+def test_what_is_hardly_replicated_is_not_judged(plain: pd.DataFrame, replicated: pd.DataFrame):
+    values = {"none": 0.5, "r-mtllmf": 0.8, "control": 0.6, "realign": 0.7}
+    few = "cannot be judged against its strongest rival, realignment alone, at N = 2 (+10 points "
+    assert said_of(flat(plain, values)) == (
+        f"{IDEAL}: R-MTLLMF {few}[10, 10]) and 3 (+10 [10, 10]): fewer than five combinations, "
+        "realisations or seeds."
+    )
+    once = replicated["combination"].isin(["dtd+mnist", "dtd+mnist+svhn"])
+    once &= (replicated["draw"] == 0) & (replicated["seed"] == 0)
+    said = said_of(flat(replicated, values)[once])
+    assert "at N = 2 (+10 points) and 3 (+10): fewer than five" in said
+
+
+def test_sentences_without_anything_to_compare_say_so(plain: pd.DataFrame):
     alone = plain[(plain["protection"] == "r-mtllmf") & (plain["scenario"] == "ideal")]
-    said = sentences(alone)
-    assert len(said) == 2
-    assert all("cannot be compared" in sentence for sentence in said)
+    (said,) = sentences(alone)
+    assert "its strongest rival, the base model" in said
     assert "cannot be said" in sentences(plain[plain["protection"] != "r-mtllmf"])[0]
 
 
-def test_an_axis_is_one_sentence_with_the_levels_of_each_outcome(axis: pd.DataFrame):
-    gains = {-10.0: 0.4, 0.0: 0.5, 10.0: 0.7}
-    rows = axis[axis["rule"] == "task_arithmetic"]
-    values = rows["protection"].map({"none": 0.5, "control": 0.6})
-    values = values.fillna(rows["level"].map(gains)).fillna(0.9)
-    assert (
-        f"{IDEAL}, over snr_db: protected beats unprotected at 10; cannot be "
-        "distinguished from unprotected at 0; is worse than unprotected at -10 (points: -10.0 at "
-        "-10, +20.0 at 10)."
-    ) in sentences(rows.assign(normalised=values))
-    worse = sentences(rows.assign(normalised=values.replace(0.7, 0.4)))
-    (line,) = [line for line in worse if line.startswith("Sum-rate") and "the control" in line]
-    assert line.endswith("bring no measurable gain over the same shots without them.")
-    assert all(line.startswith(("Task arithmetic, ", "Ties, ")) for line in sentences(axis))
+def test_an_axis_is_one_sentence_with_the_levels_of_each_outcome():
+    kinds = {"protections": ("none", "r-mtllmf"), "axis": "snr_db", "levels": LEVELS}
+    rows = made.results(**kinds, draws=5)
+    values = rows["protection"].map({"none": 0.6, "control": 0.58})
+    values = values.fillna(rows["level"].map({-10.0: 0.4, 0.0: 0.6, 10.0: 0.7})).fillna(0.9)
+    assert said_of(rows.assign(normalised=values)) == (
+        f"{IDEAL}, mean over N: R-MTLLMF beats its strongest rival, unprotected, at snr_db = 10 "
+        "(+10 points [10, 10]); cannot be distinguished from it at snr_db = 0 (+0 [0, 0]); is "
+        "worse than it at snr_db = -10 (-20 [-20, -20])."
+    )
+    several = sentences(made.results(rules=RULES, **kinds))
+    assert all(line.startswith(("Task arithmetic, ", "Ties, ")) for line in several)
+
+
+def test_what_is_resampled_is_said(plain: pd.DataFrame, axis: pd.DataFrame):
+    what, counts = replication(plain)
+    assert "bootstrap" in what
+    assert counts == ("Combinations: 3 of N = 2 and 1 of N = 3; channel realisations: 2; seeds: 2.")
+    assert [line.partition(":")[0] for line in replication(axis)[1:]] == [
+        *("Task arithmetic", "Ties"),
+        *("Task arithmetic, along snr_db", "Ties, along snr_db"),
+    ]
 
 
 # Reading
@@ -407,7 +478,7 @@ def test_the_scale_sheet_stands_next_to_the_public_law():
     assert {row[1]: row[2:] for row in sheet.rows} == {
         "used": ["0.3", "0.3"],
         "best on validation": ["0.3", "0.1 (edge)"],
-        "there, on validation": ["90.0", "85.0"],
+        "there, on validation": ["90", "85"],
         "published fit 1.13 N^-0.655": [f"{1.13 * n**-0.655:.2f}" for n in (2, 3)],
     }
     assert scale_sheet(made.results(protections=()), None) is None

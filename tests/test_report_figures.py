@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from typing import Any
@@ -15,14 +16,14 @@ from matplotlib.lines import Line2D
 
 from rmtllmf_jax.channel import ATTACKS
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.report.figures import BASE, axis_figure, figure_2, figure_5, scale_figure
+from rmtllmf_jax.report.figures import axis_figure, figure_2, figure_5, scale_figure
 from rmtllmf_jax.report.labels import SCENARIOS
 from rmtllmf_jax.report.plates import plates
 from rmtllmf_jax.report.vector_figures import cosine_figure, similarity_figure
 
 LEVELS = (-10.0, 0.0, 10.0)
 RULES = ("task_arithmetic", "ties")
-CONTROL = "Control (realigned base)"
+CONTROL, BASE = "Control (realigned base)", "Base model"
 LABELS = {
     "none": "Unprotected",
     "freeze": "Freeze only",
@@ -36,15 +37,16 @@ def lines_of(panel: Axes) -> dict[str, Line2D]:
 
 
 def assert_line(panel: Axes, label: str, points: dict[float, list[made.Row]]) -> None:
-    """The line holds the means of the cells at each x, its band reaches one deviation."""
+    """The line holds the means of the cells at each x, its band their intervals."""
     line = lines_of(panel)[label]
-    means = np.array([100 * made.mean(cells) for cells in points.values()])
-    stds = np.array([100 * made.spread(cells) for cells in points.values()])
+    means = [100 * made.mean(cells) for cells in points.values()]
+    ends = 100 * np.array([made.ends(cells) for cells in points.values()])
     np.testing.assert_array_equal(line.get_xdata(), list(points))
     np.testing.assert_allclose(line.get_ydata(), means)
-    bands = [band.get_paths()[0].vertices[:, 1] for band in panel.collections]
-    ends = [(means - stds).min(), (means + stds).max()]
-    assert any(np.allclose([band.min(), band.max()], ends) for band in bands)
+    bands = [band.get_paths() for band in panel.collections]
+    bands = [np.concatenate([path.vertices[:, 1] for path in paths]) for paths in bands if paths]
+    reach = [np.nanmin(ends), np.nanmax(ends)]
+    assert any(np.allclose([band.min(), band.max()], reach) for band in bands)
 
 
 def test_figure_2_draws_means_bands_and_references():
@@ -63,7 +65,7 @@ def test_figure_2_draws_means_bands_and_references():
         control = [100 * made.mean(made.where(cells, protection="control", size=n)) for n in (2, 3)]
         np.testing.assert_allclose(lines_of(panel)[CONTROL].get_ydata(), control)
         np.testing.assert_allclose(lines_of(panel)[BASE].get_ydata(), [50, 55])
-    assert figure.get_suptitle().endswith("shading: ± 1 standard deviation")
+    assert figure.get_suptitle().endswith("shading: 95 % interval")
     assert "fine-tuning, a note\n" in figure.get_suptitle()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [*LABELS.values(), CONTROL, BASE]
@@ -82,7 +84,8 @@ def test_figure_2_with_one_cell_spreads_its_points():
         (cell,) = made.where(cells, protection=protection)
         np.testing.assert_allclose(lines[label].get_ydata(), [100 * cell["score"]])
     assert np.ptp(lines[CONTROL].get_xdata()) > 0.5
-    np.testing.assert_allclose(lines[CONTROL].get_ydata(), [100 * cells[0]["control"]] * 2)
+    (control,) = made.where(cells, protection="control")
+    np.testing.assert_allclose(lines[CONTROL].get_ydata(), [100 * control["score"]] * 2)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +110,9 @@ def test_the_axis_figure_has_a_panel_a_scenario(axis: pd.DataFrame):
         line = lines_of(panel)[CONTROL]
         np.testing.assert_allclose(line.get_ydata(), [control] * 2)
         np.testing.assert_array_equal(line.get_xdata(), [-10, 10])
-        # Three pairs at .5 and one triple at .55.
-        np.testing.assert_allclose(lines_of(panel)[BASE].get_ydata(), [51.25] * 2)
-    assert "± 1 standard deviation" in figure.get_suptitle()
+        # The mean of .5 at two tasks and .55 at three.
+        np.testing.assert_allclose(lines_of(panel)[BASE].get_ydata(), [52.5] * 2)
+    assert "95 % interval" in figure.get_suptitle()
 
 
 def test_one_scenario_has_a_panel_a_size():
@@ -146,13 +149,14 @@ def test_figures_refuse_what_has_no_common_mean(axis: pd.DataFrame):
 
 def ablation() -> pd.DataFrame:
     rows = []
-    for scenario, size in (("sum_rate", 2), ("ideal", 2), ("ideal", 3)):
+    for scenario, size, draw in itertools.product(("sum_rate", "ideal"), (2, 3), (0, 1)):
         for variant, counts in (("none", [0]), ("r-mtllmf", [1, 10, 50]), ("a variant", [10])):
             for shots in counts:
-                score = 0.1 * size + shots / 100 + 0.05 * (scenario == "ideal")
+                score = 0.1 * size + shots / 100 + 0.05 * (scenario == "ideal") + 0.2 * draw
+                score += 0.01 * len(variant) + 0.02 * draw * (variant == "none")
                 names = {"variant": variant, "shots": shots, "size": size, "scenario": scenario}
-                rows.append(names | {"score": score + 0.01 * len(variant)})
-    return pd.DataFrame(rows)
+                rows.append(names | {"combination": str(size), "draw": draw, "score": score})
+    return pd.DataFrame(rows).assign(seed=0)
 
 
 def points_of(panel: Axes) -> dict[str, list[tuple[float, float]]]:
@@ -164,36 +168,46 @@ def points_of(panel: Axes) -> dict[str, list[tuple[float, float]]]:
 
 def test_figure_5_draws_groups_and_lines():
     figure = figure_5(ablation())
-    groups, ideal, sum_rate = figure.subfigs[0].axes + figure.subfigs[1].axes
+    groups, gaps, ideal, sum_rate = figure.subfigs[0].axes + figure.subfigs[1].axes
     titles = [panel.get_title() for panel in (ideal, sum_rate)]
     assert titles == ["(b) Ideal (no attack)", "(b) Sum-rate attack"]
     places = [text.get_text() for text in groups.get_xticklabels()]
     assert places == ["Ideal (no attack)", "Sum-rate attack"]
     points = points_of(groups)
     heights = {name: [y for _, y in found] for name, found in points.items()}
-    assert heights["Unprotected"] == pytest.approx([34, 24])  # mean of .29, .39; .24
-    assert heights["R-MTLLMF"] == pytest.approx([48, 38])
-    assert heights["a variant"] == pytest.approx([49, 39])
+    assert heights["Unprotected"] == pytest.approx([45, 40])  # mean of .34, .56 and .29, .51
+    assert heights["R-MTLLMF"] == pytest.approx([58, 53])
+    assert heights["a variant"] == pytest.approx([59, 54])
     assert all([round(x) for x, _ in found] == [0, 1] for found in points.values())
-    bars = [path.vertices[:, 1] for held in groups.collections for path in held.get_paths()]
-    spread = 100 * statistics.stdev([0.2, 0.3])
-    assert any(np.allclose(bar, [34 - spread, 34 + spread]) for bar in bars)
+    assert_bar(groups, [34, 56])
+    less = {name: [y for _, y in found] for name, found in points_of(gaps).items()}
+    assert less["Unprotected"] == pytest.approx([-13, -13])  # -.14 and -.12
+    assert less["a variant"] == pytest.approx([1, 1])
+    assert "R-MTLLMF" not in less
+    assert_bar(gaps, [-14, -12])
+    assert any(set(line.get_ydata()) == {0} for line in gaps.get_lines())
     (line,) = ideal.get_lines()
-    np.testing.assert_allclose(line.get_xydata(), [[1, 39], [10, 48], [50, 88]])
+    np.testing.assert_allclose(line.get_xydata(), [[1, 49], [10, 58], [50, 98]])
     assert [text.get_text() for text in ideal.get_xticklabels()] == ["1", "10", "50"]
-    assert "± 1 standard deviation" in figure.get_suptitle()
-    # A single number of samples needs the first panel alone.
-    (alone,) = figure_5(ablation().query("shots in [0, 10]")).axes
+    assert "95 % interval" in figure.get_suptitle()
+    # A single number of samples needs the first row alone.
+    alone, _ = figure_5(ablation().query("shots in [0, 10]")).axes
     assert points_of(alone) == points != {}
+
+
+def assert_bar(panel: Axes, ends: list[float]) -> None:
+    bars = [path.vertices[:, 1] for held in panel.collections for path in held.get_paths()]
+    assert any(np.allclose(bar, ends) for bar in bars)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: t.drop(columns=["size"]), "lacks size"),
+        (lambda t: t.drop(columns=["size", "draw"]), "lacks size, draw"),
         (lambda t: t.iloc[:0], "expected rows"),
         (lambda t: t.assign(score=math.nan), "a score that is finite"),
         (lambda t: t[t["shots"] != 10], r"shots are \[1, 50\], expected 10"),
+        (lambda t: t[t["variant"] != "r-mtllmf"], "no r-mtllmf at 10 samples"),
     ],
 )
 def test_figure_5_says_what_its_table_lacks(spoil: Any, message: str):
@@ -223,7 +237,8 @@ def test_cosine_figure_holds_the_means_of_each_protection():
         assert image.get_clim() == (-1, 1)
         assert [text.get_text() for text in panel.get_xticklabels()] == tasks
         for place, (a, b) in enumerate((a, b) for a in tasks for b in tasks):
-            mean = made.mean(made.where(rows, protection=protection, task_a=a, task_b=b), "cosine")
+            own = made.where(rows, protection=protection, task_a=a, task_b=b)
+            mean = statistics.mean(row["cosine"] for row in own)
             assert image.get_array().ravel()[place] == pytest.approx(mean)
             assert panel.texts[place].get_text() == f"{mean:.2f}".replace("-0.00", "0.00")
 
@@ -257,7 +272,7 @@ def test_every_part_has_figures_of_its_own(axis: pd.DataFrame):
     assert [plate.stem for plate in found] == names
     assert "figure_2 skipped: only clean merges have no axis; see axis_* instead." in skipped
     assert "figure_3 skipped: the run has no cosines.parquet." in skipped
-    assert all("± 1 sample standard deviation" in plate.caption for plate in found)
+    assert all("95 % interval, by a bootstrap" in plate.caption for plate in found)
     plain = made.results(rules=RULES, protections=("none",))
     scales = pd.concat([made.scales().assign(rule=rule) for rule in RULES])
     cosines = made.cosines().assign(axis="")
@@ -273,6 +288,12 @@ def test_every_part_has_figures_of_its_own(axis: pd.DataFrame):
     assert "Errors of different users: independent." in found[2].caption
     skipped = plates(plain, cosines.assign(axis="mse", level=0.1), None)[1]
     assert "figure_3 skipped: the cosines of ideal lie along an axis." in skipped
+    small = cosines.assign(cosine=cosines["cosine"].where(cosines["cosine"] == 1, -0.0042))
+    skipped = plates(plain, small, None)[1]
+    assert (
+        "figure_4 skipped: all cosines of different tasks under sum_rate round to 0.00; the "
+        "largest is 0.004 in absolute value."
+    ) in skipped
     missing = "figure_5 skipped: the samples per class of realignment are not recorded."
     assert missing in plates(made.results(("ideal",)), cosines, None)[1]
     none, skipped = plates(

@@ -45,19 +45,15 @@ def flat(table: pd.DataFrame, values: dict[tuple[str, str], float]) -> pd.DataFr
     return table.assign(normalised=[values.get(kind, 0.5) for kind in kinds])
 
 
-def scores(table: pd.DataFrame, scenario: str, protection: str) -> list[float]:
-    cells = made.where(made.cells(table), scenario=scenario, protection=protection)
-    return [cell["score"] for cell in cells]
-
-
 def draws_of(scenario: str) -> list[list[float]]:
     return [
         [made.user_mse(scenario, math.nan, draw, task) for task in made.TASKS] for draw in (0, 1)
     ]
 
 
-def spread(values: list[float], form: str) -> str:
-    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+def over_draws(values: list[float], form: str) -> str:
+    """Two draws, whose interval is the range between them."""
+    return f"{statistics.mean(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 
 PRINTED = {
@@ -97,9 +93,11 @@ def test_accuracies_are_means_over_the_cells(table: pd.DataFrame):
         ("ideal", "r-mtllmf", "R-MTLLMF"),
         ("strongest_user", "r-mtllmf", "R-MTLLMF"),
     ):
-        values = [100 * score for score in scores(table, scenario, protection)]
+        cells = made.where(made.cells(table), scenario=scenario, protection=protection)
+        low, high = made.ends(cells)
+        ends = f" [{100 * low:.0f}, {100 * high:.0f}]" if scenario != "clean" else ""
         ours = seen[f"{NAMES[scenario]}, {label}: {ACCURACY}"][1]
-        assert ours == f"{spread(values, '.1f')}, {len(values)} cells"
+        assert ours == f"{100 * made.mean(cells):.0f}{ends}, {len(cells)} cells"
 
 
 def test_mse_and_snr_are_over_channel_draws(table: pd.DataFrame):
@@ -107,9 +105,9 @@ def test_mse_and_snr_are_over_channel_draws(table: pd.DataFrame):
     for scenario in ("ideal", "sum_rate"):
         users = draws_of(scenario)
         means = [statistics.mean(draw) for draw in users]
-        assert seen[f"{NAMES[scenario]}: average MSE"][1] == spread(means, ".3g")
+        assert seen[f"{NAMES[scenario]}: average MSE"][1] == over_draws(means, ".3g")
         worst = [-10 * math.log10(max(draw)) - 31 for draw in users]
-        assert seen[f'{NAMES[scenario]}: "SNR" (dB)'][1] == spread(worst, ".1f")
+        assert seen[f'{NAMES[scenario]}: "SNR" (dB)'][1] == over_draws(worst, ".1f")
 
 
 def test_more_seeds_add_no_channel_draw():
@@ -125,7 +123,7 @@ def test_the_attacked_user_is_the_one_whose_mse_grows_most(table: pd.DataFrame):
         growth = [b / a for a, b in zip(before, after)]
         found.append(after[growth.index(max(growth))])
     ours = sheet(table)[f"{NAMES['strongest_user']}: average MSE"][1]
-    assert ours.endswith(f"; the attacked user alone {spread(found, '.3g')}")
+    assert ours.endswith(f"; the attacked user alone {over_draws(found, '.3g')}")
     alone = sheet(table[table["scenario"] != "ideal"])
     assert "attacked user alone" not in alone[f"{NAMES['strongest_user']}: average MSE"][1]
 
@@ -141,6 +139,9 @@ def test_cosines_are_over_pairs_of_tasks(table: pd.DataFrame):
     ours = seen[f"{NAMES['sum_rate']}, unprotected: cosines of task vectors"][1]
     low, high, mean = (round(x, 2) + 0.0 for x in (min(pairs), max(pairs), statistics.mean(pairs)))
     assert ours == f"{low:.2f} to {high:.2f}, mean {mean:.2f}"
+    small = cosines.assign(cosine=-0.0042)
+    ours = sheet(table, small)[f"{NAMES['sum_rate']}, unprotected: cosines of task vectors"][1]
+    assert ours == "at most 0.004 in absolute value"
 
 
 def test_ratios_and_differences(table: pd.DataFrame):
@@ -156,12 +157,12 @@ def test_ratios_and_differences(table: pd.DataFrame):
         ("strongest_user", "freeze"): 0.3,
     }
     seen = sheet(flat(table, values))
-    assert seen["R-MTLLMF, ideal, over the noiseless baseline (%)"][1] == "75.0"
-    assert seen[f"{NAMES['sum_rate']}: protected over unprotected"][1] == "11.00 x"
-    assert seen[f"{NAMES['strongest_user']}: protected over unprotected"][1] == "2.00 x"
+    assert seen["R-MTLLMF, ideal, over the noiseless baseline (%)"][1] == "75"
+    assert seen[f"{NAMES['sum_rate']}: protected over unprotected"][1] == "11.0 x"
+    assert seen[f"{NAMES['strongest_user']}: protected over unprotected"][1] == "2.0 x"
     half = seen["Freeze only: points worse than both halves"]
     names = [NAMES[name] for name in ("ideal", "sum_rate", "strongest_user")]
-    assert half[1] == f"{names[0]} 20.0, {names[1]} 45.0, {names[2]} 20.0"
+    assert half[1] == f"{names[0]} 20 [20, 20], {names[1]} 45 [45, 45], {names[2]} 20 [20, 20]"
 
 
 def test_what_the_run_lacks_is_said(table: pd.DataFrame):
@@ -190,13 +191,13 @@ def test_averages_without_weak_tasks_stand_in_brackets(table: pd.DataFrame):
     )
     seen = sheet(scored)
     for what in (f"{NAMES['clean']}, Unprotected: {ACCURACY}",):
-        assert "(50.0 ± 0.0 without dtd)" in seen[what][1]
-    assert "(1.00 x without dtd)" in seen[f"{NAMES['sum_rate']}: protected over unprotected"][1]
+        assert "(50 without dtd)" in seen[what][1]
+    assert "(1.0 x without dtd)" in seen[f"{NAMES['sum_rate']}: protected over unprotected"][1]
 
 
 def test_a_draw_is_a_draw_though_its_numbers_repeat(table: pd.DataFrame):
     same = table.assign(mse=0.1, mse_mean=0.1)
-    assert sheet(same)[f"{NAMES['ideal']}: average MSE"][1] == "0.1 ± 0"
+    assert sheet(same)[f"{NAMES['ideal']}: average MSE"][1] == "0.1 [0.1, 0.1]"
 
 
 def test_settings_are_found_wherever_they_stand():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,48 +13,40 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.report.intervals import differences, interval
 from rmtllmf_jax.report.io import completed, metric_of
-from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined
+from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, UNFUSED, arrange, joined
 from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
-from rmtllmf_jax.report.tables import (
-    SETTING,
-    base_by_size,
-    best_scales,
-    cell_scores,
-    public_law,
-    summary,
-)
+from rmtllmf_jax.report.tables import SETTING, best_scales, public_law, summary
 
 _OVER = "mean over combinations, draws and seeds"
 _FUSED = "{} of the fused model relative to fine-tuning"
 _SCORE = "Average normalised {} (%)"
 
-BASE = "Base model, its own heads"
-"""Label of the base model's line."""
-
-# Lines that need no uplink: label, colour, dashes and width of the control and of the base model.
-_REFERENCES = (
-    (PROTECTIONS["control"], "#000000", (0, (4.0, 2.0)), 1.3),
-    (BASE, "#4d4d4d", (0, (1.0, 1.2)), 1.6),
-)
+# Lines that need no uplink: colour, dashes and width.
+_REFERENCES = {
+    "control": ("#000000", (0, (4.0, 2.0)), 1.3),
+    "base": ("#4d4d4d", (0, (1.0, 1.2)), 1.6),
+}
 
 Line = tuple[np.ndarray, np.ndarray]
+
+_PAIR = ["scenario", "combination", "draw", "seed"]
 
 
 def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     """Draw the average normalised accuracy (%) against the number of tasks, one panel per scenario.
 
     One line per protection: mean over combinations, draws and seeds; the band (a bar where there is
-    only one size) is ± one sample standard deviation over them. Two lines need no uplink and are
-    the same in every panel: the mean of the control (dashed) and the base model under the tasks'
-    own heads (dotted). `note` is added to the title.
+    only one size) is its 95 % interval (`intervals.interval`). Two lines need no uplink and are the
+    same in every panel: the mean of the control (dashed) and the base model under the tasks' own
+    heads (dotted). `note` is added to the title.
 
     **Raises:** `InputError` if `results` holds only controls, or several merge methods or levels of
     an axis, which have no common mean.
     """
     table = summary(results, "size").rename(columns={"size": "x"})
-    received = table[table["protection"] != "control"]
-    control = table[table["protection"] == "control"].drop_duplicates("x")
+    received = table[~table["protection"].isin(UNFUSED)]
     if received.empty:
         raise InputError("results: only control rows, expected a scenario with another protection.")
     if len(received[SETTING].drop_duplicates()) > 1:
@@ -61,15 +54,18 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
             "results: several merge methods or levels of an axis, expected one; split them "
             "with report.parts, and draw an axis with axis_figure."
         )
-    base = base_by_size(results)
-    sizes = [int(size) for size in base.index]
+    sizes = sorted({int(size) for size in table["x"]})
     if len(sizes) == 1:
         protections = arrange(received["protection"], PROTECTIONS)
         places = received["protection"].map(protections.index) - (len(protections) - 1) / 2
         received = received.assign(x=received["x"] + 0.14 * places)
-    references = _across(control["x"], control["mean"]), _across(base.index, base)
+    references = {
+        name: _across(own["x"], own["mean"])
+        for name in _REFERENCES
+        if len(own := table[table["protection"] == name])
+    }
     panels = [
-        (name, received[received["scenario"] == scenario], *references)
+        (name, received[received["scenario"] == scenario], references)
         for scenario, name in _scenarios(received)
     ]
     band = "shading" if len(sizes) > 1 else "bar"
@@ -79,15 +75,15 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
         panel.set_xlim(sizes[0] - 0.5, sizes[-1] + 0.5)
-    axes[0].set_ylim(0, 105.0 * max(1.0, cell_scores(results)["score"].max(), base.max()))
+    _set_top(axes[0], table)
     return figure
 
 
 def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
     """Draw the average normalised accuracy (%) against the level of an axis.
 
-    One line per protection: mean over combinations, draws and seeds; the band is ± one sample
-    standard deviation over them. Several scenarios have one panel each (all sizes together), a
+    One line per protection: mean over combinations, draws and seeds; the band is its 95 % interval
+    (`intervals.interval`). Several scenarios have one panel each (the mean over the sizes), a
     single scenario one panel per number of tasks. The control (dashed) and the base model under its
     own heads (dotted) need no uplink and no level. The axis `mse` is logarithmic. `note` is added
     to the title.
@@ -109,24 +105,28 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
         groups = [(f"{name}, {size} tasks", own) for size, own in rows.groupby("size")]
     panels = []
     for name, rows in groups:
-        ends = rows["level"].agg(["min", "max"])
-        lines = summary(rows).rename(columns={"level": "x"})
         same = control[control["combination"].isin(rows["combination"])]
-        means = [summary(same)["mean"].mean()] if len(same) else []
-        # Over the combinations of all sizes, like the other lines of the panel.
-        sizes = rows.groupby("size")["combination"].nunique()
-        base = np.average(base_by_size(rows), weights=sizes)
-        references = _across(ends, means * 2), _across(ends, [base] * 2)
-        panels.append((name, lines, *references))
+        table = summary(pd.concat([rows, same])).rename(columns={"level": "x"})
+        ends = rows["level"].agg(["min", "max"])
+        references = {
+            protection: _across(ends, [*own["mean"]] * 2)
+            for protection in _REFERENCES
+            if len(own := table[table["protection"] == protection])
+        }
+        panels.append((name, table[table["axis"] == axis], references))
     title = (
         f"{joined(_FUSED.format(metric_of(results).capitalize()), note)}\n{_OVER}; shading (bar)"
     )
     figure, axes = _draw_scores(panels, 3.2, title, _SCORE.format(metric_of(results)), axis)
     for panel in axes:
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
-    tops = [(lines["mean"] + lines["std"].fillna(0)).max() for _, lines, *_ in panels]
-    axes[0].set_ylim(0, 105 * max(1.0, *tops))
+    _set_top(axes[0], pd.concat([lines for _, lines, _ in panels]))
     return figure
+
+
+def _set_top(panel: Axes, table: pd.DataFrame) -> None:
+    """Let the scale of percentages begin at 0 and hold 100 and every interval."""
+    panel.set_ylim(0, 105.0 * max(1.0, table[["mean", "high"]].max(axis=None)))
 
 
 def _scenarios(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -143,13 +143,13 @@ def _across(x: Iterable[Any], mean: Iterable[Any]) -> Line:
 
 
 def _draw_scores(
-    panels: Sequence[tuple[str, pd.DataFrame, Line, Line]],
+    panels: Sequence[tuple[str, pd.DataFrame, Mapping[str, Line]]],
     side: float,
     title: str,
     score: str,
     axis: str = "",
 ) -> tuple[Figure, list[Axes]]:
-    """Draw panels side by side: title, lines of the protections, control and base model."""
+    """Draw panels side by side: title, lines of the protections, and those without an uplink."""
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     size = max(1.2 + side * columns, 6.5), 1.5 + 2.9 * rows
@@ -157,13 +157,13 @@ def _draw_scores(
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     for panel in axes[len(panels) :]:
         panel.remove()
-    protections = pd.concat([lines["protection"] for _, lines, *_ in panels])
-    for panel, (name, lines, *references) in zip(axes, panels):
+    protections = pd.concat([lines["protection"] for _, lines, _ in panels])
+    for panel, (name, lines, references) in zip(axes, panels):
         _draw_protections(panel, lines, protections)
-        for (x, mean), (label, colour, dashes, width) in zip(references, _REFERENCES):
-            if len(x):
-                look = {"color": colour, "linestyle": dashes, "linewidth": width, "label": label}
-                panel.plot(x, 100 * mean, zorder=1.5, **look)
+        for protection, (x, mean) in references.items():
+            colour, dashes, width = _REFERENCES[protection]
+            look = {"color": colour, "linestyle": dashes, "linewidth": width}
+            panel.plot(x, 100 * mean, zorder=1.5, label=PROTECTIONS[protection], **look)
         _scale_levels(panel, axis, lines["x"].to_numpy(float))
         tidy(panel, name)
     figure.supylabel(score, fontsize=10)
@@ -175,8 +175,8 @@ def _draw_scores(
 def _draw_protections(panel: Axes, lines: pd.DataFrame, protections: Iterable[str]) -> None:
     """Draw the columns `x` and `mean` (fractions, in percent) of each protection.
 
-    A line with a band of one `std`, or a point with a bar; a `std` of NaN (a single cell) draws
-    neither. Unknown names among all `protections` get spare colours.
+    A line with a band, or a point with a bar, from `low` to `high`; NaN draws neither. Unknown
+    names among all `protections` get spare colours.
     """
     names = arrange(protections, PROTECTIONS)
     looks = styles(names)
@@ -184,16 +184,16 @@ def _draw_protections(panel: Axes, lines: pd.DataFrame, protections: Iterable[st
         line = lines[lines["protection"] == name].sort_values("x")
         if line.empty:
             continue
-        x, mean, std = (line[key].to_numpy(float) for key in ("x", "mean", "std"))
-        mean, std = 100 * mean, 100 * np.nan_to_num(std)
+        x = line["x"].to_numpy(float)
+        mean, low, high = 100 * line[["mean", "low", "high"]].to_numpy(float).T
         colour, marker = looks[name]
         look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
         look |= {"linestyle": "-" if len(x) > 1 else "none", "label": PROTECTIONS.get(name, name)}
         panel.plot(x, mean, **look)
         if len(x) > 1:
-            panel.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+            panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
-            panel.vlines(x, mean - std, mean + std, color=colour, linewidth=1.6)
+            panel.vlines(x, low, high, color=colour, linewidth=1.6)
 
 
 def _scale_levels(panel: Axes, axis: str, levels: np.ndarray) -> None:
@@ -213,51 +213,61 @@ def _scale_levels(panel: Axes, axis: str, levels: np.ndarray) -> None:
 
 def _finish(figure: Figure, panels: list[Axes], columns: int, title: str) -> None:
     add_legend(figure, panels, columns)
-    figure.suptitle(f"{title}: ± 1 standard deviation", fontsize=10)
+    figure.suptitle(f"{title}: 95 % interval", fontsize=10)
 
 
 def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
     """Draw the ablation: (a) the variants side by side, (b) accuracy against shots per class.
 
     `table` has one row per cell: `variant` (a protection, or a name of the caller's own), `shots`
-    (samples per class, 0 for a variant that is not realigned), `size` (number of tasks), `scenario`
-    and `score` (average normalised accuracy, a fraction). Panel (a) shows every variant at `shots`
-    samples, and those without any, in groups by scenario; the panels (b), one per scenario, show
-    every variant that was realigned on at least two numbers of samples. Points are means over the
-    rows (combinations of all sizes, draws, seeds), bars and shading ± one sample standard
-    deviation. If all rows have the same number of samples, there is only panel (a). `note` is added
-    to the title.
+    (samples per class, 0 for a variant that is not realigned), `size` (number of tasks),
+    `scenario`, `combination`, `draw`, `seed` and `score` (average normalised accuracy, a fraction).
+    Panel (a) shows every variant at `shots` samples, and those without any, in groups by scenario;
+    beside it stand their differences to `r-mtllmf` there, over pairs of one combination, draw and
+    seed. The panels (b), one per scenario, show every variant that was realigned on at least two
+    numbers of samples; there are none if all rows have the same number. Points are means over the
+    cells of each size, then over the sizes, bars and shading their 95 % intervals
+    (`intervals.interval`). `note` is added to the title.
 
     **Raises:** `InputError` that names a missing column, for an empty table or a score that is not
-    finite, or if no row has `shots` samples.
+    finite, or if no row has `shots` samples, or none of them is of `r-mtllmf`.
     """
     _check_ablation(table, shots)
     scenarios, names = zip(*_scenarios(table))
-    table = table.rename(columns={"variant": "protection"})
+    table = table.assign(protection=table["variant"])
     protections = arrange(table["protection"], PROTECTIONS)
     several = table.loc[table["shots"] > 0, "shots"].nunique() > 1
-    width, height = max(1.2 + 2.9 * max(len(scenarios), 2), 6.5), 6.8 if several else 3.8
+    width, height = max(2.4 + 2.9 * max(len(scenarios), 2), 6.5), 6.8 if several else 3.8
     figure = Figure(figsize=(width, height), layout="constrained")
     rows = figure.subfigures(1 + several, 1, squeeze=False)[:, 0]
-    panels = [rows[0].subplots()]
+    left, right = rows[0].subplots(1, 2)
 
-    at = _means(table[table["shots"].isin([0, shots])], ["protection", "scenario"])
-    shown = arrange(at["protection"], protections)
-    places = [shown.index(name) - (len(shown) - 1) / 2 for name in at["protection"]]
-    groups = [scenarios.index(name) for name in at["scenario"]]
-    at = at.assign(x=np.array(groups) + 0.8 / len(shown) * np.array(places)).sort_values("x")
-    for _, points in at.groupby("scenario", sort=False):
-        _draw_protections(panels[0], points, protections)
-    panels[0].set_xticks(range(len(scenarios)), names)
-    panels[0].set_xlim(-0.5, len(scenarios) - 0.5)
-    tidy(panels[0], f"(a) At {shots} samples per class")
+    at = table[table["shots"].isin([0, shots])]
+    whole = at[at["protection"] == "r-mtllmf"]
+    gaps = differences(at[at["protection"] != "r-mtllmf"], whole, _PAIR)
+    for panel, cells, column, title in (
+        (left, at, "score", f"(a) At {shots} samples per class"),
+        (right, gaps, "difference", f"Minus {PROTECTIONS['r-mtllmf']}, in pairs (points)"),
+    ):
+        points = _means(cells, ["protection", "scenario"], column)
+        shown = arrange(points["protection"], protections)
+        places = points["protection"].map(shown.index) - (len(shown) - 1) / 2
+        groups = points["scenario"].map(scenarios.index)
+        points = points.assign(x=groups + 0.8 / max(1, len(shown)) * places)
+        for _, own in points.groupby("scenario", sort=False):
+            _draw_protections(panel, own, protections)
+        panel.set_xticks(range(len(scenarios)), names)
+        panel.set_xlim(-0.5, len(scenarios) - 0.5)
+        tidy(panel, title)
+    right.axhline(0, color="0.3", linewidth=0.8, zorder=1)
 
+    panels = [left]
     if several:
         panels += rows[1].subplots(1, len(scenarios), sharey=True, squeeze=False)[0].tolist()
         rows[1].supxlabel("Samples per class for realignment", fontsize=10)
     for panel, scenario, name in zip(panels[1:], scenarios, names):
         rows_here = table[(table["scenario"] == scenario) & (table["shots"] > 0)]
-        lines = _means(rows_here.assign(x=rows_here["shots"]), ["protection", "x"])
+        lines = _means(rows_here.assign(x=rows_here["shots"]), ["protection", "x"], "score")
         counts = sorted({int(count) for count in lines["x"]})
         drawn = lines[lines.duplicated("protection", keep=False)]
         _draw_protections(panel, drawn, protections)
@@ -275,12 +285,16 @@ def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
     return figure
 
 
-def _means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    return table.groupby(by)["score"].agg(["mean", "std"]).reset_index()
+def _means(table: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
+    """Return `mean`, `low` and `high` of a column by others."""
+    rows = [
+        dict(zip(by, names)) | asdict(interval(own, column)) for names, own in table.groupby(by)
+    ]
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high"])
 
 
 def _check_ablation(table: pd.DataFrame, shots: int) -> None:
-    needed = ("variant", "shots", "size", "scenario", "score")
+    needed = ("variant", "shots", "size", *_PAIR, "score")
     if missing := [name for name in needed if name not in table]:
         raise InputError(f"ablation table: lacks {', '.join(missing)}; it has {list(table)}.")
     if table.empty or not np.isfinite(table["score"].to_numpy(float)).all():
@@ -288,6 +302,8 @@ def _check_ablation(table: pd.DataFrame, shots: int) -> None:
     counts = sorted({int(count) for count in table["shots"]} - {0})
     if shots not in counts:
         raise InputError(f"ablation table: shots are {counts}, expected {shots} among them.")
+    if "r-mtllmf" not in set(table.loc[table["shots"] == shots, "variant"]):
+        raise InputError(f"ablation table: no r-mtllmf at {shots} samples to compare with.")
 
 
 def scale_figure(scales: pd.DataFrame, note: str = "") -> Figure:

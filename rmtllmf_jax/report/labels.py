@@ -21,13 +21,17 @@ SCENARIOS = {
 """Known scenarios in order, each with its printed name: an attack's `title`, without its module."""
 
 PROTECTIONS = {
+    "base": "Base model",
+    "control": "Control (realigned base)",
     "none": "Unprotected",
     "freeze": "Freeze only",
     "realign": "Realign only",
     "r-mtllmf": "R-MTLLMF",
-    "control": "Control (realigned base)",
 }
-"""Known protections in order, each with its printed name."""
+"""Known protections in order, each with its printed name; the first two fuse nothing."""
+
+UNFUSED = ("base", "control")
+"""Rows without task vectors, which have no uplink either."""
 
 RULES = {"task_arithmetic": "task arithmetic"}
 """The rule that comes first; the others follow by name."""

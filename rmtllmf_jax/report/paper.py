@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rmtllmf_jax.report.intervals import differences, interval
 from rmtllmf_jax.report.io import completed, find, metric_of
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
 from rmtllmf_jax.report.sheets import Sheet
@@ -43,8 +44,8 @@ def paper_sheet(
 ) -> Sheet:
     """Return the table "paper | ours" of a run.
 
-    `run` is the content of `run.json`. Ours are means over combinations, draws and seeds ± one
-    sample standard deviation, of task arithmetic without an axis.
+    `run` is the content of `run.json`. Ours are of task arithmetic without an axis: means (of those
+    at each number of tasks) with their 95 % intervals.
     """
     results = completed(results)
     merged = (results["rule"] == "task_arithmetic") & (results["axis"] == "")
@@ -79,8 +80,7 @@ def _bracketed(
 def _accuracies(cells: pd.DataFrame) -> Iterator[Row]:
     for (scenario, protection), printed in _ACCURACIES.items():
         what = f"{SCENARIOS[scenario]}, {PROTECTIONS[protection]}: normalised accuracy (%)"
-        scores = _scores(cells, scenario, protection)["score"].to_numpy(float)
-        yield what, printed, _mean(100 * scores, ".1f")
+        yield what, printed, _mean(_scores(cells, scenario, protection))
 
 
 def _channel(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[Row]:
@@ -90,21 +90,21 @@ def _channel(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[Row]:
     c0_db = find(run, "c0_db") if used else None
     users = {scenario: _user_mse(results, scenario) for scenario in _CHANNEL}
     for scenario, (printed, _) in _CHANNEL.items():
-        ours = _mean(users[scenario].mean(axis=1).to_numpy(float), ".3g")
+        ours = _over_draws(users[scenario].mean(axis=1), ".3g")
         attacked, ideal = users[scenario], users["ideal"]
         alike = all(map(pd.Index.equals, attacked.axes, ideal.axes))
         if scenario == "strongest_user" and len(ideal) and alike:
             # The user whose MSE grows most relative to the ideal uplink in the same draw.
-            values = attacked.to_numpy(float)
-            worst = np.argmax(values / ideal.to_numpy(float), axis=1)
-            alone = _mean(values[np.arange(len(values)), worst], ".3g")
-            ours += f"; the attacked user alone {alone}"
+            alone = attacked.where(
+                (attacked / ideal).rank(axis=1, method="first") == ideal.shape[1]
+            )
+            ours += f"; the attacked user alone {_over_draws(alone.max(axis=1), '.3g')}"
         yield f"{SCENARIOS[scenario]}: average MSE", printed, ours
     for scenario, (_, printed) in _CHANNEL.items():
-        mse = users[scenario].to_numpy(float)
+        mse = users[scenario].max(axis=1)
         ours = "not defined" if len(mse) else MISSING
-        if len(mse) and c0_db is not None and (mse > 0).all():
-            ours = _mean(-10 * np.log10(mse.max(axis=1)) + float(c0_db), ".1f")
+        if len(mse) and c0_db is not None and (users[scenario] > 0).all(axis=None):
+            ours = _over_draws(-10 * np.log10(mse) + float(c0_db), ".1f")
         yield f'{SCENARIOS[scenario]}: "SNR" (dB)', printed, ours
 
 
@@ -132,28 +132,26 @@ def _cosines(cosines: pd.DataFrame | None) -> Iterator[Row]:
             rows = rows[rows["protection"].isin(there[:1])]
         if len(rows):
             pairs = rows.groupby(["task_a", "task_b"])["cosine"].mean()
-            low, high, mean = (
-                round(float(x), 2) + 0.0 for x in (pairs.min(), pairs.max(), pairs.mean())
-            )
-            ours = f"{low:.2f} to {high:.2f}, mean {mean:.2f}"
+            ours = f"{pairs.min():z.2f} to {pairs.max():z.2f}, mean {pairs.mean():z.2f}"
+            if (largest := pairs.abs().max()) < 0.005:
+                ours = f"at most {largest:.1g} in absolute value"
         yield f"{SCENARIOS[scenario]}, {label}: cosines of task vectors", printed, ours
 
 
 def _gains(cells: pd.DataFrame) -> Iterator[Row]:
     ratio = _ratio(_pairs(cells, ("ideal", "r-mtllmf"), ("clean", "none")))
-    ours = f"{100 * ratio:.1f}" if isinstance(ratio, float) else ratio
+    ours = f"{100 * ratio:.0f}" if isinstance(ratio, float) else ratio
     yield "R-MTLLMF, ideal, over the noiseless baseline (%)", "97.7", ours
     for scenario in ("sum_rate", "strongest_user"):
         ratio = _ratio(_pairs(cells, (scenario, "r-mtllmf"), (scenario, "none")))
-        ours = f"{ratio:.2f} x" if isinstance(ratio, float) else ratio
+        ours = f"{ratio:.1f} x" if isinstance(ratio, float) else ratio
         yield f"{SCENARIOS[scenario]}: protected over unprotected", "9-14 x", ours
     for half in ("freeze", "realign"):
         found = []
         for scenario in _CHANNEL:
             pairs = _pairs(cells, (scenario, "r-mtllmf"), (scenario, half))
             if len(pairs):
-                points = 100 * (pairs[:, 0] - pairs[:, 1]).mean()
-                found.append(f"{SCENARIOS[scenario]} {points:.1f}")
+                found.append(f"{SCENARIOS[scenario]} {interval(pairs, 'difference').text()}")
         ours = ", ".join(found) or MISSING
         yield f"{PROTECTIONS[half]}: points worse than both halves", "21-53", ours
 
@@ -162,8 +160,8 @@ def _scores(cells: pd.DataFrame, scenario: str, protection: str) -> pd.DataFrame
     return cells[(cells["scenario"] == scenario) & (cells["protection"] == protection)]
 
 
-def _pairs(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> np.ndarray:
-    """Return (pairs, 2): scores of matching cells of two kinds (scenario, protection).
+def _pairs(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
+    """Return `differences` of matching cells of two kinds (scenario, protection).
 
     A clean merge without randomness has one draw and one seed, which then stand for all.
     """
@@ -172,20 +170,22 @@ def _pairs(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str])
     if "clean" in (first[0], second[0]):
         once = any(side["seed"].nunique() == 1 for side in sides)
         keys = ["combination"] if once else ["combination", "seed"]
-    both = sides[0][[*keys, "score"]].merge(sides[1][[*keys, "score"]], on=keys)
-    return both[["score_x", "score_y"]].to_numpy(float)
+    return differences(*sides, keys)
 
 
-def _mean(values: np.ndarray, form: str) -> str:
-    if not len(values):
-        return MISSING
-    mean = format(float(np.mean(values)), form)
-    return f"{mean} ± {float(np.std(values, ddof=1)):{form}}" if len(values) > 1 else mean
+def _mean(cells: pd.DataFrame) -> str:
+    return interval(cells).text() if len(cells) else MISSING
 
 
-def _ratio(pairs: np.ndarray) -> float | str:
+def _over_draws(values: pd.Series, form: str) -> str:
+    """Return the mean over channel realisations (the index) with its interval."""
+    table = values.rename("value").rename_axis("draw").reset_index()
+    return interval(table, "value").text(form, scale=1.0) if len(table) else MISSING
+
+
+def _ratio(pairs: pd.DataFrame) -> float | str:
     """Return the ratio of the means, or why there is none."""
-    if not len(pairs):
+    if pairs.empty:
         return MISSING
-    above, below = pairs.mean(axis=0)
+    above, below = pairs.groupby("size")[["score", "other"]].mean().mean()
     return float(above / below) if below > 0 else "not defined: unprotected has 0 %"

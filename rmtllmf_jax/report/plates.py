@@ -27,10 +27,10 @@ STEMS = ("figure_2*", "figure_3*", "figure_4*", "figure_5*", "axis_*", "scale_la
 
 _ABLATION = ("none", "freeze", "realign", "r-mtllmf")
 _LINES = (
-    "One line per protection: mean over combinations, channel draws and seeds; the shading (a bar "
-    "where there is one point) is ± 1 sample standard deviation over them. Dashed: the control, "
-    "the base model realigned on the same shots without any task vector. Dotted: the base model "
-    "under the tasks' own heads."
+    "One line per protection: mean over combinations, channel realisations and seeds; the shading "
+    "(a bar where there is one point) is its 95 % interval, by a bootstrap that resamples them. "
+    "Dashed: the control, the base model realigned on the same shots without any task vector. "
+    "Dotted: the base model under the tasks' own heads."
 )
 _HEAT_MAP = (
     "Cosines between the task vectors as received, mean over channel draws and seeds; one "
@@ -38,9 +38,10 @@ _HEAT_MAP = (
     "zero). {errors} The colour scale is -1 to 1 in every figure."
 )
 _HALVES = (
-    "What each half of R-MTLLMF is worth: mean over combinations of all sizes, channel draws "
-    "and seeds; bars: ± 1 sample standard deviation. A run has one number of samples per "
-    "class; experiments/figure_5.py draws several."
+    "What each half of R-MTLLMF is worth. Left: means over combinations, channel realisations and "
+    "seeds, and then over the numbers of tasks; right: differences to R-MTLLMF, in pairs of one "
+    "combination, realisation and seed. Bars: 95 % intervals, by a bootstrap that resamples "
+    "these. A run has one number of samples per class; experiments/figure_5.py draws several."
 )
 _SCALES = (
     "Left: normalised accuracy of the noiseless merge on validation samples, mean over the "
@@ -95,7 +96,7 @@ def _accuracies(part: Part, along_an_axis: bool) -> Iterator[Plate | str]:
         stem = f"axis_{file_stem(part.axis)}"
         title = f"{metric.capitalize()} along {part.axis}"
         one = merged["scenario"].nunique() == 1
-        panel = "number of tasks" if one else "scenario (all sizes together)"
+        panel = "number of tasks" if one else "scenario (the mean over the numbers of tasks)"
         by = AXES.get(part.axis, part.axis)
     else:
         stem, title = "figure_2", f"Figure 2: {metric} by number of tasks"
@@ -116,6 +117,13 @@ def _cosines(stem: str, scenario: str, cosines: pd.DataFrame | None) -> Plate | 
         return f"{stem} skipped: cosines.parquet has no scenario {scenario}."
     if (rows["axis"] != "").any():
         return f"{stem} skipped: the cosines of {scenario} lie along an axis."
+    pairs = rows[rows["task_a"] != rows["task_b"]]
+    largest = pairs.groupby(["protection", "task_a", "task_b"])["cosine"].mean().abs().max()
+    if largest < 0.005:
+        return (
+            f"{stem} skipped: all cosines of different tasks under {scenario} round to 0.00; the "
+            f"largest is {largest:.1g} in absolute value."
+        )
     errors = "The error model is not recorded."
     if "error_model" in rows:
         errors = f"Errors of different users: {', '.join(sorted(rows['error_model'].unique()))}."
@@ -133,6 +141,7 @@ def _ablation(whole: list[Part], shots: int | None) -> Plate | str:
         if shots is None:
             return "figure_5 skipped: the samples per class of realignment are not recorded."
         cells = cell_scores(noisy).rename(columns={"protection": "variant"})
+        cells = cells[cells["variant"] != "base"]
         realigned = cells["variant"].isin(["realign", "r-mtllmf"])
         figure = figure_5(cells.assign(shots=realigned * shots), shots)
         return Plate("figure_5", figure, "Figure 5: the halves of R-MTLLMF", _HALVES)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rmtllmf_jax.report.intervals import Interval
 from rmtllmf_jax.report.io import completed, metric_of
-from rmtllmf_jax.report.labels import in_order, joined
+from rmtllmf_jax.report.labels import UNFUSED, in_order, joined
 from rmtllmf_jax.report.tables import (
     LAW,
     best_scales,
@@ -25,7 +26,7 @@ from rmtllmf_jax.report.tables import (
     versions,
 )
 
-_MAIN = ("none", "r-mtllmf", "control")
+_INTERVALS = "95 % intervals: bootstrap over combinations, channel realisations and seeds"
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,17 @@ def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
     """Return every table of a report; averages are also given without weak tasks.
 
     Each merge method has its own tables, and so has an axis, whose columns are its levels. `spread`
-    adds standard deviations to the tables by number of tasks and by level.
+    adds intervals to the means at one number of tasks.
     """
     sheets = []
     for part in parts(results):
         found = []
         for note, table in versions(part.results).items():
-            if part.axis:
-                averages = [_level_sheet(table, part.axis, spread)]
-            else:
-                averages = [_summary_sheet(table), _size_sheet(table, spread)]
+            averages = (
+                _level_sheets(table, part.axis, spread)
+                if part.axis
+                else [_size_sheet(table, spread)]
+            )
             found += [replace(sheet, title=joined(sheet.title, note)) for sheet in averages]
         found += [] if part.axis else [_task_sheet(part.results)]
         for sheet in found:
@@ -61,42 +63,46 @@ def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
     return sheets
 
 
-def _summary_sheet(results: pd.DataFrame) -> Sheet:
-    rows = [
+def _size_sheet(results: pd.DataFrame, spread: bool) -> Sheet:
+    """Return the means by number of tasks, and beside them what is over all of them."""
+    table = summary(results, "size")
+    sheet = _average_sheet(table, "size", "number of tasks", spread)
+    several = table["size"].nunique() > 1
+    beside = [
         [
-            *_names(row["scenario"], row["protection"]),
-            *(percent(row[name]) for name in ("mean", "std", "control")),
+            *([f"{100 * row['mean']:.0f}"] if several else []),
             str(row["cells"]),
-            "-" if math.isnan(row["mse"]) else f"{row['mse']:.3g}",
+            f"{row['mse']:.3g}" if row["mse"] > 0 else "-",
         ]
         for row in summary(results).to_dict("records")
     ]
-    title = "Average normalised accuracy (%) over combinations, draws and seeds"
-    header = ["scenario", "protection", "mean", "std", "control", "cells", "MSE"]
-    return Sheet(title, header, rows)
+    header = [*sheet.header, *(["mean over N"] if several else []), "cells", "mean MSE"]
+    rows = [[*row, *more] for row, more in zip(sheet.rows, beside, strict=True)]
+    return replace(sheet, header=header, rows=rows)
 
 
-def _size_sheet(results: pd.DataFrame, spread: bool) -> Sheet:
+def _level_sheets(results: pd.DataFrame, axis: str, spread: bool) -> Iterator[Sheet]:
+    """Yield the means by level for each number of tasks, then their mean over these.
+
+    Rows without an uplink have no level, and stand in every column.
+    """
     table = summary(results, "size")
-    return _average_sheet(table[table["protection"].isin(_MAIN)], "size", "number of tasks", spread)
-
-
-def _level_sheet(results: pd.DataFrame, axis: str, spread: bool) -> Sheet:
-    """Return the means by level; the control has no level, and its mean is in every column."""
-    table = summary(results)
-    along, control = table[table["axis"] == axis], table[table["protection"] == "control"]
-    everywhere = [control.assign(level=level) for level in along["level"].unique()]
-    return _average_sheet(pd.concat([along, *everywhere]), "level", axis, spread)
+    along, unfused = table[table["axis"] == axis], table[table["protection"].isin(UNFUSED)]
+    everywhere = [unfused.assign(level=level) for level in along["level"].unique()]
+    table = pd.concat([along, *everywhere])
+    sizes = list(table.groupby("size"))
+    for size, own in sizes:
+        yield _average_sheet(own, "level", f"{axis}, N = {size}", spread)
+    if len(sizes) > 1:
+        means = table.groupby(["scenario", "protection", "level"], as_index=False)["mean"].mean()
+        yield _average_sheet(means, "level", f"{axis}, mean over N", spread=False)
 
 
 def _average_sheet(table: pd.DataFrame, columns: str, by: str, spread: bool) -> Sheet:
-    texts = [
-        f"{percent(mean)} ± {percent(std)}" if spread and cells > 1 else percent(mean)
-        for mean, std, cells in zip(table["mean"], table["std"], table["cells"], strict=True)
-    ]
-    what = "mean ± standard deviation" if spread else "mean"
-    title = f"Average normalised accuracy (%) by {by}, {what}"
-    return _wide(title, table.assign(text=texts), columns)
+    table = table if spread else table.assign(low=np.nan, high=np.nan)
+    ends = zip(table["mean"], table["low"], table["high"], strict=True)
+    title = f"Average normalised accuracy (%) by {by}{f'; {_INTERVALS}' if spread else ''}"
+    return _wide(title, table.assign(text=[Interval(*row).text() for row in ends]), columns)
 
 
 def _task_sheet(results: pd.DataFrame) -> Sheet:
@@ -124,7 +130,7 @@ def _wide(title: str, table: pd.DataFrame, columns: str) -> Sheet:
 
 def _names(scenario: str, protection: str) -> list[str]:
     """Name a row as the options do; rows without an uplink have no scenario."""
-    return ["-" if protection == "control" else scenario, protection]
+    return ["-" if protection in UNFUSED else scenario, protection]
 
 
 def scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterator[Sheet]:
@@ -152,7 +158,7 @@ def scale_sheet(results: pd.DataFrame, scales: pd.DataFrame | None) -> Sheet | N
         best = {int(row["size"]): row for row in best_scales(scales).to_dict("records")}
         reached = [best.get(size) for size in sizes]
         chosen = [_chosen(row) if row else "-" for row in reached]
-        scores = [percent(row["mean"]) if row else "-" for row in reached]
+        scores = [f"{100 * row['mean']:.0f}" if row else "-" for row in reached]
         rows.append([what, "best on validation", *chosen])
         rows.append(["normalised accuracy (%)", "there, on validation", *scores])
     fit = [f"{value:.2f}" for value in public_law(np.array(sizes))]

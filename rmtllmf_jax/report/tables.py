@@ -1,4 +1,4 @@
-"""Averages of the results: over a cell's tasks first, then over cells.
+"""Averages of the results: over a cell's tasks first, then over cells of one size, then over sizes.
 
 Every score is a fraction. Rows are in the order of `labels.py`, whatever the order of the file.
 Nothing is averaged over merge methods or over the levels of an axis.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.io import CELL, completed, lower_is_better, metric_of
 from rmtllmf_jax.report.labels import AXES, RULES, arrange, file_stem, in_order, rule_name
 
@@ -24,52 +25,50 @@ LEAST_GAIN = 0.02
 def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
     """Return one row per cell: the average normalised score over its tasks.
 
-    Columns: those of `io.CELL`, `size`, `score` (the average normalised score), `mse` (mean over
-    the users) and `control` (the score of the control with the same combination and seed, which has
-    no merge method and no uplink; NaN if there is none).
+    Columns: those of `io.CELL`, `size`, `score` (the average normalised score) and `mse` (mean over
+    the users). One more row per combination has the protection `base`: the pretrained model under
+    the tasks' own heads, which like the control has no uplink (`clean`, draw 0) and repeats for no
+    seed (0).
     """
-    cells = completed(results).groupby(CELL, as_index=False, dropna=False)
+    results = completed(results)
+    cells = pd.concat([results, _base(results)]).groupby(CELL, as_index=False, dropna=False)
     cells = cells.agg(
         size=("size", "first"), score=("normalised", "mean"), mse=("mse_mean", "first")
     )
-    pair = ["combination", "seed"]
-    controls = cells[cells["protection"] == "control"].groupby(pair, as_index=False)
-    cells = cells.merge(controls.agg(control=("score", "mean")), on=pair, how="left")
     order = [*SETTING, "size", "combination", "scenario", "draw", "seed", "protection"]
-    return in_order(cells, order)[["combination", "size", *CELL[1:], "score", "mse", "control"]]
+    return in_order(cells, order)[["combination", "size", *CELL[1:], "score", "mse"]]
+
+
+def _base(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the base model's rows, as if it were a protection."""
+    own = results["base_score"] / results["finetuned_score"]
+    rows = results.assign(
+        normalised=1 / own if lower_is_better(results) else own,
+        rule=arrange(results["rule"], RULES)[0],
+        protection="base",
+        scenario="clean",
+        axis="",
+        level=np.nan,
+        draw=0,
+        seed=0,
+        mse_mean=0.0,
+    )
+    return rows.drop_duplicates(["combination", "task"])
 
 
 def summary(results: pd.DataFrame, *by: str) -> pd.DataFrame:
     """Return one row per (rule, axis, level, *by*, scenario, protection).
 
-    Columns: these, `mean` and `std` (sample standard deviation, NaN for one cell) of the average
-    normalised score over combinations, draws and seeds, `cells` (their number), `control` (mean of
-    the controls with the same combinations and seeds, NaN without any) and `mse` (mean over the
-    cells).
+    Columns: these, `mean`, `low` and `high` (`intervals.interval` of the average normalised score
+    over combinations, draws and seeds), `cells` (their number) and `mse` (mean over the cells).
     """
     keys = [*SETTING, *by, "scenario", "protection"]
-    rows = cell_scores(results).groupby(keys, as_index=False, dropna=False)
-    rows = rows.agg(
-        mean=("score", "mean"),
-        std=("score", "std"),
-        cells=("score", "size"),
-        control=("control", "mean"),
-        mse=("mse", "mean"),
-    )
-    return in_order(rows, keys)
-
-
-def base_by_size(results: pd.DataFrame) -> pd.Series:
-    """Return the base model's own average normalised score, by the number of tasks.
-
-    It is that of the pretrained model under the tasks' frozen heads: no fusion, no uplink. Mean
-    over a combination's tasks, then over the combinations.
-    """
-    results = completed(results)
-    own = results["base_score"] / results["finetuned_score"]
-    own = 1 / own if lower_is_better(results) else own
-    keys = ["size", "combination"]
-    return own.groupby([results[key] for key in keys]).mean().groupby("size").mean()
+    rows = []
+    for names, own in cell_scores(results).groupby(keys, dropna=False):
+        found = interval(own)
+        row = {"mean": found.mean, "low": found.low, "high": found.high, "cells": len(own)}
+        rows.append(dict(zip(keys, names, strict=True)) | row | {"mse": own["mse"].mean()})
+    return in_order(pd.DataFrame(rows), keys)
 
 
 def models_alone(results: pd.DataFrame) -> pd.DataFrame:
@@ -83,10 +82,10 @@ def is_share(results: pd.DataFrame) -> bool:
 
 
 def shown(results: pd.DataFrame, score: float, percent: str = "") -> str:
-    """Return a score as it is printed: in percent where its metric is a share, `-` for NaN."""
+    """Return a score as it is printed: whole points where its metric is a share, `-` for NaN."""
     if np.isnan(score):
         return "-"
-    return f"{100 * score:.1f}{percent}" if is_share(results) else f"{score:.4g}"
+    return f"{100 * score:.0f}{percent}" if is_share(results) else f"{score:.4g}"
 
 
 def weak_tasks(results: pd.DataFrame) -> list[str]:

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rmtllmf_jax.report.sheets import Sheet, all_sheets
-from rmtllmf_jax.report.verdict import verdict
+from rmtllmf_jax.report.verdict import replication, verdict
 
 _RULED = box.SIMPLE_HEAD, (0, 1, 0, 0)
 
 
 def print_summary(results: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the summary, the means by number of tasks, the accuracy of each task and the verdict.
+    """Print the means by number of tasks, the accuracy of each task and the verdict.
 
     `console` is standard output by default. Numbers are percentages. A table too wide for the
     console continues in a second one, so that no number is cut.
@@ -23,7 +23,7 @@ def print_summary(results: pd.DataFrame, console: Console | None = None) -> None
     console = console or Console()
     for sheet in all_sheets(results, spread=False):
         print_sheet(sheet, console)
-    for sentence in verdict(results):
+    for sentence in [*verdict(results), *replication(results)]:
         console.print(sentence, markup=False, highlight=False)
 
 
@@ -31,18 +31,23 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
     """Print one table, in as many blocks of columns as the console's width requires."""
     plain = is_plain(console)
     lines = [sheet.header, *sheet.rows]
-    names = sum(max(len(line[place]) for line in lines) + 2 for place in (0, 1))
-    number = max(len(cell) for row in sheet.rows for cell in row[2:])
-    each = max(1, (console.width - names) // (number + 2))
-    for start in range(2, len(sheet.header), each):
+    widths = [max(map(len, column)) + 2 for column in zip(*lines)]
+    blocks: list[list[int]] = [[]]
+    for place in range(2, len(widths)):
+        if blocks[-1] and sum(widths[p] for p in [0, 1, *blocks[-1], place]) > console.width:
+            blocks.append([])
+        blocks[-1].append(place)
+    for block in blocks:
         table = Table(title=Text(sheet.title), title_justify="left", pad_edge=False)
         table.box, table.padding = (None, (0, 2, 0, 0)) if plain else _RULED
         for name in sheet.header[:2]:
             table.add_column(Text(name), no_wrap=True)
-        for name in sheet.header[start : start + each]:
-            table.add_column(Text(name), justify="right", min_width=number, overflow="fold")
+        for place in block:
+            number = max(len(row[place]) for row in sheet.rows)
+            name = Text(sheet.header[place])
+            table.add_column(name, justify="right", min_width=number, overflow="fold")
         for row in sheet.rows:
-            table.add_row(*map(Text, (*row[:2], *row[start : start + each])))
+            table.add_row(*(Text(row[place]) for place in (0, 1, *block)))
         console.print(table)
         if plain:
             console.print()  # the space that the rules of a terminal's table take

@@ -6,63 +6,57 @@ from typing import Any
 
 import pandas as pd
 
-from rmtllmf_jax.report.labels import SCENARIOS, in_order, rule_name
-from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, versions
+from rmtllmf_jax.report.intervals import FEW, Interval, differences, interval
+from rmtllmf_jax.report.labels import SCENARIOS, UNFUSED, in_order, joined, rule_name
+from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, parts, versions
 
-_VERBS = _BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
-_TIE = 1e-9  # smaller differences of means are rounding
 _PAIR = [*SETTING, "combination", "scenario", "draw", "seed"]
 _RIVALS = {
-    "none": ("unprotected", ""),
-    "realign": (
-        "realignment alone",
-        " Reloading the frozen leaves brings no measurable gain over realignment alone.",
-    ),
-    "control": (
-        "the control",
-        " The fused task vectors bring no measurable gain over the same shots without them.",
-    ),
+    "base": ("the base model", ["combination"]),
+    "control": ("the control", ["combination", "seed"]),
+    "none": ("unprotected", _PAIR),
+    "realign": ("realignment alone", _PAIR),
 }
-"""What R-MTLLMF is compared with, and what follows if R-MTLLMF does not beat it."""
+"""What R-MTLLMF is compared with: its name in a sentence, and what a pair shares."""
+
+_BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
+_FEW = {5: "five"}[FEW]
+_UNKNOWN = "cannot be judged against"
+_VERBS = _BEATS, _TIES, _LOSES, _UNKNOWN
+_COLUMNS = ["protected", "other", "difference", "low", "high", "levels", "pairs"]
 
 
 def comparisons(results: pd.DataFrame) -> pd.DataFrame:
-    """Compare R-MTLLMF with no protection, realignment alone and the control, pair by pair.
+    """Compare R-MTLLMF with its rivals, pair by pair.
 
-    A pair shares combination, draw and seed (with the control, which has no uplink: combination and
-    seed); cells without a partner are left out. One row per (rule, axis, level, scenario,
-    `against`), for each scenario that has R-MTLLMF cells. Columns: these five (`against`: `none`,
-    `control` and `realign`, if the results have it), `protected` and `other` (mean average
-    normalised accuracy over the pairs), `difference`, its standard `error` (NaN for fewer than two
-    pairs; pairs that share tasks are not independent, so it is a lower bound), `better` (number of
-    pairs in which R-MTLLMF is better) and `pairs`. Without a pair the means are NaN.
+    The rivals: `base`, `control`, `none` (no protection) and `realign`. A pair shares combination,
+    draw and seed (with the control, which has no uplink, combination and seed; with the base the
+    combination); cells without a partner are left out. One row per (rule, axis, level, scenario,
+    size, `against`) that has a pair; along an axis `size` is NaN, and means are over the sizes.
+    Columns: these, `protected` and `other` (mean average normalised score over the pairs),
+    `difference` with its interval `low` and `high` (on so many `levels`, see
+    `intervals.Interval`), `pairs` (their number), and `strongest` (whether this is the rival with
+    the largest mean).
     """
     cells = cell_scores(results)
     protected = cells[cells["protection"] == "r-mtllmf"]
-    for name in ("none", "realign"):
-        rival = cells[cells["protection"] == name][[*_PAIR, "score"]]
-        protected = protected.merge(rival.rename(columns={"score": name}), on=_PAIR, how="left")
-    rivals = [name for name in _RIVALS if name != "realign" or protected[name].notna().any()]
-    keys = [*SETTING, "scenario"]
+    found = [
+        differences(protected, cells[cells["protection"] == against], on).assign(against=against)
+        for against, (_, on) in _RIVALS.items()
+    ]
+    pairs = in_order(pd.concat(found, ignore_index=True), [*SETTING, "scenario", "size"])
+    pairs["at"] = pairs["size"].where(pairs["axis"] == "")
+    keys = [*SETTING, "scenario", "at"]
     rows = []
-    for names, group in in_order(protected, keys).groupby(keys, dropna=False, sort=False):
-        for against in rivals:
-            pairs = group.dropna(subset=[against])
-            gain = pairs["score"] - pairs[against]
-            rows.append(
-                {
-                    **dict(zip(keys, names)),
-                    "against": against,
-                    "protected": pairs["score"].mean(),
-                    "other": pairs[against].mean(),
-                    "difference": gain.mean(),
-                    "error": gain.sem(),
-                    "better": int((gain > _TIE).sum()),
-                    "pairs": len(pairs),
-                }
-            )
-    means = ["protected", "other", "difference", "error"]
-    return pd.DataFrame(rows, columns=[*keys, "against", *means, "better", "pairs"])
+    for names, own in pairs.groupby([*keys, "against"], dropna=False, sort=False):
+        protected, other = own.groupby("size")[["score", "other"]].mean().mean()
+        gain = interval(own, "difference")
+        row = {"protected": protected, "other": other, "difference": gain.mean, "low": gain.low}
+        row |= {"high": gain.high, "levels": gain.levels, "pairs": len(own)}
+        rows.append(dict(zip([*keys, "against"], names, strict=True)) | row)
+    table = pd.DataFrame(rows, columns=[*keys, "against", *_COLUMNS]).rename(columns={"at": "size"})
+    best = table.groupby([*SETTING, "scenario", "size"], dropna=False)["other"].idxmax()
+    return table.assign(strongest=table.index.isin(best))
 
 
 def verdict(results: pd.DataFrame) -> list[str]:
@@ -76,60 +70,88 @@ def verdict(results: pd.DataFrame) -> list[str]:
 
 
 def sentences(results: pd.DataFrame) -> list[str]:
-    """Return `comparisons` in words, or one sentence that says there is nothing to compare.
+    """Return one sentence per scenario: R-MTLLMF against its strongest rival, by N or by level.
 
-    One sentence per row; along an axis, one for all levels. With several rules each names its own.
+    Or one that says there is nothing to compare. With several rules each names its own.
     """
     table = comparisons(results)
     if table.empty:
         return ["No scenario has R-MTLLMF cells: whether the protection helps cannot be said."]
-    several = table["rule"].nunique() > 1
+    several_rules = table["rule"].nunique() > 1
+    over = "mean over N" if results["size"].nunique() > 1 else ""
     said = []
-    keys = ["rule", "axis", "scenario", "against"]
-    for (rule, axis, scenario, against), group in table.groupby(keys, sort=False):
+    keys = ["rule", "axis", "scenario"]
+    for (rule, axis, scenario), group in table[table["strongest"]].groupby(keys, sort=False):
         name = SCENARIOS.get(scenario, scenario)
-        lead = f"{rule_name(rule).capitalize()}, {name}" if several else name
-        rows = [row for row in group.to_dict("records") if row["pairs"]]
-        other, no_gain = _RIVALS[against]
-        lead += f", over {axis}: protected" if axis else ": protected"
-        if not rows:
-            said.append(f"{lead} cannot be compared with {other}, no cell has both.")
-            continue
-        found = _along(rows, other) if axis else _once(rows[0], other)
-        unknown = not axis and rows[0]["pairs"] == 1
-        beats = any(_verb(row) == _BEATS for row in rows)
-        said.append(f"{lead} {found}.{'' if beats or unknown else no_gain}")
+        lead = f"{rule_name(rule).capitalize()}, {name}" if several_rules else name
+        what = _against_the_strongest(group.to_dict("records"), axis)
+        said.append(f"{joined(lead, over if axis else '')}: R-MTLLMF {what}")
     return said
 
 
-def _once(row: dict[str, Any], other: str) -> str:
-    shown = f"{_verb(row)} {other}: {row['protected']:.1%} against {row['other']:.1%}"
-    gain = f"{100 * row['difference']:+.2f}"
-    if row["pairs"] == 1:
-        return f"{shown} ({gain} points in the only pair, which has no spread)"
+def _against_the_strongest(rows: list[dict[str, Any]], axis: str) -> str:
+    rivals = [_RIVALS[row["against"]][0] for row in rows]
+    only = len(set(rivals)) == 1
+    clauses, unit = [], " points"
+    name = f"its strongest rival{f', {rivals[0]},' if only else ''}"
+    for verb in _VERBS:
+        where = []
+        for row, rival in zip(rows, rivals):
+            if _verb(row) == verb:
+                told = joined("" if only else rival, _gain(row, unit))
+                where.append(f"{_place(row)} ({told})")
+                unit = ""
+        if where:
+            clauses.append(f"{verb} {name} at {axis or 'N'} = {_listed(where)}")
+            name = "it"
+    if any(_verb(row) == _UNKNOWN for row in rows):
+        clauses[-1] += f": fewer than {_FEW} combinations, realisations or seeds"
+    without = [row for row in rows if row["against"] in UNFUSED and _verb(row) in (_TIES, _LOSES)]
+    if not without:
+        return f"{'; '.join(clauses)}."
+    where = _listed([_place(row) for row in without])
     return (
-        f"{shown} ({gain} ± {200 * row['error']:.2f} points, twice the standard error; "
-        f"better in {row['better']} of {row['pairs']} pairs)"
+        f"{'; '.join(clauses)}. At {axis or 'N'} = {where} fusing brought no measurable gain: that "
+        "rival needs no task vectors."
     )
 
 
-def _along(rows: list[dict[str, Any]], other: str) -> str:
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        found.setdefault(_verb(row), []).append(f"{row['level']:.4g}")
-    where = [f"{verb} {other} at {', '.join(found[verb])}" for verb in _VERBS if verb in found]
-    first, last = (
-        f"{100 * row['difference']:+.1f} at {row['level']:.4g}" for row in (rows[0], rows[-1])
-    )
-    return f"{'; '.join(where)} (points: {first}, {last})"
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['level' if row['axis'] else 'size']:.4g}"
+
+
+def _gain(row: dict[str, Any], unit: str) -> str:
+    return Interval(row["difference"], row["low"], row["high"]).text(sign="+", unit=unit)
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _verb(row: dict[str, Any]) -> str:
-    """Return who wins: the difference has to exceed twice its standard error.
+    """Return who wins: the interval has to exclude 0 as printed, and to rest on enough."""
+    if row["levels"] < FEW:
+        return _UNKNOWN
+    low, high = (round(100 * row[end]) for end in ("low", "high"))
+    return _BEATS if low > 0 else _LOSES if high < 0 else _TIES
 
-    For a single pair that is unknown (NaN), and neither wins.
-    """
-    gap = abs(row["difference"])
-    if gap > 2 * row["error"] and gap > _TIE:
-        return _BEATS if row["difference"] > 0 else _LOSES
-    return _TIES
+
+def replication(results: pd.DataFrame) -> list[str]:
+    """Say what the intervals are, and what each part of a run has to resample."""
+    said = [
+        "Intervals are 95 %: a bootstrap that resamples whole combinations (within their number of "
+        "tasks N), channel realisations and seeds. Of one alone there is no interval; of fewer "
+        f"than {_FEW} it is too narrow to decide anything, as two give the range between them."
+    ]
+    for part in parts(results):
+        rows = part.results[~part.results["protection"].isin(UNFUSED)]
+        rows = part.results if rows.empty else rows
+        counts = rows.groupby("size")["combination"].nunique()
+        sizes = _listed([f"{count} of N = {size}" for size, count in counts.items()])
+        lead = joined(part.title, f"along {part.axis}" if part.axis else "")
+        line = (
+            f"combinations: {sizes}; channel realisations: {rows['draw'].nunique()}; "
+            f"seeds: {rows['seed'].nunique()}."
+        )
+        said.append(f"{lead}: {line}" if lead else line)
+    return [line[:1].upper() + line[1:] for line in said]

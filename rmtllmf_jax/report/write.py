@@ -26,7 +26,7 @@ from rmtllmf_jax.report.plates import STEMS, Plate, plates
 from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table, one_line, scale_sheets
 from rmtllmf_jax.report.style import KINDS, image_bytes
 from rmtllmf_jax.report.tables import summary
-from rmtllmf_jax.report.verdict import verdict
+from rmtllmf_jax.report.verdict import replication, verdict
 
 # Nothing may be fetched, not even by mistake.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -88,6 +88,7 @@ def write_report(
     report = Report(
         run.resolve().name,
         said,
+        replication(results),
         *plates(results, cosines, scales, find(configuration, "shots")),
         [*all_sheets(results, spread=True), *scale_sheets(results, scales)],
         paper_sheet(results, cosines, configuration),
@@ -99,7 +100,9 @@ def write_report(
             files[f"{plate.stem}.{kind}"] = image_bytes(plate.figure, kind)
     svg = {plate.stem: files[f"{plate.stem}.svg"].decode() for plate in report.plates}
     files["summary.md"] = markdown_page(report).encode()
-    files["summary.csv"] = summary(results).to_csv(index=False, lineterminator="\n").encode()
+    files["summary.csv"] = (
+        summary(results, "size").to_csv(index=False, lineterminator="\n").encode()
+    )
     files["index.html"] = html_page(report, svg).encode()
 
     folder = run / "report" if folder is None else folder
@@ -120,6 +123,8 @@ class Report:
     name: str
     verdict: Sequence[str]
     """Sentences, at the top of the page."""
+    replication: Sequence[str]
+    """What the intervals are, and what they resample."""
     plates: Sequence[Plate]
     skipped: Sequence[str]
     """Which figures are missing, and why."""
@@ -133,6 +138,7 @@ class Report:
 def markdown_page(report: Report) -> str:
     """Return the report in markdown; the PNG files of its figures lie beside the page."""
     parts = [f"# Report of {one_line(report.name)}", "## Verdict", _items(report.verdict)]
+    parts.append("\n\n".join(map(one_line, report.replication)))
     for sheet in (*report.sheets, report.paper):
         parts += [f"## {one_line(sheet.title)}", markdown_table(sheet)]
     parts.append("## Figures")
@@ -153,11 +159,12 @@ def html_page(report: Report, svg: Mapping[str, str]) -> str:
     """Return the report as one HTML page; `svg` holds the file of each figure, by its stem."""
     figures = [_figure(plate, svg[plate.stem]) for plate in report.plates]
     sections = {
-        "Verdict": _list(report.verdict),
+        "Verdict": _list(report.verdict)
+        + "".join(f"<p>{escape(line)}</p>" for line in report.replication),
         "Figures": "\n".join(figures) + (_list(report.skipped) if report.skipped else ""),
         "The paper and this run": (
-            "<p>Ours: mean over combinations, channel draws and seeds ± 1 sample standard "
-            "deviation.</p>" + _table(report.paper)
+            "<p>Ours: mean over the numbers of tasks of the means at each, with its 95 % "
+            "interval.</p>" + _table(report.paper)
         ),
         "Tables": "\n".join(map(_table, report.sheets)),
         "Configuration and provenance": _configuration(report.run),
