@@ -34,7 +34,8 @@ from study import Users, load, made_by, sweep, write_figure, write_page
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
-from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
+from rmtllmf_jax.report.intervals import differences, interval
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -138,7 +139,7 @@ def main(options: Options) -> None:
     for group, name, settings, protections in variants(options):
         grid = Grid(combinations, options.scenarios, protections, options.draws, 1)
         cells = cell_scores(sweep(options.run, inputs, settings, grid)["results"])
-        cells = cells[cells["protection"].isin(protections)].copy()  # without the controls
+        cells = cells[cells["protection"].isin(protections)].copy()  # without base and controls
         realigned = cells["protection"].isin(["realign", "r-mtllmf"])
         cells["group"], cells["variant"] = group, name or cells["protection"]
         cells["shots"] = np.where(realigned, settings.shots, 0)
@@ -162,18 +163,24 @@ def main(options: Options) -> None:
 
 
 def summary(cells: pd.DataFrame) -> Sheet:
-    """Return mean and spread of every variant by scenario."""
+    """Return mean and paired difference to r-mtllmf of every variant, by scenario."""
     scenarios = list(dict.fromkeys(cells["scenario"]))
+    whole = cells[(cells["group"] == "halves") & (cells["variant"] == "r-mtllmf")]
+    gaps = differences(cells, whole, ["scenario", "combination", "draw", "seed"])
     rows = []
-    for (variant, shots), group in cells.groupby(["variant", "shots"], sort=False):
-        texts = []
-        for scenario in scenarios:
-            scores = group.loc[group["scenario"] == scenario, "score"]
-            spread = f" ± {percent(scores.std())}" if len(scores) > 1 else ""
-            texts.append(f"{percent(scores.mean())}{spread}" if len(scores) else "-")
+    for (variant, shots), own in gaps.groupby(["variant", "shots"], sort=False):
+        by_scenario = [own[own["scenario"] == scenario] for scenario in scenarios]
+        texts = [interval(group).text() for group in by_scenario]
+        itself = (variant, shots) == ("r-mtllmf", whole["shots"].iloc[0])
+        gains = (interval(group, "difference").text(sign="+") for group in by_scenario)
+        texts += ["-" if itself else gain for gain in gains]
         rows.append([str(variant), str(shots), *texts])
-    title = "Average normalised accuracy (%), mean ± standard deviation over combinations and draws"
-    return Sheet(title, ["variant", "samples per class", *scenarios], rows)
+    title = (
+        "Average normalised accuracy (%) and difference to r-mtllmf in pairs (points), 95 % "
+        "intervals over combinations and draws"
+    )
+    columns = [*scenarios, *(f"{scenario}, difference" for scenario in scenarios)]
+    return Sheet(title, ["variant", "samples per class", *columns], rows)
 
 
 if __name__ == "__main__":

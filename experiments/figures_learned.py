@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from paired import half_width
 
+from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.style import SEQUENCE
 
 
@@ -16,7 +16,7 @@ def attack_figure(rows: pd.DataFrame) -> Figure:
 
     `rows` has the columns channel, attack and accuracy.
     """
-    return _strips(rows, "attack", "Accuracy of the fused model (%)")
+    return _strips(rows, "attack", "channel")
 
 
 def power_figure(rows: pd.DataFrame) -> Figure:
@@ -25,24 +25,24 @@ def power_figure(rows: pd.DataFrame) -> Figure:
     `rows` has the columns cell, channel, control and accuracy; a dot is a cell's mean.
     """
     means = rows.groupby(["control", "cell"], sort=False)["accuracy"].mean().reset_index()
-    return _strips(means, "control", "Accuracy of the fused model (%)")
+    return _strips(means, "control", "cell")
 
 
-def _strips(rows: pd.DataFrame, column: str, label: str) -> Figure:
+def _strips(rows: pd.DataFrame, column: str, cluster: str) -> Figure:
     names = list(dict.fromkeys(rows[column]))
     figure = Figure(figsize=(6.5, 0.8 + 0.5 * len(names)), layout="constrained")
     panel = figure.subplots()
     for place, name in enumerate(names):
-        values = 100 * rows.loc[rows[column] == name, "accuracy"]
+        own = rows[rows[column] == name]
+        values, found = 100 * own["accuracy"], interval(own, "accuracy", (cluster,))
         colour, marker = SEQUENCE[place % len(SEQUENCE)]
         spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
         panel.plot(values, place + spread, ".", color=colour, alpha=0.35, markersize=5)
-        panel.errorbar(
-            values.mean(), place, xerr=half_width(values), color=colour, marker=marker, capsize=4
-        )
+        panel.plot(100 * found.mean, place, color=colour, marker=marker)
+        panel.hlines(place, 100 * found.low, 100 * found.high, color=colour)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
-    panel.set_xlabel(f"{label}, mean and 95 % interval")
+    panel.set_xlabel(f"Accuracy of the fused model (%), mean and 95 % interval over {cluster}s")
     panel.spines[["top", "right"]].set_visible(False)
     return figure
 

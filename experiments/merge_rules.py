@@ -41,7 +41,8 @@ from study import Users, load, made_by, sweep, write_page
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion.rules import OneOf
-from rmtllmf_jax.report.sheets import Sheet, markdown_table, percent
+from rmtllmf_jax.report.intervals import interval
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
@@ -98,17 +99,18 @@ class Options(Users):
 
 
 def by_rule(results: pd.DataFrame, title: str) -> Sheet:
-    """Return mean ± standard deviation over combinations, a row a rule and a column a size."""
+    """Return means with intervals over combinations, a row a rule and a column a size."""
     base = results.drop_duplicates(["combination", "task"]).assign(rule="base", method="", scale=0)
     base["normalised"] = base["base_score"] / base["finetuned_score"]
     keys = ["rule", "size", "method", "scale"]
     groups = pd.concat([base, results]).groupby([*keys, "combination"], sort=False)
-    scores = groups["normalised"].mean().groupby(keys, sort=False).agg(["mean", "std"])
+    scores = groups["normalised"].mean().reset_index()
     sizes = sorted(results["size"].unique())
     rows = []
-    for rule, group in scores.reset_index().groupby("rule", sort=False):
-        used = [f"N = {row.size}: {row.method} scale={row.scale:g}" for row in group.itertuples()]
-        cells = [f"{percent(row.mean)} ± {percent(row.std)}" for row in group.itertuples()]
+    for rule, own in scores.groupby("rule", sort=False):
+        groups = list(own.groupby(keys[1:], sort=False))
+        used = [f"N = {size}: {method} scale={scale:g}" for (size, method, scale), _ in groups]
+        cells = [interval(group, "normalised").text() for _, group in groups]
         rows.append([str(rule), "; ".join(used), *cells])
     return Sheet(title, ["rule", "method chosen", *(f"N = {size}" for size in sizes)], rows)
 
@@ -130,7 +132,7 @@ def main(options: Options) -> None:
     grid = Grid(chosen, ("clean",), ("none",), 1, 1, rules)
     tables = sweep(options.run, inputs, settings, grid)
     results = tables["results"]
-    title = "Average normalised accuracy (%), mean ± standard deviation over combinations"
+    title = "Average normalised accuracy (%), 95 % intervals over combinations"
     sheets = [
         by_rule(rows, f"{title}, {without}" if without else title)
         for without, rows in versions(results).items()
