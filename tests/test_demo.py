@@ -24,13 +24,14 @@ def scores(results: pd.DataFrame, scenario: str, protection: str) -> pd.Series:
     return rows.groupby("size")["normalised"].mean()
 
 
-def test_it_leaves_figures_2_to_5_and_a_page(demo: Path):
+def test_it_leaves_figures_and_a_page(demo: Path):
     report = demo / "report"
-    for number in (2, 3, 4, 5):
+    for number in (2, 3, 5):
         for kind in ("png", "svg", "pdf"):
             assert (report / f"figure_{number}.{kind}").stat().st_size > 1000
     page = (report / "index.html").read_text(encoding="utf-8")
-    assert page.count("<figure ") >= 5
+    assert page.count("<figure ") >= 4
+    assert "figure_4 skipped: all cosines of different tasks under sum_rate round to 0.00" in page
     assert "clip-mini" in page
     assert "Sum-rate attack" in (demo / "stdout.txt").read_text()
 

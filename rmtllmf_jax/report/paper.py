@@ -165,12 +165,12 @@ def _pairs(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str])
 
     A clean merge without randomness has one draw and one seed, which then stand for all.
     """
-    sides = [_scores(cells, *kind) for kind in (first, second)]
+    one, other = (_scores(cells, *kind) for kind in (first, second))
     keys = ["combination", "draw", "seed"]
     if "clean" in (first[0], second[0]):
-        once = any(side["seed"].nunique() == 1 for side in sides)
+        once = any(side["seed"].nunique() == 1 for side in (one, other))
         keys = ["combination"] if once else ["combination", "seed"]
-    return differences(*sides, keys)
+    return differences(one, other, keys)
 
 
 def _mean(cells: pd.DataFrame) -> str:

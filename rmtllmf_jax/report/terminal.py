@@ -44,8 +44,8 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
             table.add_column(Text(name), no_wrap=True)
         for place in block:
             number = max(len(row[place]) for row in sheet.rows)
-            name = Text(sheet.header[place])
-            table.add_column(name, justify="right", min_width=number, overflow="fold")
+            title = Text(sheet.header[place])
+            table.add_column(title, justify="right", min_width=number, overflow="fold")
         for row in sheet.rows:
             table.add_row(*(Text(row[place]) for place in (0, 1, *block)))
         console.print(table)

@@ -109,9 +109,9 @@ def _against_the_strongest(rows: list[dict[str, Any]], axis: str) -> str:
     without = [row for row in rows if row["against"] in UNFUSED and _verb(row) in (_TIES, _LOSES)]
     if not without:
         return f"{'; '.join(clauses)}."
-    where = _listed([_place(row) for row in without])
+    there = _listed([_place(row) for row in without])
     return (
-        f"{'; '.join(clauses)}. At {axis or 'N'} = {where} fusing brought no measurable gain: that "
+        f"{'; '.join(clauses)}. At {axis or 'N'} = {there} fusing brought no measurable gain: that "
         "rival needs no task vectors."
     )
 
