@@ -1,7 +1,7 @@
 """Figures and tables made only from a run's tables: no model, no jax, no other sub-package.
 
-`io` reads, `tables` averages, `intervals` resamples, `verdict` compares, `figures` draws, `terminal`
-prints, and `write.write_report` does all of this for a run folder.
+`io` reads, `tables` averages, `intervals` resamples, `verdict` compares, `figures` draws,
+`terminal` prints, and `write.write_report` does all of this for a run folder.
 """
 
 import lazy_loader
