@@ -64,6 +64,19 @@ def test_the_fewest_tasks() -> None:
         choose_combinations(TASK_NAMES, 0, 0)
 
 
+def test_some_numbers_of_tasks_alone() -> None:
+    whole = choose_combinations(TASK_NAMES, 3, 0)
+    some = choose_combinations(TASK_NAMES, 3, 0, (8, 2, 8))
+    assert some == tuple(each for each in whole if len(each) in (2, 8))
+    assert choose_combinations(TASK_NAMES[:4], 3, 0, (2, 8)) == choose_combinations(
+        TASK_NAMES[:4], 3, 0, (2,)
+    )
+    with pytest.raises(
+        InputError, match=r"of 1, 9 tasks are asked for, and 8 tasks have .* 2 to 8"
+    ):
+        choose_combinations(TASK_NAMES, 3, 0, (1, 9))
+
+
 def test_the_seed_alone_chooses() -> None:
     shuffled = random.Random(0).sample(TASK_NAMES, 8)
     assert choose_combinations(shuffled, 3, 5) == choose_combinations(TASK_NAMES, 3, 5)
@@ -123,7 +136,8 @@ def test_what_realigns_brings_its_control(protections: tuple, controls: list) ->
 
 def test_cells_are_counted_without_making_them() -> None:
     axis = Axis("snr_db", (0.0, 5.0))
-    for some in (grid(), grid(rules=(Dare(), Ties()), axis=axis), grid(protections=("control",))):
+    kinds: list[dict] = [{}, {"rules": (Dare(), Ties()), "axis": axis}, {"repaired_draws": 2}]
+    for some in (*(grid(**kind) for kind in kinds), grid(protections=("control",))):
         made = Counter((cell.scenario, cell.protection) for cell in some.cells())
         assert made == {kind: len(PAIRS) * count for kind, count in some.counts().items()}
     many = grid(draws=10**12)
@@ -132,6 +146,17 @@ def test_cells_are_counted_without_making_them() -> None:
         InputError, match=r"has 32,000,000,000,0\d\d cells, and a sweep holds 10,000"
     ):
         many.cells()
+
+
+def test_what_is_repaired_may_have_fewer_channels_than_the_rest() -> None:
+    """Those that it has are the first ones of the others, so that pairs share them."""
+    whole, some = grid().cells(), grid(repaired_draws=1).cells()
+    repaired = ("realign", "r-mtllmf", "control")
+    assert some == [c for c in whole if c.draw == 0 or c.protection not in repaired]
+    assert grid(repaired_draws=3).cells() == whole
+    own = grid(protections=((Reload(),), (Reload(), Realign())), repaired_draws=1)
+    assert {c.draw for c in own.cells() if c.protection == (Reload(),)} == {0, 1, 2}
+    assert {c.draw for c in own.cells() if len(c.protection) > 1} == {0}
 
 
 def test_control_stands_once_and_a_random_rule_keeps_its_seeds() -> None:
@@ -226,6 +251,8 @@ def test_a_job_is_the_same_in_every_grid_that_holds_it() -> None:
         ({"protections": ()}, "protections"),
         ({"rules": ()}, "rules"),
         ({"draws": 0}, "draws"),
+        ({"repaired_draws": 0}, "repaired draws must be at least 1"),
+        ({"repaired_draws": 4}, "repaired draws must be at most 3, got 4"),
         ({"seeds": -1}, "seeds"),
         ({"scenarios": ("clean", "sumrate")}, "scenario 'sumrate'. Did you mean 'sum_rate'"),
         ({"protections": ("rmtllmf",)}, "protection 'rmtllmf'. Did you mean 'r-mtllmf'"),

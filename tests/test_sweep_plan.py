@@ -19,6 +19,7 @@ from rmtllmf_jax.cli.plan import devices_of, plan_sentences, print_plan, what_is
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.fusion.scale import SUM_SCALES
 from rmtllmf_jax.sweep.cost import text_costs, tower_costs
 from rmtllmf_jax.sweep.devices import (
     Devices,
@@ -130,8 +131,8 @@ def test_no_realignment_needs_no_shots():
 def test_the_scale_on_validation_images_is_counted():
     result = amounts(tiny_plan(settings=replace(SETTINGS, scale="validation")))
     padded = 2 + 4  # two and four validation images in batches of two
-    assert result["choice of the scale"][0] == 10 * padded + padded
-    assert result["merging"][0] == 11 + 10
+    assert result["choice of the scale"][0] == len(SUM_SCALES) * padded + padded
+    assert result["merging"][0] == 11 + len(SUM_SCALES)
 
 
 def test_what_merge_methods_look_at_is_counted():

@@ -164,6 +164,8 @@ class SweepOptions(RunOptions, UplinkOptions):
 
     combinations: str = "all"
     """`all`, or how many combinations of each size from 2 on."""
+    sizes: tuple[int, ...] = ()
+    """Numbers of tasks to fuse, as far as there are so many; none: 2 to all."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
     """Channel scenarios: clean (no channel), ideal (only thermal noise), and the attackers white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
@@ -183,6 +185,9 @@ class SweepOptions(RunOptions, UplinkOptions):
     or c0_db. The noise of a draw is the same at all."""
     draws: int = 1
     """Channel realisations."""
+    repaired_draws: int | None = None
+    """Channel realisations where a model is realigned, which costs a hundred times what evaluation
+    does; by default all of --draws."""
     seeds: int = 1
     """Repetitions with other parameter noise and other few-shot samples."""
     error_model: str = "independent"

@@ -131,13 +131,14 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
     settings = Settings(**{**taken(options, Settings), **others})
     preset = settings.channel(len(tasks))
     grid = Grid(
-        choose_combinations(tasks, _per_size(options.combinations), options.seed),
+        choose_combinations(tasks, _per_size(options.combinations), options.seed, options.sizes),
         tuple(dict.fromkeys(options.scenarios)),
         tuple(dict.fromkeys(map(parse_protection, options.protections))),
         options.draws,
         options.seeds,
         tuple(dict.fromkeys(map(parse_method, options.rules))),
         parse_axis(options.axis),
+        options.repaired_draws,
     )
     grid.require_fitting(preset, settings.transporting)
     require_chosen(grid, settings.scale)

@@ -38,7 +38,8 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
             blocks.append([])
         blocks[-1].append(place)
     for block in blocks:
-        table = Table(title=Text(sheet.title), title_justify="left", pad_edge=False)
+        console.print(Text(sheet.title, style="italic"))  # a table's own title would be wrapped
+        table = Table(pad_edge=False)
         table.box, table.padding = (None, (0, 2, 0, 0)) if plain else _RULED
         for name in sheet.header[:2]:
             table.add_column(Text(name), no_wrap=True)

@@ -149,8 +149,10 @@ def replication(results: pd.DataFrame) -> list[str]:
         counts = rows.groupby("size")["combination"].nunique()
         sizes = _listed([f"{count} of N = {size}" for size, count in counts.items()])
         lead = joined(part.title, f"along {part.axis}" if part.axis else "")
+        draws = rows.groupby("protection")["draw"].nunique()
+        fewer = "" if len(set(draws)) == 1 else f" ({draws.min()} where a model is realigned)"
         line = (
-            f"combinations: {sizes}; channel realisations: {rows['draw'].nunique()}; "
+            f"combinations: {sizes}; channel realisations: {draws.max()}{fewer}; "
             f"seeds: {rows['seed'].nunique()}."
         )
         said.append(f"{lead}: {line}" if lead else line)

@@ -57,10 +57,15 @@ class Grid:
     seeds: int
     rules: tuple[Method | OneOf, ...] = (TASK_ARITHMETIC,)
     axis: Axis = NO_AXIS
+    repaired_draws: int | None = None
+    """Channel realisations of the cells that are repaired by more than reloading, as realignment
+    costs a hundred times what evaluation does; by default all of `draws`."""
 
     def __post_init__(self) -> None:
         """Refuse an empty grid, and what its parts cannot be together."""
         require_at_least("draws", self.draws, 1)
+        if self.repaired_draws is not None:
+            require_at_least("repaired draws", self.repaired_draws, 1, self.draws)
         require_at_least("seeds", self.seeds, 1)
         for name in ("combinations", "scenarios", "protections", "rules"):
             if not getattr(self, name):
@@ -96,11 +101,12 @@ class Grid:
             for combination in self.combinations
             for seed in range(self.seeds)
             for scenario in self._scenarios()
-            for draw in range(self._draws(scenario))
+            for draw in range(self.draws)
             for level in self.axis.levels_of(scenario)
             for rule in self.rules
             for protection in self.protections
             if seed < self._seeds(scenario, rule, protection)
+            and draw < self._draws(scenario, protection)
         ]
 
     def record(self) -> dict[str, Any]:
@@ -108,6 +114,8 @@ class Grid:
         return asdict(self) | {
             "rules": [described(rule) for rule in self.rules],
             "protections": [protection_name(protection) for protection in self.protections],
+            "repaired": [protection_name(each) for each in self.protections if _repaired(each)],
+            "repaired_draws": self._repaired_draws,
         }
 
     def counts(self) -> Counter[tuple[str, str | Protection]]:
@@ -115,7 +123,7 @@ class Grid:
         found: Counter[tuple[str, str | Protection]] = Counter()
         for scenario, rule, protection in product(self._scenarios(), self.rules, self.protections):
             seeds = self._seeds(scenario, rule, protection)
-            number = self._draws(scenario) * len(self.axis.levels_of(scenario)) * seeds
+            number = self._draws(scenario, protection) * len(self.axis.levels_of(scenario)) * seeds
             found[scenario, protection] += number
         return +found
 
@@ -133,8 +141,14 @@ class Grid:
         """Return the scenarios, and `clean`, which is that of the controls."""
         return self.scenarios if "clean" in self.scenarios else ("clean", *self.scenarios)
 
-    def _draws(self, scenario: str) -> int:
-        return 1 if scenario == "clean" else self.draws
+    @property
+    def _repaired_draws(self) -> int:
+        return self.draws if self.repaired_draws is None else self.repaired_draws
+
+    def _draws(self, scenario: str, protection: str | Protection) -> int:
+        if scenario == "clean":
+            return 1
+        return self._repaired_draws if _repaired(protection) else self.draws
 
     def _seeds(self, scenario: str, rule: Method | OneOf, protection: str | Protection) -> int:
         """Return the seeds of a kind of cell, 0 if there is none."""
@@ -147,9 +161,14 @@ class Grid:
         return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
 
 
+def _repaired(protection: str | Protection) -> bool:
+    """Whether more is done than reloading leaves of the base."""
+    return bool(split(repairs_of(protection)).rest)
+
+
 def _draws_nothing(rule: Method | OneOf, protection: str | Protection) -> bool:
     random = any(fact(method, "random") for method in methods_of(rule))
-    return not split(repairs_of(protection)).rest and not random
+    return not _repaired(protection) and not random
 
 
 def require_swept(rule: Any) -> None:
@@ -166,7 +185,7 @@ def require_swept(rule: Any) -> None:
 
 
 def choose_combinations(
-    tasks: Sequence[str], per_size: int | None, seed: int
+    tasks: Sequence[str], per_size: int | None, seed: int, sizes: Sequence[int] = ()
 ) -> tuple[Combination, ...]:
     """Return combinations of 2 to N of the tasks, smaller ones first.
 
@@ -175,14 +194,25 @@ def choose_combinations(
     - `per_size`: how many of each size, drawn by `seed` so that tasks occur about equally often;
       `None` takes all (247 for eight tasks). More than there are takes all there are. A single
       task is its own combination.
+    - `sizes`: take these numbers of tasks alone, as far as there are so many; which combinations of
+      a size does not depend on it.
+
+    **Raises:** `InputError` if there is no task, or none of the sizes.
     """
     names = sorted(tasks)
     if not names:
         raise InputError("the grid has no cell: no task is given.")
     if per_size is not None:
         require_at_least("combinations per size", per_size, 1)
+    every = range(min(2, len(names)), len(names) + 1)
+    taken = [size for size in every if not sizes or size in sizes]
+    if not taken:
+        raise InputError(
+            f"the grid has no cell: combinations of {', '.join(map(str, sizes))} tasks are asked "
+            f"for, and {len(names)} tasks have those of {every[0]} to {every[-1]}."
+        )
     chosen: list[Combination] = []
-    for size in range(min(2, len(names)), len(names) + 1):
+    for size in taken:
         there = list(combinations(names, size))
         if per_size is not None and per_size < len(there):
             there = _balanced(there, per_size, np.random.default_rng([seed, size]))

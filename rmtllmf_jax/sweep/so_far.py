@@ -81,6 +81,10 @@ def _of_grid(rows: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
         & rows["protection"].isin(grid["protections"])
         & rows["rule"].notna()
         & (rows["draw"] < grid["draws"])
+        & (
+            (rows["draw"] < grid.get("repaired_draws", grid["draws"]))
+            | ~rows["protection"].isin(grid.get("repaired", ()))
+        )
         & (rows["seed"] < grid["seeds"])
         & (
             ((rows["axis"] == axis["name"]) & rows["level"].isin(axis["levels"]))
