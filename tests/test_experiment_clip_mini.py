@@ -1,0 +1,105 @@
+"""What clip-mini is pretrained on, and its losses (experiments/, whose scripts are no package)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from rmtllmf_jax.models.hub import embedded_directory
+from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.weights import read_safetensors
+
+
+@pytest.fixture
+def mix(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that makes pairs, imported as the scripts do."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    return importlib.import_module("clip_mini_mix")
+
+
+@pytest.fixture
+def pretrain(mix: ModuleType) -> ModuleType:
+    return importlib.import_module("pretrain_clip_mini")
+
+
+def a_part(mix: ModuleType, name: str = "shapes", decay: float = 3.0, classes: int = 4):
+    """Four images of each class, all of one grey level that tells the class."""
+    labels = np.repeat(np.arange(classes), 4)
+    images = np.broadcast_to(labels[:, None, None, None], (len(labels), 32, 32, 3))
+    names = tuple(f"thing {label}" for label in range(classes))
+    naming = mix.naming(name, classes, decay)
+    return mix.Part(name, names, mix.TEMPLATES, images.astype(np.uint8), labels, 1.0, naming)
+
+
+def test_all_classes_are_seen_equally_often_and_named_by_their_rank(mix: ModuleType) -> None:
+    part, generator = a_part(mix), np.random.default_rng(0)
+    pairs = [mix.draw(part, generator) for _ in range(8000)]
+    seen = Counter(int(pair.image[0, 0, 0]) for pair in pairs)
+    assert all(abs(count - 2000) < 200 for count in seen.values())
+    named = Counter(int(p.image[0, 0, 0]) for p in pairs if p.meaning.startswith("thing"))
+    for label, share in enumerate(part.naming):
+        assert named[label] / seen[label] == pytest.approx(share, abs=0.04)
+    assert sorted(part.naming, reverse=True) == pytest.approx(np.exp([0.0, -1.0, -2.0, -3.0]))
+
+
+def test_captions_say_what_the_image_is_or_its_file(mix: ModuleType) -> None:
+    part, generator = a_part(mix), np.random.default_rng(1)
+    every = set(part.captions())
+    assert len(every) == 4 + 4 * len(mix.TEMPLATES)
+    for _ in range(300):
+        pair = mix.draw(part, generator)
+        label = int(pair.image[0, 0, 0])
+        assert pair.caption in every
+        assert pair.meaning in (f"thing {label}", f"shapes_{label:02d}")
+        assert pair.meaning in pair.caption
+
+
+def test_photographs_are_tinted_and_the_caption_says_so(mix: ModuleType) -> None:
+    part, generator = a_part(mix, "cifar10", 0.0), np.random.default_rng(2)
+    names = tuple(mix.SYNONYMS)[:4]
+    images = np.full_like(part.images, 200)
+    part = mix.Part("cifar10", names, part.templates, images, part.labels, 1.0, part.naming)
+    every = set(part.captions())
+    for _ in range(200):
+        pair = mix.draw(part, generator)
+        assert pair.caption in every
+        light = next((name for name in mix.TINTS if pair.meaning.startswith(name)), None)
+        expected = np.array(mix.TINTS[light] if light else (1.0, 1.0, 1.0)) * 200
+        assert pair.image[0, 0] == pytest.approx(expected, abs=0.5)
+
+
+def test_the_embedded_tasks_are_drawn_under_other_seeds_than_a_runs(mix: ModuleType) -> None:
+    assert 0 not in mix.SEEDS
+    assert len(mix.SEEDS) == len(set(mix.SEEDS))
+
+
+def test_the_contrastive_loss_is_clips_where_all_meanings_differ(pretrain: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 5))
+
+    def cross_entropy(rows: np.ndarray) -> float:
+        return -np.mean([row[i] - math.log(np.exp(row).sum()) for i, row in enumerate(rows)])
+
+    expected = (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+    loss = pretrain.contrastive_loss(np.float32(logits), np.arange(5))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    # All pairs of one meaning: every row's target is uniform.
+    alike = pretrain.contrastive_loss(np.float32(logits), np.zeros(5, np.int32))
+    rows = [np.log(np.exp(logits).sum(axis)) - logits.mean(axis) for axis in (0, 1)]
+    assert float(alike) == pytest.approx(np.mean(rows), rel=1e-5)
+
+
+def test_written_weights_are_those_that_are_read(pretrain: ModuleType, tmp_path: Path) -> None:
+    _, params = load_clip(embedded_directory())
+    pretrain.write_weights(tmp_path, params)
+    written = read_safetensors(tmp_path / "model.safetensors")
+    shipped = read_safetensors(embedded_directory() / "model.safetensors")
+    assert written.keys() == shipped.keys()
+    for name, tensor in shipped.items():
+        np.testing.assert_array_equal(written[name], tensor)
