@@ -18,6 +18,11 @@ def results(demo: Path) -> pd.DataFrame:
     return pd.read_parquet(demo / "results.parquet")
 
 
+@pytest.fixture(scope="module")
+def scales(demo: Path) -> pd.DataFrame:
+    return pd.read_parquet(demo / "scales.parquet")
+
+
 def scores(results: pd.DataFrame, scenario: str, protection: str) -> pd.Series:
     """Return the mean normalised accuracy by number of tasks."""
     rows = results[(results["scenario"] == scenario) & (results["protection"] == protection)]
@@ -36,29 +41,43 @@ def test_it_leaves_figures_and_a_page(demo: Path):
     assert "Sum-rate attack" in (demo / "stdout.txt").read_text()
 
 
-def test_every_task_is_learnt_and_was_not_known(results: pd.DataFrame):
+def test_the_base_model_knows_the_tasks_by_half(results: pd.DataFrame):
     tasks = results.groupby("task")[["finetuned_score", "base_score"]].first()
     assert sorted(tasks.index) == sorted(EMBEDDED_NAMES)
-    assert (tasks["finetuned_score"] > 0.8).all(), tasks  # of 100 test images: ± 0.04
-    assert tasks["finetuned_score"].mean() > 0.85
-    assert (tasks["base_score"] < tasks["finetuned_score"] - 0.4).all(), tasks
+    assert (tasks["finetuned_score"] > 0.7).all(), tasks  # of 100 test images: ± 0.04
+    assert 0.45 < tasks["base_score"].sum() / tasks["finetuned_score"].sum() < 0.7
 
 
-def test_merging_interferes(results: pd.DataFrame):
+def test_fusing_helps_at_every_number_of_tasks(results: pd.DataFrame, scales: pd.DataFrame):
     clean = scores(results, "clean", "none")
-    assert list(clean.index) == [2, 3, 4, 5, 6, 7, 8]
-    assert clean[8] < clean[2] - 0.2
+    base = results["base_score"] / results["finetuned_score"]
+    assert list(clean.index) == list(DEMO_SWEEP["sizes"])
+    assert (clean > 0.8).all(), clean
+    assert (clean > base.groupby(results["size"]).mean() + 0.15).all()
+    assert clean[8] < clean[2] - 0.05  # and eight interfere more than two
+    curves = scales.groupby(["size", "scale"])["normalised"].mean().unstack()
+    best = curves.idxmax(axis=1)
+    assert ((best > curves.columns.min()) & (best < curves.columns.max())).all(), curves
 
 
-def test_the_attack_breaks_and_r_mtllmf_repairs(results: pd.DataFrame):
-    attacked, ideal = (scores(results, name, "none").mean() for name in ("sum_rate", "ideal"))
-    protected = scores(results, "sum_rate", "r-mtllmf").mean()
-    assert attacked < 0.6 * ideal
-    assert protected > 1.3 * attacked
+def test_the_order_is_the_papers(results: pd.DataFrame):
+    """By eye in figure 2: noise costs, attacks break the fused model, and R-MTLLMF repairs it."""
+    none, both = (
+        {name: scores(results, name, protection) for name in ("clean", "ideal", "sum_rate")}
+        for protection in ("none", "r-mtllmf")
+    )
+    assert (none["ideal"] < none["clean"] + 0.01).all()
+    assert (both["ideal"] > none["ideal"] - 0.01).all()
+    assert none["sum_rate"].mean() < 0.5 * none["ideal"].mean()
+    assert both["sum_rate"].mean() > 1.5 * none["sum_rate"].mean()
+    assert (both["sum_rate"] > scores(results, "sum_rate", "realign")).all()
+    control = scores(results, "clean", "control")
+    assert (both["ideal"] > control + 0.05).all()
 
 
 def test_all_cells_are_there(results: pd.DataFrame):
     assert results["draw"].nunique() == DEMO_SWEEP["draws"]
     noisy = results[(results["scenario"] != "clean") & (results["protection"] != "control")]
     cells = noisy[["combination", "scenario", "draw", "protection"]].drop_duplicates()
-    assert len(cells) == 7 * 3 * 2 * 4
+    draws = DEMO_SWEEP["draws"], DEMO_SWEEP["repaired_draws"]
+    assert len(cells) == 7 * 3 * 2 * sum(draws)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from rmtllmf_jax.report.intervals import Interval
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +23,63 @@ def test_what_it_links_to_is_there():
     local = [link for link in links if "://" not in link]
     assert len(local) > 10
     assert [link for link in local if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+ROWS = {
+    "base model as it is, nothing fused": ("clean", "base"),
+    "base model realigned on the same shots (control)": ("clean", "control"),
+    "fused, no noise": ("clean", "none"),
+    "thermal noise: unprotected": ("ideal", "none"),
+    "thermal noise: R-MTLLMF": ("ideal", "r-mtllmf"),
+    "strongest-user attack: unprotected": ("strongest_user", "none"),
+    "strongest-user attack: R-MTLLMF": ("strongest_user", "r-mtllmf"),
+    "sum-rate attack: unprotected": ("sum_rate", "none"),
+    "sum-rate attack: realignment alone": ("sum_rate", "realign"),
+    "sum-rate attack: R-MTLLMF": ("sum_rate", "r-mtllmf"),
+}
+"""What the README's table of the demo calls the rows of docs/demo/summary.csv."""
+
+
+def summary_of(path: Path) -> pd.DataFrame:
+    """Return a report's summary.csv by number of tasks, scenario and protection."""
+    return pd.read_csv(path).set_index(["size", "scenario", "protection"]).sort_index()
+
+
+def test_the_demos_table_is_that_of_the_committed_summary():
+    summary = summary_of(ROOT / "docs" / "demo" / "summary.csv")
+    sizes = summary.index.unique("size")
+    for name, kind in ROWS.items():
+        rows = [summary.loc[(size, *kind)] for size in sizes]
+        cells = [Interval(row["mean"], row["low"], row["high"]).text() for row in rows]
+        assert f"| {name} | {' | '.join(cells)} |" in README
+
+
+def test_the_card_and_the_docs_have_the_numbers_of_the_testbeds_page():
+    page = (ROOT / "experiments" / "results" / "testbed" / "README.md").read_text("utf-8")
+    card = (ROOT / "checkpoints" / "clip-mini" / "README.md").read_text("utf-8")
+    docs = (ROOT / "docs" / "testbed.md").read_text("utf-8")
+    tables = [block for block in page.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    assert all(table in card for table in tables)
+    reached = [line.split("|")[3].strip() for line in tables[2].splitlines()[2:]]
+    told = re.findall(r"\| ([^|]+) \|$", docs, re.MULTILINE)[1:6]
+    for seen, said in zip(reached, told, strict=True):
+        number = re.match(r"[\d.]+", seen)
+        assert number
+        assert float(said.split()[0]) == float(number[0]), (seen, said)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+def test_the_demo_gives_the_committed_summary(demo: Path):
+    """To the last digit on the machine that made it; another one rounds sums differently."""
+    committed, made = (
+        summary_of(path)
+        for path in (ROOT / "docs" / "demo" / "summary.csv", demo / "report" / "summary.csv")
+    )
+    assert committed.index.equals(made.index)
+    assert (committed["cells"] == made["cells"]).all()
+    assert (committed["mean"] - made["mean"]).abs().max() < 0.03
 
 
 @pytest.mark.slow

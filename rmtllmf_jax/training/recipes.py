@@ -141,7 +141,7 @@ RUN_RECIPES: dict[str, RunRecipe] = {
 }
 
 DEMO = RunRecipe(
-    Recipe(150, 64, 1e-3, 0.1),
+    Recipe(100, 64, 3e-4, 0.1),
     realign=Recipe(20, 32, 5e-4, 0.0),
     prompts="single",
     model="clip-mini",
