@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from study import Users, load, made_by, sweep, write_figure, write_page
+from study import Realigning, load, made_by, sweep, write_figure, write_page
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
@@ -53,7 +53,7 @@ FROZEN = {
 
 
 @dataclass(frozen=True)
-class Options(Users):
+class Options(Realigning):
     """What to run."""
 
     sizes: tuple[int, ...] = (4,)
@@ -95,7 +95,13 @@ class Options(Users):
 
 def variants(options: Options) -> Iterator[tuple[str, str, Settings, tuple[str, ...]]]:
     """Yield group, name of the variant (empty: the protection's), settings and protections."""
-    settings = Settings(scale=options.scale, eval_samples=options.eval_samples, seed=options.seed)
+    settings = Settings(
+        scale=options.scale,
+        eval_samples=options.eval_samples,
+        c0_db=options.c0,
+        realign=options.realign(),
+        seed=options.seed,
+    )
     yield "halves", "", settings, HALVES
     for shots in options.shots:
         if shots != settings.shots:
@@ -133,8 +139,7 @@ def main(options: Options) -> None:
             f"{len(tasks)} tasks have {max(options.shots)} training images in every class, and "
             f"{min(options.sizes)} are to be merged: give fewer --shots or smaller --sizes."
         )
-    chosen = choose_combinations(tasks, options.combinations, options.seed)
-    combinations = tuple(each for each in chosen if len(each) in options.sizes)
+    combinations = choose_combinations(tasks, options.combinations, options.seed, options.sizes)
     found = []
     for group, name, settings, protections in variants(options):
         grid = Grid(combinations, options.scenarios, protections, options.draws, 1)

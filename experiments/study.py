@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from rmtllmf_jax.sweep.objective import objective_of, with_users
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.run import run_grid, store_key
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.recipes import REALIGN, Recipe
+from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,24 @@ class Users:
     """Tasks; by default all of the run."""
     cache_dir: Path = field(default_factory=default_cache)
     """Folder of decoded images and compiled programs."""
+
+
+@dataclass(frozen=True)
+class Realigning(Users):
+    """Options of the uplink's noise and of realignment, whose best values depend on the model
+    (noise_scale.py, realign_choice.py).
+    """
+
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
+    realign_steps: int = REALIGN.steps
+    """Steps of realignment."""
+    realign_learning_rate: float = REALIGN.learning_rate
+    """Its peak learning rate."""
+
+    def realign(self) -> Recipe:
+        """Return the recipe of realignment."""
+        return replace(REALIGN, steps=self.realign_steps, learning_rate=self.realign_learning_rate)
 
 
 @dataclass(frozen=True)
