@@ -35,7 +35,7 @@ DEMO_SWEEP: dict[str, Any] = {
 """What the recipe `demo` sets besides its `RunRecipe`: a few cells of every kind.
 
 c0 is the most noise, in whole dB, at which R-MTLLMF is above the control under both attacks at
-every number of tasks (experiments/noise_scale.py); at -31 dB it is below with eight.
+every number of tasks (experiments/noise_scale.py); at -30 dB it is below with eight.
 """
 
 VIT_IMAGES: dict[str, Any] = {"image_size": 64}
