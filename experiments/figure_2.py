@@ -50,6 +50,7 @@ from rmtllmf_jax.sweep.axis import parse_axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.tables import write_table
+from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 SCENARIOS = ("clean", "ideal", "strongest_user", "sum_rate")
 
@@ -75,6 +76,8 @@ class Options(Realigning):
     """Channel realisations where a model is realigned."""
     seeds: int = 1
     """Repetitions with other noise and other few-shot samples."""
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
     eval_samples: int = 200
     """Test images per task; 0 is all."""
     validation_samples: int = 100

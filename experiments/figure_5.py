@@ -34,13 +34,14 @@ from study import Realigning, load, made_by, sweep, write_figure, write_page
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
-from rmtllmf_jax.report.intervals import differences, interval
+from rmtllmf_jax.report.intervals import PAIR, differences, interval
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 HALVES = ("none", "freeze", "realign", "r-mtllmf")
 FROZEN = {
@@ -70,6 +71,8 @@ class Options(Realigning):
     """Realignment steps."""
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     """Peak learning rates of realignment."""
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
     eval_samples: int = 200
     """Test images per task; 0 is all."""
     scale: str = "0.25"
@@ -171,7 +174,7 @@ def summary(cells: pd.DataFrame) -> Sheet:
     """Return mean and paired difference to r-mtllmf of every variant, by scenario."""
     scenarios = list(dict.fromkeys(cells["scenario"]))
     whole = cells[(cells["group"] == "halves") & (cells["variant"] == "r-mtllmf")]
-    gaps = differences(cells, whole, ["scenario", "combination", "draw", "seed"])
+    gaps = differences(cells, whole, PAIR)
     rows = []
     for (variant, shots), own in gaps.groupby(["variant", "shots"], sort=False):
         by_scenario = [own[own["scenario"] == scenario] for scenario in scenarios]

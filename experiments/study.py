@@ -29,7 +29,6 @@ from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.run import run_grid, store_key
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
-from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,8 @@ class Users:
 
 @dataclass(frozen=True)
 class Realigning(Users):
-    """Options of the uplink's noise and of realignment, whose best values depend on the model
-    (noise_scale.py, realign_choice.py).
-    """
+    """Options of realignment, whose best values depend on the model (realign_choice.py)."""
 
-    c0: float = DEFAULT_C0_DB
-    """Parameter-domain SNR in dB of a user with MSE 1."""
     realign_steps: int = REALIGN.steps
     """Steps of realignment."""
     realign_learning_rate: float = REALIGN.learning_rate
@@ -190,8 +185,7 @@ def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) ->
     return (
         f"`{command}`: seed {seed}, {seconds:.0f} s{' (resumed)' if resumed else ''}, "
         f"{made['machine']['cpus']} cores ({made['machine']['device']}), jax "
-        f"{made['versions']['jax']}, commit {made['commit']}. What it shows: the docstring of the "
-        "script."
+        f"{made['versions']['jax']}, commit {made['commit']}."
     )
 
 

@@ -28,7 +28,7 @@ from study import Users, load, made_by, sweep, write_figure, write_page
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.figures import scale_figure
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
-from rmtllmf_jax.report.tables import best_scales, models_alone
+from rmtllmf_jax.report.tables import best_scales, models_alone, summary
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
@@ -101,10 +101,9 @@ def alone(results: pd.DataFrame) -> Sheet:
 
 
 def averages(results: pd.DataFrame) -> pd.DataFrame:
-    """Return `base` and `merged`, fractions of the fine-tuned accuracy, by number of tasks."""
-    base = results["base_score"] / results["finetuned_score"]
-    table = results.assign(base=base, merged=results["normalised"])
-    return table.groupby(["size", "combination"])[["base", "merged"]].mean().groupby("size").mean()
+    """Return base and merged models' fractions of the fine-tuned accuracy, by number of tasks."""
+    table = summary(results, "size").pivot(index="size", columns="protection", values="mean")
+    return table.rename(columns={"none": "merged"})
 
 
 def by_size(results: pd.DataFrame, scales: pd.DataFrame) -> Sheet:
@@ -125,8 +124,8 @@ def reached(results: pd.DataFrame, scales: pd.DataFrame, cosines: pd.DataFrame) 
     last, gains = best_scales(scales).iloc[-1], means["merged"] - means["base"]
     pairs = cosines[(cosines["scenario"] == "clean") & (cosines["task_a"] < cosines["task_b"])]
     values = (
-        f"{models['base_score'] / models['finetuned_score']:.0%}",
-        f"{means['merged'].iloc[-1]:.0%}",
+        f"{100 * models['base_score'] / models['finetuned_score']:.0f} %",
+        f"{100 * means['merged'].iloc[-1]:.0f} %",
         f"{100 * gains.min():.0f} points, at N = {gains.idxmin()}",
         f"{last['scale']:g}{', at the edge' if last['low'] or last['high'] else ''}",
         f"{pairs['cosine'].max():.2f}",

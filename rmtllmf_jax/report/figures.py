@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.report.intervals import differences, interval
+from rmtllmf_jax.report.intervals import PAIR, differences, interval
 from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, UNFUSED, arrange, joined
 from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
@@ -30,8 +30,6 @@ _REFERENCES = {
 }
 
 Line = tuple[np.ndarray, np.ndarray]
-
-_PAIR = ["scenario", "combination", "draw", "seed"]
 
 
 def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
@@ -244,7 +242,7 @@ def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
 
     at = table[table["shots"].isin([0, shots])]
     whole = at[at["protection"] == "r-mtllmf"]
-    gaps = differences(at[at["protection"] != "r-mtllmf"], whole, _PAIR)
+    gaps = differences(at[at["protection"] != "r-mtllmf"], whole, PAIR)
     for panel, cells, column, title in (
         (left, at, "score", f"(a) At {shots} samples per class"),
         (right, gaps, "difference", f"Minus {PROTECTIONS['r-mtllmf']}, in pairs (points)"),
@@ -294,7 +292,7 @@ def _means(table: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
 
 
 def _check_ablation(table: pd.DataFrame, shots: int) -> None:
-    needed = ("variant", "shots", "size", *_PAIR, "score")
+    needed = ("variant", "shots", "size", *PAIR, "score")
     if missing := [name for name in needed if name not in table]:
         raise InputError(f"ablation table: lacks {', '.join(missing)}; it has {list(table)}.")
     if table.empty or not np.isfinite(table["score"].to_numpy(float)).all():

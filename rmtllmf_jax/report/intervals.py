@@ -26,6 +26,9 @@ from rmtllmf_jax.common.errors import InputError
 CLUSTERS = ("combination", "draw", "seed")
 """What a sweep replicates."""
 
+PAIR = ["scenario", "combination", "draw", "seed"]
+"""What two cells share whose scores are compared."""
+
 FEW = 5
 """With fewer levels an interval is too narrow to decide anything."""
 

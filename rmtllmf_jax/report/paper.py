@@ -21,8 +21,7 @@ MISSING = "not in this run"
 
 Row = tuple[str, str, str]
 
-# (scenario, protection) -> percentage as printed.
-_ACCURACIES = {
+ACCURACIES = {
     ("clean", "none"): "91.2",
     ("ideal", "none"): "36.3",
     ("sum_rate", "none"): "4-6",
@@ -31,6 +30,8 @@ _ACCURACIES = {
     ("sum_rate", "r-mtllmf"): "54.8",
     ("strongest_user", "r-mtllmf"): "53.3",
 }
+"""Accuracy relative to fine-tuning as printed, in per cent, by scenario and protection."""
+
 # scenario -> average MSE and "SNR" (dB) as printed.
 _CHANNEL = {
     "ideal": (".013", "-16.2"),
@@ -55,7 +56,7 @@ def paper_sheet(
     rows: list[Row] = [("Every measured number (task arithmetic, no axis)", "-", MISSING)]
     if len(results):
         cells = {note: cell_scores(rest) for note, rest in versions(results).items()}
-        counts = [len(_scores(cells[""], *kind)) for kind in _ACCURACIES]
+        counts = [len(_scores(cells[""], *kind)) for kind in ACCURACIES]
         rows = [
             (what, printed, f"{ours}, {count} cells" if count else ours)
             for (what, printed, ours), count in zip(_bracketed(_accuracies, cells), counts)
@@ -78,7 +79,7 @@ def _bracketed(
 
 
 def _accuracies(cells: pd.DataFrame) -> Iterator[Row]:
-    for (scenario, protection), printed in _ACCURACIES.items():
+    for (scenario, protection), printed in ACCURACIES.items():
         what = f"{SCENARIOS[scenario]}, {PROTECTIONS[protection]}: normalised accuracy (%)"
         yield what, printed, _mean(_scores(cells, scenario, protection))
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from rmtllmf_jax.report.intervals import FEW, Interval, differences, interval
+from rmtllmf_jax.report.intervals import FEW, PAIR, Interval, differences, interval
 from rmtllmf_jax.report.labels import SCENARIOS, UNFUSED, in_order, joined, rule_name
 from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, parts, versions
 
-_PAIR = [*SETTING, "combination", "scenario", "draw", "seed"]
+_PAIR = [*SETTING, *PAIR]
 _RIVALS = {
     "base": ("the base model", ["combination"]),
     "control": ("the control", ["combination", "seed"]),
