@@ -36,6 +36,7 @@ import numpy as np
 import optax
 import tyro
 from clip_mini_mix import SEEDS, SIZE, TEMPLATES, Part, draw, load_mix
+from clip_mini_mix import __file__ as mix_file
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from safetensors.numpy import load_file, save_file
 
@@ -56,8 +57,8 @@ from rmtllmf_jax.training.recipes import Recipe
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's train images
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-GROUPS, SIBLINGS = 8, 8  # groups of random phrases that share all words but the last
-LONGEST = 10  # letters of a word: two of them fit into the tower's tokens, letter by letter
+GROUPS, SIBLINGS = 8, 8  # groups of random phrases that share all words but one
+WORDS, LETTERS = 4, 20  # at most, of a phrase: they fit into the tower's tokens, letter by letter
 ALIKE = 0.99  # cosine of two heads above which they are called alike
 SHARPNESS = 2.0  # of the uniformity loss, as in its paper
 
@@ -208,30 +209,34 @@ def uniformity(texts: Float[Array, "texts features"]) -> Float[Array, ""]:
 
 
 def known_words(parts: Sequence[Part]) -> list[str]:
-    """Return the short words of the class names of the mix and of the literature's tasks."""
+    """Return the words and numbers of the class names of the mix and of the literature's tasks."""
     names = [name for task in TASK_NAMES for name in task_facts(task).classes]
     names += [name for part in parts for name in part.classes]
-    words = {word.lower() for name in names for word in name.split() if word.isalpha()}
-    return sorted(word for word in words if len(word) <= LONGEST)
+    return sorted({word.lower() for name in names for word in name.split() if word.isalnum()})
 
 
 def random_phrases(words: list[str], generator: np.random.Generator) -> list[str]:
-    """Return prompts of known words and random letters, in groups that share their beginning."""
+    """Return prompts of known words and random letters, in groups that differ in one word."""
 
-    def word() -> str:
+    def word(longest: int) -> str:
         if generator.random() < 0.7:
-            return words[generator.integers(len(words))]
+            known = [word for word in words if len(word) <= longest]
+            return known[generator.integers(len(known))]
         letters = list(string.ascii_lowercase + string.digits)
         return "".join(generator.choice(letters, generator.integers(1, 4)))
 
     phrases = []
     for _ in range(GROUPS):
         template = TEMPLATES[generator.integers(len(TEMPLATES))]
-        first = [word() for _ in range(generator.integers(0, 2))]
-        last: set[str] = set()
-        while len(last) < SIBLINGS:
-            last.add(word())
-        phrases += [template.format(" ".join([*first, each])) for each in sorted(last)]
+        count = generator.integers(1, WORDS + 1)
+        shared = [word(LETTERS // count) for _ in range(count)]
+        place = generator.integers(count)
+        siblings: set[str] = set()
+        while len(siblings) < SIBLINGS:
+            siblings.add(word(LETTERS // count))
+        for each in sorted(siblings):
+            phrase = " ".join([*shared[:place], each, *shared[place + 1 :]])
+            phrases.append(template.format(phrase))
     return phrases
 
 
@@ -270,6 +275,7 @@ def main(options: Options) -> None:
     params = clip.init(jax.random.key(options.seed), image, text)["params"]
     meaning = {"recipe": asdict(recipe), "seed": options.seed, "config": CONFIG}
     meaning |= {"study": options.study, "naming": options.naming}
+    meaning["code"] = [Path(each).read_text(encoding="utf-8") for each in (__file__, mix_file)]
     folder = options.work / content_hash(meaning)
     state = first_state(params, recipe)
     state = run_steps(state, take, recipe.steps, folder, every=500, description="clip-mini")
