@@ -113,6 +113,7 @@ def main(options: Options) -> None:
         validation_samples=options.validation_samples,
         c0_db=options.c0,
         realign=options.realign(),
+        control_learning_rate=options.control_learning_rate,
         seed=options.seed,
     )
     grid = Grid(

@@ -79,6 +79,7 @@ def main(options: Options) -> None:
         eval_samples=50 if quick else options.eval_samples,
         validation_samples=options.validation_samples,
         realign=options.realign(),
+        control_learning_rate=options.control_learning_rate,
         seed=options.seed,
     )
     sizes = (2, len(inputs.tasks)) if quick else options.sizes

@@ -55,6 +55,8 @@ class Realigning(Users):
     """Steps of realignment."""
     realign_learning_rate: float = REALIGN.learning_rate
     """Its peak learning rate."""
+    control_learning_rate: float | None = None
+    """Peak learning rate of the control, the base model realigned; by default the same."""
 
     def realign(self) -> Recipe:
         """Return the recipe of realignment."""

@@ -124,6 +124,7 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--realign-batch-size 2000000", "batch size must be at most 1048576, got 2000000"),
         ("--realign-learning-rate inf", "learning rate must be a finite number >= 0"),
         ("--realign-learning-rate 1e30", "realign learning rate must be at most 1e+06, got"),
+        ("--control-learning-rate -1", "control learning rate must be a finite number >= 0"),
         ("--frozen *(", "frozen pattern '*(': not a regular expression (nothing to repeat"),
         ("--combinations 0", "--combinations must be `all` or a whole number >= 1, got '0'"),
         ("--combinations some", "--combinations must be `all` or a whole number >= 1"),

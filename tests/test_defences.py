@@ -11,9 +11,11 @@ from conftest import assert_trees_equal
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import (
     PROTECTIONS,
+    FromBase,
     Realign,
     Reload,
     frozen_leaves,
+    named,
     parse_protection,
     protection_name,
     reload_leaves,
@@ -84,6 +86,9 @@ def test_the_halves_of_the_method_and_its_control():
     assert split(PROTECTIONS["realign"]) == (True, None, (Realign(),))
     assert split(PROTECTIONS["r-mtllmf"]) == (True, Reload(), (Realign(),))
     assert split(PROTECTIONS["control"]) == (False, Reload(), (Realign(),))
+    own = named(control=Realign(learning_rate=0.1))
+    assert own["control"] == (FromBase(), Reload(), Realign(learning_rate=0.1))
+    assert own | {"control": PROTECTIONS["control"]} == PROTECTIONS
     late = (Realign(), Reload())
     assert split(late) == (True, None, late)  # reloading counts where it stands
 

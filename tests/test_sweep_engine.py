@@ -112,6 +112,7 @@ def test_sums_are_those_of_the_jobs_own_tasks_and_split(sweep_engine: Engine) ->
     [
         ("none", {"kappa": 1e6}, "--scale (here 1e+06) and --kappa (here 1e+06)"),
         ("r-mtllmf", {"c0_db": -120.0}, "(here -120 dB) and --realign-learning-rate (here 0.003)"),
+        ("control", {"control_learning_rate": 1e6}, "Look at --control-learning-rate (here 1e+06)"),
     ],
 )
 def test_a_model_that_is_broken_ends_the_run_with_its_name(

@@ -235,6 +235,7 @@ def test_the_key_is_all_that_the_numbers_depend_on() -> None:
     }
     assert Settings(receiver="weakest_first", error_model="independent").key() == Settings().key()
     assert Settings(frozen=("embeddings/.*",)).key() != Settings().key()
+    assert Settings(control_learning_rate=0.1).key() != Settings().key()
 
 
 def test_every_receiver_and_error_model_has_its_own_key() -> None:

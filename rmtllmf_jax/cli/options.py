@@ -220,6 +220,9 @@ class SweepOptions(RunOptions, UplinkOptions):
     """Images per realignment step; the tasks of the combination take turns."""
     realign_learning_rate: float = REALIGN.learning_rate
     """Peak learning rate of realignment."""
+    control_learning_rate: float | None = None
+    """Peak learning rate of the control, which is a rival only at its own best; by default that of
+    realignment."""
     eval_batch_size: int = 128
     """Images per step of evaluation; changes only speed and memory."""
     remat: bool = False

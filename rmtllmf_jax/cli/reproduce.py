@@ -28,6 +28,7 @@ DEMO_SWEEP: dict[str, Any] = {
     "draws": 8,
     "repaired_draws": 5,
     "c0": -29.0,
+    "control_learning_rate": 1e-3,
     "scale": "validation",
     "validation_samples": 60,
     "eval_samples": 100,

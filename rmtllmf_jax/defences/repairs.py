@@ -222,8 +222,13 @@ REPAIRS = by_name(FromBase, Reload, Realign)
 """Repairs by the names that the command line knows."""
 
 
-def named(reload: Reload | None = None, realign: Realign | None = None) -> dict[str, Protection]:
-    """Return R-MTLLMF, its halves and its controls by their names."""
+def named(
+    reload: Reload | None = None, realign: Realign | None = None, control: Realign | None = None
+) -> dict[str, Protection]:
+    """Return R-MTLLMF, its halves and its control by their names.
+
+    **Arguments:** `control`: how the base model is realigned; by default as merged ones are.
+    """
     reload, realign = reload or Reload(), realign or Realign()
     return {
         "none": (),
@@ -231,7 +236,7 @@ def named(reload: Reload | None = None, realign: Realign | None = None) -> dict[
         "realign": (realign,),
         "r-mtllmf": (reload, realign),
         # The same shots spent without any task vector: what realignment alone is worth.
-        "control": (FromBase(), reload, realign),
+        "control": (FromBase(), reload, control or realign),
     }
 
 

@@ -362,7 +362,9 @@ def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
             kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]
-    suspects += [f"--realign-learning-rate (here {rate:g})" for rate in rates]
+    own = not fuse and settings.control_learning_rate is not None
+    option = "--control-learning-rate" if own else "--realign-learning-rate"
+    suspects += [f"{option} (here {rate:g})" for rate in rates]
     name = f"{protection_name(cell.protection)}, {described(cell.rule)}"
     what = job.kind if job.kind != "merged" else name
     level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"

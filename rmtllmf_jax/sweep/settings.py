@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rmtllmf_jax.channel import (
@@ -91,6 +91,9 @@ class Settings:
     seed: int = 0
     """Root of all random numbers of the sweep."""
     realign: Recipe = REALIGN
+    control_learning_rate: float | None = None
+    """Peak learning rate of the control, a rival only at its own best; `None` is that of
+    `realign`."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no sweep can use."""
@@ -104,6 +107,8 @@ class Settings:
             require_non_negative("kappa", self.kappa, LARGEST)
         require_within("c0 in dB", self.c0_db, -20 * math.log10(LARGEST), 300.0)
         require_non_negative("realign learning rate", self.realign.learning_rate, LARGEST)
+        if self.control_learning_rate is not None:
+            require_non_negative("control learning rate", self.control_learning_rate, LARGEST)
         images = self.realign.steps * self.realign.batch_size  # a table of them is made a cell
         require_at_least("realign steps times realign batch size", images, 1, 2**27)
         self._check_scale()
@@ -145,7 +150,9 @@ class Settings:
         **Raises:** `InputError` for an unknown name.
         """
         reload, realign = Reload(self.frozen), Realign.by(self.realign, self.shots)
-        return repairs_of(protection, named(reload, realign))
+        rate = self.control_learning_rate
+        control = realign if rate is None else replace(realign, learning_rate=rate)
+        return repairs_of(protection, named(reload, realign, control))
 
     @property
     def receiving(self) -> Receiver:
@@ -226,8 +233,10 @@ class Settings:
         if preset is self.preset or isinstance(preset, Matrices):  # a file may change
             values["preset"] = described(preset)
         values["error_model"] = parse_error_model(self.error_model)
+        if self.control_learning_rate is None:  # finished cells are older than these two choices
+            del values["control_learning_rate"]
         if self.transporting == GAUSSIAN:
-            del values["transport"]  # finished cells are older than the choice
+            del values["transport"]
         else:
             values["transport"] = described(self.transporting)
         values["numerics"] = numerics()
