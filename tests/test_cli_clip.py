@@ -218,6 +218,10 @@ def test_zero_shot_heads_need_a_text_tower(tiny_model: Path, tiny_data: Path, tm
     words = ["finetune", "--model", tiny_model, "--data", tiny_data, "--out", tmp_path / "run"]
     error = refused(capsys, *words, "--head", "zero-shot")
     assert "--head zero-shot needs a text tower" in error
+    error = refused(capsys, *words, "--head-shots", "1")
+    assert "--head-shots must be at least 2, got 1" in error
+    words = ["finetune", "--model", "clip-mini", "--source", "embedded", "--out", tmp_path / "run"]
+    assert "--head-shots is the number of images" in refused(capsys, *words, "--head-shots", "5")
     assert not list((tmp_path / "run").glob("heads/*"))
 
 

@@ -25,7 +25,7 @@ from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
-from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
 from rmtllmf_jax.runs import users as users_module
 from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
@@ -461,6 +461,7 @@ def test_what_is_finished_is_not_done_again(trained: Users, run: Path):
         ({"model_hash": "x"}, {}),
         ({"image_size": 32}, {}),
         ({"validation_fraction": 0.1}, {}),
+        ({"head_shots": 3}, {}),
     ],
 )
 def test_a_changed_option_makes_new_artefacts(
@@ -474,6 +475,23 @@ def test_a_changed_option_makes_new_artefacts(
     assert new["mnist"].finetuned != old["mnist"].finetuned
     assert artefacts(run) > before
     assert load_manifest(run) == (changed, new if setting else old | new)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_head_of_few_shots(trained: Users, run: Path):
+    """It is LDA of these images alone, the same at every call."""
+    backbone, base = trained.tiny
+    task = trained.tasks["mnist"]
+    setting = replace(SETTING, head_shots=3)
+    record = trained.train("mnist", run=run, setting=setting)["mnist"]
+    rows = task.train.take(task.shots(3, setting.seed))
+    assert np.bincount(rows.labels).tolist() == [3] * len(task.classes)
+    features = np.asarray(backbone.features(base, jnp.asarray(rows.images)))
+    expected = lda_head(features, rows.labels, len(task.classes))
+    head = load_user(run, record, base, backbone.width)[1]
+    np.testing.assert_allclose(head.kernel, expected.kernel, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match=r"shots of task 'mnist': class 0 .* 99 are asked for"):
+        trained.train("mnist", run=run, setting=replace(SETTING, head_shots=99))
 
 
 def test_changed_data_make_new_heads(trained: Users, run: Path, cheap: list[str], tmp_path: Path):

@@ -47,6 +47,9 @@ class Finetune(RunOptions):
     head: str | None = None
     """Frozen heads: zero-shot (of CLIP's text tower) or lda (closed form, from features); by
     default zero-shot where the model has a text tower."""
+    head_shots: int | None = None
+    """Training images per class that an lda head is made from; none is all. Fewer make the base
+    model worse at the tasks, as a head of few shots is."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
     image_size: int | None = None

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.cache import Images, load_split
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.source import SPLITS, Source
-from rmtllmf_jax.data.splits import split_validation
+from rmtllmf_jax.data.splits import few_shot, split_validation
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.models.processor import Fit, Resample
 
@@ -51,6 +52,16 @@ class TaskData:
     train: Rows
     validation: Rows
     test: Rows
+
+    def shots(self, per_class: int, seed: int) -> Int64[np.ndarray, " shots"]:
+        """Return a few training images of every class, as places among `train`, see `few_shot`.
+
+        **Raises:** `InputError` that names the task and a class with too few training images.
+        """
+        try:
+            return few_shot(self.train.labels, per_class, seed, classes=self.classes)
+        except InputError as error:
+            raise InputError(f"shots of task {self.name!r}: {error}") from error
 
 
 def load_task(

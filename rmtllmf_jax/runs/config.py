@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import file_hash, read_json, write_json
 from rmtllmf_jax.data.registry import PROMPTS
 from rmtllmf_jax.data.sources import SOURCES, get_source
@@ -50,6 +50,8 @@ class RunConfig:
     """Where the images come from, one of `data.sources.SOURCES`."""
     head: str = "lda"
     """Kind of the frozen heads, one of `HEADS`."""
+    head_shots: int | None = None
+    """Training images per class that a closed-form head is made from; `None` is all."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads, one of `data.registry.PROMPTS`."""
     fit: Fit = "crop"
@@ -201,6 +203,7 @@ def configure(
     data: Path | None = None,
     source: str = "folder",
     head: str | None = None,
+    head_shots: int | None = None,
     prompts: str = "ensemble",
     image_size: int | None = None,
     fit: Fit | None = None,
@@ -224,6 +227,13 @@ def configure(
             f"--head zero-shot needs a text tower, and {model} has none: take --head lda, or a "
             "CLIP model."
         )
+    if head_shots is not None:
+        require_at_least("--head-shots", head_shots, 2)  # one has no covariance
+        if head != "lda":
+            raise InputError(
+                "--head-shots is the number of images that an lda head is made from, and a "
+                "zero-shot head sees none: leave it out, or take --head lda."
+            )
     processor = read_processor(directory, config.kind)
     tower = describe_backbone(directory, config, image_size, normalised=normalise)
     here = Path(model).expanduser()
@@ -237,6 +247,7 @@ def configure(
         seed=seed,
         source=source,
         head=head,
+        head_shots=head_shots,
         prompts=prompts,
         fit=fit or processor.own_fit(),
         normalise=normalise,

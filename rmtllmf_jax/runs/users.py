@@ -92,9 +92,12 @@ def _head_maker(backbone: Backbone, base: PyTree, config: RunConfig, run: Path) 
         path = folder / f"{task.name}-{content_hash(key)}.safetensors"
         if path.exists():
             return load_head(path, task.classes), path
-        images = task.train.images
-        features = extract_features(backbone, base, images, description=f"features {task.name}")
-        head = lda_head(features, task.train.labels, len(task.classes))
+        rows = task.train
+        if config.head_shots is not None:
+            rows = rows.take(task.shots(config.head_shots, config.seed))
+        images, title = rows.images, f"features {task.name}"
+        features = extract_features(backbone, base, images, description=title)
+        head = lda_head(features, rows.labels, len(task.classes))
         save_head(path, head, task.classes)
         return head, path
 

@@ -34,7 +34,7 @@ from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
 from rmtllmf_jax.sweep.needs import Needs
 from rmtllmf_jax.sweep.programs import Merges, build_programs
-from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool, task_shots
+from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 from rmtllmf_jax.training.batches import balanced_batches
@@ -280,7 +280,7 @@ class Engine:
         }
         for seed, name, shots in sorted(wanted):
             task = self.inputs.data[self.inputs.tasks.index(name)]
-            task_shots(task, shots, self.settings.root(seed))
+            task.shots(shots, self.settings.root(seed))
 
     def _pool(self, seed: int, shots: int) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
         if (seed, shots) not in self._pools:

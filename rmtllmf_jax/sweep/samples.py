@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.splits import evaluation_subset, few_shot
+from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, evaluation_set, even_batch
 from rmtllmf_jax.models.images import resize
@@ -28,17 +28,6 @@ def evaluation_sets(
     return [evaluation_set(subset.images, subset.labels, size) for subset in subsets]
 
 
-def task_shots(task: TaskData, per_class: int, seed: int) -> Int64[np.ndarray, " shots"]:
-    """Return the few-shot samples of a task, as places among its training images.
-
-    **Raises:** `InputError` that names the task and a class with too few training images.
-    """
-    try:
-        return few_shot(task.train.labels, per_class, seed, classes=task.classes)
-    except InputError as error:
-        raise InputError(f"shots of task {task.name!r}: {error}") from error
-
-
 def shot_pool(
     data: tuple[TaskData, ...], per_class: int, seed: int, image_size: int
 ) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
@@ -53,7 +42,7 @@ def shot_pool(
     for task in data:
         rows = np.arange(0)
         try:
-            rows = task_shots(task, per_class, seed)
+            rows = task.shots(per_class, seed)
         except InputError as error:
             lacking = error
         parts.append(task.train.take(rows))
