@@ -123,6 +123,10 @@ def test_the_base_models_own_score(axis: pd.DataFrame):
     base = summary(axis, "size").query("protection == 'base'").set_index("size")
     assert base["mean"].to_dict() == pytest.approx({2: 0.5, 3: 0.55})
     assert base["cells"].to_dict() == {2: 3, 3: 1}
+    # Seeds that are other fine-tunings: the mean of its two fractions of the fine-tuned score.
+    other = axis.assign(seed=axis["seed"] + 9, finetuned_score=2 * axis["finetuned_score"])
+    base = summary(pd.concat([axis, other]), "size").query("protection == 'base'")
+    assert base.set_index("size")["mean"].to_dict() == pytest.approx({2: 0.375, 3: 0.4125})
 
 
 def test_parts_hold_one_rule_and_one_axis_each(axis: pd.DataFrame):

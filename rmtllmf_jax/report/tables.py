@@ -40,10 +40,15 @@ def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _base(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the base model's rows, as if it were a protection."""
-    own = results["base_score"] / results["finetuned_score"]
-    rows = results.assign(
-        normalised=1 / own if lower_is_better(results) else own,
+    """Return the base model's rows, as if it were a protection.
+
+    If the seeds are of several fine-tunings, the mean over them of its normalised scores.
+    """
+    once = results.drop_duplicates(["combination", "task", "seed"])
+    own = once["base_score"] / once["finetuned_score"]
+    own = 1 / own if lower_is_better(results) else own
+    rows = once.assign(
+        normalised=own.groupby([once["combination"], once["task"]]).transform("mean"),
         rule=arrange(results["rule"], RULES)[0],
         protection="base",
         scenario="clean",
