@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from matplotlib.figure import Figure
-from study import Realigning, load, made_by, sweep, write_figure, write_page
+from study import Realigning, made_by, opened_all, sweep_all, write_figure, write_page
 
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
 from rmtllmf_jax.report.paper import ACCURACIES
@@ -72,7 +72,8 @@ def main(options: Options) -> None:
     """Sweep; write table, figure and page."""
     started = time.perf_counter()
     use_compilation_cache(options.cache_dir)
-    inputs = load(options)
+    runs = opened_all(options)
+    tasks = runs[0].names
     quick = options.quick
     settings = Settings(
         scale="validation",
@@ -82,17 +83,17 @@ def main(options: Options) -> None:
         control_learning_rate=options.control_learning_rate,
         seed=options.seed,
     )
-    sizes = (2, len(inputs.tasks)) if quick else options.sizes
+    sizes = (2, len(tasks)) if quick else options.sizes
     combinations = 1 if quick else options.combinations
     grid = Grid(
-        choose_combinations(inputs.tasks, combinations, options.seed, sizes),
+        choose_combinations(tasks, combinations, options.seed, sizes),
         ("clean", "ideal", "strongest_user", "sum_rate"),
         ("none", "r-mtllmf"),
         1 if quick else options.draws,
         1,
         axis=Axis("c0_db", (-20.0, -40.0, -60.0) if quick else options.levels),
     )
-    results = sweep(options.run, inputs, settings, grid)["results"]
+    results = sweep_all(runs, settings, grid)["results"]
     options.out.mkdir(parents=True, exist_ok=True)
     cells = cell_scores(results)
     cells.to_csv(options.out / "cells.csv", index=False, float_format="%.6g")
@@ -102,7 +103,7 @@ def main(options: Options) -> None:
         "# The noise scale c0 and the paper's six accuracies",
         made_by("noise_scale.py", options.seed, time.perf_counter() - started),
         f"{len(grid.combinations)} combinations of {', '.join(map(str, sizes))} tasks, "
-        f"{grid.draws} channel realisations.",
+        f"{grid.draws} channel realisations, {len(runs)} fine-tuning seed{'s' * (len(runs) > 1)}.",
         conclusion(table),
         markdown_table(sheet(table)),
         "![Accuracy by noise scale](noise_scale.png)",

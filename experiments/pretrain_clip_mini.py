@@ -10,10 +10,10 @@ clip_mini_mix.py; `--naming` is the one number that decides how much of fine-tun
 model reaches without it. With `--study` it sees CIFAR-10 and the first half of the training images
 of the eight real tasks instead; some of them may not stand behind weights that ship.
 
-The text tower also learns to spread random phrases over the sphere (uniformity: Wang and Isola,
-"Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-Hypersphere", 2020): words that occur in no caption would otherwise all lie in one place, and no
-task with such words could be fine-tuned.
+The text tower also learns to spread class names and random phrases over the sphere (uniformity:
+Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity
+on the Hypersphere", 2020): names that occur in no or few captions would otherwise lie in one place
+("slippery road" on "uneven road"), and no task with such names could be fine-tuned.
 
 It resumes like the other long runs. Written are config.json, model.safetensors, the tokenizer's two
 files, preprocessor_config.json, and README.md, the model card.
@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,8 +57,11 @@ from rmtllmf_jax.training.recipes import Recipe
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's train images
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-GROUPS, SIBLINGS = 8, 8  # groups of random phrases that share all words but one
-WORDS, LETTERS = 4, 20  # at most, of a phrase: they fit into the tower's tokens, letter by letter
+GROUPS, SIBLINGS = 8, 8  # groups of phrases that the text tower learns to tell apart
+WORDS, LETTERS = (
+    4,
+    20,
+)  # at most, of a random phrase: they fit into the tower's tokens, letter by letter
 ALIKE = 0.99  # cosine of two heads above which they are called alike
 SHARPNESS = 2.0  # of the uniformity loss, as in its paper
 
@@ -208,15 +211,21 @@ def uniformity(texts: Float[Array, "texts features"]) -> Float[Array, ""]:
     return jax.nn.logsumexp(-SHARPNESS * apart, where=pairs) - jnp.log(pairs.sum())
 
 
-def known_words(parts: Sequence[Part]) -> list[str]:
-    """Return the words and numbers of the class names of the mix and of the literature's tasks."""
-    names = [name for task in TASK_NAMES for name in task_facts(task).classes]
-    names += [name for part in parts for name in part.classes]
-    return sorted({word.lower() for name in names for word in name.split() if word.isalnum()})
+def known_names(parts: Sequence[Part], fits: Callable[[str], bool]) -> list[list[str]]:
+    """Return the class names of every set of the mix and of the literature's tasks that the tower's
+    tokens can hold.
+    """
+    sets = [task_facts(task).classes for task in TASK_NAMES] + [part.classes for part in parts]
+    known = [[name for name in each if fits(max(TEMPLATES, key=len).format(name))] for each in sets]
+    return [names for names in known if len(names) >= SIBLINGS]
 
 
-def random_phrases(words: list[str], generator: np.random.Generator) -> list[str]:
-    """Return prompts of known words and random letters, in groups that differ in one word."""
+def random_phrases(names: list[list[str]], generator: np.random.Generator) -> list[str]:
+    """Return prompts in groups that are hard to tell apart: in every second one class names of a
+    set, in the others known words and random letters, the same ones but for one.
+    """
+    words = sorted({word.lower() for each in names for name in each for word in name.split()})
+    words = [word for word in words if word.isalnum()]
 
     def word(longest: int) -> str:
         if generator.random() < 0.7:
@@ -226,8 +235,12 @@ def random_phrases(words: list[str], generator: np.random.Generator) -> list[str
         return "".join(generator.choice(letters, generator.integers(1, 4)))
 
     phrases = []
-    for _ in range(GROUPS):
+    for group in range(GROUPS):
         template = TEMPLATES[generator.integers(len(TEMPLATES))]
+        if group % 2:
+            chosen = generator.choice(names[generator.integers(len(names))], SIBLINGS, False)
+            phrases += [template.format(name) for name in chosen]
+            continue
         count = generator.integers(1, WORDS + 1)
         shared = [word(LETTERS // count) for _ in range(count)]
         place = generator.integers(count)
@@ -254,7 +267,8 @@ def main(options: Options) -> None:
     tokenizer = load_tokenizer(options.out, clip.shape.text)
     context = max(len(row) for row in tokenizer(texts)["input_ids"])
     tokens = dict(zip(texts, tokenise(texts, tokenizer, context), strict=True))
-    recipe, words = options.recipe(), known_words(parts)
+    recipe, positions = options.recipe(), clip.shape.text.positions
+    names = known_names(parts, lambda text: len(tokenizer(text)["input_ids"]) <= positions)
     shares = np.array([part.share for part in parts])
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
@@ -266,7 +280,7 @@ def main(options: Options) -> None:
             np.stack([pair.image for pair in pairs]),
             np.stack([tokens[pair.caption] for pair in pairs]),
             np.unique([pair.meaning for pair in pairs], return_inverse=True)[1],
-            tokenise(random_phrases(words, generator), tokenizer, clip.shape.text.positions),
+            tokenise(random_phrases(names, generator), tokenizer, positions),
             clip=clip,
             recipe=recipe,
         )

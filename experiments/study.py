@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
@@ -49,8 +50,13 @@ class Users:
 
 @dataclass(frozen=True)
 class Realigning(Users):
-    """Options of realignment, whose best values depend on the model (realign_choice.py)."""
+    """Options of realignment, whose best values depend on the model (realign_choice.py), and
+    further fine-tunings.
+    """
 
+    also: tuple[Path, ...] = ()
+    """Run folders of the same model and tasks that were fine-tuned with other seeds: their cells
+    stand as further seeds."""
     realign_steps: int = REALIGN.steps
     """Steps of realignment."""
     realign_learning_rate: float = REALIGN.learning_rate
@@ -133,6 +139,48 @@ def objectives(
     tuned = objective_of(inputs, settings, scenario, **soft)
     judge = objective_of(inputs, settings, "ideal", metric=Accuracy(), **judging)
     return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
+
+
+def opened_all(options: Realigning) -> list[Run]:
+    """Return the run folder and those of `also`.
+
+    **Raises:** `InputError` as `opened`, or if they differ in more than the seed.
+    """
+    runs = [opened(replace(options, run=run)) for run in (options.run, *options.also)]
+    for run in runs[1:]:
+        for what, given, expected in (
+            ("tasks", run.names, runs[0].names),
+            ("configuration", _without_seed(run), _without_seed(runs[0])),
+            ("recipes", run.summary()["recipe"], runs[0].summary()["recipe"]),
+        ):
+            if given != expected:
+                raise InputError(
+                    f"--also {run.path}: its {what} are {given}, and those of {runs[0].path} are "
+                    f"{expected}: take runs that differ in the seed of fine-tuning alone."
+                )
+    return runs
+
+
+def _without_seed(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.config.key().items() if name != "seed"}
+
+
+def sweep_all(runs: Sequence[Run], settings: Settings, grid: Grid) -> dict[str, pd.DataFrame]:
+    """Return the tables of a grid over all fine-tunings, whose seeds follow each other.
+
+    The validation scores are means over them, though each had its own best coefficient.
+    """
+    found = [sweep(run.path, run.inputs(), settings, grid) for run in runs]
+    for number, tables in enumerate(found):
+        for name in ("results", "cosines"):
+            tables[name]["seed"] += number * grid.seeds
+    tables = {
+        name: pd.concat([each[name] for each in found], ignore_index=True) for name in found[0]
+    }
+    scales = tables["scales"]
+    keys = [name for name in scales if name != "normalised"]
+    means = scales.groupby(keys, as_index=False, sort=False, dropna=False)
+    return {**tables, "scales": means.mean()}
 
 
 def work_store(
