@@ -336,9 +336,9 @@ def card(
     )
     choice = "".join([" --study --out MODEL" * options.study, " --quick" * options.quick])
     tasks = (
-        "It saw the training images of seven real tasks (cars is not among them: no budget teaches\n"
-        "its 196 classes at 32 pixels), so that zero-shot does not mean that the tasks are new to it.\n"
-        "Some of these sets are for research alone: this model is for study and is not handed on."
+        "It saw the training images of seven real tasks, so that zero-shot does not mean that the\n"
+        "tasks are new to it (cars is not among them: no budget teaches its 196 classes at 32\n"
+        "pixels). Some of these sets are for research alone: this model is not handed on."
         if options.study
         else "It saw the eight embedded tasks, drawn under other seeds than those of a run "
         f"({SEEDS[0]}\nto {SEEDS[-1]}; no scan and no region of a photograph that is in a test "
