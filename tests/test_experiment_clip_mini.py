@@ -95,6 +95,30 @@ def test_the_contrastive_loss_is_clips_where_all_meanings_differ(pretrain: Modul
     assert float(alike) == pytest.approx(np.mean(rows), rel=1e-5)
 
 
+def test_groups_of_phrases_differ_in_a_word_or_are_the_names_of_a_set(
+    mix: ModuleType, pretrain: ModuleType
+) -> None:
+    names = pretrain.known_names([a_part(mix), a_part(mix, classes=12)], lambda text: True)
+    things = [f"thing {label}" for label in range(12)]
+    assert things in names  # the set of four has too few for a group
+    short = pretrain.known_names([a_part(mix, classes=12)], lambda text: "thing" in text)
+    assert short == [things]
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        phrases = pretrain.random_phrases(names, generator)
+        assert len(phrases) == pretrain.GROUPS * pretrain.SIBLINGS
+        for group in range(pretrain.GROUPS):
+            own = phrases[group * pretrain.SIBLINGS :][: pretrain.SIBLINGS]
+            assert len(set(own)) == pretrain.SIBLINGS
+            (template,) = [each for each in mix.TEMPLATES if own[0].startswith(each[:-2])][:1]
+            said = [phrase.removeprefix(template[:-2]) for phrase in own]
+            if group % 2:
+                assert any(set(said) <= set(each) for each in names)
+            else:
+                columns = zip(*[each.split() for each in said], strict=True)
+                assert sum(len(set(column)) > 1 for column in columns) == 1
+
+
 def test_written_weights_are_those_that_are_read(pretrain: ModuleType, tmp_path: Path) -> None:
     _, params = load_clip(embedded_directory())
     pretrain.write_weights(tmp_path, params)
