@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
-from study import Realigning, opened, sweep
+from study import Realigning, opened_all, sweep_all
 
 from rmtllmf_jax.common.files import write_json
 from rmtllmf_jax.defences.repairs import PROTECTIONS
@@ -126,18 +126,19 @@ def main(options: Options) -> None:
         repaired_draws=min(options.repaired_draws, options.draws),
     )
     grid.require_fitting(settings.channel(1))
-    run = opened(options)
-    inputs = run.inputs()
-    chosen = choose_combinations(inputs.tasks, options.combinations, options.seed, options.sizes)
+    runs = opened_all(options)
+    tasks = runs[0].names
+    chosen = choose_combinations(tasks, options.combinations, options.seed, options.sizes)
     grid = replace(grid, combinations=chosen)
-    tables = sweep(options.run, inputs, settings, grid)
+    tables = sweep_all(runs, settings, grid)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_table(options.out / f"{name}.parquet", table.to_dict("records"))
     configuration = {
         **provenance(),
-        "tasks": inputs.tasks,
-        "users": run.summary(),
+        "tasks": tasks,
+        "users": runs[0].summary(),
+        "also": [run.summary() for run in runs[1:]],
         "settings": asdict(settings),
         "grid": grid.record(),
         "seconds": round(time.time() - started, 1),

@@ -147,17 +147,22 @@ def opened_all(options: Realigning) -> list[Run]:
     **Raises:** `InputError` as `opened`, or if they differ in more than the seed.
     """
     runs = [opened(replace(options, run=run)) for run in (options.run, *options.also)]
-    for run in runs[1:]:
+    for place, run in enumerate(runs):
         for what, given, expected in (
             ("tasks", run.names, runs[0].names),
             ("configuration", _without_seed(run), _without_seed(runs[0])),
-            ("recipes", run.summary()["recipe"], runs[0].summary()["recipe"]),
+            ("recipe", run.summary()["recipe"], runs[0].summary()["recipe"]),
         ):
             if given != expected:
                 raise InputError(
-                    f"--also {run.path}: its {what} are {given}, and those of {runs[0].path} are "
-                    f"{expected}: take runs that differ in the seed of fine-tuning alone."
+                    f"--also {run.path}: {what} {given}, and that of {runs[0].path} is {expected}: "
+                    "take runs that differ in the seed of fine-tuning alone."
                 )
+        if run.config.seed in [other.config.seed for other in runs[:place]]:
+            raise InputError(
+                f"--also {run.path}: fine-tuned with seed {run.config.seed}, as another run is: "
+                "every run needs a seed of its own."
+            )
     return runs
 
 

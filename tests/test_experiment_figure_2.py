@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
-from conftest import TinyRun
+from conftest import TinyRun, command, environment
 
 from rmtllmf_jax.common.errors import InputError
 
@@ -58,3 +60,38 @@ def test_an_axis_gives_levels_in_place_of_the_presets(
     assert set(rows.loc[rows["scenario"] == "ideal", "level"]) == {0.01, 0.1}
     assert rows.loc[rows["scenario"] == "clean", "level"].isna().all()
     assert (options.out / "axis_mse.png").exists()
+
+
+@pytest.mark.slow
+def test_other_fine_tunings_stand_as_seeds(
+    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    words = command("finetune", *finished.users, "--seed", 1, "--out", other)
+    subprocess.run(words, check=True, env=environment(), capture_output=True)
+    options = script.Options(
+        finished.copy(tmp_path / "run", sweep=False),
+        also=(other,),
+        sizes=(2,),
+        combinations=1,
+        scenarios=("clean", "ideal"),
+        protections=("none", "realign"),
+        draws=2,
+        repaired_draws=1,
+        realign_steps=2,
+        scale="validation",
+        out=tmp_path / "out",
+        cache_dir=cache_dir,
+    )
+    script.main(options)
+    rows = pd.read_parquet(options.out / "results.parquet")
+    (fixed, *_), sent = rows["task"], rows[rows["protection"] == "none"]
+    own = sent[(sent["task"] == fixed) & (sent["scenario"] == "ideal")]
+    assert sorted(zip(own["seed"], own["draw"])) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (own.groupby("draw")["mse"].nunique() == 1).all()  # over the same channels
+    assert (own.groupby("draw")["kappa"].nunique() == 2).all()  # of other task vectors
+    scales = pd.read_parquet(options.out / "scales.parquet")
+    assert not scales.duplicated(["combination", "rule", "method", "scale"]).any()
+    same = replace(options, also=(finished.copy(tmp_path / "same", sweep=False),))
+    with pytest.raises(InputError, match="fine-tuned with seed 0, as another run is"):
+        script.main(same)
