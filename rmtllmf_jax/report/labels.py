@@ -85,3 +85,9 @@ def file_stem(name: str) -> str:
 def joined(*words: str) -> str:
     """Return the words that are not empty, with commas."""
     return ", ".join(filter(None, words))
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return one or more words as `a, b and c`."""
+    *first, last = words
+    return " and ".join(filter(None, [", ".join(first), last]))

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rmtllmf_jax.report.intervals import FEW, PAIR, Interval, differences, interval
-from rmtllmf_jax.report.labels import SCENARIOS, UNFUSED, in_order, joined, rule_name
+from rmtllmf_jax.report.labels import SCENARIOS, UNFUSED, in_order, joined, listed, rule_name
 from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, parts, versions
 
 _PAIR = [*SETTING, *PAIR]
@@ -102,14 +102,14 @@ def _against_the_strongest(rows: list[dict[str, Any]], axis: str) -> str:
                 where.append(f"{_place(row)} ({told})")
                 unit = ""
         if where:
-            clauses.append(f"{verb} {name} at {axis or 'N'} = {_listed(where)}")
+            clauses.append(f"{verb} {name} at {axis or 'N'} = {listed(where)}")
             name = "it"
     if any(_verb(row) == _UNKNOWN for row in rows):
         clauses[-1] += f": fewer than {_FEW} combinations, realisations or seeds"
     without = [row for row in rows if row["against"] in UNFUSED and _verb(row) in (_TIES, _LOSES)]
     if not without:
         return f"{'; '.join(clauses)}."
-    there = _listed([_place(row) for row in without])
+    there = listed([_place(row) for row in without])
     return (
         f"{'; '.join(clauses)}. At {axis or 'N'} = {there} fusing brought no measurable gain: that "
         "rival needs no task vectors."
@@ -122,10 +122,6 @@ def _place(row: dict[str, Any]) -> str:
 
 def _gain(row: dict[str, Any], unit: str) -> str:
     return Interval(row["difference"], row["low"], row["high"]).text(sign="+", unit=unit)
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _verb(row: dict[str, Any]) -> str:
@@ -147,7 +143,7 @@ def replication(results: pd.DataFrame) -> list[str]:
         rows = part.results[~part.results["protection"].isin(UNFUSED)]
         rows = part.results if rows.empty else rows
         counts = rows.groupby("size")["combination"].nunique()
-        sizes = _listed([f"{count} of N = {size}" for size, count in counts.items()])
+        sizes = listed([f"{count} of N = {size}" for size, count in counts.items()])
         lead = joined(part.title, f"along {part.axis}" if part.axis else "")
         draws = rows.groupby("protection")["draw"].nunique()
         fewer = "" if len(set(draws)) == 1 else f" ({draws.min()} where a model is realigned)"
