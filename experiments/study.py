@@ -1,4 +1,4 @@
-"""Shared by the experiments: a run folder's users, sweeps, learning, figures, provenance."""
+"""Shared by the experiments: a run folder's users, sweeps, learning, conclusions, provenance."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective
+from rmtllmf_jax.report.intervals import CLUSTERS, FEW, Interval, differences, interval
+from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.style import image_bytes
 from rmtllmf_jax.runs.environment import default_cache, provenance
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -233,7 +235,76 @@ def all_rows(
     return pd.DataFrame(rows), resumed
 
 
-def made_by(script: str, seed: int, seconds: float, *, resumed: bool = False) -> str:
+def gap(
+    rows: pd.DataFrame, column: str, one: str, other: str, *on: str, of: str = "accuracy"
+) -> Interval:
+    """Return the mean difference between the rows of two values of a column, pair by pair.
+
+    **Arguments:**
+
+    - `on`: the columns that a pair shares; the first one is what the interval resamples.
+    - `of`: the column that is compared.
+    """
+    named = rows.rename(columns={of: "score"})
+    first, second = (named[named[column] == name] for name in (one, other))
+    return interval(differences(first, second, list(on)), "difference", on[:1])
+
+
+def quotient(
+    cells: pd.DataFrame, above: str, below: str, clusters: tuple[str, ...] = CLUSTERS
+) -> Interval:
+    """Return the ratio of the means of two columns, with the interval of its linearisation."""
+    ratio = cells[above].mean() / cells[below].mean()
+    line = ratio + (cells[above] - ratio * cells[below]) / cells[below].mean()
+    return interval(cells.assign(ratio=line), "ratio", clusters)
+
+
+def sign(found: Interval, form: str = ".1f", scale: float = 100.0) -> int:
+    """Return the side of 0 on which an interval lies as printed: 1, -1, or 0 for neither.
+
+    0 also where it rests on fewer than `FEW` levels, which decide nothing.
+    """
+    if found.levels < FEW:
+        return 0
+    low, high = (float(format(scale * end, form)) for end in (found.low, found.high))
+    return (low > 0) - (high < 0)
+
+
+def stands(found: Interval, above: str, below: str, of: str, form: str = ".1f") -> str:
+    """Return the words for a difference (`above` 0, `below` it), or why there are none.
+
+    **Arguments:**
+
+    - `of`: what is replicated, as `channel`.
+    """
+    if found.levels < FEW:
+        number = f"{found.levels} {of}{'s' if found.levels > 1 else ''}"
+        return f"cannot be judged on {number} against"
+    return {1: above, -1: below, 0: "cannot be distinguished from"}[sign(found, form)]
+
+
+def grouped(told: Iterable[tuple[str, str]]) -> str:
+    """Return pairs of words and a name as `beat a and b, and fall behind c`."""
+    names: dict[str, list[str]] = {}
+    for words, name in told:
+        names.setdefault(words, []).append(name)
+    return ", and ".join(f"{words} {listed(own)}" for words, own in names.items())
+
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be decided"
+
+
+def claimed(found: Interval, least: float, most: float, digits: int = 2) -> str:
+    """Return whether a mean lies between two numbers, as far as its interval decides that."""
+    low, high = round(found.low, digits), round(found.high, digits)
+    if found.levels < FEW:
+        return OPEN
+    if least <= low and high <= most:
+        return HOLDS
+    return FAILS if high < least or low > most else OPEN
+
+
+def made_by(script: str, seed: int | str, seconds: float, *, resumed: bool = False) -> str:
     """Return sentences on how a page was made."""
     made = provenance()
     command = " ".join(["python", f"experiments/{script}", *sys.argv[1:]])
