@@ -10,13 +10,7 @@ other numbers of steps and learning rates. Tasks with a class that has fewer tra
 the largest number of samples are left out, and the page says which. Settings are compared on test
 samples, as in the paper's figure; none is chosen by it (the defaults come from realign_choice.py).
 
-About an hour on two cores with `--draws 1` (the page's 413 s are of a run that resumed earlier
-ones). Reached with ViT-Ti/16 at 64 pixels, five combinations of four tasks, cars left out, one
-draw, under `sum_rate`: none 37.3, freeze 41.1, realign 70.8, r-mtllmf 74.5 %. So freezing alone is
-33 points worse than both, realignment alone 4. Ten samples per class instead of one bring 19
-points, fifty instead of ten 2. Freezing only the patch embedding does as much as all embeddings
-(74.1); adding the LayerNorms changes nothing (74.0). Under `ideal`: 64.3, 64.1, 86.2, 87.1 %:
-freezing alone brings nothing, realignment alone is 1 point worse than both.
+About an hour on two cores with `--draws 1`, five combinations and a ViT-Ti/16 at 64 pixels.
 """
 
 from __future__ import annotations
@@ -29,12 +23,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from study import Realigning, load, made_by, sweep, write_figure, write_page
+from study import (
+    Realigning,
+    claimed,
+    grouped,
+    load,
+    made_by,
+    sign,
+    sweep,
+    write_figure,
+    write_page,
+)
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
-from rmtllmf_jax.report.intervals import PAIR, differences, interval
+from rmtllmf_jax.report.intervals import FEW, PAIR, Interval, differences, interval
+from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -51,6 +56,11 @@ FROZEN = {
     "embeddings and norms": (*EMBEDDINGS, r".*(layer_?norm|layrnorm).*"),
 }
 """Leaves that r-mtllmf reloads from the base and freezes, in place of all embeddings."""
+
+LOSS = 0.21, 0.53
+"""How much worse one half alone is in the paper."""
+LITTLE = 0.05
+"""What "more samples bring little" is taken to mean at most."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +172,73 @@ def main(options: Options) -> None:
     lines = [
         "# Figure 5: the ablation of R-MTLLMF",
         made_by("figure_5.py", options.seed, time.perf_counter() - started),
-        f"{len(combinations)} combinations, {options.draws} channel draws"
+        conclusion(cells),
+        f"{len(combinations)} combinations of {', '.join(map(str, options.sizes))} tasks, "
+        f"{options.draws} channel draws"
         + (f"; left out for want of training images: {', '.join(left)}." if left else "."),
         markdown_table(summary(cells)),
         "![Halves, and samples per class](figure_5.png)",
     ]
     write_page(options.out, lines)
+
+
+def conclusion(cells: pd.DataFrame) -> str:
+    """Say what the paper claims of the halves and of samples per class, and which leaves matter."""
+    halves = cells[cells["group"] == "halves"]
+    usual = int(halves["shots"].max())
+    shots = sorted(set(cells.loc[cells["variant"] == "r-mtllmf", "shots"]))
+    whole = "r-mtllmf", usual
+    said = []
+    for what, half in (("Freezing", ("freeze", 0)), ("Realignment", ("realign", usual))):
+        loss = lead(cells, whole, half)
+        said.append(
+            f"{what} alone is worse than both halves by {texts(loss)} points: that it is by 21 to "
+            f"53 {verdict(loss, *LOSS)}."
+        )
+    if usual < shots[-1]:
+        more = lead(cells, ("r-mtllmf", shots[-1]), whole)
+        said.append(
+            f"{shots[-1]} samples per class instead of {usual} bring {texts(more, '+')} points: "
+            f"that it is little, at most {100 * LITTLE:.0f}, {verdict(more, -1.0, LITTLE)}."
+        )
+    frozen = {
+        (name, scenario): found
+        for name in dict.fromkeys(cells.loc[cells["group"] == "frozen", "variant"])
+        for scenario, found in lead(cells, (name, usual), whole).items()
+    }
+    if frozen and min(found.levels for found in frozen.values()) >= FEW:
+        apart = [
+            f"{found.text(sign='+')} ({name.removeprefix('frozen: ')}, {scenario})"
+            for (name, scenario), found in frozen.items()
+            if sign(found, ".0f")
+        ]
+        told = f"brings {listed(apart)} points" if apart else "makes no measurable difference"
+        said.append(f"To freeze other leaves in place of the embeddings {told}.")
+    return " ".join(said)
+
+
+def lead(
+    cells: pd.DataFrame, variant: tuple[str, int], other: tuple[str, int]
+) -> dict[str, Interval]:
+    """Return the difference between two variants (name, samples per class) by scenario."""
+    one, two = (
+        cells[(cells["variant"] == name) & (cells["shots"] == shots)]
+        for name, shots in (variant, other)
+    )
+    pairs = differences(one, two, PAIR).groupby("scenario", sort=False)
+    return {str(scenario): interval(own, "difference") for scenario, own in pairs}
+
+
+def texts(found: dict[str, Interval], sign: str = "") -> str:
+    """Return differences in points with their scenarios."""
+    return listed(f"{each.text(sign=sign)} ({scenario})" for scenario, each in found.items())
+
+
+def verdict(found: dict[str, Interval], least: float, most: float) -> str:
+    """Return under which scenarios a claim holds."""
+    return grouped(
+        (f"{claimed(each, least, most)} under", scenario) for scenario, each in found.items()
+    )
 
 
 def summary(cells: pd.DataFrame) -> Sheet:
