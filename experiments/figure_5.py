@@ -25,6 +25,7 @@ import pandas as pd
 import tyro
 from study import (
     Realigning,
+    caution,
     claimed,
     grouped,
     load,
@@ -38,7 +39,7 @@ from study import (
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
-from rmtllmf_jax.report.intervals import FEW, PAIR, Interval, differences, interval
+from rmtllmf_jax.report.intervals import PAIR, Interval, differences, interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
@@ -206,7 +207,8 @@ def conclusion(cells: pd.DataFrame) -> str:
         for name in dict.fromkeys(cells.loc[cells["group"] == "frozen", "variant"])
         for scenario, found in lead(cells, (name, usual), whole).items()
     }
-    if frozen and min(found.levels for found in frozen.values()) >= FEW:
+    few = caution(loss.values(), "combinations and draws")
+    if frozen and not few:
         apart = [
             f"{found.text(sign='+')} ({name.removeprefix('frozen: ')}, {scenario})"
             for (name, scenario), found in frozen.items()
@@ -214,7 +216,7 @@ def conclusion(cells: pd.DataFrame) -> str:
         ]
         told = f"brings {listed(apart)} points" if apart else "makes no measurable difference"
         said.append(f"To freeze other leaves in place of the embeddings {told}.")
-    return " ".join(said)
+    return " ".join(said) + few
 
 
 def lead(

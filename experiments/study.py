@@ -283,6 +283,17 @@ def stands(found: Interval, above: str, below: str, of: str, form: str = ".1f") 
     return {1: above, -1: below, 0: "cannot be distinguished from"}[sign(found, form)]
 
 
+def caution(found: Iterable[Interval], of: str) -> str:
+    """Return a sentence if an interval rests on too few levels, else nothing.
+
+    **Arguments:**
+
+    - `of`: what is replicated, as `draws`.
+    """
+    least = min(each.levels for each in found)
+    return f" So few {of} ({least}) decide nothing." if least < FEW else ""
+
+
 def grouped(told: Iterable[tuple[str, str]]) -> str:
     """Return pairs of words and a name as `beat a and b, and fall behind c`."""
     names: dict[str, list[str]] = {}
