@@ -10,11 +10,14 @@ Read from tables, one row per number:
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.labels import SCENARIOS, arrange, in_order
 
 # Okabe and Ito's palette, with markers for reading in grey.
@@ -71,8 +74,8 @@ def pairs_figure(pairs: pd.DataFrame) -> Figure:
 def sizes_figure(combinations: pd.DataFrame) -> Figure:
     """Draw the error against the number of tasks N, one line per scenario.
 
-    xi / N, the mean over a combination's tasks, so that sizes compare; mean and ± one sample
-    standard deviation over combinations and draws.
+    xi / N, the mean over a combination's tasks, so that sizes compare; means with their 95 %
+    intervals over combinations and draws.
 
     **Raises:** `InputError` if the table is empty or holds several distances.
     """
@@ -86,12 +89,16 @@ def sizes_figure(combinations: pd.DataFrame) -> Figure:
         rows = table[table["scenario"] == scenario]
         colour, marker = _STYLES.get(scenario) or next(spare)
         mean = _FACTORS[distance] * rows["mean"].to_numpy(float)
-        spread = _FACTORS[distance] * rows["std"].fillna(0.0).to_numpy(float)
+        low, high = (
+            _FACTORS[distance] * rows[end].fillna(rows["mean"]).to_numpy(float)
+            for end in ("low", "high")
+        )
+        reach = np.maximum([mean - low, high - mean], 0.0)
         # Side by side, so that bars of one size do not hide each other.
         x = rows["size"].to_numpy(float) + 0.08 * (place - (len(scenarios) - 1) / 2)
         name = SCENARIOS.get(scenario, scenario)
         axes.errorbar(
-            x, mean, yerr=spread, color=colour, marker=marker, markersize=5, capsize=2, label=name
+            x, mean, yerr=reach, color=colour, marker=marker, markersize=5, capsize=2, label=name
         )
     axes.set_xticks(sorted(table["size"].unique()))
     axes.set_ylim(bottom=0)
@@ -103,20 +110,26 @@ def sizes_figure(combinations: pd.DataFrame) -> Figure:
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.set_title(
         "Weight disentanglement error, mean over the tasks\n"
-        "mean over combinations and draws; bar: ± 1 standard deviation",
+        "mean and 95 % interval over combinations and draws",
         fontsize=10,
     )
     return figure
 
 
-def by_size(combinations: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (scenario, size): `mean`, `std` and `count` over combinations and draws.
+def cells(combinations: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (scenario, size, combination, draw): `score`, the mean over its tasks."""
+    keys = ["scenario", "size", "combination", "draw"]
+    return combinations.groupby(keys)["wde"].mean().rename("score").reset_index()
 
-    Of xi / N, the mean over a combination's tasks; `std` is NaN for a single one.
-    """
-    cells = combinations.groupby(["scenario", "size", "combination", "draw"])["wde"].mean()
-    table = cells.groupby(["scenario", "size"]).agg(["mean", "std", "count"]).reset_index()
-    return in_order(table, ["scenario", "size"])
+
+def by_size(combinations: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (scenario, size): the `Interval` of xi / N over combinations and draws."""
+    keys = ["scenario", "size"]
+    rows = [
+        dict(zip(keys, names, strict=True)) | asdict(interval(own))
+        for names, own in cells(combinations).groupby(keys)
+    ]
+    return in_order(pd.DataFrame(rows), keys)
 
 
 def _distance(table: pd.DataFrame) -> str:
