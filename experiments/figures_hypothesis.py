@@ -75,11 +75,12 @@ _THEORY, _LAW = ("#000000", "", "--"), ("#E69F00", "", "-.")
 _RATIO, _CHANGE = ("#0072B2", "o", "-"), ("#009E73", "^", "-")
 _MARGIN, _ANY = ("#CC79A7", "D", "-"), ("#D55E00", "s", "-")
 _BY_MSE = (("#56B4E9", "v"), ("#0072B2", "o"), ("#009E73", "^"), ("#E69F00", "s"), ("#D55E00", "D"))
-_AGREE = 0.1
+AGREE = 0.1
+"""How far Monte Carlo over first order may lie from 1."""
 
 
 def first_order_holds_up_to(
-    table: pd.DataFrame, what: str = "ratio", within: float = _AGREE
+    table: pd.DataFrame, what: str = "ratio", within: float = AGREE
 ) -> float:
     """Return the largest MSE up to which Monte Carlo over theory is `within` of 1.
 
@@ -108,7 +109,7 @@ def spread_figure(table: pd.DataFrame, note: str = "") -> Figure:
     _draw(size, table, "predicted_std", _THEORY, "First order (11)")
     _draw(size, table, "measured_std", _RATIO, "$R$, by quantiles")
     size.set_ylabel("Standard deviation of $R - 1$, median logit")
-    ratio.axhspan(1 - _AGREE, 1 + _AGREE, color="0.9", zorder=0)
+    ratio.axhspan(1 - AGREE, 1 + AGREE, color="0.9", zorder=0)
     ratio.axhline(1, color="0.3", linewidth=0.8)
     for name, style, what in (
         ("ratio", _RATIO, "$R = z/z'$"),
@@ -123,7 +124,7 @@ def spread_figure(table: pd.DataFrame, note: str = "") -> Figure:
     for panel in (size, ratio):
         panel.set_yscale("log")
         if np.isfinite(end):
-            label = f"$R$: within {_AGREE:.0%} up to here"
+            label = f"$R$: within {AGREE:.0%} up to here"
             panel.axvline(end, color="0.4", linestyle=":", linewidth=1.2, label=label)
         _tidy(panel)
     _finish(figure, [size, ratio], f"Spread of the logits' ratio{_after(note)}")
