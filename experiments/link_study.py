@@ -5,60 +5,60 @@
 sends the eight task vectors of a small MLP (digits at eight angles) over channels of the `paper`
 preset, symbol by symbol, and lays the surrogate beside it: independent Gaussian errors of variance
 kappa^2 mu_q, here with kappa = the rms of the block (the package's default kappa is 31 dB above).
-3 seeds of 200 channels each, 1 to 1.5 minutes on a shared core; results/link_study/ holds
-the tables and the figure. It reached, as error power over mu (of the means) and as the merged
-model's accuracy (per cent; 72.2 without a channel, 60.5 for the base model):
+Compared are the error power in the parameters over mu, the errors' distribution, and the merged
+model's accuracy, paired by channel: with uncoded analogue transmission, two parameters a symbol,
+and with uncoded QAM. Where symbols arrive intact only the quantiser's error is left, which may be
+less than mu; elsewhere a wrong symbol flips bits of any weight. A genie cancels the true symbols,
+except in `qam64_propagated`. `gaussian_of_qam64` is Gaussian noise of the power that the 64-QAM
+link had in that draw for that user.
 
-                        error power / mu             accuracy
-                        none   strongest  sum_rate   none  strongest  sum_rate
-    surrogate            1.00    1.00       1.00     72.1    72.1       71.5
-    analogue             1.00    1.00       1.00     72.1    72.1       71.4
-    4-QAM               11.6     5.0        1.6      71.9    71.9       71.4
-    16-QAM               2.3     3.8        4.6      72.1    71.8       68.8
-    64-QAM              14.1    11.9        8.7      71.5    71.0       65.6
-      errors propagate  17.7    13.3        9.2      71.4    70.8       65.0
-    256-QAM             39.3    25.3       13.3      70.8    69.9       61.0
-
-The surrogate is right for uncoded analogue transmission, two parameters a symbol: in power, in
-distribution (kurtosis 2.98 to 3.00) and in the merged model. It is wrong for uncoded QAM, in both
-directions. Where symbols arrive intact only the quantiser is left (.149, .016, .0016, .00014 of the
-power for 4- to 256-QAM), which may be less than mu: 64-QAM at mu about .003. Elsewhere a wrong
-symbol flips bits of any weight: at mu = .01 64-QAM has eight times the surrogate's error. The best
-constellation is 256-QAM below mu = .001, 64-QAM to .006, 16-QAM to .05 and 4-QAM above. Errors are
-heavy-tailed (kurtosis of 64-QAM, all users: 44 without attack, 11 under `sum_rate`), and Gaussian
-noise of the same power is kinder: 67.6 against 65.6 under `sum_rate`. Error propagation adds 6 to
-26 % to the error power of 64-QAM and takes at most .6 points of accuracy. With a genie, symbol
-error rates average to theory's within .0003: that the interference left is QAM and not Gaussian
-does not show. With propagation they rise from .713 to .744 under `sum_rate`.
+3 seeds of 200 channels each, 1 to 1.5 minutes on a shared core; written to results/link_study/:
+README.md, mse.csv, distribution.csv, best.csv, accuracy.csv and the figure.
 
 Limits: no channel code, which a real link would have; one small model, whose merge tolerates much
-noise; a clip range for Gaussian parameters, while these are heavier-tailed (.0016 where a Gaussian
-has .0010). Distributions are of the first seed.
+noise; a clip range for Gaussian parameters, while these are heavier-tailed. Distributions are of
+the first seed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import optax
 import pandas as pd
 import tyro
 from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
 from scipy import ndimage, stats
 from sklearn.datasets import load_digits
+from study import (
+    HOLDS,
+    caution,
+    claimed,
+    gap,
+    made_by,
+    quotient,
+    sign,
+    stands,
+    write_figure,
+    write_page,
+)
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import modem
 from rmtllmf_jax.channel.link import transmit
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
+from rmtllmf_jax.report.intervals import Interval, interval
+from rmtllmf_jax.report.labels import listed
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
 
 ATTACKS = ("none", "strongest_user", "sum_rate")
 LINKS: dict[str, dict] = {
@@ -73,6 +73,8 @@ LINKS: dict[str, dict] = {
 ANGLES = (-35, -25, -15, -5, 5, 15, 25, 35)
 """In degrees: digits turned by each are a task."""
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
+RIGHT = 0.05
+"""How far the error power over mu may lie from 1 where the surrogate is right."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Run the study, print the tables, and write them and the figure."""
+    """Run the study; write tables, figure and page."""
     start = time.perf_counter()
     preset = channel.get_preset(options.preset)
     fusion = fuse_digits()
@@ -101,6 +103,7 @@ def main(options: Options) -> None:
     for seed in range(options.seeds):
         key = jax.random.key(seed)
         h = np.asarray(channel.draw_channels(preset, key, options.draws))
+        number_of = seed * options.draws + np.arange(options.draws)
         for number, attack in enumerate(ATTACKS):
             covariance, mu = map(np.asarray, under_attack(h, attack, preset))
             keys = channel.draw_keys(jax.random.fold_in(key, 1 + number), options.draws)
@@ -117,30 +120,48 @@ def main(options: Options) -> None:
             where = {"seed": seed, "attack": attack}
             for link, e in error.items():
                 columns = {"mu": mu, "mse": mse[link], "symbol_errors": wrong[link]}
+                columns["channel"], columns["user"] = np.meshgrid(
+                    number_of, np.arange(mu.shape[1]), indexing="ij"
+                )
                 flat = {name: values.ravel() for name, values in columns.items()}
                 users.append(pd.DataFrame({**where, "link": link, **flat}))
                 if seed == 0:
                     samples[attack, link] = (e / np.sqrt(mu)[..., None]).ravel()
             for link, block in received.items():
-                accuracy = np.asarray(fusion.accuracy(block))
-                accuracies.append(pd.DataFrame({**where, "link": link, "accuracy": accuracy}))
+                columns = {"channel": number_of, "accuracy": np.asarray(fusion.accuracy(block))}
+                accuracies.append(pd.DataFrame({**where, "link": link, **columns}))
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
 
     by_user, by_draw = pd.concat(users), pd.concat(accuracies)
-    options.out.mkdir(parents=True, exist_ok=True)
+    by_user["bin"] = np.round(4 * np.log10(by_user["mu"]))
     tables = {
         "mse": mse_table(by_user),
         "distribution": distribution_table(samples),
+        "best": best_table(by_user),
         "accuracy": accuracy_table(by_draw),
     }
+    options.out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        print(f"\n{name}\n{table.round(4).to_string(index=False)}")
         table.to_csv(options.out / f"{name}.csv", index=False, float_format="%.6g")
-    floors = {o: quantiser_floor(fusion.blocks, o) for o in modem.QAM_ORDERS}
-    print("\nquantiser alone:", {order: round(floor, 6) for order, floor in floors.items()})
-    print("accuracy: " + ", ".join(f"{k} {v:.4f}" for k, v in fusion.reference.items()))
-    draw_figure(by_user, samples, by_draw, fusion.reference["merged"], options.out / "link_study")
-    print(f"{time.perf_counter() - start:.0f} s")
+    drawn = draw_figure(by_user, samples, by_draw, fusion.reference["merged"])
+    write_figure(options.out / "link_study", drawn)
+    floors = {order: quantiser_floor(fusion.blocks, order) for order in modem.QAM_ORDERS}
+    alone = listed(f"{floor:.2g} ({order}-QAM)" for order, floor in floors.items())
+    reference = {name: f"{100 * value:.1f} %" for name, value in fusion.reference.items()}
+    seeds = f"0 to {options.seeds - 1}"
+    lines = [
+        "# The Gaussian surrogate beside the symbol-level link",
+        made_by("link_study.py", seeds, time.perf_counter() - start),
+        conclusion(tables, by_draw),
+        f"Preset {options.preset}, {options.draws} channels a seed. Accuracies are means over "
+        f"the eight tasks: without a channel the merged model has {reference['merged']}, the base "
+        f"model {reference['base']}. The quantiser alone leaves {alone} of the power. "
+        "distribution.csv has quantiles of error / sqrt(mu) of the first seed, best.csv the "
+        "constellation with the least error power by mu.",
+        *(f"## {sheet.title}\n\n{markdown_table(sheet)}" for sheet in sheets(tables)),
+        "![Error power against mu, densities, accuracies](link_study.png)",
+    ]
+    write_page(options.out, lines)
 
 
 @partial(jax.jit, static_argnames=("attack", "preset"))
@@ -273,20 +294,23 @@ def fuse_digits(hidden: int = 32, seed: int = 0) -> Fusion:
 def mse_table(by_user: pd.DataFrame) -> pd.DataFrame:
     """Error power in the parameters beside the surrogate's, over draws and users.
 
-    `ratio` is of the means, with its standard deviation over the seeds; the quantiles are of the
-    ratio of a single user in a single draw.
+    `ratio` is of the means, with its 95 % interval over channels; the quantiles are of the ratio of
+    a single user in a single draw.
     """
     rows = []
     for (attack, link), group in by_user.groupby(["attack", "link"], sort=False):
-        means = group.groupby("seed")[["mse", "mu"]].mean()
+        by_channel = group.groupby("channel", as_index=False)[["mse", "mu"]].mean()
+        found = quotient(by_channel, "mse", "mu", ("channel",))
         single = group["mse"] / group["mu"]
         row = {
             "attack": attack,
             "link": link,
             "mu": group["mu"].mean(),
             "mse": group["mse"].mean(),
-            "ratio": group["mse"].mean() / group["mu"].mean(),
-            "ratio_std_over_seeds": (means["mse"] / means["mu"]).std(),
+            "ratio": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "channels": found.levels,
             **{f"ratio_{p}%": single.quantile(p / 100) for p in (10, 50, 90)},
         }
         order = LINKS.get(link, {}).get("modulation")
@@ -295,6 +319,25 @@ def mse_table(by_user: pd.DataFrame) -> pd.DataFrame:
             theory = np.asarray(modem.symbol_error_rate(sinr, order))
             row |= {"symbol_errors": group["symbol_errors"].mean(), "theory": theory.mean()}
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def best_table(by_user: pd.DataFrame) -> pd.DataFrame:
+    """The constellation with the least error power by mu, where a genie cancels.
+
+    Four bins of mu in a decade, of those with 30 users or more; no name where the best cannot be
+    distinguished from the next, user by user.
+    """
+    sent = by_user[by_user["link"].isin([f"qam{order}" for order in modem.QAM_ORDERS])]
+    rows = []
+    for _, at in sent.groupby("bin"):
+        if len(at) < 30 * at["link"].nunique():
+            continue
+        means = at.groupby("link")["mse"].mean().sort_values()
+        first, second = means.index[:2]
+        less = gap(at, "link", first, second, "channel", "attack", "user", of="mse")
+        sure = sign(less, ".9f", 1.0) < 0
+        rows.append({"mu": at["mu"].mean(), "best": first if sure else "", "mse": means.iloc[0]})
     return pd.DataFrame(rows)
 
 
@@ -311,14 +354,109 @@ def distribution_table(samples: dict[tuple[str, str], np.ndarray]) -> pd.DataFra
 
 
 def accuracy_table(by_draw: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of the merged model: mean, spread over draws and over the seeds' means."""
+    """Accuracy of the merged model, and its difference to the surrogate's in pairs.
+
+    With 95 % intervals over channels.
+    """
     rows = []
     for (attack, link), group in by_draw.groupby(["attack", "link"], sort=False):
-        values = group["accuracy"]
-        row = {"mean": values.mean(), "std_over_draws": values.std(), "worst_draw": values.min()}
-        row["std_over_seeds"] = group.groupby("seed")["accuracy"].mean().std()
-        rows.append({"attack": attack, "link": link, **row})
+        found = interval(group, "accuracy", ("channel",))
+        row = {"mean": found.mean, "low": found.low, "high": found.high}
+        more = above(by_draw, attack, link, "surrogate")
+        row |= {"difference": more.mean, "difference_low": more.low, "difference_high": more.high}
+        rows.append({"attack": attack, "link": link, **row, "worst_draw": group["accuracy"].min()})
     return pd.DataFrame(rows)
+
+
+def above(by_draw: pd.DataFrame, attack: str, link: str, other: str) -> Interval:
+    """The accuracy with a link minus that with another, channel by channel."""
+    return gap(by_draw[by_draw["attack"] == attack], "link", link, other, "channel")
+
+
+def sheets(tables: dict[str, pd.DataFrame]) -> Iterator[Sheet]:
+    """Yield the tables as printed."""
+    rows = [
+        [
+            row["attack"],
+            row["link"],
+            f"{row['mu']:.3g}",
+            Interval(row["ratio"], row["low"], row["high"]).text(".2f", scale=1.0),
+            f"{row['ratio_10%']:.3g} to {row['ratio_90%']:.3g}",
+            "-" if np.isnan(row["theory"]) else f"{row['symbol_errors']:.3g}",
+            "-" if np.isnan(row["theory"]) else f"{row['theory']:.3g}",
+        ]
+        for row in tables["mse"].to_dict("records")
+    ]
+    header = ["attack", "link", "mu", "error power / mu", "10 to 90 % of users"]
+    header += ["symbol errors", "in theory"]
+    yield Sheet("Error power in the parameters, 95 % intervals over channels", header, rows)
+    rows = [
+        [
+            row["attack"],
+            row["link"],
+            Interval(row["mean"], row["low"], row["high"]).text(".1f"),
+            Interval(row["difference"], row["difference_low"], row["difference_high"]).text(
+                ".1f", "+"
+            ),
+            f"{100 * row['worst_draw']:.1f}",
+        ]
+        for row in tables["accuracy"].to_dict("records")
+    ]
+    header = ["attack", "link", "accuracy (%)", "above the surrogate (points)", "worst draw (%)"]
+    yield Sheet("Accuracy of the merged model, 95 % intervals over channels", header, rows)
+
+
+def conclusion(tables: dict[str, pd.DataFrame], by_draw: pd.DataFrame) -> str:
+    """Say for which links the surrogate is right, and what the others do to accuracy."""
+    mse, errors = tables["mse"], tables["distribution"]
+    found = {
+        (row.link, row.attack): Interval(row.ratio, row.low, row.high, row.channels)
+        for row in mse.itertuples()
+        if row.link != "surrogate"
+    }
+    off = {
+        link for (link, _), each in found.items() if claimed(each, 1 - RIGHT, 1 + RIGHT) != HOLDS
+    }
+    links = list(dict.fromkeys(link for link, _ in found))
+    right, wrong = ([link for link in links if (link in off) == flag] for flag in (False, True))
+    said = [
+        f"Within {100 * RIGHT:.0f} % under every attack the surrogate has the error power of "
+        + (f"{listed(right)} ({_tails(errors, right)})." if right else "no link.")
+    ]
+    if wrong:
+        ratios = [each.mean for (link, _), each in found.items() if link in off]
+        said.append(
+            f"That is not found for {listed(wrong)}, whose error power is {min(ratios):.2g} to "
+            f"{max(ratios):.2g} times mu ({_tails(errors, wrong)})."
+        )
+    attack = by_draw.groupby("attack")["accuracy"].mean().idxmin()
+    apart = {link: above(by_draw, attack, link, "surrogate") for link in links}
+    ends = sorted(apart, key=lambda link: apart[link].mean)
+    told = " to ".join(f"{apart[n].text('.1f', '+')} ({n})" for n in (ends[-1], ends[0]))
+    kind = above(by_draw, attack, "gaussian_of_qam64", "qam64")
+    spread = above(by_draw, attack, "qam64_propagated", "qam64")
+    said.append(
+        f"Under {attack}, which leaves the least, accuracies differ from the surrogate's by "
+        f"{told} points. Gaussian noise of 64-QAM's power "
+        f"{stands(kind, 'is kinder than', 'is worse than', 'channel')} the link itself "
+        f"({kind.text('.1f', '+')}), and with errors that propagate it "
+        f"{stands(spread, 'is better than', 'is worse than', 'channel')} without "
+        f"({spread.text('.1f', '+')})."
+    )
+    best = tables["best"][tables["best"]["best"] != ""]
+    runs = (best["best"] != best["best"].shift()).cumsum()
+    if len(best):
+        most = [
+            f"{own['best'].iloc[0]} up to mu = {own['mu'].max():.2g}"
+            for _, own in best.groupby(runs)
+        ]
+        said.append(f"The least error power has {listed(most)}.")
+    return " ".join(said) + caution(found.values(), "channels")
+
+
+def _tails(errors: pd.DataFrame, links: list[str]) -> str:
+    own = errors.loc[errors["link"].isin(links), "kurtosis"]
+    return f"kurtosis {own.min():.2f} to {own.max():.2f}"
 
 
 def draw_figure(
@@ -326,12 +464,12 @@ def draw_figure(
     samples: dict[tuple[str, str], np.ndarray],
     by_draw: pd.DataFrame,
     clean: float,
-    path: Path,
-) -> None:
+) -> Figure:
     """Error power against mu, error densities against the Gaussian, accuracies of the merge."""
-    figure, (power, density, accuracy) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
-    colours = dict(zip(LINKS, plt.get_cmap("tab10").colors))
-    by_user = by_user.assign(bin=np.round(4 * np.log10(by_user["mu"])))
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    power, density, accuracy = figure.subplots(1, 3)
+    colours = dict(zip(LINKS, matplotlib.colormaps["tab10"].colors))
+    fills = matplotlib.colormaps["Set2"].colors
     for link, group in by_user[by_user["link"] != "surrogate"].groupby("link", sort=False):
         curve = group.groupby("bin").agg({"mu": "mean", "mse": "mean", "link": "size"})
         curve = curve[curve["link"] >= 30]
@@ -361,13 +499,13 @@ def draw_figure(
         look = {"widths": 0.8 * width, "patch_artist": True, "medianprops": {"color": "black"}}
         box = accuracy.boxplot(values, positions=places, whis=(5, 95), showfliers=False, **look)
         for patch in box["boxes"]:
-            patch.set_facecolor(plt.get_cmap("Set2").colors[number])
-        accuracy.plot([], [], "s", color=plt.get_cmap("Set2").colors[number], label=attack)
+            patch.set_facecolor(fills[number])
+        accuracy.plot([], [], "s", color=fills[number], label=attack)
     accuracy.axhline(clean, color="grey", linestyle=":", label="without a channel")
     accuracy.set_xticks(range(len(links)), links, rotation=30, ha="right")
     accuracy.set(ylabel="mean accuracy over eight tasks", title="Merged model (5-95 % of draws)")
     accuracy.legend(fontsize=8, loc="lower left")
-    figure.savefig(path.with_suffix(".png"), dpi=110)
+    return figure
 
 
 if __name__ == "__main__":
