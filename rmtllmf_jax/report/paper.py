@@ -140,17 +140,17 @@ def _cosines(cosines: pd.DataFrame | None) -> Iterator[Row]:
 
 
 def _gains(cells: pd.DataFrame) -> Iterator[Row]:
-    ratio = _ratio(_pairs(cells, ("ideal", "r-mtllmf"), ("clean", "none")))
+    ratio = _ratio(paired(cells, ("ideal", "r-mtllmf"), ("clean", "none")))
     ours = f"{100 * ratio:.0f}" if isinstance(ratio, float) else ratio
     yield "R-MTLLMF, ideal, over the noiseless baseline (%)", "97.7", ours
     for scenario in ("sum_rate", "strongest_user"):
-        ratio = _ratio(_pairs(cells, (scenario, "r-mtllmf"), (scenario, "none")))
+        ratio = _ratio(paired(cells, (scenario, "r-mtllmf"), (scenario, "none")))
         ours = f"{ratio:.1f} x" if isinstance(ratio, float) else ratio
         yield f"{SCENARIOS[scenario]}: protected over unprotected", "9-14 x", ours
     for half in ("freeze", "realign"):
         found = []
         for scenario in _CHANNEL:
-            pairs = _pairs(cells, (scenario, "r-mtllmf"), (scenario, half))
+            pairs = paired(cells, (scenario, "r-mtllmf"), (scenario, half))
             if len(pairs):
                 found.append(f"{SCENARIOS[scenario]} {interval(pairs, 'difference').text()}")
         ours = ", ".join(found) or MISSING
@@ -161,7 +161,7 @@ def _scores(cells: pd.DataFrame, scenario: str, protection: str) -> pd.DataFrame
     return cells[(cells["scenario"] == scenario) & (cells["protection"] == protection)]
 
 
-def _pairs(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
+def paired(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
     """Return `differences` of matching cells of two kinds (scenario, protection).
 
     A clean merge without randomness has one draw and one seed, which then stand for all.
