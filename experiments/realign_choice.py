@@ -22,6 +22,7 @@ import pandas as pd
 import tyro
 from study import Users, done, load, made_by, work_store, write_page
 
+from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.engine import Engine
@@ -95,9 +96,26 @@ def main(options: Options) -> None:
     lines = [
         "# The learning rate of realignment",
         made_by("realign_choice.py", options.seed, time.perf_counter() - started),
+        conclusion(table),
         markdown_table(Sheet("Normalised validation accuracy (%)", header, cells)),
     ]
     write_page(options.out, lines)
+
+
+def conclusion(table: pd.DataFrame) -> str:
+    """Return the best candidate of each kind, and whether it is at an end of the rates tried."""
+    rates, texts = table["learning_rate"], []
+    for kind in KINDS:
+        best = table.loc[table[", ".join(kind)].idxmax()]
+        edge = best["learning_rate"] in (rates.min(), rates.max()) and rates.nunique() > 1
+        texts.append(
+            f"{best['learning_rate']:g} with {best['steps']:g} steps for {', '.join(kind)} "
+            f"({100 * best[', '.join(kind)]:.1f} %{', the end of those tried' if edge else ''})"
+        )
+    return (
+        f"The best learning rate is {listed(texts)}. Nothing is replicated: close candidates "
+        "cannot be distinguished."
+    )
 
 
 def score(

@@ -1,0 +1,566 @@
+"""What the pages of experiments/ conclude: computed from their tables, as far as they decide it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cosine_study
+import disentanglement
+import figure_2
+import figure_5
+import hypothesis_test
+import learned_attack
+import link_study
+import merge_rules
+import numpy as np
+import pandas as pd
+import power_control
+import pytest
+import realign_choice
+import sensitivity
+from study import FAILS, HOLDS, OPEN, caution, claimed, gap, grouped, quotient, sign, stands
+
+from rmtllmf_jax.report.intervals import Interval
+
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+
+OLDER = (
+    "disentanglement",
+    "figure_3",
+    "figure_4",
+    "figure_5",
+    "frontier",
+    "hypothesis_test",
+    "learned_attack",
+    "merge_rules",
+    "power_control",
+    "power_control_total",
+    "sensitivity",
+    "testbed",
+)
+"""Pages that an earlier version of their script wrote."""
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/README.md")))
+def test_a_page_says_under_its_command_what_it_shows(name: str):
+    if name in OLDER:
+        pytest.skip("of an earlier version")
+    page = (RESULTS / name / "README.md").read_text("utf-8")
+    assert "docstring of the script" not in page
+    title, made, *rest = page.split("\n\n")
+    assert title.startswith("# ")
+    assert "`python experiments/" in made
+    before = list(itertools.takewhile(lambda part: part[:1] not in ("#", "|", "!"), rest))
+    assert before, "no paragraph before the first table"
+
+
+def test_older_pages_are_there():
+    assert {name for name in OLDER if not (RESULTS / name / "README.md").exists()} == set()
+
+
+# What the conclusions share
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Interval(0.1, 0.05, 0.2, 5), 1),
+        (Interval(-0.1, -0.2, -0.05, 5), -1),
+        (Interval(0.1, -0.05, 0.2, 5), 0),
+        (Interval(0.1, 0.0004, 0.2, 5), 0),  # 0.0 as printed
+        (Interval(0.1, 0.05, 0.2, 4), 0),
+        (Interval(0.1), 0),
+    ],
+)
+def test_the_side_of_zero(found: Interval, expected: int):
+    assert sign(found) == expected
+    words = {1: "beats", -1: "loses to", 0: "cannot be distinguished from"}[expected]
+    if found.levels < 5:
+        number = "1 cell" if found.levels == 1 else "4 cells"
+        words = f"cannot be judged on {number} against"
+        assert caution([Interval(0.0, 0.0, 0.0, 9), found], "cells") != ""
+    else:
+        assert caution([found], "cells") == ""
+    assert stands(found, "beats", "loses to", "cell") == words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "levels", "expected"),
+    [
+        (0.25, 0.4, 5, HOLDS),
+        (0.1, 0.15, 5, FAILS),
+        (0.6, 0.9, 5, FAILS),
+        (0.1, 0.3, 5, OPEN),
+        (0.25, 0.4, 4, OPEN),
+    ],
+)
+def test_a_claim_is_of_the_whole_interval(low: float, high: float, levels: int, expected: str):
+    assert claimed(Interval((low + high) / 2, low, high, levels), 0.21, 0.53) == expected
+
+
+def test_words_are_grouped():
+    assert (
+        grouped([("beat", "a"), ("lose to", "b"), ("beat", "c")]) == "beat a and c, and lose to b"
+    )
+
+
+def test_a_gap_is_of_pairs_and_resamples_what_comes_first():
+    """Channels of a cell are no replication: the interval is that of three cells."""
+    rows = strips("control", {"a": 0.5, "b": 0.4}, cells=3, per_cell=50, shift={"a": 0.1})
+    found = gap(rows, "control", "a", "b", "cell", "channel")
+    assert found.levels == 3
+    assert found.mean == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.1)
+    assert found.high == pytest.approx(0.3)
+
+
+def test_a_quotient_is_of_the_means():
+    cells = pd.DataFrame({"a": [1.0, 2.0, 3.0, 6.0, 3.0], "b": [2.0, 2.0, 1.0, 3.0, 2.0]})
+    found = quotient(cells.assign(draw=range(5)), "a", "b", ("draw",))
+    assert found.mean == pytest.approx(1.5)
+    assert found.low < 1.5 < found.high
+    alike = quotient(cells.assign(a=2 * cells["b"], draw=range(5)), "a", "b", ("draw",))
+    assert (alike.low, alike.high) == pytest.approx((2.0, 2.0))
+
+
+# Learned attacks and powers
+
+
+def strips(
+    column: str,
+    means: Mapping[str, float],
+    cells: int = 6,
+    per_cell: int = 1,
+    shift: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Accuracies by cell and channel: a common effect of the cell, and `shift` times its number."""
+    return pd.DataFrame(
+        {
+            "cell": cell,
+            "channel": channel,
+            "draw": cell,
+            column: name,
+            "accuracy": mean
+            + 0.01 * (cell % 3)
+            + 0.001 * channel
+            + (shift or {}).get(name, 0) * cell,
+            "mse": 0.1,
+        }
+        for cell in range(cells)
+        for channel in range(per_cell)
+        for name, mean in means.items()
+    )
+
+
+ATTACKS = {"none": 0.8, "sum_rate": 0.5, "sum_mse": 0.45, "learned": 0.4}
+
+
+def attacks(**changes: Any) -> str:
+    given = {"channels": 6} | changes
+    channels = given.pop("channels")
+    rows = strips("attack", ATTACKS | given, cells=channels).drop(columns="channel")
+    return learned_attack.conclusion(rows.rename(columns={"cell": "channel"}))
+
+
+def test_the_learned_attack_is_compared_with_its_strongest_rival_and_p1_with_the_worst():
+    said = attacks()
+    assert "The learned attack leaves 41.0" in said
+    assert "It leaves less than `sum_mse`" in said
+    assert "(-5.0 [-5.0, -5.0] points, channel by channel): it is the worst for accuracy" in said
+    assert "P1 (`sum_rate`) leaves more than `learned`" in said
+    assert "+10.0" in said
+    assert said.endswith("it is not the worst for accuracy.")
+
+
+def test_another_strongest_attack_is_named():
+    said = attacks(learned=0.6, sum_rate=0.3)
+    assert "It leaves more than `sum_rate`" in said
+    assert "P1 (`sum_rate`) leaves less than `sum_mse`" in said
+    assert said.endswith("it is the worst for accuracy.")
+
+
+def test_alike_attacks_and_few_channels_decide_nothing():
+    assert "It cannot be distinguished from `sum_mse`" in attacks(learned=0.45)
+    said = attacks(channels=3)
+    assert said.count("cannot be judged on 3 channels") == 2
+    assert "the worst for accuracy" not in said
+
+
+POWERS = {"full power": 0.5, "full inversion": 0.2, "max-min MSE": 0.45, "learned": 0.53}
+
+
+def powers(cells: int = 6, **changes: float) -> str:
+    return power_control.conclusion(strips("control", POWERS | changes, cells, per_cell=4))
+
+
+def test_powers_are_compared_with_the_strongest_rival_cell_by_cell():
+    said = powers()
+    assert "+3.0 [3.0, 3.0] points over full power (their strongest rival)" in said
+    assert "+33.0 [33.0, 33.0] points over full inversion (the worst control)" in said
+    assert said.endswith("They beat full power and full inversion.")
+    said = powers(**{"max-min MSE": 0.6})
+    assert "-7.0 [-7.0, -7.0] points over max-min MSE (their strongest rival)" in said
+    assert "full power (the paper's)" in said
+    assert said.endswith("They fall behind max-min MSE, and beat full power and full inversion.")
+
+
+def test_equal_powers_and_few_cells_decide_nothing():
+    said = powers(learned=0.5)
+    assert "cannot be distinguished from full power" in said
+    assert said.endswith("In every channel of every cell they are as accurate as full power.")
+    assert "They cannot be judged on 3 cells against full power" in powers(cells=3)
+    assert "They cannot be judged on 1 cell against full power" in powers(cells=1)
+
+
+# Sensitivity
+
+LEAVES = {"nothing": 0.3, "embeddings": 0.34, "most sensitive": 0.33, "everything": 0.6}
+LEAVES |= {"random 0": 0.31, "random 1": 0.29}
+
+
+def leaves(draws: int = 8, shift: Mapping[str, float] | None = None, **changes: float) -> str:
+    named = {name.replace("_", " "): value for name, value in changes.items()}
+    rows = strips("protected", LEAVES | named, draws, shift=shift)
+    layers = pd.DataFrame({"a": [-0.03, -0.01], "b": [-0.03, -0.01]}, ["embeddings", "layernorm"])
+    return sensitivity.conclusion(rows.drop(columns="channel"), layers, 0.028)
+
+
+def test_whether_a_small_set_of_leaves_holds_the_damage():
+    said = leaves()
+    assert "The noise costs 30.0 [30.0, 30.0] points. Without it in 2.8 % of the parameters" in said
+    assert "+4.0 [4.0, 4.0] (embeddings), +3.0 [3.0, 3.0] (most sensitive)" in said
+    assert "none of these sets holds 50 % of the damage" in said
+    assert "fall behind the embeddings, and beat the random leaves" in said
+    assert "75 % lie in embeddings and 25 % lie in layernorm" in said
+    said = leaves(most_sensitive=0.5)
+    assert "the best of these sets holds at least 50 % of the damage" in said
+    assert "beat the embeddings and the random leaves" in said
+
+
+def test_what_draws_cannot_tell_of_leaves():
+    said = leaves(embeddings=0.38, shift={"embeddings": 0.02})  # +8 to +22 of 30 points
+    assert "whether the best of these sets holds 50 % of the damage cannot be said" in said
+    assert "cannot be distinguished from the embeddings" in leaves(most_sensitive=0.34)
+    for said in (leaves(draws=4), leaves(everything=0.3)):
+        assert said.endswith("where the noise hurts cannot be said.")
+
+
+# Figure 5
+
+
+def ablation(combinations: int = 6, **changes: float) -> str:
+    """Scores by variant and samples per class; one scenario, all pairs with the same gaps."""
+    scores = {"freeze": 0.5, "realign": 0.55, "r-mtllmf": 0.9, "more": 0.92, "less": 0.7}
+    scores |= {"patch": 0.9} | changes
+    kinds = [
+        ("halves", "none", 0, 0.45),
+        ("halves", "freeze", 0, scores["freeze"]),
+        ("halves", "realign", 10, scores["realign"]),
+        ("halves", "r-mtllmf", 10, scores["r-mtllmf"]),
+        ("shots", "r-mtllmf", 1, scores["less"]),
+        ("shots", "r-mtllmf", 50, scores["more"]),
+        ("frozen", "frozen: patch", 10, scores["patch"]),
+    ]
+    rows = [
+        {"combination": f"c{number}", "size": 4, "scenario": "sum_rate", "draw": 0, "seed": 0}
+        | {"group": group, "variant": variant, "shots": shots, "score": score + 0.01 * number}
+        for number in range(combinations)
+        for group, variant, shots, score in kinds
+    ]
+    return figure_5.conclusion(pd.DataFrame(rows))
+
+
+def test_what_holds_of_the_ablation():
+    said = ablation()
+    assert "Freezing alone is worse than both halves by 40 [40, 40] (sum_rate) points" in said
+    assert said.count("21 to 53 holds under sum_rate") == 2
+    assert "50 samples per class instead of 10 bring +2 [2, 2] (sum_rate) points" in said
+    assert "at most 5, holds under sum_rate" in said
+    assert said.endswith("in place of the embeddings makes no measurable difference.")
+    said = ablation(realign=0.88, more=0.99, patch=0.8)
+    assert "Realignment alone is worse than both halves by 2 [2, 2] (sum_rate)" in said
+    assert "21 to 53 does not hold under sum_rate" in said
+    assert "at most 5, does not hold under sum_rate" in said
+    assert said.endswith("brings -10 [-10, -10] (patch, sum_rate) points.")
+
+
+def test_four_combinations_decide_nothing_of_the_ablation():
+    said = ablation(combinations=4)
+    assert said.count("cannot be decided under sum_rate") == 3
+    assert said.endswith("So few combinations and draws (4) decide nothing.")
+
+
+# Figures 3 and 4
+
+
+def cosines(scenario: str, values: Mapping[str, tuple[float, float]], draws: int = 6) -> str:
+    """Cosines of two pairs of tasks by error model; `values` those of the pairs."""
+    rows = []
+    for (model, pairs), draw, protection in itertools.product(
+        values.items(), range(draws), ("none", "freeze")
+    ):
+        for (a, b), cosine in zip((("x", "y"), ("x", "z")), pairs, strict=True):
+            row = {"error_model": model, "protection": protection, "seed": 0, "task_a": a}
+            row |= {"task_b": b, "sign_agreement": 0.5}
+            noise = 0.01 * (-1) ** draw
+            less = 0.05 if protection == "freeze" and model == "reloading" else 0.0
+            rows.append(row | {"scenario": "clean", "draw": 0, "cosine": 0.07})
+            received = {"scenario": scenario, "draw": draw, "cosine": cosine + noise - less}
+            rows.append(row | received)
+    table = pd.DataFrame(rows).drop_duplicates()
+    printed = str(cosine_study.summary(table).rows)
+    assert " [" in printed
+    assert "±" not in printed
+    return cosine_study.conclusion(table, scenario)
+
+
+def test_under_which_errors_the_papers_cosines_are_found():
+    values = {"independent": (0.0, 0.02), "noisy_reference": (0.45, 0.6)}
+    said = cosines("ideal", values)
+    assert "with independent errors that holds: 0.010" in said
+    assert "with noisy_reference errors that does not hold: 0.525" in said
+    assert "0.450 to 0.600 by pair" in said
+    assert said.endswith("Reloading the embeddings changes no mean measurably.")
+    said = cosines("sum_rate", {"independent": (0.0, 0.02), "halfway": (0.495, 0.505)})
+    assert "with independent errors that does not hold" in said
+    assert "with halfway errors that holds" in said
+
+
+def test_reloading_and_few_draws_are_told():
+    said = cosines("sum_rate", {"reloading": (0.52, 0.53)})
+    assert "changes their mean by -0.050 [-0.050, -0.050] with reloading errors" in said
+    assert "that cannot be decided" in said
+    said = cosines("ideal", {"independent": (0.0, 0.02)}, draws=4)
+    assert "that cannot be decided" in said
+    assert said.endswith("So few draws (4) decide nothing.")
+
+
+# Disentanglement
+
+
+def interference(noise: float, combinations: int = 6, clean: float = 0.2) -> str:
+    rows = [
+        {"combination": f"{size}-{number}", "size": size, "scenario": scenario, "draw": draw}
+        | {"task": task, "wde": clean + 0.01 * number + added, "distance": "disagreement"}
+        for size, number, task in itertools.product((2, 3), range(combinations), "ab")
+        for scenario, draws, added in (("clean", 1, 0.0), ("ideal", 2, noise))
+        for draw in range(draws)
+    ]
+    table = pd.DataFrame(rows)
+    assert "±" not in str(disentanglement.sizes_sheet(table, "share"))
+    return disentanglement.conclusion(table)
+
+
+def test_what_noise_adds_to_merging():
+    said = interference(0.1)
+    assert "+0.10 [0.10, 0.10] and +0.10 [0.10, 0.10] under ideal" in said
+    assert "(measurable at N = 2 and 3)" in said
+    assert said.endswith("Nowhere does it measurably add more than merging itself.")
+    assert interference(0.6).endswith("more than merging itself under ideal at N = 2 and 3.")
+
+
+def test_noise_that_adds_nothing_and_few_combinations():
+    assert "(measurable at no N)" in interference(0.0)
+    said = interference(0.1, combinations=3)
+    assert "(measurable at no N)" in said
+    assert said.endswith("At N = 2 and 3 so few combinations and draws decide nothing.")
+
+
+# Hypothesis test
+
+
+def first_order(ratio: float, rest: float, tasks: int = 6) -> str:
+    """Spreads at three MSEs; the second task's ratio is `ratio` at the second and the third."""
+    rows = [
+        {"combination": "c", "size": 2, "task": f"t{task}", "mse": mse, "ratio_robust": own}
+        | {"ratio_spread_error": 0.0, "own_ratio_law": 0.06, "changed_measured": 0.2}
+        | {"own_measured": 0.06 + rest + 0.001 * task}
+        for task in range(tasks)
+        for mse, own in ((0.001, 1.0), (0.0129, ratio if task == 1 else 1.0), (0.208, ratio))
+    ]
+    return hypothesis_test.conclusion(pd.DataFrame(rows), 0.95)
+
+
+def test_where_the_first_order_ends_for_every_pair():
+    said = first_order(1.3, 0.05)
+    assert "for each of 6 pairs of combination and task up to an MSE of 0.001" in said
+    assert "for their median up to an MSE of 0.0129" in said
+    assert "of the preset's scenarios, none for every pair" in said
+    assert "With a nominal rate of 5 %, at 0.0129 (ideal) 11.2" in said
+    assert "to which curvature adds +5.2 [5.1, 5.4] points" in said
+    assert "spreads are 1.00 to 1.30 of the predicted" in said
+    said = first_order(1.05, 0.0)
+    assert "up to an MSE of 0.208, for their median up to an MSE of 0.208" in said
+    assert "ideal and sum rate for every pair" in said
+
+
+def test_curvature_that_does_not_show_and_few_tasks():
+    assert "curvature adds nothing measurable" in first_order(1.0, -0.0025)
+    said = first_order(1.0, 0.05, tasks=2)
+    assert "curvature adds nothing measurable" in said
+    assert said.endswith("So few tasks (2) decide nothing.")
+
+
+# Merge methods
+
+
+def methods(combinations: int = 6, **scores: float) -> str:
+    given = {"task_arithmetic": 0.7, "ties(density=[0.1, 0.2])": 0.75, "regmean": 0.8}
+    given |= {"lata(weighting=threshold, sigma=[0.0, 0.1])": 0.72, "average": 0.6}
+    given |= {"adamerging(granularity=task, initial=[0.1])": 0.5} | scores
+    rows = [
+        {"combination": f"{size}-{number}", "size": size, "task": task, "rule": rule}
+        | {"method": rule, "scale": 0.3, "normalised": score + 0.01 * number}
+        | {"base_score": 0.5, "finetuned_score": 0.9}
+        for rule, score in given.items()
+        for size, number, task in itertools.product((2, 3), range(combinations), "ab")
+    ]
+    return merge_rules.conclusion(pd.DataFrame(rows))
+
+
+def test_which_method_is_best():
+    said = methods()
+    assert "next: regmean beats ties at N = 2 (+5 [5, 5] points) and 3 (+5 [5, 5] points)" in said
+    assert "fuses nothing: regmean beats base at N = 2 (+27" in said
+    assert "see task vectors alone, and of the others: ties is worse than regmean at N = 2" in said
+    layers = "layer-wise weights and task arithmetic: lata(weighting=threshold) "
+    assert layers + "beats task_arithmetic at N = 2 (+2" in said
+    said = methods(average=0.9, task_arithmetic=0.76)
+    assert "next: average beats regmean at N = 2 (+10" in said
+    assert layers + "is worse than task_arithmetic at N = 2 (-4" in said
+
+
+def test_alike_methods_and_one_combination_decide_nothing():
+    assert "ties cannot be distinguished from regmean at N = 2 (+0" in methods(regmean=0.75)
+    said = methods(combinations=1)
+    assert "regmean cannot be judged on 1 combination against ties at N = 2 (+5 points)" in said
+    assert "beats" not in said
+
+
+# The link
+
+
+def link(ratio: float, cost: float, channels: int = 6) -> str:
+    links = {"surrogate": 1.0, "analogue": ratio, "qam64": 9.0, "qam64_propagated": 10.0}
+    mse = [
+        {"attack": attack, "link": name, "ratio": value, "low": value - 0.01}
+        | {"high": value + 0.01, "channels": channels}
+        for attack, (name, value) in itertools.product(("none", "sum_rate"), links.items())
+    ]
+    errors = [
+        {"attack": "none", "link": name, "kurtosis": 3 * value} for name, value in links.items()
+    ]
+    best = [(0.001, "qam256"), (0.002, "qam256"), (0.003, ""), (0.005, "qam64")]
+    tables = {
+        "mse": pd.DataFrame(mse),
+        "distribution": pd.DataFrame(errors),
+        "best": pd.DataFrame(best, columns=["mu", "best"]),
+    }
+    left = {"surrogate": 0.7, "analogue": 0.7, "qam64": 0.6, "gaussian_of_qam64": 0.6 + cost}
+    left |= {"qam64_propagated": 0.6 - cost}
+    draws = [
+        {"attack": attack, "link": name, "channel": channel, "accuracy": value - 0.01 * channel}
+        for (name, value), channel in itertools.product(left.items(), range(channels))
+        for attack, value in (("none", 0.75), ("sum_rate", value))
+    ]
+    return link_study.conclusion(tables, pd.DataFrame(draws))
+
+
+def test_for_which_links_the_surrogate_is_right():
+    said = link(1.0, 0.02)
+    assert "has the error power of analogue (kurtosis 3.00 to 3.00). That is not found for" in said
+    assert "whose error power is 9 to 10 times mu" in said
+    assert "Under sum_rate" in said
+    assert "+0.0 [0.0, 0.0] (analogue) to -12.0 [-12.0, -12.0] (qam64_propagated)" in said
+    assert "is kinder than the link itself (+2.0" in said
+    assert "it is worse than without (-2.0" in said
+    assert said.endswith("qam256 up to mu = 0.002 and qam64 up to mu = 0.005.")
+    said = link(1.2, -0.02)
+    assert "has the error power of no link." in said
+    assert "is worse than the link itself" in said
+    assert "it is better than without" in said
+
+
+def test_links_alike_and_few_channels():
+    said = link(1.0, 0.0)
+    assert said.count("cannot be distinguished from") == 2
+    said = link(1.0, 0.02, channels=4)
+    assert "no link" in said
+    assert said.count("cannot be judged on 4 channels against") == 2
+    assert said.endswith("So few channels (4) decide nothing.")
+
+
+# The choice of realignment
+
+
+def test_the_best_learning_rate_and_whether_it_is_the_last_one():
+    kinds = [", ".join(kind) for kind in realign_choice.KINDS]
+    table = pd.DataFrame({"steps": 20, "learning_rate": [1e-4, 3e-4, 1e-3]})
+    table[kinds] = np.array([[0.7, 0.5, 0.1], [0.8, 0.6, 0.2], [0.75, 0.55, 0.3]])
+    said = realign_choice.conclusion(table)
+    assert "0.0003 with 20 steps for ideal, r-mtllmf (80.0 %)" in said
+    assert "0.001 with 20 steps for clean, control (30.0 %, the end of those tried)" in said
+
+
+# Figure 2
+
+
+def claims(combinations: int = 6, **changes: float) -> tuple[str, pd.DataFrame]:
+    """Scores as in the paper, two sizes and two draws; the base and the control beside."""
+    scores = {"clean none": 0.9, "ideal none": 0.36, "ideal r-mtllmf": 0.89, "control": 0.4}
+    scores |= {"strongest_user none": 0.05, "strongest_user r-mtllmf": 0.53}
+    scores |= {"sum_rate none": 0.05, "sum_rate r-mtllmf": 0.54}
+    scores |= {"ideal realign": 0.6, "sum_rate realign": 0.3} | changes
+    rows = []
+    for (kind, score), size in itertools.product(scores.items(), (2, 3)):
+        scenario, _, protection = kind.rpartition(" ")
+        for number in range(combinations):
+            tasks = "abcdefghijkl"[number : number + size]
+            draws = 2 if scenario not in ("clean", "") else 1
+            rows += [
+                {"combination": "+".join(tasks), "size": size, "scenario": scenario or "clean"}
+                | {"protection": protection, "draw": draw, "seed": 0, "task": task, "scale": 0.3}
+                | {"axis": "", "level": np.nan, "rule": "task_arithmetic", "kappa": 0.07}
+                | {"mse": 0.1, "mse_mean": 0.1, "error_model": "independent", "score": score}
+                | {"finetuned_score": 1.0, "base_score": 0.45, "normalised": score}
+                for draw, task in itertools.product(range(draws), tasks)
+            ]
+    results = pd.DataFrame(rows)
+    return figure_2.conclusion(figure_2.judged(results)), results
+
+
+def test_which_of_the_papers_claims_hold():
+    said, _ = claims()
+    assert said == "At N = 2 and 3 each of the paper's claims holds."
+    said, _ = claims(**{"ideal none": 0.8, "sum_rate r-mtllmf": 0.2})
+    assert "it does not hold that thermal noise costs unprotected fusion more than half and" in said
+    assert "9 to 14 times the unprotected accuracy under sum_rate" in said.partition("it holds")[0]
+    assert "At N = 2 and 3 it holds that strongest_user costs unprotected fusion nearly" in said
+
+
+def test_claims_on_few_combinations_or_on_other_cells():
+    said, results = claims(combinations=2)
+    assert said.startswith("At N = 2 and 3 each of the paper's claims cannot be decided.")
+    assert said.endswith("So few combinations, draws or seeds (2) decide nothing.")
+    along = results.assign(axis="mse", level=0.1)
+    assert "None of the paper's claims can be judged" in figure_2.conclusion(figure_2.judged(along))
+
+
+def test_the_page_of_figure_2_has_all_rivals_by_number_of_tasks():
+    _, results = claims()
+    conclusion, verdicts, *rest = figure_2.page(results, pd.DataFrame(), {})
+    assert conclusion.startswith("At N = 2 and 3 each")
+    assert "Sum-rate attack: R-MTLLMF beats its strongest rival, the base model," in verdicts
+    tables = "\n".join(rest)
+    for row in (
+        "| - | base |",
+        "| - | control |",
+        "| sum_rate | realign |",
+        "| sum_rate | r-mtllmf |",
+    ):
+        assert row in tables
+    assert "| sum_rate | r-mtllmf | 54 \\[54, 54] | 54 \\[54, 54] |" in tables
+    assert "10.80 \\[10.80, 10.80], holds" in tables
