@@ -83,46 +83,24 @@ class Claim:
 
 
 NOISELESS = "clean", "none"
-CLAIMS = (
-    Claim(
-        "thermal noise costs unprotected fusion more than half",
-        ("ideal", "none"),
-        NOISELESS,
-        ".40",
-        0.0,
-        0.5,
-    ),
-    *(
-        Claim(
-            f"{attack} costs unprotected fusion nearly all",
-            (attack, "none"),
-            NOISELESS,
-            ".05",
-            0.0,
-            0.1,
-        )
-        for attack in ("strongest_user", "sum_rate")
-    ),
-    Claim(
-        "R-MTLLMF keeps 95 % of the noiseless baseline without an attacker",
-        ("ideal", "r-mtllmf"),
-        NOISELESS,
-        ".98",
-        0.95,
-        float("inf"),
-    ),
-    *(
-        Claim(
-            f"R-MTLLMF has 9 to 14 times the unprotected accuracy under {attack}",
-            (attack, "r-mtllmf"),
-            (attack, "none"),
-            "9 to 14",
-            9.0,
-            14.0,
-        )
-        for attack in ("strongest_user", "sum_rate")
-    ),
-)
+ATTACKS = {"strongest_user": "the strongest-user attack", "sum_rate": "the sum-rate attack"}
+INFINITE = float("inf")
+
+
+def _claims() -> Iterator[Claim]:
+    words = "thermal noise costs unprotected fusion more than half"
+    yield Claim(words, ("ideal", "none"), NOISELESS, ".40", 0.0, 0.5)
+    for attack, name in ATTACKS.items():
+        words = f"{name} costs unprotected fusion nearly all"
+        yield Claim(words, (attack, "none"), NOISELESS, ".05", 0.0, 0.1)
+    words = "R-MTLLMF keeps 95 % of the noiseless baseline without an attacker"
+    yield Claim(words, ("ideal", "r-mtllmf"), NOISELESS, ".98", 0.95, INFINITE)
+    for attack, name in ATTACKS.items():
+        words = f"R-MTLLMF has nine times the unprotected accuracy or more under {name}"
+        yield Claim(words, (attack, "r-mtllmf"), (attack, "none"), "9 to 14", 9.0, INFINITE)
+
+
+CLAIMS = tuple(_claims())
 """What the paper claims of mean accuracies; "nearly all" is taken as nine tenths, "a few points" as
 5 %."""
 AVERAGE = "Average normalised"

@@ -28,10 +28,10 @@ from study import (
     caution,
     claimed,
     grouped,
-    load,
     made_by,
+    opened_all,
     sign,
-    sweep,
+    sweep_all,
     write_figure,
     write_page,
 )
@@ -43,8 +43,8 @@ from rmtllmf_jax.report.intervals import PAIR, Interval, differences, interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
+from rmtllmf_jax.runs import Run
 from rmtllmf_jax.runs.environment import use_compilation_cache
-from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.uplink import DEFAULT_C0_DB
@@ -114,6 +114,7 @@ def variants(options: Options) -> Iterator[tuple[str, str, Settings, tuple[str, 
         eval_samples=options.eval_samples,
         c0_db=options.c0,
         realign=options.realign(),
+        control_learning_rate=options.control_learning_rate,
         seed=options.seed,
     )
     yield "halves", "", settings, HALVES
@@ -132,11 +133,22 @@ def variants(options: Options) -> Iterator[tuple[str, str, Settings, tuple[str, 
             yield "rates", f"rate {rate:g}", replace(settings, realign=recipe), ("r-mtllmf",)
 
 
-def enough(inputs: SweepInputs, most: int) -> tuple[str, ...]:
+def beside(unfused: pd.DataFrame, cells: pd.DataFrame, shots: int) -> pd.DataFrame:
+    """Return the cells without an uplink once for every cell of the uplink, to make pairs."""
+    found = []
+    for name, on in (("base", ["combination"]), ("control", ["combination", "seed"])):
+        own = unfused[unfused["protection"] == name]
+        own = own.drop(columns=[each for each in PAIR if each not in on])
+        own = own.merge(cells[PAIR].drop_duplicates(), on=on)
+        found.append(own.assign(variant=name, shots=shots if name == "control" else 0))
+    return pd.concat(found).assign(group="unfused")
+
+
+def enough(run: Run, most: int) -> tuple[str, ...]:
     """Return the tasks in which every class has at least `most` training images."""
     return tuple(
         task.name
-        for task in inputs.data
+        for task in run.tasks
         if np.bincount(task.train.labels, minlength=len(task.classes)).min() >= most
     )
 
@@ -145,9 +157,9 @@ def main(options: Options) -> None:
     """Sweep variant by variant; write table, figure and page."""
     started, options = time.perf_counter(), options.chosen()
     use_compilation_cache(options.cache_dir)
-    inputs = load(options)
-    tasks = enough(inputs, max(options.shots))
-    left = sorted(set(inputs.tasks) - set(tasks))
+    runs = opened_all(options)
+    tasks = enough(runs[0], max(options.shots))
+    left = sorted(set(runs[0].names) - set(tasks))
     if len(tasks) < min(options.sizes):
         raise InputError(
             f"{len(tasks)} tasks have {max(options.shots)} training images in every class, and "
@@ -157,8 +169,11 @@ def main(options: Options) -> None:
     found = []
     for group, name, settings, protections in variants(options):
         grid = Grid(combinations, options.scenarios, protections, options.draws, 1)
-        cells = cell_scores(sweep(options.run, inputs, settings, grid)["results"])
-        cells = cells[cells["protection"].isin(protections)].copy()  # without base and controls
+        cells = cell_scores(sweep_all(runs, settings, grid)["results"])
+        unfused = ~cells["protection"].isin(protections)  # base and control
+        if group == "halves":
+            found.append(beside(cells[unfused], cells[~unfused], settings.shots))
+        cells = cells[~unfused].copy()
         realigned = cells["protection"].isin(["realign", "r-mtllmf"])
         cells["group"], cells["variant"] = group, name or cells["protection"]
         cells["shots"] = np.where(realigned, settings.shots, 0)
@@ -175,7 +190,7 @@ def main(options: Options) -> None:
         made_by("figure_5.py", options.seed, time.perf_counter() - started),
         conclusion(cells),
         f"{len(combinations)} combinations of {', '.join(map(str, options.sizes))} tasks, "
-        f"{options.draws} channel draws"
+        f"{options.draws} channel draws, {len(runs)} fine-tunings"
         + (f"; left out for want of training images: {', '.join(left)}." if left else "."),
         markdown_table(summary(cells)),
         "![Halves, and samples per class](figure_5.png)",

@@ -24,10 +24,35 @@ import pandas as pd
 from matplotlib.figure import Figure
 from study import write_figure, write_page
 
+from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.style import SEQUENCE, tidy
 
 OUT = Path(__file__).parent / "results" / "frontier"
+KINDS = {"all": "all named", "seen": "some seen rarely", "named": "some named rarely"}
+"""How classes are treated, by a word of the column `captions`."""
+BASE = 45, 70
+"""Per cent that a testbed's base model should have."""
+
+
+def kinds_of(tried: pd.DataFrame) -> pd.Series:
+    """Return the key in `KINDS` of every run."""
+    return tried["captions"].str.extract(f"({'|'.join(KINDS)})")[0]
+
+
+def conclusion(tried: pd.DataFrame) -> str:
+    """Say by kind how much eight merged tasks gain where the base model is in its range."""
+    fitting = tried[tried["base"].between(*BASE)]
+    gain, kinds = fitting["n8"] - fitting["base"], kinds_of(fitting)
+    said = []
+    for kind, name in KINDS.items():
+        own = gain[kinds == kind]
+        number = f"{own.min():+.0f} to {own.max():+.0f} points" if len(own) else "no such run"
+        said.append(f"{name} {number}")
+    return (
+        f"Where the base model has {BASE[0]} to {BASE[1]} % of fine-tuning's accuracy, eight "
+        f"merged tasks gain over it: {listed(said)}."
+    )
 
 
 def main() -> None:
@@ -36,16 +61,15 @@ def main() -> None:
     gain = tried["n8"] - tried["base"]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     panel = figure.subplots()
-    kinds = tried["captions"].str.extract(r"(all|seen|named)")[0]
-    names = {"all": "all named", "seen": "some seen rarely", "named": "some named rarely"}
-    for place, (kind, name) in enumerate(names.items()):
+    kinds = kinds_of(tried)
+    for place, (kind, name) in enumerate(KINDS.items()):
         colour, marker = SEQUENCE[place]
         for tower, face in (("no", "none"), ("yes", colour)):
             own = (kinds == kind) & (tried["text_tower"] == tower)
             label = name + (", with a text tower" if tower == "yes" else "")
             look = {"markerfacecolor": face, "label": label if own.any() else None}
             panel.plot(tried["base"][own], gain[own], marker, color=colour, **look)
-    panel.axvspan(45, 70, color="0.93", zorder=0)
+    panel.axvspan(*BASE, color="0.93", zorder=0)
     panel.axhline(15, color="0.5", linewidth=0.8)
     panel.set_xlabel("Base model over fine-tuned (%)")
     panel.set_ylabel("Eight merged tasks minus base (points)")
@@ -59,10 +83,8 @@ def main() -> None:
     title = "Normalised test accuracy (%) of small pretrainings"
     lines = [
         "# How to pretrain a base model on which fusing helps",
-        "Made by `python experiments/frontier.py` from tried.csv; what the columns are, and how "
-        "they came about, says the docstring of the script. Seeing some classes rarely trades the "
-        "merged model's accuracy for the base model's; naming them rarely does not. With all "
-        "classes named, a base model at 60 % has not learnt its features yet.",
+        "`python experiments/frontier.py` draws tried.csv, one row per small pretraining.",
+        conclusion(tried),
         markdown_table(Sheet(title, header, rows)),
         "![Gain of eight merged tasks against the base model's accuracy](frontier.png)",
     ]

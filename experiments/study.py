@@ -184,10 +184,11 @@ def sweep_all(runs: Sequence[Run], settings: Settings, grid: Grid) -> dict[str, 
     tables = {
         name: pd.concat([each[name] for each in found], ignore_index=True) for name in found[0]
     }
-    scales = tables["scales"]
-    keys = [name for name in scales if name != "normalised"]
-    means = scales.groupby(keys, as_index=False, sort=False, dropna=False)
-    return {**tables, "scales": means.mean()}
+    if "scales" in tables:  # of the scale rule validation alone
+        keys = [name for name in tables["scales"] if name != "normalised"]
+        means = tables["scales"].groupby(keys, as_index=False, sort=False, dropna=False)
+        tables["scales"] = means.mean()
+    return tables
 
 
 def work_store(

@@ -95,3 +95,33 @@ def test_other_fine_tunings_stand_as_seeds(
     same = replace(options, also=(finished.copy(tmp_path / "same", sweep=False),))
     with pytest.raises(InputError, match="fine-tuned with seed 0, as another run is"):
         script.main(same)
+
+
+@pytest.mark.slow
+def test_figure_5_has_every_variant_beside_its_rivals(
+    script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
+) -> None:
+    experiment = importlib.import_module("figure_5")
+    options = experiment.Options(
+        finished.copy(tmp_path / "run", sweep=False),
+        sizes=(2,),
+        combinations=1,
+        scenarios=("ideal",),
+        shots=(1, 2),
+        steps=(1,),
+        learning_rates=(1e-3,),
+        realign_steps=2,
+        control_learning_rate=2e-3,
+        eval_samples=4,
+        out=tmp_path / "out",
+        cache_dir=cache_dir,
+    )
+    experiment.main(options)
+    cells = pd.read_csv(options.out / "cells.csv")
+    expected = {"base", "control", "none", "freeze", "realign", "r-mtllmf", "1 steps", "rate 0.001"}
+    assert expected <= set(cells["variant"])
+    counts = cells.groupby(["variant", "shots"])["draw"].nunique()
+    assert (counts == options.draws).all()
+    page = (options.out / "README.md").read_text("utf-8")
+    assert "| base | 0 |" in page
+    assert "| control | 10 |" in page
