@@ -40,7 +40,6 @@ import tyro
 from study import (
     OPEN,
     Realigning,
-    caution,
     claimed,
     made_by,
     opened_all,
@@ -51,7 +50,7 @@ from study import (
 
 from rmtllmf_jax.common.files import write_json
 from rmtllmf_jax.defences.repairs import PROTECTIONS
-from rmtllmf_jax.report.intervals import Interval
+from rmtllmf_jax.report.intervals import FEW, Interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.paper import paired, paper_sheet
 from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table
@@ -253,10 +252,14 @@ def conclusion(ratios: dict[Claim, dict[int, Interval]]) -> str:
         each = listed(f"{'whether' if words == OPEN else 'that'} {claim}" for claim in claims)
         what = "each of the paper's claims" if len(claims) == len(ratios) else "it"
         sentences.append(f"At N = {where} {what} {words}{f' {each}' if what == 'it' else ''}.")
-    few = caution(
-        (each for by_n in ratios.values() for each in by_n.values()), "combinations, draws or seeds"
-    )
-    return " ".join(sentences) + few
+    few = {n: each.levels for by_n in ratios.values() for n, each in by_n.items()}
+    few = {n: levels for n, levels in few.items() if levels < FEW}
+    if few:
+        sentences.append(
+            f"At N = {listed(map(str, few))} so few combinations, draws or seeds "
+            f"({min(few.values())}) decide nothing."
+        )
+    return " ".join(sentences)
 
 
 def claims_sheet(ratios: dict[Claim, dict[int, Interval]]) -> Sheet:

@@ -551,7 +551,7 @@ def test_which_of_the_papers_claims_hold():
 def test_claims_on_few_combinations_or_on_other_cells():
     said, results = claims(combinations=2)
     assert said.startswith("At N = 2 and 3 each of the paper's claims cannot be decided.")
-    assert said.endswith("So few combinations, draws or seeds (2) decide nothing.")
+    assert said.endswith("At N = 2 and 3 so few combinations, draws or seeds (2) decide nothing.")
     along = results.assign(axis="mse", level=0.1)
     assert "None of the paper's claims can be judged" in figure_2.conclusion(figure_2.judged(along))
 
