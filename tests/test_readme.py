@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 
 from rmtllmf_jax.report.intervals import Interval
+from rmtllmf_jax.report.io import completed
+from rmtllmf_jax.report.paper import ACCURACIES
+from rmtllmf_jax.report.tables import summary, versions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +55,17 @@ def test_the_demos_table_is_that_of_the_committed_summary():
         rows = [summary.loc[(size, *kind)] for size in sizes]
         cells = [Interval(row["mean"], row["low"], row["high"]).text() for row in rows]
         assert f"| {name} | {' | '.join(cells)} |" in README
+
+
+def test_the_table_beside_the_papers_is_that_of_the_committed_results():
+    path = ROOT / "experiments" / "results" / "figure_2_vit" / "results.parquet"
+    *_, results = versions(completed(pd.read_parquet(path))).values()  # without cars
+    means = summary(results, "size").set_index(["size", "scenario", "protection"]).sort_index()
+    sizes = means.index.unique("size")
+    for name, kind in ROWS.items():
+        rows = [means.loc[(size, *kind)] for size in sizes]
+        cells = [Interval(row["mean"], row["low"], row["high"]).text() for row in rows]
+        assert f"| {name} | {' | '.join(cells)} | {ACCURACIES.get(kind, '-')} |" in README
 
 
 def test_the_card_and_the_docs_have_the_numbers_of_the_testbeds_page():
