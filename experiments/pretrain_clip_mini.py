@@ -103,7 +103,7 @@ class Options:
     """Peak of AdamW."""
     weight_decay: float = 0.05
     """Decoupled, on all parameters."""
-    naming: float = 10.0
+    naming: float = 11.0
     """Decay of how often a class's name is used, see clip_mini_mix.py."""
     vocabulary: int = 1536
     """Tokens, of which 514 are bytes, their ends of words, and start and end of a text."""
