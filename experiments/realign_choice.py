@@ -6,8 +6,8 @@ Needs a run folder with fine-tuned users (`rmtllmf finetune`). For each candidat
 merges, reloads and realigns as R-MTLLMF does, and averages the normalised accuracy on *validation*
 samples over combinations of two and four tasks under `ideal` and `sum_rate`; the test split plays
 no part. The control, the base model realigned on the same shots, is a rival only at its own best
-learning rate, so its accuracy is given too. The results that fixed the defaults are in
-results/realign_choice/.
+learning rate, so its accuracy is given too. In results/realign_choice/ are the demo's page and
+vit-tiny.csv, of an earlier version, which fixed the defaults.
 """
 
 from __future__ import annotations
