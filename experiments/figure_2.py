@@ -16,6 +16,9 @@ a model is realigned), one seed, 200 test images per task: hours on two cores (1
 `--quick` one combination of each size and 50 images. The coefficient is the best on validation
 samples for each number of tasks (`--scale`).
 
+`--also` takes further run folders of the same model and tasks, fine-tuned with another `--seed`:
+their cells stand as further seeds, so that intervals are over fine-tunings too.
+
 Written to results/figure_2/: README.md (what holds of the claims, by number of tasks), index.html
 (all figures and tables), the figures, summary.md, and the tables; index.html and the PDFs are not
 committed. Finished work is kept in the run folder: the same command resumes. With `--axis` the
