@@ -40,7 +40,6 @@ OLDER = (
     "power_control",
     "power_control_total",
     "sensitivity",
-    "testbed",
 )
 """Pages that an earlier version of their script wrote."""
 
