@@ -261,14 +261,8 @@ def quotient(
 
 
 def sign(found: Interval, form: str = ".1f", scale: float = 100.0) -> int:
-    """Return the side of 0 on which an interval lies as printed: 1, -1, or 0 for neither.
-
-    0 also where it rests on fewer than `FEW` levels, which decide nothing.
-    """
-    if found.levels < FEW:
-        return 0
-    low, high = (float(format(scale * end, form)) for end in (found.low, found.high))
-    return (low > 0) - (high < 0)
+    """Return `Interval.side`, 0 also where too few levels decide nothing."""
+    return found.side(form, scale=scale) or 0
 
 
 def stands(found: Interval, above: str, below: str, of: str, form: str = ".1f") -> str:
@@ -278,10 +272,9 @@ def stands(found: Interval, above: str, below: str, of: str, form: str = ".1f") 
 
     - `of`: what is replicated, as `channel`.
     """
-    if found.levels < FEW:
-        number = f"{found.levels} {of}{'s' if found.levels > 1 else ''}"
-        return f"cannot be judged on {number} against"
-    return {1: above, -1: below, 0: "cannot be distinguished from"}[sign(found, form)]
+    few = f"cannot be judged on {found.levels} {of}{'s' if found.levels > 1 else ''} against"
+    words = {1: above, -1: below, 0: "cannot be distinguished from", None: few}
+    return words[found.side(form)]
 
 
 def caution(found: Iterable[Interval], of: str) -> str:

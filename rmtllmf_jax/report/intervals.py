@@ -57,6 +57,16 @@ class Interval:
         ends = "" if np.isnan(low) else f" [{low:z{form}}, {high:z{form}}]"
         return f"{mean:{sign}z{form}}{unit}{ends}"
 
+    def side(self, form: str = ".0f", *, scale: float = 100.0) -> int | None:
+        """Return the side of 0 on which it lies as printed: 1, -1, or 0 for neither.
+
+        `None` where it rests on fewer than `FEW` levels, which decide nothing.
+        """
+        if self.levels < FEW:
+            return None
+        low, high = (float(format(scale * end, form)) for end in (self.low, self.high))
+        return (low > 0) - (high < 0)
+
 
 def interval(
     cells: pd.DataFrame, column: str = "score", clusters: tuple[str, ...] = CLUSTERS

@@ -125,11 +125,9 @@ def _gain(row: dict[str, Any], unit: str) -> str:
 
 
 def _verb(row: dict[str, Any]) -> str:
-    """Return who wins: the interval has to exclude 0 as printed, and to rest on enough."""
-    if row["levels"] < FEW:
-        return _UNKNOWN
-    low, high = (round(100 * row[end]) for end in ("low", "high"))
-    return _BEATS if low > 0 else _LOSES if high < 0 else _TIES
+    """Return who wins, as far as the interval decides that."""
+    found = Interval(row["difference"], row["low"], row["high"], row["levels"])
+    return {1: _BEATS, 0: _TIES, -1: _LOSES, None: _UNKNOWN}[found.side()]
 
 
 def replication(results: pd.DataFrame) -> list[str]:
