@@ -220,12 +220,18 @@ def known_names(parts: Sequence[Part], fits: Callable[[str], bool]) -> list[list
     return [names for names in known if len(names) >= SIBLINGS]
 
 
-def random_phrases(names: list[list[str]], generator: np.random.Generator) -> list[str]:
+def known_words(names: list[list[str]]) -> list[str]:
+    """Return the words and numbers of class names, each once."""
+    words = {word.lower() for each in names for name in each for word in name.split()}
+    return sorted(word for word in words if word.isalnum())
+
+
+def random_phrases(
+    names: list[list[str]], words: list[str], generator: np.random.Generator
+) -> list[str]:
     """Return prompts in groups that are hard to tell apart: in every second one class names of a
     set, in the others known words and random letters, the same ones but for one.
     """
-    words = sorted({word.lower() for each in names for name in each for word in name.split()})
-    words = [word for word in words if word.isalnum()]
 
     def word(longest: int) -> str:
         if generator.random() < 0.7:
@@ -269,7 +275,7 @@ def main(options: Options) -> None:
     tokens = dict(zip(texts, tokenise(texts, tokenizer, context), strict=True))
     recipe, positions = options.recipe(), clip.shape.text.positions
     names = known_names(parts, lambda text: len(tokenizer(text)["input_ids"]) <= positions)
-    shares = np.array([part.share for part in parts])
+    words, shares = known_words(names), np.array([part.share for part in parts])
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
         generator = np.random.default_rng([options.seed, step])
@@ -280,7 +286,7 @@ def main(options: Options) -> None:
             np.stack([pair.image for pair in pairs]),
             np.stack([tokens[pair.caption] for pair in pairs]),
             np.unique([pair.meaning for pair in pairs], return_inverse=True)[1],
-            tokenise(random_phrases(names, generator), tokenizer, positions),
+            tokenise(random_phrases(names, words, generator), tokenizer, positions),
             clip=clip,
             recipe=recipe,
         )

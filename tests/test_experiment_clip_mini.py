@@ -103,9 +103,9 @@ def test_groups_of_phrases_differ_in_a_word_or_are_the_names_of_a_set(
     assert things in names  # the set of four has too few for a group
     short = pretrain.known_names([a_part(mix, classes=12)], lambda text: "thing" in text)
     assert short == [things]
-    generator = np.random.default_rng(0)
+    words, generator = pretrain.known_words(names), np.random.default_rng(0)
     for _ in range(20):
-        phrases = pretrain.random_phrases(names, generator)
+        phrases = pretrain.random_phrases(names, words, generator)
         assert len(phrases) == pretrain.GROUPS * pretrain.SIBLINGS
         for group in range(pretrain.GROUPS):
             own = phrases[group * pretrain.SIBLINGS :][: pretrain.SIBLINGS]
