@@ -255,12 +255,13 @@ def conclusion(ratios: dict[Claim, dict[int, Interval]]) -> str:
         each = listed(f"{'whether' if words == OPEN else 'that'} {claim}" for claim in claims)
         what = "each of the paper's claims" if len(claims) == len(ratios) else "it"
         sentences.append(f"At N = {where} {what} {words}{f' {each}' if what == 'it' else ''}.")
-    few = {n: each.levels for by_n in ratios.values() for n, each in by_n.items()}
-    few = {n: levels for n, levels in few.items() if levels < FEW}
+    levels = [(n, each.levels) for by_n in ratios.values() for n, each in by_n.items()]
+    few = [(n, number) for n, number in levels if number < FEW]
     if few:
+        where = listed(str(n) for n in sorted({n for n, _ in few}))
         sentences.append(
-            f"At N = {listed(map(str, few))} so few combinations, draws or seeds "
-            f"({min(few.values())}) decide nothing."
+            f"At N = {where} so few combinations, draws or seeds "
+            f"({min(number for _, number in few)}) decide nothing."
         )
     return " ".join(sentences)
 

@@ -547,6 +547,13 @@ def test_which_of_the_papers_claims_hold():
     )
 
 
+def test_claims_of_few_levels_are_named_though_others_have_more():
+    few, many = (Interval(0.9, 0.8, 1.0, levels) for levels in (2, 9))
+    first, *others = figure_2.CLAIMS
+    said = figure_2.conclusion({first: {4: few}} | {claim: {4: many} for claim in others})
+    assert said.endswith("At N = 4 so few combinations, draws or seeds (2) decide nothing.")
+
+
 def test_claims_on_few_combinations_or_on_other_cells():
     said, results = claims(combinations=2)
     assert said.startswith("At N = 2 and 3 each of the paper's claims cannot be decided.")
