@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,6 +21,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The experiment, imported as it runs: from its own folder."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
     return importlib.import_module("figure_2")
+
+
+def tiny(experiment: ModuleType, finished: TinyRun, folder: Path, **options: Any) -> Any:
+    """The options of an experiment on one pair of the finished run's tasks."""
+    run = finished.copy(folder / "run", sweep=False)
+    return experiment.Options(run, sizes=(2,), combinations=1, out=folder / "out", **options)
 
 
 @pytest.mark.parametrize(
@@ -42,16 +49,15 @@ def test_a_grid_that_cannot_be_is_refused_before_the_run_is_read(
 def test_an_axis_gives_levels_in_place_of_the_presets(
     script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
-    options = script.Options(
-        finished.copy(tmp_path / "run", sweep=False),
-        sizes=(2,),
-        combinations=1,
+    options = tiny(
+        script,
+        finished,
+        tmp_path,
         scenarios=("clean", "ideal"),
         protections=("none", "freeze"),
         axis="mse=.01,.1",
         draws=1,
         scale="0.3",
-        out=tmp_path / "out",
         cache_dir=cache_dir,
     )
     script.main(options)
@@ -69,18 +75,17 @@ def test_other_fine_tunings_stand_as_seeds(
     other = tmp_path / "other"
     words = command("finetune", *finished.users, "--seed", 1, "--out", other)
     subprocess.run(words, check=True, env=environment(), capture_output=True)
-    options = script.Options(
-        finished.copy(tmp_path / "run", sweep=False),
+    options = tiny(
+        script,
+        finished,
+        tmp_path,
         also=(other,),
-        sizes=(2,),
-        combinations=1,
         scenarios=("clean", "ideal"),
         protections=("none", "realign"),
         draws=2,
         repaired_draws=1,
         realign_steps=2,
         scale="validation",
-        out=tmp_path / "out",
         cache_dir=cache_dir,
     )
     script.main(options)
@@ -102,10 +107,10 @@ def test_figure_5_has_every_variant_beside_its_rivals(
     script: ModuleType, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
     experiment = importlib.import_module("figure_5")
-    options = experiment.Options(
-        finished.copy(tmp_path / "run", sweep=False),
-        sizes=(2,),
-        combinations=1,
+    options = tiny(
+        experiment,
+        finished,
+        tmp_path,
         scenarios=("ideal",),
         shots=(1, 2),
         steps=(1,),
@@ -113,7 +118,6 @@ def test_figure_5_has_every_variant_beside_its_rivals(
         realign_steps=2,
         control_learning_rate=2e-3,
         eval_samples=4,
-        out=tmp_path / "out",
         cache_dir=cache_dir,
     )
     experiment.main(options)
