@@ -52,7 +52,7 @@ from study import (
 )
 
 from rmtllmf_jax.common.files import write_json
-from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.defences.protection import PROTECTIONS
 from rmtllmf_jax.report.intervals import FEW, Interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.paper import paired, paper_sheet
@@ -179,7 +179,7 @@ def main(options: Options) -> None:
         axis=parse_axis(options.axis),
         repaired_draws=min(options.repaired_draws, options.draws),
     )
-    grid.require_fitting(settings.channel(1))
+    grid.require_fitting(settings, 1)
     runs = opened_all(options)
     tasks = runs[0].names
     chosen = choose_combinations(tasks, options.combinations, options.seed, options.sizes)

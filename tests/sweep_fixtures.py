@@ -21,7 +21,7 @@ from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.task_data import Rows, load_task
-from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.defences.protection import PROTECTIONS
 from rmtllmf_jax.fusion import Average, Dare, DareTies, Lata, TaskArithmetic, Ties
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.features import extract_features

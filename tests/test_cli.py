@@ -19,7 +19,7 @@ from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
 from rmtllmf_jax.cli.sweep import check
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.defences.protection import PROTECTIONS
 from rmtllmf_jax.fusion.scale import SUM_SCALES
 from rmtllmf_jax.runs.folder import set_aside
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations

@@ -9,19 +9,15 @@ import pytest
 from conftest import assert_trees_equal
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.defences.repairs import (
+from rmtllmf_jax.defences.protection import (
     PROTECTIONS,
-    FromBase,
-    Realign,
-    Reload,
-    frozen_leaves,
     named,
     parse_protection,
     protection_name,
-    reload_leaves,
     repairs_of,
     split,
 )
+from rmtllmf_jax.defences.repairs import FromBase, Realign, Reload, frozen_leaves, reload_leaves
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone
 

@@ -20,10 +20,12 @@ from rmtllmf_jax.channel import DirectPreset
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.gradients import (
     AttackLimit,
+    DefenceLimits,
     NotNegative,
     Parameters,
     PowerLimits,
     learn_attack,
+    learn_defence,
     learn_powers,
     learn_scales,
     max_min_powers,
@@ -276,6 +278,77 @@ def test_the_entries_of_an_attack_need_no_lapack():
     traced = str(jax.make_jaxpr(entries)(covariances))
     assert "scan" in traced
     assert "cholesky" not in traced
+
+
+# Defences against attacks
+
+
+@pytest.mark.slow
+def test_defence_and_attack_bound_the_value_of_their_game():
+    objective = tiny_objective(channel_draws=1, noise_draws=4)
+    found = learn_defence(objective, KEY, rounds=2, steps=12)
+    assert found.values.shape == (2, 2)
+    assert found.lower == found.values[:, 0].max()
+    assert found.upper == found.values[:, 1].min()
+    assert found.gap == found.upper - found.lower
+    assert np.all(found.values[:, 0] < found.values[:, 1])  # each attack hurts
+    # What the ends are said to be worth is what they are worth.
+    attack = found.attack.attack
+    worth = value(objective.holding(Parameters(attack=attack)), found.defence, KEY)
+    undefended = learn_attack(objective, KEY, steps=12)
+    assert found.lower > undefended.value
+    assert float(worth) > float(value(objective, Parameters(attack=attack), KEY))
+    sizes = np.array([leaf[0].size for leaf in jax.tree.leaves(objective.vectors)])
+    powers = np.asarray(found.defence.leaf_powers)
+    assert powers @ sizes == pytest.approx(sizes.sum(), rel=1e-4)
+    assert np.ptp(powers) > 0.05
+    assert float(jnp.min(found.defence.scale)) >= 0
+
+
+def test_a_defence_is_learned_in_one_channel():
+    with pytest.raises(InputError, match="one channel, and this objective has 2"):
+        learn_defence(tiny_objective(channel_draws=2), KEY)
+
+
+@pytest.mark.parametrize("scenario", ["sum_rate", "strongest_user"])
+def test_leaf_powers_are_the_power_of_all_users_leaf_by_leaf(scenario):
+    objective = tiny_objective(scenario)
+    powers = jnp.linspace(0.5, 2.0, LEAVES)
+    found = objective.user_mse(Parameters(leaf_powers=powers), KEY)
+    assert found.shape == (TASKS, LEAVES)
+    for leaf, power in enumerate(powers):
+        alone = objective.user_mse(Parameters(powers=jnp.full(PRESET.users, power)), KEY)
+        np.testing.assert_allclose(found[:, leaf], alone, rtol=1e-5)
+
+
+def test_the_gradient_by_leaf_powers_is_that_of_finite_differences():
+    with jax.enable_x64(True):
+        objective = tiny_objective("sum_rate", jnp.float64)
+        at = Parameters(leaf_powers=jnp.linspace(0.5, 2.0, LEAVES))
+        found = gradients.value_and_gradient(objective, at, KEY)[1].leaf_powers
+        for leaf in range(LEAVES):
+            ends = [
+                value(objective, replace(at, leaf_powers=at.leaf_powers.at[leaf].add(s)), KEY)
+                for s in (1e-5, -1e-5)
+            ]
+            assert found[leaf] == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(powers=SHARES, sizes=arrays(np.int64, 5, elements=st.integers(1, 10_000)))
+def test_powers_of_leaves_keep_their_energy_and_their_limits(powers, sizes):
+    limits = DefenceLimits(tuple(map(int, sizes)))
+    with jax.enable_x64(True):
+        given_ = jnp.asarray(powers, float)
+        found = np.asarray(limits(Parameters(leaf_powers=given_)).leaf_powers)
+    assert found @ sizes == pytest.approx(sizes.sum(), rel=1e-6)
+    assert found.min() >= limits.least - 1e-9
+    assert found.max() <= limits.most + 1e-9
+    # Nearest: no power may move between two inner leaves to come nearer.
+    inner = (found > limits.least + 1e-6) & (found < limits.most - 1e-6)
+    shift = (powers.astype(float) - found)[inner] / sizes[inner]
+    if inner.any():
+        assert np.ptp(shift) < 1e-6
 
 
 # Coefficients

@@ -12,7 +12,7 @@ import pytest
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import ATTACKS, Link, Lmmse, Scenario, get_preset
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.sweep.axis import AXES, NO_AXIS, Axis, link_errors, link_mse, parse_axis
+from rmtllmf_jax.sweep.axis import AXES, NO_AXIS, Axis, link_mse, link_sent, parse_axis
 
 PAPER = get_preset("paper")
 KEY = jax.random.key(3)
@@ -129,7 +129,7 @@ def test_a_level_of_the_cell_is_another_preset(
 @pytest.mark.parametrize(("axis", "level"), [("snr_db", 7.0), ("budget_db", 3.0)])
 def test_the_covariance_at_a_level_is_the_presets(axis: str, level: float) -> None:
     joint = link("strongest_user", PAPER, Lmmse())
-    found = np.asarray(link_errors(KEY, joint, axis, level))
+    found = np.asarray(link_sent(KEY, joint, axis, level).errors)
     there = at(PAPER, axis, level)
     h = np.asarray(channel.draw_channel(there, KEY), complex)
     strongest = h[:, np.argmax(np.linalg.norm(h, axis=0))]
@@ -144,9 +144,9 @@ def test_the_covariance_at_a_level_is_the_presets(axis: str, level: float) -> No
 
 def test_without_a_level_the_covariance_is_that_of_the_preset() -> None:
     joint = link("sum_rate", PAPER, Lmmse())
-    own = link_errors(KEY, joint, "", None)
-    there = link_errors(KEY, joint, "snr_db", PAPER.edge_snr_db)
-    given = link_errors(KEY, joint, "mse", 0.2)
+    own = link_sent(KEY, joint, "", None).errors
+    there = link_sent(KEY, joint, "snr_db", PAPER.edge_snr_db).errors
+    given = link_sent(KEY, joint, "mse", 0.2).errors
     np.testing.assert_allclose(own, there, atol=1e-5)
     np.testing.assert_array_equal(own, given)
 

@@ -28,7 +28,7 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.defences.protection import PROTECTIONS
 from rmtllmf_jax.evaluation.metrics import Accuracy, SoftAccuracy
 from rmtllmf_jax.fusion import TaskArithmetic, Ties
 from rmtllmf_jax.runs.inputs import SweepInputs

@@ -31,7 +31,7 @@ from sweep_fixtures import (
 from rmtllmf_jax import uplink
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.defences.repairs import PROTECTIONS
+from rmtllmf_jax.defences.protection import PROTECTIONS
 from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties, power_law
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid

@@ -6,11 +6,13 @@ power per antenna, rates in nats, results in user order::
 
     mse = Link(PRESETS["paper"], SumRate(), Sic()).mse(jax.random.key(0))      # (users,)
 
-Modules with names of their own: `attacks`, `receivers`, `fading`, `path_loss`, `power_control`,
-`modem`, `quantise` and `link` (the uplink symbol by symbol), and `snr` (what SNR can mean).
+Modules with names of their own: `air`, `attacks`, `receivers`, `fading`, `path_loss`,
+`power_control`, `modem`, `quantise`, `link` (the uplink symbol by symbol), and `snr` (what SNR can
+mean).
 """
 
 from rmtllmf_jax.channel import (
+    air,
     attacks,
     fading,
     link,
@@ -21,6 +23,7 @@ from rmtllmf_jax.channel import (
     receivers,
     snr,
 )
+from rmtllmf_jax.channel.air import AIR, ONCE, Air, Harq, Hop, Once, Repeat, Schedule, Sent
 from rmtllmf_jax.channel.attacks import (
     ATTACKS,
     NO_ATTACK,
@@ -34,14 +37,12 @@ from rmtllmf_jax.channel.attacks import (
     Towards,
     White,
     WhiteInRange,
+    attack_covariance,
     attacked_gram,
 )
 from rmtllmf_jax.channel.chain import (
     Link,
     Scenario,
-    mse_of,
-    user_errors,
-    user_mse,
     user_rates,
 )
 from rmtllmf_jax.channel.checks import check_uplink
@@ -51,6 +52,7 @@ from rmtllmf_jax.channel.equalise import (
     error_covariance_of,
     mmse_equaliser,
 )
+from rmtllmf_jax.channel.errors import mse_of, user_errors, user_mse
 from rmtllmf_jax.channel.fading import (
     Fading,
     Kronecker,
@@ -125,14 +127,17 @@ from rmtllmf_jax.channel.spectral_attacks import (
 )
 
 __all__ = [
+    "AIR",
     "ATTACKS",
     "NO_ATTACK",
+    "ONCE",
     "ORDERS",
     "PLACEMENTS",
     "POWER_CONTROLS",
     "PRESETS",
     "RECEIVERS",
     "SIC",
+    "Air",
     "Attack",
     "ChannelPreset",
     "DirectPreset",
@@ -140,6 +145,8 @@ __all__ = [
     "Estimated",
     "Fading",
     "FreeSpace",
+    "Harq",
+    "Hop",
     "Kronecker",
     "Link",
     "LinkBudget",
@@ -148,13 +155,17 @@ __all__ = [
     "Matrices",
     "MinMaxRate",
     "NoAttack",
+    "Once",
     "PathLoss",
     "PowerLaw",
     "Preset",
     "Rayleigh",
     "Receiver",
+    "Repeat",
     "Rician",
     "Scenario",
+    "Schedule",
+    "Sent",
     "Sic",
     "StrongestUser",
     "SumMse",
@@ -166,7 +177,9 @@ __all__ = [
     "UrbanMicro",
     "White",
     "WhiteInRange",
+    "air",
     "angles_from_positions",
+    "attack_covariance",
     "attacked_gram",
     "attacks",
     "channel_at",

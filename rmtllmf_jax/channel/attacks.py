@@ -21,12 +21,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Complex, Float, Real
+from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel.checks import require_channel, require_hermitian, require_powers
 from rmtllmf_jax.channel.equalise import effective_gram
@@ -43,7 +43,10 @@ from rmtllmf_jax.channel.spectral_attacks import (
     spectral_covariance,
 )
 from rmtllmf_jax.common.errors import InputError, require_at_least
-from rmtllmf_jax.common.values import by_name, name_of
+from rmtllmf_jax.common.values import by_name, described, name_of
+
+# What a draw's key is folded with for the attacker (0 to 3 are the channel's and the receiver's).
+_ATTACKER = 4
 
 _Power = Float[Array, " users"] | None
 Powers = Callable[[str], Float[Array, " users"]]
@@ -352,8 +355,11 @@ def attacked_gram(
     budget: Real[ArrayLike, ""],
     noise: Real[ArrayLike, ""] = 1.0,
     powers: Powers | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> Complex[Array, "users users"]:
     """G = H~^H (C + noise I)^-1 H~ under any attack, by its `from_gram` where it has one.
+
+    `key`: that of the draw, for attacks that draw something.
 
     **Raises:** `InputError` as the attack does.
 
@@ -361,13 +367,38 @@ def attacked_gram(
     >>> attacked_gram(StrongestUser(), h_tilde, 3.0).real.tolist()
     [[0.25]]
     """
-    made = choice(attack, powers)
     if hasattr(attack, "from_gram"):
+        made = choice(attack, powers)
         antennas = h_tilde.shape[0]
         found = attack.from_gram(gram(h_tilde), budget, noise, antennas=antennas, **made)
     elif hasattr(attack, "from_channel"):
-        found = attack.from_channel(h_tilde, budget, noise)
+        found = attack.from_channel(h_tilde, budget, noise, **_drawn(attack, key))
     else:
-        require_powers(budget, noise)
-        found = effective_gram(h_tilde, attack(h_tilde, budget, noise, **made), noise)
+        covariance = attack_covariance(attack, h_tilde, budget, noise, key, powers)
+        found = effective_gram(h_tilde, covariance, noise)
     return found
+
+
+def attack_covariance(
+    attack: Attack,
+    h_tilde: Complex[Array, "antennas users"],
+    budget: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""] = 1.0,
+    key: Key[Array, ""] | None = None,
+    powers: Powers | None = None,
+) -> Complex[Array, "antennas antennas"]:
+    """The covariance of any attack over the antennas, in the draw of `key`.
+
+    **Raises:** `InputError` for an attack that draws something without a key.
+    """
+    require_powers(budget, noise)
+    return attack(h_tilde, budget, noise, **choice(attack, powers), **_drawn(attack, key))
+
+
+def _drawn(attack: Attack, key: Key[Array, ""] | None) -> dict[str, Any]:
+    """Return the argument `key` for an attack that draws something."""
+    if not getattr(attack, "random", False):
+        return {}
+    if key is None:
+        raise InputError(f"the attack {described(attack)} draws something: give a key.")
+    return {"key": jax.random.fold_in(key, _ATTACKER)}

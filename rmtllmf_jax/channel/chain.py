@@ -7,96 +7,28 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
+from rmtllmf_jax.channel.air import ONCE, Air, Blocks, Sent
 from rmtllmf_jax.channel.attacks import (
     ATTACKS,
     NO_ATTACK,
     Attack,
     NoAttack,
     Powers,
-    attacked_gram,
-    choice,
+    attack_covariance,
 )
-from rmtllmf_jax.channel.checks import require_powers
 from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser, coloured_noise
-from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Preset
-from rmtllmf_jax.channel.realisation import draw_channel, gram, received_power
+from rmtllmf_jax.channel.errors import measured, mse_of, planned
+from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Matrices, Preset
+from rmtllmf_jax.channel.realisation import draw_channel
 from rmtllmf_jax.channel.receivers import SIC, Receiver
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described, parse
 
 _UNITS = {"nats": 1.0, "bits": math.log(2.0)}
-
-# What a draw's key is folded with for the receiver (0 and 1 are the channel's, 2 is `survey`'s).
-_MEASURED = 3
-
-
-def user_errors(
-    h_tilde: Complex[Array, "antennas users"],
-    attack: Attack,
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""] = 1.0,
-    receiver: Receiver = SIC,
-    key: Key[Array, ""] | None = None,
-    powers: Powers | None = None,
-) -> Complex[Array, "users users"]:
-    """E[e e^H] of the users' unit-power symbols over a given channel, in user order.
-
-    **Arguments:**
-
-    - `h_tilde`: H diag(sqrt p); `budget` >= 0 and `noise` > 0 in the unit of |h~|^2.
-    - `attack`, `receiver`: of `channel.attacks` and `channel.receivers`, or of your own.
-    - `key`: draws what the receiver measures, if it does.
-    - `powers`: the received powers by which discrete choices are made, by the name of the choice
-      (`chooses`); left out, those of the channel.
-
-    Differentiable in channel, budget and noise except where two received powers tie (the SIC order
-    swaps, the strongest user changes), where the channel loses rank, and where an attack that
-    counts the floor begins to spend on a direction.
-
-    **Raises:** `InputError` outside jit for a channel that is not finite, a negative budget or
-    noise that is not positive (inside: `channel.check_uplink`).
-    """
-    if not hasattr(receiver, "from_gram"):
-        require_powers(budget, noise)
-        covariance = attack(h_tilde, budget, noise, **choice(attack, powers))
-        return receiver(h_tilde, covariance, noise, key, **choice(receiver, powers))
-    effective = attacked_gram(attack, h_tilde, budget, noise, powers)
-    made = choice(receiver, powers) or {"power": received_power(gram(h_tilde))}
-    found: Array = receiver.from_gram(effective, **made)
-    return found
-
-
-def user_mse(
-    h_tilde: Complex[Array, "antennas users"],
-    attack: Attack,
-    budget: Real[ArrayLike, ""],
-    noise: Real[ArrayLike, ""] = 1.0,
-    receiver: Receiver = SIC,
-    key: Key[Array, ""] | None = None,
-    powers: Powers | None = None,
-) -> Float[Array, " users"]:
-    """MSE of every user, in user order, over a given channel: the diagonal of `user_errors`.
-
-    R-MTLLMF (arXiv 2411.18220), eq. (5).
-
-    >>> from rmtllmf_jax.channel.attacks import StrongestUser
-    >>> h_tilde = jnp.array([[1.0 + 0j], [0.0]])
-    >>> user_mse(h_tilde, NoAttack(), 0.0).tolist()
-    [0.5]
-    >>> print(user_mse(h_tilde, StrongestUser(), 3.0).round(3))
-    [0.8]
-    """
-    return mse_of(user_errors(h_tilde, attack, budget, noise, receiver, key, powers))
-
-
-def mse_of(errors: Complex[Array, "users users"]) -> Float[Array, " users"]:
-    """MSE of every user: the diagonal of the errors' covariance."""
-    return jnp.real(jnp.diagonal(errors))
 
 
 def user_rates(mse: Float[Array, "*batch"], unit: str = "nats") -> Float[Array, "*batch"]:
@@ -116,32 +48,52 @@ class Link:
 
     The scenario `clean` is no link, and `ideal` one without an attack.
 
-    **Raises:** `InputError` for an attack or a receiver on a preset without a channel.
+    **Raises:** `InputError` for an attack, a receiver or anything done on the air on a preset
+    without a channel, and for independent fading where the channels are given.
     """
 
     preset: Preset
     attack: Attack = NO_ATTACK
     receiver: Receiver = SIC
+    air: Air = ONCE
 
     def __post_init__(self) -> None:
         if self.preset.has_channel:
+            if isinstance(self.preset, Matrices) and self.air.blocks > 1:
+                raise InputError(
+                    f"{described(self.air)} draws the fading anew, and the channels of "
+                    f"{described(self.preset)} are given as they are: take fading=same."
+                )
             return
-        for what, value in (("attack", self.attack), ("receiver", self.receiver)):
-            if value != NO_ATTACK and value != SIC:
+        chosen = {"attack": self.attack, "receiver": self.receiver, "air": self.air}
+        for what, value in chosen.items():
+            if value not in (NO_ATTACK, SIC, ONCE):
                 raise InputError(
                     f"the {what} {described(value)} needs a channel, and {described(self.preset)} "
                     "has none, only the errors that users end up with: leave it out, or take a "
                     f"channel preset ({', '.join(PRESETS)})."
                 )
 
-    def errors(self, key: Key[Array, ""], **changes: Any) -> Complex[Array, "users users"]:
-        """E[e e^H] of the users over the channel that `key` draws, see `over`.
+    def draw(self, key: Key[Array, ""]) -> Blocks:
+        """H~ of the draw of `key`, with a leading axis where `air` takes several blocks.
 
-        Links share the draw: one key is one channel, whoever attacks it.
+        Links share the draw: one key is one channel, whoever attacks it. The first block is that of
+        a link with one.
         """
+        if self.air.blocks == 1:
+            return draw_channel(self.preset, key)
+        return jnp.stack([draw_channel(self.preset, key, b) for b in range(self.air.blocks)])
+
+    def sent(self, key: Key[Array, ""], **changes: Any) -> Sent:
+        """E[e e^H] and channel uses of the users over the channel that `key` draws, see `over`."""
         if isinstance(self.preset, DirectPreset):
-            return jnp.diag(jnp.array(self.preset.user_mse)).astype(complex)
-        return self.over(draw_channel(self.preset, key), key, **changes)
+            mse = jnp.array(self.preset.user_mse)
+            return Sent(jnp.diag(mse).astype(complex), jnp.ones_like(mse))
+        return self.over(self.draw(key), key, **changes)
+
+    def errors(self, key: Key[Array, ""], **changes: Any) -> Complex[Array, "users users"]:
+        """E[e e^H] of the users over the channel that `key` draws, see `over`."""
+        return self.sent(key, **changes).errors
 
     def mse(self, key: Key[Array, ""], **changes: Any) -> Float[Array, " users"]:
         """MSE of every user, in user order, over the channel that `key` draws.
@@ -154,34 +106,43 @@ class Link:
 
     def over(
         self,
-        h_tilde: Complex[Array, "antennas users"],
+        h_tilde: Blocks,
         key: Key[Array, ""] | None = None,
         *,
         budget: Real[ArrayLike, ""] | None = None,
         powers: Powers | None = None,
-    ) -> Complex[Array, "users users"]:
-        """`user_errors` over a given channel, in units of the noise; the `budget` is the preset's.
+    ) -> Sent:
+        """What is sent over a given channel (see `draw`), in units of the noise.
 
-        `key` is that of the draw.
+        The `budget` is the preset's; `key` is that of the draw.
         """
         power = self.preset.attack_budget if budget is None else budget
-        key = None if key is None else jax.random.fold_in(key, _MEASURED)
-        return user_errors(h_tilde, self.attack, power, 1.0, self.receiver, key, powers)
+        return self.air(h_tilde, self.attack, power, 1.0, self.receiver, key, powers)
 
     def filters(
         self,
         h_tilde: Complex[Array, "antennas users"],
         key: Key[Array, ""],
         budget: Real[ArrayLike, ""] | None = None,
-    ) -> tuple[ColouredNoise, Equaliser]:
-        """All noise over a given channel, floor included, and the receiver's filters for it.
+    ) -> tuple[Complex[Array, "antennas users"], ColouredNoise, Equaliser]:
+        """The channel of the combined symbols, all noise, and the receiver's filters for it.
 
         What symbols go through (`channel.link.send`); `over` says what errors they suffer.
+
+        **Raises:** `InputError` where the air combines what symbols cannot be sent through.
         """
         power = self.preset.attack_budget if budget is None else budget
-        attack, key = self.attack(h_tilde, power, 1.0), jax.random.fold_in(key, _MEASURED)
+        if not hasattr(self.air, "equivalent"):
+            raise InputError(
+                f"{described(self.air)} is known by the users' errors alone, and symbols cannot be "
+                "sent through it: take the transport gaussian."
+            )
+        h_tilde, power = self.air.equivalent(h_tilde, power)
+        attack = attack_covariance(self.attack, h_tilde, power, 1.0, key)
         receiver: Any = self.receiver
-        return coloured_noise(h_tilde, attack, 1.0), receiver.filters(h_tilde, attack, 1.0, key)
+        told = planned(receiver, power)
+        filters = receiver.filters(h_tilde, attack, 1.0, measured(key), **told)
+        return h_tilde, coloured_noise(h_tilde, attack, 1.0), filters
 
 
 class Scenario(str):

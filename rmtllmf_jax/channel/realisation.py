@@ -44,12 +44,14 @@ def channel_at(
     distances: Float[Array, " users"],
     key: Key[Array, ""],
     angles: Float[Array, " users"] | None = None,
+    block: int = 0,
 ) -> Complex[Array, "antennas users"]:
     """H~ = H diag(sqrt p) of users at given `distances` in metres, with the fading of `key`.
 
     Differentiable in the distances wherever path loss and power control are. Placement and the
     preset's own distances serve power control alone, as the farthest place of the cell. `angles` in
     radians from broadside, for a fading that has angles; left out, they are the fading's own.
+    `block`: the number of a block of fading, independent from block to block.
 
     **Raises:** `InputError` unless there is one distance per user, and for distances outside the
     range of the path loss.
@@ -74,18 +76,22 @@ def channel_at(
     amplitude = jnp.sqrt(preset.edge_snr) * jnp.sqrt(gain / at_reference * share)
     dtype = jnp.result_type(distances.dtype, jnp.complex64)
     fading_key = jax.random.fold_in(key, _FADING)
+    if block:
+        fading_key = jax.random.fold_in(fading_key, block)
     fading: Callable[..., Array] = preset.fading
     if angles is not None and getattr(fading, "has_angles", False):
         fading = partial(fading, angles=angles)
     return fading(fading_key, preset.antennas, preset.users, dtype) * amplitude
 
 
-def draw_channel(preset: Preset | str, key: Key[Array, ""]) -> Complex[Array, "antennas users"]:
+def draw_channel(
+    preset: Preset | str, key: Key[Array, ""], block: int = 0
+) -> Complex[Array, "antennas users"]:
     """One realisation of H~ = H diag(sqrt p): path loss, fading and transmit powers in one matrix.
 
     `channel_at` the distances that `draw_distances` draws from the same key; or what the preset's
     own `draw` makes of the key, as that of `Matrices`. In units of the noise: E|h~_q|^2 per antenna
-    is the SNR of user q.
+    is the SNR of user q. Users keep their places from block to block, and fade independently.
 
     **Raises:** `InputError` for a preset without a channel.
 
@@ -95,7 +101,7 @@ def draw_channel(preset: Preset | str, key: Key[Array, ""]) -> Complex[Array, "a
     preset = get_preset(preset)
     if isinstance(preset, Matrices):
         return preset.draw(key)
-    return channel_at(preset, draw_distances(preset, key), key)
+    return channel_at(preset, draw_distances(preset, key), key, block=block)
 
 
 def draw_keys(

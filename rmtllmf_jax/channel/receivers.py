@@ -58,6 +58,7 @@ class Filtering:
     powers received before the attack.
     """
 
+    stage: ClassVar[str] = "receiver"
     chooses: ClassVar[str] = ""
     """The discrete choice that it makes by the received powers; calls take `power` then."""
 

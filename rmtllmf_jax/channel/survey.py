@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Key
 
-from rmtllmf_jax.channel.chain import Link, mse_of
-from rmtllmf_jax.channel.link import transmit
+from rmtllmf_jax.channel.attacks import attack_covariance
+from rmtllmf_jax.channel.chain import Link
+from rmtllmf_jax.channel.link import send
+from rmtllmf_jax.channel.quantise import normalise
 from rmtllmf_jax.channel.rates import unbiased_sinr
 from rmtllmf_jax.channel.realisation import (
     draw_channel,
@@ -22,7 +24,6 @@ from rmtllmf_jax.channel.realisation import (
     gram,
     received_power,
 )
-from rmtllmf_jax.channel.receivers import Filtering
 
 CHUNK = 4000
 """Drops that are computed at once: memory and speed alone."""
@@ -36,9 +37,8 @@ def mse_by_power(links: tuple[Link, ...], key: Key[Array, ""]) -> Float[Array, "
     preset = links[0].preset
     if not preset.has_channel:
         return -jnp.sort(-links[0].mse(key))[None]
-    h_tilde = draw_channel(preset, key)
-    by_power = jnp.argsort(received_power(gram(h_tilde)))
-    return jnp.stack([mse_of(link.over(h_tilde, key)) for link in links])[:, by_power]
+    by_power = jnp.argsort(received_power(gram(draw_channel(preset, key))))
+    return jnp.stack([link.mse(key) for link in links])[:, by_power]
 
 
 def mse_over_drops(
@@ -66,11 +66,12 @@ def spectra(
 
     @jax.jit
     def matrices(key: Array) -> tuple[Array, list[Array]]:
-        def attackers(h_tilde: Array) -> list[Array]:
-            return [link.attack(h_tilde, preset.attack_budget, 1.0) for link in links]
+        def attackers(h_tilde: Array, of_draw: Array) -> list[Array]:
+            budget = preset.attack_budget
+            return [attack_covariance(link.attack, h_tilde, budget, key=of_draw) for link in links]
 
         h_tilde = draw_channels(preset, key, draws)
-        return h_tilde, jax.vmap(attackers)(h_tilde)
+        return h_tilde, jax.vmap(attackers)(h_tilde, draw_keys(key, draws))
 
     h_tilde, covariances = matrices(key)
     singular = np.linalg.svd(np.asarray(h_tilde), compute_uv=False)
@@ -93,25 +94,18 @@ def equalised_symbols(
 
     **Returns:** unbiased estimates, their SINR, and the share that is sliced wrongly.
     """
-    preset, receiver = link.preset, link.receiver
-    assert isinstance(receiver, Filtering)
+    preset = link.preset
     key = jax.random.fold_in(key, 0)
 
     @jax.jit
     def receive(key: Array) -> tuple[Array, Array, Array]:
         h_tilde = draw_channel(preset, key)
         users = jnp.argsort(received_power(gram(h_tilde)))[jnp.array(shown)]
-        noise = link.attack(h_tilde, preset.attack_budget, 1.0), 1.0
         sent = jax.random.fold_in(key, _SENT)
-        received = transmit(
-            jax.random.normal(sent, (preset.users, symbols)),
-            h_tilde,
-            *noise,
-            sent,
-            receiver=receiver,
-            modulation=modulation,
-        )
-        mse = receiver.filters(h_tilde, *noise, sent).mse[users]
+        unit, _ = normalise(jax.random.normal(sent, (preset.users, symbols)))
+        h_tilde, noise, filters = link.filters(h_tilde, key)
+        received = send(unit, h_tilde, noise, filters, sent, modulation=modulation)
+        mse = filters.mse[users]
         wrong = jnp.abs(received.decisions - received.symbols)[users] > 1e-3
         estimates = received.estimates[users] / (1 - mse)[:, None]
         return estimates, unbiased_sinr(mse), jnp.mean(wrong, axis=1)

@@ -113,7 +113,8 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
     **Raises:** `InputError` for an unknown name or number, for what the preset cannot have, or for
     an empty grid.
     """
-    from rmtllmf_jax.defences.repairs import EMBEDDINGS, parse_protection
+    from rmtllmf_jax.defences.protection import parse_protection
+    from rmtllmf_jax.defences.repairs import EMBEDDINGS
     from rmtllmf_jax.fusion.rules import parse_method
     from rmtllmf_jax.sweep.axis import parse_axis
     from rmtllmf_jax.sweep.grid import Grid, choose_combinations
@@ -129,7 +130,6 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
     )
     others = {"c0_db": options.c0, "frozen": options.frozen or EMBEDDINGS, "realign": realign}
     settings = Settings(**{**taken(options, Settings), **others})
-    preset = settings.channel(len(tasks))
     grid = Grid(
         choose_combinations(tasks, _per_size(options.combinations), options.seed, options.sizes),
         tuple(dict.fromkeys(options.scenarios)),
@@ -140,7 +140,7 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
         parse_axis(options.axis),
         options.repaired_draws,
     )
-    grid.require_fitting(preset, settings.transporting)
+    grid.require_fitting(settings, len(tasks))
     require_chosen(grid, settings.scale)
     settings.root(grid.seeds - 1)
     return settings, grid

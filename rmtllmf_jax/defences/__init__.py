@@ -1,4 +1,4 @@
-"""What protects a merged model: repairs, which R-MTLLMF's two halves are.
+"""What protects a merged model: all that a defender chooses along the chain, repairs among it.
 
 Reference: R-MTLLMF (arXiv 2411.18220), section III.
 """

@@ -1,24 +1,30 @@
-from .repairs import (
-    EMBEDDINGS,
+from .protection import (
+    PARTS,
     PROTECTIONS,
-    REPAIRS,
-    Context,
-    FromBase,
-    Model,
     Protection,
-    Realign,
-    Reload,
-    Repair,
+    Stages,
     control_of,
-    frozen_leaves,
     named,
     parse_protection,
     protection_name,
     repairs_of,
+    stages_of,
+)
+from .repairs import (
+    EMBEDDINGS,
+    REPAIRS,
+    Context,
+    FromBase,
+    Model,
+    Realign,
+    Reload,
+    Repair,
+    frozen_leaves,
 )
 
 __all__ = [
     "EMBEDDINGS",
+    "PARTS",
     "PROTECTIONS",
     "REPAIRS",
     "Context",
@@ -28,10 +34,12 @@ __all__ = [
     "Realign",
     "Reload",
     "Repair",
+    "Stages",
     "control_of",
     "frozen_leaves",
     "named",
     "parse_protection",
     "protection_name",
     "repairs_of",
+    "stages_of",
 ]

@@ -1,7 +1,7 @@
 """Repairs of a merged model: reload the sensitive embeddings, realign on a few shots.
 
-A protection is a tuple of repairs, applied in turn: R-MTLLMF is ``(Reload(), Realign())``. A repair
-of your own is a frozen dataclass that is called as these are; it needs no registration.
+R-MTLLMF is ``(Reload(), Realign())``. A repair of your own is a frozen dataclass that is called as
+these are; it needs no registration.
 
 Reference: R-MTLLMF (arXiv 2411.18220), section III.
 """
@@ -9,18 +9,16 @@ Reference: R-MTLLMF (arXiv 2411.18220), section III.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.values import by_name, described, parse
+from rmtllmf_jax.common.errors import InputError, require_at_least
+from rmtllmf_jax.common.values import by_name
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaf_path, leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone
@@ -215,111 +213,5 @@ class Realign:
         return model._replace(params=params)
 
 
-Protection = tuple[Repair, ...]
-"""Repairs in the order in which they are applied; none leaves the merged model as it is."""
-
 REPAIRS = by_name(FromBase, Reload, Realign)
 """Repairs by the names that the command line knows."""
-
-
-def named(
-    reload: Reload | None = None, realign: Realign | None = None, control: Realign | None = None
-) -> dict[str, Protection]:
-    """Return R-MTLLMF, its halves and its control by their names.
-
-    **Arguments:** `control`: how the base model is realigned; by default as merged ones are.
-    """
-    reload, realign = reload or Reload(), realign or Realign()
-    return {
-        "none": (),
-        "freeze": (reload,),
-        "realign": (realign,),
-        "r-mtllmf": (reload, realign),
-        # The same shots spent without any task vector: what realignment alone is worth.
-        "control": (FromBase(), reload, control or realign),
-    }
-
-
-PROTECTIONS: Mapping[str, Protection] = MappingProxyType(named())
-"""The named protections with their default options."""
-
-
-def parse_protection(text: str, names: Mapping[str, Protection] = PROTECTIONS) -> str | Protection:
-    """Return the protection that a text describes: one of `names`, or ``reload+realign(shots=5)``.
-
-    **Raises:** `InputError` for an unknown name or option.
-    """
-    if text in names:
-        return text
-    parts = re.split(r"\+(?![^(]*\))", text)
-    if len(parts) == 1 and "(" not in text and text not in REPAIRS:
-        require_known("protection", text, (*names, *REPAIRS))
-    return tuple(parse(part, REPAIRS, "repair") for part in parts)
-
-
-def repairs_of(
-    protection: str | tuple[Any, ...], names: Mapping[str, Protection] = PROTECTIONS
-) -> Protection:
-    """Return the repairs of a protection that may be given by its name.
-
-    **Raises:** `InputError` for an unknown name, or for what is no repair.
-    """
-    if isinstance(protection, str):
-        return names[require_known("protection", protection, names)]
-    for repair in protection:
-        if not isinstance(repair, Repair):
-            raise InputError(
-                f"protection: expected repairs such as defences.Reload(), got {repair!r}."
-            )
-    return protection
-
-
-def control_of(protection: str | Protection) -> str | Protection | None:
-    """Return what realigns the base model as a protection does the merged one, on the same samples.
-
-    What a protection that sees samples is compared with: its gain over no protection may be that of
-    the samples alone. `control` for a protection with a name, `None` for one that sees none.
-
-    **Raises:** `InputError` as `repairs_of`.
-
-    >>> control_of("realign"), control_of((Reload(),)), control_of((Realign(5),))[:1]
-    ('control', None, (FromBase(),))
-    """
-    repairs = repairs_of(protection)
-    if not any(getattr(repair, "shots", 0) for repair in repairs):
-        return None
-    if isinstance(protection, str):
-        return "control"
-    return (FromBase(), *protection) if split(repairs).fuse else protection
-
-
-def protection_name(protection: str | Protection) -> str:
-    """Return what a protection is called in tables: its name, or its repairs one by one."""
-    if isinstance(protection, str):
-        return protection
-    return "+".join(map(described, protection)) or "none"
-
-
-class Split(NamedTuple):
-    """A protection as a compiled program takes it: what is data, and what is compiled in."""
-
-    fuse: bool
-    """Whether the merged model counts, or the base alone."""
-    reload: Reload | None
-    """The leaves that are reloaded at once."""
-    rest: Protection
-    """What is done then."""
-
-
-def split(protection: Protection) -> Split:
-    """Return the leading `FromBase` and `Reload` apart from the rest.
-
-    Both are linear in the model, so that a flag says whether they are done: protections that differ
-    in nothing else share a program.
-    """
-    fuse = not isinstance(next(iter(protection), None), FromBase)
-    rest = protection if fuse else protection[1:]
-    reload = next(iter(rest), None)
-    if isinstance(reload, Reload):
-        return Split(fuse, reload, rest[1:])
-    return Split(fuse, None, rest)

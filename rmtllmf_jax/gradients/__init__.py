@@ -8,8 +8,10 @@ from rmtllmf_jax.evaluation.batches import samples_of
 from rmtllmf_jax.gradients.check import TOLERANCE, Agreement, check_gradient
 from rmtllmf_jax.gradients.estimators import Estimate, pathwise, score_function
 from rmtllmf_jax.gradients.learned import (
+    Saddle,
     attack_at,
     learn_attack,
+    learn_defence,
     learn_powers,
     learn_scales,
     max_min_powers,
@@ -30,7 +32,13 @@ from rmtllmf_jax.gradients.parameters import (
     covariance_root,
     require_place,
 )
-from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits, Projection
+from rmtllmf_jax.gradients.projections import (
+    AttackLimit,
+    DefenceLimits,
+    NotNegative,
+    PowerLimits,
+    Projection,
+)
 from rmtllmf_jax.gradients.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
@@ -39,6 +47,7 @@ __all__ = [
     "TOLERANCE",
     "Agreement",
     "AttackLimit",
+    "DefenceLimits",
     "Estimate",
     "NotNegative",
     "Objective",
@@ -46,6 +55,7 @@ __all__ = [
     "Parameters",
     "PowerLimits",
     "Projection",
+    "Saddle",
     "Sensitivity",
     "Setting",
     "attack_at",
@@ -54,6 +64,7 @@ __all__ = [
     "covariance_root",
     "layer_names",
     "learn_attack",
+    "learn_defence",
     "learn_powers",
     "learn_scales",
     "max_min_powers",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.channel import Attack, ChannelPreset, DirectPreset, Matrices, Preset, White
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.gradients.objective import Objective, layer_names
 from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
 from rmtllmf_jax.gradients.parameters import (
@@ -23,7 +24,7 @@ from rmtllmf_jax.gradients.parameters import (
     channel_matrix,
     root_size,
 )
-from rmtllmf_jax.gradients.projections import AttackLimit, NotNegative, PowerLimits
+from rmtllmf_jax.gradients.projections import AttackLimit, DefenceLimits, NotNegative, PowerLimits
 
 _WHITE = White()
 
@@ -122,6 +123,93 @@ def learn_scales(
     shape = (tasks,) if by == "task" else (tasks, len(layer_names(objective.vectors)))
     begin = Parameters(scale=jnp.full(shape, objective.scale, objective.kappa.dtype))
     return optimise(objective, begin, key, NotNegative(), **options)
+
+
+class Saddle(NamedTuple):
+    """A defence and an attack that were learned against each other.
+
+    The value of the game lies between `lower` and `upper` if each answer that was found is the best
+    there is.
+    """
+
+    defence: Parameters
+    """Of all rounds the one whose worst case, as far as it was found, is best."""
+    attack: Parameters
+    """Of all rounds the one against which the best defence that was found is worst."""
+    lower: float
+    """The value of `defence` under the attack that was learned against it."""
+    upper: float
+    """The value of `attack` under the defence that was learned against it."""
+    values: Float[np.ndarray, "rounds 2"]
+    """Of every round: the value once the attacker has answered, and before, once the defender
+    has."""
+
+    @property
+    def gap(self) -> float:
+        """`upper` - `lower`: what one more answer could be worth at most."""
+        return self.upper - self.lower
+
+
+def learn_defence(
+    objective: Objective,
+    key: Key[Array, ""],
+    *,
+    rounds: int = 3,
+    start: Attack = _WHITE,
+    least: float = 0.1,
+    most: float = 10.0,
+    **options: Any,
+) -> Saddle:
+    """Return power by leaf and merging coefficients by layer, learned against a learned attack.
+
+    The defence is a power per leaf of equal energy (or, the same, relaxed repetition) and a
+    coefficient per task and layer, which is both shrinkage of what is received and the reliability
+    of the users. Defence and attack (`learn_attack`) take turns, each the best that is found
+    against the other as it stands.
+
+    **Arguments:**
+
+    - `objective`: under the scenario `ideal` and over one channel (`Objective.over`).
+    - `start`: the attack that the defence answers first.
+    - `least`, `most`: limits of a leaf's power.
+    - `options`: those of `optimise`, for both players.
+
+    **Raises:** `InputError` for an objective over several channels, and as `learn_attack`.
+    """
+    require_at_least("rounds", rounds, 1)
+    if len(keys := objective.channel_keys(key)) != 1:
+        raise InputError(
+            f"a defence is learned in one channel, and this objective has {len(keys)}: take "
+            "objective.over(keys[k : k + 1]) for each."
+        )
+    sizes = tuple(leaf[0].size for leaf in jax.tree.leaves(objective.vectors))
+    tasks, layers = fusion.stack_size(objective.vectors), len(layer_names(objective.vectors))
+    defence = Parameters(
+        leaf_powers=jnp.ones(len(sizes), objective.kappa.dtype),
+        scale=jnp.full((tasks, layers), objective.scale, objective.kappa.dtype),
+    )
+    root = attack_at(start, _channel_preset(objective), keys[0], objective.held)
+    attack, limits = Parameters(attack=root), DefenceLimits(sizes, least, most)
+    attacks, defences, values = [], [], []
+    for _ in range(rounds):
+        against = objective.holding(attack.filled(objective.held))
+        answer = optimise(against, defence, key, limits, **options)
+        attacks.append(attack)
+        defences.append(defence := answer.parameters)
+        against = objective.holding(defence.filled(objective.held))
+        found = optimise(
+            _AllSpent(against),
+            attack,
+            key,
+            AttackLimit(),
+            maximise=False,
+            **({"rule": TOGETHER} | options),
+        )
+        attack = _all_spent(found.parameters)
+        values.append((float(found.value), float(answer.value)))
+    ends = np.array(values)
+    best, worst = int(ends[:, 0].argmax()), int(ends[:, 1].argmin())
+    return Saddle(defences[best], attacks[worst], ends[best, 0], ends[worst, 1], ends)
 
 
 @partial(

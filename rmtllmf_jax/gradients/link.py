@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Key
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.channel import Link
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.gradients.parameters import FreeAttack, Parameters, channel_matrix
 
@@ -23,10 +26,11 @@ def user_mse(
     key: Key[Array, ""],
     reference: Parameters | None = None,
     drawn: Drawn | None = None,
-) -> Float[Array, " users"]:
+) -> Float[Array, "users *leaves"]:  # noqa: F821
     """MSE of every user, in user order, over the channel that `key` draws.
 
-    `Link.mse` with the parameters in their places. R-MTLLMF (arXiv 2411.18220), eq. (5).
+    `Link.mse` with the parameters in their places; of every leaf too where they give `leaf_powers`.
+    R-MTLLMF (arXiv 2411.18220), eq. (5).
 
     **Arguments:**
 
@@ -43,6 +47,12 @@ def user_mse(
     if not link.preset.has_channel and drawn is None:
         return link.mse(key)
 
+    if link.air.blocks > 1:
+        raise InputError(
+            f"{described(link.air)} draws the fading anew, and parameters are those of one "
+            "channel: take fading=same."
+        )
+
     def matrix(parameters: Parameters) -> Complex[Array, "antennas users"]:
         if drawn is not None:
             return drawn(parameters, key)
@@ -58,4 +68,13 @@ def user_mse(
 
     if parameters.attack is not None:
         link = replace(link, attack=FreeAttack(parameters.attack))
-    return channel.mse_of(link.over(h_tilde, key, budget=parameters.budget, powers=powers))
+
+    def mse(h_tilde: Complex[Array, "antennas users"]) -> Float[Array, " users"]:
+        sent = link.over(h_tilde, key, budget=parameters.budget, powers=powers)
+        return channel.mse_of(sent.errors)
+
+    if parameters.leaf_powers is None:
+        return mse(h_tilde)
+    return jax.vmap(lambda power: mse(jnp.sqrt(power) * h_tilde), out_axes=1)(
+        parameters.leaf_powers
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Link
 from rmtllmf_jax.common.errors import InputError, require_at_least
-from rmtllmf_jax.common.values import name_of
+from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.disentanglement import Features
 from rmtllmf_jax.evaluation.metrics import Metric, get_metric
@@ -28,6 +29,7 @@ from rmtllmf_jax.gradients.accumulate import accumulated_sum
 from rmtllmf_jax.gradients.link import Drawn, user_mse
 from rmtllmf_jax.gradients.parameters import NOTHING, Parameters, require_fitting
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.uplink import GAUSSIAN, Transport
 
 # Folded into a draw's key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
@@ -53,11 +55,25 @@ class Setting:
     masks, ranks) is held, as the method says of itself."""
     drawn: Drawn | None = None
     """`(parameters, key) -> H~` in place of the preset's channel, see `user_mse`."""
+    transport: Any = GAUSSIAN
+    """What carries the task vectors, of those that need no more than the users' MSE."""
+    estimators: tuple[Any, ...] = ()
+    """Applied to the received vectors before they are merged, see `uplink.deliver`."""
 
     def __post_init__(self) -> None:
         get_metric(self.metric)
         require_at_least("channel draws", self.channel_draws, 1)
         require_at_least("noise draws", self.noise_draws, 1)
+        if isinstance(self.transport, Transport):
+            raise InputError(
+                f"the transport {described(self.transport)} sends symbols, and an objective has "
+                "the users' MSE: take gaussian, sparse or coded."
+            )
+        if getattr(self.transport, "plan", None) is not None:
+            raise InputError(
+                f"{described(self.transport)} plans for one attack while there is another, which "
+                "an objective does not follow: leave `plan` out."
+            )
         if needs := fact(self.method, "needs"):
             raise InputError(
                 f"the merge method {name_of(self.method)} needs {', '.join(needs)}, which an "
@@ -67,7 +83,8 @@ class Setting:
     @property
     def linear(self) -> bool:
         """Whether noise may be summed before it is drawn, see `fusion.MergeMethod`."""
-        return bool(fact(self.method, "linear"))
+        plain = self.transport == GAUSSIAN and not self.estimators
+        return plain and bool(fact(self.method, "linear"))
 
 
 @partial(
@@ -186,6 +203,7 @@ class Objective:
             "scale": ((), (tasks,), (tasks, layers)),
             "mse_factor": ((tasks, leaves),),
             "mse": ((users,),),
+            "leaf_powers": ((leaves,),),
         }
         for name, expected in shapes.items():
             value = getattr(parameters, name)
@@ -200,8 +218,10 @@ class Objective:
                 f"{name_of(self.setting.method)} takes one number."
             )
 
-    def user_mse(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, " tasks"]:
-        """MSE of the tasks' users over the channel of one draw's key."""
+    def user_mse(
+        self, parameters: Parameters, key: Key[Array, ""]
+    ) -> Float[Array, "tasks *leaves"]:  # noqa: F821
+        """MSE of the tasks' users over the channel of one draw's key, see `user_mse`."""
         setting, reference = self.setting, self.reference
         parameters = parameters.filled(self.held)
         if reference is not None:
@@ -212,7 +232,10 @@ class Objective:
         return found[: len(self.kappa)]
 
     def fused(
-        self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
+        self,
+        parameters: Parameters,
+        mse: Float[Array, "tasks *leaves"],  # noqa: F821
+        key: Key[Array, ""],
     ) -> PyTree:
         """Return ``base + s method(tau_1 + e_1, ...)``, R-MTLLMF eq. (6), for the users' MSE.
 
@@ -221,14 +244,20 @@ class Objective:
         if self.setting.linear:
             return self.merged(parameters, self.noise(parameters, mse, key))
         method, errors = self.setting.method, self.errors(parameters, mse)
-        received = uplink.transmit(self.vectors, errors, self.kappa, key, self.error_model)
+        chosen = self.setting.transport, self.setting.estimators
+        received = uplink.deliver(
+            self.vectors, errors, self.kappa, key, *chosen, error_model=self.error_model
+        )
         masks = jax.random.fold_in(key, _MASKS) if fact(method, "random") else None
         merged = method(received, masks, weights=self._members())
         scale = parameters.filled(self.held).scale
         return fusion.add_to_base(self.base, merged, self.scale if scale is None else scale)
 
     def noise(
-        self, parameters: Parameters, mse: Float[Array, " tasks"], key: Key[Array, ""]
+        self,
+        parameters: Parameters,
+        mse: Float[Array, "tasks *leaves"],  # noqa: F821
+        key: Key[Array, ""],
     ) -> PyTree:
         """Return ``sum_q s_q e_q``: one Gaussian per leaf, drawn once (`uplink.noise_of_sum`).
 
@@ -263,13 +292,16 @@ class Objective:
         return self._columns(scales[:, jnp.array([names.index(fusion.layer_of(p)) for p in paths])])
 
     def errors(
-        self, parameters: Parameters, mse: Float[Array, " tasks"]
+        self,
+        parameters: Parameters,
+        mse: Float[Array, "tasks *leaves"],  # noqa: F821
     ) -> PyTree[Float[Array, " tasks"]]:
         """Return the MSE of the tasks' users, leaf by leaf."""
         factor = parameters.filled(self.held).mse_factor
-        if factor is None:
+        if factor is None and mse.ndim == 1:
             return jax.tree.map(lambda _: mse, self.vectors)
-        return self._columns(mse[:, None] * factor)
+        table = mse[:, None] if mse.ndim == 1 else mse
+        return self._columns(table if factor is None else table * factor)
 
     def _scales(self, parameters: Parameters) -> Float[Array, "tasks *layers"]:  # noqa: F821
         members, scale = self._members(), parameters.scale

@@ -64,6 +64,10 @@ class Parameters:
     tr L L^H = 1."""
     mse: Float[Array, " users"] | None = None
     """mu_q itself, in place of all of the above."""
+    leaf_powers: Float[Array, " leaves"] | None = None
+    """Power that the symbols of each leaf are sent with, > 0, in units of what they have without:
+    unequal error protection. Relaxed repetition is the same, a leaf sent T times having T. The
+    attacker answers leaf by leaf; a free attack is the same for all."""
     mse_factor: Float[Array, "tasks leaves"] | None = None
     """What the MSE of a task's leaf is multiplied with; at ones its gradient says where protection
     would pay."""
@@ -97,7 +101,15 @@ jax.tree_util.register_pytree_with_keys(Parameters, _flatten, _unflatten)
 NOTHING = Parameters()
 """All is left to the preset."""
 
-CHANNEL = ("powers", "distances", "positions", "path_loss_exponent", "budget", "attack")
+CHANNEL = (
+    "powers",
+    "distances",
+    "positions",
+    "path_loss_exponent",
+    "budget",
+    "attack",
+    "leaf_powers",
+)
 """Parameters that act through a channel."""
 
 PLACES = ("distances", "positions", "path_loss_exponent")
@@ -204,6 +216,8 @@ def _require_values(parameters: Parameters, preset: ChannelPreset | Matrices) ->
     """Check numbers, where there are any yet: not inside a transformation."""
     if parameters.powers is not None:
         require_positive("parameter 'powers' (shares of the full power)", parameters.powers)
+    if parameters.leaf_powers is not None:
+        require_positive("parameter 'leaf_powers'", parameters.leaf_powers)
     if parameters.budget is not None:
         require_within("parameter 'budget' (a ratio, not dB)", parameters.budget, 0.0, math.inf)
     if parameters.attack is not None:

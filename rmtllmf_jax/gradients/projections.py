@@ -66,6 +66,36 @@ class NotNegative:
         return replace(parameters, scale=jnp.maximum(parameters.scale, 0))
 
 
+@dataclass(frozen=True)
+class DefenceLimits:
+    """Coefficients of zero and above, and leaf powers within [least, most] of the given energy.
+
+    - `sizes`: parameters of each leaf; the energy is that of sending all of them with power 1.
+    """
+
+    sizes: tuple[int, ...]
+    least: float = 0.1
+    most: float = 10.0
+
+    def __call__(self, parameters: Parameters) -> Parameters:
+        """Return the parameters within their limits."""
+        powers, sizes = parameters.leaf_powers, jnp.array(self.sizes, float)
+        if powers is not None:
+            # The nearest of that energy is clip(a - t d) for one t, found by bisection.
+            def clipped(shift: Array) -> Array:
+                return jnp.clip(powers - shift * sizes / sizes.max(), self.least, self.most)
+
+            def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+                middle = (bounds[0] + bounds[1]) / 2
+                above = jnp.vdot(clipped(middle), sizes) > sizes.sum()
+                return jnp.where(above, middle, bounds[0]), jnp.where(above, bounds[1], middle)
+
+            far = (jnp.max(jnp.abs(powers)) + self.most) * sizes.max() / sizes.min()
+            low, high = jax.lax.fori_loop(0, 2 * _HALVINGS, halve, (-far, far))
+            parameters = replace(parameters, leaf_powers=clipped((low + high) / 2))
+        return NotNegative()(parameters) if parameters.scale is not None else parameters
+
+
 def nearest_powers(
     powers: Float[Array, " users"], total: float | Float[Array, ""] | None = None
 ) -> Float[Array, " users"]:

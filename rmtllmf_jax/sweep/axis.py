@@ -26,13 +26,14 @@ from rmtllmf_jax.channel import (
     Preset,
     Rician,
     Scenario,
+    Sent,
     mse_of,
 )
 from rmtllmf_jax.channel.checks import require_decibels, require_within
 from rmtllmf_jax.channel.equalise import ColouredNoise
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport, is_surrogate
+from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
@@ -99,9 +100,9 @@ class Axis:
         **Raises:** `InputError` for an axis of the channel on a direct preset, for one of what is
         drawn on channels that are given, and for one of the surrogate's on another transport.
         """
-        if self.name in ("mse", "c0_db") and not is_surrogate(transport):
+        if self.name in ("mse", "c0_db") and isinstance(transport, Transport):
             raise InputError(
-                f"the axis {self.name} sets the errors of the transport gaussian, and those of "
+                f"the axis {self.name} sets errors that are given, and those of "
                 f"{described(transport)} follow from its symbols: choose an axis of the channel, "
                 "such as snr_db or budget_db."
             )
@@ -170,17 +171,15 @@ def link_mse(
     """Return every user's MSE behind a link at a level; with no axis, that of the link itself."""
     if axis == "mse" and level is not None:
         return jnp.full(link.preset.users, level, jnp.float32)
-    return mse_of(link_errors(key, link, axis, level))
+    return mse_of(link_sent(key, link, axis, level).errors)
 
 
-def link_errors(
-    key: Key[Array, ""], link: Link, axis: str, level: float | None
-) -> Complex[Array, "users users"]:
-    """Return the covariance of the users' errors behind a link at a level.
+def link_sent(key: Key[Array, ""], link: Link, axis: str, level: float | None) -> Sent:
+    """Return the errors of the users behind a link at a level, and what they spend.
 
     With MSEs that are given (the axis `mse`) it is that of the link's own channel.
     """
-    return _errors(key, *_at_level(link, axis, level))
+    return _sent(key, *_at_level(link, axis, level))
 
 
 def link_channel(
@@ -188,7 +187,7 @@ def link_channel(
 ) -> tuple[Complex[Array, "antennas users"], ColouredNoise, Equaliser]:
     """Return H~, all noise and the receiver's filters behind a link at a level.
 
-    In units of the noise; of the same draw as `link_errors` has for the key.
+    In units of the noise; of the same draw as `link_sent` has for the key.
     """
     return _channel(key, *_at_level(link, axis, level))
 
@@ -213,16 +212,15 @@ def _at_level(
 
 
 @partial(jax.jit, static_argnames="link")
-def _errors(
+def _sent(
     key: Key[Array, ""],
     link: Link,
     gain: Float[Array, ""] | None,
     budget: Float[Array, ""] | None,
-) -> Complex[Array, "users users"]:
+) -> Sent:
     if gain is None:
-        return link.errors(key)
-    h_tilde = channel.draw_channel(link.preset, key) * jnp.sqrt(gain)
-    return link.over(h_tilde, key, budget=budget)
+        return link.sent(key)
+    return link.over(link.draw(key) * jnp.sqrt(gain), key, budget=budget)
 
 
 @partial(jax.jit, static_argnames="link")
@@ -235,4 +233,4 @@ def _channel(
     h_tilde = channel.draw_channel(link.preset, key)
     if gain is not None:
         h_tilde = h_tilde * jnp.sqrt(gain)
-    return h_tilde, *link.filters(h_tilde, key, budget)
+    return link.filters(h_tilde, key, budget)

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.defences.repairs import parse_protection
+from rmtllmf_jax.defences.protection import parse_protection
 from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.rules import parse_method
 from rmtllmf_jax.runs.folder import RESULTS, RUN

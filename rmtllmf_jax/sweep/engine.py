@@ -16,16 +16,8 @@ from jaxtyping import Array, Float, Float64, Int64, Key, PyTree
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.task_data import Rows
-from rmtllmf_jax.defences.repairs import (
-    Protection,
-    Realign,
-    Reload,
-    Repair,
-    Split,
-    frozen_leaves,
-    protection_name,
-    split,
-)
+from rmtllmf_jax.defences.protection import Protection, Split, protection_name, split
+from rmtllmf_jax.defences.repairs import Realign, Reload, Repair, frozen_leaves
 from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
 from rmtllmf_jax.evaluation.metrics import get_metric
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -148,8 +140,7 @@ class Engine:
     def received(self, cell: Cell) -> tuple[PyTree, PyTree]:
         """Return vectors and sources z: what a cell's users deliver is ``vectors + F z``."""
         sources = self.sources(cell)
-        surrogate = is_surrogate(self.uplinks.transport)
-        return self.arrays["vectors"] if surrogate else sources, sources
+        return self.arrays["vectors"] if self.uplinks.summed(cell) else sources, sources
 
     @cached_property
     def arrays(self) -> dict[str, Any]:

@@ -10,14 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from rmtllmf_jax.channel import Link, Preset, Scenario
+from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.defences.repairs import Protection, control_of, protection_name, repairs_of, split
+from rmtllmf_jax.defences.protection import (
+    Protection,
+    control_of,
+    protection_name,
+    repairs_of,
+    split,
+)
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, OneOf, fact, methods_of
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 from rmtllmf_jax.sweep.needs import require_met
-from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
+from rmtllmf_jax.sweep.settings import Settings
 
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
@@ -127,15 +133,20 @@ class Grid:
             found[scenario, protection] += number
         return +found
 
-    def require_fitting(self, preset: Preset, transport: Transport | Gaussian = GAUSSIAN) -> None:
-        """Check that channel preset and transport have the axis, and the preset the attackers.
+    def require_fitting(self, settings: Settings, tasks: int) -> None:
+        """Check that channel preset, attackers, protections and the axis can go together.
 
-        **Raises:** `InputError` if it does not.
+        **Arguments:** `tasks`: how many there are.
+
+        **Raises:** `InputError` if they cannot.
         """
-        self.axis.require_fitting(preset, transport)
-        for scenario in self.scenarios:
-            if (attack := Scenario(scenario).attack) is not None:
-                Link(preset, attack)
+        preset = settings.channel(tasks)
+        for protection in self.protections:
+            stages = settings.stages(protection)
+            self.axis.require_fitting(preset, stages.transport or settings.transporting)
+            for scenario in self.scenarios:
+                if (attack := Scenario(scenario).attack) is not None:
+                    settings.require_fitting(settings.link(preset, attack, stages), stages)
 
     def _scenarios(self) -> tuple[str, ...]:
         """Return the scenarios, and `clean`, which is that of the controls."""

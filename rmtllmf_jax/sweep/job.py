@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.defences.repairs import protection_name
+from rmtllmf_jax.defences.protection import protection_name
 from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.sweep.grid import Cell
 

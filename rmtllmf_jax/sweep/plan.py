@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import SINGLE_PROMPT, TaskFacts
-from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
+from rmtllmf_jax.defences.protection import protection_name, repairs_of, split
 from rmtllmf_jax.fusion import candidate_scales
 from rmtllmf_jax.fusion.rules import fact, methods_of
 from rmtllmf_jax.models.backbone import Backbone

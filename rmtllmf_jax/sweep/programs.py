@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.defences.repairs import Context, Model, Protection, reload_leaves
+from rmtllmf_jax.defences.protection import Protection
+from rmtllmf_jax.defences.repairs import Context, Model, reload_leaves
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.merge import one_per_user

@@ -9,7 +9,7 @@ from typing import Any
 
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.defences.repairs import protection_name, repairs_of, split
+from rmtllmf_jax.defences.protection import protection_name, repairs_of, split
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
@@ -52,7 +52,7 @@ def run_grid(
     **Raises:** `InputError` if the grid has what the preset of the settings cannot have, before
     anything is computed.
     """
-    grid.require_fitting(engine.uplinks.preset, engine.uplinks.transport)
+    grid.require_fitting(engine.settings, len(engine.inputs.tasks))
     require_chosen(grid, engine.settings.scale)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()

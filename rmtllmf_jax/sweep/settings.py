@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import jax
+
 from rmtllmf_jax.channel import (
     NO_ATTACK,
+    ONCE,
+    Attack,
     Link,
     Matrices,
     Preset,
@@ -26,14 +30,8 @@ from rmtllmf_jax.common.errors import (
     require_seed,
 )
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.defences.repairs import (
-    EMBEDDINGS,
-    Protection,
-    Realign,
-    Reload,
-    named,
-    repairs_of,
-)
+from rmtllmf_jax.defences.protection import Protection, Stages, named, stages_of
+from rmtllmf_jax.defences.repairs import EMBEDDINGS, Realign, Reload, Repair
 from rmtllmf_jax.evaluation.batches import even_batch
 from rmtllmf_jax.evaluation.metrics import Metric, get_metric
 from rmtllmf_jax.fusion import SCALES
@@ -144,15 +142,19 @@ class Settings:
         """
         return require_seed("the sum of --seed and --seeds, less one,", self.seed + seed)
 
-    def repairs(self, protection: str | Protection) -> Protection:
-        """Return the repairs of a protection; a named one has the settings' own options.
+    def stages(self, protection: str | Protection) -> Stages:
+        """Return a protection by its stages; a named one has the settings' own options.
 
         **Raises:** `InputError` for an unknown name.
         """
         reload, realign = Reload(self.frozen), Realign.by(self.realign, self.shots)
         rate = self.control_learning_rate
         control = realign if rate is None else replace(realign, learning_rate=rate)
-        return repairs_of(protection, named(reload, realign, control))
+        return stages_of(protection, named(reload, realign, control))
+
+    def repairs(self, protection: str | Protection) -> tuple[Repair, ...]:
+        """Return the repairs of a protection, see `stages`."""
+        return self.stages(protection).repairs
 
     @property
     def receiving(self) -> Receiver:
@@ -177,7 +179,7 @@ class Settings:
                 f"{preset.users}."
             )
         Link(preset, NO_ATTACK, self.receiving)
-        if not is_surrogate(self.transporting):
+        if isinstance(self.transporting, Transport):
             self._require_symbols(preset)
         if self.error_model == "lmmse":
             _require_correlations(preset, self.receiving)
@@ -185,20 +187,34 @@ class Settings:
             get_error_model(self.error_model, tasks)
         return preset
 
+    def link(self, preset: Preset, attack: Attack, stages: Stages) -> Link:
+        """Return what the users of a configuration send through."""
+        return Link(preset, attack, stages.receiver or self.receiving, stages.air or ONCE)
+
+    def require_fitting(self, link: Link, stages: Stages) -> None:
+        """Check that a protection can be had over a link.
+
+        **Raises:** `InputError` for values along the chain that cannot go together.
+        """
+        transport = stages.transport or self.transporting
+        if isinstance(transport, Transport):
+            _require_filters(link, transport)
+            for each in (*stages.estimators, *[link.air] * bool(getattr(link.air, "patterns", ()))):
+                raise InputError(
+                    f"{described(each)} needs errors of known variance, and {described(transport)} "
+                    "sends symbols: take the transport gaussian, sparse or coded."
+                )
+        elif not is_surrogate(transport) and self.error_model != "independent":
+            raise InputError(
+                f"the error model {self.error_model} describes the errors of the transport "
+                f"gaussian, and {described(transport)} has its own: leave one out."
+            )
+        jax.eval_shape(link.mse, jax.random.key(0))  # which refuses what cannot be together
+
     def _require_symbols(self, preset: Preset) -> None:
         """Refuse what is the surrogate's alone, beside a transport that sends symbols."""
         name = described(self.transporting)
-        if not preset.has_channel:
-            raise InputError(
-                f"the transport {name} sends symbols over a channel, and {described(preset)} has "
-                "none: choose a channel preset, or the transport gaussian."
-            )
-        if not hasattr(self.receiving, "filters"):
-            raise InputError(
-                f"the transport {name} needs the receiver's filters, and "
-                f"{described(self.receiving)} has only errors: give it a method `filters`, or "
-                "choose another receiver, or the transport gaussian."
-            )
+        _require_filters(Link(preset, NO_ATTACK, self.receiving), self.transporting)
         given = {
             "error model": self.error_model != "independent",
             "kappa": self.kappa is not None,
@@ -241,6 +257,23 @@ class Settings:
             values["transport"] = described(self.transporting)
         values["numerics"] = numerics()
         return values
+
+
+def _require_filters(link: Link, transport: Transport | Gaussian) -> None:
+    """Refuse a link that symbols cannot be sent through."""
+    name = described(transport)
+    if not link.preset.has_channel:
+        raise InputError(
+            f"the transport {name} sends symbols over a channel, and {described(link.preset)} has "
+            "none: choose a channel preset, or the transport gaussian."
+        )
+    if not hasattr(link.receiver, "filters"):
+        raise InputError(
+            f"the transport {name} needs the receiver's filters, and {described(link.receiver)} "
+            "has only errors: give it a method `filters`, or choose another receiver, or the "
+            "transport gaussian."
+        )
+    jax.eval_shape(lambda key: link.filters(link.draw(key), key), jax.random.key(0))
 
 
 def _require_correlations(preset: Preset, receiver: Receiver) -> None:

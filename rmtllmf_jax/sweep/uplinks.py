@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario
-from rmtllmf_jax.defences.repairs import repairs_of, split
+from rmtllmf_jax.channel import NO_ATTACK, ONCE, Link, Scenario
+from rmtllmf_jax.common.values import described
+from rmtllmf_jax.defences.protection import Stages, split
+from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.runs.inputs import SweepInputs
-from rmtllmf_jax.sweep.axis import link_channel, link_errors, link_mse
+from rmtllmf_jax.sweep.axis import link_channel, link_mse, link_sent
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.uplink import Gaussian, Transport, is_surrogate
 
 # Folded into the root key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
@@ -35,9 +39,8 @@ class Uplinks:
     def __init__(self, inputs: SweepInputs, settings: Settings) -> None:
         self.inputs, self.settings = inputs, settings
         self.preset = settings.channel(len(inputs.tasks))
-        self.transport = settings.transporting
         self._key = jax.random.key(settings.seed)
-        self._mse: dict[tuple, Float[np.ndarray, " users"]] = {}
+        self._sent: dict[tuple, tuple[Float[np.ndarray, " users"], ...]] = {}
         self._factors: dict[tuple, Float[np.ndarray, "users sources"]] = {}
 
     @cached_property
@@ -51,48 +54,78 @@ class Uplinks:
             return self.kappa
         return user_kappa(self.inputs, replace(self.settings, c0_db=cell.level))
 
-    def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
-        """Return the MSE of the tasks' users in a cell's draw.
-
-        One by one: the size of a batch moves the last bit, and a longer sweep keeps its old cells.
-        """
-        where = _channel(cell)
-        if where not in self._mse:
-            link, users = self.link(cell), len(self.inputs.tasks)
-            if link is None:
-                self._mse[where] = np.zeros(users, np.float32)
-            else:
-                mse = link_mse(self._draw_key(cell.draw), link, cell.axis, cell.level)
-                self._mse[where] = np.asarray(mse)[:users]
-        return self._mse[where]
-
     def link(self, cell: Cell) -> Link | None:
         """Return what the users of a cell send through; nothing in the scenario `clean`."""
         attack = Scenario(cell.scenario).attack
-        return None if attack is None else Link(self.preset, attack, self.settings.receiving)
+        if attack is None:
+            return None
+        return self.settings.link(self.preset, attack, self._stages(cell))
+
+    def _stages(self, cell: Cell) -> Stages:
+        return self.settings.stages(cell.protection)
+
+    def transport(self, cell: Cell) -> Transport | Gaussian:
+        """Return what carries the task vectors of a cell: its protection's, or the settings'."""
+        return self._stages(cell).transport or self.settings.transporting
+
+    def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
+        """Return the MSE of the tasks' users in a cell's draw."""
+        return self.sent(cell)[0]
+
+    def sent(self, cell: Cell) -> tuple[Float[np.ndarray, " users"], ...]:
+        """Return MSE and channel uses per symbol of the tasks' users in a cell's draw.
+
+        One by one: the size of a batch moves the last bit, and a longer sweep keeps its old cells.
+        """
+        return self._sent_over(cell, self.link(cell))
+
+    def _sent_over(self, cell: Cell, link: Link | None) -> tuple[Float[np.ndarray, " users"], ...]:
+        users = len(self.inputs.tasks)
+        if link is None:
+            return np.zeros(users, np.float32), np.zeros(users, np.float32)
+        where = (link.attack, link.receiver, link.air, *_place(cell))
+        if where not in self._sent:
+            key = self._draw_key(cell.draw)
+            mse = link_mse(key, link, cell.axis, cell.level)
+            uses = link_sent(key, link, cell.axis, cell.level).uses
+            self._sent[where] = np.asarray(mse)[:users], np.asarray(uses)[:users]
+        return self._sent[where]
 
     def columns(self, cell: Cell) -> dict[str, dict[str, float]]:
         """Return what a row of results says of the uplink of each of a cell's tasks.
 
-        `uses` are channel uses per parameter, against sending each once: nothing is sent without a
-        channel, and nothing of what is sent counts where the base model is started from. kappa is
-        the surrogate's alone, and NaN under another transport.
+        `uses` are channel uses per parameter, against sending each once, side information included:
+        nothing is sent without a channel, and nothing of what is sent counts where the base model
+        is started from. kappa is that of Gaussian errors, and NaN under another transport.
         """
-        fused = split(repairs_of(cell.protection)).fuse
-        uses = self.transport.uses if fused and cell.scenario != "clean" else 0.0
-        users = [self.inputs.tasks.index(task) for task in cell.combination]
-        mse, kappa = self.mse(cell), np.full(len(self.inputs.tasks), np.nan)
-        if uplink.is_surrogate(self.transport):
+        transport, (mse, air_uses) = self.transport(cell), self.sent(cell)
+        uses = np.zeros(len(mse))
+        if cell.scenario != "clean" and split(self._stages(cell).repairs).fuse:
+            uses = self._uses(cell, mse, air_uses)
+        kappa = np.full(len(mse), np.nan)
+        if is_surrogate(transport):
             kappa = np.asarray(self.kappa_at(cell))
+        users = [self.inputs.tasks.index(task) for task in cell.combination]
         return {
             task: {
                 "kappa": float(kappa[user]),
                 "mse": float(mse[user]),
                 "mse_mean": float(np.mean(mse[users])),
-                "uses": uses,
+                "uses": float(uses[user]),
             }
             for task, user in zip(cell.combination, users, strict=True)
         }
+
+    def _uses(self, cell: Cell, mse: np.ndarray, air_uses: np.ndarray) -> np.ndarray:
+        """Return the channel uses per parameter: those of the transport, each as often as sent."""
+        transport = self.transport(cell)
+        if isinstance(transport, Transport):
+            return transport.uses * air_uses
+        if patterns := getattr(self._stages(cell).air, "patterns", ()):
+            flags = jax.tree.leaves(frozen_leaves(self.inputs.base, patterns))
+            sizes = np.array([leaf.size for leaf in jax.tree.leaves(self.inputs.base)])
+            air_uses = 1 + (air_uses - 1) * (np.array(flags) @ sizes) / sizes.sum()
+        return np.asarray(transport.uses_of(jnp.asarray(mse))) * air_uses
 
     def error_model(self, cell: Cell) -> uplink.ErrorModel:
         """Return how the errors of the tasks' users hang together in a cell's draw.
@@ -102,8 +135,8 @@ class Uplinks:
         """
         users, covariance = len(self.inputs.tasks), None
         if self.settings.error_model == "lmmse":
-            link = self.link(cell) or Link(self.preset, NO_ATTACK, self.settings.receiving)
-            whole = link_errors(self._draw_key(cell.draw), link, cell.axis, cell.level)
+            link = self.link(cell) or self.settings.link(self.preset, NO_ATTACK, self._stages(cell))
+            whole = link_sent(self._draw_key(cell.draw), link, cell.axis, cell.level).errors
             covariance = whole[:users, :users]
         return uplink.get_error_model(self.settings.error_model, users, covariance)
 
@@ -112,45 +145,72 @@ class Uplinks:
 
         It is zero where the sources are the received task vectors themselves.
         """
-        if not uplink.is_surrogate(self.transport):
+        if not self.summed(cell):
             return np.zeros((len(self.inputs.tasks),) * 2, np.float32)
-        where = _channel(cell)
+        where = self._channel(cell)
         if where not in self._factors:
             factor = _factor(self.error_model(cell), self.kappa_at(cell), self.mse(cell))
             self._factors[where] = np.asarray(factor)
         return self._factors[where]
 
+    def summed(self, cell: Cell) -> bool:
+        """Whether the received vectors are those sent plus ``F z``: nothing else acts on them."""
+        if cell.scenario == "clean":
+            return True
+        stages = self._stages(cell)
+        partial = getattr(stages.air, "patterns", ())
+        return is_surrogate(self.transport(cell)) and not stages.estimators and not partial
+
     def noise(self, cell: Cell) -> tuple:
         """Return what the `sources` of a cell depend on, seed and draw first."""
         noise = (cell.seed, cell.draw)
-        return noise if uplink.is_surrogate(self.transport) else noise + _channel(cell)
+        return noise if self.summed(cell) else noise + self._channel(cell)
+
+    def _channel(self, cell: Cell) -> tuple:
+        """Return what the uplink of a cell depends on, names of values in place of them."""
+        receiver, air, transport, estimators, _ = self._stages(cell)
+        chosen = (receiver, air, transport, *estimators)
+        return (cell.scenario, *_place(cell), " ".join(map(described, chosen)))
 
     def sources(self, cell: Cell) -> PyTree[Float[Array, "sources ..."]]:
         """Return what makes a cell's received task vectors, the same for all cells of a `noise`.
 
-        Of the surrogate: the Gaussians of a seed and draw, one per user (and what all users share).
-        Scenarios, levels, combinations, rules and protections share them (common random numbers).
-        Of other transports: the received task vectors. Combinations, rules and protections share
-        the transmission, scenarios and levels its key.
+        Of the surrogate alone: the Gaussians of a seed and draw, one per user (and what all users
+        share). Scenarios, levels, combinations, rules and protections share them (common random
+        numbers). Otherwise: the received task vectors, after the estimators. Combinations, rules
+        and repairs share the transmission, scenarios and levels its key.
         """
         key = jax.random.fold_in(self._key, _NOISE)
         key = jax.random.fold_in(jax.random.fold_in(key, cell.seed), cell.draw)
-        vectors, link = self.inputs.vectors, self.link(cell)
-        if isinstance(self.transport, uplink.Gaussian):
+        vectors, link, transport = self.inputs.vectors, self.link(cell), self.transport(cell)
+        if self.summed(cell):
+            if link is None and not is_surrogate(transport):
+                return vectors
             name, _ = uplink.parse_error_model(self.settings.error_model)
             return uplink.draw_sources(vectors, key, uplink.ERROR_MODELS[name])
-        if link is None:
-            return vectors
-        where = link_channel(self._draw_key(cell.draw), link, cell.axis, cell.level)
-        return self.transport(vectors, *where, key)
+        assert link is not None
+        mse, kappa = jnp.asarray(self.mse(cell)), self.kappa_at(cell)
+        if isinstance(transport, Transport):
+            where = link_channel(self._draw_key(cell.draw), link, cell.axis, cell.level)
+            return transport(vectors, *where, key)
+        planned = mse
+        if (plan := getattr(transport, "plan", None)) is not None:
+            planned = jnp.asarray(self._sent_over(cell, replace(link, attack=plan))[0])
+        of_leaves: Any = mse
+        if patterns := getattr(link.air, "patterns", ()):
+            once = jnp.asarray(self._sent_over(cell, replace(link, air=ONCE))[0])
+            flags = frozen_leaves(self.inputs.base, patterns)
+            of_leaves = jax.tree.map(lambda flag: jnp.where(flag, mse, once), flags)
+        chosen, model = (transport, self._stages(cell).estimators), self.error_model(cell)
+        return _delivered(*chosen, vectors, of_leaves, kappa, key, planned, model)
 
     def _draw_key(self, draw: int) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)
 
 
-def _channel(cell: Cell) -> tuple:
-    """Return what the uplink of a cell depends on."""
-    return cell.scenario, cell.draw, cell.axis, cell.level
+def _place(cell: Cell) -> tuple:
+    """Return the draw of a cell's channel and its level."""
+    return cell.draw, cell.axis, cell.level
 
 
 @jax.jit
@@ -158,3 +218,17 @@ def _factor(
     model: uplink.ErrorModel, kappa: Float[Array, " users"], mse: Float[Array, " users"]
 ) -> Float[Array, "users sources"]:
     return model.factor(kappa * jnp.sqrt(mse))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _delivered(
+    transport: Any,
+    estimators: tuple[Any, ...],
+    vectors: PyTree[Float[Array, "users ..."]],
+    mse: PyTree[Array],
+    kappa: Float[Array, " users"],
+    key: Key[Array, ""],
+    planned: Float[Array, " users"],
+    model: uplink.ErrorModel,
+) -> PyTree[Float[Array, "users ..."]]:
+    return uplink.deliver(vectors, mse, kappa, key, transport, estimators, planned, model)

@@ -8,6 +8,7 @@ MMSE-SIC, `ERROR_MODELS` lists the others. That is the transport `Gaussian`; `Qa
 send the parameters as symbols.
 """
 
+from rmtllmf_jax.uplink.delivery import deliver
 from rmtllmf_jax.uplink.error_models import (
     ERROR_MODELS,
     INDEPENDENT,
@@ -47,6 +48,7 @@ __all__ = [
     "NoisyReference",
     "Qam",
     "Transport",
+    "deliver",
     "draw_sources",
     "errors",
     "get_error_model",

@@ -56,6 +56,7 @@ class Gaussian:
     take it as one sum.
     """
 
+    stage: ClassVar[str] = "transport"
     surrogate: ClassVar[bool] = True
     uses: ClassVar[float] = 1.0
 
@@ -71,6 +72,7 @@ class _Symbols:
     channel who have no task vector send Gaussian parameters.
     """
 
+    stage: ClassVar[str] = "transport"
     uses: ClassVar[float]
     cancellation: str
     size: int | None

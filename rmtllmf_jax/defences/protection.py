@@ -1,0 +1,182 @@
+"""Protections: all that a defender chooses along the chain, as one tuple of values.
+
+Every value knows the stage at which it acts: a `receiver`, something on the `air`, a `transport`
+(what is sent), `estimator`s of what was sent, and repairs of the merged model, which come last. So
+``(Repeat(2), Shrink(), Reload(), Realign())`` is a protection, and the paper's is ``(Reload(),
+Realign())``. A name stands for the protection of that name, also within one: ``(Repeat(2),
+"r-mtllmf")``, written ``repeat+r-mtllmf``. A value of your own says its `stage`; one that does not
+is a repair.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from rmtllmf_jax.channel import AIR, RECEIVERS, Air, Receiver
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.values import described, parse
+from rmtllmf_jax.defences.repairs import REPAIRS, FromBase, Realign, Reload, Repair
+from rmtllmf_jax.uplink import TRANSPORTS, Gaussian, Transport
+
+Protection = tuple[Any, ...]
+"""Values along the chain, repairs in the order in which they are applied; none protects nothing."""
+
+Names = Mapping[str, Protection]
+
+PARTS: Mapping[str, type] = MappingProxyType({**RECEIVERS, **AIR, **TRANSPORTS, **REPAIRS})
+"""What a protection may be made of, by the names that the command line knows."""
+
+
+class Stages(NamedTuple):
+    """A protection by the stages of the chain; `None` leaves a stage as it is without."""
+
+    receiver: Receiver | None
+    air: Air | None
+    transport: Transport | Gaussian | None
+    estimators: tuple[Any, ...]
+    repairs: tuple[Repair, ...]
+
+
+def named(
+    reload: Reload | None = None, realign: Realign | None = None, control: Realign | None = None
+) -> dict[str, Protection]:
+    """Return the protections that have names.
+
+    **Arguments:** `control`: how the base model is realigned; by default as merged ones are.
+    """
+    reload, realign = reload or Reload(), realign or Realign()
+    return {
+        "none": (),
+        "freeze": (reload,),
+        "realign": (realign,),
+        "r-mtllmf": (reload, realign),
+        # The same shots spent without any task vector: what realignment alone is worth.
+        "control": (FromBase(), reload, control or realign),
+    }
+
+
+PROTECTIONS: Names = MappingProxyType(named())
+"""The named protections with their default options."""
+
+
+def parse_protection(text: str, names: Names = PROTECTIONS) -> str | Protection:
+    """Return the protection that a text describes.
+
+    One of `names`, or values and names with a plus between: ``repeat(times=2)+r-mtllmf``.
+
+    **Raises:** `InputError` for an unknown name or option, and what `stages_of` refuses.
+    """
+    if text in names:
+        return text
+    parts = re.split(r"\+(?![^(]*\))", text)
+    if len(parts) == 1 and "(" not in text and text not in PARTS:
+        require_known("protection", text, (*names, *PARTS))
+    made = tuple(part if part in names else parse(part, PARTS, "defence") for part in parts)
+    stages_of(made, names)
+    return made
+
+
+def stages_of(protection: str | Protection, names: Names = PROTECTIONS) -> Stages:
+    """Return a protection, which may be given by its name, by the stages of the chain.
+
+    **Raises:** `InputError` for an unknown name, for what is no defence, and for two values at a
+    stage that takes one.
+    """
+    found: dict[str, list[Any]] = {stage: [] for stage in _STAGES}
+    for part in _parts(protection, names):
+        stage = getattr(part, "stage", "repair")
+        if stage not in found or (stage == "repair" and not isinstance(part, Repair)):
+            raise InputError(
+                f"protection: expected defences such as defences.Reload(), got {part!r}."
+            )
+        found[stage].append(part)
+    for stage in _ONE_OF:
+        if len(found[stage]) > 1:
+            both = " and ".join(map(described, found[stage]))
+            raise InputError(f"protection: {both} are two for the stage {stage}: leave one out.")
+    receiver, air, transport = (next(iter(found[stage]), None) for stage in _ONE_OF)
+    return Stages(receiver, air, transport, tuple(found["estimator"]), tuple(found["repair"]))
+
+
+_ONE_OF = ("receiver", "air", "transport")
+_STAGES = (*_ONE_OF, "estimator", "repair")
+
+
+def _parts(protection: str | Protection, names: Names) -> Protection:
+    if isinstance(protection, str):
+        return names[require_known("protection", protection, names)]
+    return tuple(
+        part
+        for each in protection
+        for part in (_parts(each, names) if isinstance(each, str) else (each,))
+    )
+
+
+def repairs_of(protection: str | Protection, names: Names = PROTECTIONS) -> tuple[Repair, ...]:
+    """Return the repairs of a protection that may be given by its name.
+
+    **Raises:** `InputError` as `stages_of`.
+    """
+    return stages_of(protection, names).repairs
+
+
+def control_of(protection: str | Protection) -> str | Protection | None:
+    """Return what realigns the base model as a protection does the merged one, on the same samples.
+
+    What a protection that sees samples is compared with: its gain over no protection may be that of
+    the samples alone. `control` where they are seen by a protection with a name, `None` for one
+    that sees none.
+
+    **Raises:** `InputError` as `stages_of`.
+
+    >>> control_of("realign"), control_of((Reload(),)), control_of((Realign(5),))[:1]
+    ('control', None, (FromBase(),))
+    """
+    if not _sees(repairs := repairs_of(protection)):
+        return None
+    if isinstance(protection, str) or any(
+        isinstance(each, str) and _sees(repairs_of(each)) for each in protection
+    ):
+        return "control"
+    return (FromBase(), *repairs) if split(repairs).fuse else protection
+
+
+def _sees(repairs: tuple[Repair, ...]) -> bool:
+    return any(getattr(repair, "shots", 0) for repair in repairs)
+
+
+def protection_name(protection: str | Protection) -> str:
+    """Return what a protection is called in tables: its name, or its values one by one."""
+    if isinstance(protection, str):
+        return protection
+    return "+".join(each if isinstance(each, str) else described(each) for each in protection) or (
+        "none"
+    )
+
+
+class Split(NamedTuple):
+    """Repairs as a compiled program takes them: what is data, and what is compiled in."""
+
+    fuse: bool
+    """Whether the merged model counts, or the base alone."""
+    reload: Reload | None
+    """The leaves that are reloaded at once."""
+    rest: tuple[Repair, ...]
+    """What is done then."""
+
+
+def split(repairs: tuple[Repair, ...]) -> Split:
+    """Return the leading `FromBase` and `Reload` apart from the rest.
+
+    Both are linear in the model, so that a flag says whether they are done: protections that differ
+    in nothing else share a program.
+    """
+    fuse = not isinstance(next(iter(repairs), None), FromBase)
+    rest = repairs if fuse else repairs[1:]
+    reload = next(iter(rest), None)
+    if isinstance(reload, Reload):
+        return Split(fuse, reload, rest[1:])
+    return Split(fuse, None, rest)
