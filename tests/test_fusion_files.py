@@ -27,8 +27,10 @@ from rmtllmf_jax.fusion.rules import (
     Fisher,
     Lata,
     LayerWise,
+    Median,
     TaskArithmetic,
     Ties,
+    TrimmedMean,
 )
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -113,6 +115,8 @@ METHODS: dict[str, list[Any]] = {
     "ties": [Ties(0.3), Ties(0.5, normalise=False, weights=(1.0, 2.0))],
     "dare": [Dare(0.5), Dare(0.0, (1.0, 2.0)), Dare(0.7, (1.0, 2.0))],
     "dare_ties": [DareTies(0.5), DareTies(0.3, True, (1.0, 2.0))],
+    "median": [Median(), Median((1.0, 0.5))],
+    "trimmed_mean": [TrimmedMean(0.25), TrimmedMean(1, (1.0, 0.5))],
     "layer_wise": [
         LayerWise({"model.layers.1": (0.5, 2.0), "model.layers.*": 0.25}, default=1.0),
         LayerWise({r".*bias": 0.0}, 1.0, "tensor", (2.0, 1.0)),

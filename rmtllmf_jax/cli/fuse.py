@@ -40,7 +40,8 @@ class Fuse:
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"
     """Merge method, options in brackets: task_arithmetic, average, ties(density=0.2,
-    normalise=true), dare(drop=0.9), dare_ties(drop=0.9, normalise=false),
+    normalise=true), dare(drop=0.9), dare_ties(drop=0.9, normalise=false), median,
+    trimmed_mean(trim=1), a number of models or a share below 0.5,
     layer_wise(layers={'model.layers.0': 0.5, 'lm_head': 1}, default=none, granularity=block) with
     default the weight of all other layers, or lata(weighting=linear, sigma=0.5,
     granularity=block) with logarithmic or threshold and tensor. All take weights=(1, 0.5), one
@@ -49,7 +50,8 @@ class Fuse:
     """The method's options as NAME=VALUE, as earlier versions had them; better in brackets."""
     scale: str | None = None
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model
-    and power-law, which is 1 for methods that average (average, ties). A negative one forgets."""
+    and power-law, which is 1 for methods that average (average, ties, median, trimmed_mean). A
+    negative one forgets."""
     reference: Path | None = None
     """For lata: the model whose difference from the base the layers are compared to (instruct where
     the base is pretrained). By default, for each model, the mean of the other task vectors."""

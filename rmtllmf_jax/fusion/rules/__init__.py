@@ -15,6 +15,7 @@ from rmtllmf_jax.fusion.rules.layer_wise import LayerWeighted, LayerWise, merge_
 from rmtllmf_jax.fusion.rules.linear import TASK_ARITHMETIC, Average, TaskArithmetic
 from rmtllmf_jax.fusion.rules.method import MergeMethod, Method, fact
 from rmtllmf_jax.fusion.rules.regmean import RegMean
+from rmtllmf_jax.fusion.rules.robust import ClippedNorm, Median, TrimmedMean
 from rmtllmf_jax.fusion.rules.sparsified import Dare, DareTies, Sparsified, Ties
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "AdaMerged",
     "AdaMerging",
     "Average",
+    "ClippedNorm",
     "Dare",
     "DareTies",
     "Fisher",
     "Lata",
     "LayerWeighted",
     "LayerWise",
+    "Median",
     "MergeMethod",
     "Method",
     "OneOf",
@@ -36,6 +39,7 @@ __all__ = [
     "Sparsified",
     "TaskArithmetic",
     "Ties",
+    "TrimmedMean",
     "fact",
     "forget",
     "lata_weights",

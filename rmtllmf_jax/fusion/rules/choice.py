@@ -25,10 +25,23 @@ from rmtllmf_jax.fusion.rules.layer_wise import LayerWise
 from rmtllmf_jax.fusion.rules.linear import Average, TaskArithmetic
 from rmtllmf_jax.fusion.rules.method import Method
 from rmtllmf_jax.fusion.rules.regmean import RegMean
+from rmtllmf_jax.fusion.rules.robust import ClippedNorm, Median, TrimmedMean
 from rmtllmf_jax.fusion.rules.sparsified import Dare, DareTies, Ties
 
 METHODS = by_name(
-    TaskArithmetic, Average, Ties, Dare, DareTies, LayerWise, Lata, Fisher, RegMean, AdaMerging
+    TaskArithmetic,
+    Average,
+    Ties,
+    Dare,
+    DareTies,
+    Median,
+    TrimmedMean,
+    ClippedNorm,
+    LayerWise,
+    Lata,
+    Fisher,
+    RegMean,
+    AdaMerging,
 )
 """What a command line can choose from."""
 
