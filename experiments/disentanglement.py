@@ -47,7 +47,6 @@ from study import (
 )
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation.disentanglement import (
@@ -67,6 +66,7 @@ from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
+from rmtllmf_jax.uplink import Scenario
 
 _QUICK = {"points": 5, "samples": 50, "draws": 1, "combinations": 2, "pair_count": 1}
 

@@ -44,7 +44,7 @@ from study import (
 )
 
 from rmtllmf_jax import channel, gradients
-from rmtllmf_jax.channel import ChannelPreset, Scenario, power_control
+from rmtllmf_jax.channel import ChannelPreset, power_control
 from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
@@ -52,6 +52,7 @@ from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
+from rmtllmf_jax.uplink import Scenario
 
 # Folded into the root key: places, fading and noise that are tuned on, and those that judge.
 _PLACES, _TUNING, _JUDGING = 0, 1, 2
@@ -66,7 +67,7 @@ class Options(Learner):
     eval_samples: int = 50
     """Test images a task; 0 is all."""
     scenario: str = "sum_rate"
-    """A `channel.Scenario`."""
+    """A `uplink.Scenario`."""
     cells: int = 5
     """Draws of the users' places."""
     steps: int = 25

@@ -30,7 +30,6 @@ from figures_learned import sensitivity_figure
 from study import Users, gap, grouped, load, made_by, sign, stands, write_figure, write_page
 
 from rmtllmf_jax import fusion, gradients
-from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.defences.repairs import frozen_leaves
@@ -43,6 +42,7 @@ from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.uplink import Scenario
 
 HOLDING = 0.5
 """A small set of leaves holds the damage if sparing it the noise brings this share of the gain."""
@@ -58,7 +58,7 @@ class Options(Users):
     tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
     """Tasks that are merged."""
     scenario: str = "sum_rate"
-    """A `channel.Scenario`."""
+    """A `uplink.Scenario`."""
     draws: int = 16
     """Draws of channel and noise that the map is averaged over."""
     samples: int = 32

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmtllmf_jax import channel, uplink
-from rmtllmf_jax.channel import ChannelPreset, Link, Preset, Scenario
+from rmtllmf_jax.channel import ChannelPreset, Link, Preset
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC
 from rmtllmf_jax.gradients import Objective, Parameters, Setting
 from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
+from rmtllmf_jax.uplink import Scenario
 
 TASKS, LEAVES, LAYERS, CLASSES = 3, 3, 3, 4
 BATCHES, BATCH, PIXELS, WIDTH = 6, 16, 12, 6

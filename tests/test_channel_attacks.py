@@ -12,7 +12,7 @@ from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtllmf_jax import channel
+from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.common.errors import InputError
 
 ANTENNAS, USERS = 16, 8
@@ -277,7 +277,7 @@ def test_an_attack_needs_no_more_than_a_covariance(receiver):
     if receiver == channel.Lmmse():
         np.testing.assert_allclose(deaf, without, rtol=1e-6)
     assert np.all(deaf < 1) != (receiver == channel.Unaware(channel.Lmmse()))
-    assert channel.Scenario(FirstAntenna()) == "first_antenna"
+    assert uplink.Scenario(FirstAntenna()) == "first_antenna"
 
 
 def test_one_user_is_attacked_by_number():
@@ -297,7 +297,7 @@ def test_one_user_is_attacked_by_number():
 def test_bad_attacks_are_named():
     gram, two = jnp.eye(2, dtype=complex), jnp.ones((2, 2), complex)
     with pytest.raises(InputError, match="Did you mean 'sum_rate'"):
-        channel.Scenario("sumrate")
+        uplink.Scenario("sumrate")
     with pytest.raises(InputError, match="antennas"):
         channel.White().from_gram(gram, 1.0, antennas=0)
     with pytest.raises(InputError, match="user of 0 to 1, got 2"):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmtllmf_jax import channel
+from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.channel.fading import Kronecker, Rician
 from rmtllmf_jax.channel.path_loss import FreeSpace, PowerLaw, UrbanMicro
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
@@ -37,7 +37,7 @@ LMMSE = channel.Lmmse()
 
 
 def mse(scenario, preset, key):
-    return channel.Link(preset, channel.Scenario(scenario).attack).mse(key)
+    return channel.Link(preset, uplink.Scenario(scenario).attack).mse(key)
 
 
 user_mse = jax.jit(mse, static_argnums=(0, 1))
@@ -128,7 +128,7 @@ def test_scenarios_share_the_channel():
     h = draw_channel(PAPER, key)
     over_channel = jax.jit(channel.user_mse, static_argnums=1)
     for scenario in ("ideal", "white"):
-        expected = over_channel(h, channel.Scenario(scenario).attack, PAPER.attack_budget)
+        expected = over_channel(h, uplink.Scenario(scenario).attack, PAPER.attack_budget)
         np.testing.assert_allclose(user_mse(scenario, PAPER, key), expected, rtol=1e-5)
 
 
@@ -367,7 +367,7 @@ def test_bad_names_are_answered_with_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'paper'"):
         channel.get_preset("papre")
     with pytest.raises(InputError, match="Did you mean 'strongest_user'"):
-        channel.Scenario("strongest-user")
+        uplink.Scenario("strongest-user")
     with pytest.raises(InputError, match="draws"):
         channel.draw_keys(jax.random.key(0), 0)
 

@@ -9,7 +9,7 @@ from conftest import complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtllmf_jax import channel
+from rmtllmf_jax import channel, uplink
 from rmtllmf_jax.channel.snr import (
     db,
     from_db,
@@ -128,9 +128,7 @@ def mse_of_drops():
     def mse(scenario):
         return np.asarray(
             jax.jit(
-                jax.vmap(
-                    lambda key: channel.Link(PAPER, channel.Scenario(scenario).attack).mse(key)
-                )
+                jax.vmap(lambda key: channel.Link(PAPER, uplink.Scenario(scenario).attack).mse(key))
             )(keys)
         )
 

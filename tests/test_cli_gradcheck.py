@@ -15,7 +15,7 @@ import pytest
 from conftest import TinyRun, command
 
 from rmtllmf_jax import fusion, gradients, uplink
-from rmtllmf_jax.channel import NO_ATTACK, Link, Scenario, White, get_preset
+from rmtllmf_jax.channel import NO_ATTACK, Link, White, get_preset
 from rmtllmf_jax.cli.gradcheck import starting_values
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.gradients import Agreement, Objective, Parameters
@@ -26,6 +26,7 @@ from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
+from rmtllmf_jax.uplink import Scenario
 
 # Two programs, which all runs here share; the attack `white` is quick to compile.
 FEW = ("--scenario", "white", "--parameters", "powers", "budget", "mse_factor", "scale")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rmtllmf_jax import channel
-from rmtllmf_jax.channel import ATTACKS, Link, Lmmse, Scenario, get_preset
+from rmtllmf_jax.channel import ATTACKS, Link, Lmmse, get_preset
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.sweep.axis import AXES, NO_AXIS, Axis, link_mse, link_sent, parse_axis
+from rmtllmf_jax.uplink import Scenario
 
 PAPER = get_preset("paper")
 KEY = jax.random.key(3)

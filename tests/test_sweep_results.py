@@ -24,7 +24,7 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.channel import Link, Scenario, get_preset
+from rmtllmf_jax.channel import Link, get_preset
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.engine import Engine
@@ -32,6 +32,7 @@ from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.samples import shot_pool
 from rmtllmf_jax.training.batches import balanced_batches
 from rmtllmf_jax.training.realign import realign
+from rmtllmf_jax.uplink import Scenario
 
 COLUMNS = [
     *("combination", "size", "scenario", "axis", "level", "draw", "seed", "protection", "rule"),

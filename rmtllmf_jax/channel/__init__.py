@@ -42,7 +42,6 @@ from rmtllmf_jax.channel.attacks import (
 )
 from rmtllmf_jax.channel.chain import (
     Link,
-    Scenario,
     user_rates,
 )
 from rmtllmf_jax.channel.checks import check_uplink
@@ -163,7 +162,6 @@ __all__ = [
     "Receiver",
     "Repeat",
     "Rician",
-    "Scenario",
     "Schedule",
     "Sent",
     "Sic",

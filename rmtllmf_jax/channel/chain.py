@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,8 @@ from jaxtyping import Array, Complex, Float, Key, Real
 
 from rmtllmf_jax.channel.air import ONCE, Air, Blocks, Sent
 from rmtllmf_jax.channel.attacks import (
-    ATTACKS,
     NO_ATTACK,
     Attack,
-    NoAttack,
     Powers,
     attack_covariance,
 )
@@ -26,7 +23,7 @@ from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Matrices, Preset
 from rmtllmf_jax.channel.realisation import draw_channel
 from rmtllmf_jax.channel.receivers import SIC, Receiver
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.values import described, parse
+from rmtllmf_jax.common.values import described
 
 _UNITS = {"nats": 1.0, "bits": math.log(2.0)}
 
@@ -143,39 +140,3 @@ class Link:
         told = planned(receiver, power)
         filters = receiver.filters(h_tilde, attack, 1.0, measured(key), **told)
         return h_tilde, coloured_noise(h_tilde, attack, 1.0), filters
-
-
-class Scenario(str):
-    """The name of a scenario as tables have it, which knows its `attack`; `clean` has none.
-
-    Made of such a name, of an attack, or of None for `clean`.
-
-    **Raises:** `InputError` that names the nearest one.
-
-    >>> Scenario("towards(2)"), Scenario("towards(2)").attack
-    ('towards(user=2)', Towards(user=2))
-    >>> Scenario(None), Scenario(NoAttack())
-    ('clean', 'ideal')
-    """
-
-    attack: Attack | None
-
-    def __new__(cls, given: str | Attack | None) -> Scenario:
-        if isinstance(given, Scenario):
-            return given
-        attack = _parsed(given) if isinstance(given, str) else given
-        plain = "clean" if attack is None else "ideal" if attack == NO_ATTACK else described(attack)
-        made = super().__new__(cls, plain)
-        made.attack = attack
-        return made
-
-    def __getnewargs__(self) -> tuple[Attack | None]:  # type: ignore[override]
-        return (self.attack,)
-
-
-@functools.cache
-def _parsed(text: str) -> Attack | None:
-    if text == "clean":
-        return None
-    attack: Attack = parse(text, {"clean": NoAttack, "ideal": NoAttack, **ATTACKS}, "scenario")
-    return attack

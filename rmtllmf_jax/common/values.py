@@ -124,6 +124,22 @@ def parse_all(texts: Iterable[str], known: Known, what: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(parse(text, known, what) for text in texts))
 
 
+def parts_of(text: str) -> list[str]:
+    """Return the texts of several values with a plus between.
+
+    >>> parts_of("repeat(times=2)+reload(patterns=('a+',))")
+    ['repeat(times=2)', "reload(patterns=('a+',))"]
+    """
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "+" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def option_names(kind: type) -> list[str]:
     """Return the options of a class."""
     return [field.name for field in dataclasses.fields(kind) if field.init]

@@ -10,14 +10,13 @@ is a repair.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rmtllmf_jax.channel import AIR, RECEIVERS, Air, Receiver
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.values import described, parse
+from rmtllmf_jax.common.values import described, parse, parts_of
 from rmtllmf_jax.defences.repairs import REPAIRS, FromBase, Realign, Reload, Repair
 from rmtllmf_jax.uplink import TRANSPORTS, Gaussian, Transport
 
@@ -71,7 +70,7 @@ def parse_protection(text: str, names: Names = PROTECTIONS) -> str | Protection:
     """
     if text in names:
         return text
-    parts = re.split(r"\+(?![^(]*\))", text)
+    parts = parts_of(text)
     if len(parts) == 1 and "(" not in text and text not in PARTS:
         require_known("protection", text, (*names, *PARTS))
     made = tuple(part if part in names else parse(part, PARTS, "defence") for part in parts)

@@ -21,7 +21,6 @@ from rmtllmf_jax.channel import (
     Matrices,
     PowerLaw,
     Preset,
-    Scenario,
     angles_from_positions,
     channel_at,
     distances_from_positions,
@@ -34,6 +33,7 @@ from rmtllmf_jax.channel.equalise import noise_of_root
 from rmtllmf_jax.channel.linalg import cholesky, product
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
+from rmtllmf_jax.uplink import Scenario
 
 LEAST_POWER = 1e-6
 """Smallest share of its power that a user can be given: the root has no derivative at zero."""

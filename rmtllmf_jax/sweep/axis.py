@@ -25,7 +25,6 @@ from rmtllmf_jax.channel import (
     Matrices,
     Preset,
     Rician,
-    Scenario,
     Sent,
     mse_of,
 )
@@ -33,7 +32,7 @@ from rmtllmf_jax.channel.checks import require_decibels, require_within
 from rmtllmf_jax.channel.equalise import ColouredNoise
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Transport
+from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Scenario, Transport
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
@@ -90,7 +89,7 @@ class Axis:
 
     def levels_of(self, scenario: str) -> list[tuple[str, float] | tuple[()]]:
         """Return name and value of every level that a scenario has; `clean` has no channel."""
-        if not self.name or scenario == "clean":
+        if not self.name or Scenario(scenario).attack is None:
             return [()]
         return [(self.name, level) for level in self.levels]
 
@@ -126,9 +125,8 @@ class Axis:
 
         **Raises:** `InputError` if all levels would be the same cell.
         """
-        if scenario == "clean":
+        if (attack := Scenario(scenario).attack) is None:
             return
-        attack = Scenario(scenario).attack
         if self.name == "mse" and attack != NO_ATTACK:
             raise InputError(
                 f"the axis mse gives the users' errors, and the scenario {scenario!r} "

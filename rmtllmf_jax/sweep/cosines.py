@@ -18,6 +18,7 @@ from rmtllmf_jax.fusion.similarity import sign_agreement
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.parts import CellStore
+from rmtllmf_jax.uplink import Scenario
 
 
 def cosine_rows(engine: Engine, grid: Grid, parts: CellStore) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def _cells(grid: Grid) -> Iterator[Cell]:
     for seed in range(grid.seeds):
         for draw in range(grid.draws):
             for scenario in grid.scenarios:
-                if scenario == "clean" and (seed or draw):
+                if Scenario(scenario).attack is None and (seed or draw):
                     continue
                 for level in grid.axis.levels_of(scenario):
                     yield Cell((), scenario, draw, seed, "none", TASK_ARITHMETIC, *level)

@@ -30,7 +30,7 @@ from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 from rmtllmf_jax.training.batches import balanced_batches
-from rmtllmf_jax.uplink import is_surrogate
+from rmtllmf_jax.uplink import Scenario, is_surrogate
 
 Evaluated = tuple[Job, dict[str, tuple[float, float]]]
 """A job, and the metric's sum and weight on each of its tasks."""
@@ -349,7 +349,7 @@ def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
     suspects = []
     if job.kind == "merged" and fuse:
         suspects.append(f"--scale (here {job.scale:g})")
-        if cell.scenario != "clean" and is_surrogate(settings.transporting):
+        if Scenario(cell.scenario).attack and is_surrogate(settings.transporting):
             kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from rmtllmf_jax.channel import Scenario
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.protection import (
@@ -24,6 +23,7 @@ from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, OneOf, fact, metho
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 from rmtllmf_jax.sweep.needs import require_met
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.uplink import Scenario
 
 MOST_CELLS = 10_000_000
 """More do not fit a machine's memory."""
@@ -38,7 +38,7 @@ class Cell:
 
     combination: Combination
     scenario: str
-    """Name of a `channel.Scenario`."""
+    """Name of a `uplink.Scenario`."""
     draw: int
     seed: int
     protection: str | Protection
@@ -56,7 +56,7 @@ class Grid:
 
     combinations: tuple[Combination, ...]
     scenarios: tuple[Any, ...]
-    """Names of scenarios, or attacks themselves; kept as `channel.Scenario`."""
+    """Names of scenarios, or attacks themselves; kept as `uplink.Scenario`."""
     protections: tuple[str | Protection, ...]
     """To these the control of those that realign is added, see `defences.control_of`."""
     draws: int
@@ -157,7 +157,7 @@ class Grid:
         return self.draws if self.repaired_draws is None else self.repaired_draws
 
     def _draws(self, scenario: str, protection: str | Protection) -> int:
-        if scenario == "clean":
+        if Scenario(scenario).attack is None:
             return 1
         return self._repaired_draws if _repaired(protection) else self.draws
 
@@ -169,7 +169,8 @@ class Grid:
             there = scenario == "clean" and rule == self.rules[0]
         if not there:
             return 0
-        return 1 if scenario == "clean" and _draws_nothing(rule, protection) else self.seeds
+        quiet = Scenario(scenario).attack is None
+        return 1 if quiet and _draws_nothing(rule, protection) else self.seeds
 
 
 def _repaired(protection: str | Protection) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from rmtllmf_jax import fusion, uplink
-from rmtllmf_jax.channel import Attack, ChannelPreset, Link, Scenario
+from rmtllmf_jax.channel import Attack, ChannelPreset, Link
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.evaluation.metrics import Metric
@@ -17,6 +17,7 @@ from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import user_kappa
+from rmtllmf_jax.uplink import Scenario
 
 
 def objective_of(
@@ -35,7 +36,7 @@ def objective_of(
 
     **Arguments:**
 
-    - `scenario`: a name of `channel.Scenario`, an attack, or `None` for `clean`.
+    - `scenario`: a name of `uplink.Scenario`, an attack, or `None` for `clean`.
     - `combination`: tasks that are merged; none named is all. The others' users send too.
     - `split`: `test` (`settings.eval_samples` images a task) or `validation`
       (`settings.validation_samples`): tune on one, judge on the other.

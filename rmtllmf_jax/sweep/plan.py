@@ -317,7 +317,7 @@ def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[W
     if is_surrogate(settings.transporting):
         return []
     preset: Any = settings.channel(tasks)
-    channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s != "clean")
+    channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s.attack)
     symbols = grid.seeds * channels * settings.transporting.uses * tower.parameters
     moved = symbols * 8 * (3 * preset.antennas + 4 * preset.users)
     return [Work("sending", grid.seeds * channels, "transmissions", moved, "memory")]

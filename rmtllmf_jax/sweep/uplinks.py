@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import NO_ATTACK, ONCE, Link, Scenario
+from rmtllmf_jax.channel import NO_ATTACK, ONCE, Link
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.protection import Stages, split
 from rmtllmf_jax.defences.repairs import frozen_leaves
@@ -20,7 +20,7 @@ from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import link_channel, link_mse, link_sent
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.uplink import Gaussian, Transport, is_surrogate
+from rmtllmf_jax.uplink import Gaussian, Scenario, Transport, is_surrogate
 
 # Folded into the root key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
@@ -100,7 +100,7 @@ class Uplinks:
         """
         transport, (mse, air_uses) = self.transport(cell), self.sent(cell)
         uses = np.zeros(len(mse))
-        if cell.scenario != "clean" and split(self._stages(cell).repairs).fuse:
+        if self.link(cell) is not None and split(self._stages(cell).repairs).fuse:
             uses = self._uses(cell, mse, air_uses)
         kappa = np.full(len(mse), np.nan)
         if is_surrogate(transport):
@@ -155,7 +155,9 @@ class Uplinks:
 
     def summed(self, cell: Cell) -> bool:
         """Whether the received vectors are those sent plus ``F z``: nothing else acts on them."""
-        if cell.scenario == "clean":
+        if Scenario(cell.scenario).poisons:
+            return False
+        if self.link(cell) is None:
             return True
         stages = self._stages(cell)
         partial = getattr(stages.air, "patterns", ())
@@ -182,13 +184,14 @@ class Uplinks:
         """
         key = jax.random.fold_in(self._key, _NOISE)
         key = jax.random.fold_in(jax.random.fold_in(key, cell.seed), cell.draw)
-        vectors, link, transport = self.inputs.vectors, self.link(cell), self.transport(cell)
+        vectors, link, transport = self._vectors(cell), self.link(cell), self.transport(cell)
         if self.summed(cell):
             if link is None and not is_surrogate(transport):
                 return vectors
             name, _ = uplink.parse_error_model(self.settings.error_model)
             return uplink.draw_sources(vectors, key, uplink.ERROR_MODELS[name])
-        assert link is not None
+        if link is None:
+            return vectors
         mse, kappa = jnp.asarray(self.mse(cell)), self.kappa_at(cell)
         if isinstance(transport, Transport):
             where = link_channel(self._draw_key(cell.draw), link, cell.axis, cell.level)
@@ -203,6 +206,13 @@ class Uplinks:
             of_leaves = jax.tree.map(lambda flag: jnp.where(flag, mse, once), flags)
         chosen, model = (transport, self._stages(cell).estimators), self.error_model(cell)
         return _delivered(*chosen, vectors, of_leaves, kappa, key, planned, model)
+
+    def _vectors(self, cell: Cell) -> PyTree[Float[Array, "users ..."]]:
+        """Return what the users of a cell send: their task vectors, or poison."""
+        vectors = self.inputs.vectors
+        for poison in Scenario(cell.scenario).poisons:
+            vectors = poison(vectors)
+        return vectors
 
     def _draw_key(self, draw: int) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)

@@ -22,6 +22,8 @@ from rmtllmf_jax.uplink.error_models import (
 )
 from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB, kappa_from_c0, kappa_per_leaf
 from rmtllmf_jax.uplink.noise import draw_sources, errors, noise_of_sum, transmit
+from rmtllmf_jax.uplink.poison import POISONS, Poison, Scaled, SignFlip
+from rmtllmf_jax.uplink.scenario import Scenario
 from rmtllmf_jax.uplink.transports import (
     GAUSSIAN,
     TRANSPORTS,
@@ -38,6 +40,7 @@ __all__ = [
     "ERROR_MODELS",
     "GAUSSIAN",
     "INDEPENDENT",
+    "POISONS",
     "TRANSPORTS",
     "Analogue",
     "Equicorrelated",
@@ -46,7 +49,11 @@ __all__ = [
     "Independent",
     "Lmmse",
     "NoisyReference",
+    "Poison",
     "Qam",
+    "Scaled",
+    "Scenario",
+    "SignFlip",
     "Transport",
     "deliver",
     "draw_sources",

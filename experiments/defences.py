@@ -1,0 +1,380 @@
+"""What each defence wins back under a worst-case attacker, at equal channel uses and energy.
+
+    python experiments/defences.py --run runs/demo [--also runs/demo-1] [--quick]
+
+R-MTLLMF repairs the model after fusion and asks for protection of the physical layer on top. Here
+defences on the air, in the code and at the receiver act alone and together with its repair, under
+the same channels and the same attacker, who knows the defence and answers it:
+
+1. by number of tasks, under the sum-rate attack of the preset's budget, with channel uses per
+   parameter (side information included), and the worst task beside the mean;
+2. against the attacker's power: how many dB more he needs to bring a defence down to what R-MTLLMF
+   keeps at the preset's budget;
+3. under every other attack of that budget.
+
+Each sends as many symbols of unit power as parameters, or fewer. The rivals fuse nothing or have no
+channel: the base model, the control, and the same repair of what was fused without noise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+from study import (
+    Realigning,
+    made_by,
+    opened_all,
+    stands,
+    sweep_all,
+    write_figure,
+    write_page,
+)
+
+from rmtllmf_jax.channel import PRESETS
+from rmtllmf_jax.defences import parse_protection
+from rmtllmf_jax.report.intervals import Interval, differences, interval
+from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
+from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.style import SEQUENCE, add_legend, tidy
+from rmtllmf_jax.report.tables import cell_scores
+from rmtllmf_jax.runs.environment import use_compilation_cache
+from rmtllmf_jax.sweep.axis import Axis
+from rmtllmf_jax.sweep.grid import Grid, choose_combinations
+from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.uplink import DEFAULT_C0_DB
+
+REPAIR = "r-mtllmf"
+ATTACK = "sum_rate"
+BUDGET = PRESETS["paper"].attack_budget_db
+REACHED = {"points": 2.0, "share": 0.8, "decibels": 15.0}
+"""What is asked of `holistic`: to be within so many points of no channel, to win back such a share
+of what the attack costs R-MTLLMF, and to be worth so many dB more than it."""
+
+
+@dataclass(frozen=True)
+class Options(Realigning):
+    """What to run."""
+
+    defences: tuple[str, ...] = (
+        "shrink",
+        "singular_values",
+        "reliability(alpha=0.5)",
+        "repeat(times=4)+sparse(share=0.15)",
+        "hop(bands=8, shared=true)",
+        "coded",
+    )
+    """Defences that are tried alone and before R-MTLLMF's repair."""
+    attacks: tuple[str, ...] = (
+        "ideal",
+        "white_in_range",
+        "strongest_user",
+        "min_max_rate",
+        "sum_mse",
+    )
+    """Attacks of the last table, besides the sum-rate attack."""
+    levels: tuple[float, ...] = (0, 10, 20, 25, 30, 35, 40, 50)
+    """The attacker's power over the noise of one antenna, in dB."""
+    sizes: tuple[int, ...] = (2, 4, 6, 8)
+    """Numbers of tasks."""
+    combinations: int = 2
+    """Combinations of each size."""
+    draws: int = 20
+    """Channel realisations."""
+    repaired_draws: int = 8
+    """Channel realisations where a model is realigned, and of the second and third part."""
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
+    eval_samples: int = 100
+    """Test images per task; 0 is all."""
+    validation_samples: int = 60
+    """Validation images per task; 0 is all."""
+    seed: int = 0
+    """Root of all random numbers."""
+    quick: bool = False
+    """Two defences, one combination of two tasks, one realisation, three levels."""
+    out: Path = Path(__file__).parent / "results" / "defences"
+    """Where tables and figures go."""
+
+    def chosen(self) -> Options:
+        """Return the options after `--quick`."""
+        if not self.quick:
+            return self
+        return replace(
+            self,
+            defences=("shrink", "coded"),
+            attacks=("ideal",),
+            levels=(0, 20, 40),
+            sizes=(2,),
+            combinations=1,
+            draws=1,
+            repaired_draws=1,
+            eval_samples=50,
+        )
+
+
+def main(options: Options) -> None:
+    """Sweep; write tables, figure and page."""
+    started, options = time.perf_counter(), options.chosen()
+    use_compilation_cache(options.cache_dir)
+    runs = opened_all(options)
+    settings = Settings(
+        scale="validation",
+        eval_samples=options.eval_samples,
+        validation_samples=options.validation_samples,
+        c0_db=options.c0,
+        realign=options.realign(),
+        control_learning_rate=options.control_learning_rate,
+        seed=options.seed,
+    )
+    chosen = choose_combinations(runs[0].names, options.combinations, options.seed, options.sizes)
+    alone = ("none", *options.defences)
+    repaired = (REPAIR, *(f"{each}+{REPAIR}" for each in options.defences), "holistic")
+    grid = Grid(
+        chosen,
+        ("clean", ATTACK),
+        tuple(map(parse_protection, (*alone, *repaired))),
+        options.draws,
+        1,
+        repaired_draws=options.repaired_draws,
+    )
+    several = replace(
+        grid,
+        scenarios=(ATTACK,),
+        draws=options.repaired_draws,
+        protections=tuple(map(parse_protection, ("none", REPAIR, "phy", "holistic"))),
+    )
+    powers = replace(several, axis=Axis("budget_db", options.levels))
+    others = replace(several, scenarios=(ATTACK, *options.attacks))
+    by_n, by_power, by_attack = (
+        sweep_all(runs, settings, each)["results"] for each in (grid, powers, others)
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, results in (("by_n", by_n), ("by_power", by_power), ("by_attack", by_attack)):
+        scores(results).to_csv(options.out / f"{name}.csv", index=False, float_format="%.6g")
+    write_figure(options.out / "defences", figure(scores(by_power)))
+    spent = time.perf_counter() - started
+    lines = [
+        "# Defences under a worst-case attacker",
+        made_by("defences.py", options.seed, spent),
+        *page(*map(scores, (by_n, by_power, by_attack))),
+        "![Accuracy against the attacker's power](defences.png)",
+    ]
+    write_page(options.out, lines)
+
+
+def scores(results: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per cell: `score` (mean over its tasks), `worst` (task), `uses` (mean)."""
+    keys = ["combination", "scenario", "axis", "level", "draw", "seed", "protection"]
+    worst = results.groupby(keys, dropna=False, as_index=False).agg(
+        worst=("normalised", "min"), uses=("uses", "mean")
+    )
+    return cell_scores(results).merge(worst, on=keys, how="left")
+
+
+def page(by_n: pd.DataFrame, by_power: pd.DataFrame, by_attack: pd.DataFrame) -> Iterator[str]:
+    """Yield the paragraphs of the page."""
+    yield conclusion(by_n)
+    yield bought(by_power)
+    for sheet in (size_sheet(by_n), power_sheet(by_power), attack_sheet(by_attack)):
+        yield f"## {sheet.title}\n\n{markdown_table(sheet)}"
+
+
+def part(cells: pd.DataFrame, scenario: str, protection: str) -> pd.DataFrame:
+    """Return the cells of a scenario and a protection."""
+    return cells[(cells["scenario"] == scenario) & (cells["protection"] == protection)]
+
+
+def against(
+    cells: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]
+) -> dict[int, Interval]:
+    """Return the difference between two (scenario, protection) by number of tasks, in pairs.
+
+    Cells without a channel have one draw, and some one seed: a pair shares what both have.
+    """
+    first, second = part(cells, *one), part(cells, *other)
+    on = ["combination"] + [
+        name
+        for name in ("draw", "seed")
+        if second[name].nunique() > 1 and first[name].nunique() > 1
+    ]
+    pairs = differences(first, second, on)
+    return {int(size): interval(own, "difference") for size, own in pairs.groupby("size")}
+
+
+def conclusion(cells: pd.DataFrame) -> str:
+    """Return what `holistic` reaches, by number of tasks."""
+    here, attacked = (ATTACK, "holistic"), (ATTACK, REPAIR)
+    ideal = against(cells, here, ("clean", REPAIR))
+    gains = against(cells, here, attacked)
+    lost = against(cells, ("clean", REPAIR), attacked) if gains else {}
+    said = []
+    near = [n for n, found in ideal.items() if 100 * found.mean >= -REACHED["points"]]
+    far = {n: found for n, found in ideal.items() if n not in near}
+    where = f"at N = {listed(map(str, near))}" if near else "at no N"
+    said.append(
+        f"Under the sum-rate attack `holistic` is within {REACHED['points']:g} points of the same "
+        f"repair without any channel {where}"
+        + (
+            f", and {listed(f'{100 * f.mean:+.0f} at N = {n}' for n, f in far.items())}."
+            if far
+            else "."
+        )
+    )
+    lost = against(cells, ("clean", REPAIR), attacked)
+    shares = {n: gains[n].mean / lost[n].mean for n in gains if lost[n].mean > 0}
+    if shares:
+        said.append(
+            "Of what the attack costs R-MTLLMF it wins back "
+            f"{listed(f'{100 * share:.0f} % (N = {n})' for n, share in shares.items())}."
+        )
+    for rival, name in (
+        ("control", "the control"),
+        ("base", "the base model"),
+        (REPAIR, "R-MTLLMF"),
+    ):
+        where = (ATTACK if rival == REPAIR else "clean", rival)
+        found = against(cells, here, where)
+        told = [
+            f"{stands(each, 'is above', 'is below', 'level')} {name} at N = {n} "
+            f"({each.text(sign='+')} points)"
+            for n, each in found.items()
+        ]
+        said.append(f"It {listed(told)}." if told else "")
+    return " ".join(filter(None, said))
+
+
+def size_sheet(cells: pd.DataFrame) -> Sheet:
+    """Return accuracy, worst task and channel uses by number of tasks."""
+    sizes = sorted(cells["size"].unique())
+    rows = []
+    kinds = list(dict.fromkeys(zip(cells["scenario"], cells["protection"], strict=True)))
+    for scenario, protection in sorted(kinds, key=lambda kind: _order(cells, *kind)):
+        own = part(cells, scenario, protection)
+        row = [SCENARIOS.get(scenario, scenario), PROTECTIONS.get(protection, protection)]
+        uses = own["uses"].mean()
+        row.append("-" if np.isnan(uses) or uses == 0 else f"{uses:.2f}")
+        for size in sizes:
+            there = own[own["size"] == size]
+            worst = there["worst"].mean()
+            tail = "" if np.isnan(worst) else f", {100 * worst:.0f}"
+            row.append(f"{interval(there).text()}{tail}")
+        rows.append(row)
+    header = ["scenario", "defence", "uses", *(f"N = {size}" for size in sizes)]
+    return Sheet("Normalised accuracy (%), and that of the worst task", header, rows)
+
+
+def _order(cells: pd.DataFrame, scenario: str, protection: str) -> tuple[bool, bool, float]:
+    own = part(cells, scenario, protection)
+    return (
+        scenario != "clean",
+        REPAIR in protection or protection == "holistic",
+        own["score"].mean(),
+    )
+
+
+def curve(cells: pd.DataFrame, protection: str) -> pd.Series:
+    """Return the mean accuracy by the attacker's power, a mean over numbers of tasks."""
+    own = part(cells, ATTACK, protection)
+    by_size = own.groupby(["level", "size"])["score"].mean()
+    return by_size.groupby("level").mean()
+
+
+def power_of(line: pd.Series, accuracy: float) -> float:
+    """Return the least power at which a line falls to an accuracy; infinite if it never does."""
+    levels, values = line.index.to_numpy(float), line.to_numpy(float)
+    below = np.flatnonzero(values <= accuracy)
+    if not len(below):
+        return np.inf
+    at = int(below[0])
+    if at == 0:
+        return float(levels[0])
+    share = (values[at - 1] - accuracy) / (values[at - 1] - values[at])
+    return float(levels[at - 1] + share * (levels[at] - levels[at - 1]))
+
+
+def bought(cells: pd.DataFrame) -> str:
+    """Return how many dB more the attacker needs against each defence, at equal accuracy."""
+    repair = curve(cells, REPAIR)
+    accuracy = float(np.interp(BUDGET, repair.index, repair))
+    said = []
+    most = repair.index.max()
+    for protection in ("phy", "holistic"):
+        power = power_of(curve(cells, protection), accuracy)
+        more = (
+            f"{power - BUDGET:.0f} dB more"
+            if np.isfinite(power)
+            else (f"more than {most - BUDGET:.0f} dB more")
+        )
+        said.append(f"{more} against `{protection}`")
+    return (
+        f"At the preset's budget of {BUDGET:.1f} dB R-MTLLMF keeps {100 * accuracy:.0f} % (mean over "
+        f"N). To bring a defence down to that the attacker needs {listed(said)}."
+    )
+
+
+def power_sheet(cells: pd.DataFrame) -> Sheet:
+    """Return accuracy by the attacker's power."""
+    levels = sorted(cells.loc[cells["axis"] == "budget_db", "level"].unique())
+    rows = []
+    for protection in dict.fromkeys(cells.loc[cells["scenario"] == ATTACK, "protection"]):
+        own = part(cells, ATTACK, protection)
+        row = [PROTECTIONS.get(protection, protection)]
+        row += [interval(own[own["level"] == level]).text() for level in levels]
+        rows.append(row)
+    header = ["defence", *(f"{level:g} dB" for level in levels)]
+    return Sheet(
+        "Normalised accuracy (%) against the attacker's power, mean over N", header, rows, 1
+    )
+
+
+def attack_sheet(cells: pd.DataFrame) -> Sheet:
+    """Return accuracy under every attack of the preset's budget."""
+    attacked = cells[cells["scenario"] != "clean"]
+    names = list(dict.fromkeys(attacked["protection"]))
+    rows = [
+        [SCENARIOS.get(scenario, scenario)]
+        + [interval(part(attacked, scenario, name)).text() for name in names]
+        for scenario in dict.fromkeys(attacked["scenario"])
+    ]
+    header = ["attack", *(PROTECTIONS.get(name, name) for name in names)]
+    return Sheet("Normalised accuracy (%) under other attacks, mean over N", header, rows, 1)
+
+
+def figure(cells: pd.DataFrame) -> Figure:
+    """Draw accuracy against the attacker's power, a panel for each number of tasks."""
+    sizes = sorted(cells["size"].unique())
+    drawn = Figure(figsize=(3.2 * len(sizes) + 1, 4.0), layout="constrained")
+    panels = np.atleast_1d(drawn.subplots(1, len(sizes), sharey=True))
+    names = list(dict.fromkeys(cells.loc[cells["scenario"] == ATTACK, "protection"]))
+    for panel, size in zip(panels, sizes, strict=True):
+        here = cells[cells["size"] == size]
+        for name, dashes in (("control", "--"), ("base", ":")):
+            level = 100 * part(here, "clean", name)["score"].mean()
+            panel.axhline(level, color="0.3", linestyle=dashes, label=PROTECTIONS[name])
+        for name, (colour, marker) in zip(names, SEQUENCE, strict=False):
+            own = part(here, ATTACK, name)
+            found = {level: interval(rows) for level, rows in own.groupby("level")}
+            levels = list(found)
+            label = PROTECTIONS.get(name, name)
+            means = [100 * each.mean for each in found.values()]
+            panel.plot(levels, means, color=colour, marker=marker, label=label)
+            low, high = ([100 * getattr(f, end) for f in found.values()] for end in ("low", "high"))
+            panel.fill_between(levels, low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.axvline(BUDGET, color="0.6", linewidth=0.8)
+        panel.set_xlabel("Attacker's power (dB)")
+        tidy(panel, f"{size} tasks")
+    panels[0].set_ylim(0, 105)
+    panels[0].set_ylabel("Average normalised accuracy (%)")
+    add_legend(drawn, panels, 6)
+    return drawn
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
