@@ -96,6 +96,8 @@ def test_protections_are_read_and_written():
     assert repairs == (Reload(("a/.*", "b+")), Realign(5))
     assert protection_name(repairs) == text
     assert protection_name(()) == "none"
+    assert protection_name((Realign(average=0.0),)) == "realign"
+    assert parse_protection("realign(average=0.5)") == (Realign(average=0.5),)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,7 @@ def test_protections_are_read_and_written():
         ("r-mtlmf", "unknown protection 'r-mtlmf'. Did you mean 'r-mtllmf'?"),
         ("reload+realing", "unknown repair 'realing'. Did you mean 'realign'?"),
         ("realign(shots=0)", "repair realign: shots must be at least 1, got 0."),
+        ("realign(average=2)", "repair realign: average is a share of the steps, 0 to 1, got 2.0"),
         ("reload(patterns=('(',))", "frozen pattern '('"),
     ],
 )

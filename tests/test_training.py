@@ -312,6 +312,30 @@ def test_realignment_is_the_plain_loop_over_the_leaves_that_train(tiny: Tiny):
         np.testing.assert_allclose(move, expected_move, rtol=0.02, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.parametrize(("average", "count"), [(0.5, 2), (1.0, 4), (0.1, 1), (0.7, 3)])
+def test_realignment_may_average_the_last_weights(tiny: Tiny, average: float, count: int):
+    """The mean of the iterates, which shorter runs of the same recipe end in."""
+    backbone, params = tiny
+    flags, batches = trainable(params), shot_batches()
+    shared = (flags, stack_heads(HEADS), shot_pool())
+    recipe = replace(REALIGN_TINY, clip_norm=1.0)
+    run = jax.jit(realign, static_argnames=("backbone", "recipe", "average"))
+    options = {"backbone": backbone, "recipe": recipe}
+    # The schedule is the recipe's, whatever the number of batches.
+    iterates = [run(params, *shared, batches[:n], **options)[0] for n in range(1, 5)]
+    found, losses = run(params, *shared, batches, average=average, **options)
+    np.testing.assert_array_equal(losses, run(params, *shared, batches, **options)[1])
+    last = [leaves_by_path(tree) for tree in iterates[4 - count :]]
+    for path, leaf in leaves_by_path(found).items():
+        if not leaves_by_path(flags)[path]:
+            np.testing.assert_array_equal(leaf, leaves_by_path(params)[path])
+            continue
+        each = np.stack([np.asarray(tree[path], np.float64) for tree in last])
+        np.testing.assert_allclose(leaf, each.mean(axis=0), rtol=1e-6, atol=1e-7, err_msg=path)
+        if count == 1:
+            np.testing.assert_array_equal(leaf, last[0][path])
+
+
 def test_one_trace_serves_all_combinations_and_frozen_leaves(tiny: Tiny):
     backbone, params = tiny
     everything = jax.tree.map(jnp.ones_like, trainable(params))

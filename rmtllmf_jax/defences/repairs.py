@@ -165,10 +165,15 @@ class Realign:
     weight_decay: float = REALIGN.weight_decay
     warmup: float = REALIGN.warmup
     clip_norm: float | None = REALIGN.clip_norm
+    average: float = 0.0
+    """Share of the steps, the last ones, over which the weights are averaged; 0: the last weights
+    (stochastic weight averaging, Izmailov et al., arXiv 1803.05407)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot train a model."""
         require_at_least("shots", self.shots, 1)
+        if not 0 <= self.average <= 1:
+            raise InputError(f"average is a share of the steps, 0 to 1, got {self.average!r}.")
         _ = self.recipe
 
     @property
@@ -209,6 +214,7 @@ class Realign:
             context.rows,
             backbone=context.backbone,
             recipe=self.recipe,
+            average=self.average,
         )
         return model._replace(params=params)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,6 +24,7 @@ def realign(
     *,
     backbone: Backbone,
     recipe: Recipe,
+    average: float = 0.0,
 ) -> tuple[PyTree, Float[Array, " steps"]]:
     """Return the realigned parameters and the loss before each step.
 
@@ -35,7 +38,12 @@ def realign(
       `task`; all weigh the same.
     - `batches`: indices into the pool, one row per step (`batches.balanced_batches`); they select
       the combination.
+    - `average`: the parameters returned are the mean of those after each of the last steps, this
+      share of all, rounded and at least one (stochastic weight averaging, Izmailov et al., arXiv
+      1803.05407, over the recipe's own decaying learning rate). 0 returns the last.
     """
+    steps = len(batches)
+    averaged = max(1, round(average * steps)) if average else 0
     optimiser = recipe.optimiser()
 
     def loss(params: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
@@ -45,18 +53,30 @@ def realign(
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(
-        carry: tuple[PyTree, PyTree], batch: Int[Array, " batch"]
-    ) -> tuple[tuple[PyTree, PyTree], Float[Array, ""]]:
-        params, state = carry
+        carry: tuple[PyTree, PyTree, PyTree], numbered: tuple[Array, Int[Array, " batch"]]
+    ) -> tuple[tuple[PyTree, PyTree, PyTree], Float[Array, ""]]:
+        params, state, mean = carry
+        number, batch = numbered
         value, gradient = jax.value_and_grad(loss)(params, batch)
         # Nor may frozen leaves count in the clipped global norm.
         gradient = jax.tree.map(jnp.where, trainable, gradient, _zeros(gradient))
         updates, state = optimiser.update(gradient, state, params)
         moved = optax.apply_updates(params, updates)
-        return (jax.tree.map(jnp.where, trainable, moved, params), state), value
+        params = jax.tree.map(jnp.where, trainable, moved, params)
+        if averaged:
+            count = jnp.maximum(1, number + 1 - (steps - averaged))
+            mean = jax.tree.map(partial(_averaged, count), trainable, mean, params)
+        return (params, state, mean), value
 
-    (params, _), losses = jax.lax.scan(step, (params, optimiser.init(params)), batches)
-    return params, losses
+    # Without averaging nothing is carried: `None` has no leaves.
+    carry = (params, optimiser.init(params), params if averaged else None)
+    (last, _, mean), losses = jax.lax.scan(step, carry, (jnp.arange(steps), batches))
+    return (mean if averaged else last), losses
+
+
+def _averaged(count: Int[Array, ""], moves: Array, mean: Array, now: Array) -> Array:
+    """Return the mean of a leaf's last `count` values, `now` the last; `now` where it stays."""
+    return jnp.where(moves & (count > 1), mean + (now - mean) / count.astype(mean.dtype), now)
 
 
 def _zeros(tree: PyTree) -> PyTree:
