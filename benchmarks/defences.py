@@ -4,9 +4,9 @@
 
 Eight users under the sum-rate attack. A configuration is one channel realisation: the channel, the
 attack and the receiver's errors, what the users send, one merge of all eight tasks and its test
-images. In a sweep all combinations of a realisation share what is sent. Before timing, the undefended
-engine is checked: a protection that does nothing (sent once, by the Gaussian transport) counts the
-same images right.
+images. In a sweep all combinations of a realisation share what is sent. Before timing, the engine
+is checked: a protection that does nothing (sent once, by the Gaussian transport) counts the same
+images right.
 """
 
 from __future__ import annotations

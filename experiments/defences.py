@@ -314,8 +314,8 @@ def bought(cells: pd.DataFrame) -> str:
         )
         said.append(f"{more} against `{protection}`")
     return (
-        f"At the preset's budget of {BUDGET:.1f} dB R-MTLLMF keeps {100 * accuracy:.0f} % (mean over "
-        f"N). To bring a defence down to that the attacker needs {listed(said)}."
+        f"At the preset's budget of {BUDGET:.1f} dB R-MTLLMF keeps {100 * accuracy:.0f} % (mean "
+        f"over N). To bring a defence down to that the attacker needs {listed(said)}."
     )
 
 

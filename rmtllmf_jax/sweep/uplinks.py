@@ -49,10 +49,17 @@ class Uplinks:
         return user_kappa(self.inputs, self.settings)
 
     def kappa_at(self, cell: Cell) -> Float[Array, " users"]:
-        """Return the noise scale of every user in a cell, where `c0_db` may be the axis."""
-        if cell.axis != "c0_db" or cell.level is None:
+        """Return the noise scale of every user in a cell, where `c0_db` may be the axis.
+
+        That of a poisoned vector is its own: symbols keep their power, whatever they carry.
+        """
+        level = cell.level if cell.axis == "c0_db" else None
+        poisoned = Scenario(cell.scenario).poisons
+        if level is None and not poisoned:
             return self.kappa
-        return user_kappa(self.inputs, replace(self.settings, c0_db=cell.level))
+        settings = self.settings if level is None else replace(self.settings, c0_db=level)
+        inputs = replace(self.inputs, vectors=self._vectors(cell)) if poisoned else self.inputs
+        return user_kappa(inputs, settings)
 
     def link(self, cell: Cell) -> Link | None:
         """Return what the users of a cell send through; nothing in the scenario `clean`."""
