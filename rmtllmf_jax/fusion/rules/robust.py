@@ -44,6 +44,8 @@ class _Middle(MergeMethod):
 
     per_leaf: ClassVar[bool] = True
     is_mean: ClassVar[bool] = True
+    # The mean of N vectors that have little in common is an N-th of a sum: up to N times its scale.
+    scales: ClassVar[tuple[float, ...]] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 
     def __post_init__(self) -> None:
         """Check the weights."""
