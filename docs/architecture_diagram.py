@@ -19,7 +19,7 @@ HOLDS = {
     "sweep": "grid, engine, store, tables",
     "gradients": "the differentiable objective",
     "runs": "run folders: open_run",
-    "defences": "repairs of a merged model",
+    "defences": "repairs, poisoned content",
     "training": "fine-tuning, realignment",
     "evaluation": "metrics, hypothesis test",
     "models": "CLIP, ViT, heads, weights",

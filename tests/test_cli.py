@@ -340,6 +340,29 @@ def test_a_changed_recipe_trains_anew_beside_the_old(
     assert {user["recipe"]["learning_rate"] for user in recipes} == {0.01}
 
 
+def test_noise_on_the_weights_is_recorded_and_makes_models_of_its_own(
+    finished: TinyRun, tmp_path: Path
+) -> None:
+    run = finished.copy(tmp_path / "run", sweep=False)
+    before = stamps(run, "finetuned")
+    recipe = json.loads((run / "finetuned.json").read_text())["users"]["mnist"]["recipe"]
+    assert "weight_noise" not in recipe  # names of models are made of it, and must not move
+    words = ("finetune", "--out", run, *finished.users, "--tasks", "mnist", "--steps", "3")
+    done = subprocess.run(command(*words, "--weight-noise", "0.01"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(stamps(run, "finetuned")) == len(before) + 2
+    users = json.loads((run / "finetuned.json").read_text())["users"]
+    assert users["mnist"]["recipe"] == recipe | {"steps": 3, "weight_noise": 0.01}
+    assert "weight_noise" not in users["svhn"]["recipe"]
+    for wrong, said in (
+        (("-1",), "--weight-noise must be a finite number >= 0, got -1.0"),
+        (("0.01", "--task-vectors", "elsewhere"), "leave one of the two out"),
+    ):
+        done = subprocess.run(command(*words, "--weight-noise", *wrong), capture_output=True)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.decode().split())
+
+
 def test_scale_on_validation_leaves_its_curve(finished: TinyRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run")
     few = ("--scenarios", "clean", "--protections", "none", "--combinations", "1")

@@ -33,7 +33,7 @@ from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
 from rmtllmf_jax.training import task_models
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
-from rmtllmf_jax.training.finetune import finetune, run_steps, train_step
+from rmtllmf_jax.training.finetune import WeightNoise, finetune, run_steps, train_step
 from rmtllmf_jax.training.realign import realign
 from rmtllmf_jax.training.recipes import Recipe
 from rmtllmf_jax.training.task_models import FineTuned
@@ -218,6 +218,61 @@ def test_an_interrupted_run_ends_bitwise_where_the_whole_one_does(
 def test_the_seed_orders_the_samples(tiny: Tiny, uninterrupted: dict, tmp_path: Path):
     other = run_finetune(tiny, tmp_path, seed=5)
     assert not np.array_equal(other["layernorm"]["scale"], uninterrupted["layernorm"]["scale"])
+
+
+# Under noise on the weights
+
+
+def test_the_gradient_is_taken_at_noisy_weights_and_the_step_from_the_others(tiny: Tiny):
+    backbone, params = tiny
+    images, labels = (jnp.asarray(array) for array in samples(8))
+    noise, head = WeightNoise(0.02, jax.random.key(3)), some_head(3)
+    # Clipped below Adam's epsilon, as a step of Adam is the sign of the gradient, zero or not.
+    recipe = replace(RECIPE, warmup=0.0, clip_norm=1e-8)
+    options = {"backbone": backbone, "recipe": recipe}
+    noisy = noise.added_to(params)
+    moved = [noisy_leaf - leaf for noisy_leaf, leaf in zip(*map(jax.tree.leaves, (noisy, params)))]
+    std = np.concatenate([np.ravel(leaf) for leaf in moved]).std()
+    assert std == pytest.approx(0.02, rel=0.05)
+
+    def loss(at: dict) -> jax.Array:
+        logits = head(backbone.features(at, images))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(noisy)
+    updates, _ = recipe.optimiser().update(gradient, start(params, recipe)["optimiser"], params)
+    state, found = train_step(start(params, recipe), images, labels, head, noise, **options)
+    assert float(found) == pytest.approx(float(value), rel=1e-5)
+    expected = leaves_by_path(optax.apply_updates(params, updates))
+    for path, leaf in leaves_by_path(state["params"]).items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)
+
+
+def test_noise_is_of_the_seed_the_task_and_the_step(
+    tiny: Tiny, uninterrupted: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A killed run ends bitwise where the whole one does; other tasks have other noise."""
+    noisy = {"weight_noise": 0.02, "name": "mnist"}
+    whole = run_finetune(tiny, tmp_path / "whole", **noisy)
+    counted(monkeypatch, 3, SystemError)
+    with pytest.raises(SystemError):
+        run_finetune(tiny, tmp_path / "killed", **noisy)
+    counted(monkeypatch)
+    assert_trees_equal(run_finetune(tiny, tmp_path / "killed", **noisy), whole)
+    others = [noisy | {"name": "svhn"}, noisy | {"weight_noise": 0.03}]
+    models = [run_finetune(tiny, tmp_path / str(n), **other) for n, other in enumerate(others)]
+    scales = [tree["layernorm"]["scale"] for tree in (*models, uninterrupted)]
+    assert not any(np.array_equal(scale, whole["layernorm"]["scale"]) for scale in scales)
+    off = run_finetune(tiny, tmp_path / "off", weight_noise=0.0, name="mnist")
+    assert_trees_equal(off, uninterrupted)
+
+
+def test_noise_is_part_of_the_name_where_there_is_some(tiny: Tiny):
+    plain, noisy = FineTuned(*tiny, RECIPE, 0), FineTuned(*tiny, RECIPE, 0, 0.02)
+    assert plain.key("mnist") == {"recipe": asdict(RECIPE)}  # as models had it before
+    assert noisy.key("mnist") == {"recipe": asdict(RECIPE) | {"weight_noise": 0.02}}
+    with pytest.raises(InputError, match="weight noise must be a finite number >= 0, got -1"):
+        FineTuned(*tiny, RECIPE, 0, -1.0)
 
 
 @pytest.mark.parametrize(("every", "step"), [(2, 2), (50, 5)])
@@ -412,7 +467,9 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Training costs nothing, and is noted."""
     done: list[str] = []
 
-    def copy(backbone: Backbone, base: dict, *arguments: Any, description: str) -> dict:
+    def copy(
+        backbone: Backbone, base: dict, *arguments: Any, description: str, **options: Any
+    ) -> dict:
         done.append(description)
         return base
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rmtllmf_jax.cli.help_text import BothWays, Place
 from rmtllmf_jax.cli.options import RunOptions, print_table, taken
+from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -75,6 +76,9 @@ class Finetune(RunOptions):
     """Share of the fine-tuning steps that warm up."""
     clip_norm: float | None = FINETUNE.clip_norm
     """Largest global gradient norm of fine-tuning; none does not clip."""
+    weight_noise: float = 0.0
+    """Standard deviation of Gaussian noise on every parameter under which fine-tuning takes its
+    gradients, for models that bear the uplink's errors: docs/cli.md says how to choose it."""
     dtype: str = "auto"
     """Compute type of the vision encoder: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
     accelerators). Parameters stay in float32."""
@@ -98,6 +102,7 @@ def finetune(options: Finetune) -> None:
     from rmtllmf_jax.runs.config import configure
     from rmtllmf_jax.runs.users import train_users
 
+    _require_weight_noise(options)
     config = configure(**taken(options, configure))
     _require_vectors(options, config)
     backbone, base = config.load_tower(options.remat)
@@ -115,6 +120,16 @@ def finetune(options: Finetune) -> None:
 
     records = train_users(backbone, base, data, config, models, options.out, report)
     _print_vectors(options.out, backbone, base, records)
+
+
+def _require_weight_noise(options: Finetune) -> None:
+    """Check the option before images are decoded."""
+    require_non_negative("--weight-noise", options.weight_noise)
+    if options.weight_noise and options.task_vectors is not None:
+        raise InputError(
+            "--weight-noise is for models that are fine-tuned here, and --task-vectors are ready "
+            "ones: leave one of the two out."
+        )
 
 
 def _require_vectors(options: Finetune, config: RunConfig) -> None:
@@ -155,7 +170,7 @@ def _task_models(
     from rmtllmf_jax.training.task_models import FineTuned, Imported
 
     if options.task_vectors is None:
-        return FineTuned(backbone, base, recipe_of(options), config.seed)
+        return FineTuned(backbone, base, recipe_of(options), config.seed, options.weight_noise)
     folder = Path(options.task_vectors)
     if options.task_vectors == PUBLISHED:
         folder = options.out / "task_vectors"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.models.backbone import Backbone
@@ -22,6 +24,21 @@ from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.training.batches import epoch_batch
 from rmtllmf_jax.training.recipes import Recipe
+from rmtllmf_jax.uplink import noise_of_sum
+
+
+class WeightNoise(NamedTuple):
+    """White Gaussian noise on all parameters, such as the uplink's errors are."""
+
+    std: Float[ArrayLike, ""]
+    """Standard deviation on every parameter, in the parameters' own unit."""
+    key: Key[Array, ""]
+
+    def added_to(self, params: PyTree) -> PyTree:
+        """Return the parameters plus noise that the key and the leaves' names fix."""
+        one = jax.tree.map(lambda leaf: leaf[None], params)
+        noise = noise_of_sum(one, (1.0,), (1.0,), jnp.reshape(self.std, 1), self.key)
+        return jax.tree.map(jnp.add, params, noise)
 
 
 @partial(jax.jit, static_argnames=("backbone", "recipe"), donate_argnames="state")
@@ -30,6 +47,7 @@ def train_step(
     images: UInt8[Array, "batch size size channels"],
     labels: Int[Array, " batch"],
     head: Head,
+    noise: WeightNoise | None = None,
     *,
     backbone: Backbone,
     recipe: Recipe,
@@ -37,10 +55,12 @@ def train_step(
     """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
 
     `state` is that of `first_state`; `head` may be padded, so that all tasks share one
-    compiled step.
+    compiled step. Under `noise` loss and gradient are those at the parameters plus it, and the step
+    is taken from the parameters without it.
     """
 
     def loss(params: PyTree) -> Float[Array, ""]:
+        params = params if noise is None else noise.added_to(params)
         logits = head(backbone.features(params, images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -59,6 +79,8 @@ def finetune(
     *,
     every: int = 50,
     description: str = "fine-tuning",
+    weight_noise: float = 0.0,
+    name: str = "",
 ) -> PyTree:
     """Fine-tune all parameters of the backbone on one task and return them.
 
@@ -71,16 +93,26 @@ def finetune(
     - `checkpoints`: folder of orbax steps; training resumes from the newest, so that a killed run
       ends at the same parameters as one that was not interrupted.
     - `every`: steps between checkpoints.
+    - `weight_noise`: standard deviation of Gaussian noise on every parameter at which each step's
+      gradient is taken (`WeightNoise`): descent on the loss expected under such noise, towards
+      minima that are flat at its scale (as Foret et al., arXiv 2010.01412, with random in place of
+      worst perturbations). 0 is plain fine-tuning. The noise follows from seed, `name` and step.
+    - `name`: the task's; others have other noise, or it would add up in the merge of task vectors.
 
-    **Raises:** `InputError` if the loss stops being finite.
+    **Raises:** `InputError` if the loss stops being finite, or for a noise below 0.
     """
+    require_non_negative("weight noise", weight_noise)
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     # donate_argnames would otherwise free the caller's base parameters.
     state = first_state(jax.tree.map(jnp.copy, base), recipe)
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
         batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
         square = resize(images[batch], backbone.image_size)
-        return train_step(state, square, labels[batch], head, backbone=backbone, recipe=recipe)
+        noise = WeightNoise(weight_noise, jax.random.fold_in(key, step)) if weight_noise else None
+        return train_step(
+            state, square, labels[batch], head, noise, backbone=backbone, recipe=recipe
+        )
 
     state = run_steps(state, take, recipe.steps, checkpoints, every=every, description=description)
     return state["params"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import PyTree
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.files import file_hash
 from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.models.backbone import (
@@ -57,10 +57,17 @@ class FineTuned:
     base: PyTree
     recipe: Recipe
     seed: int
+    weight_noise: float = 0.0
+    """Standard deviation of the noise on every parameter, see `training.finetune.finetune`."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require_non_negative("weight noise", self.weight_noise)
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the recipe."""
-        return {"recipe": asdict(self.recipe)}
+        """Return the recipe, and the noise where there is some: older models have none."""
+        noise = {"weight_noise": self.weight_noise} if self.weight_noise else {}
+        return {"recipe": asdict(self.recipe) | noise}
 
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
         """Fine-tune, or resume a killed run."""
@@ -74,6 +81,8 @@ class FineTuned:
             self.seed,
             folder,
             description=f"fine-tuning {task.name}",
+            weight_noise=self.weight_noise,
+            name=task.name,
         )
 
 
