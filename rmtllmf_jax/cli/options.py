@@ -197,7 +197,8 @@ class SweepOptions(RunOptions, UplinkOptions):
     transport: str = "gaussian"
     """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
     symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
-    parameter per symbol; analogue, two per symbol. --c0 and --kappa are gaussian's."""
+    parameter per symbol; analogue, two per symbol. --c0 and --kappa are gaussian's. In Python
+    alone so far: sparse(share=0.1) and coded."""
     scale: str = "power-law"
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""

@@ -68,7 +68,7 @@ def transmit(
         error = error_model.mix(kappa_leaf * safe_sqrt(mse_leaf), noise)
         return as_type_of(leaf, widened(leaf) + error)
 
-    by_leaf = (_leaf_by_leaf(*each, stacked) for each in (("mse", mse), ("kappa", kappa)))
+    by_leaf = (leaf_by_leaf(*each, stacked) for each in (("mse", mse), ("kappa", kappa)))
     return jax.tree.map(send, stacked, sources, *by_leaf)
 
 
@@ -138,7 +138,7 @@ def noise_of_sum(
     normals, tree = jax.tree.flatten(_normal_like(stacked, key))
     # All leaves at once: a few operations for each would be most of the program.
     by_leaf = (
-        jnp.stack(jax.tree.leaves(_leaf_by_leaf(name, values, stacked)))
+        jnp.stack(jax.tree.leaves(leaf_by_leaf(name, values, stacked)))
         for name, values in (("weights", weights), ("kappa", kappa), ("mse", mse))
     )
     stds = jnp.unstack(jax.vmap(error_model.std_of_sum)(*by_leaf))
@@ -175,20 +175,20 @@ def _normal_like(
     return jax.tree.unflatten(tree, found)
 
 
-def _leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
+def leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
     """Return a value per leaf and user, from values per user or from such a tree."""
     users = check_stacked(stacked)
     if isinstance(values, list | tuple) and all(isinstance(each, Number) for each in values):
         values = jnp.asarray(values)  # not a tree of leaves
     if jax.tree_util.all_leaves([values]):
-        by_user = _per_user(name, values, users)
+        by_user = per_user(name, values, users)
         return jax.tree.map(lambda _: by_user, stacked)
     expected = jax.tree.map(lambda _: np.empty(users), stacked)
     require_same_structure(values, expected, (name, "task vectors"))
-    return jax.tree.map(lambda leaf: _per_user(name, leaf, users), values)
+    return jax.tree.map(lambda leaf: per_user(name, leaf, users), values)
 
 
-def _per_user(name: str, values: PerUser, users: int) -> Float[Array, " users"]:
+def per_user(name: str, values: PerUser, users: int) -> Float[Array, " users"]:
     """Return values, checked: one per user and, except for weights, not negative where known."""
     found = one_per_user(name, values, users)
     if name != "weights":

@@ -1,8 +1,10 @@
 """Transports: what carries the users' task vectors over the channel, as values.
 
-`Gaussian` is the surrogate of a link: an error of variance kappa_q^2 mu_q on every parameter. The
-others send symbols over the channel of the draw (`channel.link.send`), all users at the same time:
-`Analogue`, whose errors have the surrogate's power, and `Qam`, whose errors have another.
+Those of `of_mse` need the users' MSE and no channel (`MseTransport`): `Gaussian`, the surrogate of
+a link, an error of variance kappa_q^2 mu_q on every parameter; `Sparse` and `Coded`, which send the
+best part of a vector. The others send symbols over the channel of the draw (`channel.link.send`),
+all users at the same time: `Analogue`, whose errors have the surrogate's power, and `Qam`, whose
+errors have another.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,12 @@ from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser
 from rmtllmf_jax.channel.quantise import normalise
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.common.values import by_name, parse
+from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.fusion.trees import as_type_of, widened
-from rmtllmf_jax.uplink.noise import leaf_number
+from rmtllmf_jax.uplink.codes import Coded
+from rmtllmf_jax.uplink.noise import leaf_by_leaf, leaf_number, transmit
+from rmtllmf_jax.uplink.sparse import Sparse
+from rmtllmf_jax.uplink.vectors import mean_squares
 
 _BLOCK = 1 << 16  # parameters of a user that are sent at once: memory is antennas x block
 _OTHERS = 3  # folded into a block's key for users without a task vector; 0 to 2 are the link's
@@ -48,17 +54,92 @@ class Transport(Protocol):
         """The task vectors of the channel's first users as the base station has them."""
 
 
+@runtime_checkable
+class MseTransport(Protocol):
+    """A transport that needs the users' MSE and no channel (`of_mse`): frozen and hashable."""
+
+    of_mse: ClassVar[bool]
+
+    @property
+    def uses(self) -> float:
+        """Channel uses per parameter, without side information that depends on the MSE."""
+
+    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
+        """Channel uses per parameter of each user, all side information included."""
+
+    def deliver(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        mse: PerUser | PyTree[Array],
+        kappa: PerUser | PyTree[Array],
+        key: Key[Array, ""],
+        *,
+        planned: PerUser | None = None,
+    ) -> PyTree[Float[Array, "users ..."]]:
+        """The task vectors as the base station has them; `planned` are the MSEs foreseen."""
+
+    def variance(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        mse: PerUser | PyTree[Array],
+        kappa: PerUser | PyTree[Array],
+    ) -> PyTree[Float[Array, " users"]]:
+        """Mean power of the noise on an entry of each leaf and user, known to the receiver."""
+
+    def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
+        """Mean square of an entry of each leaf and user as sent, the noise left out."""
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """The surrogate: an independent Gaussian error per parameter, of variance kappa_q^2 mu_q.
 
     It needs the users' MSE and no channel; `uplink.noise` draws it, and a sweep's linear merges
     take it as one sum.
+
+    >>> sent, mse = {"w": jnp.zeros((2, 3))}, jnp.array([0.1, 0.2])
+    >>> print(Gaussian().variance(sent, mse, jnp.array([1.0, 2.0]))["w"])
+    [0.1 0.8]
     """
 
     stage: ClassVar[str] = "transport"
     surrogate: ClassVar[bool] = True
+    of_mse: ClassVar[bool] = True
+    stage: ClassVar[str] = "transport"
     uses: ClassVar[float] = 1.0
+
+    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
+        """1 for each user."""
+        return jnp.ones_like(jnp.asarray(mse, jnp.result_type(float)))
+
+    def deliver(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        mse: PerUser | PyTree[Array],
+        kappa: PerUser | PyTree[Array],
+        key: Key[Array, ""],
+        *,
+        planned: PerUser | None = None,
+    ) -> PyTree[Float[Array, "users ..."]]:
+        """`transmit` with independent errors; `planned` is not used."""
+        return transmit(stacked, mse, kappa, key)
+
+    def variance(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        mse: PerUser | PyTree[Array],
+        kappa: PerUser | PyTree[Array],
+    ) -> PyTree[Float[Array, " users"]]:
+        """kappa^2 mu."""
+        return jax.tree.map(
+            lambda each, scale: jnp.square(scale) * each,
+            leaf_by_leaf("mse", mse, stacked),
+            leaf_by_leaf("kappa", kappa, stacked),
+        )
+
+    def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
+        """Mean square of a leaf."""
+        return mean_squares(stacked)
 
 
 GAUSSIAN = Gaussian()
@@ -177,17 +258,22 @@ def _sent(
     return as_type_of(leaf, parameters.reshape(leaf.shape))
 
 
-TRANSPORTS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Qam, Analogue))
+TRANSPORTS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Qam, Analogue, Sparse, Coded))
 """Transports by the names that a command line has for them."""
 
 
 def is_surrogate(transport: object) -> bool:
-    """Whether a transport needs the users' MSE alone, in place of a channel."""
+    """Whether a transport is a Gaussian error on every parameter, which sums of users share."""
     return bool(getattr(transport, "surrogate", False))
 
 
-def get_transport(text: str | Transport | Gaussian) -> Transport | Gaussian:
-    """The transport that a text describes; a transport is itself.
+def is_of_mse(transport: object) -> bool:
+    """Whether a transport needs the users' MSE alone, in place of a channel (`MseTransport`)."""
+    return bool(getattr(transport, "of_mse", False))
+
+
+def get_transport(text: str | Transport | MseTransport) -> Any:
+    """The transport that a text describes, of the channel or of the MSE; a transport is itself.
 
     **Raises:** `InputError` that names the nearest one, or the option.
 
@@ -196,5 +282,4 @@ def get_transport(text: str | Transport | Gaussian) -> Transport | Gaussian:
     """
     if not isinstance(text, str):
         return text
-    transport: Transport | Gaussian = parse(text, TRANSPORTS, "transport")
-    return transport
+    return parse(text, TRANSPORTS, "transport")

@@ -1,0 +1,137 @@
+"""Sparse analogue transmission: the largest entries of a task vector alone, one symbol each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Key, PyTree, Real
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.merge import PerUser
+from rmtllmf_jax.fusion.trees import check_stacked
+from rmtllmf_jax.uplink.error_models import safe_sqrt
+from rmtllmf_jax.uplink.magnitudes import are_largest, largest, magnitudes
+from rmtllmf_jax.uplink.noise import leaf_by_leaf, per_user, transmit
+from rmtllmf_jax.uplink.vectors import as_leaves, as_vectors, mean_of_leaf, mean_squares
+
+
+def entropy(share: Real[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    """H2(share), the bits per entry that say which share of them is sent; 0 at 0 and 1.
+
+    >>> [round(float(entropy(share)), 3) for share in (0.01, 0.1, 0.5)]
+    [0.081, 0.469, 1.0]
+    """
+    share = jnp.asarray(share)
+    both = jax.scipy.special.entr(share) + jax.scipy.special.entr(1 - share)
+    return both / np.log(2)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The largest share of each user's entries alone, one analogue symbol each; others arrive as 0.
+
+    Symbols keep unit power, so that kappa goes with the rms of what is sent: kappa' = kappa
+    rms(sent) / rms(all). The positions are bits, and take H2(share) / log2(1/mu) channel uses.
+    `Sparse(1.0)` is `Gaussian`. Which entries are sent is held constant under `jax.grad`.
+
+    >>> sent, ones = {"w": jnp.array([[1.0, -9.0, 2.0, 3.0]])}, jnp.ones(1)
+    >>> Sparse(0.5).deliver(sent, 0 * ones, ones, jax.random.key(0))["w"].tolist()
+    [[0.0, -9.0, 0.0, 3.0]]
+    """
+
+    of_mse: ClassVar[bool] = True
+    stage: ClassVar[str] = "transport"
+
+    share: float
+    """Of entries that are sent, in ]0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"share must be > 0 and <= 1, got {self.share!r}.")
+
+    @property
+    def uses(self) -> float:
+        """Channel uses per parameter, positions left out: `uses_of` has them."""
+        return self.share
+
+    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
+        """Channel uses per parameter of each user, positions included; infinite at no rate."""
+        mse = jnp.asarray(mse, jnp.result_type(float))
+        if self.share == 1:
+            return jnp.ones_like(mse)
+        return self.share + entropy(self.share) / jnp.log2(1 / jnp.clip(mse, 0.0, 1.0))
+
+    def deliver(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        mse: PerUser | PyTree[Array],
+        kappa: PerUser,
+        key: Key[Array, ""],
+        *,
+        planned: PerUser | None = None,
+    ) -> PyTree[Float[Array, "users ..."]]:
+        """The task vectors as received, with the Gaussians of `transmit`; `planned` is not used.
+
+        **Raises:** `InputError` as `transmit`; `kappa` is one per user.
+        """
+        sent = self._sent(stacked)
+        return _only(transmit(stacked, mse, self._kappa(stacked, sent, kappa), key), sent)
+
+    def variance(
+        self,
+        stacked: PyTree[Float[Array, "users ..."]],
+        mse: PerUser | PyTree[Array],
+        kappa: PerUser,
+    ) -> PyTree[Float[Array, " users"]]:
+        """kappa'^2 mu times the share of the leaf's entries that are sent.
+
+        The error of what is sent: what is left out is no noise.
+        """
+        sent = self._sent(stacked)
+        scale = self._kappa(stacked, sent, kappa)
+        by_leaf = leaf_by_leaf("mse", mse, stacked)
+        return jax.tree.map(
+            lambda here, each: jnp.square(scale) * each * mean_of_leaf(here.astype(scale.dtype)),
+            sent,
+            by_leaf,
+        )
+
+    def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
+        """Mean square of what is sent, over all entries of a leaf."""
+        return mean_squares(_only(stacked, self._sent(stacked)))
+
+    def _sent(self, stacked: PyTree[Array]) -> PyTree[Bool[Array, "users ..."]]:
+        if self.share == 1:
+            return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), stacked)
+        vectors = as_vectors(stacked)
+        number = jnp.asarray(self._number(vectors), jnp.int32)
+
+        def one(vector: Array) -> Array:
+            bins = magnitudes(vector)
+            return are_largest(bins, largest(bins, number))
+
+        return as_leaves(jax.lax.map(one, vectors), stacked)
+
+    def _number(self, vectors: Array) -> int:
+        return max(1, round(self.share * vectors.shape[1]))
+
+    def _kappa(self, stacked: PyTree[Array], sent: PyTree[Array], kappa: PerUser) -> Array:
+        given = per_user("kappa", kappa, check_stacked(stacked))
+        if self.share == 1:
+            return given
+        vectors = as_vectors(stacked)
+        whole, part = (
+            jnp.sum(jnp.square(each), axis=1)
+            for each in (vectors, as_vectors(_only(stacked, sent)))
+        )
+        per_entry = part / jnp.where(whole > 0, whole, 1) * vectors.shape[1]
+        return given * safe_sqrt(per_entry / self._number(vectors))
+
+
+def _only(stacked: PyTree[Array], sent: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf, here: jnp.where(here, leaf, 0), stacked, sent)
