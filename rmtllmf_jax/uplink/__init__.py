@@ -5,7 +5,8 @@ is the user's MSE and kappa_q the scale between a unit-power symbol and a parame
 explicit: the paper's "variance = MSE" is kappa = 1, which no real model survives. How the errors of
 different users are correlated is the error model: `Independent` (the default) is exact for
 MMSE-SIC, `ERROR_MODELS` lists the others. That is the transport `Gaussian`; `Sparse` and `Coded`
-send the best part of a task vector, `Qam` and `Analogue` send the parameters as symbols.
+send the best part of a task vector, `Qam` and `Analogue` send the parameters as symbols. An
+estimator (`ESTIMATORS`) makes the best of what arrived.
 """
 
 from rmtllmf_jax.uplink.codes import Chosen, Coded, outage_probability
@@ -19,6 +20,14 @@ from rmtllmf_jax.uplink.error_models import (
     NoisyReference,
     get_error_model,
     parse_error_model,
+)
+from rmtllmf_jax.uplink.estimators import (
+    ESTIMATORS,
+    Estimator,
+    Reliability,
+    Shrink,
+    SingularValues,
+    get_estimator,
 )
 from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB, kappa_from_c0, kappa_per_leaf
 from rmtllmf_jax.uplink.noise import draw_sources, errors, noise_of_sum, transmit
@@ -40,6 +49,7 @@ from rmtllmf_jax.uplink.vectors import mean_squares
 __all__ = [
     "DEFAULT_C0_DB",
     "ERROR_MODELS",
+    "ESTIMATORS",
     "GAUSSIAN",
     "INDEPENDENT",
     "TRANSPORTS",
@@ -48,18 +58,23 @@ __all__ = [
     "Coded",
     "Equicorrelated",
     "ErrorModel",
+    "Estimator",
     "Gaussian",
     "Independent",
     "Lmmse",
     "MseTransport",
     "NoisyReference",
     "Qam",
+    "Reliability",
+    "Shrink",
+    "SingularValues",
     "Sparse",
     "Transport",
     "draw_sources",
     "entropy",
     "errors",
     "get_error_model",
+    "get_estimator",
     "get_transport",
     "is_of_mse",
     "is_surrogate",
