@@ -42,7 +42,7 @@ from rmtllmf_jax.defences import parse_protection
 from rmtllmf_jax.report.intervals import Interval, differences, interval
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
-from rmtllmf_jax.report.style import SEQUENCE, add_legend, tidy
+from rmtllmf_jax.report.style import add_legend, styles, tidy
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.axis import Axis
@@ -358,7 +358,8 @@ def figure(cells: pd.DataFrame) -> Figure:
         for name, dashes in (("control", "--"), ("base", ":")):
             level = 100 * part(here, "clean", name)["score"].mean()
             panel.axhline(level, color="0.3", linestyle=dashes, label=PROTECTIONS[name])
-        for name, (colour, marker) in zip(names, SEQUENCE, strict=False):
+        for name in names:
+            colour, marker = styles(names)[name]
             own = part(here, ATTACK, name)
             found = {level: interval(rows) for level, rows in own.groupby("level")}
             levels = list(found)

@@ -104,9 +104,9 @@ def test_protections_are_read_and_written():
     ("text", "said"),
     [
         ("r-mtlmf", "unknown protection 'r-mtlmf'. Did you mean 'r-mtllmf'?"),
-        ("reload+realing", "unknown repair 'realing'. Did you mean 'realign'?"),
-        ("realign(shots=0)", "repair realign: shots must be at least 1, got 0."),
-        ("realign(average=2)", "repair realign: average is a share of the steps, 0 to 1, got 2.0"),
+        ("reload+realing", "unknown defence 'realing'. Did you mean 'realign'?"),
+        ("realign(shots=0)", "defence realign: shots must be at least 1, got 0."),
+        ("realign(average=2)", "defence realign: average is a share of the steps, 0 to 1, got 2.0"),
         ("reload(patterns=('(',))", "frozen pattern '('"),
     ],
 )

@@ -32,6 +32,7 @@ SLOW = (
     ("lata.md",),
     ("channel.md",),
     ("gradients.md",),
+    ("protect.md",),
     ("own_model_and_data.md", "sweep_on_tpu.md"),
 )
 

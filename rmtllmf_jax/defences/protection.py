@@ -18,14 +18,23 @@ from rmtllmf_jax.channel import AIR, RECEIVERS, Air, Receiver
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described, parse, parts_of
 from rmtllmf_jax.defences.repairs import REPAIRS, FromBase, Realign, Reload, Repair
-from rmtllmf_jax.uplink import TRANSPORTS, Gaussian, Transport
+from rmtllmf_jax.uplink import (
+    ESTIMATORS,
+    TRANSPORTS,
+    Coded,
+    Estimator,
+    MseTransport,
+    Transport,
+)
 
 Protection = tuple[Any, ...]
 """Values along the chain, repairs in the order in which they are applied; none protects nothing."""
 
 Names = Mapping[str, Protection]
 
-PARTS: Mapping[str, type] = MappingProxyType({**RECEIVERS, **AIR, **TRANSPORTS, **REPAIRS})
+PARTS: Mapping[str, type] = MappingProxyType(
+    {**RECEIVERS, **AIR, **TRANSPORTS, **ESTIMATORS, **REPAIRS}
+)
 """What a protection may be made of, by the names that the command line knows."""
 
 
@@ -34,8 +43,8 @@ class Stages(NamedTuple):
 
     receiver: Receiver | None
     air: Air | None
-    transport: Transport | Gaussian | None
-    estimators: tuple[Any, ...]
+    transport: Transport | MseTransport | None
+    estimators: tuple[Estimator, ...]
     repairs: tuple[Repair, ...]
 
 
@@ -52,6 +61,8 @@ def named(
         "freeze": (reload,),
         "realign": (realign,),
         "r-mtllmf": (reload, realign),
+        "phy": (Coded(),),
+        "holistic": (Coded(), reload, realign),
         # The same shots spent without any task vector: what realignment alone is worth.
         "control": (FromBase(), reload, control or realign),
     }

@@ -27,6 +27,8 @@ PROTECTIONS = {
     "freeze": "Freeze only",
     "realign": "Realign only",
     "r-mtllmf": "R-MTLLMF",
+    "phy": "Physical layer alone",
+    "holistic": "Physical layer and R-MTLLMF",
 }
 """Known protections in order, each with its printed name; the first two fuse nothing."""
 

@@ -15,11 +15,17 @@ _STYLES = {
     "freeze": ("#56B4E9", "^"),
     "realign": ("#CC79A7", "v"),
     "r-mtllmf": ("#0072B2", "o"),
+    "phy": ("#E69F00", "P"),
+    "holistic": ("#009E73", "D"),
     "control": ("#000000", "x"),
 }
-_SPARE = [("#009E73", "D"), ("#E69F00", "P"), ("#F0E442", "*")]
+_SPARE = [("#882255", "*"), ("#44AA99", "p"), ("#F0E442", "h")]
 
-SEQUENCE = [*_SPARE[:2], *_STYLES.values()]
+_FIRST = ("holistic", "phy")
+SEQUENCE = [
+    *(_STYLES[name] for name in _FIRST),
+    *(style for name, style in _STYLES.items() if name not in _FIRST),
+]
 """Colours and markers of lines that are not protections, in order."""
 
 # Metadata that would differ from one writing to the next.

@@ -7,7 +7,16 @@ from typing import Any
 import pandas as pd
 
 from rmtllmf_jax.report.intervals import FEW, PAIR, Interval, differences, interval
-from rmtllmf_jax.report.labels import SCENARIOS, UNFUSED, in_order, joined, listed, rule_name
+from rmtllmf_jax.report.labels import (
+    PROTECTIONS,
+    SCENARIOS,
+    UNFUSED,
+    arrange,
+    in_order,
+    joined,
+    listed,
+    rule_name,
+)
 from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, parts, versions
 
 _PAIR = [*SETTING, *PAIR]
@@ -16,8 +25,12 @@ _RIVALS = {
     "control": ("the control", ["combination", "seed"]),
     "none": ("unprotected", _PAIR),
     "realign": ("realignment alone", _PAIR),
+    "r-mtllmf": ("R-MTLLMF", _PAIR),
 }
-"""What R-MTLLMF is compared with: its name in a sentence, and what a pair shares."""
+"""What a protection is compared with: its name in a sentence, and what a pair shares."""
+
+_HALVES = ("none", "freeze", "realign", *UNFUSED)
+"""What has no verdict of its own."""
 
 _BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
 _FEW = {5: "five"}[FEW]
@@ -26,23 +39,25 @@ _VERBS = _BEATS, _TIES, _LOSES, _UNKNOWN
 _COLUMNS = ["protected", "other", "difference", "low", "high", "levels", "pairs"]
 
 
-def comparisons(results: pd.DataFrame) -> pd.DataFrame:
-    """Compare R-MTLLMF with its rivals, pair by pair.
+def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataFrame:
+    """Compare a protection with its rivals, pair by pair.
 
-    The rivals: `base`, `control`, `none` (no protection) and `realign`. A pair shares combination,
-    draw and seed (with the control, which has no uplink, combination and seed; with the base the
-    combination); cells without a partner are left out. One row per (rule, axis, level, scenario,
-    size, `against`) that has a pair; along an axis `size` is NaN, and means are over the sizes.
+    The rivals: `base`, `control`, `none` (no protection), `realign`, and `r-mtllmf` for others. A
+    pair shares combination, draw and seed (with the control, which has no uplink, combination and
+    seed; with the base the combination); cells without a partner are left out. One row per (rule,
+    axis, level, scenario, size, `against`) that has a pair; along an axis `size` is NaN, and means
+    are over the sizes.
     Columns: these, `protected` and `other` (mean average normalised score over the pairs),
     `difference` with its interval `low` and `high` (on so many `levels`, see
     `intervals.Interval`), `pairs` (their number), and `strongest` (whether this is the rival with
     the largest mean).
     """
     cells = cell_scores(results)
-    protected = cells[cells["protection"] == "r-mtllmf"]
+    protected = cells[cells["protection"] == protection]
     found = [
         differences(protected, cells[cells["protection"] == against], on).assign(against=against)
         for against, (_, on) in _RIVALS.items()
+        if against != protection
     ]
     pairs = in_order(pd.concat(found, ignore_index=True), [*SETTING, "scenario", "size"])
     pairs["at"] = pairs["size"].where(pairs["axis"] == "")
@@ -72,11 +87,16 @@ def verdict(results: pd.DataFrame) -> list[str]:
 def sentences(results: pd.DataFrame) -> list[str]:
     """Return one sentence per scenario: R-MTLLMF against its strongest rival, by N or by level.
 
-    Or one that says there is nothing to compare. With several rules each names its own.
+    And one for every other protection there. Or one that says there is nothing to compare. With
+    several rules each names its own.
     """
-    table = comparisons(results)
-    if table.empty:
-        return ["No scenario has R-MTLLMF cells: whether the protection helps cannot be said."]
+    there = arrange(results["protection"], PROTECTIONS)
+    said = [line for each in there if each not in _HALVES for line in _sentences(results, each)]
+    return said or ["No scenario is protected: whether a protection helps cannot be said."]
+
+
+def _sentences(results: pd.DataFrame, protection: str) -> list[str]:
+    table = comparisons(results, protection)
     several_rules = table["rule"].nunique() > 1
     over = "mean over N" if results["size"].nunique() > 1 else ""
     said = []
@@ -85,7 +105,8 @@ def sentences(results: pd.DataFrame) -> list[str]:
         name = SCENARIOS.get(scenario, scenario)
         lead = f"{rule_name(rule).capitalize()}, {name}" if several_rules else name
         what = _against_the_strongest(group.to_dict("records"), axis)
-        said.append(f"{joined(lead, over if axis else '')}: R-MTLLMF {what}")
+        who = PROTECTIONS.get(protection, protection)
+        said.append(f"{joined(lead, over if axis else '')}: {who} {what}")
     return said
 
 

@@ -32,7 +32,7 @@ from rmtllmf_jax.channel.checks import require_decibels, require_within
 from rmtllmf_jax.channel.equalise import ColouredNoise
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.uplink import GAUSSIAN, Gaussian, Scenario, Transport
+from rmtllmf_jax.uplink import GAUSSIAN, MseTransport, Scenario, Transport
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
@@ -93,7 +93,9 @@ class Axis:
             return [()]
         return [(self.name, level) for level in self.levels]
 
-    def require_fitting(self, preset: Preset, transport: Transport | Gaussian = GAUSSIAN) -> None:
+    def require_fitting(
+        self, preset: Preset, transport: Transport | MseTransport = GAUSSIAN
+    ) -> None:
         """Check that preset and transport have what the axis changes, at every level.
 
         **Raises:** `InputError` for an axis of the channel on a direct preset, for one of what is

@@ -40,7 +40,7 @@ from rmtllmf_jax.training.recipes import REALIGN, Recipe
 from rmtllmf_jax.uplink import (
     DEFAULT_C0_DB,
     GAUSSIAN,
-    Gaussian,
+    MseTransport,
     Transport,
     get_error_model,
     get_transport,
@@ -63,7 +63,7 @@ class Settings:
     """Receiver, or its description, see `channel.get_receiver`."""
     error_model: str = "independent"
     """How the errors of different users hang together, see `uplink.parse_error_model`."""
-    transport: str | Transport | Gaussian = "gaussian"
+    transport: str | Transport | MseTransport = "gaussian"
     """What carries the task vectors, or its description, see `uplink.get_transport`."""
     scale: str = "power-law"
     """Merging coefficient: a number, or one of `SCALE_RULES`."""
@@ -162,7 +162,7 @@ class Settings:
         return get_receiver(self.receiver)
 
     @property
-    def transporting(self) -> Transport | Gaussian:
+    def transporting(self) -> Transport | MseTransport:
         """The transport."""
         return get_transport(self.transport)
 
@@ -259,7 +259,7 @@ class Settings:
         return values
 
 
-def _require_filters(link: Link, transport: Transport | Gaussian) -> None:
+def _require_filters(link: Link, transport: Transport | MseTransport) -> None:
     """Refuse a link that symbols cannot be sent through."""
     name = described(transport)
     if not link.preset.has_channel:

@@ -20,7 +20,7 @@ from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.axis import link_channel, link_mse, link_sent
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.uplink import Gaussian, Scenario, Transport, is_surrogate
+from rmtllmf_jax.uplink import MseTransport, Scenario, Transport, is_surrogate
 
 # Folded into the root key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
@@ -71,7 +71,7 @@ class Uplinks:
     def _stages(self, cell: Cell) -> Stages:
         return self.settings.stages(cell.protection)
 
-    def transport(self, cell: Cell) -> Transport | Gaussian:
+    def transport(self, cell: Cell) -> Transport | MseTransport:
         """Return what carries the task vectors of a cell: its protection's, or the settings'."""
         return self._stages(cell).transport or self.settings.transporting
 

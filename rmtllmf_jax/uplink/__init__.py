@@ -10,6 +10,7 @@ estimator (`ESTIMATORS`) makes the best of what arrived.
 """
 
 from rmtllmf_jax.uplink.codes import Chosen, Coded, outage_probability
+from rmtllmf_jax.uplink.delivery import deliver
 from rmtllmf_jax.uplink.error_models import (
     ERROR_MODELS,
     INDEPENDENT,
@@ -31,6 +32,8 @@ from rmtllmf_jax.uplink.estimators import (
 )
 from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB, kappa_from_c0, kappa_per_leaf
 from rmtllmf_jax.uplink.noise import draw_sources, errors, noise_of_sum, transmit
+from rmtllmf_jax.uplink.poison import POISONS, Poison, Scaled, SignFlip
+from rmtllmf_jax.uplink.scenario import Scenario
 from rmtllmf_jax.uplink.sparse import Sparse, entropy
 from rmtllmf_jax.uplink.transports import (
     GAUSSIAN,
@@ -52,6 +55,7 @@ __all__ = [
     "ESTIMATORS",
     "GAUSSIAN",
     "INDEPENDENT",
+    "POISONS",
     "TRANSPORTS",
     "Analogue",
     "Chosen",
@@ -64,12 +68,17 @@ __all__ = [
     "Lmmse",
     "MseTransport",
     "NoisyReference",
+    "Poison",
     "Qam",
     "Reliability",
+    "Scaled",
+    "Scenario",
     "Shrink",
+    "SignFlip",
     "SingularValues",
     "Sparse",
     "Transport",
+    "deliver",
     "draw_sources",
     "entropy",
     "errors",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.fusion.merge import PerUser
-from rmtllmf_jax.fusion.trees import widened
 from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel
 from rmtllmf_jax.uplink.noise import transmit
 from rmtllmf_jax.uplink.transports import GAUSSIAN, is_surrogate
@@ -45,9 +43,7 @@ def deliver(
     if not estimators:
         return received
     variance = transport.variance(stacked, mse, kappa)
-    energy = jax.tree.map(
-        lambda leaf: jnp.mean(jnp.square(widened(leaf)), axis=range(1, leaf.ndim)), stacked
-    )
+    energy = transport.energy(stacked)
     of_users = mse if jax.tree_util.all_leaves([mse]) else _mean_over_leaves(mse, stacked)
     for estimator in estimators:
         received = estimator(received, variance, energy, of_users)

@@ -105,7 +105,6 @@ class Gaussian:
     stage: ClassVar[str] = "transport"
     surrogate: ClassVar[bool] = True
     of_mse: ClassVar[bool] = True
-    stage: ClassVar[str] = "transport"
     uses: ClassVar[float] = 1.0
 
     def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
