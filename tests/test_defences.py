@@ -117,5 +117,9 @@ def test_what_is_no_protection_is_said(text: str, said: str):
 
 
 def test_what_is_no_repair_is_refused():
-    with pytest.raises(InputError, match="expected repairs such as"):
+    with pytest.raises(InputError, match="unknown protection 'reload'"):
         repairs_of(("reload",))
+    with pytest.raises(InputError, match="expected defences such as"):
+        repairs_of((Reload,))  # a class, not a value of it
+    with pytest.raises(InputError, match="expected defences such as"):
+        repairs_of((3.0,))

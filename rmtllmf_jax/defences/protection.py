@@ -98,7 +98,8 @@ def stages_of(protection: str | Protection, names: Names = PROTECTIONS) -> Stage
     found: dict[str, list[Any]] = {stage: [] for stage in _STAGES}
     for part in _parts(protection, names):
         stage = getattr(part, "stage", "repair")
-        if stage not in found or (stage == "repair" and not isinstance(part, Repair)):
+        odd = isinstance(part, type) or (stage == "repair" and not isinstance(part, Repair))
+        if odd or stage not in found:
             raise InputError(
                 f"protection: expected defences such as defences.Reload(), got {part!r}."
             )
