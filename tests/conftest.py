@@ -24,6 +24,7 @@ from hypothesis import settings
 from PIL import Image
 from safetensors.numpy import save_file
 
+from rmtllmf_jax.channel import ATTACKS
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 
@@ -201,6 +202,10 @@ def x64() -> Iterator[None]:
     """Double precision for a module: `pytestmark = pytest.mark.usefixtures("x64")`."""
     with jax.enable_x64(True):
         yield
+
+
+KEYLESS = tuple(name for name, kind in ATTACKS.items() if not getattr(kind, "random", False))
+"""The attacks that draw nothing: functions of the channel."""
 
 
 def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from conftest import KEYLESS
 from jax.experimental import checkify
 
 from rmtllmf_jax import channel
@@ -35,7 +36,7 @@ BAD_ATTACK_INPUT = {
 }
 
 
-@pytest.mark.parametrize("name", channel.ATTACKS)
+@pytest.mark.parametrize("name", KEYLESS)
 @pytest.mark.parametrize("message", BAD_ATTACK_INPUT)
 def test_attacks_refuse_what_no_channel_has(name, message):
     gram, budget, noise = BAD_ATTACK_INPUT[message]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import complex_normal
+from conftest import KEYLESS, complex_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_channel_gradients import dear
@@ -46,7 +46,7 @@ def both_ways(name):
     return jax.jit(vmapped, compiler_options=FAST_COMPILE)
 
 
-@pytest.mark.parametrize("name", channel.ATTACKS)
+@pytest.mark.parametrize("name", KEYLESS)
 @pytest.mark.parametrize(("budget", "noise"), [(230.0, 1.0), (0.3, 2.0), (1e4, 0.1)])
 def test_covariance_is_the_attack(name, budget, noise):
     h = draw(np.random.default_rng(1))
@@ -77,7 +77,7 @@ def seen_from(name):
     return jax.jit(jax.vmap(derivatives), compiler_options=FAST_COMPILE)
 
 
-@pytest.mark.parametrize("name", [dear(name) for name in channel.ATTACKS if name != "none"])
+@pytest.mark.parametrize("name", [dear(name) for name in KEYLESS if name != "none"])
 def test_a_covariance_has_the_derivatives_of_finite_differences(name):
     """Against central differences of value and gradient, from weak to strong attackers."""
     rng = np.random.default_rng(5)
@@ -102,7 +102,7 @@ def test_a_covariance_has_the_derivatives_of_finite_differences(name):
         assert np.sum(np.all(agrees.reshape(6, -1), axis=1)) >= 5
 
 
-@pytest.mark.parametrize("name", channel.ATTACKS)
+@pytest.mark.parametrize("name", KEYLESS)
 def test_an_attacker_without_power_has_no_covariance(name):
     h = jnp.array(draw(np.random.default_rng(6), 1)[0])
     np.testing.assert_array_equal(channel.ATTACKS[name]()(h, 0.0), 0)

@@ -28,6 +28,7 @@ from rmtllmf_jax.channel.attacks import (
     ATTACKS,
     NO_ATTACK,
     Attack,
+    Guessed,
     MinMaxRate,
     NoAttack,
     StrongestUser,
@@ -63,6 +64,7 @@ from rmtllmf_jax.channel.fading import (
     rician,
     steering_vectors,
 )
+from rmtllmf_jax.channel.jammers import Jammer
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.path_loss import (
     PLACEMENTS,
@@ -144,8 +146,10 @@ __all__ = [
     "Estimated",
     "Fading",
     "FreeSpace",
+    "Guessed",
     "Harq",
     "Hop",
+    "Jammer",
     "Kronecker",
     "Link",
     "LinkBudget",

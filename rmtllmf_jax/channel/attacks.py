@@ -17,9 +17,9 @@ Derivatives of every order exist in channel, budget and noise where the attack i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -28,8 +28,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
-from rmtllmf_jax.channel.checks import require_channel, require_hermitian, require_powers
+from rmtllmf_jax.channel.attack_base import Informed, Power
+from rmtllmf_jax.channel.checks import require_channel, require_powers, require_within
 from rmtllmf_jax.channel.equalise import effective_gram
+from rmtllmf_jax.channel.fading import rayleigh
+from rmtllmf_jax.channel.jammers import Jammer
 from rmtllmf_jax.channel.linalg import product
 from rmtllmf_jax.channel.matrix_functions import congruence, in_own_basis, reciprocal, square_root
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_rate, min_max_weights
@@ -42,13 +45,14 @@ from rmtllmf_jax.channel.spectral_attacks import (
     spectral_attack,
     spectral_covariance,
 )
-from rmtllmf_jax.common.errors import InputError, require_at_least
-from rmtllmf_jax.common.values import by_name, described, name_of
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import by_name, described
 
 # What a draw's key is folded with for the attacker (0 to 3 are the channel's and the receiver's).
 _ATTACKER = 4
+# What the key of a `Guessed` draw is folded with: the attack within draws from the key itself.
+_GUESSED = 1
 
-_Power = Float[Array, " users"] | None
 Powers = Callable[[str], Float[Array, " users"]]
 """The received powers that a choice is made by, given its name: "the strongest user"."""
 
@@ -66,102 +70,17 @@ class Attack(Protocol):
         """The attacker's own covariance, of trace `budget`."""
 
 
-class _Known:
-    """What the attacks of this module share: checks, and `from_gram`."""
-
-    title: ClassVar[str]
-    """Its name in figures."""
-    reference: ClassVar[str] = ""
-    chooses: ClassVar[str] = ""
-    """The discrete choice that it makes by the received powers; both calls take `power` then."""
-    full_rank: ClassVar[bool] = False
-    """Whether it is defined for linearly independent channels only."""
-
-    def __call__(
-        self,
-        h_tilde: Complex[Array, "antennas users"],
-        budget: Real[ArrayLike, ""],
-        noise: Real[ArrayLike, ""] = 1.0,
-        power: Float[Array, " users"] | None = None,
-    ) -> Complex[Array, "antennas antennas"]:
-        """The attacker's own covariance, of trace `budget`.
-
-        `noise` matters to those that count the floor. `power`: received powers by which a discrete
-        choice is made, left out those of the channel.
-
-        **Raises:** `InputError` for more users than antennas where the attack has no answer, and
-        outside jit for a channel that is not finite, a negative budget or a noise that is not
-        positive (inside: `channel.check_uplink`).
-
-        >>> h_tilde = jnp.array([[2.0 + 0j], [0.0]])
-        >>> for attack in (White(), StrongestUser()):
-        ...     attack(h_tilde, 6.0).real.tolist()
-        [[3.0, 0.0], [0.0, 3.0]]
-        [[6.0, 0.0], [0.0, 0.0]]
-        """
-        require_channel(h_tilde)
-        require_powers(budget, noise)
-        self._require_rank(h_tilde.shape[1], h_tilde.shape[0])
-        real = jnp.real(h_tilde).dtype
-        budget, noise = jnp.asarray(budget, real), jnp.asarray(noise, real)
-        return self._covariance(h_tilde, budget, noise, power)
-
-    def from_gram(
-        self,
-        gram: Complex[Array, "users users"],
-        budget: Real[ArrayLike, ""],
-        noise: Real[ArrayLike, ""] = 1.0,
-        *,
-        antennas: int,
-        power: Float[Array, " users"] | None = None,
-    ) -> Complex[Array, "users users"]:
-        """The effective Gram matrix G = H~^H (C + noise I)^-1 H~, from K = H~^H H~ alone.
-
-        **Raises:** `InputError` as for the covariance, and outside jit for a `gram` that is not
-        Hermitian.
-
-        >>> gram = jnp.diag(jnp.array([4.0 + 0j, 8.0]))
-        >>> White().from_gram(gram, 16.0, antennas=16).real.tolist()
-        [[2.0, 0.0], [0.0, 4.0]]
-        """
-        require_hermitian("gram", gram)
-        require_powers(budget, noise)
-        require_at_least("antennas", antennas, 1)
-        self._require_rank(gram.shape[0], antennas)
-        return _compiled(self, antennas, gram, budget, noise, power)
-
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
-        raise NotImplementedError
-
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
-        raise NotImplementedError
-
-    def _require_rank(self, users: int, antennas: int) -> None:
-        if self.full_rank and users > antennas:
-            raise InputError(
-                f"the attack {name_of(self)!r} needs linearly independent channels, so not more "
-                f"users than antennas; got {users} users and {antennas} antennas."
-            )
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _compiled(
-    attack: _Known, antennas: int, gram: Array, budget: Array, noise: Array, power: _Power
-) -> Array:
-    return attack._gram(gram, budget, noise, antennas, power)
-
-
 @dataclass(frozen=True)
-class NoAttack(_Known):
+class NoAttack(Informed):
     """Only thermal noise: the paper's ideal channel. The budget is not used."""
 
     name: ClassVar[str] = "none"
     title: ClassVar[str] = "Ideal (no attack)"
 
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: Power) -> Array:
         return jnp.zeros((len(h), len(h)), h.dtype)
 
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: Power) -> Array:
         return k / noise
 
 
@@ -169,20 +88,20 @@ NO_ATTACK = NoAttack()
 
 
 @dataclass(frozen=True)
-class White(_Known):
+class White(Informed):
     """The budget spread evenly over the antennas: an attacker who knows nothing."""
 
     title: ClassVar[str] = "White noise"
 
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: Power) -> Array:
         return budget / len(h) * jnp.eye(len(h), dtype=h.dtype)
 
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: Power) -> Array:
         return k / (noise + budget / antennas)
 
 
 @dataclass(frozen=True)
-class WhiteInRange(_Known):
+class WhiteInRange(Informed):
     """The budget spread evenly over range(H~): an attacker who knows the users' subspace.
 
     Needs linearly independent channels, so not more users than antennas.
@@ -191,23 +110,23 @@ class WhiteInRange(_Known):
     title: ClassVar[str] = "White noise in range"
     full_rank: ClassVar[bool] = True
 
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: Power) -> Array:
         here, vectors = in_own_basis(gram(h))
         return budget / len(here) * congruence(product(h, vectors), reciprocal(here))
 
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: Power) -> Array:
         return k / (noise + budget / k.shape[0])
 
 
-class _Spectral(_Known):
+class _Spectral(Informed):
     """Attacks whose covariance shares the eigenvectors of H P H^H, see `spectral_attacks`."""
 
     rule: ClassVar[Rule]
 
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: Power) -> Array:
         return spectral_covariance(self.rule, h, budget, noise)
 
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: Power) -> Array:
         real = jnp.real(k).dtype
         budget, noise = jnp.asarray(budget, real), jnp.asarray(noise, real)
         return spectral_attack(self.rule, k, budget, noise)
@@ -249,19 +168,19 @@ class SumMse(_Spectral):
     rule: ClassVar[Rule] = SUM_MSE
 
 
-class _TowardsOne(_Known):
+class _TowardsOne(Informed):
     """C = budget h h^H / ||h||^2 for the channel h of one user."""
 
     def _user(self, power: Array) -> ArrayLike:
         raise NotImplementedError
 
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: Power) -> Array:
         own = received_power(gram(h))
         user = self._user(own if power is None else power)
         column = h[:, user]
         return budget * column[:, None] * column.conj() / own[user]
 
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: Power) -> Array:
         own = received_power(k)
         user = self._user(own if power is None else power)
         column = k[:, user]
@@ -306,7 +225,7 @@ class StrongestUser(_TowardsOne):
 
 
 @dataclass(frozen=True)
-class MinMaxRate(_Known):
+class MinMaxRate(Informed):
     """Minimises the largest single-user rate: P2 solved exactly, ignoring floor and interference.
 
     Needs linearly independent channels, so not more users than antennas.
@@ -315,7 +234,7 @@ class MinMaxRate(_Known):
     title: ClassVar[str] = "Min-max-rate attack"
     full_rank: ClassVar[bool] = True
 
-    def _covariance(self, h: Array, budget: Array, noise: Array, power: _Power) -> Array:
+    def _covariance(self, h: Array, budget: Array, noise: Array, power: Power) -> Array:
         weighted = h * jnp.sqrt(min_max_weights(gram(h)))
         # (A A^H)^(1/2) = A (A^H A)^(-1/2) A^H.
         here, vectors = in_own_basis(gram(weighted))
@@ -323,23 +242,82 @@ class MinMaxRate(_Known):
         along = congruence(product(weighted, vectors), reciprocal(root))
         return budget / jnp.real(jnp.trace(root)) * along
 
-    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: _Power) -> Array:
+    def _gram(self, k: Array, budget: Array, noise: Array, antennas: int, power: Power) -> Array:
         return min_max_rate(k, budget, noise)
 
 
-ATTACKS: Mapping[str, type] = MappingProxyType(
-    by_name(
-        NoAttack,
-        White,
-        WhiteInRange,
-        SumRate,
-        SumRateFloorAware,
-        StrongestUser,
-        MinMaxRate,
-        SumMse,
-        Towards,
-    )
+_KINDS = by_name(
+    NoAttack,
+    White,
+    WhiteInRange,
+    SumRate,
+    SumRateFloorAware,
+    StrongestUser,
+    MinMaxRate,
+    SumMse,
+    Towards,
+    Jammer,
 )
+
+
+@dataclass(frozen=True)
+class Guessed:
+    """The attack `of` by one who knows the channel in part: it is solved for H' and applied to H.
+
+    H' = rho H + sqrt(1 - rho^2) W for `csi` = rho in [0, 1], with W drawn anew, independent
+    CN(0, p_q) where p_q = ||h_q||^2 / N is the mean power of user q over the antennas of this very
+    channel: what he always knows is how loud each user is. rho = 1 is `of` itself; rho = 0 that of
+    hopping in frequency, or of pilots that he cannot read. Draws W from the key.
+    """
+
+    of: Attack = SumRate()
+    csi: float = 0.0
+    random: ClassVar[bool] = True
+    title: ClassVar[str] = "Attack on a guessed channel"
+    choices: ClassVar[Mapping[str, Mapping[str, type]]] = MappingProxyType({"of": _KINDS})
+
+    def __post_init__(self) -> None:
+        require_within("csi", self.csi, 0.0, 1.0)
+
+    def __call__(
+        self,
+        h_tilde: Complex[Array, "antennas users"],
+        budget: Real[ArrayLike, ""],
+        noise: Real[ArrayLike, ""] = 1.0,
+        key: Key[Array, ""] | None = None,
+    ) -> Complex[Array, "antennas antennas"]:
+        """The attacker's own covariance, of trace `budget`.
+
+        **Raises:** `InputError` without a `key` where something is drawn, and as `of` does.
+
+        >>> h_tilde = jnp.array([[2.0 + 0j], [0.0]])
+        >>> Guessed(StrongestUser(), csi=1.0)(h_tilde, 6.0).real.tolist()
+        [[6.0, 0.0], [0.0, 0.0]]
+        """
+        drawn = {"key": key} if getattr(self.of, "random", False) else {}
+        return self.of(self.believed(h_tilde, key), budget, noise, **drawn)
+
+    def believed(
+        self, h_tilde: Complex[Array, "antennas users"], key: Key[Array, ""] | None = None
+    ) -> Complex[Array, "antennas users"]:
+        """H', what the attacker takes for the channel.
+
+        **Raises:** `InputError` without a `key`, unless he knows all.
+        """
+        require_channel(h_tilde)
+        if self.csi == 1:
+            return h_tilde
+        if key is None:
+            raise InputError(f"the attack {described(self)} draws what it guesses: give it a key.")
+        antennas, users = h_tilde.shape
+        fresh = rayleigh(jax.random.fold_in(key, _GUESSED), antennas, users, h_tilde.dtype)
+        power = received_power(gram(h_tilde)) / antennas
+        # tiny: a silent user has a derivative.
+        loud = jnp.sqrt(jnp.maximum(power, jnp.finfo(power.dtype).tiny))
+        return self.csi * h_tilde + math.sqrt(1 - self.csi**2) * loud * fresh
+
+
+ATTACKS: Mapping[str, type] = MappingProxyType({**_KINDS, **by_name(Guessed)})
 """Attacks by the names that a command line has for them."""
 
 

@@ -75,13 +75,33 @@ def spectral_covariance(
     noise: Float[Array, ""],
 ) -> Complex[Array, "antennas antennas"]:
     """The attacker's own covariance H~ V diag(sigma / lambda) V^H H~^H, of trace `budget`."""
-    solved = _solved(rule, gram(h_tilde), budget, noise)
-    here, vectors, (effective, log_nu, floor), sigma = solved
+    here, vectors, solved, sigma = _solved(rule, gram(h_tilde), budget, noise)
+    attack = _attacker(rule, solved, sigma)
+    return congruence(product(h_tilde, vectors), divide(attack, here))
+
+
+def spectral_powers(
+    rule: Rule,
+    gram: Complex[Array, "n n"],
+    budget: Float[Array, ""],
+    noise: Float[Array, ""],
+) -> tuple[Complex[Array, "n n"], Complex[Array, "n n"]]:
+    """V and the attacker's powers diag(sigma), of trace `budget`, for `gram` = V diag(lambda) V^H.
+
+    The attack is V diag(sigma) V^H where the columns of a channel and not its rows are the users.
+    """
+    _, vectors, solved, sigma = _solved(rule, gram, budget, noise)
+    unit = noise / solved[2]
+    return vectors, unit * _attacker(rule, solved, sigma)
+
+
+def _attacker(rule: Rule, solved: _Result, sigma: Array) -> Array:
+    """The attacker's powers in the eigenbasis, in the unit of what is solved."""
+    effective, log_nu, floor = solved
     total = rule.total(effective, jnp.exp(log_nu), floor)
     moved = total - floor * jnp.eye(len(total), dtype=total.dtype)
     # N - n has lost the digits of a sigma far below the floor.
-    attack = with_derivative_of(moved, jnp.diag(sigma).astype(total.dtype))
-    return congruence(product(h_tilde, vectors), divide(attack, here))
+    return with_derivative_of(moved, jnp.diag(sigma).astype(total.dtype))
 
 
 def _solved(
