@@ -139,6 +139,20 @@ def test_singular_values_as_numpy_has_them():
     np.testing.assert_array_equal(found["bias"], Shrink()(received, *by)["bias"])
 
 
+def test_eigenvalues_are_not_sought_in_batches():
+    """Many batches in one program have waited for each other for ever."""
+    sent = sent_vectors()
+    received, by = received_of(sent), known(sent)
+    mses = jnp.stack([MSE, MSE])
+    over_links = jax.vmap(lambda mse: SingularValues()(received, by[0], by[1], mse))
+    powers = jax.vmap(lambda power: SingularValues()(received, power, by[1], MSE))
+    for program, given in ((over_links, mses), (powers, mses)):
+        lines = str(jax.make_jaxpr(program)(given)).splitlines()
+        found = [line for line in lines if "= eigh" in line]
+        assert len(found) == 2
+        assert all(line.count(",") == 1 for line in (each.split("=")[0] for each in found))
+
+
 def test_a_matrix_of_low_rank_is_found_better_than_by_wiener():
     sent = sent_vectors()
     received, by = received_of(sent), known(sent)

@@ -207,10 +207,20 @@ def _shrunk(matrix: Float[Array, "rows columns"], noise: Float[Array, ""]) -> Ar
     return found if matrix.shape[0] == short else found.T
 
 
+@jax.custom_batching.sequential_vmap
+def _eigh(gram: Float[Array, "n n"]) -> tuple[Array, Array]:
+    """One after the other: many batches of them in one program can wait for each other for ever.
+
+    So they did on a CPU of two cores, jax 0.10.
+    """
+    values, basis = jnp.linalg.eigh(gram)
+    return values, basis
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _shrinker(gram: Float[Array, "n n"], noise: Float[Array, ""], beta: float) -> Array:
     """U diag(w) U^T for the Gram matrix U diag(s^2) U^T: what each direction is multiplied by."""
-    values, basis = jnp.linalg.eigh(gram)
+    values, basis = _eigh(gram)
     return (basis * _factors(values, noise, beta)) @ basis.T
 
 
@@ -219,7 +229,7 @@ def _shrinker_jvp(beta: float, primals: tuple, tangents: tuple) -> tuple[Array, 
     """The formula of Daleckii and Krein: divided differences in the eigenbasis."""
     gram, noise = primals
     change, more_noise = tangents
-    values, basis = jnp.linalg.eigh(gram)
+    values, basis = _eigh(gram)
     of_noise: Callable = jax.vmap(jax.grad(_factors, (0, 1)), (0, None, None))
     factors = _factors(values, noise, beta)
     slope, by_noise = of_noise(values, noise, beta)
