@@ -1,7 +1,7 @@
 """Merging where some users may send anything: the median, trimmed means, and clipped norms.
 
 They are made for users that estimate the same thing. Task vectors do not: what one task alone wants
-is an outlier, too, and is lost with the poison.
+may be an outlier, too. docs/fusion.md has what they cost and withstand on the demo's tasks.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[1.0, 2.0], [3.0, 0.0], [2.0, 1.0], [-99.0, 99.0]])}
