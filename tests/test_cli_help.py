@@ -20,7 +20,7 @@ from conftest import command
 from cost_fixtures import TINY, backbone_of
 from huggingface_hub import constants
 
-from rmtllmf_jax.channel import ATTACKS
+from rmtllmf_jax.channel import AIR, ATTACKS, RECEIVERS
 from rmtllmf_jax.channel import PRESETS as CHANNELS
 from rmtllmf_jax.cli import main as entry
 from rmtllmf_jax.cli.main import COMMANDS, main, parse
@@ -30,12 +30,14 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.interrupts import Stopped
 from rmtllmf_jax.common.progress import note, progress_bar, silenced
 from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.defences import PROTECTIONS, REPAIRS
 from rmtllmf_jax.evaluation import METRICS
 from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import TaskSize, plan
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES
+from rmtllmf_jax.uplink import ESTIMATORS, POISONS, TRANSPORTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 UNITS = re.compile(
@@ -138,6 +140,19 @@ def test_what_channel_names_is_all_there_is(capsys: pytest.CaptureFixture[str]) 
     texts = helps(printed_help(capsys, "channel"))
     assert [each for each in ATTACKS if each not in texts["--attack"]] == []
     assert [each for each in CHANNELS if each not in texts["--preset"]] == []
+
+
+def test_what_sweep_names_is_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = helps(printed_help(capsys, "sweep"))
+    named = {
+        "--scenarios": {**ATTACKS, **POISONS},
+        "--protections": {**PROTECTIONS, **AIR, **ESTIMATORS, **REPAIRS},
+        "--receiver": RECEIVERS,
+        "--transport": TRANSPORTS,
+    }
+    for option, known in named.items():
+        (text,) = [text for name, text in texts.items() if option in name]
+        assert [each for each in known if each not in text and each != "none"] == [], option
 
 
 def test_metrics_named_are_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:

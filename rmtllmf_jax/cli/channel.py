@@ -35,7 +35,8 @@ class Channel(ChannelOptions):
 
     attack: tuple[str, ...] = ()
     """Attacks: none, white, white_in_range, sum_rate, sum_rate_floor_aware, strongest_user,
-    min_max_rate, sum_mse, towards(user=0); by default none, strongest_user and sum_rate."""
+    min_max_rate, sum_mse, towards(user=0), jammer(antennas=2, covariance=worst), guessed(csi=0.5);
+    by default none, strongest_user and sum_rate."""
     draws: int = 20_000
     """Channel realisations that every number is a mean or percentile of."""
     seed: int = 0

@@ -142,9 +142,10 @@ class ChannelOptions:
     errors themselves, one per user: mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean
     and ideal only)."""
     receiver: Annotated[str, tyro.conf.arg(aliases=["--order"])] = "sic"
-    """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, unaware
-    (of the attacker) or estimated(snapshots=128, loading=1.0), which measures the noise; the last
-    two take of=lmmse and the like. A decoding order means SIC in it."""
+    """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter; unaware of
+    the attacker, estimated(snapshots=128, shrinkage=oas), which measures the noise, powered (knows
+    his power), projected(rank=2), sensed(angles=(0, 30)), which take of=lmmse and the like; and
+    minimax. A decoding order means SIC in it."""
 
 
 @dataclass(kw_only=True)
@@ -168,12 +169,17 @@ class SweepOptions(RunOptions, UplinkOptions):
     """Numbers of tasks to fuse, as far as there are so many; none: 2 to all."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
     """Channel scenarios: clean (no channel), ideal (only thermal noise), and the attackers white,
-    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
-    min_max_rate and sum_mse."""
+    white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0), min_max_rate,
+    sum_mse, jammer(antennas=2, angles=(0, 30), covariance=worst) and guessed(of=sum_rate, csi=0.5).
+    With a plus behind, users send poison: 'ideal+sign_flip(user=0)', 'clean+scaled(factor=10)'."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
-    """Protections: none, freeze, realign, r-mtllmf, control (the base model realigned without any
-    task vector; added where another one realigns), or repairs with options:
-    'reload(patterns=(...))+realign(shots=5)'."""
+    """Protections: none, freeze, realign, r-mtllmf, phy (the physical layer alone), holistic
+    (both), control (the base model realigned without any task vector; added where another one
+    realigns); or what is chosen along the chain with a plus between: a receiver, on the air once,
+    repeat(times=2), harq(rounds=4), hop(bands=8) or schedule(groups=2), a transport, estimators
+    shrink(per=leaf), reliability(alpha=0.5) and singular_values, and repairs from_base,
+    reload(patterns=(...)) and realign(shots=5), as in
+    'repeat(times=4)+sparse(share=0.15)+shrink+r-mtllmf'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
     dare, dare_ties, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that look at
@@ -197,8 +203,9 @@ class SweepOptions(RunOptions, UplinkOptions):
     transport: str = "gaussian"
     """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
     symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
-    parameter per symbol; analogue, two per symbol. --c0 and --kappa are gaussian's. In Python
-    alone so far: sparse(share=0.1) and coded."""
+    parameter per symbol; analogue, two per symbol. sparse(share=0.1) sends the largest entries
+    alone, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link. --c0 and
+    --kappa are for gaussian and sparse."""
     scale: str = "power-law"
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""
