@@ -1,66 +1,161 @@
 """Receivers: what the base station does with the antennas' signal, as values.
 
-A receiver is called `receiver(h_tilde, attack, noise, key) -> E`, the covariance E[e e^H] of the
-errors of the users' unit-power symbols under an attacker's covariance and the floor `noise`; its
-diagonal is their MSE. It may offer `from_gram(gram_eff, power)`, where all follows from the
-effective Gram matrix. `filters` are the filters themselves. Pure; under `jit`, `vmap` and `grad`.
+`filtering` says how one is called and holds those that know the covariance of the noise. The others
+are here: each designs the filters of a receiver `of` for the noise that it believes in, and its
+errors are those of these filters under the true noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
-from rmtllmf_jax.channel.checks import require_positive
-from rmtllmf_jax.channel.equalise import (
-    Equaliser,
-    coloured_noise,
-    effective_gram,
-    error_covariance_of,
-    matched_equaliser,
-    mmse_equaliser,
+from rmtllmf_jax.channel.checks import (
+    require_decibels,
+    require_positive,
+    require_powers,
+    require_within,
 )
-from rmtllmf_jax.channel.linalg import product
-from rmtllmf_jax.channel.rates import ORDERS, error_covariance, matched_filter_errors, sic_order
+from rmtllmf_jax.channel.equalise import Equaliser, coloured_noise, mmse_equaliser
+from rmtllmf_jax.channel.fading import steering_vectors
+from rmtllmf_jax.channel.filtering import (
+    SIC,
+    Around,
+    Filtering,
+    Inner,
+    Lmmse,
+    MatchedFilter,
+    Receiver,
+    Sic,
+)
+from rmtllmf_jax.channel.linalg import eigh, product
+from rmtllmf_jax.channel.matrix_functions import congruence, divide, in_basis, positive_part
+from rmtllmf_jax.channel.rates import ORDERS
 from rmtllmf_jax.channel.realisation import gram, received_power
+from rmtllmf_jax.channel.spectral_attacks import SUM_MSE, spectral_covariance
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.values import Known, by_name, parse
-
-_Errors = Complex[Array, "users users"]
-_Power = Float[Array, " users"] | None
+from rmtllmf_jax.common.values import by_name, name_of, parse
 
 
-@runtime_checkable
-class Receiver(Protocol):
-    """`(h_tilde, attack, noise, key) -> error covariance`: frozen and hashable."""
+@dataclass(frozen=True)
+class Unaware(Around):
+    """A receiver that does not know of the attacker: its filters are those for the floor alone.
 
-    def __call__(
-        self,
-        h_tilde: Complex[Array, "antennas users"],
-        attack: Complex[Array, "antennas antennas"],
-        noise: Real[ArrayLike, ""] = 1.0,
-        key: Key[Array, ""] | None = None,
-    ) -> Complex[Array, "users users"]:
-        """E[e e^H] of the users' symbols; `key` draws what the receiver has to measure."""
-
-
-class Filtering:
-    """What the receivers of this module share: the errors of filters, under the true noise.
-
-    One that knows the noise has `from_gram(gram_eff, power)`, as its errors follow from G and the
-    powers received before the attack.
+    Never below the MSE of `of`, and not bounded by one: it trusts a wrong covariance.
     """
 
-    stage: ClassVar[str] = "receiver"
-    chooses: ClassVar[str] = ""
-    """The discrete choice that it makes by the received powers; calls take `power` then."""
+    of: Inner = SIC
+    knows: ClassVar[str] = "nothing"
+
+    def _believed(
+        self, h: Array, attack: Array, noise: Any, key: Any, budget: Any
+    ) -> tuple[Array, Any]:
+        return jnp.zeros_like(attack), noise
+
+
+@dataclass(frozen=True)
+class Estimated(Around):
+    """A receiver that measures the noise: its filters are those for a sample covariance.
+
+    - `snapshots`: vectors of noise alone, of the true covariance, that it is averaged over.
+    - `loading`: added to its diagonal, in units of the floor; > 0, so that few snapshots invert.
+    - `shrinkage`: "oas" moves the average towards a multiple of I first, see `oas`.
+
+    Tends to `of` with many snapshots and little loading; the errors are those under the true noise.
+    """
+
+    snapshots: int = 128
+    loading: float = 1.0
+    of: Inner = SIC
+    shrinkage: Literal["none", "oas"] = "none"
+    knows: ClassVar[str] = "snapshots of the noise"
+
+    def __post_init__(self) -> None:
+        require_at_least("snapshots", self.snapshots, 1)
+        require_positive("loading", self.loading)
+        require_known("shrinkage", self.shrinkage, ("none", "oas"))
+
+    def _believed(
+        self, h: Array, attack: Array, noise: Any, key: Any, budget: Any
+    ) -> tuple[Array, Any]:
+        seen = _sample(self, self.snapshots, h, attack, noise, key)
+        if self.shrinkage == "oas":
+            seen = oas(seen, self.snapshots)
+        return seen, self.loading * noise
+
+
+def oas(
+    sample: Complex[Array, "antennas antennas"], snapshots: int
+) -> Complex[Array, "antennas antennas"]:
+    """(1 - rho) S + rho tr S / N I of the sample covariance S of complex Gaussian `snapshots`.
+
+    rho = min(1, (tr^2 S - tr S^2 / N) / ((T - 1/N) (tr S^2 - tr^2 S / N))), the limit of the
+    oracle's weight with its own estimate put in: Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero,
+    "Shrinkage algorithms for MMSE covariance estimation", IEEE Transactions on Signal Processing
+    58(10), 2010 (arXiv 0907.4698), with the moments of complex vectors. Keeps the trace.
+
+    >>> oas(jnp.diag(jnp.array([3.0 + 0j, 1.0])), 1).real.tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+    size = len(sample)
+    trace = jnp.real(jnp.trace(sample))
+    squared = jnp.sum(jnp.real(sample) ** 2 + jnp.imag(sample) ** 2)
+    spread = (snapshots - 1 / size) * (squared - trace**2 / size)
+    # tiny: what is a multiple of I already stays one.
+    share = (trace**2 - squared / size) / jnp.maximum(spread, jnp.finfo(trace.dtype).tiny)
+    share = jnp.clip(share, 0, 1)
+    return (1 - share) * sample + share * trace / size * jnp.eye(size, dtype=sample.dtype)
+
+
+@dataclass(frozen=True)
+class Powered(Around):
+    """Knows the attacker's total power alone: filters for white noise + budget / antennas."""
+
+    of: Inner = SIC
+    plans: ClassVar[bool] = True
+    knows: ClassVar[str] = "the attacker's power"
+
+    def _believed(
+        self, h: Array, attack: Array, noise: Any, key: Any, budget: Any
+    ) -> tuple[Array, Any]:
+        power = _planned(self, budget, noise)
+        nobody = jnp.zeros_like(attack)
+        return nobody, noise + power / len(h)
+
+
+@dataclass(frozen=True)
+class Projected(Around):
+    """Projects the attacker's subspace out: the filters of `of` for (I - U U^H) H and the floor.
+
+    - `rank`: dimensions given up, those of most power; left out, those above the floor.
+    - `snapshots`: vectors of noise alone to find them by; left out, the covariance is known.
+
+    Above the floor of snapshots T over N antennas are eigenvalues of their average larger than n
+    (1 + sqrt(N / T))^2, where the noise alone would end (Marchenko and Pastur, 1967); of a known
+    covariance, all that the attacker has power in. Does not need his power; costs a dimension of
+    the array each, and against one who spans the users' subspace nothing is left: MSE one. See G.
+    Marti and C. Studer, "Universal MIMO Jammer Mitigation", arXiv 2412.19804. Smooth where the
+    dimensions stay the same.
+    """
+
+    rank: int | None = None
+    snapshots: int | None = None
+    of: Inner = SIC
+    knows: ClassVar[str] = "the attacker's subspace, or snapshots of the noise"
+
+    def __post_init__(self) -> None:
+        if self.rank is not None:
+            require_at_least("rank", self.rank, 0)
+        if self.snapshots is not None:
+            require_at_least("snapshots", self.snapshots, 1)
 
     def filters(
         self,
@@ -69,154 +164,156 @@ class Filtering:
         noise: Real[ArrayLike, ""] = 1.0,
         key: Key[Array, ""] | None = None,
         power: Float[Array, " users"] | None = None,
+        budget: Real[ArrayLike, ""] | None = None,
     ) -> Equaliser:
-        """The filters of a channel, and the MSE that the receiver believes in.
+        """The filters of a channel; users are in the order of their powers before projection.
 
-        **Raises:** `InputError` without a `key` where the receiver measures.
+        **Raises:** `InputError` for `snapshots` without a `key`, or more `rank` than antennas.
         """
-        return self._design(h_tilde, *self._believed(h_tilde, attack, noise, key), power)
-
-    def __call__(
-        self,
-        h_tilde: Complex[Array, "antennas users"],
-        attack: Complex[Array, "antennas antennas"],
-        noise: Real[ArrayLike, ""] = 1.0,
-        key: Key[Array, ""] | None = None,
-        power: Float[Array, " users"] | None = None,
-    ) -> Complex[Array, "users users"]:
-        """E[e e^H] of the users' errors, cancellation being perfect; the diagonal is the MSE.
-
-        `power`: the received powers that order the users, left out those of the channel.
-
-        **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit
-        if it is not Hermitian or positive semidefinite, or the floor not positive.
-
-        >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
-        >>> for receiver in (Sic(), Unaware()):
-        ...     print(receiver(jnp.array([[2.0 + 0j], [0.0]]), attack).real.round(3))
-        [[0.5]]
-        [[0.68]]
-        """
-        if (from_gram := getattr(self, "from_gram", None)) is None:
-            filters = self.filters(h_tilde, attack, noise, key, power)
-            return error_covariance_of(filters, h_tilde, attack, noise)
-        seen = effective_gram(h_tilde, attack, noise)
         power = received_power(gram(h_tilde)) if power is None else power
-        errors: Array = from_gram(seen, power)
-        return errors
+        left = h_tilde - product(self._subspace(h_tilde, attack, noise, key), h_tilde)
+        return self.of.filters(left, jnp.zeros_like(attack), noise, power=power)
 
-    def _believed(self, h: Array, attack: Array, noise: Any, key: Any) -> tuple[Array, Any]:
-        """The attacker's covariance and the floor that the filters are made for."""
-        return attack, noise
-
-    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
-        raise NotImplementedError
+    def _subspace(self, h: Array, attack: Array, noise: Any, key: Any) -> Array:
+        """U U^H, as (1 + sign(X)) / 2 of X = C - t I with t between what goes and what stays."""
+        size = len(h)
+        if self.rank is not None:
+            require_at_least("rank", self.rank, 0, size)
+        if self.snapshots is None:
+            seen = attack
+        else:
+            seen = _sample(self, self.snapshots, h, attack, noise, key)
+        values, vectors = eigh(seen)
+        smallest = size * jnp.finfo(values.dtype).eps * jnp.sum(values)
+        if self.rank is not None:
+            goes = jnp.argsort(jnp.argsort(-values)) < self.rank
+        elif self.snapshots is not None:
+            edge = (1 + math.sqrt(size / self.snapshots)) ** 2
+            goes = values > jax.lax.stop_gradient(jnp.asarray(noise)) * edge
+        else:
+            goes = values > smallest
+        above = jnp.min(jnp.where(goes, values, 2 * jnp.max(values)))
+        between = (above + jnp.max(jnp.where(goes, 0, values))) / 2
+        # Equal values on either side have no subspace of their own: any, and a finite derivative.
+        gap = jnp.maximum(smallest, jnp.finfo(values.dtype).tiny ** 0.5)
+        away = values - between
+        away = jnp.where(goes, jnp.maximum(away, gap), jnp.minimum(away, -gap))
+        x = in_basis(seen - between * jnp.eye(size, dtype=seen.dtype), away, vectors)
+        part = positive_part(x)
+        return congruence(vectors, divide(part, 2 * part - x))
 
 
 @dataclass(frozen=True)
-class Sic(Filtering):
-    """MMSE with successive interference cancellation, in an `order` of received powers.
+class Sensed(Around):
+    """Filters for a covariance made of sensed directions and the attacker's total power.
 
-    R-MTLLMF (arXiv 2411.18220) decodes `weakest_first`, so that the strongest user is last and free
-    of interference. Errors of different users are uncorrelated.
+    - `angles`: the attackers' directions in degrees from broadside, seen by a linear array with
+      half a wavelength between antennas (`fading.steering_vectors`); all count as equally strong.
+    - `error_deg`: standard deviation of a Gaussian error of each, drawn from the key.
+    - `taper_deg`: half width, as seen at broadside, over which each is spread (uniformly in the
+      sine of the angle): a null that an error does not miss, at the price of dimensions.
+
+    budget / (N L) A A^H o T with T_ij = sinc((i - j) sin(taper)), sinc x = sin(pi x) / (pi x). The
+    surrogate of R-SFLLM (arXiv 2407.11654) for directions; J. Guerci, "Theory and application of
+    covariance matrix tapers", IEEE Transactions on Signal Processing 47(4), 1999.
     """
 
-    order: str = "weakest_first"
-    chooses: ClassVar[str] = "the SIC order"
+    angles: Sequence[float]
+    error_deg: float = 0.0
+    taper_deg: float = 0.0
+    of: Inner = SIC
+    plans: ClassVar[bool] = True
+    knows: ClassVar[str] = "the attacker's directions and power"
 
     def __post_init__(self) -> None:
-        require_known("SIC order", self.order, ORDERS)
+        object.__setattr__(self, "angles", tuple(map(float, self.angles)))
+        require_at_least("number of angles", len(self.angles), 1)
+        require_within("angles", self.angles, -math.inf, math.inf)
+        require_within("error_deg", self.error_deg, 0.0, math.inf)
+        require_within("taper_deg", self.taper_deg, 0.0, 90.0)
 
-    def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
-        return error_covariance(gram_eff, sic_order(power, self.order))
-
-    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
-        return mmse_equaliser(h, attack, noise, self.order, power)
-
-
-SIC = Sic()
-"""The paper's receiver."""
+    def _believed(
+        self, h: Array, attack: Array, noise: Any, key: Any, budget: Any
+    ) -> tuple[Array, Any]:
+        power = _planned(self, budget, noise)
+        real = jnp.real(h).dtype
+        angles = jnp.array(self.angles, real)
+        if self.error_deg:
+            drawn = jax.random.normal(_key(self, key, "errors of its angles"), angles.shape, real)
+            angles += self.error_deg * drawn
+        steering = steering_vectors(jnp.deg2rad(angles), len(h))
+        apart = jnp.arange(len(h), dtype=real)[:, None] - jnp.arange(len(h), dtype=real)
+        taper = jnp.sinc(apart * math.sin(math.radians(self.taper_deg)))
+        seen = product(steering, steering.conj().T) * taper
+        return power / (len(h) * len(self.angles)) * seen, noise
 
 
 @dataclass(frozen=True)
-class Lmmse(Filtering):
-    """Joint linear MMSE without cancellation; errors of different users are correlated."""
+class Minimax(Filtering):
+    """The joint linear filters that are best against the worst attacker of a budget.
 
-    def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
-        return error_covariance(gram_eff)
+    They are the LMMSE filters for the attack `sum_mse`, and **no attacker of that total power can
+    push the sum of the users' MSEs above that attack's**, whoever he is and whatever he knows,
+    these filters included: the sum is convex in the filters F and linear in the covariance A of the
+    attacker, so that min_F max_A = max_A min_F, and a saddle point has both. The price is pessimism
+    where nobody attacks: a base station would switch it on when it hears an attacker.
 
-    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
+    `budget_db`: the total power planned for, over the noise of one antenna; left out, the budget
+    that the call gives. Antennas may be those of several receptions, one below the other: the
+    budget is then that of all of them.
+    """
+
+    budget_db: float | None = None
+    plans: ClassVar[bool] = True
+    knows: ClassVar[str] = "the attacker's power"
+
+    def __post_init__(self) -> None:
+        if self.budget_db is not None:
+            require_decibels("budget_db", self.budget_db)
+
+    def _believed(
+        self, h: Array, attack: Array, noise: Any, key: Any, budget: Any
+    ) -> tuple[Array, Any]:
+        real = jnp.real(h).dtype
+        if self.budget_db is not None:
+            budget = 10 ** (self.budget_db / 10) * noise
+        power = _planned(self, budget, noise)
+        floor = jnp.asarray(noise, real)
+        return spectral_covariance(SUM_MSE, h, jnp.asarray(power, real), floor), noise
+
+    def _design(self, h: Array, attack: Array, noise: Any, power: Any) -> Equaliser:
         return mmse_equaliser(h, attack, noise, None)
 
 
-@dataclass(frozen=True)
-class MatchedFilter(Filtering):
-    """Whitened matched filter per user, without suppression or cancellation."""
-
-    def from_gram(self, gram_eff: _Errors, power: Float[Array, " users"]) -> _Errors:
-        return matched_filter_errors(gram_eff)
-
-    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
-        return matched_equaliser(h, attack, noise)
-
-
-_Inner = Sic | Lmmse | MatchedFilter
-_INNER = by_name(Sic, Lmmse, MatchedFilter)
+def _planned(receiver: Filtering, budget: Any, noise: Any) -> Any:
+    if budget is None:
+        raise InputError(
+            f"the receiver {name_of(receiver)} plans with the attacker's total power: give it a "
+            "budget, in the unit of the noise."
+        )
+    require_powers(budget, noise)
+    return budget
 
 
-class _Around(Filtering):
-    of: _Inner
-    choices: ClassVar[Mapping[str, Known]] = {"of": _INNER}
-
-    @property
-    def chooses(self) -> str:  # type: ignore[override]
-        """The choice of the receiver within."""
-        return self.of.chooses
-
-    def _design(self, h: Array, attack: Array, noise: Any, power: _Power) -> Equaliser:
-        return self.of._design(h, attack, noise, power)
+def _key(receiver: Filtering, key: Any, what: str) -> Any:
+    if key is None:
+        raise InputError(f"the receiver {name_of(receiver)} draws {what}: give it a key.")
+    return key
 
 
-@dataclass(frozen=True)
-class Unaware(_Around):
-    """A receiver that does not know of the attacker: its filters are those for the floor alone.
-
-    Never below the MSE of `of`, and not bounded by one: it trusts a wrong covariance.
-    """
-
-    of: _Inner = SIC
-
-    def _believed(self, h: Array, attack: Array, noise: Any, key: Any) -> tuple[Array, Any]:
-        return jnp.zeros_like(attack), noise
+def _sample(
+    receiver: Filtering, snapshots: int, h: Array, attack: Array, noise: Any, key: Any
+) -> Array:
+    """The average of z z^H over snapshots of all noise, floor included."""
+    drawn = _key(receiver, key, "snapshots of the noise")
+    white = jax.random.normal(drawn, (len(h), snapshots), h.dtype)
+    seen = coloured_noise(h, attack, noise).colour(white)
+    return product(seen, seen.conj().T) / snapshots
 
 
-@dataclass(frozen=True)
-class Estimated(_Around):
-    """A receiver that measures the noise: its filters are those for a sample covariance.
-
-    - `snapshots`: vectors of noise alone, of the true covariance, that it is averaged over.
-    - `loading`: added to its diagonal, in units of the floor; > 0, so that few snapshots invert.
-
-    Tends to `of` with many snapshots and little loading; the errors are those under the true noise.
-    """
-
-    snapshots: int = 128
-    loading: float = 1.0
-    of: _Inner = SIC
-
-    def __post_init__(self) -> None:
-        require_at_least("snapshots", self.snapshots, 1)
-        require_positive("loading", self.loading)
-
-    def _believed(self, h: Array, attack: Array, noise: Any, key: Any) -> tuple[Array, Any]:
-        if key is None:
-            raise InputError("the receiver estimated draws snapshots of the noise: give it a key.")
-        white = jax.random.normal(key, (len(h), self.snapshots), h.dtype)
-        seen = coloured_noise(h, attack, noise).colour(white)
-        return product(seen, seen.conj().T) / self.snapshots, self.loading * noise
-
-
-RECEIVERS: Mapping[str, type] = MappingProxyType({**_INNER, **by_name(Unaware, Estimated)})
+RECEIVERS: Mapping[str, type] = MappingProxyType(
+    by_name(Sic, Lmmse, MatchedFilter, Unaware, Estimated, Powered, Projected, Sensed, Minimax)
+)
 """Receivers by the names that a command line has for them."""
 
 
