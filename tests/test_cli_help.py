@@ -147,12 +147,11 @@ def test_what_sweep_names_is_all_there_is(capsys: pytest.CaptureFixture[str]) ->
     named = {
         "--scenarios": {**ATTACKS, **POISONS},
         "--protections": {**PROTECTIONS, **AIR, **ESTIMATORS, **REPAIRS},
-        "--receiver": RECEIVERS,
+        "--order": RECEIVERS,
         "--transport": TRANSPORTS,
     }
     for option, known in named.items():
-        (text,) = [text for name, text in texts.items() if option in name]
-        assert [each for each in known if each not in text and each != "none"] == [], option
+        assert [each for each in known if each not in (texts[option] + " none")] == [], option
 
 
 def test_metrics_named_are_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
