@@ -65,7 +65,7 @@ class Options(Realigning):
     defences: tuple[str, ...] = (
         "shrink",
         "singular_values",
-        "reliability(alpha=0.5)",
+        "reliability",
         "repeat(times=4)+sparse(share=0.15)",
         "hop(bands=8, shared=true)",
         "coded",
@@ -79,7 +79,7 @@ class Options(Realigning):
         "sum_mse",
     )
     """Attacks of the last table, besides the sum-rate attack."""
-    levels: tuple[float, ...] = (0, 10, 20, 25, 30, 35, 40, 50)
+    levels: tuple[float, ...] = (0, 10, 20, 30, 40, 50)
     """The attacker's power over the noise of one antenna, in dB."""
     sizes: tuple[int, ...] = (2, 4, 6, 8)
     """Numbers of tasks."""
@@ -88,7 +88,11 @@ class Options(Realigning):
     draws: int = 20
     """Channel realisations."""
     repaired_draws: int = 8
-    """Channel realisations where a model is realigned, and of the second and third part."""
+    """Channel realisations where a model is realigned."""
+    curve_sizes: tuple[int, ...] = (2, 8)
+    """Numbers of tasks of the second and third part."""
+    curve_draws: int = 5
+    """Channel realisations of the second and third part."""
     c0: float = DEFAULT_C0_DB
     """Parameter-domain SNR in dB of a user with MSE 1."""
     eval_samples: int = 100
@@ -115,6 +119,8 @@ class Options(Realigning):
             combinations=1,
             draws=1,
             repaired_draws=1,
+            curve_sizes=(2,),
+            curve_draws=1,
             eval_samples=50,
         )
 
@@ -146,8 +152,10 @@ def main(options: Options) -> None:
     )
     several = replace(
         grid,
+        combinations=tuple(each for each in chosen if len(each) in options.curve_sizes),
         scenarios=(ATTACK,),
-        draws=options.repaired_draws,
+        draws=options.curve_draws,
+        repaired_draws=None,
         protections=tuple(map(parse_protection, ("none", REPAIR, "phy", "holistic"))),
     )
     powers = replace(several, axis=Axis("budget_db", options.levels))
