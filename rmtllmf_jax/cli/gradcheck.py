@@ -71,7 +71,7 @@ class Gradcheck(UplinkOptions, Relocated):
     scenario: str = "sum_rate"
     """Channel scenario: clean (no channel), ideal (only thermal noise), or an attacker: white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
-    min_max_rate, sum_mse."""
+    min_max_rate, sum_mse, jammer(antennas=2), guessed(of=sum_rate, csi=0.0)."""
     metric: Annotated[str, tyro.conf.arg(aliases=["--score"])] = "soft_accuracy"
     """Metric that is differentiated: soft_accuracy, which tends to the accuracy as its temperature
     falls, as in 'soft_accuracy(temperature=0.5)', cross_entropy or margin."""

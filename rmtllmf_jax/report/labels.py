@@ -17,6 +17,8 @@ SCENARIOS = {
     "sum_mse": "Sum-MSE attack",
     "white": "White noise",
     "white_in_range": "White noise in range",
+    "jammer": "Jammer with few antennas",
+    "guessed": "Attack on a guessed channel",
 }
 """Known scenarios in order, each with its printed name: an attack's `title`, without its module."""
 
