@@ -34,6 +34,7 @@ from rmtllmf_jax.sweep.layout import one_device
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.run import store_key
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,6 +53,8 @@ class Options(Users):
     """How the users' errors are correlated."""
     draws: int = 20
     """Channel realisations."""
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
     seed: int = 0
     """Root of all random numbers."""
     quick: bool = False
@@ -69,7 +72,7 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = []
     for model in options.error_models:
-        settings = Settings(error_model=model, seed=options.seed)
+        settings = Settings(error_model=model, c0_db=options.c0, seed=options.seed)
         engine = Engine(inputs, settings, one_device())
         with CellStore(options.run / "sweep" / store_key(inputs, settings) / "cosines") as parts:
             rows = pd.DataFrame(cosine_rows(engine, grid, parts))
@@ -82,7 +85,8 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         f"# Figure {number}: cosines of received task vectors, {scenario}",
         made_by(f"figure_{number}.py", options.seed, seconds),
         conclusion(rows, scenario),
-        f"{draws} channel draws of the preset paper, {len(inputs.tasks)} users.",
+        f"{draws} channel draws of the preset paper, {len(inputs.tasks)} users, c0 = "
+        f"{options.c0:g} dB.",
         markdown_table(summary(rows)),
         *(f"![{model}]({model.replace('=', '_')}.png)" for model in options.error_models),
     ]

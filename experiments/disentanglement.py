@@ -1,6 +1,6 @@
 """Does the noise of the uplink make fused tasks interfere? Weight disentanglement error.
 
-    python experiments/disentanglement.py --run runs/vit-tiny --model MODEL --data DATA
+    python experiments/disentanglement.py --run runs/demo
 
 needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`). R-MTLLMF's eqs. (7)
 and (8): the fraction of test samples whose class differs between base + a tau_i, task vector as
@@ -337,8 +337,8 @@ def page(combinations: pd.DataFrame, options: Options, seconds: float, resumed: 
         made_by("disentanglement.py", options.seed, seconds, resumed=resumed),
         conclusion(combinations),
         f"Distance: {options.distance}, {options.samples or 'all'} test samples per task, "
-        f"{options.draws} draws, scale {options.scale}. Every point of the heat maps: pairs.csv; "
-        "every task's term: combinations.csv.",
+        f"{options.draws} draws, scale {options.scale}, c0 = {options.c0:g} dB. Every "
+        "point of the heat maps: pairs.csv; every task's term: combinations.csv.",
     ]
     sheet = sizes_sheet(combinations, get_distance(options.distance).unit)
     parts = ["# Weight disentanglement error under every scenario", *lines]

@@ -1,6 +1,6 @@
 """Figure 3: cosines of received task vectors without an attacker.
 
-    python experiments/figure_3.py --run runs/vit-tiny [--quick]
+    python experiments/figure_3.py --run runs/demo [--quick]
 
 The paper: at most .24 between tasks as R-MTLLMF receives them. With errors that are independent
 across users (exact for MMSE-SIC) cosines shrink towards zero, whatever those of the vectors; with

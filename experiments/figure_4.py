@@ -1,6 +1,6 @@
 """Figure 4: cosines of received task vectors under the sum-rate attack (P1).
 
-    python experiments/figure_4.py --run runs/vit-tiny [--quick]
+    python experiments/figure_4.py --run runs/demo [--quick]
 
 The paper: .48 to .52 between unprotected vectors, and less once the embeddings are reloaded. Errors
 that are independent across users give zero; of the natural error models only `noisy_reference`

@@ -1,6 +1,6 @@
 """Figure 5: the ablation of R-MTLLMF: halves, samples per class, frozen leaves, realignment.
 
-    python experiments/figure_5.py --run runs/vit-tiny [--quick | --full]
+    python experiments/figure_5.py --run runs/demo [--quick | --full]
 
 The paper: freezing alone or realignment alone is 21 to 53 points worse than both, and more than ten
 samples per class bring little. Here all variants are measured on the same channels, noise and
@@ -190,7 +190,8 @@ def main(options: Options) -> None:
         made_by("figure_5.py", options.seed, time.perf_counter() - started),
         conclusion(cells),
         f"{len(combinations)} combinations of {', '.join(map(str, options.sizes))} tasks, "
-        f"{options.draws} channel draws, {len(runs)} fine-tunings"
+        f"{options.draws} channel draws, {len(runs)} fine-tunings, c0 = {options.c0:g} dB, merging "
+        f"coefficient {options.scale}"
         + (f"; left out for want of training images: {', '.join(left)}." if left else "."),
         markdown_table(summary(cells)),
         "![Halves, and samples per class](figure_5.png)",

@@ -1,6 +1,6 @@
 """Where does first-order theory predict what noise in the parameters does to the logits?
 
-    python experiments/hypothesis_test.py --run runs/vit-tiny --model MODEL --data DATA
+    python experiments/hypothesis_test.py --run runs/demo
 
 needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`). It merges 2, 4
 and 8 of them, and for every task of a combination performs the hypothesis test (9)-(12) of the
@@ -335,8 +335,9 @@ def page(table: pd.DataFrame, options: Options, seconds: float, resumed: bool) -
         "Every combination and task: results.csv.",
         f"Combinations: {table['combination'].nunique()}; {options.samples} test images per task, "
         f"{options.draws} disturbed models at each MSE, {options.error_model} errors, all users "
-        f"with the same MSE; confidence {options.confidence}, reference MSE "
-        f"{options.reference_mse}, tolerance {options.tolerance}.",
+        f"with the same MSE, scale {options.scale}, c0 = {options.c0_db:g} dB; confidence "
+        f"{options.confidence}, reference MSE {options.reference_mse}, tolerance "
+        f"{options.tolerance}.",
         "Rates in the first paragraph are means with 95 % intervals over tasks. First order within "
         "10 % of Monte Carlo (spread by quantiles, two standard errors granted, "
         "median over combinations and tasks; spread.png shades how far they lie apart): "

@@ -1,6 +1,6 @@
 """Is the rate-optimal attack also the worst for accuracy? An attack learned by gradient descent.
 
-    python experiments/learned_attack.py --run runs/vit-tiny [--quick | --full]
+    python experiments/learned_attack.py --run runs/demo [--quick | --full]
 
 The paper's attackers minimise a rate (P1) or jam one user (P2); what the base station loses is
 accuracy. Here the attacker's covariance, of the same trace, is learned by projected gradient steps
@@ -204,9 +204,9 @@ def main(options: Options) -> None:
         "# An attack learned on accuracy, beside those that minimise rates",
         made_by("learned_attack.py", options.seed, seconds, resumed=resumed),
         conclusion(found),
-        f"{options.channels} channels of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}), "
-        f"{options.steps} steps from {', '.join(options.starts) or 'the worst of the others'}, "
-        f"judged on "
+        f"{options.channels} channels of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}) at "
+        f"c0 = {options.c0:g} dB, merging coefficient {options.scale}, {options.steps} steps "
+        f"from {', '.join(options.starts) or 'the worst of the others'}, judged on "
         f"{options.eval_samples or 'all'} test images a task and {options.eval_draws} draws.",
         markdown_table(summary(found)),
         "![Accuracy by attack](learned_attack.png)",

@@ -1,6 +1,6 @@
 """Which merge method is best on the eight real tasks, and do layer-wise weights help?
 
-    python experiments/merge_rules.py --run runs/vit-tiny --model MODEL --data DATA
+    python experiments/merge_rules.py --run runs/demo
 
 needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`): a sweep without
 a channel over 2, 4 and 8 tasks and every merge method. For each number of tasks, options and

@@ -1,6 +1,6 @@
 """Powers that are good for accuracy, and not for rates: learned uplink power control.
 
-    python experiments/power_control.py --run runs/vit-tiny [--quick | --full]
+    python experiments/power_control.py --run runs/demo [--quick | --full]
 
 In each of several cells the users stand at drawn distances, and the base station sets every user's
 power once, for all fading: by full power (the paper's), fractional or full inversion of the path
@@ -216,8 +216,9 @@ def main(options: Options) -> None:
         made_by("power_control.py", options.seed, seconds, resumed=resumed),
         conclusion(found),
         f"{options.cells} cells of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}), scenario "
-        f"{options.scenario}, {limit}; {options.steps} steps on {options.tuning_channels} channel "
-        f"draws and {options.tuning_samples} validation images a task, judged on "
+        f"{options.scenario} at c0 = {options.c0:g} dB, merging coefficient {options.scale}, "
+        f"{limit}; {options.steps} steps on {options.tuning_channels} channel draws and "
+        f"{options.tuning_samples} validation images a task, judged on "
         f"{options.eval_channels} other draws and {options.eval_samples or 'all'} test images.",
         markdown_table(summary(found)),
         "![Accuracy by power control](power_control.png)",

@@ -1,6 +1,6 @@
 """Where does the noise of the uplink hurt? The derivative of accuracy by user and layer.
 
-    python experiments/sensitivity.py --run runs/vit-tiny [--quick | --full]
+    python experiments/sensitivity.py --run runs/demo [--quick | --full]
 
 R-MTLLMF protects the embeddings because they are sensitive. Here the derivative of the soft
 accuracy of the fused model with respect to the MSE of every user and leaf shows which leaves are,
@@ -42,7 +42,7 @@ from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.uplink import Scenario
+from rmtllmf_jax.uplink import DEFAULT_C0_DB, Scenario
 
 HOLDING = 0.5
 """A small set of leaves holds the damage if sparing it the noise brings this share of the gain."""
@@ -55,8 +55,6 @@ _MAPPING, _JUDGING, _RANDOM = 0, 1, 2
 class Options(Users):
     """What to run."""
 
-    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
-    """Tasks that are merged."""
     scenario: str = "sum_rate"
     """A `uplink.Scenario`."""
     draws: int = 16
@@ -73,6 +71,8 @@ class Options(Users):
     """Temperature of the soft accuracy."""
     scale: str = "0.25"
     """Merging coefficient: a number or power-law."""
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
     seed: int = 0
     """Root of all random numbers."""
     quick: bool = False
@@ -101,6 +101,7 @@ def objectives(inputs: SweepInputs, options: Options) -> tuple[Objective, Object
     """Return the objectives for the map and for evaluation."""
     settings = Settings(
         scale=options.scale,
+        c0_db=options.c0,
         eval_samples=options.eval_samples,
         validation_samples=options.samples,
         seed=options.seed,
@@ -249,9 +250,10 @@ def main(options: Options) -> None:
         "# Where the noise hurts",
         made_by("sensitivity.py", options.seed, time.perf_counter() - started),
         conclusion(rows, layers, parameters / sum(found.sizes)),
-        f"Tasks {', '.join(inputs.tasks)}, scenario {options.scenario}; the map from "
-        f"{options.draws} draws and {options.samples or 'all'} validation images per task, judged "
-        f"on {options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
+        f"Tasks {', '.join(inputs.tasks)}, scenario {options.scenario} at c0 = "
+        f"{options.c0:g} dB, merging coefficient {options.scale}; the map from {options.draws} "
+        f"draws and {options.samples or 'all'} validation images per task, judged on "
+        f"{options.eval_draws} other draws and {options.eval_samples or 'all'} test images.",
         "![Sensitivity by layer and task](sensitivity.png)",
         markdown_table(summary(rows, protected, found)),
         f"Most sensitive a parameter (the first by name): {names}.",

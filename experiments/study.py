@@ -32,6 +32,7 @@ from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.run import run_grid, store_key
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
+from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,6 @@ class Realigning(Users):
 class Learner(Users):
     """Options for tuning something on validation images and evaluating it on test images."""
 
-    tasks: tuple[str, ...] = ("dtd", "eurosat", "mnist", "resisc45")
-    """Tasks to merge, each sent by its own user."""
     temperature: float = 1.0
     """Temperature of the soft accuracy."""
     tuning_samples: int = 32
@@ -85,6 +84,8 @@ class Learner(Users):
     """Test images per task; 0 is all."""
     scale: str = "0.25"
     """Merging coefficient: a number or power-law."""
+    c0: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1."""
     seed: int = 0
     """Root of all random numbers."""
 
@@ -133,6 +134,7 @@ def objectives(
     """
     settings = Settings(
         scale=options.scale,
+        c0_db=options.c0,
         eval_samples=options.eval_samples,
         validation_samples=options.tuning_samples,
         seed=options.seed,

@@ -16,6 +16,7 @@ import hypothesis_test
 import learned_attack
 import link_study
 import merge_rules
+import noise_scale
 import numpy as np
 import pandas as pd
 import power_control
@@ -438,6 +439,32 @@ def test_alike_methods_and_one_combination_decide_nothing():
     said = methods(combinations=1)
     assert "regmean cannot be judged on 1 combination against ties at N = 2 (+5 points)" in said
     assert "beats" not in said
+
+
+# The noise scale
+
+
+def by_noise(draws: int = 6, **leads: float) -> str:
+    """Cells of R-MTLLMF at three levels, and the control, which has half of the accuracy."""
+    rows = [
+        {"combination": "a+b", "size": 2, "scenario": scenario, "protection": "r-mtllmf"}
+        | {"axis": "c0_db", "level": level, "draw": draw, "seed": 0, "score": 0.5 + lead}
+        for level, lead in ((-20.0, 0.2), (-30.0, leads["middle"]), (-40.0, leads["last"]))
+        for scenario, draw in itertools.product(("strongest_user", "sum_rate"), range(draws))
+    ]
+    control = {"scenario": "clean", "protection": "control", "axis": "", "level": np.nan}
+    rows.append(rows[0] | control | {"score": 0.5})
+    return noise_scale.rivalry(pd.DataFrame(rows))
+
+
+def test_down_to_which_noise_scale_it_is_worth_sending():
+    said = by_noise(middle=0.1, last=-0.1)
+    assert "+10.0 [10.0, 10.0] points (Strongest-user attack, N = 2) at c0 = -30 dB" in said
+    assert "(measurably so) and -10.0" in said
+    assert said.endswith("at c0 = -40 dB (measurably below).")
+    assert by_noise(middle=0.0, last=-0.1).count("at c0") == 2
+    assert by_noise(middle=0.1, last=0.1).endswith("at c0 = -40 dB (measurably so).")
+    assert "undecided" in by_noise(draws=4, middle=0.1, last=-0.1)
 
 
 # The link
