@@ -61,5 +61,5 @@ def sensitivity_figure(by_layer: pd.DataFrame) -> Figure:
     panel.set_xticks(range(columns), by_layer.columns, rotation=40, ha="right")
     panel.set_yticks(range(rows), by_layer.index)
     bar = figure.colorbar(image, ax=panel)
-    bar.set_label("points of soft accuracy per e-fold of the MSE")
+    bar.set_label("points of soft accuracy\nper e-fold of the MSE")
     return figure
