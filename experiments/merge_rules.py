@@ -2,8 +2,8 @@
 
     python experiments/merge_rules.py --run runs/demo
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`): a sweep without
-a channel over 2, 4 and 8 tasks and every merge method. For each number of tasks, options and
+needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`): a sweep without a
+channel over 2, 4 and 8 tasks and every merge method. For each number of tasks, options and
 coefficient of a method are those with the highest average normalised accuracy on *validation*
 samples, over the same combinations that are then tested; the test split plays no part in the
 choice. Some methods see more than task vectors: AdaMerging the test images that are evaluated,
@@ -12,8 +12,9 @@ task. LATA's reference is the mean of the other tasks' vectors.
 
 Written to results/merge_rules/: README.md (averages with and without tasks that fine-tuning did not
 teach), results.csv (every task's test accuracy), choices.csv (every candidate's validation score).
-An hour and a half on two busy cores with 50 validation and 200 test images per task of a ViT-Ti/16.
-The choice on so few validation images is noisy: neighbouring coefficients may change places.
+The page is of the demo's models, without the ramps and AdaMerging's options, each cell of which
+learns for a hundred steps: about half an hour on two cores. The choice on so few validation images
+is noisy: neighbouring coefficients may change places.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from study import Users, gap, grouped, load, made_by, stands, sweep, write_page
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion.rules import OneOf
 from rmtllmf_jax.report.intervals import interval
+from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -160,6 +162,21 @@ def short(rule: str) -> str:
     return re.sub(r"\w+=\[.*?\](, )?", "", rule).replace(", )", ")").removesuffix("()")
 
 
+def at_the_ends(results: pd.DataFrame, candidates: pd.DataFrame) -> str:
+    """Name the rules whose coefficient is the least or the largest of several that were tried."""
+    tried = candidates.groupby(["rule", "size"])["scale"].agg(["min", "max"])
+    chosen = results.groupby(["rule", "size"], sort=False)["scale"].first()
+    found: dict[str, list[str]] = {}
+    for (rule, size), scale in chosen.items():
+        least, most = tried.loc[(rule, size)]
+        if least < most and scale in (least, most):
+            found.setdefault(short(rule), []).append(str(size))
+    if not found:
+        return "No coefficient that was chosen is the least or the largest of those tried."
+    where = listed(f"{rule} (N = {listed(sizes)})" for rule, sizes in found.items())
+    return f"At the end of the coefficients tried, and perhaps better beyond it: {where}."
+
+
 def main(options: Options) -> None:
     """Compare the rules; print and write the tables."""
     started = time.perf_counter()
@@ -189,7 +206,8 @@ def main(options: Options) -> None:
         "# Every merge method on the eight tasks",
         made_by("merge_rules.py", options.seed, time.perf_counter() - started),
         lead + conclusion(informative),
-        "Test accuracies; options and coefficients were chosen on validation samples.",
+        "Test accuracies; options and coefficients were chosen on validation samples. "
+        + at_the_ends(results, tables["scales"]),
         caveat(results) or "",
         "`base` is the model without any task vector. Every task: results.csv; every candidate: "
         "choices.csv.",

@@ -450,6 +450,18 @@ def test_alike_methods_and_one_combination_decide_nothing():
     assert "beats" not in said
 
 
+def test_coefficients_at_the_end_of_those_tried_are_named():
+    tried = itertools.product(("average", "ties(density=[0.1, 0.2])"), (2, 4), (0.2, 1.0, 5.0))
+    candidates = pd.DataFrame(tried, columns=["rule", "size", "scale"])
+    fisher = pd.DataFrame([("fisher", 2, 1.0)], columns=candidates.columns)  # one for all
+    candidates = pd.concat([candidates, fisher])
+    inside = candidates[candidates["scale"] == 1.0]
+    assert merge_rules.at_the_ends(inside, candidates).startswith("No coefficient")
+    ends = candidates[candidates["scale"].eq(5.0) | candidates["rule"].eq("fisher")]
+    said = merge_rules.at_the_ends(ends, candidates)
+    assert said.endswith("beyond it: average (N = 2 and 4) and ties (N = 2 and 4).")
+
+
 # The noise scale
 
 
