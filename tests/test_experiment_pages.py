@@ -41,7 +41,6 @@ OLDER = (
     "merge_rules",
     "power_control",
     "power_control_total",
-    "sensitivity",
 )
 """Pages that an earlier version of their script wrote."""
 
