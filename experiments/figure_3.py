@@ -7,7 +7,7 @@ across users (exact for MMSE-SIC) cosines shrink towards zero, whatever those of
 `noisy_reference` (whole models are sent and differenced against one noisy base) they go to .5.
 
 Users with unequal MSEs do not give one half, and reloading the embeddings can change little where
-they are few of the parameters. 40 s on two cores for 20 channel draws and a ViT-Ti/16.
+they are few of the parameters. Half a minute on two cores for 20 channel draws.
 """
 
 from __future__ import annotations
