@@ -6,7 +6,7 @@ The paper: .48 to .52 between unprotected vectors, and less once the embeddings 
 that are independent across users give zero; of the natural error models only `noisy_reference`
 gives one half, which is then a property of how models are sent and not of the attack.
 
-40 s on two cores for 20 channel draws and a ViT-Ti/16.
+Half a minute on two cores for 20 channel draws.
 """
 
 from __future__ import annotations

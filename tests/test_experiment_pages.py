@@ -33,7 +33,6 @@ RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
 OLDER = (
     "disentanglement",
-    "figure_4",
     "figure_5",
     "hypothesis_test",
     "learned_attack",
