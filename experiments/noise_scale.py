@@ -27,10 +27,18 @@ import numpy as np
 import pandas as pd
 import tyro
 from matplotlib.figure import Figure
-from study import Realigning, made_by, opened_all, sweep_all, write_figure, write_page
+from study import (
+    Realigning,
+    made_by,
+    opened_all,
+    stands,
+    sweep_all,
+    write_figure,
+    write_page,
+)
 
 from rmtllmf_jax.report.intervals import Interval, differences, interval
-from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
+from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
 from rmtllmf_jax.report.paper import ACCURACIES
 from rmtllmf_jax.report.sheets import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
@@ -166,20 +174,22 @@ def leads(cells: pd.DataFrame) -> dict[float, dict[tuple[str, int], Interval]]:
 
 
 def rivalry(cells: pd.DataFrame) -> str:
-    """Say down to which c0 R-MTLLMF is above the control under every attack at every N."""
-    clauses = []
+    """Say down to which c0 R-MTLLMF beats the control, and from which one it loses to it.
+
+    At each level it is judged under the attack, and at the N, where it leads least.
+    """
+    sides, clauses = [], []
     for level, by_kind in leads(cells).items():
         (scenario, size), least = min(by_kind.items(), key=lambda each: each[1].mean)
-        where = f"({SCENARIOS[scenario]}, N = {size})"
-        clauses.append((least, f"{least.text('.1f', '+')} points {where} at c0 = {level:g} dB"))
-    above = list(takewhile(lambda clause: clause[0].mean > 0, clauses))
-    ends = clauses[max(len(above) - 1, 0) : len(above) + 1]
-    told = {1: "measurably so", 0: "not measurably so", -1: "measurably below", None: "undecided"}
-    return (
-        "R-MTLLMF's least lead over the control under the attacks is "
-        + " and ".join(f"{text} ({told[least.side('.1f')]})" for least, text in ends)
-        + "."
-    )
+        sides.append(least.side(".1f"))
+        clauses.append(
+            f"{stands(least, 'beats', 'loses to', 'level')} the control at c0 = {level:g} dB "
+            f"({least.text('.1f', '+')} points, {SCENARIOS[scenario]}, N = {size})"
+        )
+    beaten = len(list(takewhile(lambda side: side == 1, sides)))
+    end = sides.index(-1) + 1 if -1 in sides else len(sides)
+    told = listed(clauses[max(beaten - 1, 0) : end])
+    return f"Where it leads least under the attacks, R-MTLLMF {told}."
 
 
 def sheet(table: pd.DataFrame) -> Sheet:
