@@ -12,9 +12,9 @@ task. LATA's reference is the mean of the other tasks' vectors.
 
 Written to results/merge_rules/: README.md (averages with and without tasks that fine-tuning did not
 teach), results.csv (every task's test accuracy), choices.csv (every candidate's validation score).
-The page is of the demo's models, without the ramps and AdaMerging's options, each cell of which
-learns for a hundred steps: about half an hour on two cores. The choice on so few validation images
-is noisy: neighbouring coefficients may change places.
+The page is of the demo's models, without the ramps and with one setting of AdaMerging, each cell of
+which learns for a hundred steps: three quarters of an hour on two busy cores. The choice on so few
+validation images is noisy: neighbouring coefficients may change places.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -314,7 +315,7 @@ def claimed(found: Interval, least: float, most: float, digits: int = 2) -> str:
 def made_by(script: str, seed: int | str, seconds: float, *, resumed: bool = False) -> str:
     """Return sentences on how a page was made."""
     made = provenance()
-    command = " ".join(["python", f"experiments/{script}", *sys.argv[1:]])
+    command = shlex.join(["python", f"experiments/{script}", *sys.argv[1:]])
     return (
         f"`{command}`: seed {seed}, {seconds:.0f} s{' (resumed)' if resumed else ''}, "
         f"{made['machine']['cpus']} cores ({made['machine']['device']}), jax "

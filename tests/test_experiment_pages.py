@@ -36,7 +36,6 @@ OLDER = (
     "figure_5",
     "hypothesis_test",
     "learned_attack",
-    "merge_rules",
     "power_control",
     "power_control_total",
 )
