@@ -35,8 +35,8 @@ DEMO_SWEEP: dict[str, Any] = {
 }
 """What the recipe `demo` sets besides its `RunRecipe`: a few cells of every kind.
 
-c0 is the most noise, in whole dB, at which R-MTLLMF is above the control under both attacks at
-every number of tasks (experiments/noise_scale.py); at -30 dB it is below with eight.
+c0 is the most noise, in whole dB, at which R-MTLLMF does not measurably lose to the control under
+either attack with eight tasks (experiments/noise_scale.py); at -30 dB it does.
 """
 
 VIT_IMAGES: dict[str, Any] = {"image_size": 64}
