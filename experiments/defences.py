@@ -29,6 +29,8 @@ import tyro
 from matplotlib.figure import Figure
 from study import (
     Realigning,
+    caution,
+    grouped,
     made_by,
     opened_all,
     stands,
@@ -217,45 +219,46 @@ def against(
 
 
 def conclusion(cells: pd.DataFrame) -> str:
-    """Return what `holistic` reaches, by number of tasks."""
-    here, attacked = (ATTACK, "holistic"), (ATTACK, REPAIR)
-    ideal = against(cells, here, ("clean", REPAIR))
-    gains = against(cells, here, attacked)
-    lost = against(cells, ("clean", REPAIR), attacked) if gains else {}
-    said = []
-    near = [n for n, found in ideal.items() if 100 * found.mean >= -REACHED["points"]]
-    far = {n: found for n, found in ideal.items() if n not in near}
-    where = f"at N = {listed(map(str, near))}" if near else "at no N"
-    said.append(
-        f"Under the sum-rate attack `holistic` is within {REACHED['points']:g} points of the same "
-        f"repair without any channel {where}"
-        + (
-            f", and {listed(f'{100 * f.mean:+.0f} at N = {n}' for n, f in far.items())}."
-            if far
-            else "."
-        )
+    """Return what `holistic` reaches by number of tasks, and the best of the others."""
+    here, attacked, whole = (ATTACK, "holistic"), (ATTACK, REPAIR), ("clean", REPAIR)
+    ideal, gains, lost = (
+        against(cells, *pair) for pair in ((here, whole), (here, attacked), (whole, attacked))
     )
-    lost = against(cells, ("clean", REPAIR), attacked)
+    points = ", ".join(f"{found.text(sign='+')} at N = {n}" for n, found in ideal.items())
+    near = [str(n) for n, found in ideal.items() if 100 * found.mean >= -REACHED["points"]]
+    where = {0: "at no N", len(ideal): "at every N"}.get(len(near), f"at N = {listed(near or '-')}")
     shares = {n: gains[n].mean / lost[n].mean for n in gains if lost[n].mean > 0}
-    if shares:
-        said.append(
-            "Of what the attack costs R-MTLLMF it wins back "
-            f"{listed(f'{100 * share:.0f} % (N = {n})' for n, share in shares.items())}."
-        )
-    for rival, name in (
-        ("control", "the control"),
-        ("base", "the base model"),
-        (REPAIR, "R-MTLLMF"),
-    ):
-        where = (ATTACK if rival == REPAIR else "clean", rival)
-        found = against(cells, here, where)
-        told = [
-            f"{stands(each, 'is above', 'is below', 'level')} {name} at N = {n} "
-            f"({each.text(sign='+')} points)"
+    won = [f"{100 * share:.0f} % (N = {n})" for n, share in shares.items()]
+    said = [
+        f"Under the sum-rate attack `holistic` is within {REACHED['points']:g} points of the same "
+        f"repair without any channel {where} ({points} points).",
+        f"Of what the attack costs R-MTLLMF it wins back {listed(won)}." if won else "",
+    ]
+    rivals = (("clean", "control"), ("clean", "base"), attacked)
+    for rival in rivals:
+        found = against(cells, here, rival)
+        told = grouped(
+            (
+                stands(each, "beats", "loses to", "level"),
+                f"{PROTECTIONS[rival[1]]} at N = {n} ({each.text(sign='+')})",
+            )
             for n, each in found.items()
-        ]
-        said.append(f"It {listed(told)}." if told else "")
-    return " ".join(filter(None, said))
+        )
+        said.append(f"It {told}.")
+    said.append(f"Of the other defences the best alone is {best(cells, repaired=False)}, and ")
+    said[-1] += f"before the repair {best(cells, repaired=True)} (means over N)."
+    return " ".join(filter(None, said)) + caution(
+        [*ideal.values(), *gains.values()], "channel realisations"
+    )
+
+
+def best(cells: pd.DataFrame, *, repaired: bool) -> str:
+    """Return the best defence but those of a code under the attack, with its mean over N."""
+    own = cells[(cells["scenario"] == ATTACK) & (cells["protection"] != "holistic")]
+    own = own[~own["protection"].str.contains("coded")]
+    own = own[own["protection"].str.endswith(REPAIR) == repaired]
+    by_size = own.groupby(["protection", "size"])["score"].mean().groupby("protection").mean()
+    return f"`{by_size.idxmax()}` with {100 * by_size.max():.0f} %"
 
 
 def size_sheet(cells: pd.DataFrame) -> Sheet:

@@ -18,10 +18,14 @@ from rmtllmf_jax.channel import (
     Hop,
     Link,
     Lmmse,
+    Minimax,
     NoAttack,
     Once,
+    Powered,
+    Projected,
     Repeat,
     Schedule,
+    Sensed,
     Sic,
     StrongestUser,
     SumMse,
@@ -38,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 USERS, ANTENNAS, BUDGET = 4, 6, 20.0
 PRESET = ChannelPreset(users=USERS, antennas=ANTENNAS, attack_budget_db=13.0)
 RECEIVERS = (Sic(), Lmmse(), Unaware(of=Lmmse()), Unaware())
+PLANNING = (Minimax(), Powered(), Projected(rank=1))
 ATTACKS = (NoAttack(), White(), SumRate(), StrongestUser(), SumMse())
 KEY = jax.random.key(3)
 
@@ -88,6 +93,26 @@ def test_the_answer_to_repetition_is_worse_than_the_attack_on_one_block():
         for attack in (SumRate()(np.sqrt(times) * h, BUDGET), naive)
     ]
     assert rate[0] <= rate[1] + 1e-9
+
+
+@pytest.mark.parametrize("receiver", PLANNING, ids=described)
+def test_receivers_that_plan_do_so_for_all_blocks(receiver):
+    h = drawn(2)
+    whole = jnp.concatenate(list(h))
+    noise = jnp.asarray(scipy.linalg.block_diag(*[SumRate()(block, BUDGET) for block in h]))
+    expected = receiver(whole, noise, 1.0, budget=2 * BUDGET)
+    found, _ = mse(Repeat(2, "independent"), h, SumRate(), receiver)
+    np.testing.assert_allclose(found, np.real(np.diagonal(expected)), rtol=1e-9)
+
+
+def test_the_minimax_receiver_keeps_its_promise_over_blocks():
+    """No attack in each block by itself brings more than the worst on all of them together."""
+    h = drawn(2)
+    worst = Lmmse()(jnp.concatenate(list(h)), SumMse()(jnp.concatenate(list(h)), 2 * BUDGET), 1.0)
+    promise = float(jnp.trace(worst).real)
+    for attack in (SumRate(), SumMse(), White(), StrongestUser()):
+        found, _ = mse(Repeat(2, "independent"), h, attack, Minimax())
+        assert found.sum() <= promise * (1 + 1e-9)
 
 
 def test_symbols_sent_twice_have_the_errors_that_repetition_says():
@@ -241,6 +266,8 @@ def test_what_cannot_go_together_is_refused():
         Schedule(2)(h, Towards(1), BUDGET)
     with pytest.raises(InputError, match="2 blocks, so an array of 3 axes"):
         Repeat(2, "independent")(h, SumRate(), BUDGET)
+    with pytest.raises(InputError, match="is for one array"):
+        Repeat(2, "independent")(drawn(2), SumRate(), BUDGET, 1.0, Sensed((0.0,)))
     with pytest.raises(InputError, match="given as they are"):
         Link(channel.Matrices(np.asarray(h)[None]), air=Repeat(2, "independent"))
     with pytest.raises(InputError, match="the air repeat needs a channel"):

@@ -132,6 +132,11 @@ class _Over:
                 for h, key in blocks
             )
             return self.receiver.from_gram(effective, total)
+        if getattr(self.receiver, "one_array", False):
+            raise InputError(
+                f"the receiver {described(self.receiver)} is for one array, and not for the "
+                "receptions of independent blocks together: take fading=same."
+            )
         covariances = [
             attack_covariance(self.attack, h, budget, self.noise, key, self.powers)
             for h, key in blocks

@@ -223,6 +223,7 @@ class Sensed(Around):
     taper_deg: float = 0.0
     of: Inner = SIC
     plans: ClassVar[bool] = True
+    one_array: ClassVar[bool] = True
     knows: ClassVar[str] = "the attacker's directions and power"
 
     def __post_init__(self) -> None:
