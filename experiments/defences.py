@@ -234,15 +234,18 @@ def conclusion(cells: pd.DataFrame) -> str:
         f"repair without any channel {where} ({points} points).",
         f"Of what the attack costs R-MTLLMF it wins back {listed(won)}." if won else "",
     ]
-    rivals = (("clean", "control"), ("clean", "base"), attacked)
-    for rival in rivals:
-        found = against(cells, here, rival)
+    rivals = (
+        ("the control", ("clean", "control")),
+        ("the base model", ("clean", "base")),
+        ("R-MTLLMF", attacked),
+    )
+    for name, rival in rivals:
         told = grouped(
             (
-                stands(each, "beats", "loses to", "level"),
-                f"{PROTECTIONS[rival[1]]} at N = {n} ({each.text(sign='+')})",
+                f"{stands(each, 'beats', 'loses to', 'level')} {name} at N =",
+                f"{n} ({each.text(sign='+')})",
             )
-            for n, each in found.items()
+            for n, each in against(cells, here, rival).items()
         )
         said.append(f"It {told}.")
     said.append(f"Of the other defences the best alone is {best(cells, repaired=False)}, and ")

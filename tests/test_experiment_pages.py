@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cosine_study
+import defences
 import disentanglement
 import figure_2
 import figure_5
@@ -626,6 +627,103 @@ def test_the_page_of_figure_2_has_all_rivals_by_number_of_tasks():
         assert row in tables
     assert "| sum_rate | r-mtllmf | 54 \\[54, 54] | 54 \\[54, 54] |" in tables
     assert "10.80 \\[10.80, 10.80], holds" in tables
+
+
+# Defences
+
+
+def defended(draws: int = 6, combinations: int = 6, **changes: float) -> pd.DataFrame:
+    """Cells of defences under the sum-rate attack, and of what has no channel."""
+    means = {
+        "clean none": 0.9,
+        "clean r-mtllmf": 0.95,
+        "clean control": 0.8,
+        "clean base": 0.6,
+        "clean holistic": 0.95,
+        "sum_rate none": 0.3,
+        "sum_rate r-mtllmf": 0.6,
+        "sum_rate shrink": 0.5,
+        "sum_rate shrink+r-mtllmf": 0.7,
+        "sum_rate coded": 0.85,
+        "sum_rate holistic": 0.94,
+    } | {name.replace("__", " ").replace("_mtllmf", "-mtllmf"): x for name, x in changes.items()}
+    rows = []
+    for (kind, mean), size, number in itertools.product(means.items(), (2, 8), range(combinations)):
+        scenario, protection = kind.split()
+        for draw in range(1 if scenario == "clean" else draws):
+            wobble = 0.001 * ((number + draw) % 3 - 1)
+            rows.append(
+                {
+                    "combination": f"{size} {number}",
+                    "size": size,
+                    "scenario": scenario,
+                    "axis": "",
+                    "level": np.nan,
+                    "draw": draw,
+                    "seed": 0,
+                    "protection": protection,
+                    "score": mean + wobble,
+                    "worst": mean - 0.1,
+                    "uses": float(scenario != "clean"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def test_what_the_holistic_defence_reaches():
+    said = defences.conclusion(defended())
+    assert "within 2 points of the same repair without any channel at every N" in said
+    assert "wins back 97 % (N = 2) and 97 % (N = 8)" in said
+    assert "It beats the control at N = 2 (+14 [" in said
+    assert "It beats R-MTLLMF at N = 2 (+34 [" in said
+    assert "the best alone is `shrink` with 50 %" in said
+    assert "before the repair `shrink+r-mtllmf` with 70 %" in said
+
+
+def test_a_defence_that_falls_short_is_said_to():
+    said = defences.conclusion(defended(sum_rate__holistic=0.7, clean__holistic=0.7))
+    assert "without any channel at no N (-25 [" in said
+    assert "wins back 29 % (N = 2)" in said
+    assert "It loses to the control at N = 2 (-10 [" in said
+    even = defences.conclusion(defended(sum_rate__holistic=0.8))
+    assert "It cannot be distinguished from the control at N = 2" in even
+    few = defences.conclusion(defended(draws=2, combinations=1))
+    assert "cannot be judged on 2 levels against the control" in few
+    assert "So few channel realisations" in few
+
+
+def test_how_many_decibels_a_defence_buys():
+    levels = (0.0, 20.0, 40.0)
+
+    def along(values: dict[str, tuple[float, ...]]) -> pd.DataFrame:
+        parts = [
+            defended(sum_rate__holistic=h, sum_rate__phy=p, sum_rate__r_mtllmf=r).assign(
+                axis="budget_db", level=level
+            )
+            for level, h, p, r in zip(
+                levels, values["holistic"], values["phy"], values["r"], strict=True
+            )
+        ]
+        return pd.concat(parts)
+
+    fall = {"holistic": (0.9, 0.9, 0.88), "phy": (0.9, 0.8, 0.2), "r": (0.9, 0.7, 0.1)}
+    said = defences.bought(along(fall))
+    # R-MTLLMF at 23.7 dB: 0.7 - 0.6 * 0.183; phy is there at 20 + 20 * (0.8 - 0.59) / 0.6.
+    assert "R-MTLLMF keeps 59 %" in said
+    assert "3 dB more against `phy` and more than 16 dB more against `holistic`" in said
+
+
+def test_the_page_of_defences_has_worst_tasks_uses_and_attacks():
+    cells = defended()
+    sheet = defences.size_sheet(cells)
+    rows = {(row[0], row[1]): row[2:] for row in sheet.rows}
+    assert rows["Sum-rate attack", "shrink"][0] == "1.00"
+    assert rows["Sum-rate attack", "shrink"][1].startswith("50 [")
+    assert rows["Sum-rate attack", "shrink"][1].endswith(", 40")
+    assert rows["Clean (no noise)", "Base model"][0] == "-"
+    both = pd.concat([cells, cells.assign(scenario=cells["scenario"].replace("sum_rate", "white"))])
+    attacks_sheet = defences.attack_sheet(both)
+    assert [row[0] for row in attacks_sheet.rows] == ["Sum-rate attack", "White noise"]
 
 
 # Testbed and frontier
