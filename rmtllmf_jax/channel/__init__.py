@@ -174,7 +174,6 @@ __all__ = [
     "Receiver",
     "Repeat",
     "Rician",
-    "Scenario",
     "Schedule",
     "Sensed",
     "Sent",
