@@ -23,7 +23,15 @@ from gradient_fixtures import (
 )
 
 from rmtllmf_jax import channel, uplink
-from rmtllmf_jax.channel import ATTACKS, ChannelPreset, DirectPreset, Link, Lmmse
+from rmtllmf_jax.channel import (
+    ATTACKS,
+    ChannelPreset,
+    DirectPreset,
+    Link,
+    Lmmse,
+    SumRate,
+    Unaware,
+)
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import Average, Dare, RegMean
 from rmtllmf_jax.gradients import (
@@ -36,6 +44,7 @@ from rmtllmf_jax.gradients import (
     value_and_gradient,
 )
 from rmtllmf_jax.gradients.parameters import FreeAttack, channel_matrix
+from rmtllmf_jax.uplink import Coded, Reliability, Shrink, Sparse
 
 SCENARIOS = ("ideal", *sorted(set(ATTACKS) - {"none"}))
 ATTACKED = tuple(sorted(set(ATTACKS) - {"none"}))
@@ -515,3 +524,74 @@ def test_choices_that_the_parameters_do_not_move_need_not_be_fixed():
 def test_settings_are_checked(changes: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         tiny_objective(**changes)
+
+
+# Defences along the chain
+
+
+DEFENDED = {
+    "repeat": (Link(PRESET, SumRate(), air=channel.Repeat(2)), {}),
+    "hop": (Link(PRESET, SumRate(), Unaware(), channel.Hop(3)), {}),
+    "minimax": (Link(PRESET, SumRate(), channel.Minimax()), {}),
+    "shrink": (Link(PRESET, SumRate()), {"estimators": (Shrink(), Reliability(0.5))}),
+    "sparse": (Link(PRESET, SumRate()), {"transport": Sparse(0.5)}),
+    "expected": (
+        Link(PRESET, SumRate()),
+        {"transport": Coded(gap_db=0.0, margin_db=1.0, block=20, expected=True)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFENDED)
+def test_the_gradient_through_a_defence_is_that_of_finite_differences(name: str, double: None):
+    link, chosen = DEFENDED[name]
+    plain = tiny_objective("sum_rate", jnp.float64, preset=link)
+    objective = replace(plain, setting=replace(plain.setting, **chosen))
+    assert objective.setting.linear == (not chosen)
+    at = Parameters(budget=jnp.asarray(12.0))
+    found, gradient = value_and_gradient(objective, at, KEY)
+    assert float(found) != float(value(tiny_objective("sum_rate", jnp.float64), at, KEY))
+    ends = [value(objective, Parameters(budget=at.budget + s), KEY) for s in (1e-4, -1e-4)]
+    slope = float(ends[0] - ends[1]) / 2e-4
+    assert abs(slope) > 1e-7 or name == "expected"
+    assert float(gradient.budget) == pytest.approx(slope, rel=1e-5, abs=1e-10)
+
+
+def test_the_expected_outage_has_a_derivative_by_power(double: None):
+    """A coded link whose rate is planned elsewhere: its arrival moves with the SINR alone."""
+    sent = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(2, 3000)))}
+    coded = Coded(gap_db=0.0, block=30, expected=True)
+    planned = jnp.array([0.4, 0.3])
+
+    def energy(mse: jax.Array) -> jax.Array:
+        found = coded.deliver(sent, mse, jnp.ones(2), KEY, planned=planned)
+        return jnp.sum(jnp.square(found["w"]))
+
+    at = jnp.array([0.42, 0.28])
+    gradient = jax.grad(energy)(at)
+    for user in range(2):
+        step = jnp.zeros(2).at[user].set(1e-6)
+        slope = (energy(at + step) - energy(at - step)) / 2e-6
+        assert abs(float(slope)) > 0.1
+        assert float(gradient[user]) == pytest.approx(float(slope), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"transport": uplink.Qam()}, "sends symbols"),
+        ({"transport": Coded(plan=SumRate())}, "leave `plan` out"),
+    ],
+)
+def test_transports_that_an_objective_does_not_follow_are_refused(
+    chosen: dict[str, Any], said: str
+):
+    setting = tiny_objective("sum_rate").setting
+    with pytest.raises(InputError, match=said):
+        replace(setting, **chosen)
+
+
+def test_independent_blocks_have_no_parameters():
+    link = Link(PRESET, SumRate(), air=channel.Repeat(2, "independent"))
+    with pytest.raises(InputError, match="take fading=same"):
+        value(tiny_objective("sum_rate", preset=link), NOTHING, KEY)

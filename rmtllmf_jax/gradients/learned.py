@@ -13,7 +13,15 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.channel import Attack, ChannelPreset, DirectPreset, Matrices, Preset, White
+from rmtllmf_jax.channel import (
+    Attack,
+    ChannelPreset,
+    DirectPreset,
+    Matrices,
+    Preset,
+    White,
+    attack_covariance,
+)
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.gradients.objective import Objective, layer_names
 from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
@@ -105,7 +113,7 @@ def attack_at(
     `held`: parameters of that channel, as `Objective.holding` has them.
     """
     h_tilde = channel_matrix(held, preset, key)
-    covariance = attack(h_tilde, preset.attack_budget, 1.0)
+    covariance = attack_covariance(attack, h_tilde, preset.attack_budget, 1.0, key)
     return attack_entries(covariance, preset.attack_budget)
 
 

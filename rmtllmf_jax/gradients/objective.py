@@ -243,7 +243,8 @@ class Objective:
         """
         if self.setting.linear:
             return self.merged(parameters, self.noise(parameters, mse, key))
-        method, errors = self.setting.method, self.errors(parameters, mse)
+        method, by_leaf = self.setting.method, parameters.filled(self.held).mse_factor is not None
+        errors = self.errors(parameters, mse) if by_leaf or mse.ndim == 2 else mse
         chosen = self.setting.transport, self.setting.estimators
         received = uplink.deliver(
             self.vectors, errors, self.kappa, key, *chosen, error_model=self.error_model
