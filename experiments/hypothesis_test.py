@@ -2,13 +2,13 @@
 
     python experiments/hypothesis_test.py --run runs/demo
 
-needs a run folder with the fine-tuned ViT-Ti/16 of all tasks (`rmtllmf finetune`). It merges 2, 4
-and 8 of them, and for every task of a combination performs the hypothesis test (9)-(12) of the
-paper on test images: exact gradient norms of all logits, the standard deviation that they predict
-for R = z / z', thresholds and rejection rates, and the probability that a decision flips; each
-compared with Monte Carlo on disturbed models, from an MSE so small that the theory holds to the
-means of the preset (.0129 ideal, .0327 strongest user, .208 sum rate). All users have the same MSE.
-The functions are in rmtllmf_jax/evaluation/hypothesis.py.
+needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`). It merges 2, 4 and
+8 of them, and for every task of a combination performs the hypothesis test (9)-(12) of the paper on
+test images: exact gradient norms of all logits, the standard deviation that they predict for R = z
+/ z', thresholds and rejection rates, and the probability that a decision flips; each compared with
+Monte Carlo on disturbed models, from an MSE so small that the theory holds to the means of the
+preset (.0129 ideal, .0327 strongest user, .208 sum rate). All users have the same MSE. The
+functions are in rmtllmf_jax/evaluation/hypothesis.py.
 
 The questions: up to which MSE the theory holds, whether those of the preset are below it, and
 whether it then fails by the ratio's own law (R is not Gaussian) or by the model's curvature.
@@ -18,7 +18,7 @@ columns: `COLUMNS` and `level_columns` of figures_hypothesis.py), and the figure
 levels and flips (PNG and SVG). Finished work is kept in the run folder, so that a killed run
 resumes. --quick is two tasks, 8 images, 5 levels and 16 draws: a few minutes on two cores.
 
-Eight minutes on two cores with `--samples 16 --draws 64` and a ViT-Ti/16 at 64 pixels.
+Five minutes on two busy cores with `--samples 32 --draws 64` and the demo's models.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 OLDER = (
     "disentanglement",
     "figure_5",
-    "hypothesis_test",
     "learned_attack",
     "power_control",
     "power_control_total",
