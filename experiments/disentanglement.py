@@ -12,12 +12,10 @@ of the channel sends the q-th task in alphabetical order.
 
 Written to results/disentanglement/: README.md, pairs.csv (every point of the heat maps),
 combinations.csv (every task's term), pairs and sizes as PNG and SVG. Finished work is kept in the
-run folder, so that a killed run resumes. About a million images go through a model: an estimated 30
-to 60 minutes on two cores for ViT-Ti/16 at 64 pixels. `--quick` takes minutes: a coarse map of one
-pair, two combinations per size, 50 samples per task, one draw.
+run folder, so that a killed run resumes. `--quick` takes minutes: a coarse map of one pair, two
+combinations per size, 50 samples per task, one draw.
 
-24 minutes on two busy cores with 100 samples per task. In the maps, the blue cross and diagonal are
-of tasks that do not interfere.
+In the maps, the blue cross and diagonal are of tasks that do not interfere.
 """
 
 from __future__ import annotations
