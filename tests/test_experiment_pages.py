@@ -33,7 +33,6 @@ from rmtllmf_jax.report.intervals import Interval
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
 OLDER = (
-    "figure_5",
     "learned_attack",
     "power_control",
     "power_control_total",
@@ -268,6 +267,8 @@ def ablation(combinations: int = 6, **changes: float) -> str:
         ("shots", "r-mtllmf", 1, scores["less"]),
         ("shots", "r-mtllmf", 50, scores["more"]),
         ("frozen", "frozen: patch", 10, scores["patch"]),
+        ("unfused", "base", 0, 0.6),
+        ("unfused", "control", 10, 0.95),
     ]
     rows = [
         {"combination": f"c{number}", "size": 4, "scenario": "sum_rate", "draw": 0, "seed": 0}
@@ -282,6 +283,8 @@ def test_what_holds_of_the_ablation():
     said = ablation()
     assert "Freezing alone is worse than both halves by 40 [40, 40] (sum_rate) points" in said
     assert said.count("21 to 53 holds under sum_rate") == 2
+    assert "Against both halves the base model, which fuses nothing, has -30 [-30, -30]" in said
+    assert "Against both halves the control, which fuses nothing, has +5 [5, 5]" in said
     assert "50 samples per class instead of 10 bring +2 [2, 2] (sum_rate) points" in said
     assert "at most 5, holds under sum_rate" in said
     assert said.endswith("in place of the embeddings makes no measurable difference.")
