@@ -55,6 +55,8 @@ from rmtllmf_jax.uplink import DEFAULT_C0_DB
 REPAIR = "r-mtllmf"
 ATTACK = "sum_rate"
 BUDGET = PRESETS["paper"].attack_budget_db
+RIVALS = ("base", "control", "none", REPAIR)
+"""What is shown without a channel, where only repairs act."""
 REACHED = {"points": 2.0, "share": 0.8, "decibels": 15.0}
 """What is asked of `holistic`: to be within so many points of no channel, to win back such a share
 of what the attack costs R-MTLLMF, and to be worth so many dB more than it."""
@@ -269,6 +271,7 @@ def size_sheet(cells: pd.DataFrame) -> Sheet:
     sizes = sorted(cells["size"].unique())
     rows = []
     kinds = list(dict.fromkeys(zip(cells["scenario"], cells["protection"], strict=True)))
+    kinds = [kind for kind in kinds if kind[0] != "clean" or kind[1] in RIVALS]
     for scenario, protection in sorted(kinds, key=lambda kind: _order(cells, *kind)):
         own = part(cells, scenario, protection)
         row = [SCENARIOS.get(scenario, scenario), PROTECTIONS.get(protection, protection)]
@@ -387,7 +390,7 @@ def figure(cells: pd.DataFrame) -> Figure:
         tidy(panel, f"{size} tasks")
     panels[0].set_ylim(0, 105)
     panels[0].set_ylabel("Average normalised accuracy (%)")
-    add_legend(drawn, panels, 6)
+    add_legend(drawn, panels, 3)
     return drawn
 
 

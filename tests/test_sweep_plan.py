@@ -33,6 +33,7 @@ from rmtllmf_jax.sweep.memory import training_memory
 from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize, Work, plan
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES, Recipe, RunRecipe
+from rmtllmf_jax.uplink import Analogue, Shrink
 
 # The plan
 
@@ -156,6 +157,15 @@ def test_symbols_are_sent_once_per_channel_and_seed():
     result = amounts(tiny_plan(settings=replace(SETTINGS, transport="analogue")))
     assert result["sending"] == (4, 4 * 130 * 8 * (3 * 16 + 4 * 8))  # two parameters a symbol
     assert "sending" not in amounts(tiny_plan())
+
+
+def test_protections_that_send_by_themselves_do_so_once_per_channel_and_seed():
+    protections = ("none", "phy", "holistic", (Shrink(),), (Analogue(), "freeze"))
+    result = amounts(tiny_plan(grid=replace(GRID, protections=protections)))
+    assert result["sending"] == (4, 4 * 130 * 8 * (3 * 16 + 4 * 8))
+    count, moved = result["encoding and estimating"]  # the code of phy and holistic is one
+    assert count == 2 * 4
+    assert moved % (count * 260 * 4) == 0
 
 
 def test_a_subset_of_the_test_images_is_counted():

@@ -20,9 +20,10 @@ from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RunRecipe
-from rmtllmf_jax.uplink import is_surrogate
+from rmtllmf_jax.uplink import Transport, is_surrogate
 
 _FLOAT = 4  # bytes of a number of a head
+_PASSES = 20  # over the vectors, of a code or an estimator
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
 
 
@@ -309,18 +310,29 @@ def _needs(grid: Grid) -> set[str]:
 
 
 def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:
-    """Return the work of sending symbols: once per channel and seed, for all cells.
+    """Return the work of sending symbols, and of what protections do to the vectors.
 
-    Signals of all antennas and users are read and written a few times; random numbers and
-    quantising are left out.
+    Once per channel, seed and protection that sends by itself, for all combinations. Signals of all
+    antennas and users, or the vectors of all users, are read and written a few times; random
+    numbers and quantising are left out.
     """
-    if is_surrogate(settings.transporting):
-        return []
-    preset: Any = settings.channel(tasks)
     channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s.attack)
-    symbols = grid.seeds * channels * settings.transporting.uses * tower.parameters
-    moved = symbols * 8 * (3 * preset.antennas + 4 * preset.users)
-    return [Work("sending", grid.seeds * channels, "transmissions", moved, "memory")]
+    times, found = grid.seeds * channels, []
+    kinds = {(s.transport, s.air, s.estimators) for s in map(settings.stages, grid.protections)}
+    senders = [(transport or settings.transporting, e) for transport, _, e in kinds]
+    symbols = [transport for transport, _ in senders if isinstance(transport, Transport)]
+    if symbols:
+        preset: Any = settings.channel(tasks)
+        sent = times * sum(transport.uses for transport in symbols) * tower.parameters
+        moved = sent * 8 * (3 * preset.antennas + 4 * preset.users)
+        count = times * len(symbols)
+        found.append(Work("sending", count, "transmissions", moved, "memory"))
+    others = [each for each in senders if each[0] not in symbols]
+    if acting := [each for each in others if each[1] or not is_surrogate(each[0])]:
+        moved = float(times * len(acting) * tasks * tower.parameters * _FLOAT * _PASSES)
+        count = times * len(acting)
+        found.append(Work("encoding and estimating", count, "deliveries", moved, "memory"))
+    return found
 
 
 def _files(
