@@ -83,6 +83,15 @@ def test_the_card_and_the_docs_have_the_numbers_of_the_testbeds_page():
         assert float(said.split()[0]) == float(number[0]), (seen, said)
 
 
+def test_the_tables_of_the_docs_on_defences_are_those_of_the_committed_page():
+    page = (ROOT / "experiments" / "results" / "defences" / "README.md").read_text("utf-8")
+    docs = (ROOT / "docs" / "defences.md").read_text("utf-8")
+    reached = docs[docs.index("## What it brings") :]
+    rows = [line for line in reached.splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert [row for row in rows if row not in page] == []
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
 def test_the_demo_gives_the_committed_summary(demo: Path):
