@@ -55,6 +55,8 @@ from rmtllmf_jax.uplink import DEFAULT_C0_DB
 REPAIR = "r-mtllmf"
 ATTACK = "sum_rate"
 BUDGET = PRESETS["paper"].attack_budget_db
+COSTS = 1.0
+"""Points below which an attack is said to cost nothing."""
 RIVALS = ("base", "control", "none", REPAIR)
 """What is shown without a channel, where only repairs act."""
 REACHED = {"points": 2.0, "share": 0.8, "decibels": 15.0}
@@ -229,12 +231,14 @@ def conclusion(cells: pd.DataFrame) -> str:
     points = ", ".join(f"{found.text(sign='+')} at N = {n}" for n, found in ideal.items())
     near = [str(n) for n, found in ideal.items() if 100 * found.mean >= -REACHED["points"]]
     where = {0: "at no N", len(ideal): "at every N"}.get(len(near), f"at N = {listed(near or '-')}")
-    shares = {n: gains[n].mean / lost[n].mean for n in gains if lost[n].mean > 0}
+    shares = {n: gains[n].mean / lost[n].mean for n in gains if 100 * lost[n].mean > COSTS}
     won = [f"{100 * share:.0f} % (N = {n})" for n, share in shares.items()]
     said = [
         f"Under the sum-rate attack `holistic` is within {REACHED['points']:g} points of the same "
         f"repair without any channel {where} ({points} points).",
-        f"Of what the attack costs R-MTLLMF it wins back {listed(won)}." if won else "",
+        f"Of what the attack costs R-MTLLMF it wins back {listed(won)}."
+        if won
+        else "The attack costs R-MTLLMF nothing at this scale of the noise.",
     ]
     rivals = (
         ("the control", ("clean", "control")),
@@ -320,6 +324,8 @@ def bought(cells: pd.DataFrame) -> str:
     """Return how many dB more the attacker needs against each defence, at equal accuracy."""
     repair = curve(cells, REPAIR)
     accuracy = float(np.interp(BUDGET, repair.index, repair))
+    if 100 * (repair.max() - accuracy) <= COSTS:
+        return "At the preset's budget the attack costs R-MTLLMF nothing that could be bought back."
     said = []
     most = repair.index.max()
     for protection in ("phy", "holistic"):

@@ -714,6 +714,13 @@ def test_how_many_decibels_a_defence_buys():
     assert "3 dB more against `phy` and more than 16 dB more against `holistic`" in said
 
 
+def test_an_attack_that_costs_nothing_is_said_to():
+    cells = defended(sum_rate__r_mtllmf=0.949)
+    assert "The attack costs R-MTLLMF nothing at this scale" in defences.conclusion(cells)
+    levels = [cells.assign(axis="budget_db", level=level) for level in (20.0, 40.0)]
+    assert "costs R-MTLLMF nothing" in defences.bought(pd.concat(levels))
+
+
 def test_the_page_of_defences_has_worst_tasks_uses_and_attacks():
     cells = defended()
     sheet = defences.size_sheet(cells)
