@@ -52,7 +52,7 @@ from study import (
 )
 
 from rmtllmf_jax.common.files import write_json
-from rmtllmf_jax.defences.protection import PROTECTIONS
+from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.report.intervals import FEW, Interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.paper import paired, paper_sheet
@@ -119,7 +119,7 @@ class Options(Realigning):
     """Combinations of each size; by default all."""
     scenarios: tuple[str, ...] = SCENARIOS
     """Channel scenarios."""
-    protections: tuple[str, ...] = tuple(PROTECTIONS)
+    protections: tuple[str, ...] = PAPER
     """Protections; control is the base model realigned without any task vector."""
     axis: str = ""
     """Levels in place of the preset's, as of `rmtllmf sweep`: mse=.01,.1, snr_db=0,10 or

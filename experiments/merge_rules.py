@@ -58,6 +58,7 @@ class Ramp:
 
 RULES = (
     *("task_arithmetic", "average", "ties(density=[0.1, 0.2, 0.5])"),
+    *("median", "trimmed_mean", "clipped_norm"),
     *("dare(drop=[0.5, 0.9])", "dare_ties(drop=[0.5, 0.9])"),
     *(f"lata(weighting={kind}, granularity=[block, tensor])" for kind in ("linear", "logarithmic")),
     "lata(weighting=threshold, sigma=[0.0, 0.1, 0.2])",

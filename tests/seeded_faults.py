@@ -42,7 +42,7 @@ CHANNEL = (
     ),
     Fault(
         "order of decoding by the powers after the attack",
-        "channel/chain.py",
+        "channel/errors.py",
         "received_power(gram(h_tilde))}",
         "received_power(effective)}",
         ("test_channel_covariances.py::test_covariance_is_the_attack[230.0-1.0-strongest_user]",),

@@ -21,7 +21,7 @@ from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.task_data import Rows, load_task
-from rmtllmf_jax.defences.protection import PROTECTIONS
+from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.fusion import Average, Dare, DareTies, Lata, TaskArithmetic, Ties
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.features import extract_features
@@ -42,7 +42,7 @@ OTHER = ("mnist", "svhn")
 # As in the fixture `finished`, whose compiled programs are then found in the cache.
 RECIPE = Recipe(steps=5, batch_size=8, learning_rate=3e-3, weight_decay=0.0)
 SETTINGS = Settings(realign=RECIPE, shots=3, eval_batch_size=16, validation_samples=0, seed=4)
-GRID = Grid((PAIR, OTHER, TASKS), ("clean", "ideal", "sum_rate"), tuple(PROTECTIONS), 2, 2)
+GRID = Grid((PAIR, OTHER, TASKS), ("clean", "ideal", "sum_rate"), PAPER, 2, 2)
 RULED = Grid(
     (PAIR, TASKS),
     ("clean", "ideal"),

@@ -19,7 +19,7 @@ from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
 from rmtllmf_jax.cli.sweep import check
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.defences.protection import PROTECTIONS
+from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.fusion.scale import SUM_SCALES
 from rmtllmf_jax.runs.folder import set_aside
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
@@ -71,7 +71,7 @@ def sweep(run: Path, finished: TinyRun, *options: str) -> None:
 
 
 def test_the_main_job_leaves_tables_and_report(finished: TinyRun) -> None:
-    cells = Grid(choose_combinations(TASKS, None, 0), SCENARIOS, tuple(PROTECTIONS), 1, 1).cells()
+    cells = Grid(choose_combinations(TASKS, None, 0), SCENARIOS, PAPER, 1, 1).cells()
     expected = [
         ("+".join(c.combination), c.scenario, c.draw, c.seed, c.protection, task)
         for c in cells

@@ -105,8 +105,8 @@ def test_other_options_have_a_store_of_their_own(
 @pytest.mark.parametrize(
     ("name", "parts", "key"),
     [
-        ("learned_attack", "channels", "949a22392a9e33a1"),
-        ("power_control", "cells", "2d649daaebc9a005"),
+        ("learned_attack", "channels", "03883096f785bb0b"),
+        ("power_control", "cells", "989026ddf93ca18b"),
     ],
 )
 def test_the_stores_name_stays_what_it_is(

@@ -28,7 +28,7 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.defences.protection import PROTECTIONS
+from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.evaluation.metrics import Accuracy, SoftAccuracy
 from rmtllmf_jax.fusion import TaskArithmetic, Ties
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -51,7 +51,7 @@ def test_one_trace_a_rule_and_one_for_everything_else(
     engine = Engine(sweep_inputs, SETTINGS, one_device(), at_most_once)
     scenarios, axis = ("clean", "ideal"), Axis("mse", (0.01, 0.2))
     rules = (TaskArithmetic(), Ties())
-    grid = Grid((PAIR, OTHER, TASKS), scenarios, tuple(PROTECTIONS), 2, 2, rules, axis)
+    grid = Grid((PAIR, OTHER, TASKS), scenarios, PAPER, 2, 2, rules, axis)
     cells = grid.cells()
     some = [cells[place] for place in range(0, len(cells), 13)]
     for name in ("combination", "scenario", "protection", "rule", "level", "draw", "seed"):

@@ -31,7 +31,7 @@ from sweep_fixtures import (
 from rmtllmf_jax import uplink
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.defences.protection import PROTECTIONS
+from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.fusion import Average, Dare, MergeMethod, TaskArithmetic, Ties, power_law
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
@@ -83,7 +83,7 @@ def test_control_holds_no_task_vector(sweep_engine: Engine) -> None:
 # Protections
 
 
-@pytest.mark.parametrize("protection", PROTECTIONS)
+@pytest.mark.parametrize("protection", PAPER)
 def test_what_a_protection_keeps_of_the_base(sweep_engine: Engine, protection: str) -> None:
     scenario = "clean" if protection == "control" else "sum_rate"
     params = model(sweep_engine, Cell(PAIR, scenario, 1, 1, protection), 0.3)

@@ -93,7 +93,7 @@ def test_symbols_as_transport(run: Path, sweep: Sweep, capfd: pytest.CaptureFixt
     assert "qam(size=16)" in (run / "report" / "index.html").read_text()
     with pytest.raises(SystemExit):
         sweep(*few, "--axis", "c0_db=-10")
-    assert "the axis c0_db sets the errors of the transport gaussian" in capfd.readouterr().err
+    assert "the axis c0_db sets errors that are given" in capfd.readouterr().err
 
 
 def test_rules_and_levels(run: Path, sweep: Sweep) -> None:

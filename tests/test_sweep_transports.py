@@ -237,7 +237,7 @@ def test_what_is_the_surrogates_alone_is_refused(options: dict, message: str) ->
 def test_axes_of_the_surrogate_are_refused(axis: str) -> None:
     levels = Axis(axis, (0.1,))
     levels.require_fitting(THREE)
-    with pytest.raises(InputError, match=f"the axis {axis} sets the errors of the transport gaus"):
+    with pytest.raises(InputError, match=f"the axis {axis} sets errors that are given"):
         levels.require_fitting(THREE, Qam())
 
 

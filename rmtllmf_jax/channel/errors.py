@@ -72,7 +72,7 @@ def user_mse(
 
     R-MTLLMF (arXiv 2411.18220), eq. (5).
 
-    >>> from rmtllmf_jax.channel.attacks import StrongestUser
+    >>> from rmtllmf_jax.channel.attacks import NoAttack, StrongestUser
     >>> h_tilde = jnp.array([[1.0 + 0j], [0.0]])
     >>> user_mse(h_tilde, NoAttack(), 0.0).tolist()
     [0.5]

@@ -142,7 +142,7 @@ class ChannelOptions:
     errors themselves, one per user: mse=.01,.02,... or snr_db=10,12,... (with the scenarios clean
     and ideal only)."""
     receiver: Annotated[str, tyro.conf.arg(aliases=["--order"])] = "sic"
-    """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter; unaware
+    """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, unaware
     of the attacker, estimated(snapshots=128, shrinkage=oas), which measures the noise, powered
     (knows his power), projected(rank=2), sensed(angles=(0, 30)), which take of=lmmse and the like;
     and minimax. A decoding order means SIC in it."""

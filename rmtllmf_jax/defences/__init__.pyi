@@ -1,4 +1,5 @@
 from .protection import (
+    PAPER,
     PARTS,
     PROTECTIONS,
     Protection,
@@ -24,6 +25,7 @@ from .repairs import (
 
 __all__ = [
     "EMBEDDINGS",
+    "PAPER",
     "PARTS",
     "PROTECTIONS",
     "REPAIRS",

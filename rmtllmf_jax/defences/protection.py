@@ -71,6 +71,9 @@ def named(
 PROTECTIONS: Names = MappingProxyType(named())
 """The named protections with their default options."""
 
+PAPER = ("none", "freeze", "realign", "r-mtllmf", "control")
+"""R-MTLLMF, its halves, what it is without and what its shots are worth alone."""
+
 
 def parse_protection(text: str, names: Names = PROTECTIONS) -> str | Protection:
     """Return the protection that a text describes.
