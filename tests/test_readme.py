@@ -90,6 +90,11 @@ def test_the_tables_of_the_docs_on_defences_are_those_of_the_committed_page():
     rows = [line for line in reached.splitlines() if line.startswith("|")]
     assert len(rows) > 30
     assert [row for row in rows if row not in page] == []
+    cells = pd.read_csv(ROOT / "experiments" / "results" / "defences" / "by_n.csv")
+    cells = cells[(cells["size"] == 8) & (cells["scenario"] == "sum_rate")]
+    means = 100 * cells.groupby("protection")["score"].mean()
+    told = [f"{means[name]:.0f}" for name in ("r-mtllmf", "coded", "holistic")]
+    assert re.search(rf"keeps {told[0]} %.*\n?.* leaves {told[1]}, and both {told[2]},", README)
 
 
 @pytest.mark.slow
