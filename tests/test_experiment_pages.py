@@ -33,7 +33,6 @@ from rmtllmf_jax.report.intervals import Interval
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
 OLDER = (
-    "learned_attack",
     "power_control",
     "power_control_total",
 )
