@@ -195,6 +195,8 @@ def test_a_sweep_has_them_all_and_resumes(tmp_path):
         ({"transport": "analogue", "c0_db": -31.0}, "hop", "symbols cannot be sent"),
         ({"error_model": "equicorrelated=0.5"}, "coded", "has its own"),
         ({"preset": "snr_db=10,12,15"}, "repeat", "the air repeat needs a channel"),
+        ({"error_model": "noisy_reference"}, "shrink", "those of the error model noisy_reference"),
+        ({}, "repeat(patterns=('.*',))+coded", "runs over all of them"),
         ({}, "schedule(groups=9)", "9 groups for 8 users"),
         ({}, "analogue+shrink", "sends symbols"),
     ],
@@ -203,6 +205,15 @@ def test_what_cannot_go_together_is_refused_before_any_work(settings, protection
     grid = Grid((TASKS,), ("ideal", "sum_rate"), (parse_protection(protection),), 1, 1)
     with pytest.raises(InputError, match=said):
         grid.require_fitting(replace(SETTINGS, **settings), len(TASKS))
+
+
+@pytest.mark.parametrize("protection", ["repeat", "unaware+freeze"])
+def test_errors_that_are_given_are_not_those_of_a_channel(protection):
+    grid = Grid(
+        (TASKS,), ("ideal",), (parse_protection(protection),), 1, 1, axis=Axis("mse", (0.1,))
+    )
+    with pytest.raises(InputError, match="the axis mse gives the users' errors"):
+        grid.require_fitting(SETTINGS, len(TASKS))
 
 
 def test_no_leaf_is_repeated_where_patterns_match_none():

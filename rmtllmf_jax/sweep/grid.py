@@ -144,6 +144,11 @@ class Grid:
         for protection in self.protections:
             stages = settings.stages(protection)
             self.axis.require_fitting(preset, stages.transport or settings.transporting)
+            if self.axis.name == "mse" and (acting := stages.receiver or stages.air):
+                raise InputError(
+                    f"the axis mse gives the users' errors, and {described(acting)} acts on a "
+                    "channel: choose another axis, or leave it out."
+                )
             for scenario in self.scenarios:
                 if (attack := Scenario(scenario).attack) is not None:
                     settings.require_fitting(settings.link(preset, attack, stages), stages)

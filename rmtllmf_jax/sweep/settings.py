@@ -209,6 +209,16 @@ class Settings:
                 f"the error model {self.error_model} describes the errors of the transport "
                 f"gaussian, and {described(transport)} has its own: leave one out."
             )
+        if stages.estimators and self.error_model == "noisy_reference":
+            raise InputError(
+                f"{described(stages.estimators[0])} takes errors of variance kappa^2 mu, and those "
+                "of the error model noisy_reference have another: leave one out."
+            )
+        if getattr(link.air, "patterns", ()) and not getattr(transport, "by_leaf", True):
+            raise InputError(
+                f"{described(link.air)} protects some leaves, and {described(transport)} runs over "
+                "all of them: leave the patterns out, or take gaussian or sparse."
+            )
         jax.eval_shape(link.mse, jax.random.key(0))  # which refuses what cannot be together
 
     def _require_symbols(self, preset: Preset) -> None:

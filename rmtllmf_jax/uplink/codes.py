@@ -97,6 +97,7 @@ class Coded:
     """
 
     of_mse: ClassVar[bool] = True
+    by_leaf: ClassVar[bool] = False
     stage: ClassVar[str] = "transport"
 
     uses: float = 1.0
