@@ -59,9 +59,8 @@ COSTS = 1.0
 """Points below which an attack is said to cost nothing."""
 RIVALS = ("base", "control", "none", REPAIR)
 """What is shown without a channel, where only repairs act."""
-REACHED = {"points": 2.0, "share": 0.8, "decibels": 15.0}
-"""What is asked of `holistic`: to be within so many points of no channel, to win back such a share
-of what the attack costs R-MTLLMF, and to be worth so many dB more than it."""
+NEAR = 2.0
+"""Points within which `holistic` is asked to be of the same repair without a channel."""
 
 
 @dataclass(frozen=True)
@@ -229,12 +228,12 @@ def conclusion(cells: pd.DataFrame) -> str:
         against(cells, *pair) for pair in ((here, whole), (here, attacked), (whole, attacked))
     )
     points = ", ".join(f"{found.text(sign='+')} at N = {n}" for n, found in ideal.items())
-    near = [str(n) for n, found in ideal.items() if 100 * found.mean >= -REACHED["points"]]
+    near = [str(n) for n, found in ideal.items() if 100 * found.mean >= -NEAR]
     where = {0: "at no N", len(ideal): "at every N"}.get(len(near), f"at N = {listed(near or '-')}")
     shares = {n: gains[n].mean / lost[n].mean for n in gains if 100 * lost[n].mean > COSTS}
     won = [f"{100 * share:.0f} % (N = {n})" for n, share in shares.items()]
     said = [
-        f"Under the sum-rate attack `holistic` is within {REACHED['points']:g} points of the same "
+        f"Under the sum-rate attack `holistic` is within {NEAR:g} points of the same "
         f"repair without any channel {where} ({points} points).",
         f"Of what the attack costs R-MTLLMF it wins back {listed(won)}."
         if won

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Key, Real
 
-from rmtllmf_jax.channel.attacks import Attack, NoAttack, Powers, attack_covariance, attacked_gram
+from rmtllmf_jax.channel.attacks import (
+    Attack,
+    NoAttack,
+    Powers,
+    attack_covariance,
+    attacked_gram,
+    choice,
+)
 from rmtllmf_jax.channel.checks import require_positive, require_within
 from rmtllmf_jax.channel.errors import measured, planned, user_errors
 from rmtllmf_jax.channel.realisation import gram, received_power
@@ -120,12 +127,9 @@ class _Over:
         add, and the attacker solves each block.
         """
         if self.h.ndim == 2:
-            return self.errors(jnp.sqrt(jnp.asarray(times, self.h.real.dtype)) * self.h, budget)
+            return self.errors(_combining(self.h, times), budget)
         blocks = [(self.h[b], self._key(b)) for b in range(times)]
-        told: dict[str, Any] = {}
-        total = sum(received_power(gram(h)) for h, _ in blocks)
-        if getattr(self.receiver, "chooses", ""):
-            told["power"] = total
+        total = jnp.sum(jnp.stack([received_power(gram(h)) for h, _ in blocks]), axis=0)
         if hasattr(self.receiver, "from_gram"):
             effective = sum(
                 attacked_gram(self.attack, h, budget, self.noise, self.powers, key)
@@ -142,6 +146,7 @@ class _Over:
             for h, key in blocks
         ]
         stacked = jax.scipy.linalg.block_diag(*covariances)
+        told = choice(self.receiver, lambda _: total)
         told |= planned(self.receiver, times * jnp.asarray(budget))
         heard = self.h[:times].reshape(-1, self.users)
         return self.receiver(heard, stacked, self.noise, measured(self.key), **told)
@@ -192,8 +197,8 @@ class Repeat(_Known):
         return self.times if self.fading == "independent" else 1
 
     def _sent(self, over: _Over) -> Sent:
-        each = over.budget / self.times if self.budget == "shared" else over.budget
-        return _costing(over, over.combined(self.times, each), float(self.times))
+        errors = over.combined(self.times, self._each(over.budget))
+        return _costing(over, errors, float(self.times))
 
     def equivalent(self, h: Array, budget: Any) -> tuple[Array, Any]:
         """Return the channel and the budget that the combined symbols have.
@@ -205,8 +210,11 @@ class Repeat(_Known):
                 f"{described(self)} combines blocks of independent fading, which only the errors "
                 "are known of: send symbols with fading=same, or take the transport gaussian."
             )
-        each = budget / self.times if self.budget == "shared" else budget
-        return jnp.sqrt(jnp.asarray(self.times, h.real.dtype)) * h, each
+        return _combining(h, self.times), self._each(budget)
+
+    def _each(self, budget: Any) -> Any:
+        """Return what the attacker has in one repetition."""
+        return budget / self.times if self.budget == "shared" else budget
 
 
 @dataclass(frozen=True)
@@ -303,6 +311,11 @@ class Schedule(_Known):
             some = over.errors(over.h[:, members], over.budget, powers)
             errors = errors.at[members[:, None], members].set(some)
         return _costing(over, errors, float(self.groups))
+
+
+def _combining(h: Array, times: int) -> Array:
+    """Return the channel of so many receptions combined, the noise being that of one."""
+    return jnp.sqrt(jnp.asarray(times, h.real.dtype)) * h
 
 
 def _of_members(powers: Powers, members: Array) -> Powers:

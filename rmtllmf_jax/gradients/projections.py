@@ -79,20 +79,13 @@ class DefenceLimits:
 
     def __call__(self, parameters: Parameters) -> Parameters:
         """Return the parameters within their limits."""
-        powers, sizes = parameters.leaf_powers, jnp.array(self.sizes, float)
-        if powers is not None:
-            # The nearest of that energy is clip(a - t d) for one t, found by bisection.
-            def clipped(shift: Array) -> Array:
-                return jnp.clip(powers - shift * sizes / sizes.max(), self.least, self.most)
-
-            def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-                middle = (bounds[0] + bounds[1]) / 2
-                above = jnp.vdot(clipped(middle), sizes) > sizes.sum()
-                return jnp.where(above, middle, bounds[0]), jnp.where(above, bounds[1], middle)
-
+        if parameters.leaf_powers is not None:
+            powers, sizes = parameters.leaf_powers, jnp.array(self.sizes, float)
             far = (jnp.max(jnp.abs(powers)) + self.most) * sizes.max() / sizes.min()
-            low, high = jax.lax.fori_loop(0, 2 * _HALVINGS, halve, (-far, far))
-            parameters = replace(parameters, leaf_powers=clipped((low + high) / 2))
+            limits = self.least, self.most
+            # Shifts of either sign: energy that is not spent is spread, too.
+            found = _shifted(powers, sizes / sizes.max(), sizes.sum(), sizes, limits, (-far, far))
+            parameters = replace(parameters, leaf_powers=found)
         return NotNegative()(parameters) if parameters.scale is not None else parameters
 
 
@@ -108,12 +101,29 @@ def nearest_powers(
     if total is None:
         return low
 
+    ends = jnp.zeros_like(powers[0]), jnp.maximum(jnp.max(powers), 0)
+    one = jnp.ones_like(powers)
+    found = _shifted(powers, one, total, one, (LEAST_POWER, 1.0), ends)
+    return jnp.where(jnp.sum(low) > total, found, low)
+
+
+def _shifted(
+    powers: Float[Array, " entries"],
+    direction: Float[Array, " entries"],
+    total: float | Float[Array, ""],
+    weights: Float[Array, " entries"],
+    limits: tuple[float, float],
+    ends: tuple[Array, Array],
+) -> Float[Array, " entries"]:
+    """Return ``clip(p - t direction, *limits)`` of a weighted sum of `total` at most.
+
+    With the least t between the `ends` that keeps it, by bisection.
+    """
+
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         middle = (bounds[0] + bounds[1]) / 2
-        above = jnp.sum(jnp.clip(powers - middle, LEAST_POWER, 1.0)) > total
+        above = jnp.sum(weights * jnp.clip(powers - middle * direction, *limits)) > total
         return jnp.where(above, middle, bounds[0]), jnp.where(above, bounds[1], middle)
 
-    ends = jnp.zeros_like(powers[0]), jnp.maximum(jnp.max(powers), 0)
-    _, multiplier = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
-    found = jnp.clip(powers - multiplier, LEAST_POWER, 1.0)
-    return jnp.where(jnp.sum(low) > total, found, low)
+    _, shift = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+    return jnp.clip(powers - shift * direction, *limits)

@@ -32,7 +32,7 @@ from rmtllmf_jax.channel.checks import require_decibels, require_within
 from rmtllmf_jax.channel.equalise import ColouredNoise
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.uplink import GAUSSIAN, MseTransport, Scenario, Transport
+from rmtllmf_jax.uplink import GAUSSIAN, MseTransport, Scenario, Transport, is_of_mse
 
 AXES = {
     "snr_db": "SNR per antenna of a user at 1 km and full power, P beta(1 km) / n",
@@ -101,7 +101,7 @@ class Axis:
         **Raises:** `InputError` for an axis of the channel on a direct preset, for one of what is
         drawn on channels that are given, and for one of the surrogate's on another transport.
         """
-        if self.name in ("mse", "c0_db") and isinstance(transport, Transport):
+        if self.name in ("mse", "c0_db") and not is_of_mse(transport):
             raise InputError(
                 f"the axis {self.name} sets errors that are given, and those of "
                 f"{described(transport)} follow from its symbols: choose an axis of the channel, "
@@ -169,9 +169,15 @@ def link_mse(
     key: Key[Array, ""], link: Link, axis: str, level: float | None
 ) -> Float[Array, " users"]:
     """Return every user's MSE behind a link at a level; with no axis, that of the link itself."""
-    if axis == "mse" and level is not None:
-        return jnp.full(link.preset.users, level, jnp.float32)
-    return mse_of(link_sent(key, link, axis, level).errors)
+    given = given_mse(link, axis, level)
+    return mse_of(link_sent(key, link, axis, level).errors) if given is None else given
+
+
+def given_mse(link: Link, axis: str, level: float | None) -> Float[Array, " users"] | None:
+    """Return every user's MSE where the level of an axis is that itself."""
+    if axis != "mse" or level is None:
+        return None
+    return jnp.full(link.preset.users, level, jnp.float32)
 
 
 def link_sent(key: Key[Array, ""], link: Link, axis: str, level: float | None) -> Sent:

@@ -345,11 +345,12 @@ def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
 
 def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
     """Say which cell's model is broken, and by which options it may be."""
-    cell, (fuse, _, repairs) = job.cell, split(settings.repairs(job.cell.protection))
+    cell, stages = job.cell, settings.stages(job.cell.protection)
+    fuse, _, repairs = split(stages.repairs)
     suspects = []
     if job.kind == "merged" and fuse:
         suspects.append(f"--scale (here {job.scale:g})")
-        if Scenario(cell.scenario).attack and is_surrogate(settings.transporting):
+        if Scenario(cell.scenario).attack and is_surrogate(settings.carrier(stages)):
             kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
             suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
     rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]

@@ -14,6 +14,7 @@ from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.protection import (
     Protection,
+    Stages,
     control_of,
     protection_name,
     repairs_of,
@@ -141,9 +142,8 @@ class Grid:
         **Raises:** `InputError` if they cannot.
         """
         preset = settings.channel(tasks)
-        for protection in self.protections:
-            stages = settings.stages(protection)
-            self.axis.require_fitting(preset, stages.transport or settings.transporting)
+        for stages in self.sent_by(settings):
+            self.axis.require_fitting(preset, settings.carrier(stages))
             if self.axis.name == "mse" and (acting := stages.receiver or stages.air):
                 raise InputError(
                     f"the axis mse gives the users' errors, and {described(acting)} acts on a "
@@ -152,6 +152,11 @@ class Grid:
             for scenario in self.scenarios:
                 if (attack := Scenario(scenario).attack) is not None:
                     settings.require_fitting(settings.link(preset, attack, stages), stages)
+
+    def sent_by(self, settings: Settings) -> list[Stages]:
+        """Return each of the ways in which the protections send, without their repairs."""
+        each = (settings.stages(protection) for protection in self.protections)
+        return list(dict.fromkeys(stages._replace(repairs=()) for stages in each))
 
     def _scenarios(self) -> tuple[str, ...]:
         """Return the scenarios, and `clean`, which is that of the controls."""

@@ -20,7 +20,7 @@ from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RunRecipe
-from rmtllmf_jax.uplink import Transport, is_surrogate
+from rmtllmf_jax.uplink import is_of_mse, is_surrogate
 
 _FLOAT = 4  # bytes of a number of a head
 _PASSES = 20  # over the vectors, of a code or an estimator
@@ -318,17 +318,16 @@ def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[W
     """
     channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s.attack)
     times, found = grid.seeds * channels, []
-    kinds = {(s.transport, s.air, s.estimators) for s in map(settings.stages, grid.protections)}
-    senders = [(transport or settings.transporting, e) for transport, _, e in kinds]
-    symbols = [transport for transport, _ in senders if isinstance(transport, Transport)]
+    senders = [(settings.carrier(stages), stages.estimators) for stages in grid.sent_by(settings)]
+    symbols = [transport for transport, _ in senders if not is_of_mse(transport)]
     if symbols:
         preset: Any = settings.channel(tasks)
         sent = times * sum(transport.uses for transport in symbols) * tower.parameters
         moved = sent * 8 * (3 * preset.antennas + 4 * preset.users)
         count = times * len(symbols)
         found.append(Work("sending", count, "transmissions", moved, "memory"))
-    others = [each for each in senders if each[0] not in symbols]
-    if acting := [each for each in others if each[1] or not is_surrogate(each[0])]:
+    acting = [one for one, acts in senders if is_of_mse(one) and (acts or not is_surrogate(one))]
+    if acting:
         moved = float(times * len(acting) * tasks * tower.parameters * _FLOAT * _PASSES)
         count = times * len(acting)
         found.append(Work("encoding and estimating", count, "deliveries", moved, "memory"))

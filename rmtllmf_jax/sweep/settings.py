@@ -44,6 +44,7 @@ from rmtllmf_jax.uplink import (
     Transport,
     get_error_model,
     get_transport,
+    is_of_mse,
     is_surrogate,
     parse_error_model,
 )
@@ -179,7 +180,7 @@ class Settings:
                 f"{preset.users}."
             )
         Link(preset, NO_ATTACK, self.receiving)
-        if isinstance(self.transporting, Transport):
+        if not is_of_mse(self.transporting):
             self._require_symbols(preset)
         if self.error_model == "lmmse":
             _require_correlations(preset, self.receiving)
@@ -191,15 +192,19 @@ class Settings:
         """Return what the users of a configuration send through."""
         return Link(preset, attack, stages.receiver or self.receiving, stages.air or ONCE)
 
+    def carrier(self, stages: Stages) -> Transport | MseTransport:
+        """Return what carries the task vectors of a configuration."""
+        return stages.transport or self.transporting
+
     def require_fitting(self, link: Link, stages: Stages) -> None:
         """Check that a protection can be had over a link.
 
         **Raises:** `InputError` for values along the chain that cannot go together.
         """
-        transport = stages.transport or self.transporting
-        if isinstance(transport, Transport):
+        transport, patterns = self.carrier(stages), getattr(link.air, "patterns", ())
+        if not is_of_mse(transport):
             _require_filters(link, transport)
-            for each in (*stages.estimators, *[link.air] * bool(getattr(link.air, "patterns", ()))):
+            for each in (*stages.estimators, *[link.air] * bool(patterns)):
                 raise InputError(
                     f"{described(each)} needs errors of known variance, and {described(transport)} "
                     "sends symbols: take the transport gaussian, sparse or coded."
@@ -214,7 +219,7 @@ class Settings:
                 f"{described(stages.estimators[0])} takes errors of variance kappa^2 mu, and those "
                 "of the error model noisy_reference have another: leave one out."
             )
-        if getattr(link.air, "patterns", ()) and not getattr(transport, "by_leaf", True):
+        if patterns and not getattr(transport, "by_leaf", True):
             raise InputError(
                 f"{described(link.air)} protects some leaves, and {described(transport)} runs over "
                 "all of them: leave the patterns out, or take gaussian or sparse."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax import uplink
-from rmtllmf_jax.channel import NO_ATTACK, ONCE, Link
+from rmtllmf_jax.channel import NO_ATTACK, ONCE, Link, mse_of
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.protection import Stages, split
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.runs.inputs import SweepInputs
-from rmtllmf_jax.sweep.axis import link_channel, link_mse, link_sent
+from rmtllmf_jax.sweep.axis import given_mse, link_channel, link_sent
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.uplink import MseTransport, Scenario, Transport, is_surrogate
+from rmtllmf_jax.uplink import MseTransport, Scenario, Transport, is_of_mse, is_surrogate
 
 # Folded into the root key, so that channel and parameter noise are independent.
 _CHANNEL, _NOISE = 0, 1
@@ -73,7 +73,7 @@ class Uplinks:
 
     def transport(self, cell: Cell) -> Transport | MseTransport:
         """Return what carries the task vectors of a cell: its protection's, or the settings'."""
-        return self._stages(cell).transport or self.settings.transporting
+        return self.settings.carrier(self._stages(cell))
 
     def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
         """Return the MSE of the tasks' users in a cell's draw."""
@@ -92,9 +92,9 @@ class Uplinks:
             return np.zeros(users, np.float32), np.zeros(users, np.float32)
         where = (link.attack, link.receiver, link.air, *_place(cell))
         if where not in self._sent:
-            key = self._draw_key(cell.draw)
-            mse = link_mse(key, link, cell.axis, cell.level)
-            uses = link_sent(key, link, cell.axis, cell.level).uses
+            errors, uses = link_sent(self._draw_key(cell.draw), link, cell.axis, cell.level)
+            mse = given_mse(link, cell.axis, cell.level)
+            mse = mse_of(errors) if mse is None else mse
             self._sent[where] = np.asarray(mse)[:users], np.asarray(uses)[:users]
         return self._sent[where]
 
@@ -126,7 +126,7 @@ class Uplinks:
     def _uses(self, cell: Cell, mse: np.ndarray, air_uses: np.ndarray) -> np.ndarray:
         """Return the channel uses per parameter: those of the transport, each as often as sent."""
         transport = self.transport(cell)
-        if isinstance(transport, Transport):
+        if not is_of_mse(transport):
             return transport.uses * air_uses
         if patterns := getattr(self._stages(cell).air, "patterns", ()):
             flags = jax.tree.leaves(frozen_leaves(self.inputs.base, patterns))
@@ -200,9 +200,9 @@ class Uplinks:
         if link is None:
             return vectors
         mse, kappa = jnp.asarray(self.mse(cell)), self.kappa_at(cell)
-        if isinstance(transport, Transport):
+        if not is_of_mse(transport):
             where = link_channel(self._draw_key(cell.draw), link, cell.axis, cell.level)
-            return transport(vectors, *where, key)
+            return cast(Transport, transport)(vectors, *where, key)
         planned = mse
         if (plan := getattr(transport, "plan", None)) is not None:
             planned = jnp.asarray(self._sent_over(cell, replace(link, attack=plan))[0])

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -266,7 +266,7 @@ def is_surrogate(transport: object) -> bool:
     return bool(getattr(transport, "surrogate", False))
 
 
-def is_of_mse(transport: object) -> bool:
+def is_of_mse(transport: object) -> TypeGuard[MseTransport]:
     """Whether a transport needs the users' MSE alone, in place of a channel (`MseTransport`)."""
     return bool(getattr(transport, "of_mse", False))
 
