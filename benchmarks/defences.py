@@ -7,6 +7,10 @@ attack and the receiver's errors, what the users send, one merge of all eight ta
 images. In a sweep all combinations of a realisation share what is sent. Before timing, the engine
 is checked: a protection that does nothing (sent once, by the Gaussian transport) counts the same
 images right.
+
+Two cores, `tiny`, 10 images a task, medians of 5 rounds: 27 ms without; receivers and what is done
+on the air 1.0 to 1.1 times that, `shrink` and `reliability` .9, `sparse` 1.4, `singular_values`
+2.6, `coded` 3.9.
 """
 
 from __future__ import annotations
