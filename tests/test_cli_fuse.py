@@ -366,5 +366,10 @@ def test_a_language_model_without_the_tied_head_merges(llamas: dict[str, Path], 
     tensors = load_file(llamas["code"] / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     save_file(tensors, untied / "model.safetensors")
-    with pytest.raises(InputError, match=r"untied: 1 unexpected(.|\n)*lm_head.weight"):
+    fuse([llamas["pretrained"], untied], tmp_path / "same")  # a copy of the embeddings
+    said = "untied: lm_head.weight left out, which is model.embed_tokens.weight (tied)"
+    assert f"- {said}\n" in (tmp_path / "same/README.md").read_text()
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, untied / "model.safetensors")
+    with pytest.raises(InputError, match=r"untied: 1 unexpected(.|\n)*--from-base 'lm_head.\*'$"):
         fuse([llamas["pretrained"], untied], tmp_path / "other")

@@ -55,6 +55,12 @@ class Fuse:
     reference: Path | None = None
     """For lata: the model whose difference from the base the layers are compared to (instruct where
     the base is pretrained). By default, for each model, the mean of the other task vectors."""
+    only: tuple[str, ...] = ()
+    """Merge only tensors whose names match one of these regular expressions (the whole of the
+    name, as 'vision_model.*' does); the others are the base's."""
+    from_base: tuple[str, ...] = ()
+    """Take tensors that match from the base, such as 'classifier.*' where heads differ; those that
+    it has not are left out."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
     shard_size: str = "5GB"
@@ -94,12 +100,13 @@ class Fuse:
                 _show_weights(weights, under_way)
             under_way.merge(weights)
             under_way.finish(weights, PLOT if weights is not None else None)
-        if plan.code:
-            note(plan.code)
+        for line in (*plan.notes, *([plan.code] if plan.code else [])):
+            note(line)
         print(f"{self.out}: {_summary(plan)}")
 
     def _recipe(self) -> Recipe:
         from rmtllmf_jax.common.values import parse
+        from rmtllmf_jax.fusion.files.matching import Parts
         from rmtllmf_jax.fusion.files.plan import Recipe, require_method
         from rmtllmf_jax.fusion.rules import METHODS
         from rmtllmf_jax.fusion.scale import scale_of
@@ -110,7 +117,8 @@ class Fuse:
         scale = scale_of(
             default if self.scale is None else self.scale, len(self.models) or 1, method
         )
-        return Recipe(method, scale, self.seed, self.dtype)
+        parts = Parts(self.only, self.from_base)
+        return Recipe(method, scale, self.seed, self.dtype, parts)
 
 
 def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:
@@ -187,6 +195,7 @@ def _listing(plan: Plan) -> Iterator[str]:
     for checkpoint in (plan.base, *plan.others):
         count = len(checkpoint.files)
         yield f"reads {checkpoint.given}: {checkpoint.size:,} bytes in {_files(count)}"
+    yield from plan.notes
     if plan.code:
         yield plan.code
     yield f"would write {plan.out}: {_summary(plan)}"

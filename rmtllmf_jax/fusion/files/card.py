@@ -9,10 +9,10 @@ from typing import Any
 
 from rmtllmf_jax.common.files import read_json, write_json
 from rmtllmf_jax.fusion.files.checkpoint import INDEX
+from rmtllmf_jax.fusion.files.configuration import CONFIG
 
 KEEP = "keep"
 """Every tensor in the type that it has in the base."""
-CONFIG = "config.json"
 _PATTERNS = (
     *("*.json", "*.jinja", "*.model", "*.txt", "*chat_templates/*.jinja"),
     *("LICENSE*", "NOTICE*", "USE_POLICY*"),
@@ -74,7 +74,7 @@ def card(
 
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer).
+      weights by layer), and `notes`.
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
@@ -102,6 +102,8 @@ def card(
         "## Inputs",
         _table(("role", "model", "file", "bytes", "SHA-256"), files),
     ]
+    if notes := record["notes"]:
+        parts += ["## What was seen and done", "\n".join(f"- {note}" for note in notes)]
     if weights := record["layer_weights"]:
         rows = [(layer, *(f"{w:.4f}" for w in row)) for layer, row in weights["layers"].items()]
         parts += ["## Weights by layer", _table(("layer", *weights["models"]), rows)]

@@ -64,6 +64,38 @@ class Entry:
         """Return whether it can be merged (`FLOATS`)."""
         return self.dtype in FLOATS
 
+    @property
+    def origin(self) -> str:
+        """What it is read from, for a manifest."""
+        return self.key
+
+    def read(self, into: np.ndarray) -> np.ndarray:
+        """Read the bytes into a contiguous array of as many bytes, and return that.
+
+        **Raises:** `InputError` that names the file if it has become shorter since its header was
+        read.
+        """
+        view = into.reshape(-1).view(np.uint8).data
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.start)
+                done = 0
+                while done < self.size:  # one call reads 2 GB at most
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise InputError(f"{self.path}: ends within {self.key}; was it changed?")
+                    done += count
+        except OSError as error:
+            raise InputError(f"{self.path}: {self.key} cannot be read ({error}).") from error
+        return into
+
+    def raw(self) -> np.ndarray:
+        """Return the bytes.
+
+        **Raises:** as `read`.
+        """
+        return self.read(np.empty(self.size, np.uint8))
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -242,26 +274,6 @@ def _read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     return sorted(entries, key=lambda entry: entry.start), metadata
 
 
-def read_raw(entry: Entry, into: np.ndarray) -> np.ndarray:
-    """Read a tensor's bytes into a contiguous array of as many bytes, and return that.
-
-    **Raises:** `InputError` that names the file if it has become shorter since its header was read.
-    """
-    view = into.reshape(-1).view(np.uint8).data
-    try:
-        with open(entry.path, "rb", buffering=0) as file:
-            file.seek(entry.start)
-            done = 0
-            while done < entry.size:  # one call reads 2 GB at most
-                count = file.readinto(view[done:])
-                if not count:
-                    raise InputError(f"{entry.path}: ends within {entry.key}; was it changed?")
-                done += count
-    except OSError as error:
-        raise InputError(f"{entry.path}: {entry.key} cannot be read ({error}).") from error
-    return into
-
-
 def header_bytes(
     entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
 ) -> bytes:
@@ -278,7 +290,7 @@ def header_bytes(
 
 def labels(checkpoints: list[Checkpoint]) -> list[str]:
     """Return a short name for each: the last part of its path where that tells them apart."""
-    names = [checkpoint.given.resolve().name for checkpoint in checkpoints]
+    names = [Path(os.path.abspath(checkpoint.given)).name for checkpoint in checkpoints]
     return [
         name if names.count(name) == 1 else str(checkpoint.given)
         for checkpoint, name in zip(checkpoints, names, strict=True)

@@ -209,11 +209,18 @@ def _index_of(shards: list[Shard]) -> dict[str, Any]:
 
 def _manifest(plan: Plan) -> dict[str, Any]:
     """Return everything that a finished shard depends on."""
-    shards = {shard.name: [tensor.base.key for tensor in shard.tensors] for shard in plan.shards}
+    shards = {
+        shard.name: [[tensor.base.key, tensor.dtype, tensor.merged] for tensor in shard.tensors]
+        for shard in plan.shards
+    }
+    sources = [
+        {key: each.entries[key].origin for key in plan.matching.merged}
+        for each in (plan.base, *plan.others)
+    ]
     return {
         "version": version("rmtllmf-jax"),
         **_how(plan),
-        "shards": content_hash(shards),
+        "shards": content_hash([shards, sources]),
         "inputs": [checkpoint.fingerprint() for checkpoint in (plan.base, *plan.others)],
         "with_reference": plan.reference is not None,
     }
@@ -222,6 +229,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
 def _how(plan: Plan) -> dict[str, Any]:
     recipe = plan.recipe
     how = asdict(recipe) | {"method": described(recipe.method)}
+    how |= {option: list(patterns) for option, patterns in how.pop("parts").items()}
     if not fact(recipe.method, "random"):
         del how["seed"]
     return how
@@ -240,6 +248,8 @@ def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -
         "formula": plan.formula,
         "reference": fact(plan.recipe.method, "reference"),
         "tensors": {"merged": len(plan.matching.merged), "copied": len(plan.matching.copied)},
+        "not_merged": list(plan.matching.not_merged),
+        "notes": list(plan.notes),
         "inputs": [
             {
                 "role": role,

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Float64, Key
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
-from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, read_raw
-from rmtllmf_jax.fusion.files.plan import Recipe, Shard, Tensor, raw_bytes
+from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
+from rmtllmf_jax.fusion.files.plan import Recipe, Shard, Tensor
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.rules import LayerWeighted, Sparsified, TaskArithmetic, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
@@ -94,13 +94,29 @@ def merge_shards(
 
 
 def _made(tensor: Tensor, stack: Stack, merge: TensorMerge) -> np.ndarray:
-    if not tensor.merged:
-        return raw_bytes(tensor.base)
     key = tensor.base.key
+    if not tensor.merged:
+        return _copied(tensor)
     base, rows = stack.read(key)
     with np.errstate(all="ignore"):  # `stored` finds what overflows
         base += merge(key, rows)
-    return stored(base, tensor.dtype, key)
+    try:
+        return stored(base, tensor.dtype, key)
+    except InputError:
+        if not stack.is_mask(key):
+            raise
+        return _copied(tensor)
+
+
+def _copied(tensor: Tensor) -> np.ndarray:
+    """Return the base's tensor, in the type of the output."""
+    entry = tensor.base
+    if tensor.dtype == entry.dtype:
+        return entry.raw()
+    wide = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
+    if _is_finite(wide):
+        return stored(wide, tensor.dtype, entry.key)
+    return wide.astype(FLOATS[tensor.dtype])
 
 
 def stored(tensor: Float[np.ndarray, "..."], dtype: str, key: str) -> np.ndarray:
@@ -196,14 +212,33 @@ class Stack:
         entry = self.base.entries[key]
         size = prod(entry.shape) * _wide(entry).itemsize
         base = self._base[:size].view(_wide(entry)).reshape(entry.shape)
-        _read_as(entry, base)
+        _fill(entry, base)
         rows = self._rows[: len(self.models) * base.size].reshape(len(self.models), *base.shape)
+
+        if not _is_finite(base):
+            if not self.is_mask(key):
+                _require_finite(entry, base)
+            rows[...] = 0
+            return base, rows
 
         def fill(number: int) -> None:
             _subtract(self.models[number].entries[key], base, rows[number : number + 1])
 
         list(self._pool.map(fill, range(len(self.models))))
         return base, rows
+
+    def is_mask(self, key: str) -> bool:
+        """Return whether a tensor has infinite numbers and is the same everywhere, as masks are.
+
+        Its task vectors are zeros then.
+        """
+        entries = [each.entries[key] for each in (self.base, *self.models)]
+        first, *others = (
+            entry.read(np.empty(entry.shape, FLOATS[entry.dtype])) for entry in entries
+        )
+        if _is_finite(first) or np.isnan(first).any():
+            return False
+        return all(first.dtype == each.dtype and np.array_equal(first, each) for each in others)
 
 
 def _subtract(entry: Entry, base: np.ndarray, row: np.ndarray) -> None:
@@ -223,12 +258,20 @@ def _wide(entry: Entry) -> np.dtype:
 
 
 def _read_as(entry: Entry, into: np.ndarray) -> None:
+    _fill(entry, into)
+    _require_finite(entry, into)
+
+
+def _fill(entry: Entry, into: np.ndarray) -> None:
     if FLOATS[entry.dtype] == into.dtype:
-        read_raw(entry, into)
+        entry.read(into)
     else:
-        into[...] = read_raw(entry, np.empty(entry.shape, FLOATS[entry.dtype]))
-    if not _is_finite(into):
-        what = "NaN" if np.isnan(into).any() else "infinite numbers"
+        into[...] = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
+
+
+def _require_finite(entry: Entry, tensor: np.ndarray) -> None:
+    if not _is_finite(tensor):
+        what = "NaN" if np.isnan(tensor).any() else "infinite numbers"
         raise InputError(f"{entry.path}: {entry.key} holds {what}; a merge needs finite weights.")
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from rmtllmf_jax.common.errors import InputError, require_known, require_seed
-from rmtllmf_jax.common.files import read_json, require_absent
+from rmtllmf_jax.common.files import require_absent
 from rmtllmf_jax.common.values import described, name_of
-from rmtllmf_jax.fusion.files.card import CONFIG, KEEP, code_files
+from rmtllmf_jax.fusion.files.adjustments import is_derived
+from rmtllmf_jax.fusion.files.card import KEEP, code_files
 from rmtllmf_jax.fusion.files.checkpoint import (
     FLOATS,
     SINGLE,
@@ -23,19 +21,15 @@ from rmtllmf_jax.fusion.files.checkpoint import (
     header_bytes,
     labels,
     open_checkpoint,
-    read_raw,
 )
+from rmtllmf_jax.fusion.files.configuration import CONFIG, config_of
+from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Types that an output may be asked for, by their name in a configuration."""
 
-BUFFERS = ("position_ids",)
-"""Last names of tensors that follow from the configuration: some versions of transformers write
-them and others do not, so a checkpoint may lack them."""
-
-_SHOWN = 20
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -50,6 +44,8 @@ class Recipe:
     """Of the masks of random methods."""
     dtype: str = KEEP
     """Of the merged tensors in the output: `KEEP` (the base's) or one of `DTYPES`."""
+    parts: Parts = field(default_factory=Parts)
+    """Which tensors are merged."""
 
     def __post_init__(self) -> None:
         """Refuse a seed that a key cannot hold, and an unknown type."""
@@ -89,15 +85,6 @@ def _why_not(method: Method) -> str:
 
 
 @dataclass(frozen=True)
-class Matching:
-    """The keys of the output, in the order of the base's files."""
-
-    merged: tuple[str, ...]
-    copied: tuple[str, ...]
-    """Not floating point and the same everywhere: taken from the base as they are."""
-
-
-@dataclass(frozen=True)
 class Tensor:
     """A tensor of the output."""
 
@@ -105,12 +92,12 @@ class Tensor:
     dtype: str
     """As safetensors spells it."""
     merged: bool
-    """Otherwise it is the base's, byte by byte."""
+    """Otherwise it is the base's."""
 
     @property
     def size(self) -> int:
         """In bytes."""
-        if not self.merged:
+        if self.dtype == self.base.dtype:
             return self.base.size
         return prod(self.base.shape) * FLOATS[self.dtype].itemsize
 
@@ -147,6 +134,11 @@ class Plan:
     def others(self) -> list[Checkpoint]:
         """The models, then the reference if there is one."""
         return [*self.models, *([self.reference] if self.reference else [])]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was seen in the checkpoints that is not plain, and done, a line each."""
+        return self.matching.notes
 
     @property
     def names(self) -> list[str]:
@@ -204,12 +196,14 @@ def plan_fusion(
     guide = open_checkpoint(reference) if reference is not None else None
     compared = [*others, *([guide] if guide else [])]
     for checkpoint in (start, *compared):
-        _require_not_quantised(checkpoint.directory)
-    matching = _match(start, compared)
+        _require_not_quantised(checkpoint)
+    matching = match(start, compared, recipe.parts)
+    fitting = list(matching.others)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
-    shards = _plan_shards(start, matching, recipe.dtype, shard_bytes)
-    return Plan(recipe, out, start, others, guide, matching, shards, carry_code)
+    shards = _plan_shards(matching, recipe.dtype, shard_bytes)
+    others, guide = fitting[: len(others)], fitting[-1] if guide else None
+    return Plan(recipe, out, matching.base, others, guide, matching, shards, carry_code)
 
 
 def bytes_of(text: str) -> int:
@@ -226,100 +220,27 @@ def bytes_of(text: str) -> int:
     return int(size)
 
 
-def _require_not_quantised(directory: Path | None) -> None:
+def _require_not_quantised(checkpoint: Checkpoint) -> None:
     """Refuse quantised weights, which no sum makes sense of."""
-    if directory is None or not (directory / CONFIG).is_file():
-        return
-    config = read_json(directory / CONFIG)
-    if isinstance(config, dict) and (how := config.get("quantization_config")):
+    if how := config_of(checkpoint).get("quantization_config"):
         raise InputError(
-            f"{directory / CONFIG}: the weights are quantised ({str(how)[:100]}); merge the "
+            f"{checkpoint.given / CONFIG}: the weights are quantised ({str(how)[:100]}); merge the "
             "unquantised ones."
         )
 
 
-def _match(base: Checkpoint, others: list[Checkpoint]) -> Matching:
-    """Return which tensors are merged and which are copied.
-
-    The error lists all missing and unexpected keys (and the nearest names), all shapes that differ,
-    all types that cannot be merged; then all tensors that would have to be equal and are not.
-    """
-    problems: list[str] = []
-    for other in others:
-        missing = [key for key in base.entries if key not in other.entries and not _is_buffer(key)]
-        extra = [key for key in other.entries if key not in base.entries and not _is_buffer(key)]
-        what = f"{other.given}: {len(extra)} unexpected (not in {base.given})"
-        problems += _listed(f"{other.given}: {len(missing)} missing", missing, extra)
-        problems += _listed(what, extra, missing)
-    pairs = [
-        (entry, other.entries[key], other.given)
-        for key, entry in base.entries.items()
-        for other in others
-        if key in other.entries
-    ]
-    for entry, found, where in pairs:
-        kinds = {entry.dtype, found.dtype}
-        if found.shape != entry.shape:
-            differ = f"{found.shape} in {where}, {entry.shape}"
-        elif len(kinds) > 1 and not kinds <= FLOATS.keys():
-            differ = f"{found.dtype} in {where}, {entry.dtype}"
-        else:
-            continue
-        problems.append(f"{entry.key}: {differ} in {base.given}")
-    if problems:
-        raise InputError(
-            "the checkpoints do not match; all must hold the same tensors:\n  "
-            + "\n  ".join(problems)
-        )
-    problems = [
-        f"{entry.key} ({entry.dtype}): not as in {base.given}: {where}"
-        for entry, found, where in pairs
-        if not entry.is_float() and not np.array_equal(raw_bytes(entry), raw_bytes(found))
-    ]
-    if problems:
-        raise InputError(
-            "only floating-point tensors (F64, F32, F16, BF16) are merged; these must be equal in "
-            "all checkpoints, and are not:\n  " + "\n  ".join(problems)
-        )
-    merged = tuple(key for key, entry in base.entries.items() if entry.is_float())
-    if not merged:
-        raise InputError(f"{base.given}: holds no floating-point tensor to merge.")
-    return Matching(merged, tuple(key for key in base.entries if key not in set(merged)))
-
-
-def _listed(what: str, keys: list[str], candidates: list[str]) -> list[str]:
-    lines = []
-    for key in keys[:_SHOWN]:
-        nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
-        lines.append(f"    {key}{f' (did you mean {nearest[0]}?)' if nearest else ''}")
-    if len(keys) > _SHOWN:
-        lines.append(f"    and {len(keys) - _SHOWN} more")
-    return [f"{what}:", *lines] if lines else []
-
-
-def _is_buffer(key: str) -> bool:
-    return key.rpartition(".")[2] in BUFFERS
-
-
-def raw_bytes(entry: Entry) -> np.ndarray:
-    """Return a tensor's bytes.
-
-    **Raises:** as `read_raw`.
-    """
-    return read_raw(entry, np.empty(entry.size, np.uint8))
-
-
-def _plan_shards(base: Checkpoint, matching: Matching, dtype: str, limit: int) -> list[Shard]:
+def _plan_shards(matching: Matching, dtype: str, limit: int) -> list[Shard]:
     """Return the files of the output, each of at most `limit` bytes of tensors.
 
     A tensor larger than that has a file of its own. Tensors keep the order of the base's files;
     within a file those of wider types come first, so that all are aligned to their size.
     """
-    merged = set(matching.merged)
+    base, merged = matching.base, set(matching.merged)
     groups: list[list[Tensor]] = [[]]
     filled = 0
     for key, entry in base.entries.items():
-        kind = entry.dtype if dtype == KEEP or not entry.is_float() else DTYPES[dtype]
+        keeps = dtype == KEEP or not entry.is_float() or is_derived(entry)
+        kind = entry.dtype if keeps else DTYPES[dtype]
         tensor = Tensor(entry, kind, key in merged)
         if groups[-1] and filled + tensor.size > limit:
             groups.append([])

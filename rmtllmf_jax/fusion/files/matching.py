@@ -1,0 +1,232 @@
+"""Which tensors of checkpoints belong together, which are merged, and what there is to say."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.files.adjustments import ADJUSTMENTS, is_derived, without_copies
+from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, labels
+
+_SHOWN = 20
+_OFFERED = 4
+_TOWERS = re.compile(r"(?:vision|visual|image|text|language|audio|encoder|decoder)")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which tensors are merged, by regular expressions that match the whole of a name."""
+
+    only: tuple[str, ...] = ()
+    """Nothing but these; all by default."""
+    from_base: tuple[str, ...] = ()
+    """Not these: they are the base's."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no regular expression."""
+        for option, patterns in (("only", self.only), ("from-base", self.from_base)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise InputError(
+                        f"--{option}: {pattern!r} is not a regular expression ({error})."
+                    ) from None
+
+    def merges(self, key: str) -> bool:
+        """Return whether a tensor takes part.
+
+        >>> parts = Parts(from_base=("classifier.*",))
+        >>> parts.merges("classifier.weight"), parts.merges("bert.classifier.weight")
+        (False, True)
+        """
+        asked = not self.only or any(re.fullmatch(each, key) for each in self.only)
+        return asked and not any(re.fullmatch(each, key) for each in self.from_base)
+
+    def require_matches(self, keys: Iterable[str]) -> None:
+        """Check that each pattern matches a name.
+
+        **Raises:** `InputError` with the names nearest to one that does not.
+        """
+        names = list(keys)
+        for option, patterns in (("only", self.only), ("from-base", self.from_base)):
+            for pattern in patterns:
+                if any(re.fullmatch(pattern, name) for name in names):
+                    continue
+                raise InputError(
+                    f"--{option} {pattern!r} matches no tensor; it must match the whole of a name "
+                    f"(NAME.* for all below NAME). Nearest: {', '.join(_near(pattern, names))}."
+                )
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Checkpoints with their tensors under the base's names, and what becomes of each."""
+
+    base: Checkpoint
+    others: tuple[Checkpoint, ...]
+    """The models and the reference. They may lack what is not merged."""
+    merged: tuple[str, ...]
+    """In the order of the base's files."""
+    copied: tuple[str, ...]
+    """Taken from the base as they are."""
+    not_merged: tuple[str, ...]
+    """Those of them that would have been merged, had it not been asked otherwise."""
+    notes: tuple[str, ...]
+    """What was seen and done, a line each."""
+
+
+def match(base: Checkpoint, others: Sequence[Checkpoint], parts: Parts) -> Matching:
+    """Return which tensors are merged and which are copied.
+
+    **Raises:** `InputError` that lists all missing and unexpected keys (and the nearest names), all
+    shapes that differ, all types that cannot be merged, and the options that leave them out; then
+    all tensors that would have to be equal and are not.
+    """
+    names = labels([base, *others])
+    base, line = without_copies(base)
+    notes = [f"{names[0]}: {line}"] if line else []
+    adjusted = []
+    for name, other in zip(names[1:], others, strict=True):
+        for adjust in ADJUSTMENTS:
+            other, line = adjust(base, other)
+            notes += [f"{name}: {line}"] if line else []
+        adjusted.append(other)
+    parts.require_matches({key for each in (base, *adjusted) for key in each.entries})
+    for number, (name, other) in enumerate(zip(names[1:], adjusted, strict=True)):
+        left = [key for key in other.entries if not parts.merges(key) and key not in base.entries]
+        if left:
+            notes.append(f"{name}: {', '.join(modules_of(left, base.entries))} left out")
+        kept = {key: entry for key, entry in other.entries.items() if parts.merges(key)}
+        adjusted[number] = replace(other, entries=kept)
+    taken = {key for key, entry in base.entries.items() if not is_derived(entry)}
+    _require_fit(base, adjusted, {key for key in taken if parts.merges(key)})
+    merged = tuple(
+        key
+        for key, entry in base.entries.items()
+        if key in taken and parts.merges(key) and entry.is_float()
+    )
+    if not merged:
+        raise InputError(f"{base.given}: holds no floating-point tensor to merge.")
+    copied = tuple(key for key in base.entries if key not in set(merged))
+    not_merged = tuple(key for key in copied if key in taken and not parts.merges(key))
+    if not_merged:
+        modules = ", ".join(modules_of(not_merged, merged))
+        notes.append(f"not merged but the base's: {modules} ({len(not_merged)} tensors)")
+    if statistics := [key for key in merged if key.endswith(".running_var")]:
+        notes.append(
+            f"running statistics are merged as weights are ({len(statistics)} running_var); "
+            "compute them anew on data"
+        )
+    return Matching(base, tuple(adjusted), merged, copied, not_merged, tuple(notes))
+
+
+def _require_fit(base: Checkpoint, others: Sequence[Checkpoint], taken: set[str]) -> None:
+    problems: list[str] = []
+    bad: set[str] = set()
+    for other in others:
+        missing = [key for key in base.entries if key in taken and key not in other.entries]
+        extra = [key for key in other.entries if key not in base.entries]
+        what = f"{other.given}: {len(extra)} unexpected (not in {base.given})"
+        problems += _listed(f"{other.given}: {len(missing)} missing", missing, extra)
+        problems += _listed(what, extra, missing)
+        bad |= {*missing, *extra}
+    pairs = [
+        (key, base.entries[key], other.entries[key], other.given)
+        for key in base.entries
+        if key in taken
+        for other in others
+        if key in other.entries
+    ]
+    for key, entry, found, where in pairs:
+        kinds = {entry.dtype, found.dtype}
+        if found.shape != entry.shape:
+            differ = f"{found.shape} in {where}, {entry.shape}"
+        elif len(kinds) > 1 and not kinds <= FLOATS.keys():
+            differ = f"{found.dtype} in {where}, {entry.dtype}"
+        else:
+            continue
+        problems.append(f"{key}: {differ} in {base.given}")
+        bad.add(key)
+    if problems:
+        raise InputError(
+            "the checkpoints do not match; all must hold the same tensors:\n  "
+            + "\n  ".join([*problems, *_ways_out(bad, taken - bad)])
+        )
+    _require_equal([pair for pair in pairs if not pair[1].is_float()], base)
+
+
+def _require_equal(pairs: list[tuple[str, Entry, Entry, object]], base: Checkpoint) -> None:
+    problems = [
+        f"{key} ({entry.dtype}): not as in {base.given}: {where}"
+        for key, entry, found, where in pairs
+        if not np.array_equal(entry.raw(), found.raw())
+    ]
+    if problems:
+        raise InputError(
+            "only floating-point tensors (F64, F32, F16, BF16) are merged; these must be equal in "
+            "all checkpoints, and are not (--from-base takes the base's):\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def _ways_out(bad: set[str], good: set[str]) -> list[str]:
+    """Return the option that merges what fits, if much of it does."""
+    if 4 * len(good) < len(bad):
+        return []
+    modules = modules_of(sorted(bad), good)
+    if len(modules) <= _OFFERED:
+        words = " ".join(f"'{module}'" for module in modules)
+        return [f"To merge the rest and keep the base's: --from-base {words}"]
+    modules = modules_of(sorted(good), bad)
+    if len(modules) <= _OFFERED:
+        words = " ".join(f"'{module}'" for module in modules)
+        return [f"To merge what all have and keep the rest of the base: --only {words}"]
+    return []
+
+
+def modules_of(keys: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Return patterns that match all the keys and none of the others, one per module.
+
+    >>> modules_of(["bert.pooler.weight", "score.weight", "score.bias"], ["bert.embed.weight"])
+    ['bert.pooler.*', 'score.*']
+    """
+    names = list(others)
+    taken = {name[: match.end()] for name in names for match in re.finditer(r"\.", name)}
+    found: dict[str, None] = {}
+    for key in keys:
+        ends = [match.end() for match in re.finditer(r"\.", key)]
+        free = next((key[:end] for end in ends if key[:end] not in taken), None)
+        found[free or key] = None
+    patterns = {module: f"{module}*" if module.endswith(".") else module for module in found}
+    for module, pattern in patterns.items():  # a dot stands for any letter
+        if any(re.fullmatch(pattern, name) for name in names):
+            patterns[module] = re.escape(module) + ".*" * module.endswith(".")
+    return list(patterns.values())
+
+
+def _listed(what: str, keys: list[str], candidates: list[str]) -> list[str]:
+    lines = []
+    for key in keys[:_SHOWN]:
+        alike = [each for each in candidates if _place(each) == _place(key)]
+        nearest = difflib.get_close_matches(key, alike, n=1, cutoff=0.6)
+        lines.append(f"    {key}{f' (did you mean {nearest[0]}?)' if nearest else ''}")
+    if len(keys) > _SHOWN:
+        lines.append(f"    and {len(keys) - _SHOWN} more")
+    return [f"{what}:", *lines] if lines else []
+
+
+def _place(key: str) -> tuple[list[str], list[str]]:
+    """Return tower and numbers of layers: a name of another tower or layer is not meant."""
+    return _TOWERS.findall(key), re.findall(r"\d+", key)
+
+
+def _near(pattern: str, names: list[str]) -> list[str]:
+    plain = re.sub(r"\\(.)|\.\*|[\^$()?+]", r"\1", pattern)
+    modules = sorted({*names, *(name.rpartition(".")[0] for name in names)} - {""})
+    return difflib.get_close_matches(plain, modules, n=3, cutoff=0) or modules[:3]
