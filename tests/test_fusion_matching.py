@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -45,7 +47,8 @@ def fuse(root: Path, base: Tensors, model: Tensors, **options: Any) -> tuple[Ten
     record = json.loads((root / "out/fusion.json").read_text())
     card = (root / "out/README.md").read_text()
     assert all(f"- {note}\n" in card for note in record["notes"])
-    return load_file(root / "out/model.safetensors"), record["notes"]
+    found = [load_file(path) for path in (root / "out").glob("*.safetensors")]
+    return dict(ChainMap(*found)), record["notes"]
 
 
 def assert_half(found: Tensors, base: Tensors, model: Tensors, but: tuple[str, ...] = ()) -> None:
@@ -238,3 +241,19 @@ def test_a_head_that_is_free_on_one_side_is_refused(tmp_path: Path):
     free = tensors(1) | {"lm_head.weight": np.ones((7, 4), np.float32)}
     with pytest.raises(InputError, match=r"lm_head.weight(.|\n)*--from-base 'lm_head.\*'"):
         fuse(tmp_path, tensors(0), free, config=TIED)
+
+
+def test_the_share_that_is_kept_is_told(tmp_path: Path):
+    """Few steps of bfloat16 tie: five hundredths asked for, what was kept is counted here."""
+    random = np.random.default_rng(0)
+    kind = jnp.bfloat16
+    base = {name: np.ones((40, 50), kind) for name in ("a.weight", "b.weight")}
+    steps = {name: random.integers(-2, 3, (40, 50)) for name in base}
+    model = {name: (1 + 2.0**-7 * steps[name]).astype(kind) for name in base}
+    found, _ = fuse(tmp_path, base, model, method="ties(density=0.05)", shard_size="4KB")
+    kept = np.mean([found[name] != 1 for name in sorted(found)])
+    record = json.loads((tmp_path / "out/fusion.json").read_text())
+    assert record["kept"] == {"one": pytest.approx(kept)}
+    assert kept > 0.3
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| share of the task vector of one that is kept | {kept:.4f} |" in card

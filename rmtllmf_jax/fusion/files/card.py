@@ -74,7 +74,8 @@ def card(
 
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer), and `notes`.
+      weights by layer), `kept` (share by model) and
+      `notes`.
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
@@ -86,6 +87,10 @@ def card(
         ("scale", f"{record['scale']:.6g}"),
         ("type of the weights", record["dtype"]),
         ("tensors", f"{record['tensors']['merged']} merged, {record['tensors']['copied']} copied"),
+        *(
+            (f"share of the task vector of {name} that is kept", f"{share:.4f}")
+            for name, share in record["kept"].items()
+        ),
         *((f"version of {key}", value) for key, value in record["versions"].items()),
     ]
     files = [

@@ -36,7 +36,13 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.files.card import card, copy_carried
 from rmtllmf_jax.fusion.files.checkpoint import INDEX, labels
-from rmtllmf_jax.fusion.files.merging import LayerWeights, TensorMerge, layer_grams, merge_shards
+from rmtllmf_jax.fusion.files.merging import (
+    Facts,
+    LayerWeights,
+    TensorMerge,
+    layer_grams,
+    merge_shards,
+)
 from rmtllmf_jax.fusion.files.plan import Plan, Shard
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.rules import LayerWeighted, fact
@@ -45,6 +51,7 @@ from rmtllmf_jax.fusion.rules.leaves import user_weights
 CARD, RECORD = "README.md", "fusion.json"
 _MANIFEST = "manifest.json"
 _GRAMS = "notes.json"
+_FACTS = "facts"
 
 
 def part_folder(out: Path) -> Path:
@@ -69,6 +76,7 @@ class Fusing:
         """Whether work on other inputs or options was thrown away."""
         if self.restarted:
             shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.root / _FACTS, ignore_errors=True)
             (self.root / _GRAMS).unlink(missing_ok=True)
         if not known.is_file() or self.restarted:
             write_json(known, self._manifest)
@@ -125,7 +133,20 @@ class Fusing:
         total = sum(len(shard.tensors) for shard in plan.shards)
         done = total - sum(len(shard.tensors) for shard in left)
         with progress_bar("merging", total, done) as advance:
-            merge_shards(self.folder, left, plan.base, plan.models, program, advance)
+            inputs = (plan.base, plan.models)
+            merge_shards(self.folder, left, *inputs, program, advance, self._tell)
+
+    def _tell(self, shard: str, facts: Facts) -> None:
+        write_json(self.root / _FACTS / f"{shard}.json", facts)
+
+    def facts(self) -> Facts:
+        """Return what was seen in all shards, whichever process wrote them."""
+        found: Facts = {"masks": [], "kept": {}}
+        for shard in self.plan.shards:
+            of_shard = read_json(self.root / _FACTS / f"{shard.name}.json")
+            found["masks"] += of_shard["masks"]
+            found["kept"] |= of_shard["kept"]
+        return found
 
     def finish(self, weights: LayerWeights | None, plot: str | None = None) -> None:
         """Add index, configuration and card, and rename the folder to its place.
@@ -138,7 +159,7 @@ class Fusing:
         plan, folder = self.plan, self.folder
         if len(plan.shards) > 1:
             write_json(folder / f"model{INDEX}", _index_of(plan.shards))
-        record = _record(plan, weights, self._input_hashes())
+        record = _record(plan, weights, self._input_hashes(), self.facts())
         carried = copy_carried(plan.base.directory, folder, plan.recipe.dtype, code=plan.carry_code)
         write_json(folder / RECORD, record)
         write_bytes(folder / CARD, card(plan.out.name, record, carried, plan.code, plot).encode())
@@ -235,7 +256,20 @@ def _how(plan: Plan) -> dict[str, Any]:
     return how
 
 
-def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -> dict[str, Any]:
+def _kept(plan: Plan, kept: dict[str, list[int]]) -> dict[str, float]:
+    """Return the share of each task vector that was kept, by model; nothing if nothing was cut.
+
+    Values that tie with the last one kept are all kept: in bfloat16, with its few steps, more than
+    was asked for.
+    """
+    total = sum(prod(plan.base.entries[key].shape) for key in kept)
+    counts = [sum(column) for column in zip(*kept.values(), strict=True)]
+    return {name: n / max(total, 1) for name, n in zip(plan.names, counts, strict=False)}
+
+
+def _record(
+    plan: Plan, weights: LayerWeights | None, hashes: list[list[str]], facts: Facts
+) -> dict[str, Any]:
     """Return what the card says, for programs."""
     roles = ["base", *["model"] * len(plan.models), *["reference"] * (plan.reference is not None)]
     inputs = [plan.base, *plan.others]
@@ -249,7 +283,11 @@ def _record(plan: Plan, weights: LayerWeights | None, hashes: list[list[str]]) -
         "reference": fact(plan.recipe.method, "reference"),
         "tensors": {"merged": len(plan.matching.merged), "copied": len(plan.matching.copied)},
         "not_merged": list(plan.matching.not_merged),
-        "notes": list(plan.notes),
+        "notes": [
+            *plan.notes,
+            *(f"{key}: infinite numbers, equal everywhere: copied" for key in facts["masks"]),
+        ],
+        "kept": _kept(plan, facts["kept"]),
         "inputs": [
             {
                 "role": role,

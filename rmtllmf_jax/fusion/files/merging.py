@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.similarity import exact_gram
 
 LayerWeights = dict[str, Float[np.ndarray, " users"]]
+Facts = dict[str, Any]
+"""What was seen while a shard was merged: `masks` (names) and `kept` (as of `TensorMerge`)."""
 
 _ALIGNMENT = 64  # jax takes over memory that lies so, and copies other memory
 
@@ -41,6 +44,8 @@ class TensorMerge:
         """Prepare the method of a recipe; `weights` are those of a `LayerWeighted` one."""
         self._recipe = recipe
         self._weights = weights or {}
+        self.kept: dict[str, list[int]] = {}
+        """Entries that are not zero after sparsifying, by tensor: one number per user."""
         self._program = jax.jit(self._merge)
 
     def __call__(self, key: str, rows: Float[np.ndarray, "users ..."]) -> Float[np.ndarray, "..."]:
@@ -55,6 +60,7 @@ class TensorMerge:
             for user in range(len(rows)):
                 row = rows[user : user + 1]
                 row[...] = sparsify(jax.device_put(row), key, masks, user)
+            self.kept[key] = [int(np.count_nonzero(row)) for row in rows]
         elif fact(method, "random"):
             masks = jax.random.fold_in(masks, zlib.crc32(key.encode()))
         return np.asarray(self._program(jax.device_put(rows), weights, masks))
@@ -77,10 +83,12 @@ def merge_shards(
     models: list[Checkpoint],
     merge: TensorMerge,
     advance: Callable[[int], None],
+    tell: Callable[[str, Facts], None],
 ) -> None:
     """Write shards into a folder, each of which appears when it is whole.
 
-    `advance` is called with 1 after each tensor.
+    `advance` is called with 1 after each tensor, `tell` with name and facts of a shard before it
+    appears.
 
     **Raises:** `InputError` if an input holds NaN or is cut short, or if a number does not fit the
     type of the output; `OSError` if the disk is full, among others.
@@ -88,12 +96,16 @@ def merge_shards(
     with Stack(base, models) as stack:
         for shard in shards:
             with _writing(folder / shard.name, shard) as write:
+                masks: list[str] = []
                 for tensor in shard.tensors:
-                    write(_made(tensor, stack, merge))
+                    write(_made(tensor, stack, merge, masks))
                     advance(1)
+                keys = [each.base.key for each in shard.tensors]
+                kept = {key: merge.kept[key] for key in keys if key in merge.kept}
+                tell(shard.name, {"masks": masks, "kept": kept})
 
 
-def _made(tensor: Tensor, stack: Stack, merge: TensorMerge) -> np.ndarray:
+def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, masks: list[str]) -> np.ndarray:
     key = tensor.base.key
     if not tensor.merged:
         return _copied(tensor)
@@ -105,6 +117,7 @@ def _made(tensor: Tensor, stack: Stack, merge: TensorMerge) -> np.ndarray:
     except InputError:
         if not stack.is_mask(key):
             raise
+        masks.append(key)
         return _copied(tensor)
 
 
