@@ -212,6 +212,44 @@ def test_the_learned_attack(
 
 
 @pytest.mark.slow
+def test_the_learned_defence(
+    script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path
+) -> None:
+    experiment = script("learned_defence")
+    options = experiment.Options(
+        finished.copy(tmp_path / "run", sweep=False),
+        tasks=TASKS,
+        quick=True,
+        out=tmp_path / "out",
+        cache_dir=cache_dir,
+    )
+    experiment.main(options)
+    assert {path.name for path in options.out.iterdir()} == {"README.md", "defences.csv"}
+    rows = pd.read_csv(options.out / "defences.csv")
+    defences, attacks = ["none", "coded", "learned"], ["no attack", "sum_rate", "sum_mse"]
+    attacks.append("made for it")
+    assert rows["defence"].tolist() == 2 * [name for name in defences for _ in attacks]
+    assert rows["attack"].tolist() == 6 * attacks
+    soft = rows.pivot_table(index=["channel", "defence"], columns="attack", values="soft_accuracy")
+    # Both are tuned on the soft accuracy, from `sum_mse` on.
+    assert (soft["made for it"] <= soft["sum_mse"] + 1e-4).all()
+    # What the defender learned is worth something under the attack that it answers.
+    alone = soft["made for it"].unstack()
+    assert (alone["learned"] >= alone["none"] - 1e-3).all()
+    ends = rows.groupby("channel")[["lower", "upper"]].first()
+    assert (ends["upper"] >= ends["lower"] - 1e-4).all()
+
+    table = table_of(options.out / "README.md")
+    wide = rows.pivot_table(index="channel", columns=["defence", "attack"], values="accuracy")
+    assert list(table) == defences
+    for defence, cells in table.items():
+        for attack, cell in zip(attacks, cells, strict=True):
+            expected = in_percent(wide[defence][attack])
+            np.testing.assert_allclose(numbers(cell), expected, atol=0.06)
+    goes_on(experiment, "channel_rows", options, "defences.csv")
+
+
+@pytest.mark.slow
 def test_learned_power_control(
     script: Script, finished: TinyRun, cache_dir: Path, tmp_path: Path
 ) -> None:
