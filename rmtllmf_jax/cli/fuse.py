@@ -61,6 +61,9 @@ class Fuse:
     from_base: tuple[str, ...] = ()
     """Take tensors that match from the base, such as 'classifier.*' where heads differ; those that
     it has not are left out."""
+    tokenizer: str | None = None
+    """Whose tokens the output has, where models have tokens that the base has not: base, union (all
+    tokens), or one of the models. Rows of embeddings go by token, not by number."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
     shard_size: str = "5GB"
@@ -118,7 +121,7 @@ class Fuse:
             default if self.scale is None else self.scale, len(self.models) or 1, method
         )
         parts = Parts(self.only, self.from_base)
-        return Recipe(method, scale, self.seed, self.dtype, parts)
+        return Recipe(method, scale, self.seed, self.dtype, parts, self.tokenizer)
 
 
 def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:

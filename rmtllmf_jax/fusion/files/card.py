@@ -1,68 +1,10 @@
-"""What an output holds beside its weights: the base's configuration and code, and a model card."""
+"""The model card of an output."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rmtllmf_jax.common.files import read_json, write_json
-from rmtllmf_jax.fusion.files.checkpoint import INDEX
-from rmtllmf_jax.fusion.files.configuration import CONFIG
-
-KEEP = "keep"
-"""Every tensor in the type that it has in the base."""
-_PATTERNS = (
-    *("*.json", "*.jinja", "*.model", "*.txt", "*chat_templates/*.jinja"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
-_TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
-
-
-def code_files(directory: Path | None) -> list[Path]:
-    """Return the files of code, which go into an output only on request.
-
-    Whoever opens a model with `trust_remote_code=True` runs them.
-    """
-    return _found(directory, ("*.py",))
-
-
-def _found(directory: Path | None, patterns: tuple[str, ...]) -> list[Path]:
-    if directory is None:
-        return []
-    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(directory) for path in found)
-
-
-def copy_carried(directory: Path | None, folder: Path, dtype: str, *, code: bool) -> list[Path]:
-    """Copy configuration and tokenizer files; the configuration names the type of the output.
-
-    `code` includes the files of code. Returns the files, relative to the directory.
-
-    **Raises:** `InputError` if the configuration is not JSON.
-    """
-    found = _found(directory, _PATTERNS)
-    files = [name for name in found if not name.name.endswith(INDEX) and name.name not in _TRAINING]
-    files += code_files(directory) if code else []
-    for name in files:
-        assert directory is not None  # or there would be no file
-        (folder / name).parent.mkdir(exist_ok=True)
-        if name == Path(CONFIG) and dtype != KEEP:
-            write_json(folder / name, _with_dtype(read_json(directory / name), dtype))
-        else:
-            shutil.copyfile(directory / name, folder / name)
-    return files
-
-
-def _with_dtype(config: Any, dtype: str) -> Any:
-    if not isinstance(config, dict):
-        return config
-    changed = {key: _with_dtype(value, dtype) for key, value in config.items()}
-    for key in ("dtype", "torch_dtype"):
-        if isinstance(config.get(key), str):
-            changed[key] = dtype
-    return changed
 
 
 def card(

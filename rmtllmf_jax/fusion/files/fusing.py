@@ -34,7 +34,8 @@ from rmtllmf_jax.common.files import (
 )
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.fusion.files.card import card, copy_carried
+from rmtllmf_jax.fusion.files.card import card
+from rmtllmf_jax.fusion.files.carried import copy_carried
 from rmtllmf_jax.fusion.files.checkpoint import INDEX, labels
 from rmtllmf_jax.fusion.files.merging import (
     Facts,
@@ -160,7 +161,10 @@ class Fusing:
         if len(plan.shards) > 1:
             write_json(folder / f"model{INDEX}", _index_of(plan.shards))
         record = _record(plan, weights, self._input_hashes(), self.facts())
-        carried = copy_carried(plan.base.directory, folder, plan.recipe.dtype, code=plan.carry_code)
+        tokenizer = plan.matching.tokenizer
+        carried = copy_carried(
+            plan.base, folder, plan.recipe.dtype, tokenizer, code=plan.carry_code
+        )
         write_json(folder / RECORD, record)
         write_bytes(folder / CARD, card(plan.out.name, record, carried, plan.code, plot).encode())
         for path in carried:

@@ -12,6 +12,7 @@ import numpy as np
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files.adjustments import ADJUSTMENTS, is_derived, without_copies
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, labels
+from rmtllmf_jax.fusion.files.vocabulary import Tokenizer, fit_vocabularies
 
 _SHOWN = 20
 _OFFERED = 4
@@ -77,12 +78,16 @@ class Matching:
     """Taken from the base as they are."""
     not_merged: tuple[str, ...]
     """Those of them that would have been merged, had it not been asked otherwise."""
+    tokenizer: Tokenizer
+    """The output's."""
     notes: tuple[str, ...]
     """What was seen and done, a line each."""
 
 
-def match(base: Checkpoint, others: Sequence[Checkpoint], parts: Parts) -> Matching:
-    """Return which tensors are merged and which are copied.
+def match(
+    base: Checkpoint, others: Sequence[Checkpoint], parts: Parts, tokenizer: str | None = None
+) -> Matching:
+    """Return which tensors are merged and which are copied; `tokenizer` as `fit_vocabularies` has.
 
     **Raises:** `InputError` that lists all missing and unexpected keys (and the nearest names), all
     shapes that differ, all types that cannot be merged, and the options that leave them out; then
@@ -104,6 +109,8 @@ def match(base: Checkpoint, others: Sequence[Checkpoint], parts: Parts) -> Match
             notes.append(f"{name}: {', '.join(modules_of(left, base.entries))} left out")
         kept = {key: entry for key, entry in other.entries.items() if parts.merges(key)}
         adjusted[number] = replace(other, entries=kept)
+    base, adjusted, chosen, lines = fit_vocabularies(base, adjusted, tokenizer)
+    notes += lines
     taken = {key for key, entry in base.entries.items() if not is_derived(entry)}
     _require_fit(base, adjusted, {key for key in taken if parts.merges(key)})
     merged = tuple(
@@ -123,7 +130,7 @@ def match(base: Checkpoint, others: Sequence[Checkpoint], parts: Parts) -> Match
             f"running statistics are merged as weights are ({len(statistics)} running_var); "
             "compute them anew on data"
         )
-    return Matching(base, tuple(adjusted), merged, copied, not_merged, tuple(notes))
+    return Matching(base, tuple(adjusted), merged, copied, not_merged, chosen, tuple(notes))
 
 
 def _require_fit(base: Checkpoint, others: Sequence[Checkpoint], taken: set[str]) -> None:

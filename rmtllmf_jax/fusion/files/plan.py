@@ -12,7 +12,7 @@ from rmtllmf_jax.common.errors import InputError, require_known, require_seed
 from rmtllmf_jax.common.files import require_absent
 from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.fusion.files.adjustments import is_derived
-from rmtllmf_jax.fusion.files.card import KEEP, code_files
+from rmtllmf_jax.fusion.files.carried import KEEP, code_files
 from rmtllmf_jax.fusion.files.checkpoint import (
     FLOATS,
     SINGLE,
@@ -46,6 +46,8 @@ class Recipe:
     """Of the merged tensors in the output: `KEEP` (the base's) or one of `DTYPES`."""
     parts: Parts = field(default_factory=Parts)
     """Which tensors are merged."""
+    tokenizer: str | None = None
+    """Whose tokens the output has, where tokenizers differ: `base`, `union` or a model's name."""
 
     def __post_init__(self) -> None:
         """Refuse a seed that a key cannot hold, and an unknown type."""
@@ -197,7 +199,7 @@ def plan_fusion(
     compared = [*others, *([guide] if guide else [])]
     for checkpoint in (start, *compared):
         _require_not_quantised(checkpoint)
-    matching = match(start, compared, recipe.parts)
+    matching = match(start, compared, recipe.parts, recipe.tokenizer)
     fitting = list(matching.others)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
