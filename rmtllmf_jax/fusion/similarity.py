@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Float64, PyTree
 
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, widened
@@ -106,6 +106,11 @@ def exact_gram(rows: Float[np.ndarray, "users ..."]) -> Float[np.ndarray, "users
         chunk = flat[:, start : start + _CHUNK].astype(np.float64)
         total += chunk @ chunk.T
     return total
+
+
+def exact_squares(rows: Float[np.ndarray, "users ..."]) -> Float64[np.ndarray, " users"]:
+    """Return the sum of squares of each row, in float64."""
+    return np.array([exact_gram(row[None])[0, 0] for row in rows])
 
 
 def _normalised(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

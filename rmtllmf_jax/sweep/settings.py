@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import jax
-
 from rmtllmf_jax.channel import (
     NO_ATTACK,
     ONCE,
@@ -48,6 +46,7 @@ from rmtllmf_jax.uplink import (
     is_surrogate,
     parse_error_model,
 )
+from rmtllmf_jax.uplink.fitting import require_filters, require_fitting
 
 SCALE_RULES = (*SCALES, "validation")
 LARGEST = 1e6
@@ -201,15 +200,10 @@ class Settings:
 
         **Raises:** `InputError` for values along the chain that cannot go together.
         """
-        transport, patterns = self.carrier(stages), getattr(link.air, "patterns", ())
-        if not is_of_mse(transport):
-            _require_filters(link, transport)
-            for each in (*stages.estimators, *[link.air] * bool(patterns)):
-                raise InputError(
-                    f"{described(each)} needs errors of known variance, and {described(transport)} "
-                    "sends symbols: take the transport gaussian, sparse or coded."
-                )
-        elif not is_surrogate(transport) and self.error_model != "independent":
+        transport = self.carrier(stages)
+        require_fitting(link, transport, stages.estimators)
+        symbols = not is_of_mse(transport)
+        if not symbols and not is_surrogate(transport) and self.error_model != "independent":
             raise InputError(
                 f"the error model {self.error_model} describes the errors of the transport "
                 f"gaussian, and {described(transport)} has its own: leave one out."
@@ -219,17 +213,11 @@ class Settings:
                 f"{described(stages.estimators[0])} takes errors of variance kappa^2 mu, and those "
                 "of the error model noisy_reference have another: leave one out."
             )
-        if patterns and not getattr(transport, "by_leaf", True):
-            raise InputError(
-                f"{described(link.air)} protects some leaves, and {described(transport)} runs over "
-                "all of them: leave the patterns out, or take gaussian or sparse."
-            )
-        jax.eval_shape(link.mse, jax.random.key(0))  # which refuses what cannot be together
 
     def _require_symbols(self, preset: Preset) -> None:
         """Refuse what is the surrogate's alone, beside a transport that sends symbols."""
         name = described(self.transporting)
-        _require_filters(Link(preset, NO_ATTACK, self.receiving), self.transporting)
+        require_filters(Link(preset, NO_ATTACK, self.receiving), self.transporting)
         given = {
             "error model": self.error_model != "independent",
             "kappa": self.kappa is not None,
@@ -272,23 +260,6 @@ class Settings:
             values["transport"] = described(self.transporting)
         values["numerics"] = numerics()
         return values
-
-
-def _require_filters(link: Link, transport: Transport | MseTransport) -> None:
-    """Refuse a link that symbols cannot be sent through."""
-    name = described(transport)
-    if not link.preset.has_channel:
-        raise InputError(
-            f"the transport {name} sends symbols over a channel, and {described(link.preset)} has "
-            "none: choose a channel preset, or the transport gaussian."
-        )
-    if not hasattr(link.receiver, "filters"):
-        raise InputError(
-            f"the transport {name} needs the receiver's filters, and {described(link.receiver)} "
-            "has only errors: give it a method `filters`, or choose another receiver, or the "
-            "transport gaussian."
-        )
-    jax.eval_shape(lambda key: link.filters(link.draw(key), key), jax.random.key(0))
 
 
 def _require_correlations(preset: Preset, receiver: Receiver) -> None:

@@ -21,9 +21,8 @@ from rmtllmf_jax.sweep.axis import given_mse, link_channel, link_sent
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.uplink import MseTransport, Scenario, Transport, is_of_mse, is_surrogate
-
-# Folded into the root key, so that channel and parameter noise are independent.
-_CHANNEL, _NOISE = 0, 1
+from rmtllmf_jax.uplink.keys import channel_key, noise_key
+from rmtllmf_jax.uplink.transports import channel_uses
 
 
 def user_kappa(inputs: SweepInputs, settings: Settings) -> Float[Array, " users"]:
@@ -92,7 +91,7 @@ class Uplinks:
             return np.zeros(users, np.float32), np.zeros(users, np.float32)
         where = (link.attack, link.receiver, link.air, *_place(cell))
         if where not in self._sent:
-            errors, uses = link_sent(self._draw_key(cell.draw), link, cell.axis, cell.level)
+            errors, uses = link_sent(channel_key(self._key, cell.draw), link, cell.axis, cell.level)
             mse = given_mse(link, cell.axis, cell.level)
             mse = mse_of(errors) if mse is None else mse
             self._sent[where] = np.asarray(mse)[:users], np.asarray(uses)[:users]
@@ -125,14 +124,12 @@ class Uplinks:
 
     def _uses(self, cell: Cell, mse: np.ndarray, air_uses: np.ndarray) -> np.ndarray:
         """Return the channel uses per parameter: those of the transport, each as often as sent."""
-        transport = self.transport(cell)
-        if not is_of_mse(transport):
-            return transport.uses * air_uses
+        share = 1.0
         if patterns := getattr(self._stages(cell).air, "patterns", ()):
             flags = jax.tree.leaves(frozen_leaves(self.inputs.base, patterns))
             sizes = np.array([leaf.size for leaf in jax.tree.leaves(self.inputs.base)])
-            air_uses = 1 + (air_uses - 1) * (np.array(flags) @ sizes) / sizes.sum()
-        return np.asarray(transport.uses_of(jnp.asarray(mse))) * air_uses
+            share = (np.array(flags) @ sizes) / sizes.sum()
+        return channel_uses(self.transport(cell), mse, air_uses, share)
 
     def error_model(self, cell: Cell) -> uplink.ErrorModel:
         """Return how the errors of the tasks' users hang together in a cell's draw.
@@ -143,7 +140,7 @@ class Uplinks:
         users, covariance = len(self.inputs.tasks), None
         if self.settings.error_model == "lmmse":
             link = self.link(cell) or self.settings.link(self.preset, NO_ATTACK, self._stages(cell))
-            whole = link_sent(self._draw_key(cell.draw), link, cell.axis, cell.level).errors
+            whole = link_sent(channel_key(self._key, cell.draw), link, cell.axis, cell.level).errors
             covariance = whole[:users, :users]
         return uplink.get_error_model(self.settings.error_model, users, covariance)
 
@@ -189,8 +186,7 @@ class Uplinks:
         numbers). Otherwise: the received task vectors, after the estimators. Combinations, rules
         and repairs share the transmission, scenarios and levels its key.
         """
-        key = jax.random.fold_in(self._key, _NOISE)
-        key = jax.random.fold_in(jax.random.fold_in(key, cell.seed), cell.draw)
+        key = noise_key(self._key, cell.draw, cell.seed)
         vectors, link, transport = self._vectors(cell), self.link(cell), self.transport(cell)
         if self.summed(cell):
             if link is None and not is_surrogate(transport):
@@ -201,7 +197,7 @@ class Uplinks:
             return vectors
         mse, kappa = jnp.asarray(self.mse(cell)), self.kappa_at(cell)
         if not is_of_mse(transport):
-            where = link_channel(self._draw_key(cell.draw), link, cell.axis, cell.level)
+            where = link_channel(channel_key(self._key, cell.draw), link, cell.axis, cell.level)
             return cast(Transport, transport)(vectors, *where, key)
         planned = mse
         if (plan := getattr(transport, "plan", None)) is not None:
@@ -220,9 +216,6 @@ class Uplinks:
         for poison in Scenario(cell.scenario).poisons:
             vectors = poison(vectors)
         return vectors
-
-    def _draw_key(self, draw: int) -> Key[Array, ""]:
-        return jax.random.fold_in(jax.random.fold_in(self._key, _CHANNEL), draw)
 
 
 def _place(cell: Cell) -> tuple:

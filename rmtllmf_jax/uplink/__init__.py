@@ -35,6 +35,7 @@ from rmtllmf_jax.uplink.noise import draw_sources, errors, noise_of_sum, transmi
 from rmtllmf_jax.uplink.poison import POISONS, Poison, Scaled, SignFlip
 from rmtllmf_jax.uplink.scenario import Scenario
 from rmtllmf_jax.uplink.sparse import Sparse, entropy
+from rmtllmf_jax.uplink.streaming import StreamedUplink
 from rmtllmf_jax.uplink.transports import (
     GAUSSIAN,
     TRANSPORTS,
@@ -77,6 +78,7 @@ __all__ = [
     "SignFlip",
     "SingularValues",
     "Sparse",
+    "StreamedUplink",
     "Transport",
     "deliver",
     "draw_sources",

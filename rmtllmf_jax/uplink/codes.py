@@ -21,7 +21,9 @@ from rmtllmf_jax.common.values import Known
 from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.fusion.trees import check_stacked
 from rmtllmf_jax.uplink.magnitudes import (
+    Magnitudes,
     are_largest,
+    binned,
     largest,
     lloyd_max,
     magnitudes,
@@ -29,6 +31,14 @@ from rmtllmf_jax.uplink.magnitudes import (
 )
 from rmtllmf_jax.uplink.noise import per_user
 from rmtllmf_jax.uplink.sparse import entropy
+from rmtllmf_jax.uplink.streams import (
+    Picked,
+    Powers,
+    Rows,
+    Sending,
+    powers_of_rows,
+    whole_vectors,
+)
 from rmtllmf_jax.uplink.vectors import as_leaves, as_vectors, mean_squares
 
 _OUTAGE = 4  # folded into the key: the other numbers are leaves' names
@@ -178,42 +188,59 @@ class Coded:
         by_user = _one_each("mse", mse, users)
         planned = by_user if planned is None else _one_each("planned", planned, users)
         outage = self.outage(by_user, planned)
-        if self.block is None or self.expected:
-            arrived = 1 - outage
-        else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(
-                jax.random.fold_in(key, _OUTAGE), jnp.arange(users, dtype=jnp.uint32)
-            )
-            arrived = jax.vmap(jax.random.uniform)(keys) >= outage
+        arrived = self._arrived(outage, key)
         _, received = self._encoded(stacked, planned)
         return as_leaves(received * arrived.astype(received.dtype)[:, None], stacked)
+
+    def stream(self, sending: Sending) -> _CodedStream:
+        """Leaf by leaf, after three passes that find what each user sends."""
+        return _CodedStream(self, sending)
+
+    def _arrived(self, outage: Array, key: Key[Array, ""]) -> Float[Array, " users"]:
+        """Return 1 for each user whose vector arrives and 0 for others, or the probability."""
+        if self.block is None or self.expected:
+            return 1 - outage
+        numbers = jnp.arange(outage.size, dtype=jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, _OUTAGE), numbers)
+        return (jax.vmap(jax.random.uniform)(keys) >= outage).astype(outage.dtype)
 
     def _encoded(self, stacked: PyTree[Array], planned: PerUser) -> tuple[Chosen, Array]:
         vectors = jax.lax.stop_gradient(as_vectors(stacked))
         users, size = vectors.shape
-        rate = jax.lax.stop_gradient(-jnp.log2(self._needed(_one_each("planned", planned, users))))
-        bits = jnp.asarray(self.bits)
-        budget = self.uses * rate[:, None] - (_HEADER + _LEVEL * 2.0 ** (bits - 1)) / size
-        some = jnp.floor(largest_share(budget, bits) * size).astype(jnp.int32)
-        counts = jnp.concatenate([some, jnp.where(budget < bits, 0, size)], axis=1)
-        drops = jnp.repeat(jnp.array([True, False]), bits.size)
-        bits = jnp.tile(bits, 2)
-        fit = jax.vmap(partial(lloyd_max, most=1 << (max(self.bits) - 1)), (None, 0, 0, 0))
+        counts = self._counts(_one_each("planned", planned, users), size)
 
         def one(given: tuple[Array, Array]) -> tuple[Chosen, Array]:
             vector, count = given
             bins = magnitudes(vector)
-            kept = jax.vmap(largest, (None, 0))(bins, count)
-            level = fit(bins, kept, 1 << (bits - 1), drops)
-            kept = jnp.where((level == 0) & drops[:, None], 0, kept)
-            errors = jax.vmap(squared_error, (None, 0, 0))(bins, kept, level)
-            best = jnp.argmin(errors)
-            kept, level = kept[best], level[best]
-            magnitude = jnp.where(are_largest(bins, kept), level[bins.of], 0)
-            found = Chosen(bits[best], jnp.sum(kept), errors[best] / size)
-            return found, jnp.where(vector < 0, -magnitude, magnitude)
+            found, kept, level = self._best(bins, count, size)
+            return found, _reproduced(vector, bins, kept, level)
 
         return jax.lax.map(one, (vectors, counts))
+
+    def _counts(self, planned: Array, size: int) -> Int[Array, "users choices"]:
+        """Return how many entries may be sent with each number of bits, some and all of them."""
+        rate = jax.lax.stop_gradient(-jnp.log2(self._needed(planned)))
+        bits = jnp.asarray(self.bits)
+        budget = self.uses * rate[:, None] - (_HEADER + _LEVEL * 2.0 ** (bits - 1)) / size
+        some = jnp.floor(largest_share(budget, bits) * size).astype(jnp.int32)
+        return jnp.concatenate([some, jnp.where(budget < bits, 0, size)], axis=1)
+
+    @partial(jax.jit, static_argnums=(0, 3))
+    def _best(
+        self, bins: Magnitudes, count: Int[Array, " choices"], size: int
+    ) -> tuple[Chosen, Int[Array, " bins"], Float[Array, " bins"]]:
+        """Return what a user sends: how many entries of each bin, and the level of each bin."""
+        bits = jnp.asarray(self.bits)
+        drops = jnp.repeat(jnp.array([True, False]), bits.size)
+        bits = jnp.tile(bits, 2)
+        fit = jax.vmap(partial(lloyd_max, most=1 << (max(self.bits) - 1)), (None, 0, 0, 0))
+        kept = jax.vmap(largest, (None, 0))(bins, count)
+        level = fit(bins, kept, 1 << (bits - 1), drops)
+        kept = jnp.where((level == 0) & drops[:, None], 0, kept)
+        errors = jax.vmap(squared_error, (None, 0, 0))(bins, kept, level)
+        best = jnp.argmin(errors)
+        kept, level = kept[best], level[best]
+        return Chosen(bits[best], jnp.sum(kept), errors[best] / size), kept, level
 
     def _with_gap(self, mse: Array, margin_db: float) -> Array:
         """The MSE at an SINR that is lower by the gap and a margin."""
@@ -225,6 +252,47 @@ class Coded:
         """The MSE, gap included, of the rate: of no more than there is use for."""
         enough = max(2.0 ** (-(max(self.bits) + 1) / self.uses), _TINY)
         return jnp.maximum(self._with_gap(planned, self.margin_db), enough)
+
+
+class _CodedStream:
+    kappa = None
+
+    def __init__(self, code: Coded, sending: Sending) -> None:
+        size, _, bins = whole_vectors(sending)
+        mse = sending.all_mse if code.plan is None else sending.planned(code.plan)
+        planned = jnp.asarray(mse)
+        counts = code._counts(planned, size)
+        self._bins, self._kept, self._levels = bins, [], []
+        for each, count in zip(bins, counts, strict=True):
+            _, kept, level = code._best(each, count, size)
+            self._kept.append(kept)
+            self._levels.append(level)
+        self._picked = Picked(sending, bins, self._kept)
+        outage = code.outage(sending.all_mse, planned)
+        self._arrived = np.asarray(code._arrived(outage, sending.key))
+
+    def __call__(self, name: str, rows: Rows) -> Powers:
+        energy = powers_of_rows(rows)
+        for user in range(len(rows)):
+            row = rows[user, ...]
+            mask = self._picked(name, row, user)
+            of_user = self._bins[user].largest, self._levels[user]
+            sent = np.asarray(_levels(row.reshape(-1), *of_user)).reshape(row.shape)
+            row[...] = np.where(mask, sent, 0) * self._arrived[user]
+        return Powers(np.zeros_like(energy), energy)
+
+
+def _reproduced(vector: Array, bins: Magnitudes, kept: Array, level: Array) -> Array:
+    """Return a vector as it is sent."""
+    magnitude = jnp.where(are_largest(bins, kept), level[bins.of], 0)
+    return jnp.where(vector < 0, -magnitude, magnitude)
+
+
+@jax.jit
+def _levels(row: Array, first: Array, level: Array) -> Array:
+    """Return the levels by which entries are reproduced if they are sent."""
+    magnitude = level[binned(row, first)[0]]
+    return jnp.where(row < 0, -magnitude, magnitude)
 
 
 def largest_share(

@@ -2,7 +2,9 @@
 
 An estimator is called `estimator(received, variance, energy, mse) -> received`. It knows, of each
 leaf and user, the mean power of the noise on an entry (`MseTransport.variance`) and, as side
-information, the mean square of an entry as sent (`MseTransport.energy`); and each user's MSE.
+information, the mean square of an entry as sent (`MseTransport.energy`); and each user's MSE. One
+that says `by_leaf = True` looks at no leaf but the one that it changes, and goes with files
+(`StreamedUplink`); one that also says `by_user = True` at no other user, which saves memory there.
 """
 
 from __future__ import annotations
@@ -63,8 +65,15 @@ class Shrink:
     known: bool = True
     """Whether S is side information; else it is (mean square received - V), if positive."""
 
+    by_user: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         require_known("per", self.per, _PER)
+
+    @property
+    def by_leaf(self) -> bool:
+        """Whether it needs no leaf but the one that it changes."""
+        return self.per == "leaf"
 
     def __call__(
         self,
@@ -103,6 +112,7 @@ class Reliability:
     """
 
     stage: ClassVar[str] = "estimator"
+    by_leaf: ClassVar[bool] = True
 
     alpha: float = 0.5
     """From 0, equal weights, to 1, the inverse of the MSE."""
@@ -151,6 +161,8 @@ class SingularValues:
     """
 
     stage: ClassVar[str] = "estimator"
+    by_leaf: ClassVar[bool] = True
+    by_user: ClassVar[bool] = True
 
     def __call__(
         self,

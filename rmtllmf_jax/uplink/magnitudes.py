@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 BINS = 1 << 15
@@ -34,15 +35,37 @@ class Magnitudes(NamedTuple):
 
 def magnitudes(vector: Float[Array, " size"]) -> Magnitudes:
     """Return the magnitudes of a vector in bins."""
+    largest = jnp.max(_pattern(jnp.abs(jax.lax.stop_gradient(vector))))
+    of, number, rest = binned(vector, largest)
+    return Magnitudes(of, number, mean_of_bins(largest, number, rest), largest)
+
+
+def binned(
+    vector: Float[Array, " size"], largest: Int[Array, ""]
+) -> tuple[Int[Array, " size"], Int[Array, " bins"], Float[Array, " bins"]]:
+    """Return the bin of each entry, and per bin the number and what `mean_of_bins` takes.
+
+    The latter two of parts of a vector add up to those of the vector.
+    """
     size = jnp.abs(jax.lax.stop_gradient(vector))
-    patterns = _pattern(size)
-    largest = jnp.max(patterns)
-    of = _bin(patterns, largest)
+    of = _bin(_pattern(size), largest)
     number = jnp.zeros(BINS, jnp.int32).at[of].add(1)
-    # Of differences: a float32 does not hold the sum of millions of equal numbers.
-    middle = _magnitude(largest - (1 << (_SHIFT - 1)), jnp.arange(BINS)).astype(size.dtype)
-    rest = jnp.zeros(BINS, size.dtype).at[of].add(size - middle[of])
-    return Magnitudes(of, number, middle + rest / jnp.maximum(number, 1), largest)
+    rest = jnp.zeros(BINS, size.dtype).at[of].add(size - _middle(largest, size.dtype)[of])
+    return of, number, rest
+
+
+def mean_of_bins(
+    largest: Int[Array, ""], number: Int[Array, " bins"], rest: Float[Array, " bins"]
+) -> Float[Array, " bins"]:
+    """Return the mean magnitude in each bin from the sum of differences to its middle.
+
+    Of differences: a float32 does not hold the sum of millions of equal numbers.
+    """
+    return _middle(largest, rest.dtype) + rest / jnp.maximum(number, 1)
+
+
+def _middle(largest: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, " bins"]:
+    return _magnitude(largest - (1 << (_SHIFT - 1)), jnp.arange(BINS)).astype(dtype)
 
 
 def largest(of: Magnitudes, count: Int[Array, ""]) -> Int[Array, " bins"]:
@@ -50,12 +73,22 @@ def largest(of: Magnitudes, count: Int[Array, ""]) -> Int[Array, " bins"]:
     return jnp.clip(count - (jnp.cumsum(of.number) - of.number), 0, of.number)
 
 
-def are_largest(of: Magnitudes, kept: Int[Array, " bins"]) -> Bool[Array, " size"]:
-    """Return which entries these are; in the one bin of which a part is kept, the first ones."""
-    short = kept < of.number
-    parted = jnp.where(jnp.any(short), jnp.argmax(short), BINS)
+def are_largest(
+    of: Magnitudes, kept: Int[Array, " bins"], before: Int[ArrayLike, ""] = 0
+) -> Bool[Array, " size"]:
+    """Return which entries these are; in the one bin of which a part is kept, the first ones.
+
+    `before` says how many of that bin are in the parts of the vector before this one.
+    """
+    parted = parted_bin(of, kept)
     here = of.of == parted
-    return (of.of < parted) | here & (jnp.cumsum(here) <= kept[parted])
+    return (of.of < parted) | here & (jnp.cumsum(here) + before <= kept[parted])
+
+
+def parted_bin(of: Magnitudes, kept: Int[Array, " bins"]) -> Int[Array, ""]:
+    """Return the one bin of which a part is kept; there may be none: `BINS`."""
+    short = kept < of.number
+    return jnp.where(jnp.any(short), jnp.argmax(short), BINS)
 
 
 def lloyd_max(

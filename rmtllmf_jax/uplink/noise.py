@@ -113,6 +113,19 @@ def _normals(
     return jax.vmap(lambda k: jax.random.normal(k, shape, dtype))(keys)
 
 
+@jax.jit
+def noisy_leaf(
+    sent: Float[Array, "..."],
+    std: Float[ArrayLike, ""],
+    key: Key[Array, ""],
+    leaf: UInt[ArrayLike, ""],
+    user: UInt[ArrayLike, ""],
+) -> Float[Array, "..."]:
+    """Return one leaf of one user as `transmit` delivers it; `leaf` is its name's number."""
+    noise = _normals(key, leaf, jnp.asarray(user)[None], sent.shape, _wide_type(sent))[0]
+    return sent + jnp.asarray(std, noise.dtype) * noise
+
+
 def noise_of_sum(
     stacked: PyTree[Float[Array, "users ..."]],
     weights: PerUser | PyTree[Array],
@@ -203,4 +216,9 @@ def _wide_type(leaf: Array) -> np.dtype:
 
 def leaf_number(path: tuple) -> np.uint32:
     """Return the number of a leaf's name, folded into its key: independent of other leaves."""
-    return np.uint32(zlib.crc32(leaf_path(path).encode()))
+    return name_number(leaf_path(path))
+
+
+def name_number(name: str) -> np.uint32:
+    """Return the number of a leaf that has this name."""
+    return np.uint32(zlib.crc32(name.encode()))

@@ -39,6 +39,8 @@ class _OneUser:
 
     stage: ClassVar[str] = "content"
     """Where it acts: on what is sent, not on the channel."""
+    by_leaf: ClassVar[bool] = True
+    """A leaf of the result depends on the same leaf alone: files are then sent leaf by leaf."""
 
     user: int = 0
     """The malicious user, by number from 0 in the stack."""

@@ -17,6 +17,17 @@ from rmtllmf_jax.fusion.trees import check_stacked
 from rmtllmf_jax.uplink.error_models import safe_sqrt
 from rmtllmf_jax.uplink.magnitudes import are_largest, largest, magnitudes
 from rmtllmf_jax.uplink.noise import leaf_by_leaf, per_user, transmit
+from rmtllmf_jax.uplink.streams import (
+    GaussianStream,
+    Picked,
+    Powers,
+    Rows,
+    Sending,
+    Stream,
+    add_noise,
+    powers_of_rows,
+    whole_vectors,
+)
 from rmtllmf_jax.uplink.vectors import as_leaves, as_vectors, mean_of_leaf, mean_squares
 
 
@@ -105,20 +116,21 @@ class Sparse:
         """Mean square of what is sent, over all entries of a leaf."""
         return mean_squares(_only(stacked, self._sent(stacked)))
 
+    def stream(self, sending: Sending) -> Stream:
+        """Leaf by leaf, after three passes that find which entries are the largest."""
+        return GaussianStream(sending) if self.share == 1 else _SparseStream(self.share, sending)
+
     def _sent(self, stacked: PyTree[Array]) -> PyTree[Bool[Array, "users ..."]]:
         if self.share == 1:
             return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), stacked)
         vectors = as_vectors(stacked)
-        number = jnp.asarray(self._number(vectors), jnp.int32)
+        number = jnp.asarray(_number(self.share, vectors.shape[1]), jnp.int32)
 
         def one(vector: Array) -> Array:
             bins = magnitudes(vector)
             return are_largest(bins, largest(bins, number))
 
         return as_leaves(jax.lax.map(one, vectors), stacked)
-
-    def _number(self, vectors: Array) -> int:
-        return max(1, round(self.share * vectors.shape[1]))
 
     def _kappa(self, stacked: PyTree[Array], sent: PyTree[Array], kappa: PerUser) -> Array:
         given = per_user("kappa", kappa, check_stacked(stacked))
@@ -130,7 +142,33 @@ class Sparse:
             for each in (vectors, as_vectors(_only(stacked, sent)))
         )
         per_entry = part / jnp.where(whole > 0, whole, 1) * vectors.shape[1]
-        return given * safe_sqrt(per_entry / self._number(vectors))
+        return given * safe_sqrt(per_entry / _number(self.share, vectors.shape[1]))
+
+
+class _SparseStream:
+    def __init__(self, share: float, sending: Sending) -> None:
+        self._sending = sending
+        size, squares, bins = whole_vectors(sending)
+        number = _number(share, size)
+        kept = [largest(each, jnp.asarray(number, jnp.int32)) for each in bins]
+        self._picked = Picked(sending, bins, kept)
+        self.kappa = sending.kappa(lambda: squares / size)
+        per_entry = self._picked.squares / np.where(squares > 0, squares, 1) * size
+        self._scale = self.kappa * np.sqrt(per_entry / number)
+
+    def __call__(self, name: str, rows: Rows) -> Powers:
+        masks = np.stack([self._picked(name, rows[u, ...], u) for u in range(len(rows))])
+        np.copyto(rows, 0, where=~masks)
+        energy = powers_of_rows(rows)
+        std = self._scale * np.sqrt(self._sending.mse(name))
+        add_noise(rows, std, name, self._sending.key)
+        np.copyto(rows, 0, where=~masks)
+        share = masks.reshape(len(rows), -1).mean(axis=1)
+        return Powers((np.square(std) * share).astype(np.float32), energy)
+
+
+def _number(share: float, size: int) -> int:
+    return max(1, round(share * size))
 
 
 def _only(stacked: PyTree[Array], sent: PyTree[Array]) -> PyTree[Array]:

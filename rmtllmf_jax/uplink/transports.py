@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float, Key, PyTree
 
 from rmtllmf_jax.channel import link, modem
@@ -30,6 +31,7 @@ from rmtllmf_jax.fusion.trees import as_type_of, widened
 from rmtllmf_jax.uplink.codes import Coded
 from rmtllmf_jax.uplink.noise import leaf_by_leaf, leaf_number, transmit
 from rmtllmf_jax.uplink.sparse import Sparse
+from rmtllmf_jax.uplink.streams import GaussianStream, Powers, Sending
 from rmtllmf_jax.uplink.vectors import mean_squares
 
 _BLOCK = 1 << 16  # parameters of a user that are sent at once: memory is antennas x block
@@ -140,6 +142,10 @@ class Gaussian:
         """Mean square of a leaf."""
         return mean_squares(stacked)
 
+    def stream(self, sending: Sending) -> GaussianStream:
+        """Leaf by leaf."""
+        return GaussianStream(sending)
+
 
 GAUSSIAN = Gaussian()
 """The default."""
@@ -183,6 +189,24 @@ class _Symbols:
             return _sent(self, leaf, h_tilde, noise, equaliser, of_leaf)
 
         return jax.tree_util.tree_map_with_path(one, stacked)
+
+    def stream(self, sending: Sending) -> _SymbolStream:
+        """Leaf by leaf; nothing has to be known of the others."""
+        return _SymbolStream(self, sending)
+
+
+class _SymbolStream:
+    kappa = None
+
+    def __init__(self, transport: _Symbols, sending: Sending) -> None:
+        self._transport, self._sending = transport, sending
+
+    def __call__(self, name: str, rows: Float[np.ndarray, "users ..."]) -> Powers | None:
+        h_tilde, noise, equaliser = self._sending.channel()
+        stacked = {name: jax.device_put(rows)}
+        received = self._transport(stacked, h_tilde, noise, equaliser, self._sending.key)
+        rows[...] = received[name]
+        return None  # the errors of symbols have no variance that the receiver knows
 
 
 @dataclass(frozen=True)
@@ -269,6 +293,22 @@ def is_surrogate(transport: object) -> bool:
 def is_of_mse(transport: object) -> TypeGuard[MseTransport]:
     """Whether a transport needs the users' MSE alone, in place of a channel (`MseTransport`)."""
     return bool(getattr(transport, "of_mse", False))
+
+
+def channel_uses(
+    transport: Transport | MseTransport,
+    mse: Float[np.ndarray, " users"],
+    air_uses: Float[np.ndarray, " users"],
+    share: float = 1.0,
+) -> Float[np.ndarray, " users"]:
+    """Channel uses per parameter of each user, all side information included.
+
+    **Arguments:** `air_uses`, how often a symbol is sent, of the `share` of parameters that are not
+    sent once.
+    """
+    if not is_of_mse(transport):
+        return transport.uses * air_uses
+    return np.asarray(transport.uses_of(jnp.asarray(mse))) * (1 + (air_uses - 1) * share)
 
 
 def get_transport(text: str | Transport | MseTransport) -> Any:

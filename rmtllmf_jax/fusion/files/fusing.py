@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -40,11 +41,13 @@ from rmtllmf_jax.fusion.files.checkpoint import INDEX, labels
 from rmtllmf_jax.fusion.files.merging import (
     Facts,
     LayerWeights,
+    Stack,
     TensorMerge,
     layer_grams,
     merge_shards,
 )
 from rmtllmf_jax.fusion.files.plan import Plan, Shard
+from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.rules import LayerWeighted, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
@@ -108,13 +111,34 @@ class Fusing:
         path = self.root / _GRAMS
         if not path.is_file():
             with progress_bar("comparing layers", len(keys)) as advance:
-                found = layer_grams(self.plan.base, self.plan.others, keys, granularity, advance)
+                found = layer_grams(
+                    self.plan.base, self.plan.others, keys, granularity, advance, self._transfer
+                )
             write_json(path, {layer: gram.tolist() for layer, gram in found.items()})
         grams = read_json(path)
         layers = group_by_layer(keys, granularity)
         tables = {layer: np.asarray(grams[layer], np.float64) for layer in layers}
         # Squares stay within float32.
         return {k: jnp.asarray(gram / (gram.max() or 1.0), float) for k, gram in tables.items()}
+
+    @cached_property
+    def _transfer(self) -> Opened | None:
+        """What the task vectors go through, open; what it needs of all tensors is read here."""
+        plan = self.plan
+        if plan.transfer is None:
+            return None
+        keys = plan.matching.merged
+        sizes = {key: prod(plan.base.entries[key].shape) for key in keys}
+
+        def leaves(what: str) -> Iterator[tuple[str, np.ndarray]]:
+            with progress_bar(what, len(keys)) as advance, Stack(plan.base, plan.models) as stack:
+                for key in sorted(keys):
+                    base, rows = stack.read(key)
+                    if np.isfinite(base).all():  # a mask is not sent
+                        yield key, rows
+                    advance(1)
+
+        return plan.transfer.opened(sizes, len(plan.models), leaves)
 
     def merge(self, weights: LayerWeights | None) -> None:
         """Write all shards that are not there yet.
@@ -131,11 +155,12 @@ class Fusing:
                 f"{free / 1e9:.4g} GB free; make room, or name another --out."
             )
         program = TensorMerge(plan.recipe, weights)
+        _ = self._transfer  # its passes come first
         total = sum(len(shard.tensors) for shard in plan.shards)
         done = total - sum(len(shard.tensors) for shard in left)
         with progress_bar("merging", total, done) as advance:
             inputs = (plan.base, plan.models)
-            merge_shards(self.folder, left, *inputs, program, advance, self._tell)
+            merge_shards(self.folder, left, *inputs, program, advance, self._tell, self._transfer)
 
     def _tell(self, shard: str, facts: Facts) -> None:
         write_json(self.root / _FACTS / f"{shard}.json", facts)
@@ -161,6 +186,8 @@ class Fusing:
         if len(plan.shards) > 1:
             write_json(folder / f"model{INDEX}", _index_of(plan.shards))
         record = _record(plan, weights, self._input_hashes(), self.facts())
+        if self._transfer is not None:
+            record["uplink"] |= {"users": plan.names, **self._transfer.facts}
         tokenizer = plan.matching.tokenizer
         carried = copy_carried(
             plan.base, folder, plan.recipe.dtype, tokenizer, code=plan.carry_code
@@ -257,6 +284,8 @@ def _how(plan: Plan) -> dict[str, Any]:
     how |= {option: list(patterns) for option, patterns in how.pop("parts").items()}
     if not fact(recipe.method, "random"):
         del how["seed"]
+    if plan.transfer is not None:
+        how["uplink"] = plan.transfer.key()
     return how
 
 

@@ -20,6 +20,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
 from rmtllmf_jax.fusion.files.plan import Recipe, Shard, Tensor
+from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.rules import LayerWeighted, Sparsified, TaskArithmetic, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
@@ -84,16 +85,17 @@ def merge_shards(
     merge: TensorMerge,
     advance: Callable[[int], None],
     tell: Callable[[str, Facts], None],
+    transfer: Opened | None = None,
 ) -> None:
     """Write shards into a folder, each of which appears when it is whole.
 
     `advance` is called with 1 after each tensor, `tell` with name and facts of a shard before it
-    appears.
+    appears; task vectors go through `transfer` first.
 
     **Raises:** `InputError` if an input holds NaN or is cut short, or if a number does not fit the
     type of the output; `OSError` if the disk is full, among others.
     """
-    with Stack(base, models) as stack:
+    with Stack(base, models, transfer) as stack:
         for shard in shards:
             with _writing(folder / shard.name, shard) as write:
                 masks: list[str] = []
@@ -173,6 +175,7 @@ def layer_grams(
     keys: tuple[str, ...],
     granularity: str,
     advance: Callable[[int], None],
+    transfer: Opened | None = None,
 ) -> dict[str, Float64[np.ndarray, "users users"]]:
     """Return the matrix of inner products of the task vectors in each layer, summed in float64.
 
@@ -183,7 +186,7 @@ def layer_grams(
     """
     users = len(models)
     grams = {layer: np.zeros((users, users)) for layer in group_by_layer(keys, granularity)}
-    with Stack(base, models) as stack:
+    with Stack(base, models, transfer) as stack:
         for key, layer in layers_of(keys, granularity).items():
             grams[layer] += exact_gram(stack.read(key)[1])
             advance(1)
@@ -197,7 +200,10 @@ class Stack:
     the C library may keep what was freed.
     """
 
-    def __init__(self, base: Checkpoint, models: list[Checkpoint]) -> None:
+    def __init__(
+        self, base: Checkpoint, models: list[Checkpoint], transfer: Opened | None = None
+    ) -> None:
+        self._transfer = transfer
         self.base = base
         self.models = models
         self._pool = ThreadPoolExecutor(min(len(models), os.cpu_count() or 1))
@@ -218,7 +224,8 @@ class Stack:
     def read(self, key: str) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "users ..."]]:
         """Return a tensor of the base and of all task vectors (float32, model minus base).
 
-        Both are overwritten by the next call.
+        The latter as they come through the transfer, if there is one. Both are overwritten by the
+        next call.
 
         **Raises:** `InputError` that names file and key if a number is NaN or infinite.
         """
@@ -238,6 +245,8 @@ class Stack:
             _subtract(self.models[number].entries[key], base, rows[number : number + 1])
 
         list(self._pool.map(fill, range(len(self.models))))
+        if self._transfer is not None:
+            self._transfer(key, rows)
         return base, rows
 
     def is_mask(self, key: str) -> bool:

@@ -24,6 +24,7 @@ from rmtllmf_jax.fusion.files.checkpoint import (
 )
 from rmtllmf_jax.fusion.files.configuration import CONFIG, config_of
 from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
+from rmtllmf_jax.fusion.files.transfer import Transfer
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 
@@ -131,6 +132,8 @@ class Plan:
     shards: list[Shard]
     carry_code: bool = False
     """Whether the base's files of code go into the output."""
+    transfer: Transfer | None = None
+    """What the task vectors go through before they are merged."""
 
     @property
     def others(self) -> list[Checkpoint]:
@@ -171,6 +174,7 @@ def plan_fusion(
     reference: Path | None = None,
     shard_bytes: int = 5 * 10**9,
     carry_code: bool = False,
+    transfer: Transfer | None = None,
 ) -> Plan:
     """Return the plan of a merge; reads headers and the few tensors that must be equal.
 
@@ -180,6 +184,7 @@ def plan_fusion(
     - `base`, `models`, `reference`: safetensors files, indexes of shards, or directories.
     - `shard_bytes`: largest size of the tensors of one file of the output.
     - `carry_code`: take the base's files of code along, which `trust_remote_code` runs.
+    - `transfer`: what the task vectors go through, such as `uplink.StreamedUplink`.
 
     **Raises:** `InputError` for whatever keeps the checkpoints from being merged.
     """
@@ -205,7 +210,7 @@ def plan_fusion(
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
     shards = _plan_shards(matching, recipe.dtype, shard_bytes)
     others, guide = fitting[: len(others)], fitting[-1] if guide else None
-    return Plan(recipe, out, matching.base, others, guide, matching, shards, carry_code)
+    return Plan(recipe, out, matching.base, others, guide, matching, shards, carry_code, transfer)
 
 
 def bytes_of(text: str) -> int:

@@ -1,0 +1,226 @@
+"""A link for task vectors on files: of these one tensor at a time is in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float64
+
+from rmtllmf_jax.channel import ONCE, Link, Sent, mse_of
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
+from rmtllmf_jax.common.values import described
+from rmtllmf_jax.fusion import matching_paths
+from rmtllmf_jax.uplink.estimators import Estimator
+from rmtllmf_jax.uplink.fitting import require_fitting
+from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB
+from rmtllmf_jax.uplink.keys import channel_key, noise_key
+from rmtllmf_jax.uplink.poison import Poison
+from rmtllmf_jax.uplink.streams import Powers, Rows, Sending
+from rmtllmf_jax.uplink.transports import (
+    GAUSSIAN,
+    MseTransport,
+    Transport,
+    channel_uses,
+    is_of_mse,
+)
+
+Leaves = Callable[[str], Iterator[tuple[str, Rows]]]
+
+
+@dataclass(frozen=True)
+class StreamedUplink:
+    """A link and what is done along it, for task vectors that are read leaf by leaf.
+
+    Model q of a merge is user q. Seed and draw are those of a sweep: so are channel and MSE, and
+    where leaves have the same names and shapes, what arrives. Given to `fusion.files`, which calls
+    `opened`.
+
+    **Raises:** `InputError` for estimators, poisons and transports that look at more than a leaf at
+    a time, by name.
+    """
+
+    link: Link
+    transport: Transport | MseTransport = GAUSSIAN
+    estimators: tuple[Estimator, ...] = ()
+    poisons: tuple[Poison, ...] = ()
+    c0_db: float = DEFAULT_C0_DB
+    """Parameter-domain SNR in dB of a user with MSE 1; sets kappa by the rms of what is sent."""
+    kappa: float | None = None
+    """Noise scale of all users, in place of `c0_db`."""
+    seed: int = 0
+    """Root of the channel and of the noise."""
+    draw: int = 0
+    """Which channel realisation."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done leaf by leaf."""
+        require_seed("seed", self.seed)
+        require_at_least("draw", self.draw, 0, 2**32 - 1)
+        require_fitting(self.link, self.transport, self.estimators)
+        for value in (*self.estimators, *self.poisons):
+            if not getattr(value, "by_leaf", False):
+                raise InputError(
+                    f"{described(value)} looks at all leaves of a user at once, and files are read "
+                    "leaf by leaf (it does not say `by_leaf = True`): leave it out."
+                )
+        if not hasattr(self.transport, "stream"):
+            raise InputError(
+                f"the transport {described(self.transport)} has no method `stream`, which sends "
+                "leaf by leaf: take gaussian, sparse, coded, qam or analogue."
+            )
+
+    def key(self) -> dict[str, Any]:
+        """Return everything that what arrives depends on besides the task vectors."""
+        link = self.link
+        key = {
+            "preset": described(link.preset),
+            "attack": described(link.attack),
+            "receiver": described(link.receiver),
+            "air": described(link.air),
+            "transport": described(self.transport),
+            "estimators": [described(each) for each in self.estimators],
+            "poisons": [described(each) for each in self.poisons],
+            "seed": self.seed,
+            "draw": self.draw,
+        }
+        if is_of_mse(self.transport):
+            key |= {"c0_db": self.c0_db} if self.kappa is None else {"kappa": self.kappa}
+        return key
+
+    def opened(self, sizes: Mapping[str, int], users: int, leaves: Leaves) -> OpenedUplink:
+        """Return the channel of the draw, ready to send leaves.
+
+        **Arguments:**
+
+        - `sizes`: entries of each leaf that is sent, by name.
+        - `users`: task vectors; the first so many users of the channel send them.
+        - `leaves`: reads all of them, sorted by name, as often as it is called; takes a few words
+          that say what for.
+
+        **Raises:** `InputError` for fewer users than there are task vectors, or for patterns that
+        no leaf matches.
+        """
+        return OpenedUplink(self, sizes, users, leaves)
+
+
+class OpenedUplink:
+    """The channel of one draw: called with the rows of a leaf, it overwrites them by what arrives.
+
+    `facts` says what the users suffer and what they spend.
+    """
+
+    def __init__(
+        self, how: StreamedUplink, sizes: Mapping[str, int], users: int, leaves: Leaves
+    ) -> None:
+        if users > how.link.preset.users:
+            raise InputError(
+                f"{users} models need as many users; {described(how.link.preset)} has "
+                f"{how.link.preset.users}."
+            )
+        self._how, self._users, self._leaves = how, users, leaves
+        root = jax.random.key(how.seed)
+        self._draw = channel_key(root, how.draw)
+        self._mse, self._air_uses = self._over(how.link)
+        patterns = getattr(how.link.air, "patterns", ())
+        self._patterns = [re.compile(pattern) for pattern in patterns]
+        protected = matching_paths(sizes, patterns) if patterns else set(sizes)
+        self._share = sum(sizes[name] for name in protected) / sum(sizes.values())
+        sending = Sending(
+            users=users,
+            sizes=dict(sizes),
+            leaves=self._sent,
+            mse=self._mse_of,
+            all_mse=self._mse,
+            planned=lambda plan: self._over(replace(how.link, attack=plan))[0],
+            channel=lambda: self._channel,
+            kappa=self._kappa,
+            key=noise_key(root, how.draw),
+        )
+        transport: Any = how.transport
+        self._stream = transport.stream(sending)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Per user: MSE of a symbol, channel uses per parameter and, for Gaussian errors, kappa."""
+        uses = channel_uses(self._how.transport, self._mse, self._air_uses, self._share)
+        found = {"mse": self._mse, "uses": uses, "kappa": self._stream.kappa}
+        return {name: [float(x) for x in v] for name, v in found.items() if v is not None}
+
+    def __call__(self, name: str, rows: Rows) -> None:
+        """Send a leaf of all users: `rows` are overwritten by what the base station has."""
+        rows = rows[: self._users]  # what else there is, such as a reference, is not sent
+        if not rows.size:
+            return
+        self._poison(rows)
+        powers = self._stream(name, rows)
+        if powers is None:
+            return
+        for estimator in self._how.estimators:
+            step = 1 if getattr(estimator, "by_user", False) else self._users
+            for first in range(0, self._users, step):
+                part = slice(first, first + step)
+                some = Powers(*(each[part] for each in powers))
+                rows[part] = _estimated(estimator, rows[part], some, self._mean_mse[part])
+
+    def _over(self, link: Link) -> tuple[Float[np.ndarray, " users"], ...]:
+        errors, uses = _sent_over(link, self._draw)
+        return np.asarray(mse_of(errors))[: self._users], np.asarray(uses)[: self._users]
+
+    @cached_property
+    def _channel(self) -> tuple[Any, ...]:
+        link = self._how.link
+        return link.filters(link.draw(self._draw), self._draw)
+
+    @cached_property
+    def _once(self) -> Float[np.ndarray, " users"]:
+        return self._over(replace(self._how.link, air=ONCE))[0]
+
+    def _mse_of(self, name: str) -> Float[np.ndarray, " users"]:
+        protected = not self._patterns or any(each.fullmatch(name) for each in self._patterns)
+        return self._mse if protected else self._once
+
+    @cached_property
+    def _mean_mse(self) -> Float[np.ndarray, " users"]:
+        """The users' MSE over all leaves."""
+        if not self._patterns:
+            return self._mse
+        return self._share * self._mse + (1 - self._share) * self._once
+
+    def _kappa(
+        self, mean_squares: Callable[[], Float64[np.ndarray, " users"]]
+    ) -> Float[np.ndarray, " users"]:
+        if self._how.kappa is not None:
+            return np.full(self._users, self._how.kappa, np.float32)
+        scale = 10.0 ** (-self._how.c0_db / 20)
+        return (np.sqrt(mean_squares()) * scale).astype(np.float32)
+
+    def _sent(self, what: str) -> Iterator[tuple[str, Rows]]:
+        for name, rows in self._leaves(what):
+            if rows.size:
+                self._poison(rows)
+                yield name, rows
+
+    def _poison(self, rows: Rows) -> None:
+        for poison in self._how.poisons:
+            rows[...] = poison({_LEAF: jax.device_put(rows)})[_LEAF]
+
+
+_LEAF = "leaf"
+
+
+@partial(jax.jit, static_argnums=0)
+def _sent_over(link: Link, key: Array) -> Sent:
+    return link.sent(key)
+
+
+@partial(jax.jit, static_argnums=0)  # once per shape, not per name
+def _estimated(estimator: Estimator, rows: Array, powers: Powers, mse: Array) -> Array:
+    variance, energy = ({_LEAF: each} for each in powers)
+    received: Array = estimator({_LEAF: rows}, variance, energy, mse)[_LEAF]
+    return received
