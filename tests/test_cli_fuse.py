@@ -155,13 +155,12 @@ def adapters(tmp_path: Path) -> dict[str, Path]:
     ("base", "models", "named", "sign"),
     [
         ("one", ["one", "two"], "one", "adapter_config.json"),
-        ("full", ["full", "two"], "two", "adapter_config.json"),
-        ("full", ["one/adapter_model.safetensors"], "one/adapter_model.saf", "adapter_model"),
-        ("full", ["prompt"], "prompt", "adapter_config.json"),
+        ("one/adapter_model.safetensors", ["one"], "one/adapter_model.saf", "adapter_model"),
+        ("full", ["bare"], "bare", FACTOR),
         ("bare", ["bare"], "bare", FACTOR),
     ],
 )
-def test_adapters_are_refused(
+def test_a_base_is_no_adapter_and_an_adapter_has_its_configuration(
     adapters: dict[str, Path], tmp_path: Path, base: str, models: list[str], named: str, sign: str
 ):
     says = rf"^\S*/{named}\S*: an adapter \(LoRA or the like: {sign}.*\), whose factors .* merge it"

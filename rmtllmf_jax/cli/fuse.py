@@ -32,10 +32,10 @@ class Fuse:
 
     base: Path
     """The model that the others were fine-tuned from: a safetensors file, an index of shards, or a
-    Hugging Face directory, whose configuration and tokenizer go into the output. Adapters (LoRA)
-    are merged into their base first, with PEFT."""
+    Hugging Face directory, whose configuration and tokenizer go into the output."""
     models: tuple[Path, ...]
-    """The fine-tuned models, each a file, an index or a directory."""
+    """The fine-tuned models, each a file, an index or a directory; or a LoRA adapter to the base,
+    the directory that PEFT saved."""
     out: Path
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"

@@ -11,20 +11,13 @@ import re
 
 import numpy as np
 
+from rmtllmf_jax.fusion.files.names import VIT_MODULES
+
 VISION = "vision_model/"
 """Prefix of the paths of CLIP's vision encoder."""
 
 _VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/")
 _VIT_BLOCK = re.compile(r"layers/(\d+)/(.*)/(\w+)")
-_VIT_MODULES = {
-    "attention/q_proj": "attention/attention/query",
-    "attention/k_proj": "attention/attention/key",
-    "attention/v_proj": "attention/attention/value",
-    "attention/o_proj": "attention/output/dense",
-    "mlp/fc1": "intermediate/dense",
-    "mlp/fc2": "output/dense",
-}
-"""A block's modules: their names in a ViT's state dict of transformers 5, and in files."""
 _TABLES = ("token_embedding/weight", "position_embedding/weight")
 
 
@@ -47,7 +40,7 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
             path = VISION + path
         if kind == "vit" and (block := _VIT_BLOCK.fullmatch(path)):
             number, module, leaf = block.groups()
-            path = f"encoder/layer/{number}/{_VIT_MODULES.get(module, module)}/{leaf}"
+            path = f"encoder/layer/{number}/{VIT_MODULES.get(module, module)}/{leaf}"
         if torch:
             path, tensor = _from_torch(path, tensor)
         if path == "logit_scale":

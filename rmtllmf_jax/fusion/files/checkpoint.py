@@ -6,15 +6,16 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jaxtyping import Float
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
@@ -96,6 +97,16 @@ class Entry:
         """
         return self.read(np.empty(self.size, np.uint8))
 
+    def pieces(self, size: int = 2**23) -> Iterator[np.ndarray]:
+        """Yield the bytes in pieces, each of which the next overwrites.
+
+        **Raises:** as `read`.
+        """
+        memory = np.empty(min(size, self.size), np.uint8)
+        for first in range(0, self.size, size):
+            count = min(size, self.size - first)
+            yield Entry.read(replace(self, start=self.start + first, size=count), memory[:count])
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -122,21 +133,57 @@ class Checkpoint:
         return self.given.parent if self.given.name.endswith(INDEX) else None
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """Return what tells whether the files are still the same, without reading them.
+        """Return the `fingerprint` of each file."""
+        return [fingerprint(path) for path in self.files]
 
-        The time of change is the one that no program can set back.
+    @property
+    def keys(self) -> Collection[str]:
+        """The keys of all tensors."""
+        return self.entries.keys()
 
-        **Raises:** `InputError` if a file is gone.
+    def keeping(self, kept: Callable[[str], bool]) -> Checkpoint:
+        """Return it without the tensors that are not to be kept."""
+        return replace(self, entries={k: entry for k, entry in self.entries.items() if kept(k)})
+
+    def touches(self, key: str) -> bool:
+        """Return whether its task vector may be other than zero in a tensor of the base."""
+        return key in self.entries
+
+    def origin(self, key: str) -> str:
+        """Return what a tensor is read from, for a manifest."""
+        return self.entries[key].origin
+
+    def difference(
+        self, key: str, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]
+    ) -> None:
+        """Write its tensor minus the base's into an array of float32.
+
+        **Raises:** as `read_finite`.
         """
-        found = []
-        for path in self.files:
-            try:
-                stat = path.stat()
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
-            names = {"name": path.name, "path": str(path.resolve()), "bytes": stat.st_size}
-            found.append(names | {"modified": stat.st_mtime_ns, "changed": stat.st_ctime_ns})
-        return found
+        entry = self.entries[key]
+        with np.errstate(over="ignore"):  # what overflows is found in the output
+            if entry.dtype == "F64" or base.dtype == np.float64:
+                model = np.empty(entry.shape, wide(entry))
+                read_finite(entry, model)
+                np.subtract(model, base, out=into, casting="same_kind")
+            else:
+                read_finite(entry, into)
+                np.subtract(into, base, out=into)
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return what tells whether a file is still the same, without reading it.
+
+    The time of change is the one that no program can set back.
+
+    **Raises:** `InputError` if the file is gone.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    names = {"name": path.name, "path": str(path.resolve()), "bytes": stat.st_size}
+    return names | {"modified": stat.st_mtime_ns, "changed": stat.st_ctime_ns}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -157,7 +204,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     entries: dict[str, Entry] = {}
     metadata: list[dict[str, str]] = []
     for file in files:
-        of_file, about = _read_header(file)
+        of_file, about = read_header(file)
         metadata.append(about)
         for entry in of_file:
             if entry.key in entries:
@@ -236,8 +283,9 @@ def require_no_adapter(origin: Path | str, names: Iterable[str]) -> None:
     if found is not None:
         raise InputError(
             f"{origin}: an adapter (LoRA or the like: {found}), whose factors cannot be added up; "
-            "merge it into its base model (PEFT's merge_and_unload(), then save_pretrained) and "
-            "name that."
+            "it is a model only as PEFT saves it (adapter_config.json, adapter_model.safetensors) "
+            "and beside a whole base; or merge it into its base (PEFT's merge_and_unload(), then "
+            "save_pretrained) and name that."
         )
 
 
@@ -256,7 +304,7 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: not a readable safetensors file ({reason}).") from error
 
 
-def _read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
+def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     """Return all tensors of a file in the order in which they lie in it, and its metadata."""
     with reading(path):
         with safetensors.safe_open(path, "np") as checked:  # offsets, sizes, length of the file
@@ -274,6 +322,46 @@ def _read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     return sorted(entries, key=lambda entry: entry.start), metadata
 
 
+def wide(entry: Entry) -> np.dtype:
+    """Return the type in which a tensor is computed with: float32, or float64 if it is."""
+    return np.dtype(np.float64 if entry.dtype == "F64" else np.float32)
+
+
+def read_finite(entry: Entry, into: np.ndarray) -> None:
+    """Read a tensor into an array of its type or a wider one.
+
+    **Raises:** `InputError` that names file and key if a number is NaN or infinite.
+    """
+    fill(entry, into)
+    require_finite(entry, into)
+
+
+def fill(entry: Entry, into: np.ndarray) -> None:
+    """Read a tensor into an array of its type or a wider one."""
+    if FLOATS[entry.dtype] == into.dtype:
+        entry.read(into)
+    else:
+        into[...] = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
+
+
+def require_finite(entry: Entry, tensor: np.ndarray) -> None:
+    """Check that a tensor, as it was read, holds finite numbers.
+
+    **Raises:** `InputError` that names file and key.
+    """
+    if not is_finite(tensor):
+        what = "NaN" if np.isnan(tensor).any() else "infinite numbers"
+        raise InputError(f"{entry.path}: {entry.key} holds {what}; a merge needs finite weights.")
+
+
+def is_finite(tensor: np.ndarray) -> bool:
+    """Return whether all numbers are finite; a sum is finite only if they are."""
+    with np.errstate(all="ignore"):
+        wide = tensor.dtype if tensor.dtype.itemsize >= 4 else np.float32
+        total = tensor.sum(dtype=wide)
+    return bool(np.isfinite(total)) or bool(np.isfinite(tensor).all())
+
+
 def header_bytes(
     entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
 ) -> bytes:
@@ -288,7 +376,17 @@ def header_bytes(
     return _LENGTH.pack(len(text)) + text
 
 
-def labels(checkpoints: list[Checkpoint]) -> list[str]:
+@runtime_checkable
+class Named(Protocol):
+    """Something at a path."""
+
+    @property
+    def given(self) -> Path:
+        """The path that it was asked for by."""
+        ...
+
+
+def labels(checkpoints: Sequence[Named]) -> list[str]:
     """Return a short name for each: the last part of its path where that tells them apart."""
     names = [Path(os.path.abspath(checkpoint.given)).name for checkpoint in checkpoints]
     return [

@@ -131,7 +131,8 @@ class Fusing:
         sizes = {key: prod(plan.base.entries[key].shape) for key in keys}
 
         def leaves(what: str) -> Iterator[tuple[str, np.ndarray]]:
-            with progress_bar(what, len(keys)) as advance, Stack(plan.base, plan.models) as stack:
+            inputs = plan.base, plan.models, keys
+            with progress_bar(what, len(keys)) as advance, Stack(*inputs) as stack:
                 for key in sorted(keys):
                     base, rows = stack.read(key)
                     if np.isfinite(base).all():  # a mask is not sent
@@ -266,7 +267,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
         for shard in plan.shards
     }
     sources = [
-        {key: each.entries[key].origin for key in plan.matching.merged}
+        {key: each.origin(key) for key in plan.matching.merged if each.touches(key)}
         for each in (plan.base, *plan.others)
     ]
     return {

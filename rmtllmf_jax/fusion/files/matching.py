@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.files.adapters import Adapter
 from rmtllmf_jax.fusion.files.adjustments import ADJUSTMENTS, is_derived, without_copies
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, labels
+from rmtllmf_jax.fusion.files.model import Model
 from rmtllmf_jax.fusion.files.vocabulary import Tokenizer, fit_vocabularies
 
 _SHOWN = 20
@@ -70,12 +72,12 @@ class Matching:
     """Checkpoints with their tensors under the base's names, and what becomes of each."""
 
     base: Checkpoint
-    others: tuple[Checkpoint, ...]
+    others: tuple[Model, ...]
     """The models and the reference. They may lack what is not merged."""
     merged: tuple[str, ...]
     """In the order of the base's files."""
     copied: tuple[str, ...]
-    """Taken from the base as they are."""
+    """Taken from the base as they are: no model differs there, or it was asked for."""
     not_merged: tuple[str, ...]
     """Those of them that would have been merged, had it not been asked otherwise."""
     tokenizer: Tokenizer
@@ -85,7 +87,7 @@ class Matching:
 
 
 def match(
-    base: Checkpoint, others: Sequence[Checkpoint], parts: Parts, tokenizer: str | None = None
+    base: Checkpoint, others: Sequence[Model], parts: Parts, tokenizer: str | None = None
 ) -> Matching:
     """Return which tensors are merged and which are copied; `tokenizer` as `fit_vocabularies` has.
 
@@ -96,27 +98,30 @@ def match(
     names = labels([base, *others])
     base, line = without_copies(base)
     notes = [f"{names[0]}: {line}"] if line else []
-    adjusted = []
+    adjusted: list[Model] = []
     for name, other in zip(names[1:], others, strict=True):
-        for adjust in ADJUSTMENTS:
-            other, line = adjust(base, other)
-            notes += [f"{name}: {line}"] if line else []
+        other, lines = _adjusted(base, other)
+        notes += [f"{name}: {line}" for line in lines]
         adjusted.append(other)
-    parts.require_matches({key for each in (base, *adjusted) for key in each.entries})
+    parts.require_matches({key for each in (base, *adjusted) for key in each.keys})
     for number, (name, other) in enumerate(zip(names[1:], adjusted, strict=True)):
-        left = [key for key in other.entries if not parts.merges(key) and key not in base.entries]
+        left = [key for key in other.keys if not parts.merges(key) and key not in base.entries]
         if left:
             notes.append(f"{name}: {', '.join(modules_of(left, base.entries))} left out")
-        kept = {key: entry for key, entry in other.entries.items() if parts.merges(key)}
-        adjusted[number] = replace(other, entries=kept)
-    base, adjusted, chosen, lines = fit_vocabularies(base, adjusted, tokenizer)
+        adjusted[number] = other.keeping(parts.merges)
+    adjusted = [each.fitted(base) if isinstance(each, Adapter) else each for each in adjusted]
+    base, adjusted, chosen, lines = _with_vocabulary(base, adjusted, tokenizer)
     notes += lines
     taken = {key for key, entry in base.entries.items() if not is_derived(entry)}
-    _require_fit(base, adjusted, {key for key in taken if parts.merges(key)})
+    full = [other for other in adjusted if isinstance(other, Checkpoint)]
+    _require_fit(base, full, {key for key in taken if parts.merges(key)})
     merged = tuple(
         key
         for key, entry in base.entries.items()
-        if key in taken and parts.merges(key) and entry.is_float()
+        if key in taken
+        and parts.merges(key)
+        and entry.is_float()
+        and any(model.touches(key) for model in adjusted)
     )
     if not merged:
         raise InputError(f"{base.given}: holds no floating-point tensor to merge.")
@@ -131,6 +136,37 @@ def match(
             "compute them anew on data"
         )
     return Matching(base, tuple(adjusted), merged, copied, not_merged, chosen, tuple(notes))
+
+
+def _adjusted(base: Checkpoint, other: Model) -> tuple[Model, list[str]]:
+    """Return a model with its tensors under the base's names, and lines of what was done."""
+    if isinstance(other, Adapter):
+        other, line = other.placed(base)
+        return other, [line] if line else []
+    assert isinstance(other, Checkpoint)
+    lines = []
+    for adjust in ADJUSTMENTS:
+        other, line = adjust(base, other)
+        lines += [line] if line else []
+    return other, lines
+
+
+def _with_vocabulary(
+    base: Checkpoint, models: Sequence[Model], choice: str | None
+) -> tuple[Checkpoint, list[Model], Tokenizer, list[str]]:
+    """Return what `fit_vocabularies` does; adapters have no vocabulary but the base's."""
+    full = [model for model in models if isinstance(model, Checkpoint)]
+    after, fitted, chosen, lines = fit_vocabularies(base, full, choice)
+    moved = {key for key, entry in after.entries.items() if entry is not base.entries[key]}
+    for adapter in models:
+        if isinstance(adapter, Adapter) and (changed := sorted(moved & adapter.updates.keys())):
+            raise InputError(
+                f"{adapter.given}: changes {', '.join(changed)}, whose rows are others in the "
+                "output, as the vocabularies of the other models differ; --from-base leaves it out."
+            )
+    rest = iter(fitted)
+    models = [next(rest) if isinstance(model, Checkpoint) else model for model in models]
+    return after, models, chosen, lines
 
 
 def _require_fit(base: Checkpoint, others: Sequence[Checkpoint], taken: set[str]) -> None:

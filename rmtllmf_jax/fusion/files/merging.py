@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
@@ -18,7 +18,15 @@ from jaxtyping import Array, Float, Float64, Key
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
-from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
+from rmtllmf_jax.fusion.files.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    fill,
+    is_finite,
+    require_finite,
+    wide,
+)
+from rmtllmf_jax.fusion.files.model import Model
 from rmtllmf_jax.fusion.files.plan import Recipe, Shard, Tensor
 from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
@@ -81,7 +89,7 @@ def merge_shards(
     folder: Path,
     shards: list[Shard],
     base: Checkpoint,
-    models: list[Checkpoint],
+    models: list[Model],
     merge: TensorMerge,
     advance: Callable[[int], None],
     tell: Callable[[str, Facts], None],
@@ -95,19 +103,24 @@ def merge_shards(
     **Raises:** `InputError` if an input holds NaN or is cut short, or if a number does not fit the
     type of the output; `OSError` if the disk is full, among others.
     """
-    with Stack(base, models, transfer) as stack:
+    merged = [each.base.key for shard in shards for each in shard.tensors if each.merged]
+    with Stack(base, models, merged, transfer) as stack:
         for shard in shards:
             with _writing(folder / shard.name, shard) as write:
                 masks: list[str] = []
                 for tensor in shard.tensors:
-                    write(_made(tensor, stack, merge, masks))
+                    for piece in _made(tensor, stack, merge, masks):
+                        write(piece)
                     advance(1)
                 keys = [each.base.key for each in shard.tensors]
                 kept = {key: merge.kept[key] for key in keys if key in merge.kept}
                 tell(shard.name, {"masks": masks, "kept": kept})
 
 
-def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, masks: list[str]) -> np.ndarray:
+def _made(
+    tensor: Tensor, stack: Stack, merge: TensorMerge, masks: list[str]
+) -> Iterable[np.ndarray]:
+    """Return a tensor of the output, in pieces where nothing is done to it."""
     key = tensor.base.key
     if not tensor.merged:
         return _copied(tensor)
@@ -115,7 +128,7 @@ def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, masks: list[str]) ->
     with np.errstate(all="ignore"):  # `stored` finds what overflows
         base += merge(key, rows)
     try:
-        return stored(base, tensor.dtype, key)
+        return [stored(base, tensor.dtype, key)]
     except InputError:
         if not stack.is_mask(key):
             raise
@@ -123,15 +136,15 @@ def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, masks: list[str]) ->
         return _copied(tensor)
 
 
-def _copied(tensor: Tensor) -> np.ndarray:
+def _copied(tensor: Tensor) -> Iterable[np.ndarray]:
     """Return the base's tensor, in the type of the output."""
     entry = tensor.base
     if tensor.dtype == entry.dtype:
-        return entry.raw()
-    wide = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
-    if _is_finite(wide):
-        return stored(wide, tensor.dtype, entry.key)
-    return wide.astype(FLOATS[tensor.dtype])
+        return entry.pieces()
+    found = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
+    if is_finite(found):
+        return [stored(found, tensor.dtype, entry.key)]
+    return [found.astype(FLOATS[tensor.dtype])]
 
 
 def stored(tensor: Float[np.ndarray, "..."], dtype: str, key: str) -> np.ndarray:
@@ -141,7 +154,7 @@ def stored(tensor: Float[np.ndarray, "..."], dtype: str, key: str) -> np.ndarray
     """
     with np.errstate(over="ignore"):
         narrow = tensor.astype(FLOATS[dtype], copy=False)
-    if not _is_finite(narrow):
+    if not is_finite(narrow):
         raise InputError(
             f"{key}: the merge has numbers that {FLOATS[dtype].name} cannot hold; take a smaller "
             "--scale, or a wider --dtype."
@@ -171,7 +184,7 @@ def _writing(path: Path, shard: Shard) -> Iterator[Callable[[np.ndarray], None]]
 
 def layer_grams(
     base: Checkpoint,
-    models: list[Checkpoint],
+    models: list[Model],
     keys: tuple[str, ...],
     granularity: str,
     advance: Callable[[int], None],
@@ -186,7 +199,7 @@ def layer_grams(
     """
     users = len(models)
     grams = {layer: np.zeros((users, users)) for layer in group_by_layer(keys, granularity)}
-    with Stack(base, models, transfer) as stack:
+    with Stack(base, models, keys, transfer) as stack:
         for key, layer in layers_of(keys, granularity).items():
             grams[layer] += exact_gram(stack.read(key)[1])
             advance(1)
@@ -201,18 +214,23 @@ class Stack:
     """
 
     def __init__(
-        self, base: Checkpoint, models: list[Checkpoint], transfer: Opened | None = None
+        self,
+        base: Checkpoint,
+        models: list[Model],
+        keys: Sequence[str],
+        transfer: Opened | None = None,
     ) -> None:
+        """Make room for the tensors of these keys."""
         self._transfer = transfer
         self.base = base
         self.models = models
         self._pool = ThreadPoolExecutor(min(len(models), os.cpu_count() or 1))
-        floats = [entry for entry in base.entries.values() if entry.is_float()]
-        size = 4 * len(models) * max(prod(entry.shape) for entry in floats)
+        entries = [base.entries[key] for key in keys]
+        size = 4 * len(models) * max((prod(entry.shape) for entry in entries), default=0)
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         first = -memory.ctypes.data % _ALIGNMENT
         self._rows = memory[first : first + size].view(np.float32)
-        bytes_of_base = max(prod(entry.shape) * _wide(entry).itemsize for entry in floats)
+        bytes_of_base = max((prod(e.shape) * wide(e).itemsize for e in entries), default=0)
         self._base = np.empty(bytes_of_base, np.uint8)
 
     def __enter__(self) -> Stack:
@@ -230,21 +248,25 @@ class Stack:
         **Raises:** `InputError` that names file and key if a number is NaN or infinite.
         """
         entry = self.base.entries[key]
-        size = prod(entry.shape) * _wide(entry).itemsize
-        base = self._base[:size].view(_wide(entry)).reshape(entry.shape)
-        _fill(entry, base)
+        size = prod(entry.shape) * wide(entry).itemsize
+        base = self._base[:size].view(wide(entry)).reshape(entry.shape)
+        fill(entry, base)
         rows = self._rows[: len(self.models) * base.size].reshape(len(self.models), *base.shape)
 
-        if not _is_finite(base):
+        if not is_finite(base):
             if not self.is_mask(key):
-                _require_finite(entry, base)
+                require_finite(entry, base)
             rows[...] = 0
             return base, rows
 
-        def fill(number: int) -> None:
-            _subtract(self.models[number].entries[key], base, rows[number : number + 1])
+        def write(number: int) -> None:
+            model, row = self.models[number], rows[number, ...]
+            if model.touches(key):
+                model.difference(key, base, row)
+            else:
+                row[...] = 0
 
-        list(self._pool.map(fill, range(len(self.models))))
+        list(self._pool.map(write, range(len(self.models))))
         if self._transfer is not None:
             self._transfer(key, rows)
         return base, rows
@@ -254,52 +276,9 @@ class Stack:
 
         Its task vectors are zeros then.
         """
-        entries = [each.entries[key] for each in (self.base, *self.models)]
-        first, *others = (
-            entry.read(np.empty(entry.shape, FLOATS[entry.dtype])) for entry in entries
-        )
-        if _is_finite(first) or np.isnan(first).any():
+        touching = [model for model in (self.base, *self.models) if model.touches(key)]
+        full = [model.entries[key] for model in touching if isinstance(model, Checkpoint)]
+        first, *others = (entry.read(np.empty(entry.shape, FLOATS[entry.dtype])) for entry in full)
+        if len(full) < len(touching) or is_finite(first) or np.isnan(first).any():
             return False
         return all(first.dtype == each.dtype and np.array_equal(first, each) for each in others)
-
-
-def _subtract(entry: Entry, base: np.ndarray, row: np.ndarray) -> None:
-    """Write a model's tensor minus the base's into `row`, which has a leading axis of one."""
-    with np.errstate(over="ignore"):  # what overflows is found in the output
-        if entry.dtype == "F64" or base.dtype == np.float64:
-            model = np.empty(entry.shape, _wide(entry))
-            _read_as(entry, model)
-            np.subtract(model, base, out=row[0, ...], casting="same_kind")
-        else:
-            _read_as(entry, row[0, ...])
-            np.subtract(row[0, ...], base, out=row[0, ...])
-
-
-def _wide(entry: Entry) -> np.dtype:
-    return np.dtype(np.float64 if entry.dtype == "F64" else np.float32)
-
-
-def _read_as(entry: Entry, into: np.ndarray) -> None:
-    _fill(entry, into)
-    _require_finite(entry, into)
-
-
-def _fill(entry: Entry, into: np.ndarray) -> None:
-    if FLOATS[entry.dtype] == into.dtype:
-        entry.read(into)
-    else:
-        into[...] = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
-
-
-def _require_finite(entry: Entry, tensor: np.ndarray) -> None:
-    if not _is_finite(tensor):
-        what = "NaN" if np.isnan(tensor).any() else "infinite numbers"
-        raise InputError(f"{entry.path}: {entry.key} holds {what}; a merge needs finite weights.")
-
-
-def _is_finite(tensor: np.ndarray) -> bool:
-    """Return whether all numbers are finite; a sum is finite only if they are."""
-    with np.errstate(all="ignore"):
-        wide = tensor.dtype if tensor.dtype.itemsize >= 4 else np.float32
-        total = tensor.sum(dtype=wide)
-    return bool(np.isfinite(total)) or bool(np.isfinite(tensor).all())

@@ -24,6 +24,7 @@ from rmtllmf_jax.fusion.files.checkpoint import (
 )
 from rmtllmf_jax.fusion.files.configuration import CONFIG, config_of
 from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
+from rmtllmf_jax.fusion.files.model import Model, open_model
 from rmtllmf_jax.fusion.files.transfer import Transfer
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
@@ -126,8 +127,8 @@ class Plan:
     recipe: Recipe
     out: Path
     base: Checkpoint
-    models: list[Checkpoint]
-    reference: Checkpoint | None
+    models: list[Model]
+    reference: Model | None
     matching: Matching
     shards: list[Shard]
     carry_code: bool = False
@@ -136,7 +137,7 @@ class Plan:
     """What the task vectors go through before they are merged."""
 
     @property
-    def others(self) -> list[Checkpoint]:
+    def others(self) -> list[Model]:
         """The models, then the reference if there is one."""
         return [*self.models, *([self.reference] if self.reference else [])]
 
@@ -181,7 +182,8 @@ def plan_fusion(
     **Arguments:**
 
     - `out`: a folder that does not exist yet.
-    - `base`, `models`, `reference`: safetensors files, indexes of shards, or directories.
+    - `base`, `models`, `reference`: safetensors files, indexes of shards, or directories; models
+      and reference may be adapters to the base.
     - `shard_bytes`: largest size of the tensors of one file of the output.
     - `carry_code`: take the base's files of code along, which `trust_remote_code` runs.
     - `transfer`: what the task vectors go through, such as `uplink.StreamedUplink`.
@@ -199,11 +201,13 @@ def plan_fusion(
     if reference is None and compares and len(models) == 1:
         raise InputError(f"the method {recipe.name} needs a reference, or more than one model.")
     by_user = user_weights(fact(method, "weights"), len(models))
-    start, *others = [open_checkpoint(path) for path in (base, *models)]
-    guide = open_checkpoint(reference) if reference is not None else None
+    start = open_checkpoint(base)
+    others = [open_model(path) for path in models]
+    guide = open_model(reference) if reference is not None else None
     compared = [*others, *([guide] if guide else [])]
-    for checkpoint in (start, *compared):
-        _require_not_quantised(checkpoint)
+    for model in (start, *compared):
+        if isinstance(model, Checkpoint):
+            _require_not_quantised(model)
     matching = match(start, compared, recipe.parts, recipe.tokenizer)
     fitting = list(matching.others)
     if isinstance(method, LayerWeighted) and not compares:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -97,6 +97,10 @@ class Gathered(Entry):
                     count[there] += 1
             out[missing] = total / np.maximum(count, 1).reshape(-1, *[1] * (total.ndim - 1))
         return into
+
+    def pieces(self, size: int = 0) -> Iterator[np.ndarray]:
+        """Yield the bytes: in one piece, as rows lie anywhere."""
+        yield self.raw()
 
 
 def _values(entry: Entry) -> np.ndarray:

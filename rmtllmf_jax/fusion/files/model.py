@@ -1,0 +1,68 @@
+"""What `fuse` takes for a model beside its base: a full checkpoint, or an adapter to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
+from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model on disk by its task vector, tensor by tensor."""
+
+    @property
+    def given(self) -> Path:
+        """The path that it was asked for by; messages name it."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that it is read from."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        ...
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Return what tells whether the files are still the same."""
+        ...
+
+    @property
+    def keys(self) -> Collection[str]:
+        """The keys of the tensors that it has something to say of."""
+        ...
+
+    def keeping(self, kept: Callable[[str], bool]) -> Model:
+        """Return it without what it says of other tensors than those to be kept."""
+        ...
+
+    def touches(self, key: str) -> bool:
+        """Return whether the task vector may be other than zero in a tensor of the base."""
+        ...
+
+    def origin(self, key: str) -> str:
+        """Return what a tensor that it touches is read from, for a manifest."""
+        ...
+
+    def difference(
+        self, key: str, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]
+    ) -> None:
+        """Write a tensor of the task vector that it touches into an array of float32."""
+        ...
+
+
+def open_model(path: Path) -> Model:
+    """Return the model at a path: an adapter, or a checkpoint.
+
+    **Raises:** `InputError` as `open_adapter` and `open_checkpoint`.
+    """
+    return open_adapter(path) if is_adapter(path) else open_checkpoint(path)

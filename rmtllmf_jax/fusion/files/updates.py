@@ -1,0 +1,115 @@
+"""What the tensors of an adapter do to one tensor of the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from rmtllmf_jax.fusion.files.checkpoint import Entry, read_finite, wide
+
+
+@runtime_checkable
+class Update(Protocol):
+    """What an adapter's file does to one tensor of the base."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of the tensor."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """What it is read from, and how it is laid, for a manifest."""
+        ...
+
+    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Return what is added to the base's tensor, in its shape and in float32 or wider."""
+        ...
+
+
+@dataclass(frozen=True)
+class Product:
+    """``scale * B A`` of a layer's factors, (outputs, r) and (r, inputs).
+
+    Of a convolution A is (r, inputs, height, width) and B (outputs, r, 1, 1).
+    """
+
+    a: Entry
+    b: Entry
+    scale: float
+    transposed: bool = False
+    """Whether the base's weight is (inputs, outputs): GPT-2's layers, and tables of embeddings."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the product as the factors have it: outputs first."""
+        return (self.b.shape[0], *self.a.shape[1:])
+
+    @property
+    def size(self) -> int:
+        """Numbers of the tensor."""
+        return prod(self.shape)
+
+    @property
+    def origin(self) -> str:
+        """The keys of the factors."""
+        return f"{self.a.key} {self.b.key}{' transposed' * self.transposed}"
+
+    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Return the product in the shape of the base's tensor."""
+        a, b = (_read(entry) for entry in (self.a, self.b))
+        a, b = a.reshape(len(a), -1), self.scale * b.reshape(len(b), -1)
+        return (a.T @ b.T if self.transposed else b @ a).reshape(base.shape)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor that the adapter holds in place of the base's: of modules to save, or a bias."""
+
+    entry: Entry
+
+    @property
+    def size(self) -> int:
+        """Numbers of the tensor."""
+        return prod(self.entry.shape)
+
+    @property
+    def origin(self) -> str:
+        """The key in the adapter's file."""
+        return self.entry.key
+
+    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Return its difference from the base's."""
+        return _read(self.entry) - base
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A bias of B, which is added to that of the layer."""
+
+    entry: Entry
+    scale: float
+
+    @property
+    def size(self) -> int:
+        """Numbers of the tensor."""
+        return prod(self.entry.shape)
+
+    @property
+    def origin(self) -> str:
+        """The key in the adapter's file."""
+        return self.entry.key
+
+    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Return the bias, scaled as the layer's update is."""
+        return self.scale * _read(self.entry)
+
+
+def _read(entry: Entry) -> np.ndarray:
+    tensor = np.empty(entry.shape, wide(entry))
+    read_finite(entry, tensor)
+    return tensor

@@ -1,0 +1,182 @@
+"""LoRA adapters against PEFT: merge_and_unload, add_weighted_adapter, and what PEFT opens again."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rmtllmf_jax.cli.fuse import Fuse
+
+pytest.importorskip("torch", reason="PEFT needs torch: pip install 'rmtllmf-jax[parity]'")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # theirs
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    import peft
+    import torch
+    import transformers
+
+TOLERANCE = 1e-6
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+TEXT = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+IMAGE = {"image_size": 8, "patch_size": 4}
+
+
+def llama() -> Any:
+    config = transformers.LlamaConfig(**SIZES, **TEXT, num_key_value_heads=1)
+    return transformers.LlamaForCausalLM(config)
+
+
+def qwen2() -> Any:
+    config = transformers.Qwen2Config(
+        **SIZES, **TEXT, num_key_value_heads=1, tie_word_embeddings=True
+    )
+    return transformers.Qwen2ForCausalLM(config)
+
+
+def gpt2() -> Any:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**TEXT, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    )
+
+
+def clip() -> Any:
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**SIZES, **TEXT, "max_position_embeddings": 8},
+            vision_config={**SIZES, **IMAGE},
+            projection_dim=8,
+        )
+    )
+
+
+def vit() -> Any:
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, **IMAGE))
+
+
+# Every architecture with two adapters that differ in rank, scale, and what they reach.
+CASES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "llama": (
+        llama,
+        [
+            {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8},
+            {
+                "target_modules": "all-linear",
+                "r": 2,
+                "lora_alpha": 3,
+                "use_rslora": True,
+                "rank_pattern": {r"layers\.0\.self_attn\.(q|v)_proj": 3, "q_proj": 5},
+                "alpha_pattern": {"1.mlp.up_proj": 7, "up_proj": 1},
+            },
+        ],
+    ),
+    "qwen2": (
+        qwen2,
+        [
+            {"target_modules": ["q_proj", "k_proj"], "r": 2, "bias": "lora_only"},
+            {"target_modules": ["embed_tokens", "o_proj"], "r": 3, "lora_alpha": 5},
+        ],
+    ),
+    "gpt2": (
+        gpt2,
+        [
+            {"target_modules": ["c_attn"], "r": 2, "fan_in_fan_out": True},
+            {
+                "target_modules": ["c_attn", "c_proj", "c_fc", "wte"],
+                "r": 3,
+                "fan_in_fan_out": False,  # PEFT corrects it
+                "lora_bias": False,
+            },
+        ],
+    ),
+    "clip": (
+        clip,
+        [
+            {"target_modules": ["q_proj", "v_proj"], "r": 2, "lora_bias": True},
+            {"target_modules": ["fc1", "patch_embedding"], "modules_to_save": ["text_projection"]},
+        ],
+    ),
+    "vit": (
+        vit,
+        [
+            {"target_modules": ["q_proj", "fc2"], "r": 2, "bias": "all"},
+            {"target_modules": ["v_proj", "projection"], "modules_to_save": ["classifier"]},
+        ],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Their warnings, of embeddings and of orientations that they correct, are no errors here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def write(folder: Path, case: str, dtype: Any = torch.float32) -> tuple[Path, list[Path], Any]:
+    """Write a base and its adapters, with random factors; return also the base in memory."""
+    make, settings = CASES[case]
+    torch.manual_seed(0)
+    base = make().to(dtype).eval()
+    base.save_pretrained(folder / "base")
+    paths = []
+    for number, options in enumerate(settings):
+        config = peft.LoraConfig(init_lora_weights=False, **options)
+        model = peft.get_peft_model(copy.deepcopy(base), config)
+        for name, weight in model.named_parameters():
+            if "bias" in name or "modules_to_save" in name:
+                weight.data += 0.1 * torch.randn_like(weight)
+        paths.append(folder / f"adapter-{number}")
+        model.save_pretrained(paths[-1])
+    return folder / "base", paths, base
+
+
+def merged_by_peft(base: Any, adapter: Path, out: Path) -> dict[str, np.ndarray]:
+    """Return the weights of base and adapter merged, as transformers saves them."""
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), adapter)
+    model.merge_and_unload().save_pretrained(out)
+    return tensors(out)
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def fuse(base: Path, models: list[Path], out: Path, **options: Any) -> dict[str, np.ndarray]:
+    Fuse(base=base, models=tuple(models), out=out, **options).run()
+    return tensors(out)
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for key in found:
+        np.testing.assert_allclose(found[key], expected[key], TOLERANCE, TOLERANCE, err_msg=key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapters_are_what_peft_merges(case: str, tmp_path: Path):
+    base, adapters, model = write(tmp_path, case)
+    before = tensors(base)
+    changes = []
+    for number, adapter in enumerate(adapters):
+        expected = merged_by_peft(model, adapter, tmp_path / f"peft-{number}")
+        found = fuse(base, [adapter], tmp_path / f"ours-{number}")
+        assert_close(found, expected)
+        assert any(np.abs(expected[key] - before[key]).max() > 0.01 for key in before)
+        changes.append({key: expected[key] - before[key] for key in before})
+    # An adapter and a full fine-tune of the base.
+    found = fuse(base, [tmp_path / "peft-0", adapters[1]], tmp_path / "mixed", scale="0.5")
+    sums = {key: before[key] + 0.5 * (changes[0][key] + changes[1][key]) for key in before}
+    assert_close(found, sums)
