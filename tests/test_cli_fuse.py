@@ -71,9 +71,13 @@ def test_the_last_line_says_what_was_done(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     fuse(models, tmp_path / "out", method="average")
-    assert capsys.readouterr().out == (
+    lacks, last = capsys.readouterr().out.splitlines()
+    assert last == (
         f"{tmp_path / 'out'}: base + 1 * average(one.safetensors, three.safetensors); "
-        "2 tensors merged, 1 copied, 0.000 GB in 1 file\n"
+        "2 tensors merged, 1 copied, 0.000 GB in 1 file"
+    )
+    assert lacks == (
+        "base.safetensors is a bare file: the output has no config.json and no tokenizer"
     )
 
 

@@ -34,8 +34,7 @@ def tensors(seed: int, prefix: str = "bert.", labels: int = 0) -> Tensors:
 def write(folder: Path, content: Tensors, config: dict[str, Any] | None = None) -> Path:
     folder.mkdir(parents=True)
     save_file(content, folder / "model.safetensors", {"format": "pt"})
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "own"}))
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -135,3 +136,45 @@ def test_a_path_is_never_taken_for_an_id(tmp_path: Path):
     shutil.rmtree(tmp_path)
     with pytest.raises(InputError, match="no such directory"):
         hub.local_directory(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["one", "shards", "other name"])
+def test_safetensors_of_any_layout_are_downloaded(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    weights = {
+        "one": ["model.safetensors"],
+        "shards": ["model.safetensors.index.json", *shards],
+        "other name": ["weights.safetensors"],
+    }[layout]
+    asked: list[tuple[object, list[str]]] = []
+    local = huggingface_hub.snapshot_download
+
+    def download(name: str, **options: object) -> str:
+        if options.get("local_files_only"):
+            return local(name, **options)
+        asked.append((options["revision"], options["allow_patterns"]))
+        return str(cache)
+
+    files = [*weights, "config.json", "tokenizer.model", "pytorch_model.bin", "onnx/a.safetensors"]
+    files += ["consolidated.safetensors"] * (layout == "one")
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.safetensors_place(Path("owner/model@v1")) == cache
+    ((revision, patterns),) = asked
+    assert revision == "v1"
+    wanted = {file for file in files if any(fnmatch(file, pattern) for pattern in patterns)}
+    assert wanted == {*weights, "config.json", "tokenizer.model"}
+
+
+def test_a_repository_without_safetensors_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    files = ["pytorch_model.bin"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    with pytest.raises(InputError, match=r"holds no safetensors; found pytorch_model.bin"):
+        hub.safetensors_place(Path("owner/model"))
+
+
+@pytest.mark.parametrize("given", ["nowhere", "a/b/c", "/owner/model", "owner/x.safetensors"])
+def test_what_is_no_id_stays_a_path(cache: Path, given: str):
+    assert hub.safetensors_place(Path(given)) == Path(given)

@@ -31,11 +31,12 @@ class Fuse:
     """
 
     base: Path
-    """The model that the others were fine-tuned from: a safetensors file, an index of shards, or a
-    Hugging Face directory, whose configuration and tokenizer go into the output."""
+    """The model that the others were fine-tuned from: a Hugging Face directory or hub id
+    (owner/name or owner/name@revision), whose configuration and tokenizer go into the output; or a
+    safetensors file, or an index of shards."""
     models: tuple[Path, ...]
-    """The fine-tuned models, each a file, an index or a directory; or a LoRA adapter to the base,
-    the directory that PEFT saved."""
+    """The fine-tuned models, each a directory, a hub id, a file or an index; or a LoRA adapter to
+    the base, the directory that PEFT saved."""
     out: Path
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"
@@ -64,6 +65,9 @@ class Fuse:
     tokenizer: str | None = None
     """Whose tokens the output has, where models have tokens that the base has not: base, union (all
     tokens), or one of the models. Rows of embeddings go by token, not by number."""
+    accept: tuple[str, ...] = ()
+    """Fields of config.json that may differ although they change what weights mean, such as
+    rope_theta; the output has the base's."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
     shard_size: str = "5GB"
@@ -79,13 +83,14 @@ class Fuse:
         """Run the sub-command."""
         from rmtllmf_jax.fusion.files.fusing import fusing, part_folder
         from rmtllmf_jax.fusion.files.plan import bytes_of, plan_fusion
+        from rmtllmf_jax.models.hub import safetensors_place
 
         plan = plan_fusion(
             self.out,
-            self.base,
-            self.models,
+            safetensors_place(self.base),
+            [safetensors_place(model) for model in self.models],
             self._recipe(),
-            reference=self.reference,
+            reference=None if self.reference is None else safetensors_place(self.reference),
             shard_bytes=bytes_of(self.shard_size),
             carry_code=self.carry_code,
         )
@@ -121,7 +126,7 @@ class Fuse:
             default if self.scale is None else self.scale, len(self.models) or 1, method
         )
         parts = Parts(self.only, self.from_base)
-        return Recipe(method, scale, self.seed, self.dtype, parts, self.tokenizer)
+        return Recipe(method, scale, self.seed, self.dtype, parts, self.tokenizer, self.accept)
 
 
 def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:

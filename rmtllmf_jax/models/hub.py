@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
-from rmtllmf_jax.models.checkpoint import FORMATS, SHARDS, weight_files
+from rmtllmf_jax.fusion.files.carried import WANTED
+from rmtllmf_jax.fusion.files.checkpoint import INDEX, SUFFIX, require_no_adapter, shards_of
+from rmtllmf_jax.models.checkpoint import FORMATS, SAFETENSORS, SHARDS, weight_files
 
 EMBEDDED_MODELS = ("clip-mini",)
 """Names that `--model` takes besides directories and hub ids. See the model card beside each."""
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_WITH_REVISION = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _SMALL = ("*.json", "merges.txt", "vocab.txt")  # configuration, tokenizer, image processor
 _SHARD = "model-*-of-*.safetensors"
 
@@ -44,6 +46,55 @@ def local_directory(model: str | Path) -> Path:
             f"of the two, or an embedded model ({', '.join(EMBEDDED_MODELS)})."
         )
     return _cached(name) or _download(name)
+
+
+def safetensors_place(model: Path) -> Path:
+    """Return where a checkpoint in safetensors lies: itself if it exists, or by its hub id.
+
+    An id may name a branch, tag or commit (``owner/name@revision``). Any layout of safetensors will
+    do, shards among them; what is complete in the local hub cache is used without the network.
+
+    **Raises:** `InputError` as `local_directory`, but what looks like no id is returned as it is.
+    """
+    if model.expanduser().exists():
+        return model
+    if str(model) in EMBEDDED_MODELS:
+        return embedded_directory(str(model))
+    found = _WITH_REVISION.fullmatch(str(model))
+    if found is None or model.name.endswith((SUFFIX, INDEX)):
+        return model
+    name, revision = found[1], found[2]
+    return _cached_safetensors(name, revision) or _download_safetensors(name, revision)
+
+
+def _cached_safetensors(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        for index in folder.glob(f"*{INDEX}"):
+            shards_of(index)  # refuses one whose shards are not all there
+    except (LocalEntryNotFoundError, HFValidationError, InputError):
+        return None
+    return folder if any(folder.glob(f"*{SUFFIX}")) else None
+
+
+def _download_safetensors(name: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    with _explained(name):
+        there = sorted(HfApi().list_repo_files(name, revision=revision))
+        beside = [file for file in there if "/" not in file and file.endswith((SUFFIX, INDEX))]
+        if not beside:
+            raise InputError(
+                f"{name}: the repository holds no safetensors; found "
+                f"{', '.join(there) or 'no file'}."
+            )
+        one = SAFETENSORS in beside
+        weights = [SAFETENSORS] if one else beside
+        wanted = [*WANTED, "README.md", *weights]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 def embedded_directory(name: str = "clip-mini") -> Path:

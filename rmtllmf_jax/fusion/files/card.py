@@ -6,6 +6,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
+from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, Named, hub_name, labels
+from rmtllmf_jax.fusion.files.configuration import config_of
+
+
+def hub_facts(base: Checkpoint, models: Sequence[Named]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the hub reads of a card, and notes.
+
+    `base_model` (those of the inputs that are on the hub), `license` if all inputs that name one
+    name the same, `library_name`, `tags`.
+    """
+    inputs: list[Named] = [base, *models]
+    about = [_metadata(each.given) for each in inputs]
+    names = [name for each in inputs if (name := hub_name(each.given))]
+    facts: dict[str, Any] = {"tags": ["merge", "task-vectors"]}
+    if names:
+        facts["base_model"] = list(dict.fromkeys(name.partition("@")[0] for name in names))
+        facts["base_model_relation"] = "merge"
+    stated = {
+        name: str(each["license"])
+        for name, each in zip(labels(inputs), about, strict=True)
+        if "license" in each
+    }
+    notes = []
+    if len(set(stated.values())) == 1:
+        facts["license"] = next(iter(stated.values()))
+    elif stated:
+        each = ", ".join(f"{name}: {text}" for name, text in stated.items())
+        notes.append(f"licences differ ({each}); the card names none")
+    kind = "transformers" if "model_type" in config_of(base) else None
+    if library := about[0].get("library_name", kind):
+        facts["library_name"] = library
+    return facts, notes
+
+
+def _metadata(given: Path) -> dict[str, Any]:
+    """Return the front matter of a directory's README.md, empty if there is none to be read."""
+    from huggingface_hub import metadata_load
+
+    if not (given / "README.md").is_file():
+        return {}
+    try:
+        return metadata_load(given / "README.md") or {}
+    except (ValueError, OSError, YAMLError):
+        return {}
+
 
 def card(
     name: str, record: Mapping[str, Any], carried: Sequence[Path], code: str, plot: str | None
@@ -16,12 +63,14 @@ def card(
 
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer), `kept` (share by model) and
+      weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model) and
       `notes`.
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
     """
+    from huggingface_hub.utils import yaml_dump
+
     reference = record["reference"]
     settings = [
         ("method", f"`{record['method']}`" + (f" ({reference})" if reference else "")),
@@ -41,7 +90,7 @@ def card(
         for file in each["files"]
     ]
     parts = [
-        "---\ntags:\n- merge\n- task-vectors\n---",
+        f"---\n{yaml_dump(record['hub'], sort_keys=True).strip()}\n---",
         f"# {name}",
         "A merge of fine-tuned models with their common base, made by `rmtllmf fuse`.",
         "## How",

@@ -31,6 +31,8 @@ _WRONG = (
     *("all_results.json", "train_results.json", "eval_results.json", "requirements*.txt"),
 )
 _CODE = "*.py"
+WANTED = (*_TOKENIZER, *_REST, _CODE, "[0-9]_*/*")
+"""Patterns of all files that an output may take along."""
 
 
 def code_files(directory: Path | None) -> list[Path]:

@@ -34,6 +34,8 @@ FLOATS = {
 """Types that are merged, as safetensors spells them. All others (integers, booleans, 8-bit floats
 that need scales of their own) must be equal in all checkpoints."""
 
+_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([^/]+)")
+
 _METADATA = "__metadata__"
 _LENGTH = struct.Struct("<Q")
 _LFS = b"version https://git-lfs"
@@ -191,7 +193,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     **Raises:** `InputError` that names what is missing, unreadable or ambiguous, or an adapter.
     """
-    path = path.expanduser()
+    path = snapshot(path.expanduser())
     require_no_adapter(path, sorted(os.listdir(path)) if path.is_dir() else [path.name])
     place = _in_directory(path) if path.is_dir() else path
     files, named = shards_of(place) if place.name.endswith(INDEX) else ((place,), {})
@@ -216,6 +218,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not entries:
         raise InputError(f"{path}: holds no tensor.")
     return Checkpoint(path, files, entries, metadata[0])
+
+
+def hub_name(path: Path) -> str | None:
+    """Return the name of what lies in a hub cache, None elsewhere.
+
+    >>> hub_name(Path("/cache/models--owner--name/snapshots/1a2b/model.safetensors"))
+    'owner/name@1a2b'
+    """
+    found = _CACHE.search(Path(os.path.abspath(path)).as_posix())
+    return f"{found[1]}/{found[2]}@{found[3]}" if found else None
+
+
+def snapshot(path: Path) -> Path:
+    """Return a snapshot of a model's folder in a hub cache: that of main, or the only one."""
+    if not (path / "snapshots").is_dir():
+        return path
+    main = path / "refs" / "main"
+    known = sorted(each for each in (path / "snapshots").iterdir() if each.is_dir())
+    if main.is_file():
+        known = [path / "snapshots" / main.read_text().strip()]
+    if len(known) != 1:
+        names = ", ".join(each.name for each in known) or "none"
+        raise InputError(f"{path}: cannot tell which snapshot is meant ({names}); name one.")
+    return known[0]
 
 
 def _in_directory(folder: Path) -> Path:
@@ -387,8 +413,12 @@ class Named(Protocol):
 
 
 def labels(checkpoints: Sequence[Named]) -> list[str]:
-    """Return a short name for each: the last part of its path where that tells them apart."""
-    names = [Path(os.path.abspath(checkpoint.given)).name for checkpoint in checkpoints]
+    """Return a short name for each: its name on the hub, or the last part of its path.
+
+    Where that does not tell them apart, it is the path.
+    """
+    paths = [checkpoint.given for checkpoint in checkpoints]
+    names = [hub_name(path) or Path(os.path.abspath(path)).name for path in paths]
     return [
         name if names.count(name) == 1 else str(checkpoint.given)
         for checkpoint, name in zip(checkpoints, names, strict=True)

@@ -283,6 +283,7 @@ def _how(plan: Plan) -> dict[str, Any]:
     recipe = plan.recipe
     how = asdict(recipe) | {"method": described(recipe.method)}
     how |= {option: list(patterns) for option, patterns in how.pop("parts").items()}
+    how["accept"] = list(recipe.accept)
     if not fact(recipe.method, "random"):
         del how["seed"]
     if plan.transfer is not None:
@@ -316,6 +317,7 @@ def _record(
         "formula": plan.formula,
         "reference": fact(plan.recipe.method, "reference"),
         "tensors": {"merged": len(plan.matching.merged), "copied": len(plan.matching.copied)},
+        "hub": plan.hub,
         "not_merged": list(plan.matching.not_merged),
         "notes": [
             *plan.notes,

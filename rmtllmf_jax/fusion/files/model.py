@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
-from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
+from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint, snapshot
 
 
 @runtime_checkable
@@ -65,4 +65,5 @@ def open_model(path: Path) -> Model:
 
     **Raises:** `InputError` as `open_adapter` and `open_checkpoint`.
     """
+    path = snapshot(path.expanduser())
     return open_adapter(path) if is_adapter(path) else open_checkpoint(path)

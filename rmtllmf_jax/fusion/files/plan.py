@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known, require_seed
 from rmtllmf_jax.common.files import require_absent
 from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.fusion.files.adjustments import is_derived
-from rmtllmf_jax.fusion.files.carried import KEEP, code_files
+from rmtllmf_jax.fusion.files.card import hub_facts
+from rmtllmf_jax.fusion.files.carried import KEEP, code_files, tokenizer_files
 from rmtllmf_jax.fusion.files.checkpoint import (
     FLOATS,
     SINGLE,
@@ -22,7 +24,7 @@ from rmtllmf_jax.fusion.files.checkpoint import (
     labels,
     open_checkpoint,
 )
-from rmtllmf_jax.fusion.files.configuration import CONFIG, config_of
+from rmtllmf_jax.fusion.files.configuration import CONFIG, compare, config_of
 from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
 from rmtllmf_jax.fusion.files.model import Model, open_model
 from rmtllmf_jax.fusion.files.transfer import Transfer
@@ -50,6 +52,8 @@ class Recipe:
     """Which tensors are merged."""
     tokenizer: str | None = None
     """Whose tokens the output has, where tokenizers differ: `base`, `union` or a model's name."""
+    accept: tuple[str, ...] = ()
+    """Fields of the configuration that may differ although they change what weights mean."""
 
     def __post_init__(self) -> None:
         """Refuse a seed that a key cannot hold, and an unknown type."""
@@ -131,6 +135,10 @@ class Plan:
     reference: Model | None
     matching: Matching
     shards: list[Shard]
+    notes: tuple[str, ...] = ()
+    """What was seen in the checkpoints that is not plain, and done, a line each."""
+    hub: dict[str, Any] = field(default_factory=dict)
+    """Front matter of the card."""
     carry_code: bool = False
     """Whether the base's files of code go into the output."""
     transfer: Transfer | None = None
@@ -140,11 +148,6 @@ class Plan:
     def others(self) -> list[Model]:
         """The models, then the reference if there is one."""
         return [*self.models, *([self.reference] if self.reference else [])]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was seen in the checkpoints that is not plain, and done, a line each."""
-        return self.matching.notes
 
     @property
     def names(self) -> list[str]:
@@ -205,16 +208,20 @@ def plan_fusion(
     others = [open_model(path) for path in models]
     guide = open_model(reference) if reference is not None else None
     compared = [*others, *([guide] if guide else [])]
-    for model in (start, *compared):
-        if isinstance(model, Checkpoint):
-            _require_not_quantised(model)
+    whole = [model for model in compared if isinstance(model, Checkpoint)]
+    for checkpoint in (start, *whole):
+        _require_not_quantised(checkpoint)
     matching = match(start, compared, recipe.parts, recipe.tokenizer)
     fitting = list(matching.others)
+    differ = compare(start, whole, matching.merged, recipe.accept, recipe.tokenizer)
+    hub, licences = hub_facts(start, others)
+    notes = (*matching.notes, *differ, *_lacking(start), *licences)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
     shards = _plan_shards(matching, recipe.dtype, shard_bytes)
     others, guide = fitting[: len(others)], fitting[-1] if guide else None
-    return Plan(recipe, out, matching.base, others, guide, matching, shards, carry_code, transfer)
+    fixed = (matching, shards, notes, hub, carry_code, transfer)
+    return Plan(recipe, out, matching.base, others, guide, *fixed)
 
 
 def bytes_of(text: str) -> int:
@@ -238,6 +245,18 @@ def _require_not_quantised(checkpoint: Checkpoint) -> None:
             f"{checkpoint.given / CONFIG}: the weights are quantised ({str(how)[:100]}); merge the "
             "unquantised ones."
         )
+
+
+def _lacking(base: Checkpoint) -> list[str]:
+    """Return what an output lacks that transformers needs to open it."""
+    if base.directory is not None:
+        there = (base.directory / CONFIG).is_file()
+        return [] if there else [f"{labels([base])[0]} has no {CONFIG}, nor has the output"]
+    beside = sorted({CONFIG, *map(str, tokenizer_files(base.given.parent))})
+    found = [name for name in beside if (base.given.parent / name).is_file()]
+    lacks = f"{labels([base])[0]} is a bare file: the output has no {CONFIG} and no tokenizer"
+    more = f" ({', '.join(found)} beside it; name the directory to take them along)"
+    return [lacks + (more if found else "")]
 
 
 def _plan_shards(matching: Matching, dtype: str, limit: int) -> list[Shard]:

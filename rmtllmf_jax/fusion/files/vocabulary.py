@@ -235,8 +235,9 @@ def _source(choice: str | None, sides: dict[str, _Side | None]) -> _Side | None:
     if choice in (None, BASE, UNION):
         name = names[0]
     else:
-        paths = {str(each.checkpoint.given): name for name, each in sides.items() if each}
-        name = paths.get(str(choice)) or require_known(
+        known = {str(each.checkpoint.given): name for name, each in sides.items() if each}
+        known |= {name.partition("@")[0]: name for name in names}
+        name = known.get(str(choice)) or require_known(
             "tokenizer", str(choice), (BASE, UNION, *names[1:])
         )
     if choice is not None and sides[name] is None:
