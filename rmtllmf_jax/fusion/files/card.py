@@ -8,8 +8,9 @@ from typing import Any
 
 from yaml import YAMLError
 
-from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, Named, hub_name, labels
+from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
 from rmtllmf_jax.fusion.files.configuration import config_of
+from rmtllmf_jax.fusion.files.places import Named, hub_name, labels
 
 
 def hub_facts(base: Checkpoint, models: Sequence[Named]) -> tuple[dict[str, Any], list[str]]:

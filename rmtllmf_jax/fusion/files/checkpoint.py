@@ -6,11 +6,11 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.fusion.files.places import snapshot
 
 SINGLE = "model.safetensors"
 SUFFIX = ".safetensors"
@@ -33,8 +34,6 @@ FLOATS = {
 }
 """Types that are merged, as safetensors spells them. All others (integers, booleans, 8-bit floats
 that need scales of their own) must be equal in all checkpoints."""
-
-_CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([^/]+)")
 
 _METADATA = "__metadata__"
 _LENGTH = struct.Struct("<Q")
@@ -220,30 +219,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, files, entries, metadata[0])
 
 
-def hub_name(path: Path) -> str | None:
-    """Return the name of what lies in a hub cache, None elsewhere.
-
-    >>> hub_name(Path("/cache/models--owner--name/snapshots/1a2b/model.safetensors"))
-    'owner/name@1a2b'
-    """
-    found = _CACHE.search(Path(os.path.abspath(path)).as_posix())
-    return f"{found[1]}/{found[2]}@{found[3]}" if found else None
-
-
-def snapshot(path: Path) -> Path:
-    """Return a snapshot of a model's folder in a hub cache: that of main, or the only one."""
-    if not (path / "snapshots").is_dir():
-        return path
-    main = path / "refs" / "main"
-    known = sorted(each for each in (path / "snapshots").iterdir() if each.is_dir())
-    if main.is_file():
-        known = [path / "snapshots" / main.read_text().strip()]
-    if len(known) != 1:
-        names = ", ".join(each.name for each in known) or "none"
-        raise InputError(f"{path}: cannot tell which snapshot is meant ({names}); name one.")
-    return known[0]
-
-
 def _in_directory(folder: Path) -> Path:
     """Return the one weight file, or the one index, of a directory."""
     names = sorted(file.name for file in folder.iterdir())
@@ -400,26 +375,3 @@ def header_bytes(
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
     return _LENGTH.pack(len(text)) + text
-
-
-@runtime_checkable
-class Named(Protocol):
-    """Something at a path."""
-
-    @property
-    def given(self) -> Path:
-        """The path that it was asked for by."""
-        ...
-
-
-def labels(checkpoints: Sequence[Named]) -> list[str]:
-    """Return a short name for each: its name on the hub, or the last part of its path.
-
-    Where that does not tell them apart, it is the path.
-    """
-    paths = [checkpoint.given for checkpoint in checkpoints]
-    names = [hub_name(path) or Path(os.path.abspath(path)).name for path in paths]
-    return [
-        name if names.count(name) == 1 else str(checkpoint.given)
-        for checkpoint, name in zip(checkpoints, names, strict=True)
-    ]

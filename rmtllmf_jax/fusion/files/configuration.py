@@ -10,7 +10,8 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import read_json
-from rmtllmf_jax.fusion.files.checkpoint import Checkpoint, labels
+from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
+from rmtllmf_jax.fusion.files.places import labels
 
 CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"

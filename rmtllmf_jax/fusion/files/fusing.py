@@ -37,7 +37,7 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.files.card import card
 from rmtllmf_jax.fusion.files.carried import copy_carried
-from rmtllmf_jax.fusion.files.checkpoint import INDEX, labels
+from rmtllmf_jax.fusion.files.checkpoint import INDEX
 from rmtllmf_jax.fusion.files.merging import (
     Facts,
     LayerWeights,
@@ -46,6 +46,7 @@ from rmtllmf_jax.fusion.files.merging import (
     layer_grams,
     merge_shards,
 )
+from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.plan import Plan, Shard
 from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer

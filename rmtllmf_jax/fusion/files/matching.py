@@ -12,8 +12,9 @@ import numpy as np
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files.adapters import Adapter
 from rmtllmf_jax.fusion.files.adjustments import ADJUSTMENTS, is_derived, without_copies
-from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, labels
+from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
 from rmtllmf_jax.fusion.files.model import Model
+from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.vocabulary import Tokenizer, fit_vocabularies
 
 _SHOWN = 20

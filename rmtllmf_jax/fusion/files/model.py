@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
-from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint, snapshot
+from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
+from rmtllmf_jax.fusion.files.places import snapshot
 
 
 @runtime_checkable

@@ -21,12 +21,12 @@ from rmtllmf_jax.fusion.files.checkpoint import (
     Checkpoint,
     Entry,
     header_bytes,
-    labels,
     open_checkpoint,
 )
 from rmtllmf_jax.fusion.files.configuration import CONFIG, compare, config_of
 from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
 from rmtllmf_jax.fusion.files.model import Model, open_model
+from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.transfer import Transfer
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights

@@ -20,7 +20,8 @@ from jaxtyping import Int
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import read_json
-from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry, labels
+from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
+from rmtllmf_jax.fusion.files.places import labels
 
 BASE, UNION = "base", "union"
 _JSON, _LINES, _WORDS, _ADDED = "tokenizer.json", "vocab.txt", "vocab.json", "added_tokens.json"
