@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rmtllmf_jax.cli.link import LinkOptions
 from rmtllmf_jax.cli.options import print_table
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import note
@@ -21,7 +22,7 @@ PLOT = "layer_weights.png"
 
 
 @dataclass(kw_only=True)
-class Fuse:
+class Fuse(LinkOptions):
     """Merge fine-tuned checkpoints with their base into a directory that transformers opens.
 
     Any safetensors checkpoints: CLIP, ViT, language models. Tensors are read one by one, so memory
@@ -72,8 +73,6 @@ class Fuse:
     """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
     shard_size: str = "5GB"
     """Largest size of a file of the output, such as 5GB or 500MiB."""
-    seed: int = 0
-    """Root of the masks of dare and dare_ties."""
     carry_code: bool = False
     """Copy the *.py files of the base into the output too, code that trust_remote_code runs."""
     dry_run: bool = False
@@ -93,6 +92,7 @@ class Fuse:
             reference=None if self.reference is None else safetensors_place(self.reference),
             shard_bytes=bytes_of(self.shard_size),
             carry_code=self.carry_code,
+            transfer=self.uplink(len(self.models)),
         )
         if self.dry_run:
             print("\n".join(_listing(plan)))
@@ -108,6 +108,10 @@ class Fuse:
                 _show_weights(weights, under_way)
             under_way.merge(weights)
             under_way.finish(weights, PLOT if weights is not None else None)
+            arrived = under_way.arrived
+        for user in arrived:
+            told = ", ".join(f"{name} {value:.4g}" for name, value in list(user.items())[1:])
+            note(f"uplink of {user['model']}: {told}")
         for line in (*plan.notes, *([plan.code] if plan.code else [])):
             note(line)
         print(f"{self.out}: {_summary(plan)}")

@@ -13,7 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float64
 
 from rmtllmf_jax.channel import ONCE, Link, Sent, mse_of
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
+from rmtllmf_jax.channel.checks import require_within
+from rmtllmf_jax.common.errors import (
+    InputError,
+    require_at_least,
+    require_non_negative,
+    require_seed,
+)
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion import matching_paths
 from rmtllmf_jax.uplink.estimators import Estimator
@@ -62,6 +68,9 @@ class StreamedUplink:
         """Refuse what cannot be done leaf by leaf."""
         require_seed("seed", self.seed)
         require_at_least("draw", self.draw, 0, 2**32 - 1)
+        require_within("c0 in dB", self.c0_db, -120.0, 300.0)
+        if self.kappa is not None:
+            require_non_negative("kappa", self.kappa, 1e6)
         require_fitting(self.link, self.transport, self.estimators)
         for value in (*self.estimators, *self.poisons):
             if not getattr(value, "by_leaf", False):
@@ -73,6 +82,18 @@ class StreamedUplink:
             raise InputError(
                 f"the transport {described(self.transport)} has no method `stream`, which sends "
                 "leaf by leaf: take gaussian, sparse, coded, qam or analogue."
+            )
+
+    def require_users(self, models: int) -> None:
+        """Check that there is a user for each of so many models.
+
+        **Raises:** `InputError` if there are fewer.
+        """
+        preset = self.link.preset
+        if models > preset.users:
+            raise InputError(
+                f"{models} models need as many users, and {described(preset)} has {preset.users}: "
+                "take a preset with more, such as paper(users=16)."
             )
 
     def key(self) -> dict[str, Any]:
@@ -118,11 +139,7 @@ class OpenedUplink:
     def __init__(
         self, how: StreamedUplink, sizes: Mapping[str, int], users: int, leaves: Leaves
     ) -> None:
-        if users > how.link.preset.users:
-            raise InputError(
-                f"{users} models need as many users; {described(how.link.preset)} has "
-                f"{how.link.preset.users}."
-            )
+        how.require_users(users)
         self._how, self._users, self._leaves = how, users, leaves
         root = jax.random.key(how.seed)
         self._draw = channel_key(root, how.draw)
@@ -146,11 +163,15 @@ class OpenedUplink:
         self._stream = transport.stream(sending)
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Per user: MSE of a symbol, channel uses per parameter and, for Gaussian errors, kappa."""
+    def facts(self) -> list[dict[str, float]]:
+        """MSE, channel uses per parameter and, for Gaussian errors, kappa of each user."""
         uses = channel_uses(self._how.transport, self._mse, self._air_uses, self._share)
         found = {"mse": self._mse, "uses": uses, "kappa": self._stream.kappa}
-        return {name: [float(x) for x in v] for name, v in found.items() if v is not None}
+        there = {name: values for name, values in found.items() if values is not None}
+        return [
+            dict(zip(there, map(float, values), strict=True))
+            for values in zip(*there.values(), strict=True)
+        ]
 
     def __call__(self, name: str, rows: Rows) -> None:
         """Send a leaf of all users: `rows` are overwritten by what the base station has."""

@@ -64,8 +64,8 @@ def card(
 
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model) and
-      `notes`.
+      weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model), `notes`, and
+      `uplink` where there is one, with what became of each of its `users`.
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
@@ -99,6 +99,12 @@ def card(
         "## Inputs",
         _table(("role", "model", "file", "bytes", "SHA-256"), files),
     ]
+    if uplink := record.get("uplink"):
+        users = uplink["users"]
+        of_users = [[str(value) for value in user.values()] for user in users]
+        said = [(key, f"`{value}`") for key, value in uplink.items() if key != "users" and value]
+        parts += ["## Uplink", "The task vectors came over an uplink before they were merged."]
+        parts += [_table(("what", "value"), said), _table(list(users[0]), of_users)]
     if notes := record["notes"]:
         parts += ["## What was seen and done", "\n".join(f"- {note}" for note in notes)]
     if weights := record["layer_weights"]:

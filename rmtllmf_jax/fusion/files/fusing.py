@@ -142,6 +142,12 @@ class Fusing:
 
         return plan.transfer.opened(sizes, len(plan.models), leaves)
 
+    @property
+    def arrived(self) -> list[dict[str, Any]]:
+        """What became of each model's task vector on its way; nothing without a transfer."""
+        facts = self._transfer.facts if self._transfer is not None else []
+        return [{"model": name, **each} for name, each in zip(self.plan.names, facts, strict=False)]
+
     def merge(self, weights: LayerWeights | None) -> None:
         """Write all shards that are not there yet.
 
@@ -189,7 +195,7 @@ class Fusing:
             write_json(folder / f"model{INDEX}", _index_of(plan.shards))
         record = _record(plan, weights, self._input_hashes(), self.facts())
         if self._transfer is not None:
-            record["uplink"] |= {"users": plan.names, **self._transfer.facts}
+            record["uplink"]["users"] = self.arrived
         tokenizer = plan.matching.tokenizer
         carried = copy_carried(
             plan.base, folder, plan.recipe.dtype, tokenizer, code=plan.carry_code

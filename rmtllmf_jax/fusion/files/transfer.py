@@ -44,8 +44,8 @@ class Opened(Protocol):
     """
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the card says of it, as JSON."""
+    def facts(self) -> list[dict[str, float]]:
+        """What the card says of each task vector."""
 
     def __call__(self, name: str, rows: Rows) -> None:
         """Let a tensor through; rows after those of the task vectors stay as they are."""
