@@ -27,7 +27,7 @@ class LinkOptions(UplinkOptions):
     qam(size=64) or analogue, estimators shrink, reliability(alpha=0.5) and singular_values, as in
     'repeat(times=4)+shrink'."""
     draw: int = 0
-    """With --link: which of the draws (channel realisations), from 0; those of a sweep of --seed."""
+    """With --link: which of the draws (channel realisations), from 0, those of a sweep."""
     seed: int = 0
     """Root of all random numbers: the masks of dare and dare_ties, channel and noise of --link."""
 
