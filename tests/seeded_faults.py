@@ -216,7 +216,7 @@ FUSION = (
     ),
     Fault(
         "density rounded and not cut",
-        "fusion/rules/sparsified.py",
+        "fusion/rules/sparsifiers.py",
         "int(density * magnitudes.shape[1])",
         "round(density * magnitudes.shape[1])",
         ("test_fusion_rules.py::test_ties_of_one_vector_is_the_vector_trimmed",),
@@ -230,16 +230,16 @@ FUSION = (
     ),
     Fault(
         "what is kept is not rescaled",
-        "fusion/rules/sparsified.py",
+        "fusion/rules/sparsifiers.py",
         "row * (1 / (1 - drop))",
         "row",
         ("test_fusion_rules.py::test_dare_is_a_sum_of_what_is_kept_rescaled",),
     ),
     Fault(
         "one mask for all users",
-        "fusion/rules/sparsified.py",
-        "jax.random.fold_in(leaf_key, user), shape",
-        "leaf_key, shape",
+        "fusion/rules/sparsifiers.py",
+        "jax.random.fold_in(leaf_key, user), shape, jnp",
+        "leaf_key, shape, jnp",
         ("test_fusion_rules.py::test_dare_drops_as_often_as_it_says_and_independently",),
     ),
     Fault(

@@ -22,15 +22,23 @@ from rmtllmf_jax.fusion.files.fusing import fusing
 from rmtllmf_jax.fusion.files.plan import Recipe, bytes_of, file_methods, plan_fusion
 from rmtllmf_jax.fusion.rules import (
     Average,
+    Breadcrumbs,
+    ConsensusTa,
     Dare,
     DareTies,
+    Della,
+    DellaLinear,
     Fisher,
     Lata,
     LayerWise,
     Median,
+    ModelStock,
+    MultiSlerp,
+    Slerp,
     TaskArithmetic,
     Ties,
     TrimmedMean,
+    TsvMerge,
 )
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -115,6 +123,14 @@ METHODS: dict[str, list[Any]] = {
     "ties": [Ties(0.3), Ties(0.5, normalise=False, weights=(1.0, 2.0))],
     "dare": [Dare(0.5), Dare(0.0, (1.0, 2.0)), Dare(0.7, (1.0, 2.0))],
     "dare_ties": [DareTies(0.5), DareTies(0.3, True, (1.0, 2.0))],
+    "della": [Della(), Della(0.6, 0.2, "l1", False, (1.0, 2.0))],
+    "della_linear": [DellaLinear(0.4, 0.3, None)],
+    "breadcrumbs": [Breadcrumbs(0.5, 0.1), Breadcrumbs(0.9, 0.3, (1.0, 2.0))],
+    "consensus_ta": [ConsensusTa(), ConsensusTa(1.0, 1, (1.0, 2.0))],
+    "slerp": [Slerp(), Slerp(0.2, threshold=0.5, weights=(1.0, 2.0))],
+    "multi_slerp": [MultiSlerp(), MultiSlerp((1.0, 2.0))],
+    "model_stock": [ModelStock(), ModelStock((1.0, 2.0))],
+    "tsv_merge": [TsvMerge(), TsvMerge((1.0, 2.0))],
     "median": [Median(), Median((1.0, 0.5))],
     "trimmed_mean": [TrimmedMean(0.25), TrimmedMean(1, (1.0, 0.5))],
     "layer_wise": [
@@ -145,7 +161,8 @@ def test_a_method_on_files_gives_what_it_gives_in_memory(
     stacked = {key: jnp.stack([other[key] - base[key] for other in others]) for key in base}
     for number, method in enumerate(METHODS[name]):
         found = fuse(tmp_path / str(number), models[0], models[1:], Recipe(method, -0.7, seed=5))
-        merged = in_memory(method, stacked)
+        needs = {"base": {k: jnp.asarray(v) for k, v in base.items()}} if name == "slerp" else {}
+        merged = in_memory(method, stacked, **needs)
         assert_close(found, {key: base[key] - 0.7 * np.asarray(merged[key]) for key in base})
 
 
@@ -516,13 +533,15 @@ def test_an_unreadable_checkpoint_is_named(
         (Own(), 2, "the method own does not say `per_leaf = True`"),
         (Lata(), 1, "the method lata needs a reference, or more than one"),
         (LayerWise({"model.layers.7": 1.0}, 1.0), 2, "matches no layer"),
+        (Slerp(), 3, "slerp takes 2 task vectors at most, got 3"),
     ],
 )
 def test_methods_that_cannot_merge_these_files_are_refused(
     models: list[Path], tmp_path: Path, method: Any, models_used: int, why: str
 ):
+    given = (2 * models[1:])[:models_used]
     with pytest.raises(InputError, match=why):
-        plan_fusion(tmp_path / "out", models[0], models[1 : 1 + models_used], Recipe(method, 1.0))
+        plan_fusion(tmp_path / "out", models[0], given, Recipe(method, 1.0))
 
 
 def test_sizes_are_read():

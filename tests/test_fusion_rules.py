@@ -21,7 +21,7 @@ from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion import rules
-from rmtllmf_jax.fusion.rules.sparsified import keep_mask, kth_largest
+from rmtllmf_jax.fusion.rules.sparsifiers import keep_mask, kth_largest
 
 SHAPES = {
     "layers": {"0": {"kernel": (4, 3), "bias": (5,)}, "1": {"bias": (5,)}},
@@ -51,7 +51,11 @@ def method_of(name: str, users: int = 3) -> Any:
     if name == "layer_wise":
         by_user = tuple(0.1 * (user + 1) for user in range(users))
         return rules.LayerWise({"layers/1": by_user, "layers/.*": 2.0}, default=0.5)
-    chosen: dict[str, dict] = {"ties": {"density": 0.5}, "dare": {"drop": 0.4}}
+    chosen: dict[str, dict] = {
+        "ties": {"density": 0.5},
+        "dare": {"drop": 0.4},
+        "breadcrumbs": {"density": 0.5, "gamma": 0.25},
+    }
     return rules.METHODS[name](**chosen.get(name, {}))
 
 
@@ -83,7 +87,8 @@ def close(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) ->
         )
 
 
-NAMES = [name for name in rules.METHODS if name != "adamerging"]  # which has weights of its own
+NAMES = [name for name in rules.METHODS if name not in ("adamerging", "slerp")]
+"""Those that take three task vectors and `weights`."""
 every_method = pytest.mark.parametrize("name", NAMES)
 
 
@@ -214,13 +219,15 @@ def test_methods_are_documented_values_that_can_be_written_and_read(name: str):
 
 CHANGED: dict[str, dict] = {key: {"weights": (1.0, 2.0)} for key in NAMES} | {
     "adamerging": {"clip": False},
+    "slerp": {"t": 0.25},
     "layer_wise": {"layers": {"layers/.*": 2.0, "layers/1": (0.1, 0.2, 0.30000000000000004)}},
 }
 
 
 def test_means_have_a_natural_scale():
     assert {name for name in rules.METHODS if method_of(name).is_mean} == {
-        *("average", "ties", "median", "trimmed_mean", "fisher", "regmean", "adamerging")
+        *("average", "ties", "median", "trimmed_mean", "fisher", "regmean", "adamerging"),
+        *("della", "slerp", "multi_slerp", "model_stock", "tsv_merge"),
     }
     assert not rules.Ties(normalise=False).is_mean
     assert rules.DareTies(normalise=True).is_mean

@@ -33,7 +33,7 @@ from rmtllmf_jax.channel import (
     Unaware,
 )
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion import Average, Dare, RegMean
+from rmtllmf_jax.fusion import Average, Dare, RegMean, Slerp
 from rmtllmf_jax.gradients import (
     Objective,
     Parameters,
@@ -173,6 +173,24 @@ def test_another_method_merges_what_was_received():
     random = tiny_objective("white", method=Dare(0.5))
     assert value(random, NOTHING, KEY) == value(random, NOTHING, KEY)
     assert value(random, NOTHING, KEY) != value(random, NOTHING, jax.random.key(5))
+
+
+def test_a_method_that_needs_the_base_has_it():
+    """Of two of the three users, halfway along a straight line: their mean."""
+    members, mse = jnp.array([1.0, 0.0, 1.0]), jnp.array([0.1, 0.2, 0.3])
+    plain, arc = (
+        tiny_objective("white", method=method, members=members)
+        for method in (Average(), Slerp(threshold=0.0))
+    )
+    for one, other in zip(
+        *(jax.tree.leaves(each.fused(NOTHING, mse, KEY)) for each in (plain, arc)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    curved = tiny_objective("white", method=Slerp(), members=members)
+    parameters = parameters_of("budget")
+    score, slope = value_and_gradient(curved.fixed_at(parameters), parameters, KEY)
+    assert jnp.isfinite(score)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
 def test_what_a_method_does_not_have_is_refused():

@@ -17,7 +17,7 @@ from sweep_fixtures import PAIR, SETTINGS, TASKS, engine_like, model, received, 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.evaluation.statistics import fisher_information, input_grams
-from rmtllmf_jax.fusion import AdaMerging, Fisher, RegMean, Ties, rules
+from rmtllmf_jax.fusion import AdaMerging, Fisher, RegMean, Slerp, Ties, TsvMerge, rules
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.sweep.engine import Engine
@@ -106,20 +106,22 @@ def engine(sweep_engine: Engine) -> Engine:
 
 
 @pytest.mark.parametrize("scenario", ["clean", "ideal"])
-@pytest.mark.parametrize("method", [Fisher(), RegMean(), LEARNING, Trusting()])
+@pytest.mark.parametrize(
+    "method", [Fisher(), RegMean(), LEARNING, Trusting(), Slerp(0.3), TsvMerge()]
+)
 def test_a_cell_is_the_method_called_by_hand(engine: Engine, method: Any, scenario: str) -> None:
     """On the vectors as received of the combination's users and no others."""
     cell, inputs = Cell(PAIR, scenario, 0, 0, "none", method), engine.inputs
     users = np.array([TASKS.index(task) for task in PAIR])
     sent = inputs.vectors if scenario == "clean" else received(engine, cell)
-    have = {name: NEEDS[name](inputs, FEW) for name in method.needs if name in NEEDS}
+    wanted = rules.fact(method, "needs")
+    have = {name: NEEDS[name](inputs, FEW) for name in wanted if name in NEEDS}
     shared = {name: have.pop(name) for name in tuple(have) if name == "entropy"}
     needs = jax.tree.map(lambda leaf: leaf[users], have) | shared
+    if "base" in wanted:
+        needs["base"] = inputs.base
     if method is LEARNING:
-        needs |= {
-            "base": inputs.base,
-            "batches": jnp.asarray(engine.needs.batches(method, [PAIR])[0]),
-        }
+        needs["batches"] = jnp.asarray(engine.needs.batches(method, [PAIR])[0])
     some = jax.tree.map(lambda leaf: leaf[users], sent)
     total = method(some, weights=jnp.ones(2), **needs)
     expected = fusion.leaves_by_path(fusion.add_to_base(inputs.base, total, 0.8))
@@ -192,3 +194,5 @@ def test_a_need_that_a_sweep_has_not_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             Grid((PAIR,), ("clean",), ("none",), 1, 1, (method,))
+    with pytest.raises(InputError, match="slerp takes 2 task vectors at most, got 3"):
+        Grid((PAIR, TASKS), ("clean",), ("none",), 1, 1, (Slerp(),))

@@ -42,8 +42,11 @@ class Fuse(LinkOptions):
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"
     """Merge method, options in brackets: task_arithmetic, average, ties(density=0.2,
-    normalise=true), dare(drop=0.9), dare_ties(drop=0.9, normalise=false), median,
-    trimmed_mean(trim=1), a number of models or a share below 0.5,
+    normalise=true), dare(drop=0.9), dare_ties(drop=0.9, normalise=false), della(density=0.5,
+    epsilon=0.15, rescale=probability, normalise=true), della_linear(density=0.5, epsilon=0.15,
+    rescale=probability) with l1 or none, breadcrumbs(density=0.9, gamma=0.01),
+    consensus_ta(ratio=0.4, agree=2), slerp(t=0.5, threshold=0.9995) of two models, multi_slerp,
+    model_stock, tsv_merge, median, trimmed_mean(trim=1), a number of models or a share below 0.5,
     layer_wise(layers={'model.layers.0': 0.5, 'lm_head': 1}, default=none, granularity=block) with
     default the weight of all other layers, or lata(weighting=linear, sigma=0.5,
     granularity=block) with logarithmic or threshold and tensor. All take weights=(1, 0.5), one
@@ -52,8 +55,8 @@ class Fuse(LinkOptions):
     """The method's options as NAME=VALUE, as earlier versions had them; better in brackets."""
     scale: str | None = None
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model
-    and power-law, which is 1 for methods that average (average, ties, median, trimmed_mean). A
-    negative one forgets."""
+    and power-law, which is 1 for methods that average (average, ties, della, slerp, multi_slerp,
+    model_stock, tsv_merge, median, trimmed_mean). A negative one forgets."""
     reference: Path | None = None
     """For lata: the model whose difference from the base the layers are compared to (instruct where
     the base is pretrained). By default, for each model, the mean of the other task vectors."""

@@ -182,9 +182,10 @@ class SweepOptions(RunOptions, UplinkOptions):
     'repeat(times=4)+sparse(share=0.15)+shrink+r-mtllmf'."""
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
-    dare, dare_ties, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that look at
-    data: fisher, regmean (training images of each task) and adamerging (test images, without
-    labels). Of ties(density=[0.1, 0.2]) --scale validation chooses the density, too."""
+    dare, dare_ties, della, della_linear, breadcrumbs, consensus_ta, slerp (two tasks), multi_slerp,
+    model_stock, tsv_merge, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that
+    look at data: fisher, regmean (training images of each task) and adamerging (test images,
+    without labels). Of ties(density=[0.1, 0.2]) --scale validation chooses the density, too."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
     power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation

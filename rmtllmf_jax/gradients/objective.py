@@ -74,7 +74,7 @@ class Setting:
                 f"{described(self.transport)} plans for one attack while there is another, which "
                 "an objective does not follow: leave `plan` out."
             )
-        if needs := fact(self.method, "needs"):
+        if needs := [name for name in fact(self.method, "needs") if name != "base"]:
             raise InputError(
                 f"the merge method {name_of(self.method)} needs {', '.join(needs)}, which an "
                 "objective does not have."
@@ -250,7 +250,8 @@ class Objective:
             self.vectors, errors, self.kappa, key, *chosen, error_model=self.error_model
         )
         masks = jax.random.fold_in(key, _MASKS) if fact(method, "random") else None
-        merged = method(received, masks, weights=self._members())
+        needs = {"base": self.base} if "base" in fact(method, "needs") else {}
+        merged = method(received, masks, weights=self._members(), **needs)
         scale = parameters.filled(self.held).scale
         return fusion.add_to_base(self.base, merged, self.scale if scale is None else scale)
 

@@ -21,6 +21,7 @@ from rmtllmf_jax.defences.protection import (
     split,
 )
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, OneOf, fact, methods_of
+from rmtllmf_jax.fusion.rules.method import require_few_enough
 from rmtllmf_jax.sweep.axis import NO_AXIS, Axis
 from rmtllmf_jax.sweep.needs import require_met
 from rmtllmf_jax.sweep.settings import Settings
@@ -87,6 +88,8 @@ class Grid:
         )
         for rule in self.rules:
             require_swept(rule)
+            for method in methods_of(rule):
+                require_few_enough(method, max(map(len, self.combinations)))
 
     def cells(self) -> list[Cell]:
         """Return the cells in a fixed order, each once.

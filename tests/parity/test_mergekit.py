@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion import rules
-from rmtllmf_jax.fusion.rules.sparsified import keep_mask
+from rmtllmf_jax.fusion.rules.sparsifiers import _leaf_key, _uniform, keep_mask
 
 pytest.importorskip("torch", reason="mergekit needs torch: pip install 'rmtllmf-jax[parity]'")
 with warnings.catch_warnings():
@@ -37,6 +37,8 @@ SHAPES = {
 }
 WEIGHTS = (1.0, 0.5, 0.75)
 DROP = 0.4
+OF_A_MODEL = ("density", "gamma", "epsilon")
+"""Parameters that a recipe of mergekit has for each model."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -65,7 +67,7 @@ def theirs(
     files: list[Path], folder: Path, method: str, weights: tuple[float, ...], **parameters: Any
 ) -> Tensors:
     """Return what mergekit's command for arbitrary checkpoints writes."""
-    of_model = {name: parameters.pop(name) for name in ("density",) if name in parameters}
+    of_model = {name: parameters.pop(name) for name in OF_A_MODEL if name in parameters}
     models = [
         {"model": str(path), "parameters": {"weight": weight, **of_model}}
         for path, weight in zip(files[1:], weights, strict=True)
@@ -76,6 +78,11 @@ def theirs(
         "models": models,
         "parameters": parameters,
     }
+    return of_recipe(config, folder)
+
+
+def of_recipe(config: dict[str, Any], folder: Path) -> Tensors:
+    """Return what mergekit's command writes for a recipe."""
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -166,3 +173,80 @@ def test_dare_ties_as_a_mean_with_the_same_masks(
         return jax.tree.map(lambda leaf: leaf * (1 - DROP), rescaled)
 
     assert_same(ours(files, merge), expected, files[0])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS, (1.0, -0.5, 0.0)])
+@pytest.mark.parametrize(("density", "gamma"), [(0.9, 0.01), (0.5, 0.1), (0.9, 0.3), (1.0, 0.1)])
+def test_breadcrumbs(
+    files: list[Path], tmp_path: Path, density: float, gamma: float, weights: tuple[float, ...]
+):
+    expected = theirs(files, tmp_path, "breadcrumbs", weights, density=density, gamma=gamma)
+    assert_same(ours(files, rules.Breadcrumbs(density, gamma, weights)), expected, files[0])
+
+
+@pytest.fixture
+def fixed_draws(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> jax.Array:
+    """Let mergekit compare its probabilities to our key's draws; the rest of it is its own."""
+    key = jax.random.key(3)
+    base, *models = (load_file(path) for path in files)
+    draws = {
+        (model[name] - base[name]).tobytes(): _uniform(_leaf_key(key, name), user, shape)
+        for user, model in enumerate(models)
+        for name, shape in SHAPES.items()
+    }
+    plain, now = mergekit.sparsify.della_magprune, [b""]
+
+    def prune(tensor: Any, *rest: Any, **more: Any) -> Any:
+        now[0] = tensor.numpy().tobytes()
+        return plain(tensor, *rest, **more)
+
+    def bernoulli(probabilities: Any) -> Any:
+        drawn = torch.from_numpy(np.array(draws[now[0]])).reshape(probabilities.shape)
+        return (drawn >= 1 - probabilities).to(probabilities.dtype)
+
+    monkeypatch.setattr(mergekit.sparsify, "della_magprune", prune)
+    monkeypatch.setattr(torch, "bernoulli", bernoulli)
+    return key
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_della_with_the_same_draws(
+    files: list[Path], tmp_path: Path, fixed_draws: jax.Array, method: str, rescale: bool
+):
+    options: dict[str, Any] = {"density": 0.6, "epsilon": 0.2}
+    expected = theirs(files, tmp_path, method, WEIGHTS, rescale=rescale, **options)
+    how = "l1" if rescale else None
+    pruning = rules.METHODS[method](**options, rescale=how, weights=WEIGHTS)
+    assert_same(ours(files, lambda tree: pruning(tree, fixed_draws)), expected, files[0])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS])
+def test_multi_slerp(files: list[Path], tmp_path: Path, weights: tuple[float, ...]):
+    expected = theirs(files, tmp_path, "multislerp", weights)
+    assert_same(ours(files, rules.MultiSlerp(weights)), expected, files[0])
+
+
+def test_model_stock(files: list[Path], tmp_path: Path):
+    """Vectors at nearly right angles are drawn back to the base: changes are small."""
+    expected = theirs(files, tmp_path, "model_stock", (1.0, 1.0, 1.0))
+    found, base = ours(files, rules.ModelStock()), load_file(files[0])
+    for name in SHAPES:
+        assert np.abs(found[name] - base[name]).max() > 1e-6, f"{name}: nothing was merged"
+        np.testing.assert_allclose(found[name], expected[name], atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_slerp(files: list[Path], tmp_path: Path, t: float):
+    """Of two models; mergekit has no base besides, and ours is of no consequence."""
+    config = {
+        "merge_method": "slerp",
+        "base_model": str(files[1]),
+        "models": [{"model": str(path)} for path in files[1:3]],
+        "parameters": {"t": t},
+    }
+    expected = of_recipe(config, tmp_path)
+    base = {"base": jax.tree.map(jnp.asarray, load_file(files[0]))}
+    found = ours([files[0], *files[1:3]], lambda tree: rules.Slerp(t)(tree, **base))
+    for name in SHAPES:
+        np.testing.assert_allclose(found[name], expected[name], atol=TOLERANCE, err_msg=name)

@@ -57,8 +57,16 @@ class TensorMerge:
         """Entries that are not zero after sparsifying, by tensor: one number per user."""
         self._program = jax.jit(self._merge)
 
-    def __call__(self, key: str, rows: Float[np.ndarray, "users ..."]) -> Float[np.ndarray, "..."]:
-        """Return the scale times the merge of a tensor's rows, which may be overwritten."""
+    def __call__(
+        self,
+        key: str,
+        rows: Float[np.ndarray, "users ..."],
+        base: Float[np.ndarray, "..."] | None = None,
+    ) -> Float[np.ndarray, "..."]:
+        """Return the scale times the merge of a tensor's rows, which may be overwritten.
+
+        `base` is the base's tensor, for methods that need it.
+        """
         method, weights = self._recipe.method, None
         masks = jax.random.key(self._recipe.seed)
         if isinstance(method, LayerWeighted):
@@ -72,16 +80,20 @@ class TensorMerge:
             self.kept[key] = [int(np.count_nonzero(row)) for row in rows]
         elif fact(method, "random"):
             masks = jax.random.fold_in(masks, zlib.crc32(key.encode()))
-        return np.asarray(self._program(jax.device_put(rows), weights, masks))
+        needs = {"base": jax.device_put(base)} if "base" in fact(method, "needs") else {}
+        return np.asarray(self._program(jax.device_put(rows), weights, masks, needs))
 
-    def _merge(self, rows: Array, weights: Array | None, key: Key[Array, ""]) -> Array:
+    def _merge(
+        self, rows: Array, weights: Array | None, key: Key[Array, ""], needs: dict[str, Array]
+    ) -> Array:
         method = self._recipe.method
         if isinstance(method, Sparsified):
             merged = method.consensus(rows, user_weights(method.weights, len(rows)))
         elif isinstance(method, LayerWeighted):
             merged = TaskArithmetic()({"tensor": rows}, weights=weights)["tensor"]
         else:
-            merged = method({"tensor": rows}, key)["tensor"]
+            given = {name: {"tensor": value} for name, value in needs.items()}
+            merged = method({"tensor": rows}, key, **given)["tensor"]
         return self._recipe.scale * merged
 
 
@@ -126,7 +138,7 @@ def _made(
         return _copied(tensor)
     base, rows = stack.read(key)
     with np.errstate(all="ignore"):  # `stored` finds what overflows
-        base += merge(key, rows)
+        base += merge(key, rows, base)
     try:
         return [stored(base, tensor.dtype, key)]
     except InputError:

@@ -30,6 +30,7 @@ from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.transfer import Transfer
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
+from rmtllmf_jax.fusion.rules.method import require_few_enough
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Types that an output may be asked for, by their name in a configuration."""
@@ -84,7 +85,7 @@ def require_method(method: Method) -> None:
 
 
 def _why_not(method: Method) -> str:
-    if needs := fact(method, "needs"):
+    if needs := [name for name in fact(method, "needs") if name != "base"]:
         return f"needs {', '.join(needs)}, computed on data, besides the checkpoints"
     kind = method if isinstance(method, type) else type(method)
     if not (fact(method, "per_leaf") or issubclass(kind, LayerWeighted)):
@@ -203,6 +204,7 @@ def plan_fusion(
         raise InputError(f"the method {recipe.name} takes no reference, as lata does.")
     if reference is None and compares and len(models) == 1:
         raise InputError(f"the method {recipe.name} needs a reference, or more than one model.")
+    require_few_enough(method, len(models))
     by_user = user_weights(fact(method, "weights"), len(models))
     start = open_checkpoint(base)
     others = [open_model(path) for path in models]

@@ -19,14 +19,25 @@ from typing import Any
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import by_name, described, parse
 from rmtllmf_jax.fusion.rules.adamerging import AdaMerging
+from rmtllmf_jax.fusion.rules.consensus import ConsensusTa
 from rmtllmf_jax.fusion.rules.fisher import Fisher
 from rmtllmf_jax.fusion.rules.lata import Lata
 from rmtllmf_jax.fusion.rules.layer_wise import LayerWise
 from rmtllmf_jax.fusion.rules.linear import Average, TaskArithmetic
 from rmtllmf_jax.fusion.rules.method import Method
+from rmtllmf_jax.fusion.rules.model_stock import ModelStock
 from rmtllmf_jax.fusion.rules.regmean import RegMean
 from rmtllmf_jax.fusion.rules.robust import ClippedNorm, Median, TrimmedMean
-from rmtllmf_jax.fusion.rules.sparsified import Dare, DareTies, Ties
+from rmtllmf_jax.fusion.rules.singular import TsvMerge
+from rmtllmf_jax.fusion.rules.sparsified import (
+    Breadcrumbs,
+    Dare,
+    DareTies,
+    Della,
+    DellaLinear,
+    Ties,
+)
+from rmtllmf_jax.fusion.rules.spherical import MultiSlerp, Slerp
 
 METHODS = by_name(
     TaskArithmetic,
@@ -34,6 +45,14 @@ METHODS = by_name(
     Ties,
     Dare,
     DareTies,
+    Della,
+    DellaLinear,
+    Breadcrumbs,
+    ConsensusTa,
+    Slerp,
+    MultiSlerp,
+    ModelStock,
+    TsvMerge,
     Median,
     TrimmedMean,
     ClippedNorm,

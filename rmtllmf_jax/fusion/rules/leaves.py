@@ -60,3 +60,9 @@ def weighted(
 def one_where_zero(divisor: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the divisor with 1 in place of 0: what nobody contributes to stays 0, not 0/0."""
     return jnp.where(divisor == 0, 1, divisor)
+
+
+def norms_of(leaf: Float[Array, "users ..."]) -> Float[Array, " users"]:
+    """Return each user's norm; its derivative at zero is zero."""
+    squares = jnp.sum(jnp.square(leaf), axis=range(1, leaf.ndim))
+    return jnp.where(squares == 0, 0, jnp.sqrt(one_where_zero(squares)))

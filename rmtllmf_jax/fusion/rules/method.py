@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array, Key, PyTree
 
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.fusion.rules.leaves import PerUser, check_weights
 
@@ -46,13 +47,15 @@ class MergeMethod:
     random: ClassVar[bool] = False
     """Needs a key."""
     per_leaf: ClassVar[bool] = False
-    """A leaf of the result depends on the same leaf of the task vectors alone, whatever its name:
-    files are then merged tensor by tensor."""
+    """A leaf of the result depends on the same leaf of the task vectors (and of what it `needs`)
+    alone, whatever its name: files are then merged tensor by tensor."""
     linear: ClassVar[bool] = False
     """Is `fusion.weighted_sum` of the task vectors by `weights`, so that noise may be summed before
     it is drawn."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Arguments of the call besides these that must be given: statistics of data."""
+    """Arguments of the call besides these that must be given: `base`, statistics of data."""
+    most: ClassVar[int | None] = None
+    """Most task vectors that it merges; none: any number."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Arguments of the call that may be given."""
     scales: ClassVar[tuple[float, ...]] = ()
@@ -101,3 +104,15 @@ _PLAIN = MergeMethod()
 def fact(method: Method, name: str) -> Any:
     """Return what a method's class says of it under a name of `MergeMethod`, or the default."""
     return getattr(method, name, getattr(_PLAIN, name))
+
+
+def require_few_enough(method: Method, tasks: int) -> None:
+    """Check that a method merges so many task vectors.
+
+    **Raises:** `InputError` that says how many it takes.
+    """
+    most = fact(method, "most")
+    if most is not None and tasks > most:
+        raise InputError(
+            f"the merge method {name_of(method)} takes {most} task vectors at most, got {tasks}."
+        )

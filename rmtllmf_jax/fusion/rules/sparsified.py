@@ -1,4 +1,4 @@
-"""TIES, DARE and DARE-TIES: sparsify each task vector, then add up or let the signs vote.
+"""TIES, DARE, DELLA, Breadcrumbs: sparsify each task vector, then add up or let the signs vote.
 
 >>> import jax, jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[4.0, -1.0, 3.0, 0.1], [2.0, 5.0, -7.0, 0.2]])}
@@ -11,17 +11,12 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
     merge_leaves,
@@ -30,61 +25,8 @@ from rmtllmf_jax.fusion.rules.leaves import (
     weighted,
 )
 from rmtllmf_jax.fusion.rules.method import MergeMethod
+from rmtllmf_jax.fusion.rules.sparsifiers import Band, Drop, MagPrune, Trim
 from rmtllmf_jax.fusion.trees import check_stacked
-
-# Sparsifiers: (leaf, path, key, first) -> leaf, compiled once per shape. `first` is the number of
-# the first user of the leaf, so that files may be sparsified user by user.
-
-
-@dataclass(frozen=True)
-class Trim:
-    """Keep the share `density` of each user's entries, the largest in magnitude; zero the rest."""
-
-    density: float
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        if not 0 < self.density <= 1:
-            raise InputError(f"density must be above 0 and at most 1, got {self.density!r}.")
-
-    def __call__(
-        self,
-        leaf: Float[Array, "users ..."],
-        path: str = "",
-        key: Key[Array, ""] | None = None,
-        first: int = 0,
-    ) -> Float[Array, "users ..."]:
-        """Return the leaf trimmed; entries that tie with the last one kept are all kept."""
-        if self.density >= 1 or leaf.size == 0:
-            return leaf
-        return _trimmed(leaf, self.density)
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Zero each entry with a probability, and divide the rest by the probability of keeping."""
-
-    probability: float
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        if not 0 <= self.probability < 1:
-            raise InputError(f"drop must be at least 0 and below 1, got {self.probability!r}.")
-
-    def __call__(
-        self,
-        leaf: Float[Array, "users ..."],
-        path: str,
-        key: Key[Array, ""] | None,
-        first: int = 0,
-    ) -> Float[Array, "users ..."]:
-        """Return the leaf with entries dropped, by a mask that path, key and user fix."""
-        if key is None:
-            raise InputError("this method draws random masks: give it a key, jax.random.key(seed).")
-        if self.probability == 0:
-            return leaf
-        return _dropped(leaf, _leaf_key(key, path), first, self.probability)
-
 
 # Consensus: (leaf, weights of the users) -> merged leaf.
 
@@ -129,7 +71,7 @@ class Sparsified(MergeMethod):
     weights: tuple[float, ...]
 
     @property
-    def sparsifier(self) -> Trim | Drop:
+    def sparsifier(self) -> Trim | Drop | Band | MagPrune:
         """What zeroes entries of each task vector."""
         raise NotImplementedError
 
@@ -263,70 +205,99 @@ class DareTies(Sparsified):
         return Elect(self.normalise)
 
 
-@partial(jax.jit, static_argnames="density")
-def _trimmed(leaf: Float[Array, "users ..."], density: float) -> Float[Array, "users ..."]:
-    magnitudes = jnp.abs(leaf.reshape(leaf.shape[0], -1))
-    kept = max(1, int(density * magnitudes.shape[1]))
-    mask = magnitudes >= kth_largest(magnitudes, kept)[:, None]
-    return jnp.where(mask.reshape(leaf.shape) | ~jnp.isfinite(leaf), leaf, 0)
+@dataclass(frozen=True)
+class Breadcrumbs(Sparsified):
+    """Model Breadcrumbs: ``sum_q w_q m_q tau_q``, m_q without the largest and smallest entries.
 
-
-@jax.jit
-def kth_largest(
-    magnitudes: Float[Array, "users size"], k: int | Int[Array, ""]
-) -> Float[Array, " users"]:
-    """Return the k-th largest of each row of numbers >= 0, exactly, without sorting.
-
-    Floats >= 0 are ordered as their bits are, so the answer is built bit by bit from the highest:
-    a bit stays if at least k entries reach the value. One count per bit takes a tenth of the time
-    of sorting millions of entries; row after row, so that a row stays in the processor's cache.
+    Of each tensor with n entries the ``int(gamma n)`` of largest magnitude are outliers and are
+    dropped; then the smallest, until ``max(1, int(density n))`` are left. Where that would be too
+    few, fewer outliers are dropped. Entries that tie with one kept are kept.
     """
-    width = magnitudes.dtype.itemsize * 8
-    integer = jnp.dtype(f"int{width}")  # the sign bit is 0; unsigned ones compare slowly
 
-    def of_row(row: Array) -> Array:
-        def add_bit(step: Array, found: Array) -> Array:
-            higher = found | (jnp.ones((), integer) << (width - 2 - step).astype(integer))
-            return jnp.where(jnp.sum(row >= higher) >= k, higher, found)
+    title: ClassVar[str] = "Model Breadcrumbs"
+    reference: ClassVar[str] = "Davari and Belilovsky, arXiv 2312.06795"
 
-        return jax.lax.fori_loop(0, width - 1, add_bit, jnp.zeros((), integer))
+    density: float = 0.9
+    """Share of the entries of each tensor that are kept."""
+    gamma: float = 0.01
+    """Share of the entries that are dropped for being the largest."""
+    weights: tuple[float, ...] = ()
+    """One weight per task vector; none: 1 for each."""
 
-    found = jax.lax.map(of_row, jax.lax.bitcast_convert_type(magnitudes, integer))
-    return jax.lax.bitcast_convert_type(found, magnitudes.dtype)
+    @property
+    def sparsifier(self) -> Band:
+        """The band of magnitudes."""
+        return Band(self.density, self.gamma)
 
-
-def keep_mask(
-    key: Key[Array, ""],
-    user: int | Int[Array, ""],
-    path: str,
-    shape: tuple[int, ...],
-    drop: float,
-) -> Bool[Array, "..."]:
-    """Return which entries of a user's leaf are kept, each with probability ``1 - drop``."""
-    return _kept(_leaf_key(key, path), user, shape, drop)
+    @property
+    def consensus(self) -> Sum:
+        """The sum."""
+        return Sum()
 
 
-def _leaf_key(key: Key[Array, ""], path: str) -> Key[Array, ""]:
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+@dataclass(frozen=True)
+class Della(Sparsified):
+    """DELLA: the TIES election over task vectors that lose small entries rather than large ones.
+
+    An entry is kept with a probability that rises with the rank of its magnitude among the weights
+    of the same output, from ``density - epsilon`` to ``density + epsilon``; then steps 2 and 3 of
+    `Ties`. Masks as in `Dare`. With `rescale` an entry is divided by its probability, as published
+    (over the keys the mean is the task vector), or the tensor is multiplied so that the sum of its
+    magnitudes is as before (`l1`, which is what mergekit does).
+
+    Which axis holds the outputs follows from the leaf's name: the last for a `kernel`, as Flax has
+    them, the first for others, as torch has them. The published lambda is the merging coefficient.
+    """
+
+    title: ClassVar[str] = "DELLA"
+    reference: ClassVar[str] = "Deep et al., arXiv 2406.11617"
+    random: ClassVar[bool] = True
+
+    density: float = 0.5
+    """Share of the entries that are kept in the mean."""
+    epsilon: float = 0.15
+    """How much more probable it is that the largest entry is kept, and less the smallest."""
+    rescale: str | None = "probability"
+    """What makes up for the entries dropped: `probability`, `l1`, or none."""
+    normalise: bool = True
+    """Divide by the sum of the weights that agree (a mean) rather than only add (a sum)."""
+    weights: tuple[float, ...] = ()
+    """One weight per task vector, in the vote as well as in the mean; none: 1 for each."""
+
+    @property
+    def sparsifier(self) -> MagPrune:
+        """Dropping at random by rank."""
+        return MagPrune(self.density, self.epsilon, self.rescale)
+
+    @property
+    def consensus(self) -> Elect:
+        """The election."""
+        return Elect(self.normalise)
 
 
-@partial(jax.jit, static_argnames="drop")
-def _dropped(
-    leaf: Float[Array, "users ..."], leaf_key: Key[Array, ""], first: ArrayLike, drop: float
-) -> Float[Array, "users ..."]:
-    def drop_from(numbered: tuple[Array, Array]) -> Array:
-        user, row = numbered
-        kept = _kept(leaf_key, user, row.shape, drop)
-        # Non-finite entries must not vanish by chance.
-        return jnp.where(kept | ~jnp.isfinite(row), row * (1 / (1 - drop)), 0)
+@dataclass(frozen=True)
+class DellaLinear(Sparsified):
+    """DELLA without the election: the sum of what `Della` keeps of each task vector."""
 
-    # One after the other: a generator for each user takes as many times as long to compile.
-    return jax.lax.map(drop_from, (first + jnp.arange(leaf.shape[0]), leaf))
+    title: ClassVar[str] = "DELLA, linear"
+    reference: ClassVar[str] = "Deep et al., arXiv 2406.11617"
+    random: ClassVar[bool] = True
 
+    density: float = 0.5
+    """Share of the entries that are kept in the mean."""
+    epsilon: float = 0.15
+    """How much more probable it is that the largest entry is kept, and less the smallest."""
+    rescale: str | None = "probability"
+    """What makes up for the entries dropped: `probability`, `l1`, or none."""
+    weights: tuple[float, ...] = ()
+    """One weight per task vector; none: 1 for each."""
 
-def _kept(
-    leaf_key: Key[Array, ""], user: int | Int[Array, ""], shape: tuple[int, ...], drop: float
-) -> Bool[Array, "..."]:
-    # In float32 always, so that the masks are the same with and without 64-bit mode.
-    uniform = jax.random.uniform(jax.random.fold_in(leaf_key, user), shape, jnp.float32)
-    return uniform >= drop
+    @property
+    def sparsifier(self) -> MagPrune:
+        """Dropping at random by rank."""
+        return MagPrune(self.density, self.epsilon, self.rescale)
+
+    @property
+    def consensus(self) -> Sum:
+        """The sum."""
+        return Sum()
