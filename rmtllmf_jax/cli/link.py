@@ -29,7 +29,7 @@ class LinkOptions(UplinkOptions):
     draw: int = 0
     """With --link: which of the draws (channel realisations), from 0, those of a sweep."""
     seed: int = 0
-    """Root of all random numbers: the masks of dare and dare_ties, channel and noise of --link."""
+    """Root of all random numbers: the masks of dare and della, channel and noise of --link."""
 
     def uplink(self, models: int) -> StreamedUplink | None:
         """Return the link that so many models are sent over; none without `--link`.
