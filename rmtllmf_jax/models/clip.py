@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.layers import (
+    Embedding,
     LayerNorm,
     Layers,
     Level,
@@ -31,17 +32,6 @@ from rmtllmf_jax.models.shapes import CLIPShape, TextShape, TransformerShape, Vi
 
 _INIT = nn.initializers.normal(0.02)
 _FIRST_LOGIT_SCALE = 2.6592  # log(1 / 0.07)
-
-
-class Embedding(nn.Module):
-    """A table with one row per position or token."""
-
-    rows: int
-    width: int
-
-    @nn.compact
-    def __call__(self) -> Float[Array, "rows width"]:
-        return self.param("embedding", _INIT, (self.rows, self.width))
 
 
 class Attention(nn.Module):

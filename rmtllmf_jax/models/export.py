@@ -5,21 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import read_json, replacing, require_absent, sync, write_json
-from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.fusion import leaves_by_path, require_same_structure
+from rmtllmf_jax.fusion.files.card import copy_carried
+from rmtllmf_jax.fusion.files.configuration import CONFIG
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
+from rmtllmf_jax.models.decoder import Decoder
+from rmtllmf_jax.models.decoder_configs import read_decoder_config
+from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.layouts import VISION, to_torch
-from rmtllmf_jax.models.pretrained import Pretrained
+from rmtllmf_jax.models.pretrained import Pretrained, abstract_decoder
 from rmtllmf_jax.models.processor import NESTED, PLAIN, Fit, read_processor
+from rmtllmf_jax.models.shapes import DTYPES
 
 _CARRIED = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
@@ -60,9 +69,7 @@ def export_model(
     if not normalised:
         ones = (1.0,) * len(processor.std)
         processor = replace(processor, mean=(0.0,) * len(ones), std=ones)
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.mkdir(parents=True)
+    with _appearing(folder) as part:
         with replacing(part / SAFETENSORS) as temporary:
             save_file(_torch_tensors(base, tower), temporary, {"format": "pt"})
         config = read_json(base.directory / "config.json")
@@ -76,6 +83,47 @@ def export_model(
         for name in _CARRIED:
             if (base.directory / name).is_file():
                 shutil.copyfile(base.directory / name, part / name)
+
+
+def export_decoder(
+    folder: Path, base: str | Path, params: PyTree, *, dtype: str = "float32"
+) -> None:
+    """Write a decoder of text with other parameters as a Hugging Face directory.
+
+    Configuration, tokenizer, chat template and licence are those of the model that it was made
+    from. The folder appears complete, by one rename.
+
+    **Arguments:**
+
+    - `base`: directory or hub id of that model.
+    - `params`: all parameters (`load_decoder`).
+    - `dtype`: of the file, `float32` or `bfloat16` (rounded).
+
+    **Raises:** `InputError` if `folder` exists already or cannot be written, or if the parameters
+    are not those of the model's configuration.
+    """
+    require_absent(folder)
+    require_known("dtype", dtype, DTYPES)
+    directory = local_directory(base)
+    shape = read_decoder_config(directory / CONFIG)
+    require_same_structure(abstract_decoder(Decoder(shape)), params, (str(base), "the parameters"))
+    tensors = dict(
+        to_torch(path, np.asarray(leaf, jnp.dtype(dtype)))
+        for path, leaf in leaves_by_path(params).items()
+    )
+    with _appearing(folder) as part:
+        copy_carried(directory, part, dtype, code=False)
+        with replacing(part / SAFETENSORS) as temporary:
+            save_file(tensors, temporary, {"format": "pt"})
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which then appears as `folder` by one rename."""
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
         os.rename(part, folder)
         sync(folder.parent)
     except OSError as error:

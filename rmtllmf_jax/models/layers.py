@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rmtllmf_jax.models.shapes import TransformerShape
 
@@ -31,6 +31,17 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         rows = _standardised(in_full(x.reshape(-1, width)), self.epsilon)
         return (rows * scale + bias).reshape(x.shape).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table with one row per position or token."""
+
+    rows: int
+    width: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "rows width"]:
+        return self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
 
 
 class PatchProjection(nn.Module):
@@ -134,6 +145,26 @@ def attend(
         logits = jnp.where(seen, logits, jnp.finfo(exact).min)
     attended = jnp.einsum("bhqk,bhkd->bhqd", _softmax(logits).astype(value.dtype), carried)
     return attended.transpose(0, 2, 1, 3).reshape(query.shape)
+
+
+def grouped_attention(
+    query: Float[Array, "batch tokens heads part"],
+    key: Float[Array, "batch keys kv_heads part"],
+    value: Float[Array, "batch keys kv_heads part"],
+    seen: Bool[Array, "batch tokens keys"],
+) -> Float[Array, "batch tokens heads part"]:
+    """Attention in which ``heads / kv_heads`` queries in turn share a key; softmax as in `attend`.
+
+    A query sees the keys that `seen` marks, at least one.
+    """
+    batch, tokens, heads, part = query.shape
+    exact = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = query.reshape(batch, tokens, key.shape[2], -1, part)
+    logits = jnp.einsum("btgrd,bsgd->bgrts", grouped, key, preferred_element_type=exact)
+    logits *= part**-0.5
+    logits = jnp.where(seen[:, None, None], logits, jnp.finfo(exact).min)
+    attended = jnp.einsum("bgrts,bsgd->btgrd", _softmax(logits).astype(value.dtype), value)
+    return attended.reshape(batch, tokens, heads, part)
 
 
 def _by_rows(

@@ -18,7 +18,8 @@ VISION = "vision_model/"
 
 _VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/")
 _VIT_BLOCK = re.compile(r"layers/(\d+)/(.*)/(\w+)")
-_TABLES = ("token_embedding/weight", "position_embedding/weight")
+_TABLES = ("token_embedding/weight", "position_embedding/weight", "embed_tokens/weight")
+_TRUNK = ("embed_tokens/", "layers/", "norm/")
 
 
 def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str, np.ndarray]:
@@ -46,6 +47,29 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
         if path == "logit_scale":
             tensor = tensor.reshape(())
         renamed[path] = tensor
+    return renamed
+
+
+def to_decoder_paths(
+    tensors: dict[str, np.ndarray], tied: bool, torch: bool
+) -> dict[str, np.ndarray]:
+    """Return the tensors of a decoder's checkpoint by the paths of our trees.
+
+    Takes the layouts of `...ForCausalLM`, and of `LlamaModel` and the like, without ``model.``;
+    buffers (``inv_freq``) are left out, and so is a copy of the table that a `tied` model stores.
+    """
+    renamed = {}
+    for key, tensor in tensors.items():
+        path = key.replace(".", "/") if torch else key
+        if path.endswith("rotary_emb/inv_freq"):
+            continue
+        if path.startswith(_TRUNK):
+            path = f"model/{path}"
+        path, tensor = _from_torch(path, tensor)
+        renamed[path] = tensor
+    head, table = renamed.get("lm_head/kernel"), renamed.get("model/embed_tokens/embedding")
+    if tied and head is not None and table is not None and np.array_equal(head.T, table):
+        del renamed["lm_head/kernel"]
     return renamed
 
 

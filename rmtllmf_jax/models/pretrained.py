@@ -16,8 +16,10 @@ from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
 from rmtllmf_jax.models.checkpoint import read_checkpoint
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.configs import ModelConfig, read_config
+from rmtllmf_jax.models.decoder import Decoder
+from rmtllmf_jax.models.decoder_configs import read_decoder_config
 from rmtllmf_jax.models.hub import local_directory
-from rmtllmf_jax.models.layouts import to_paths
+from rmtllmf_jax.models.layouts import to_decoder_paths, to_paths
 from rmtllmf_jax.models.weights import assign
 
 
@@ -73,3 +75,35 @@ def abstract_clip(clip: CLIP) -> Any:
     )
     tokens = jax.ShapeDtypeStruct((1, clip.shape.text.positions), jnp.int32)
     return jax.eval_shape(clip.init, jax.random.key(0), images, tokens)["params"]
+
+
+def load_decoder(
+    model: str | Path, *, dtype: str = "float32", remat: bool = False
+) -> tuple[Decoder, PyTree]:
+    """Load a decoder of text from a directory or by its hub id.
+
+    **Arguments:**
+
+    - `model`: of `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM` or
+      `Qwen3ForCausalLM`, in one file or sharded.
+    - `dtype`: compute type, `float32` or `bfloat16`; `remat`: recompute activations in the
+      backward pass.
+
+    **Returns:** the decoder, and its parameters in float32.
+
+    **Raises:** `InputError` that names the file, the field or every key that does not fit.
+    """
+    directory = local_directory(model)
+    require_no_adapter(directory, sorted(os.listdir(directory)))
+    shape = read_decoder_config(directory / "config.json")
+    decoder = Decoder(replace(shape, dtype=dtype, remat=remat))
+    checkpoint = read_checkpoint(directory)
+    require_no_adapter(directory, checkpoint.tensors)
+    tensors = to_decoder_paths(checkpoint.tensors, shape.tied, checkpoint.torch)
+    return decoder, assign(tensors, abstract_decoder(decoder), checkpoint.origin)
+
+
+def abstract_decoder(decoder: Decoder) -> Any:
+    """Return shapes and dtypes of the parameters of a decoder, without making them."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.models.activations import ACTIVATIONS
+from rmtllmf_jax.models.rotary import Rotary
 
 DTYPES = ("float32", "bfloat16")
 """Compute types of a tower; parameters keep their own."""
@@ -63,6 +64,31 @@ class TextShape(TransformerShape):
     def largest_is_end(self) -> bool:
         """Whether the end token is a text's largest: the meaning of 2, an error in old files."""
         return self.end_token == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape(TransformerShape):
+    """A decoder of text: Llama, Mistral, Qwen2 and Qwen3 differ by these flags.
+
+    `layer_norm_eps` is RMSNorm's (`rms_norm_eps`).
+    """
+
+    vocabulary: int
+    positions: int
+    """Longest text in tokens that the model was trained on."""
+    kv_heads: int
+    """Heads of keys and values, each of which serves heads / kv_heads queries."""
+    head_dim: int
+    rotary: Rotary
+    tied: bool
+    """Whether the table of tokens is also the last layer."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """Whether every head's query and key go through an RMSNorm."""
+    window: int | None = None
+    """Longest text that attention sees in full, where a checkpoint limits it."""
 
 
 @dataclass(frozen=True)
