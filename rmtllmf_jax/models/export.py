@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import read_json, replacing, require_absent, sync, write_json
 from rmtllmf_jax.fusion import leaves_by_path, require_same_structure
-from rmtllmf_jax.fusion.files.card import copy_carried
+from rmtllmf_jax.fusion.files.carried import tokenizer_files
 from rmtllmf_jax.fusion.files.configuration import CONFIG
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
 from rmtllmf_jax.models.decoder import Decoder
@@ -34,6 +34,9 @@ _CARRIED = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
+
+GENERATION = "generation_config.json"
+"""How transformers generates text unless it is told otherwise."""
 
 
 def export_model(
@@ -90,8 +93,8 @@ def export_decoder(
 ) -> None:
     """Write a decoder of text with other parameters as a Hugging Face directory.
 
-    Configuration, tokenizer, chat template and licence are those of the model that it was made
-    from. The folder appears complete, by one rename.
+    Configuration, tokenizer and chat template are those of the model that it was made from. The
+    folder appears complete, by one rename.
 
     **Arguments:**
 
@@ -112,7 +115,13 @@ def export_decoder(
         for path, leaf in leaves_by_path(params).items()
     )
     with _appearing(folder) as part:
-        copy_carried(directory, part, dtype, code=False)
+        config = {key: x for key, x in read_json(directory / CONFIG).items() if key != "dtype"}
+        write_json(part / CONFIG, config | {"torch_dtype": dtype})  # which all versions read
+        for name in tokenizer_files(directory):
+            (part / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(directory / name, part / name)
+        if (directory / GENERATION).is_file():
+            shutil.copyfile(directory / GENERATION, part / GENERATION)
         with replacing(part / SAFETENSORS) as temporary:
             save_file(tensors, temporary, {"format": "pt"})
 

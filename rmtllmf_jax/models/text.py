@@ -10,13 +10,8 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.files import content_hash, file_hash
+from rmtllmf_jax.fusion.files.carried import tokenizer_files
 from rmtllmf_jax.models.shapes import DecoderShape
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt"),
-)
-"""Files of a directory on which the tokens of a text depend."""
 
 
 def read_tokenizer(directory: Path, shape: DecoderShape | None = None) -> Any:
@@ -54,8 +49,8 @@ def read_tokenizer(directory: Path, shape: DecoderShape | None = None) -> Any:
 
 def tokenizer_hash(directory: Path) -> str:
     """Return a hash of the files on which the tokens of a text depend."""
-    files = [directory / name for name in TOKENIZER_FILES]
-    return content_hash({path.name: file_hash(path) for path in files if path.is_file()})
+    files = tokenizer_files(directory)
+    return content_hash({str(name): file_hash(directory / name) for name in files})
 
 
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:

@@ -163,7 +163,7 @@ def test_transformers_opens_what_is_exported_and_says_the_same(tmp_path: Path):
         )
         assert found == full[0, len(prompt) :].tolist()
     export_decoder(tmp_path / "half", tmp_path / "base", params, dtype="bfloat16")
-    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     rounded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half")
     assert rounded.dtype == torch.bfloat16
 
