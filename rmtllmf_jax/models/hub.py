@@ -17,17 +17,8 @@ EMBEDDED_MODELS = ("clip-mini",)
 """Names that `--model` takes besides directories and hub ids. See the model card beside each."""
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-<<<<<<< HEAD
 _WITH_REVISION = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-_SMALL = ("*.json", "merges.txt", "vocab.txt")  # configuration, tokenizer, image processor
-=======
-_SMALL = (
-    "*.json",
-    "*.model",
-    "merges.txt",
-    "vocab.txt",
-)  # configuration, tokenizer, image processor
->>>>>>> 95800d0 (Add a decoder of text: Llama, Mistral, Qwen2 and Qwen3, equal to transformers, with generation and export)
+_SMALL = ("*.json", "*.model", "merges.txt", "vocab.txt")  # configuration, tokenizer, processor
 _SHARD = "model-*-of-*.safetensors"
 
 
