@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rmtllmf_jax.fusion.files.plan import Plan, Recipe
 
 PLOT = "layer_weights.png"
+_SHOWN = 8
 
 
 @dataclass(kw_only=True)
@@ -74,6 +75,9 @@ class Fuse(LinkOptions):
     rope_theta; the output has the base's."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
+    as_adapter: int | None = None
+    """Write a LoRA adapter of this rank, which PEFT opens on the base, in place of a whole model;
+    how much of the merged vector it holds is said for each tensor."""
     shard_size: str = "5GB"
     """Largest size of a file of the output, such as 5GB or 500MiB."""
     carry_code: bool = False
@@ -110,6 +114,7 @@ class Fuse(LinkOptions):
             if weights is not None:
                 _show_weights(weights, under_way)
             under_way.merge(weights)
+            energies = under_way.facts()["energy"]
             under_way.finish(weights, PLOT if weights is not None else None)
             arrived = under_way.arrived
         for user in arrived:
@@ -117,6 +122,8 @@ class Fuse(LinkOptions):
             note(f"uplink of {user['model']}: {told}")
         for line in (*plan.notes, *([plan.code] if plan.code else [])):
             note(line)
+        if energies:
+            _show_energy(energies)
         print(f"{self.out}: {_summary(plan)}")
 
     def _recipe(self) -> Recipe:
@@ -133,7 +140,16 @@ class Fuse(LinkOptions):
             default if self.scale is None else self.scale, len(self.models) or 1, method
         )
         parts = Parts(self.only, self.from_base)
-        return Recipe(method, scale, self.seed, self.dtype, parts, self.tokenizer, self.accept)
+        return Recipe(
+            method,
+            scale,
+            self.seed,
+            self.dtype,
+            parts,
+            self.tokenizer,
+            self.accept,
+            self.as_adapter,
+        )
 
 
 def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:
@@ -170,6 +186,18 @@ def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
     print_table(title, ["layer", "tensors", *plan.names], lines)
     figure = layer_weights_figure(rows, plan.names, title)
     write_bytes(under_way.folder / PLOT, image_bytes(figure, dpi=150))
+
+
+def _show_energy(energies: dict[str, list[float]]) -> None:
+    """Print the share of the merged vector that an adapter holds, and where most is lost."""
+    from rmtllmf_jax.fusion.files.fusing import energy_kept
+
+    shares = energy_kept(energies)
+    assert shares is not None
+    lost = sorted(energies, key=lambda key: energies[key][0] - energies[key][1])
+    rows = [[key, f"{shares['tensors'][key]:.2%}"] for key in lost[:_SHOWN]]
+    print_table("Energy of the merged vector in the adapter", ["tensor", "kept"], rows)
+    note(f"the adapter has {shares['overall']:.4%} of the merged vector's energy.")
 
 
 def _summary(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ with warnings.catch_warnings():
     import transformers
 
 TOLERANCE = 1e-6
+LOST = {
+    "vit.embeddings.cls_token",
+    "vit.embeddings.position_embeddings",
+    "vision_model.embeddings.class_embedding",
+    "logit_scale",
+}
+"""Parameters that are no module's weight."""
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -180,3 +188,35 @@ def test_adapters_are_what_peft_merges(case: str, tmp_path: Path):
     found = fuse(base, [tmp_path / "peft-0", adapters[1]], tmp_path / "mixed", scale="0.5")
     sums = {key: before[key] + 0.5 * (changes[0][key] + changes[1][key]) for key in before}
     assert_close(found, sums)
+
+
+def finetuned(base: Path, model: Any, out: Path) -> Path:
+    """Write a full fine-tune of a base: every parameter is another."""
+    torch.manual_seed(1)
+    model = copy.deepcopy(model)
+    for weight in model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_opens_what_is_written_as_an_adapter(case: str, tmp_path: Path):
+    """Adapters are whole again at a rank that has them all; so is a fine-tune at full rank."""
+    base, adapters, model = write(tmp_path, case)
+    before = tensors(base)
+    full = finetuned(base, model, tmp_path / "full")
+    for name, models, rank in (("adapters", adapters, 16), ("whole-rank", [full], 64)):
+        options = {"base": base, "models": tuple(models), "scale": "0.7"}
+        whole = fuse(out=tmp_path / f"{name}-whole", **options)
+        out = tmp_path / name
+        Fuse(**options, out=out, as_adapter=rank).run()
+        found = merged_by_peft(model, out, tmp_path / f"{name}-peft")
+        energy = json.loads((out / "fusion.json").read_text())["energy"]["tensors"]
+        assert energy.keys() == {key for key in whole if (whole[key] != before[key]).any()}
+        lost = {key for key, share in energy.items() if share == 0}
+        assert lost <= LOST
+        np.testing.assert_allclose([energy[key] for key in energy.keys() - lost], 1, 1e-6)
+        expected = whole | {key: before[key] for key in lost}
+        for key in found:
+            np.testing.assert_allclose(found[key], expected[key], 1e-6, 2e-6, err_msg=key)

@@ -6,6 +6,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.0968
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,11 +31,13 @@ from rmtllmf_jax.fusion.files.lora import (
     read_lora_settings,
 )
 from rmtllmf_jax.fusion.files.names import as_in_files
+from rmtllmf_jax.fusion.files.places import hub_name
 from rmtllmf_jax.fusion.files.updates import Product, Shift, Update, Whole
 
 LORA_WEIGHTS = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""Of all keys, before the names that the model has without PEFT."""
 _WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)(?=\.)")
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<side>embedding_A|embedding_B|A|B)(?:\.default)?"
@@ -72,6 +75,15 @@ class Adapter:
         """Return it without the changes of tensors that are not to be kept."""
         return replace(self, updates={k: each for k, each in self.updates.items() if kept(k)})
 
+    def other_base(self, base: Checkpoint) -> str:
+        """Return a line if it says that it was trained on a model of another name than the base."""
+        said = Path(self.settings.base).name.partition("@")[0]
+        hub = (hub_name(base.given) or "").partition("@")[0]
+        names = {Path(os.path.abspath(base.given)).name, base.given.resolve().name}
+        if not said or said in {*names, Path(hub).name}:
+            return ""
+        return f"says that its base is {self.settings.base}; it is put on {hub or base.given}"
+
     def placed(self, base: Checkpoint) -> tuple[Adapter, str]:
         """Return it by the keys of the base, and a line of what was done about names.
 
@@ -89,8 +101,9 @@ class Adapter:
                 f"{self.given}: fits several parts of {base.given}: {names[0]} may be "
                 f"{chosen[0][0]} and {chosen[1][0]}; save it with the model that the base is."
             )
+        old, new = next(pair for pair in zip(names, chosen[0], strict=True) if pair[0] != pair[1])
         updates = dict(zip(chosen[0], self.updates.values(), strict=True))
-        return replace(self, updates=updates), f"{names[0]} is {chosen[0][0]}, and so on"
+        return replace(self, updates=updates), f"{old} is {new}, and so on"
 
     def fitted(self, base: Checkpoint) -> Adapter:
         """Return it with its products as the base's weights lie: (outputs, inputs) or transposed.
@@ -209,7 +222,7 @@ def _updates(
         found[name] = (*found.get(name, ()), update)
 
     for entry in entries:
-        name = _WRAPPED.sub("", entry.key.removeprefix(_PREFIX))
+        name = _WRAPPED.sub("", entry.key.removeprefix(PREFIX))
         match = _FACTOR.fullmatch(name)
         if match and match["last"] == "bias" and match["side"] == "B":
             add(f"{match['module']}.bias", Shift(entry, settings.scale(match["module"])))

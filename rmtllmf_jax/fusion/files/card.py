@@ -64,8 +64,9 @@ def card(
 
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model), `notes`, and
-      `uplink` where there is one, with what became of each of its `users`.
+      weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model), `energy` (of an
+      adapter: shares), `notes`, and `uplink` where there is one, with what became of each of its
+      `users`.
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
@@ -111,6 +112,14 @@ def card(
         rows = [(layer, *(f"{w:.4f}" for w in row)) for layer, row in weights["layers"].items()]
         parts += ["## Weights by layer", _table(("layer", *weights["models"]), rows)]
         parts += [f"![Weights by layer]({plot})"] if plot else []
+    if energy := record["energy"]:
+        rows = [("all", f"{energy['overall']:.6f}")]
+        rows += [(key, f"{share:.6f}") for key, share in energy["tensors"].items()]
+        parts += [
+            "## An adapter",
+            "Opened by PEFT on the base. Of the merged vector's energy (sum of squares) it has:",
+            _table(("tensor", "share"), rows),
+        ]
     if carried or code:
         parts.append("## From the base")
     if carried:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,16 +38,18 @@ from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion.files.card import card
 from rmtllmf_jax.fusion.files.carried import copy_carried
 from rmtllmf_jax.fusion.files.checkpoint import INDEX
+from rmtllmf_jax.fusion.files.lora import LORA_CONFIG
+from rmtllmf_jax.fusion.files.low_rank import adapter_config
 from rmtllmf_jax.fusion.files.merging import (
-    Facts,
     LayerWeights,
     Stack,
     TensorMerge,
     layer_grams,
     merge_shards,
 )
+from rmtllmf_jax.fusion.files.outputs import Facts, Shard
 from rmtllmf_jax.fusion.files.places import labels
-from rmtllmf_jax.fusion.files.plan import Plan, Shard
+from rmtllmf_jax.fusion.files.plan import Plan
 from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer
 from rmtllmf_jax.fusion.rules import LayerWeighted, fact
@@ -175,11 +177,12 @@ class Fusing:
 
     def facts(self) -> Facts:
         """Return what was seen in all shards, whichever process wrote them."""
-        found: Facts = {"masks": [], "kept": {}}
+        found: Facts = {"masks": [], "kept": {}, "energy": {}}
         for shard in self.plan.shards:
             of_shard = read_json(self.root / _FACTS / f"{shard.name}.json")
             found["masks"] += of_shard["masks"]
             found["kept"] |= of_shard["kept"]
+            found["energy"] |= of_shard["energy"]
         return found
 
     def finish(self, weights: LayerWeights | None, plot: str | None = None) -> None:
@@ -197,9 +200,14 @@ class Fusing:
         if self._transfer is not None:
             record["uplink"]["users"] = self.arrived
         tokenizer = plan.matching.tokenizer
-        carried = copy_carried(
-            plan.base, folder, plan.recipe.dtype, tokenizer, code=plan.carry_code
-        )
+        if plan.recipe.as_adapter is None:
+            carried = copy_carried(
+                plan.base, folder, plan.recipe.dtype, tokenizer, code=plan.carry_code
+            )
+        else:
+            carried = []
+            config = adapter_config(plan.base, plan.shards[0], plan.recipe.as_adapter)
+            write_json(folder / LORA_CONFIG, config)
         write_json(folder / RECORD, record)
         write_bytes(folder / CARD, card(plan.out.name, record, carried, plan.code, plot).encode())
         for path in carried:
@@ -309,6 +317,18 @@ def _kept(plan: Plan, kept: dict[str, list[int]]) -> dict[str, float]:
     return {name: n / max(total, 1) for name, n in zip(plan.names, counts, strict=False)}
 
 
+def energy_kept(energies: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """Return the shares of the merged vector's energy that an adapter has, overall and by tensor.
+
+    None for an output that is no adapter.
+    """
+    if not energies:
+        return None
+    kept, whole = (sum(column) for column in zip(*energies.values(), strict=True))
+    shares = {key: has / of if of else 1.0 for key, (has, of) in energies.items()}
+    return {"overall": kept / whole if whole else 1.0, "tensors": shares}
+
+
 def _record(
     plan: Plan, weights: LayerWeights | None, hashes: list[list[str]], facts: Facts
 ) -> dict[str, Any]:
@@ -331,6 +351,7 @@ def _record(
             *(f"{key}: infinite numbers, equal everywhere: copied" for key in facts["masks"]),
         ],
         "kept": _kept(plan, facts["kept"]),
+        "energy": energy_kept(facts["energy"]),
         "inputs": [
             {
                 "role": role,

@@ -142,8 +142,9 @@ def match(
 def _adjusted(base: Checkpoint, other: Model) -> tuple[Model, list[str]]:
     """Return a model with its tensors under the base's names, and lines of what was done."""
     if isinstance(other, Adapter):
+        said = other.other_base(base)
         other, line = other.placed(base)
-        return other, [line] if line else []
+        return other, [each for each in (said, line) if each]
     assert isinstance(other, Checkpoint)
     lines = []
     for adjust in ADJUSTMENTS:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,8 @@ from rmtllmf_jax.fusion.files.checkpoint import (
     wide,
 )
 from rmtllmf_jax.fusion.files.model import Model
-from rmtllmf_jax.fusion.files.plan import Recipe, Shard, Tensor
+from rmtllmf_jax.fusion.files.outputs import Facts, Shard, Tensor, stored
+from rmtllmf_jax.fusion.files.plan import Recipe
 from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.rules import LayerWeighted, Sparsified, TaskArithmetic, fact
@@ -35,8 +35,6 @@ from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.similarity import exact_gram
 
 LayerWeights = dict[str, Float[np.ndarray, " users"]]
-Facts = dict[str, Any]
-"""What was seen while a shard was merged: `masks` (names) and `kept` (as of `TensorMerge`)."""
 
 _ALIGNMENT = 64  # jax takes over memory that lies so, and copies other memory
 
@@ -119,32 +117,28 @@ def merge_shards(
     with Stack(base, models, merged, transfer) as stack:
         for shard in shards:
             with _writing(folder / shard.name, shard) as write:
-                masks: list[str] = []
+                facts: Facts = {"masks": [], "kept": {}, "energy": {}}
                 for tensor in shard.tensors:
-                    for piece in _made(tensor, stack, merge, masks):
+                    for piece in _made(tensor, stack, merge, facts):
                         write(piece)
                     advance(1)
                 keys = [each.base.key for each in shard.tensors]
-                kept = {key: merge.kept[key] for key in keys if key in merge.kept}
-                tell(shard.name, {"masks": masks, "kept": kept})
+                facts["kept"] = {key: merge.kept[key] for key in keys if key in merge.kept}
+                tell(shard.name, facts)
 
 
-def _made(
-    tensor: Tensor, stack: Stack, merge: TensorMerge, masks: list[str]
-) -> Iterable[np.ndarray]:
+def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, facts: Facts) -> Iterable[np.ndarray]:
     """Return a tensor of the output, in pieces where nothing is done to it."""
     key = tensor.base.key
     if not tensor.merged:
         return _copied(tensor)
     base, rows = stack.read(key)
-    with np.errstate(all="ignore"):  # `stored` finds what overflows
-        base += merge(key, rows, base)
     try:
-        return [stored(base, tensor.dtype, key)]
+        return tensor.made(base, merge(key, rows, base), facts)
     except InputError:
         if not stack.is_mask(key):
             raise
-        masks.append(key)
+        facts["masks"].append(key)
         return _copied(tensor)
 
 
@@ -157,21 +151,6 @@ def _copied(tensor: Tensor) -> Iterable[np.ndarray]:
     if is_finite(found):
         return [stored(found, tensor.dtype, entry.key)]
     return [found.astype(FLOATS[tensor.dtype])]
-
-
-def stored(tensor: Float[np.ndarray, "..."], dtype: str, key: str) -> np.ndarray:
-    """Return a merged tensor in the type of the output.
-
-    **Raises:** `InputError` that names the key if a number is too large for the type.
-    """
-    with np.errstate(over="ignore"):
-        narrow = tensor.astype(FLOATS[dtype], copy=False)
-    if not is_finite(narrow):
-        raise InputError(
-            f"{key}: the merge has numbers that {FLOATS[dtype].name} cannot hold; take a smaller "
-            "--scale, or a wider --dtype."
-        )
-    return narrow
 
 
 @contextmanager

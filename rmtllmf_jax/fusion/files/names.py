@@ -29,3 +29,17 @@ def as_in_files(key: str) -> str:
     before, number, module, last = found.groups()
     module = VIT_MODULES.get(module.replace(".", "/"), module).replace("/", ".")
     return f"{before}encoder.layer.{number}.{module}.{last}"
+
+
+def as_in_memory(module: str) -> str:
+    """Return the name of a ViT's layer in files as transformers 5 has it in memory.
+
+    >>> as_in_memory("vit.encoder.layer.0.attention.attention.query")
+    'vit.layers.0.attention.q_proj'
+    """
+    found = re.fullmatch(r"((?:.*\.)?)encoder\.layer\.(\d+)\.(.*)", module)
+    if not found:
+        return module
+    before, number, rest = found.groups()
+    known = {new.replace("/", "."): old.replace("/", ".") for old, new in VIT_MODULES.items()}
+    return f"{before}layers.{number}.{known.get(rest, rest)}"

@@ -16,16 +16,16 @@ from rmtllmf_jax.fusion.files.adjustments import is_derived
 from rmtllmf_jax.fusion.files.card import hub_facts
 from rmtllmf_jax.fusion.files.carried import KEEP, code_files, tokenizer_files
 from rmtllmf_jax.fusion.files.checkpoint import (
-    FLOATS,
     SINGLE,
     Checkpoint,
-    Entry,
     header_bytes,
     open_checkpoint,
 )
 from rmtllmf_jax.fusion.files.configuration import CONFIG, compare, config_of
+from rmtllmf_jax.fusion.files.low_rank import adapter_facts, adapter_notes, adapter_shard
 from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
 from rmtllmf_jax.fusion.files.model import Model, open_model
+from rmtllmf_jax.fusion.files.outputs import Shard, Tensor
 from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.transfer import Transfer
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
@@ -55,6 +55,8 @@ class Recipe:
     """Whose tokens the output has, where tokenizers differ: `base`, `union` or a model's name."""
     accept: tuple[str, ...] = ()
     """Fields of the configuration that may differ although they change what weights mean."""
+    as_adapter: int | None = None
+    """Rank of the LoRA adapter that is written in place of a whole model."""
 
     def __post_init__(self) -> None:
         """Refuse a seed that a key cannot hold, and an unknown type."""
@@ -91,38 +93,6 @@ def _why_not(method: Method) -> str:
     if not (fact(method, "per_leaf") or issubclass(kind, LayerWeighted)):
         return "does not say `per_leaf = True`: it may look at more than a tensor at a time"
     return ""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of the output."""
-
-    base: Entry
-    dtype: str
-    """As safetensors spells it."""
-    merged: bool
-    """Otherwise it is the base's."""
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        if self.dtype == self.base.dtype:
-            return self.base.size
-        return prod(self.base.shape) * FLOATS[self.dtype].itemsize
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file of the output with its tensors in the order in which they are written."""
-
-    name: str
-    tensors: tuple[Tensor, ...]
-    header: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return len(self.header) + sum(tensor.size for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -220,7 +190,12 @@ def plan_fusion(
     notes = (*matching.notes, *differ, *_lacking(start), *licences)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
-    shards = _plan_shards(matching, recipe.dtype, shard_bytes)
+    if recipe.as_adapter is None:
+        shards = _plan_shards(matching, recipe.dtype, shard_bytes)
+    else:
+        shards = [_plan_adapter(start, matching, recipe)]
+        notes = (*notes, *adapter_notes(matching.base, shards[0]))
+        hub |= adapter_facts(start)
     others, guide = fitting[: len(others)], fitting[-1] if guide else None
     fixed = (matching, shards, notes, hub, carry_code, transfer)
     return Plan(recipe, out, matching.base, others, guide, *fixed)
@@ -261,6 +236,19 @@ def _lacking(base: Checkpoint) -> list[str]:
     return [lacks + (more if found else "")]
 
 
+def _plan_adapter(start: Checkpoint, matching: Matching, recipe: Recipe) -> Shard:
+    """Return the file of an adapter, which has neither a tokenizer nor a vocabulary of its own."""
+    chosen = matching.tokenizer
+    if chosen.size or chosen.new or chosen.source.given != start.given:
+        raise InputError(
+            "--as-adapter: an adapter has the vocabulary of its base; take --tokenizer base, or "
+            "leave --as-adapter out."
+        )
+    assert recipe.as_adapter is not None
+    dtype = DTYPES.get(recipe.dtype)
+    return adapter_shard(matching.base, matching.merged, recipe.as_adapter, dtype)
+
+
 def _plan_shards(matching: Matching, dtype: str, limit: int) -> list[Shard]:
     """Return the files of the output, each of at most `limit` bytes of tensors.
 
@@ -284,7 +272,7 @@ def _plan_shards(matching: Matching, dtype: str, limit: int) -> list[Shard]:
     for number, group in enumerate(groups, start=1):
         name = SINGLE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         tensors = tuple(sorted(group, key=_bytes_per_number, reverse=True))
-        fields = [(each.base.key, each.dtype, each.base.shape, each.size) for each in tensors]
+        fields = [field for each in tensors for field in each.fields]
         shards.append(Shard(name, tensors, header_bytes(fields, metadata)))
     return shards
 
