@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from conftest import TinyRun, assert_trees_equal
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data import evaluation_subset
 from rmtllmf_jax.fusion import add_to_base, unstack
-from rmtllmf_jax.runs import Run, open_run
+from rmtllmf_jax.runs import Run, embedded, embedded_run, open_run
 
 OLD = Path(__file__).parent / "version_0_1_0"
 """What `rmtllmf finetune` of version 0.1.0 made on mnist and svhn of `tiny_data`, and its model."""
@@ -72,3 +74,29 @@ def test_other_images_and_other_weights_are_refused(tiny_data: Path, tmp_path: P
     (run / "finetuned.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="not the weights that the run was fine-tuned from"):
         _ = open_run(run, model=str(OLD / "model"), data=tiny_data, cache_dir=tmp_path).base
+
+
+def test_embedded_users_are_fine_tuned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    short = replace(embedded.DEMO, finetune=replace(embedded.DEMO.finetune, steps=2, batch_size=8))
+    monkeypatch.setattr(embedded, "DEMO", short)
+    run = embedded_run(("digits", "counts"))
+    assert run.path == tmp_path / "cache" / "rmtllmf" / "embedded" / "seed-0"
+    assert run.names == ("counts", "digits")
+    assert all(user.recipe["steps"] == 2 for user in run.users.values())
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fine-tuned again")
+
+    monkeypatch.setattr(embedded.FineTuned, "params", refuse)
+    again = embedded_run(("digits",))
+    assert_trees_equal(again.finetuned("digits"), run.finetuned("digits"))
+    with pytest.raises(InputError, match=r"unknown task 'digit'\. Did you mean 'digits'\?"):
+        embedded_run(("digit",))
+
+    found = again.accuracies(again.finetuned("digits"), samples=40)
+    chosen = evaluation_subset(len(again.tasks[0].test), 40, 0)
+    rows = again.tasks[0].test.take(chosen)
+    head = jax.tree.map(lambda leaf: leaf[0], again.heads)
+    logits = head(again.backbone.features(again.finetuned("digits"), jax.device_put(rows.images)))
+    assert found == {"digits": np.mean(np.argmax(logits, axis=-1) == rows.labels)}

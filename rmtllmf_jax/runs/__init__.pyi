@@ -1,4 +1,5 @@
 from .config import HEADS, RunConfig, UserRecord, configure, load_manifest
+from .embedded import embedded_run
 from .environment import default_cache, provenance, use_compilation_cache
 from .inputs import SweepInputs
 from .random_users import random_inputs
@@ -13,6 +14,7 @@ __all__ = [
     "UserRecord",
     "configure",
     "default_cache",
+    "embedded_run",
     "load_manifest",
     "load_user",
     "open_run",

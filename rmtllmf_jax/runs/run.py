@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.data.tasks import validate_tasks
 from rmtllmf_jax.models.backbone import Backbone
@@ -23,7 +24,7 @@ from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
 from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.runs.folder import RUN
 from rmtllmf_jax.runs.inputs import SweepInputs
-from rmtllmf_jax.runs.users import load_user
+from rmtllmf_jax.runs.users import accuracy, load_user
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,20 @@ class Run:
     def finetuned(self, task: str) -> PyTree:
         """Return the fine-tuned parameters of a task's user."""
         return self._models[self.names.index(task)][0]
+
+    def accuracies(self, params: PyTree, samples: int = 0) -> dict[str, float]:
+        """Return a model's accuracy on the test images of every task, under its frozen head.
+
+        **Arguments:**
+
+        - `params`: of the image tower, as `base` has them; a merged model, for instance.
+        - `samples`: images per task, a seeded subset; 0 is all.
+        """
+        found = {}
+        for task, (_, head) in zip(self.tasks, self._models, strict=True):
+            rows = task.test.take(evaluation_subset(len(task.test), samples, self.config.seed))
+            found[task.name] = accuracy(self.backbone, params, head, rows, f"test {task.name}")
+        return found
 
     def inputs(self) -> SweepInputs:
         """Return everything in the form that sweeps and objectives take."""

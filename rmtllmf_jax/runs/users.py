@@ -184,8 +184,8 @@ def _train_user(
         finetuned=str(path.relative_to(run)),
         classes=len(task.classes),
         recipe=made_from["recipe"],
-        base_validation_accuracy=_accuracy(backbone, base, head, task.validation),
-        finetuned_validation_accuracy=_accuracy(backbone, params, head, task.validation),
+        base_validation_accuracy=accuracy(backbone, base, head, task.validation),
+        finetuned_validation_accuracy=accuracy(backbone, params, head, task.validation),
         head_sha256=file_hash(head_path),
         finetuned_sha256=file_hash(path),
     )
@@ -204,9 +204,12 @@ def _note_another(run: Path, task: str) -> None:
         )
 
 
-def _accuracy(backbone: Backbone, params: PyTree, head: Head, rows: Rows) -> float:
+def accuracy(
+    backbone: Backbone, params: PyTree, head: Head, rows: Rows, description: str = "validation"
+) -> float:
+    """Return the share of images that a model under a head classifies right; NaN of none."""
     if not len(rows):
         return math.nan  # no validation part
-    features = extract_features(backbone, params, rows.images, description="validation")
+    features = extract_features(backbone, params, rows.images, description=description)
     logits = head(jnp.asarray(features))
     return float(np.mean(np.asarray(jnp.argmax(logits, axis=1)) == rows.labels))
