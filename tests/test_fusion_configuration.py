@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from huggingface_hub import constants, metadata_load
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files.card import hub_facts
+from rmtllmf_jax.fusion.files.carried import tokenizer_files
 from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "vocab_size": 8, "hidden_size": 8}
@@ -270,3 +273,17 @@ def test_a_cache_of_several_snapshots_must_be_told_apart(cache: Path, tmp_path: 
     (root / "refs/main").unlink()
     with pytest.raises(InputError, match=r"cannot tell which snapshot is meant \(a+, b+\)"):
         open_checkpoint(root)
+
+
+def test_every_tokenizer_file_of_transformers_is_carried(tmp_path: Path):
+    sources = Path(transformers.__file__).parent.glob("models/*/tokenization*.py")
+    found = [
+        name
+        for source in sources
+        for table in re.findall(r"^VOCAB_FILES_NAMES = (\{.*?\})", source.read_text(), re.S | re.M)
+        for name in re.findall(r":\s*\"([^\"]+)\"", table)
+    ]
+    assert {"vocab.txt", "spiece.model", "bpe.codes", "source.spm"} < set(found)
+    for name in (*found, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json"):
+        (tmp_path / name).write_text("")
+    assert {path.name for path in tokenizer_files(tmp_path)} == {p.name for p in tmp_path.iterdir()}
