@@ -30,6 +30,7 @@ from rmtllmf_jax.cli.evaluate import Evaluate
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.fuse import Fuse
+from rmtllmf_jax.cli.generate import Generate
 from rmtllmf_jax.cli.gradcheck import Gradcheck
 from rmtllmf_jax.cli.help_text import NoPlace, help_registry
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
@@ -102,6 +103,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "import-task-vector": ImportTaskVector,
     "export": Export,
     "evaluate": Evaluate,
+    "generate": Generate,
     "doctor": Doctor,
     "channel": Channel,
     "gradcheck": Gradcheck,
