@@ -43,7 +43,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 UNITS = re.compile(
     r"\bdB\b|steps?|images?|pixels|epochs|share|relative|rms\(tau\)|learning rate|decay|norm\b"
     r"|samples|realisations|channels|draws|repetitions|cells|devices|processes|bits|coefficient"
-    r"|tasks|standard deviation|TFLOP/s|GB|divides|which one",
+    r"|tokens?|temperature|probability|tasks|standard deviation|TFLOP/s|GB|divides|which one",
     re.IGNORECASE,
 )
 """Words that say what a number counts or measures."""

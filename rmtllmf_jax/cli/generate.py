@@ -28,7 +28,7 @@ class Generate:
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts to continue."""
     tokens: int = 64
-    """Tokens to add to each, at most."""
+    """Tokens to add to each prompt, at most."""
     temperature: float = 0.0
     """0 takes the most probable token each time; above, tokens are drawn from the softmax of the
     logits over it."""

@@ -1,6 +1,16 @@
 from .batches import Batch, EvaluationSet, evaluation_set
 from .disentanglement import combination_wde, pair_wde
 from .hypothesis import margin_spread, ratio_spread, rejection_rate, threshold
+from .language import (
+    LANGUAGE_METRICS,
+    AnswerAccuracy,
+    BitsPerByte,
+    NegativeLogLikelihood,
+    Perplexity,
+    TokenLoss,
+    evaluate,
+    language_outputs,
+)
 from .logit_jacobian import Sensitivity, logit_jacobian_norms, margin_jacobian_norms
 from .metrics import (
     METRICS,
@@ -15,22 +25,30 @@ from .metrics import (
 from .statistics import Unlabelled, fisher_information, input_grams
 
 __all__ = [
+    "LANGUAGE_METRICS",
     "METRICS",
     "Accuracy",
+    "AnswerAccuracy",
     "Batch",
+    "BitsPerByte",
     "CrossEntropy",
     "EvaluationSet",
     "Margin",
     "Metric",
+    "NegativeLogLikelihood",
     "PerSample",
+    "Perplexity",
     "Sensitivity",
     "SoftAccuracy",
+    "TokenLoss",
     "Unlabelled",
     "combination_wde",
+    "evaluate",
     "evaluation_set",
     "fisher_information",
     "get_metric",
     "input_grams",
+    "language_outputs",
     "logit_jacobian_norms",
     "margin_jacobian_norms",
     "margin_spread",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.values import by_name, parse
+from rmtllmf_jax.common.values import Known, by_name, parse
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.discrete import discrete
 
@@ -57,13 +57,24 @@ class Metric:
             return score / finetuned
         return finetuned / score if score else math.inf
 
+    def gain_kept(self, score: float, base: float, finetuned: float) -> float:
+        """Return what is left of the fine-tuned model's gain over the base: 0 is none, 1 is all.
+
+        NaN where fine-tuning has changed nothing.
+
+        >>> round(Accuracy().gain_kept(0.7, base=0.5, finetuned=0.9), 3)
+        0.5
+        """
+        gain = finetuned - base
+        return (score - base) / gain if gain else math.nan
+
 
 class PerSample(Metric):
     """A metric that is the weighted mean of a number per sample."""
 
     def per_sample(
-        self, logits: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+        self, logits: Float[Array, "*batch classes"], target: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """Return the number of every sample."""
         raise NotImplementedError
 
@@ -125,8 +136,8 @@ class CrossEntropy(_AtTemperature):
     higher_is_better: ClassVar[bool] = False
 
     def per_sample(
-        self, logits: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+        self, logits: Float[Array, "*batch classes"], target: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """Return the cross-entropy."""
         scaled = logits / self.temperature
         return jax.nn.logsumexp(scaled, axis=-1) - _at(scaled, target)
@@ -176,22 +187,22 @@ class Margin(_AtTemperature):
 
 
 def _at(logits: Array, target: Array) -> Array:
-    return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
 
 
 METRICS = by_name(Accuracy, SoftAccuracy, CrossEntropy, Margin)
 """Metrics by the names that the command line knows."""
 
 
-def get_metric(metric: str | Any) -> Metric:
-    """Return the metric that a text describes; a value is itself.
+def get_metric(metric: str | Any, known: Known = METRICS) -> Metric:
+    """Return the metric that a text describes, of those in `known`; a value is itself.
 
     **Raises:** `InputError` for an unknown name or option, or for what is no metric.
 
     >>> get_metric("soft_accuracy(temperature=0.5)")
     SoftAccuracy(temperature=0.5)
     """
-    found = parse(metric, METRICS, "metric") if isinstance(metric, str) else metric
+    found = parse(metric, known, "metric") if isinstance(metric, str) else metric
     if not isinstance(found, Metric):
         raise InputError(f"metric: expected a value such as Accuracy(), got {metric!r}.")
     return found
