@@ -189,8 +189,9 @@ def test_buffers_may_be_on_one_side(tmp_path: Path, holder: str):
 def test_buffers_that_differ_are_the_bases(tmp_path: Path):
     base = tensors(0) | BUFFERS
     model = tensors(1) | BUFFERS | {"norm.num_batches_tracked": np.array(9)}
-    found, _ = fuse(tmp_path, base, model)
+    found, notes = fuse(tmp_path, base, model)
     assert found["norm.num_batches_tracked"] == 3
+    assert notes == ["one: norm.num_batches_tracked differ, and are the base's"]
 
 
 def test_masks_of_infinite_numbers_are_copied(tmp_path: Path):
@@ -256,3 +257,33 @@ def test_the_share_that_is_kept_is_told(tmp_path: Path):
     assert kept > 0.3
     card = (tmp_path / "out/README.md").read_text()
     assert f"| share of the task vector of one that is kept | {kept:.4f} |" in card
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.1])
+def test_a_variance_never_becomes_negative(tmp_path: Path, variance: float):
+    names = ("norm.running_mean", "norm.running_var")
+    base = dict.fromkeys(names, np.full(3, 1.0, np.float32))
+    model = dict.fromkeys(names, np.full(3, variance, np.float32))
+    if variance < 1:
+        with pytest.raises(InputError, match=r"norm.running_var: .* negative .*--from-base '.*run"):
+            fuse(tmp_path, base, model, method="task_arithmetic(weights=(4,))")
+    else:
+        _, (note,) = fuse(tmp_path, base, model)
+        assert note.startswith("running statistics are merged as weights are (1 running_var)")
+
+
+def test_copies_that_are_always_tied_need_no_configuration(tmp_path: Path):
+    """T5 1.1 has a free head, but its encoder's embeddings are the shared ones."""
+    shared = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    model = {"shared.weight": shared, "lm_head.weight": 2 * shared}
+    base = model | {"encoder.embed_tokens.weight": shared}
+    config = {"model_type": "own", "tie_word_embeddings": False}
+    found, notes = fuse(tmp_path, base, model, config=config)
+    assert sorted(found) == ["lm_head.weight", "shared.weight"]
+    assert notes == ["base: encoder.embed_tokens.weight left out, which is shared.weight (tied)"]
+
+
+def test_a_pattern_matches_the_whole_of_a_name():
+    parts = Parts(from_base=("head",), only=("h.*",))
+    keys = ("head", "head.weight", "body")
+    assert [parts.merges(key) for key in keys] == [False, True, False]

@@ -180,6 +180,23 @@ def test_embeddings_that_are_not_merged_need_no_choice(
     np.testing.assert_array_equal(found[EMBEDDING], before[EMBEDDING])
 
 
+def test_a_head_that_is_not_merged_goes_by_token_too(tmp_path: Path):
+    base, model = write(tmp_path / "base", 0, WORDS), write(tmp_path / "one", 1, WORDS[::-1])
+    fuse(base, [model], tmp_path / "out", tokenizer="one", from_base=("lm_head.*",))
+    for token in WORDS:
+        found, expected = row_of(tmp_path / "out", token), row_of(base, token)
+        assert found is not None
+        assert expected is not None
+        np.testing.assert_array_equal(found[HEAD], expected[HEAD])
+
+
+def test_a_head_that_is_not_merged_has_no_rows_for_new_tokens(
+    chat: tuple[Path, list[Path]], tmp_path: Path
+):
+    with pytest.raises(InputError, match=r"base: lm_head.bias has no row for 3 tokens of the outp"):
+        fuse(*chat, tmp_path / "out", tokenizer="union", from_base=("lm_head.*",))
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

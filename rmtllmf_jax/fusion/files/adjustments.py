@@ -46,8 +46,9 @@ _OLD = (
 )
 
 _WORDS = r"(?:embed_tokens|wte|word_embeddings|shared|embed_in|tok_embeddings)\.weight"
+_HEAD = r"(?:lm_head|embed_out|cls\.predictions\.decoder|lm_head\.decoder)\.weight"
 _COPIES = (
-    (r"(?:lm_head|embed_out|cls\.predictions\.decoder|lm_head\.decoder)\.weight", _WORDS),
+    (_HEAD, _WORDS),
     (r"(?:encoder|decoder)\.embed_tokens\.weight", r"shared\.weight"),
     (r"cls\.predictions\.decoder\.bias", r"cls\.predictions\.bias"),
     (r"lm_head\.decoder\.bias", r"lm_head\.bias"),
@@ -86,6 +87,8 @@ def wrapper(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
 
     **Raises:** `InputError` if two prefixes fit as well, as those of two towers alike.
     """
+    if model.entries.keys() <= base.entries.keys():
+        return model, ""
     off, before = _votes(base, model)
     votes = (off + before).most_common(2)
     if not votes or votes[0][1] < len(model.entries) / 2:
@@ -147,6 +150,9 @@ def derived(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
         said.append(f"{_some(extra)} left out, which follow from the configuration")
     if lacks:
         said.append(f"{_some(lacks)} are the base's; they follow from the configuration")
+    differ = [k for k in sorted(found - set(extra)) if not _same(model.entries[k], base.entries[k])]
+    if differ:
+        said.append(f"{_some(differ)} differ, and are the base's")
     kept = {key: entry for key, entry in model.entries.items() if key not in found}
     return replace(model, entries=kept), "; ".join(said)
 
@@ -168,13 +174,16 @@ def tied(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def without_copies(base: Checkpoint) -> tuple[Checkpoint, str]:
-    """Leave tensors out of a base that are copies of others and tied by its configuration.
+    """Leave tensors out of a base that are copies of others, heads if the configuration ties them.
 
     Whatever is done to both is done once: random masks would tell them apart.
     """
     entries, said = dict(base.entries), []
-    for copy, original in _copies(entries) if is_tied(base) else ():
-        if copy in entries and original in entries and _same(entries[copy], entries[original]):
+    for copy, original in _copies(entries):
+        if copy not in entries or original not in entries:
+            continue
+        free = re.fullmatch(rf"(?:.*\.)?{_HEAD}", copy) and not is_tied(base)
+        if not free and _same(entries[copy], entries[original]):
             del entries[copy]
             said.append(f"{copy} left out, which is {original} (tied)")
     return replace(base, entries=entries), "; ".join(said)

@@ -138,8 +138,15 @@ def _with_special(config: Any, directory: Path | None, name: str) -> Any:
     """Return a configuration with another tokenizer's numbers of special tokens."""
     if directory is None or not (directory / name).is_file():
         return config
-    of_model = read_json(directory / name)
-    return config | {key: value for key, value in of_model.items() if key.endswith("_token_id")}
+    return _with_ids(config, read_json(directory / name))
+
+
+def _with_ids(config: dict[str, Any], of_model: dict[str, Any]) -> dict[str, Any]:
+    changed = config | {k: each for k, each in of_model.items() if k.endswith("_token_id")}
+    inner = config.get("text_config"), of_model.get("text_config")
+    if isinstance(inner[0], dict) and isinstance(inner[1], dict):
+        changed["text_config"] = _with_ids(inner[0], inner[1])
+    return changed
 
 
 def _add_tokens(folder: Path, new: tuple[dict[str, Any], ...]) -> None:

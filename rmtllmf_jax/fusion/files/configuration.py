@@ -25,7 +25,8 @@ _MEANING = re.compile(
     r"|activation_function|dense_act_fn|is_gated_act|sliding_window|use_sliding_window"
     r"|max_window_layers|layer_types|position_embedding_type|relative_attention_\w+|patch_size"
     r"|num_experts_per_tok|norm_topk_prob|\w+_softcapping|query_pre_attn_scalar|\w+_multiplier"
-    r"|scale_attn\w*|\w*parallel_residual|alibi|is_decoder|is_encoder_decoder|qk_layernorm"
+    r"|scale_attn\w*|scale_embedding|normalize_before|do_stable_layer_norm|feat_extract_norm"
+    r"|\w*parallel_residual|alibi|is_decoder|is_encoder_decoder|qk_layernorm"
 )
 # What says nothing of the weights, or is seen to elsewhere (vocabularies, tied heads, labels).
 _ASIDE = re.compile(

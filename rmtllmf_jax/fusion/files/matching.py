@@ -14,6 +14,7 @@ from rmtllmf_jax.fusion.files.adapters import Adapter
 from rmtllmf_jax.fusion.files.adjustments import ADJUSTMENTS, is_derived, without_copies
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
 from rmtllmf_jax.fusion.files.model import Model
+from rmtllmf_jax.fusion.files.outputs import VARIANCE
 from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.vocabulary import Tokenizer, fit_vocabularies
 
@@ -131,7 +132,7 @@ def match(
     if not_merged:
         modules = ", ".join(modules_of(not_merged, merged))
         notes.append(f"not merged but the base's: {modules} ({len(not_merged)} tensors)")
-    if statistics := [key for key in merged if key.endswith(".running_var")]:
+    if statistics := [key for key in merged if key.endswith(VARIANCE)]:
         notes.append(
             f"running statistics are merged as weights are ({len(statistics)} running_var); "
             "compute them anew on data"

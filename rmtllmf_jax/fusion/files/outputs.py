@@ -13,6 +13,9 @@ from jaxtyping import Float
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Entry, is_finite
 
+VARIANCE = ".running_var"
+"""What names of variances end in, of layers that normalise by statistics of the training data."""
+
 Field = tuple[str, str, tuple[int, ...], int]
 """Key, type, shape and bytes of a tensor in a file."""
 
@@ -46,10 +49,16 @@ class Tensor:
 
         Both may be overwritten; `facts` is told what there is to say.
 
-        **Raises:** `InputError` that names the key if a number is too large for the type.
+        **Raises:** `InputError` that names the key if a number is too large for the type, or if a
+        variance is negative.
         """
         with np.errstate(all="ignore"):  # `stored` finds what overflows
             base += delta
+        if self.base.key.endswith(VARIANCE) and (base < 0).any():
+            raise InputError(
+                f"{self.base.key}: the merge has negative variances; take a smaller --scale, or "
+                "the base's statistics: --from-base '.*running_(mean|var)'."
+            )
         return [stored(base, self.dtype, self.base.key)]
 
 

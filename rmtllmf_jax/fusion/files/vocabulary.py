@@ -343,6 +343,12 @@ def _gathered(
         first = [(entry, table)]
         first += [(base[0].entries[key], base[1])] if key in base[0].entries else []
         mean = [(each.entries[key], rows) for each, rows in others if key in each.entries]
+        lacking = int((np.max([rows for _, rows in (*first, *mean)], axis=0) < 0).sum())
+        if lacking:
+            raise InputError(
+                f"{checkpoint.given}: {key} has no row for {lacking} tokens of the output, as no "
+                "model's is merged; leave it to be merged, or take --tokenizer base."
+            )
         shape = (len(table), *entry.shape[1:])
         place = (entry.path, entry.start, prod(shape) * FLOATS[entry.dtype].itemsize)
         entries[key] = Gathered(entry.key, entry.dtype, shape, *place, tuple(first), tuple(mean))
