@@ -81,10 +81,32 @@ def test_every_option_says_what_it_is_and_its_default(
     kind: typing.Any = COMMANDS[name]
     assert len(texts) == len(fields(kind)) + 1  # and --quiet
     for option, text in texts.items():
-        what, ending = re.fullmatch(r"(.*?) ?(\(required\)|\(default: .*\))", text).groups()
+        what, ending = re.fullmatch(
+            r"(.*?) ?(\(required\)|\(optional\)|\(default: .*\))", text
+        ).groups()
         assert what.endswith("."), option
         assert len(what.split()) >= 2, option
-        assert ending not in ("(default: )", "(default: '')", "(default: None)"), option
+        assert ending not in [f"(default: {no})" for no in ("", "''", "None", "none")], option
+
+
+def test_help_is_within_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], *([name] for name in COMMANDS)):
+        page = printed_help(capsys, *words)
+        assert [line for line in page.splitlines() if len(line) > 80 or line != line.rstrip()] == []
+        assert "\n\n\n" not in page
+        assert "{None" not in page
+
+
+def test_options_are_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    page = printed_help(capsys, "reproduce")
+    titles = re.findall(r"^ (\S.*) (?:options|arguments)$|^ (options)$", page, re.MULTILINE)
+    assert ["".join(title) for title in titles] == [
+        *("positional", "options", "model and images", "fine-tuning", "speed and memory"),
+        *("grid", "channel", "merging", "realignment", "evaluation", "dry run"),
+    ]
 
 
 @NAMES
@@ -101,10 +123,10 @@ def test_every_number_has_a_unit(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_the_examples_are_commands_that_can_be_read(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (line,) = re.findall(r"^Examples?: (.*)$", printed_help(capsys, name), re.MULTILINE)
-    examples = [each.strip() for each in line.split(";")]
-    for example in examples:
-        words = shlex.split(re.sub(r'^eval "\$\((.*)\)"$', r"\1", example))
+    page = printed_help(capsys, name).replace(" \\\n", " ")
+    (block,) = re.findall(r"^ Examples?:\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    for example in block.splitlines():
+        words = shlex.split(re.sub(r'^ *eval "\$\((.*)\)"$', r"\1", example))
         assert words[:2] == ["rmtllmf", name]
         assert isinstance(parse(words[1:]), COMMANDS[name])
 
@@ -114,11 +136,11 @@ def test_the_overview_has_a_line_a_command_and_the_exit_codes(
 ) -> None:
     text = printed_help(capsys)
     for name, kind in COMMANDS.items():
-        assert re.search(rf"• {name} ", text)
+        assert re.search(rf"^  {name} ", text, re.MULTILINE)
         assert kind.__doc__.partition("\n")[0].split()[0] in text
     assert text.count("Example:") == 1
     assert "--quiet" in text
-    assert set(re.findall(r"\b\d+\b", text.partition("Exit codes: ")[2].partition("\n")[0])) == {
+    assert set(re.findall(r"\b\d+\b", text.partition("Exit codes: ")[2])) == {
         *("0", "1", "2", "129", "130", "141", "143")
     }
 
@@ -129,7 +151,7 @@ def test_lines_run_on_and_arguments_have_names(
     (text,) = [
         text for name, text in helps(printed_help(capsys, "sweep")).items() if "axis" in name
     ]
-    assert text.endswith("The noise of a draw is the same at all. (default: none)")
+    assert text.endswith("The noise of a draw is the same at all. (optional)")
     lines = [line.strip() for line in printed_help(capsys, "sweep").splitlines()]
     assert "white," not in [line.split()[-1] for line in lines if line]
     usage = printed_help(capsys, "import-task-vector").splitlines()[0]

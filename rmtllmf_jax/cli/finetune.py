@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rmtllmf_jax.cli.help_text import BothWays, Place
 from rmtllmf_jax.cli.options import RunOptions, print_table, taken
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Finetune(RunOptions):
-    """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
+class ModelOptions:
+    """The pretrained model, the tasks, and how the model sees their images."""
 
-    Example: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn
-    """
+    group: ClassVar[str] = "model and images"
 
     model: Place
     """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
@@ -49,7 +48,7 @@ class Finetune(RunOptions):
     """Frozen heads: zero-shot (of CLIP's text tower) or lda (closed form, from features); by
     default zero-shot where the model has a text tower."""
     head_shots: int | None = None
-    """Training images per class that an lda head is made from; none is all. Fewer make the base
+    """Training images per class that an lda head is made from, by default all. Fewer make the base
     model worse at the tasks, as a head of few shots is."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
@@ -64,6 +63,14 @@ class Finetune(RunOptions):
     pixels in [0, 1] (--no-normalise)."""
     validation_fraction: float = 0.1
     """Share of each class of train that is set aside for validation."""
+
+
+@dataclass(kw_only=True)
+class TrainingOptions:
+    """How the users fine-tune."""
+
+    group: ClassVar[str] = "fine-tuning"
+
     steps: int = FINETUNE.steps
     """Fine-tuning steps per task."""
     batch_size: int = FINETUNE.batch_size
@@ -75,15 +82,31 @@ class Finetune(RunOptions):
     warmup: float = FINETUNE.warmup
     """Share of the fine-tuning steps that warm up."""
     clip_norm: float | None = FINETUNE.clip_norm
-    """Largest global gradient norm of fine-tuning; none does not clip."""
+    """Largest global gradient norm of fine-tuning; None does not clip."""
     weight_noise: float = 0.0
     """Standard deviation of Gaussian noise on every parameter under which fine-tuning takes its
     gradients, for models that bear the uplink's errors: docs/cli.md says how to choose it."""
+
+
+@dataclass(kw_only=True)
+class ComputeOptions:
+    """How the model computes."""
+
+    group: ClassVar[str] = "speed and memory"
+
     dtype: str = "auto"
     """Compute type of the vision encoder: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
     accelerators). Parameters stay in float32."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
+
+
+@dataclass(kw_only=True)
+class Finetune(RunOptions, ModelOptions, TrainingOptions, ComputeOptions):
+    """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
+
+    Example: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn
+    """
 
     def run(self) -> None:
         """Run the sub-command."""

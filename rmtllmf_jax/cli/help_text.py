@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from dataclasses import replace
+import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -53,18 +56,55 @@ BothWays = Annotated[bool, "--x and --no-x"]
 """A flag that can be given and taken back: one whose default a recipe may change."""
 
 
+GROUP = "group"
+"""Name of the class variable that says under which title `--help` lists a class's own options."""
+
+WIDTH = 80
+"""Columns of a help page."""
+
+
+def described(command: type) -> str:
+    """Return the description of a command: its docstring in lines, each example in its own.
+
+    The lines begin with a space, as those of the options do; tyro would join others.
+    """
+    *texts, examples = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    blocks = [textwrap.wrap(text, WIDTH - 2) for text in texts]
+    title, _, commands = " ".join(examples.split()).partition(": ")
+    shown = [f"{title}:"]
+    for example in commands.split("; "):
+        lines = textwrap.wrap(example, WIDTH - 9, break_on_hyphens=False)
+        shown += textwrap.indent(" \\\n  ".join(lines), "  ").splitlines()
+    return "\n\n".join(textwrap.indent("\n".join(lines), " ") for lines in [*blocks, shown])
+
+
+def line_up(name: str, text: str) -> str:
+    """Return a name and what it means as one entry of a help page."""
+    beside = " " * 22
+    return textwrap.fill(text, WIDTH, initial_indent=f"  {name:20}", subsequent_indent=beside)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Options under a title of their own: for tyro a struct within that of the command."""
+
+    fields: tuple[StructFieldSpec, ...]
+
+
 def help_registry() -> ConstructorRegistry:
     """Return rules for `tyro.cli` that make the help of dataclasses easier to read.
 
-    Line breaks in a docstring do not break the help's lines, positional arguments are called by
-    their names in capitals, and a default that is nothing is called `none`. A flag has no opposite
-    unless it is `BothWays`.
+    Line breaks in a docstring do not break the help's lines, options are listed under the `GROUP`
+    of the class that has them, positional arguments are called by their names in capitals, and
+    what has no default is called optional. A flag has no opposite unless it is `BothWays`.
     """
     registry = ConstructorRegistry()
     under_way: list[StructTypeInfo] = []
 
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if isinstance(info.type, _Group):
+            return StructConstructorSpec(dict, info.type.fields)
         if under_way:  # asked by this rule itself, for what the rules of tyro say
             return None
         under_way.append(info)
@@ -72,15 +112,64 @@ def help_registry() -> ConstructorRegistry:
             found = ConstructorRegistry.get_struct_spec(info)
         finally:
             under_way.pop()
-        if not isinstance(found, StructConstructorSpec):
-            return None
-        return replace(found, fields=tuple(map(_readable, found.fields)))
+        return _in_groups(info.type, found) if isinstance(found, StructConstructorSpec) else None
 
     @registry.primitive_rule
     def paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
         return _place_as(Path, "PATH") if info.type is Path else None
 
+    @registry.primitive_rule
+    def or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        kinds = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else ()
+        others = tuple(kind for kind in kinds if kind is not NoneType)
+        if len(others) == len(kinds):
+            return None
+        inner = PrimitiveTypeInfo.make(Union[others], info.markers)  # noqa: UP007 - made at run time
+        found = ConstructorRegistry.get_primitive_spec(inner)
+        return _or_none(found) if isinstance(found, PrimitiveConstructorSpec) else None
+
     return registry
+
+
+def _or_none(found: PrimitiveConstructorSpec[Any]) -> PrimitiveConstructorSpec[Any]:
+    """Return a rule for values that also takes `None`, of which its metavar says nothing."""
+    return replace(
+        found,
+        choices=found.choices and (*found.choices, "None"),
+        instance_from_str=lambda words: (
+            None if words == ["None"] else found.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or found.is_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else found.str_from_instance(value)
+        ),
+    )
+
+
+def _in_groups(command: Any, found: StructConstructorSpec) -> StructConstructorSpec:
+    """Return the options of a command with those of a group in a struct of their own."""
+    titles: dict[str, str | None] = {}
+    groups: dict[str | None, list[StructFieldSpec]] = {None: []}
+    for owner in inspect.getmro(command):
+        title = vars(owner).get(GROUP)
+        groups.setdefault(title, [])
+        for name in inspect.get_annotations(owner):
+            titles.setdefault(name, title)
+    for field in found.fields:
+        groups[titles.get(field.name)].append(_readable(field))
+    alone = groups.pop(None)
+    structs = tuple(
+        StructFieldSpec(name=title, type=_Group(tuple(fields)), default=tyro.MISSING, helptext="")
+        for title, fields in groups.items()
+        if fields
+    )
+
+    def instantiate(**values: Any) -> Any:
+        for struct in structs:
+            values |= values.pop(struct.name)
+        return found.instantiate(**values)
+
+    return StructConstructorSpec(instantiate, (*alone, *structs))
 
 
 def _readable(field: StructFieldSpec) -> StructFieldSpec:
@@ -88,10 +177,11 @@ def _readable(field: StructFieldSpec) -> StructFieldSpec:
     marks: dict[str, Any] = {}
     if _POSITIONAL in get_args(described)[1:] and get_origin(get_args(described)[0]) is not Literal:
         marks["metavar"] = field.name.replace("_", "-").upper()
-    if field.default in _NOTHING:
-        marks["help_behavior_hint"] = "(default: none)"
     if described is bool:
         described = Annotated[described, _ALONE]
+        marks["help_behavior_hint"] = "(default: off)"
+    elif field.default in _NOTHING:
+        marks["help_behavior_hint"] = "(optional)"
     if marks:
         described = Annotated[described, tyro.conf.arg(**marks)]
 

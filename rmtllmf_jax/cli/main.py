@@ -14,8 +14,10 @@ import io
 import logging
 import operator
 import os
+import re
 import select
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
@@ -32,7 +34,7 @@ from rmtllmf_jax.cli.finetune import Finetune
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.cli.generate import Generate
 from rmtllmf_jax.cli.gradcheck import Gradcheck
-from rmtllmf_jax.cli.help_text import NoPlace, help_registry
+from rmtllmf_jax.cli.help_text import WIDTH, NoPlace, described, help_registry, line_up
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.info import Info
 from rmtllmf_jax.cli.options import default_of
@@ -112,18 +114,32 @@ COMMANDS: Mapping[str, type[Command]] = {
 }
 """The sub-commands, in the order of `--help`."""
 
-_ABOUT = """Fuse task vectors that arrive over noisy and attacked MIMO uplinks.
+_OVERVIEW = """usage: rmtllmf COMMAND [--quiet] [OPTIONS]
 
-Example: rmtllmf reproduce demo --out runs/demo
+ Fuse task vectors that arrive over noisy and attacked MIMO uplinks.
 
-rmtllmf COMMAND --help has the options of a command, their defaults, units and an example;
-rmtllmf --version says which version this is.
+ Example: rmtllmf reproduce demo --out runs/demo
 
-Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or usage, a
-full disk or no device, 130 stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 141 nobody reads
-what is printed any more."""
+ commands
+ ------------------------------------------------------------------------------
+{}
+
+ options
+ ------------------------------------------------------------------------------
+{}
+
+ Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or
+ usage, a full disk or no device, 130 stopped by Ctrl-C (143 by SIGTERM, 129 by
+ SIGHUP), 141 nobody reads what is printed any more."""
 
 _QUIET = "--quiet"
+_QUIET_HELP = "Print only results and errors: no progress, notes or warnings."
+_OPTIONS = {
+    "-h, --help": "Show this page. rmtllmf COMMAND --help has the options of a command, their "
+    "defaults and units, and examples.",
+    "--version": "Print which version this is.",
+    _QUIET: _QUIET_HELP,
+}
 _DOWNLOADS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "•": "*", "→": "->"}
@@ -149,28 +165,28 @@ def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     words = [word for word in argv if word != _QUIET]
     if words == ["--version"]:
         print(f"rmtllmf {version('rmtllmf-jax')}")
-        sys.exit()
-    described = words and not words[0].startswith("-")  # else a line each
-    if described:
+        sys.exit(0)
+    if words in ([], ["-h"], ["--help"]):
+        print(overview())
+        sys.exit(0)
+    if not words[0].startswith("-"):
         require_known("command", words[0], COMMANDS)
     reproduces = words[:1] == ["reproduce"]
     commands: list[Any] = []
     for name, kind in COMMANDS.items():
-        about: dict[str, Any] = {} if described else {"description": _first_line(kind)}
+        about: dict[str, Any] = {
+            "description": described(kind) if name == words[0] else _first_line(kind)
+        }
         if kind is Reproduce:
             about["default"] = _defaults(changed_defaults(words) if reproduces else {})
         commands.append(Annotated[kind, tyro.conf.subcommand(name, **about)])
-    quiet = field(
-        default=False,
-        metadata={"help": "Print only results and errors: no progress, notes or warnings."},
-    )
+    quiet = field(default=False, metadata={"help": _QUIET_HELP})
     command = functools.reduce(operator.or_, commands)
     line = make_dataclass("CommandLine", [("command", command), ("quiet", bool, quiet)])
     read: Any = tyro.cli(
         line,
-        args=argv if words else ["--help"],
+        args=argv,
         prog="rmtllmf",
-        description=_ABOUT,
         config=(
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
@@ -185,8 +201,35 @@ def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     return read.command, read.quiet
 
 
+def overview() -> str:
+    """Return the page of `rmtllmf --help`: every command in a line or two, and the exit codes."""
+    commands = {name: _first_line(kind) for name, kind in COMMANDS.items()}
+    entries = ("\n".join(map(line_up, each, each.values())) for each in (commands, _OPTIONS))
+    return _OVERVIEW.format(*entries)
+
+
 def _first_line(command: type) -> str:
     return (command.__doc__ or "").partition("\n")[0]
+
+
+class _Page(io.StringIO):
+    """What tyro prints for a stream, before it is shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.isatty = stream.isatty  # type: ignore[method-assign]
+        self.stream_encoding = stream.encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream_encoding
+
+    def text(self) -> str:
+        """Return the page with its usage in lines, and one empty line at a time."""
+        usage, *rest = self.getvalue().split("\n")
+        lines = textwrap.wrap(usage, WIDTH, subsequent_indent=" " * 7, break_on_hyphens=False)
+        text = "\n".join(line.rstrip() for line in [*(lines or [""]), *rest])
+        return re.sub(r"\n{3,}", "\n\n", text)
 
 
 @contextmanager
@@ -197,10 +240,13 @@ def _plain_help() -> Iterator[None]:
     colourless = bool(os.environ.get("NO_COLOR"))
     options["ansi_codes"] &= not colourless
     options["utf8_boxes"] &= sys.stdout.isatty() and not colourless
+    page = _Page(sys.stdout)
     try:
-        yield
+        with redirect_stdout(page):
+            yield
     finally:
         options.update(before)
+        print(page.text(), end="")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -86,6 +86,8 @@ class RunOptions:
 class Relocated:
     """Where model and images of a run folder are now."""
 
+    group: ClassVar[str] = "places"
+
     model: Place | None = None
     """Where the pretrained model of the run is now, if it was moved since `finetune`."""
     data: Path | None = None
@@ -136,6 +138,8 @@ class Configured(Relocated):
 class ChannelOptions:
     """The channel and its receiver."""
 
+    group: ClassVar[str] = "channel"
+
     preset: str = "paper"
     """Channel preset (paper, free_space, umi_nlos, uma_los), with options in brackets:
     'paper(users=12, antennas=32, fading=rician(9))'; matrices(h.npy), your own channels; or the
@@ -152,6 +156,8 @@ class ChannelOptions:
 class UplinkOptions(ChannelOptions):
     """The channel, and the noise on the parameters that it stands for."""
 
+    group: ClassVar[str] = "channel"
+
     c0: float = -31.0
     """Parameter-domain SNR (dB) of a user with MSE 1: kappa = rms(tau) 10^(-c0/20)."""
     kappa: float | None = None
@@ -160,13 +166,33 @@ class UplinkOptions(ChannelOptions):
 
 
 @dataclass(kw_only=True)
-class SweepOptions(RunOptions, UplinkOptions):
-    """Which cells a sweep covers, and what they depend on."""
+class TransmissionOptions(UplinkOptions):
+    """The channel, and how the task vectors are sent over it."""
+
+    group: ClassVar[str] = "channel"
+
+    error_model: str = "independent"
+    """How the users' errors are correlated: independent (exact for MMSE-SIC), lmmse (with
+    --receiver lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy
+    base)."""
+    transport: str = "gaussian"
+    """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
+    symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
+    parameter per symbol; analogue, two per symbol. sparse(share=0.1) sends the largest entries
+    alone, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link. --c0 and
+    --kappa are for gaussian and sparse."""
+
+
+@dataclass(kw_only=True)
+class GridOptions:
+    """Which cells a sweep covers."""
+
+    group: ClassVar[str] = "grid"
 
     combinations: str = "all"
     """`all`, or how many combinations of each size from 2 on."""
     sizes: tuple[int, ...] = ()
-    """Numbers of tasks to fuse, as far as there are so many; none: 2 to all."""
+    """Numbers of tasks to fuse, as far as there are so many; by default 2 to all."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
     """Channel scenarios: clean (no channel), ideal (only thermal noise), and the attackers white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0), min_max_rate,
@@ -180,12 +206,6 @@ class SweepOptions(RunOptions, UplinkOptions):
     shrink(per=leaf), reliability(alpha=0.5) and singular_values, and repairs from_base,
     reload(patterns=(...)) and realign(shots=5), as in
     'repeat(times=4)+sparse(share=0.15)+shrink+r-mtllmf'."""
-    rules: tuple[str, ...] = ("task_arithmetic",)
-    """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
-    dare, dare_ties, della, della_linear, breadcrumbs, consensus_ta, slerp (two tasks), multi_slerp,
-    model_stock, tsv_merge, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that
-    look at data: fisher, regmean (training images of each task) and adamerging (test images,
-    without labels). Of ties(density=[0.1, 0.2]) --scale validation chooses the density, too."""
     axis: str = ""
     """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
     power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation
@@ -197,32 +217,52 @@ class SweepOptions(RunOptions, UplinkOptions):
     does; by default all of --draws."""
     seeds: int = 1
     """Repetitions with other parameter noise and other few-shot samples."""
-    error_model: str = "independent"
-    """How the users' errors are correlated: independent (exact for MMSE-SIC), lmmse (with
-    --receiver lmmse), equicorrelated=RHO, or noisy_reference (models differenced against one noisy
-    base)."""
-    transport: str = "gaussian"
-    """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
-    symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
-    parameter per symbol; analogue, two per symbol. sparse(share=0.1) sends the largest entries
-    alone, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link. --c0 and
-    --kappa are for gaussian and sparse."""
+
+
+@dataclass(kw_only=True)
+class MergeOptions:
+    """How the received task vectors are merged."""
+
+    group: ClassVar[str] = "merging"
+
+    rules: tuple[str, ...] = ("task_arithmetic",)
+    """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
+    dare, dare_ties, della, della_linear, breadcrumbs, consensus_ta, slerp (two tasks), multi_slerp,
+    model_stock, tsv_merge, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that
+    look at data: fisher, regmean (training images of each task) and adamerging (test images,
+    without labels). Of ties(density=[0.1, 0.2]) --scale validation chooses the density, too."""
     scale: str = "power-law"
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""
-    metric: MetricText = "accuracy"
-    eval_samples: int = 0
-    """Test images per task; 0 is all."""
     validation_samples: int = 200
     """Validation images per task for --scale validation; 0 is all."""
     statistics_samples: int = 128
     """Training images per task, without labels, for the merge methods fisher and regmean; 0 is
     all."""
+
+
+@dataclass(kw_only=True)
+class EvaluationOptions:
+    """How models are scored."""
+
+    group: ClassVar[str] = "evaluation"
+
+    metric: MetricText = "accuracy"
+    eval_samples: int = 0
+    """Test images per task; 0 is all."""
+
+
+@dataclass(kw_only=True)
+class RealignOptions:
+    """How models are repaired, and what freezes."""
+
+    group: ClassVar[str] = "realignment"
+
     shots: int = 10
     """Samples per class for realignment."""
     frozen: tuple[str, ...] = ()
     """Regular expressions for whole paths of the leaves that freeze and r-mtllmf take from the
-    base model; none: class, position and patch embeddings and CLIP's pre-LayerNorm."""
+    base model; by default class, position and patch embeddings and CLIP's pre-LayerNorm."""
     realign_steps: int = REALIGN.steps
     """Realignment steps."""
     realign_batch_size: int = REALIGN.batch_size
@@ -232,6 +272,14 @@ class SweepOptions(RunOptions, UplinkOptions):
     control_learning_rate: float | None = None
     """Peak learning rate of the control, which is a rival only at its own best; by default that of
     realignment."""
+
+
+@dataclass(kw_only=True)
+class SpeedOptions:
+    """What changes speed and memory, and no result."""
+
+    group: ClassVar[str] = "speed and memory"
+
     eval_batch_size: int = 128
     """Images per step of evaluation; changes only speed and memory."""
     remat: bool = False
@@ -241,6 +289,20 @@ class SweepOptions(RunOptions, UplinkOptions):
     CPU. Changes only speed and memory."""
     image_devices: int = 1
     """Devices that share the evaluation batches of a cell; the others take other cells."""
+
+
+@dataclass(kw_only=True)
+class SweepOptions(
+    RunOptions,
+    GridOptions,
+    TransmissionOptions,
+    MergeOptions,
+    RealignOptions,
+    EvaluationOptions,
+    SpeedOptions,
+):
+    """Which cells a sweep covers, and what they depend on."""
+
     store: Place | None = None
     """Where finished cells are kept, as a folder or a URL (gs://..., s3://...); by default in the
     run folder. All processes of a sweep write there."""
@@ -251,6 +313,8 @@ class SweepOptions(RunOptions, UplinkOptions):
 @dataclass(kw_only=True)
 class DryRunOptions:
     """What `--dry-run` prints, and for which machine."""
+
+    group: ClassVar[str] = "dry run"
 
     dry_run: bool = False
     """Print what the run needs and takes (cells, files, memory, operations, hours, what is missing

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rmtllmf_jax.cli.options import DryRunOptions, Relocated, SweepOptions, taken
 from rmtllmf_jax.common.errors import InputError, first_line
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Sweep(SweepOptions, DryRunOptions, Relocated):
-    """Send the task vectors of a run folder over the channel, merge, protect and evaluate them.
+class ProcessOptions:
+    """Which of several processes this is."""
 
-    Example: rmtllmf sweep --out runs/a --combinations 3 --draws 2 --scale validation
-    """
+    group: ClassVar[str] = "processes"
 
-    tasks: tuple[str, ...] = ()
-    """Tasks; none means all that were fine-tuned in the run folder."""
     process: int | None = None
     """Which of several processes this is, from 0, with --processes: each takes a share of the
     cells, the first one writes the tables. They share the run folder and --store and nothing else,
@@ -40,6 +37,17 @@ class Sweep(SweepOptions, DryRunOptions, Relocated):
     distributed: bool = False
     """Let JAX find out which process of how many this is: on a TPU slice, or a cluster that
     jax.distributed knows. All have to be started, and meet once."""
+
+
+@dataclass(kw_only=True)
+class Sweep(SweepOptions, ProcessOptions, DryRunOptions, Relocated):
+    """Send the task vectors of a run folder over the channel, merge, protect and evaluate them.
+
+    Example: rmtllmf sweep --out runs/a --combinations 3 --draws 2 --scale validation
+    """
+
+    tasks: tuple[str, ...] = ()
+    """Tasks; none means all that were fine-tuned in the run folder."""
 
     def run(self) -> None:
         """Run the sub-command."""
