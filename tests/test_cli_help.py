@@ -24,6 +24,7 @@ from rmtllmf_jax.channel import AIR, ATTACKS, RECEIVERS
 from rmtllmf_jax.channel import PRESETS as CHANNELS
 from rmtllmf_jax.cli import main as entry
 from rmtllmf_jax.cli.main import COMMANDS, main, parse
+from rmtllmf_jax.cli.options import default_of
 from rmtllmf_jax.cli.plan import print_json
 from rmtllmf_jax.cli.reproduce import Reproduce
 from rmtllmf_jax.common.errors import InputError
@@ -43,7 +44,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 UNITS = re.compile(
     r"\bdB\b|steps?|images?|pixels|epochs|share|relative|rms\(tau\)|learning rate|decay|norm\b"
     r"|samples|realisations|channels|draws|repetitions|cells|devices|processes|bits|coefficient"
-    r"|tokens?|temperature|probability|tasks|standard deviation|TFLOP/s|GB|divides|which one",
+    r"|tokens?|temperature|probability|tasks|rank|standard deviation|TFLOP/s|GB|divides|which one",
     re.IGNORECASE,
 )
 """Words that say what a number counts or measures."""
@@ -86,7 +87,12 @@ def test_every_option_says_what_it_is_and_its_default(
         ).groups()
         assert what.endswith("."), option
         assert len(what.split()) >= 2, option
-        assert ending not in [f"(default: {no})" for no in ("", "''", "None", "none")], option
+        assert ending not in ("(default: )", "(default: '')", "(default: None)"), option
+    nothing = [each.name for each in fields(kind) if default_of(each) in (None, (), "")]
+    for option in nothing:
+        assert texts[f"--{option}".replace("_", "-").replace("--target", "--for")].endswith(
+            "(optional)"
+        )
 
 
 def test_help_is_within_80_columns(

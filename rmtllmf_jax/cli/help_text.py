@@ -124,11 +124,17 @@ def help_registry() -> ConstructorRegistry:
         others = tuple(kind for kind in kinds if kind is not NoneType)
         if len(others) == len(kinds):
             return None
-        inner = PrimitiveTypeInfo.make(Union[others], info.markers)  # noqa: UP007 - made at run time
+        either: Any = Union[others]  # noqa: UP007 - made at run time
+        inner = PrimitiveTypeInfo.make(either, info.markers)
         found = ConstructorRegistry.get_primitive_spec(inner)
         return _or_none(found) if isinstance(found, PrimitiveConstructorSpec) else None
 
     return registry
+
+
+def _struct(title: str, fields: tuple[StructFieldSpec, ...]) -> StructFieldSpec:
+    group: Any = _Group(fields)
+    return StructFieldSpec(name=title, type=group, default=tyro.MISSING, helptext="")
 
 
 def _or_none(found: PrimitiveConstructorSpec[Any]) -> PrimitiveConstructorSpec[Any]:
@@ -158,11 +164,7 @@ def _in_groups(command: Any, found: StructConstructorSpec) -> StructConstructorS
     for field in found.fields:
         groups[titles.get(field.name)].append(_readable(field))
     alone = groups.pop(None)
-    structs = tuple(
-        StructFieldSpec(name=title, type=_Group(tuple(fields)), default=tyro.MISSING, helptext="")
-        for title, fields in groups.items()
-        if fields
-    )
+    structs = [_struct(str(title), tuple(fields)) for title, fields in groups.items() if fields]
 
     def instantiate(**values: Any) -> Any:
         for struct in structs:

@@ -213,16 +213,18 @@ def _first_line(command: type) -> str:
 
 
 class _Page(io.StringIO):
-    """What tyro prints for a stream, before it is shown."""
+    """What tyro prints for standard output, before it is shown there."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.isatty = stream.isatty  # type: ignore[method-assign]
-        self.stream_encoding = stream.encoding
+        self._to = sys.stdout
+
+    def isatty(self) -> bool:
+        return self._to.isatty()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self.stream_encoding
+        return self._to.encoding
 
     def text(self) -> str:
         """Return the page with its usage in lines, and one empty line at a time."""
@@ -240,7 +242,7 @@ def _plain_help() -> Iterator[None]:
     colourless = bool(os.environ.get("NO_COLOR"))
     options["ansi_codes"] &= not colourless
     options["utf8_boxes"] &= sys.stdout.isatty() and not colourless
-    page = _Page(sys.stdout)
+    page = _Page()
     try:
         with redirect_stdout(page):
             yield
