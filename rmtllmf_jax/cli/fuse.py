@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
 from rmtllmf_jax.cli.link import LinkOptions
-from rmtllmf_jax.cli.options import print_table
+from rmtllmf_jax.cli.options import default_of, print_table
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.folder import working_in
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rmtllmf_jax.fusion.files.fusing import Fusing
     from rmtllmf_jax.fusion.files.merging import LayerWeights
     from rmtllmf_jax.fusion.files.plan import Plan, Recipe
+    from rmtllmf_jax.fusion.files.variation import Variation
 
 PLOT = "layer_weights.png"
 _SHOWN = 8
@@ -32,14 +35,17 @@ class Fuse(LinkOptions):
     Example: rmtllmf fuse --base base --models a b --method ties --scale 0.3 --out merged
     """
 
-    base: Path
+    recipe: tyro.conf.Positional[Path | None] = None
+    """A recipe in place of the other options: these in YAML, the fusion.json of an output, or a
+    file of mergekit's; --out and --dry-run go with it."""
+    base: Path | None = None
     """The model that the others were fine-tuned from: a Hugging Face directory or hub id
     (owner/name or owner/name@revision), whose configuration and tokenizer go into the output; or a
     safetensors file, or an index of shards."""
-    models: tuple[Path, ...]
+    models: tuple[Path, ...] = ()
     """The fine-tuned models, each a directory, a hub id, a file or an index; or a LoRA adapter to
     the base, the directory that PEFT saved."""
-    out: Path
+    out: Path | None = None
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"
     """Merge method, options in brackets: task_arithmetic, average, ties(density=0.2,
@@ -87,15 +93,37 @@ class Fuse(LinkOptions):
 
     def run(self) -> None:
         """Run the sub-command."""
+        if self.recipe is None:
+            self._run(())
+            return
+        from rmtllmf_jax.cli.recipe import BESIDE, read_recipe
+
+        for option in fields(self):
+            given = getattr(self, option.name)
+            if option.name not in BESIDE and given != default_of(option):
+                name = option.name.replace("_", "-")
+                raise InputError(
+                    f"--{name}: the other options are in the recipe; change {self.recipe}, or "
+                    "leave it out."
+                )
+        command, variations = read_recipe(self.recipe, type(self))
+        out = command.out if self.out is None else self.out
+        replace(command, out=out, dry_run=self.dry_run)._run(variations)
+
+    def _run(self, variations: tuple[Variation, ...]) -> None:
+        from rmtllmf_jax.cli.recipe import recipe_of
         from rmtllmf_jax.fusion.files.fusing import fusing, part_folder
         from rmtllmf_jax.fusion.files.plan import bytes_of, plan_fusion
         from rmtllmf_jax.models.hub import safetensors_place
 
+        out, base, recipe = self.out, self.base, self._recipe(variations)
+        if base is None or out is None:
+            raise InputError(f"fuse needs {'--base' if base is None else '--out'}, or a recipe.")
         plan = plan_fusion(
-            self.out,
-            safetensors_place(self.base),
+            out,
+            safetensors_place(base),
             [safetensors_place(model) for model in self.models],
-            self._recipe(),
+            recipe,
             reference=None if self.reference is None else safetensors_place(self.reference),
             shard_bytes=bytes_of(self.shard_size),
             carry_code=self.carry_code,
@@ -104,7 +132,7 @@ class Fuse(LinkOptions):
         if self.dry_run:
             print("\n".join(_listing(plan)))
             return
-        with working_in(part_folder(self.out)), fusing(plan) as under_way:
+        with working_in(part_folder(out)), fusing(plan) as under_way:
             if under_way.restarted:
                 note(f"{under_way.root}: was of other inputs or options; starting again.")
             elif under_way.finished:
@@ -115,7 +143,9 @@ class Fuse(LinkOptions):
                 _show_weights(weights, under_way)
             under_way.merge(weights)
             energies = under_way.facts()["energy"]
-            under_way.finish(weights, PLOT if weights is not None else None)
+            plot = PLOT if weights is not None else None
+            record = recipe_of(self, out, variations, recipe.method, recipe.scale)
+            under_way.finish(weights, plot, record)
             arrived = under_way.arrived
         for user in arrived:
             told = ", ".join(f"{name} {value:.4g}" for name, value in list(user.items())[1:])
@@ -124,9 +154,9 @@ class Fuse(LinkOptions):
             note(line)
         if energies:
             _show_energy(energies)
-        print(f"{self.out}: {_summary(plan)}")
+        print(f"{out}: {_summary(plan)}")
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, variations: tuple[Variation, ...]) -> Recipe:
         from rmtllmf_jax.common.values import parse
         from rmtllmf_jax.fusion.files.matching import Parts
         from rmtllmf_jax.fusion.files.plan import Recipe, require_method
@@ -149,6 +179,7 @@ class Fuse(LinkOptions):
             self.tokenizer,
             self.accept,
             self.as_adapter,
+            variations,
         )
 
 

@@ -222,8 +222,21 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
+def converted(value: Any, hint: Any, what: str) -> Any:
+    """Return a literal as a field of this type holds it.
+
+    **Raises:** `InputError` that says what it takes.
+
+    >>> converted(1, float, "scale"), converted(["a"], tuple[str, ...], "names")
+    (1.0, ('a',))
+    """
+    try:
+        return _converted(value, hint)
+    except (ValueError, TypeError):
+        raise InputError(f"{what} must be {_takes(hint)}, got {value!r}.") from None
+
+
 def _converted(value: Any, hint: Any) -> Any:
-    """Return a literal as a field of this type holds it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax import fusion
+from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.fusion import rules
 from rmtllmf_jax.fusion.rules.sparsifiers import _leaf_key, _uniform, keep_mask
 
@@ -250,3 +252,128 @@ def test_slerp(files: list[Path], tmp_path: Path, t: float):
     found = ours([files[0], *files[1:3]], lambda tree: rules.Slerp(t)(tree, **base))
     for name in SHAPES:
         np.testing.assert_allclose(found[name], expected[name], atol=TOLERANCE, err_msg=name)
+
+
+# mergekit's own files through `rmtllmf fuse`
+
+
+def run_both(folder: Path, config: dict[str, Any]) -> tuple[Tensors, Tensors]:
+    """Return what `rmtllmf fuse` and mergekit's command make of the same file."""
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    Fuse(recipe=path, out=folder / "ours").run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        words = [str(path), str(folder / "theirs")]
+        done = CliRunner().invoke(mergekit_pytorch, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return load_file(folder / "ours/model.safetensors"), load_file(
+        folder / "theirs/model.safetensors"
+    )
+
+
+def model(path: Path, **parameters: Any) -> dict[str, Any]:
+    return {"model": str(path), "parameters": parameters}
+
+
+def by_filter(**values: float) -> list[dict[str, Any]]:
+    """Return values by part of a name; `rest` is for all others."""
+    return [
+        {"value": value} if part == "rest" else {"filter": part, "value": value}
+        for part, value in values.items()
+    ]
+
+
+FILES = {
+    "linear": lambda base, a, b, c: {
+        "merge_method": "linear",
+        "models": [model(a, weight=1), model(b, weight=0.3), model(c, weight="5e-1")],
+    },
+    "linear_with_base": lambda base, a, b, c: {
+        "merge_method": "linear",
+        "base_model": str(base),
+        "models": [model(base, weight=0.4), model(a, weight=by_filter(mlp=2, rest=1))],
+    },
+    "task_arithmetic": lambda base, a, b, c: {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": [
+            {"model": str(base)},
+            model(a, weight=by_filter(attention=0.7, norm=-0.2)),
+            model(b),
+        ],
+        "parameters": {"weight": 0.4, "lambda": by_filter(mlp=0.5, rest=1.1), "int8_mask": True},
+    },
+    "normalised": lambda base, a, b, c: {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": [model(a, weight=1), model(b, weight=0.3)],
+        "parameters": {"normalize": True},
+    },
+    "ties": lambda base, a, b, c: {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [
+            model(a, weight=1, density=by_filter(mlp=0.3, rest=0.9)),
+            model(b, weight=by_filter(bias=0.2, rest=0.6), density=0.25),
+            model(c, weight=0.5),
+        ],
+        "parameters": {"normalize": True, "lambda": 0.8, "density": 0.5},
+        "dtype": "float32",
+    },
+    "ties_sum": lambda base, a, b, c: {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [model(a), model(b)],
+        "parameters": {"normalize": False, "weight": 0.5},
+    },
+    "dare_linear_dense": lambda base, a, b, c: {
+        "merge_method": "dare_linear",
+        "base_model": str(base),
+        "models": [model(a, weight=0.5, density=1), model(b, weight=0.25)],
+    },
+    "dare_ties_dense": lambda base, a, b, c: {
+        "merge_method": "dare_ties",
+        "base_model": str(base),
+        "models": [model(a, weight=0.5), model(b, weight=0.25), model(c, weight=1)],
+        "parameters": {"density": 1.0, "normalize": True},
+    },
+    "della_dense": lambda base, a, b, c: {
+        "merge_method": "della_linear",
+        "base_model": str(base),
+        "models": [model(a, weight=0.5), model(b, weight=0.25)],
+        "parameters": {"density": 1.0, "epsilon": 0.0},
+    },
+    "breadcrumbs": lambda base, a, b, c: {
+        "merge_method": "breadcrumbs",
+        "base_model": str(base),
+        "models": [model(a, weight=0.5, density=0.6), model(b, weight=0.25, gamma=0.1)],
+        "parameters": {"density": 0.8, "gamma": 0.05},
+    },
+    "slerp": lambda base, a, b, c: {
+        "merge_method": "slerp",
+        "base_model": str(a),
+        "models": [{"model": str(a)}, {"model": str(b)}],
+        "parameters": {"t": by_filter(mlp=0.3, rest=0.6)},
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_mergekits_means_the_same(files: list[Path], tmp_path: Path, name: str):
+    base, *models = files
+    config = FILES[name](base, *models)
+    ours, expected = run_both(tmp_path, config)
+    assert_same(ours, expected, models[0] if name == "slerp" else base)
+
+
+def test_dare_of_a_file_keeps_what_mergekit_keeps_in_the_mean(files: list[Path], tmp_path: Path):
+    """The masks are random: shares kept and the sum's size agree, entries do not."""
+    base, *models = files
+    each = [model(path, weight=1.0) for path in models]
+    config = {"merge_method": "dare_linear", "base_model": str(base), "models": each}
+    ours, expected = run_both(tmp_path, config | {"parameters": {"density": 0.7}})
+    before = load_file(base)
+    for name in ("layers.10.mlp.weight", "embeddings.token.weight"):
+        sizes = [np.abs(found[name] - before[name]).mean() for found in (ours, expected)]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.1), name

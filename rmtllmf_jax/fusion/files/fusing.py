@@ -185,10 +185,16 @@ class Fusing:
             found["energy"] |= of_shard["energy"]
         return found
 
-    def finish(self, weights: LayerWeights | None, plot: str | None = None) -> None:
+    def finish(
+        self,
+        weights: LayerWeights | None,
+        plot: str | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add index, configuration and card, and rename the folder to its place.
 
-        `plot` names a figure of the weights that was put into the folder.
+        `plot` names a figure of the weights that was put into the folder; `recipe` is what makes
+        the same output again.
 
         **Raises:** `InputError` if an input has changed since the start: then the output is a merge
         of no one state of the inputs; or if something is at the output's place by now.
@@ -197,6 +203,8 @@ class Fusing:
         if len(plan.shards) > 1:
             write_json(folder / f"model{INDEX}", _index_of(plan.shards))
         record = _record(plan, weights, self._input_hashes(), self.facts())
+        if recipe is not None:
+            record = {"recipe": recipe, **record}
         if self._transfer is not None:
             record["uplink"]["users"] = self.arrived
         tokenizer = plan.matching.tokenizer
@@ -299,6 +307,7 @@ def _how(plan: Plan) -> dict[str, Any]:
     how = asdict(recipe) | {"method": described(recipe.method)}
     how |= {option: list(patterns) for option, patterns in how.pop("parts").items()}
     how["accept"] = list(recipe.accept)
+    how["variations"] = [described(each) for each in recipe.variations]
     if not fact(recipe.method, "random"):
         del how["seed"]
     if plan.transfer is not None:

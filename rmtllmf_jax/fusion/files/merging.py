@@ -30,7 +30,7 @@ from rmtllmf_jax.fusion.files.outputs import Facts, Shard, Tensor, stored
 from rmtllmf_jax.fusion.files.plan import Recipe
 from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
-from rmtllmf_jax.fusion.rules import LayerWeighted, Sparsified, TaskArithmetic, fact
+from rmtllmf_jax.fusion.rules import LayerWeighted, Method, Sparsified, TaskArithmetic, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.similarity import exact_gram
 
@@ -53,7 +53,7 @@ class TensorMerge:
         self._weights = weights or {}
         self.kept: dict[str, list[int]] = {}
         """Entries that are not zero after sparsifying, by tensor: one number per user."""
-        self._program = jax.jit(self._merge)
+        self._program = jax.jit(_merge, static_argnums=(0, 1))
 
     def __call__(
         self,
@@ -65,7 +65,8 @@ class TensorMerge:
 
         `base` is the base's tensor, for methods that need it.
         """
-        method, weights = self._recipe.method, None
+        method, scale = self._recipe.at(key, len(rows))
+        weights = None
         masks = jax.random.key(self._recipe.seed)
         if isinstance(method, LayerWeighted):
             layer = layer_of(key, method.granularity)
@@ -79,20 +80,25 @@ class TensorMerge:
         elif fact(method, "random"):
             masks = jax.random.fold_in(masks, zlib.crc32(key.encode()))
         needs = {"base": jax.device_put(base)} if "base" in fact(method, "needs") else {}
-        return np.asarray(self._program(jax.device_put(rows), weights, masks, needs))
+        return np.asarray(self._program(method, scale, jax.device_put(rows), weights, masks, needs))
 
-    def _merge(
-        self, rows: Array, weights: Array | None, key: Key[Array, ""], needs: dict[str, Array]
-    ) -> Array:
-        method = self._recipe.method
-        if isinstance(method, Sparsified):
-            merged = method.consensus(rows, user_weights(method.weights, len(rows)))
-        elif isinstance(method, LayerWeighted):
-            merged = TaskArithmetic()({"tensor": rows}, weights=weights)["tensor"]
-        else:
-            given = {name: {"tensor": value} for name, value in needs.items()}
-            merged = method({"tensor": rows}, key, **given)["tensor"]
-        return self._recipe.scale * merged
+
+def _merge(
+    method: Method,
+    scale: float,
+    rows: Array,
+    weights: Array | None,
+    key: Key[Array, ""],
+    needs: dict[str, Array],
+) -> Array:
+    if isinstance(method, Sparsified):
+        merged = method.consensus(rows, user_weights(method.weights, len(rows)))
+    elif isinstance(method, LayerWeighted):
+        merged = TaskArithmetic()({"tensor": rows}, weights=weights)["tensor"]
+    else:
+        given = {name: {"tensor": value} for name, value in needs.items()}
+        merged = method({"tensor": rows}, key, **given)["tensor"]
+    return scale * merged
 
 
 def merge_shards(

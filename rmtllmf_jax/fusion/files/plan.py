@@ -28,6 +28,7 @@ from rmtllmf_jax.fusion.files.model import Model, open_model
 from rmtllmf_jax.fusion.files.outputs import Shard, Tensor
 from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.transfer import Transfer
+from rmtllmf_jax.fusion.files.variation import Variation, require_variable, varied
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.rules.method import require_few_enough
@@ -57,11 +58,26 @@ class Recipe:
     """Fields of the configuration that may differ although they change what weights mean."""
     as_adapter: int | None = None
     """Rank of the LoRA adapter that is written in place of a whole model."""
+    variations: tuple[Variation, ...] = ()
+    """Options of the method that vary by model and by the name of the tensor."""
 
     def __post_init__(self) -> None:
-        """Refuse a seed that a key cannot hold, and an unknown type."""
+        """Refuse a seed that a key cannot hold, an unknown type, and options that cannot vary."""
         require_seed("seed", self.seed)
         require_known("dtype", self.dtype, (KEEP, *DTYPES))
+        require_variable(self.method, self.variations)
+
+    def at(self, key: str, models: int) -> tuple[Method, float]:
+        """Return method and coefficient of the tensor of this name.
+
+        **Raises:** `InputError` for an option that the method cannot have, or that no value is
+        given for.
+        """
+        if not self.variations:
+            return self.method, self.scale
+        options = tuple((each.option, each(key, models)) for each in self.variations)
+        method, scale = varied(self.method, options)
+        return method, self.scale if scale is None else scale
 
     @property
     def name(self) -> str:
@@ -187,7 +203,10 @@ def plan_fusion(
     fitting = list(matching.others)
     differ = compare(start, whole, matching.merged, recipe.accept, recipe.tokenizer)
     hub, licences = hub_facts(start, others)
-    notes = (*matching.notes, *differ, *_lacking(start), *licences)
+    for key in matching.merged:
+        recipe.at(key, len(models))  # refuses what a method cannot have
+    idle = [note for each in recipe.variations for note in each.idle(matching.merged)]
+    notes = (*matching.notes, *differ, *_lacking(start), *licences, *idle)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
     if recipe.as_adapter is None:
