@@ -158,7 +158,9 @@ def test_old_names_are_mapped(tmp_path: Path):
     found, notes = fuse(tmp_path, base, old)
     assert_half(found, base, model)
     (note,) = notes
-    assert note.startswith("one: 2 names of another version of transformers: bert.encoder.layer.0")
+    assert note.startswith(
+        "one: 2 names as other classes or versions have them: bert.encoder.layer.0"
+    )
 
 
 BUFFERS: Tensors = {

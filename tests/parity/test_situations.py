@@ -461,7 +461,7 @@ def bert_gamma(zoo: Zoo) -> Case:
             renamed(r"LayerNorm.weight", "LayerNorm.gamma")(there)
         )
 
-    says = (r"12 names of another version of transformers: .*LayerNorm.beta is",)
+    says = (r"12 names as other classes or versions have them: .*LayerNorm.beta is",)
     return Case(
         base, [zoo.copy(m, old) for m in models], hf.BertForMaskedLM, says=says, like=models
     )
@@ -517,7 +517,7 @@ def wav2vec(zoo: Zoo) -> Case:
             renamed(r"parametrizations.weight.original1", "weight_v")(there)
         )
 
-    says = ("2 names of another version of transformers: .*weight_",)
+    says = ("2 names as other classes or versions have them: .*weight_",)
     return Case(base, [zoo.copy(m, old) for m in models], hf.Wav2Vec2Model, says=says)
 
 
@@ -545,8 +545,55 @@ def llava(zoo: Zoo) -> Case:
             there = renamed(r"^language_model\.lm_head", "lm_head")(there)
             return renamed(r"^(vision_tower|multi_modal_projector)", r"model.\1")(there)
 
-    says = (r"names of another version of transformers: .*language_model",)
+    says = (r"names as other classes or versions have them: .*language_model",)
     return Case(base, [zoo.copy(m, back) for m in models], kind, says=says, like=models)
+
+
+def llava_and_its_language_model(zoo: Zoo, old: bool) -> tuple[Path, Path, Path]:
+    """Return a Llama, a LLaVA, and the Llama within that."""
+    vision = hf.CLIPVisionConfig(**TINY, **IMAGES)
+    config = hf.LlavaConfig(vision_config=vision, text_config=llama(), image_token_index=3)
+    base = zoo.save("base", hf.LlamaForCausalLM, llama())
+    whole = zoo.save("llava", hf.LlavaForConditionalGeneration, config)
+    tensors = load_file(whole / "model.safetensors")
+    inner = {
+        re.sub(r"^(model\.language_model|language_model\.model)\.", "model.", key).replace(
+            "language_model.lm_head", "lm_head"
+        ): value
+        for key, value in tensors.items()
+        if "language_model" in key or "lm_head" in key
+    }
+    if old:
+        named = {f"language_model.{key}": value for key, value in inner.items()}
+    else:
+        new = renamed(r"^model\.", "model.language_model.")
+        named = new(inner)
+    rest = {key: value for key, value in tensors.items() if "vision" in key or "multi_modal" in key}
+    whole = zoo.copy(whole, lambda _: named | rest, " whole")
+    return base, whole, zoo.copy(base, lambda _: inner, " inner")
+
+
+def llava_options(model: Path) -> dict[str, Any]:
+    names = load_file(model / "model.safetensors")
+    rest = tuple({key.split("vision")[0].split("multi")[0] for key in names if "vision" in key})
+    patterns = (f"{rest[0]}vision_tower.*", f"{rest[0]}multi_modal_projector.*")
+    return {"from_base": patterns, "accept": ("model_type",)}
+
+
+@situation("Llama, LLaVA", "the text model of a vision-language model, names before 4.52")
+def llava_old(zoo: Zoo) -> Case:
+    base, model, inner = llava_and_its_language_model(zoo, old=True)
+    says = (r"llava whole: language_model. taken off 20 names", r"vision_tower.\*.* left out")
+    options, refused = llava_options(model), r"--from-base '\S*multi_modal_projector.\*'"
+    return Case(base, [model], hf.LlamaForCausalLM, options, says, refused, like=[inner])
+
+
+@situation("Llama, LLaVA", "the text model of a vision-language model, names of today")
+def llava_new(zoo: Zoo) -> Case:
+    base, model, inner = llava_and_its_language_model(zoo, old=False)
+    says = ("llava whole: 20 names as other classes or versions have them: .*language_model",)
+    options, refused = llava_options(model), r"--from-base '\S*multi_modal_projector.\*'"
+    return Case(base, [model], hf.LlamaForCausalLM, options, says, refused, like=[inner])
 
 
 # Configurations
@@ -705,7 +752,7 @@ def test_situation(name: tuple[str, str], tmp_path: Path, monkeypatch: pytest.Mo
     if not case.says:
         assert [note for note in notes if "config.json differs" not in note] == []
     card = (out / "README.md").read_text()
-    assert all(f"- {note}\n" in card for note in notes)
+    assert all("- {}\n".format(note.replace("<", "\\<")) in card for note in notes)
 
     model, info = case.kind.from_pretrained(out, output_loading_info=True)
     unexpected = info.pop("unexpected_keys")  # masks of old versions in the base

@@ -39,6 +39,8 @@ _OLD = (
     (re.compile(r"(.*)\.parametrizations\.weight\.original1"), r"\1.weight_v"),
     (re.compile(r"language_model\.model\.(.*)"), r"model.language_model.\1"),
     (re.compile(r"model\.language_model\.(.*)"), r"language_model.model.\1"),
+    (re.compile(r"model\.language_model\.(.*)"), r"model.\1"),
+    (re.compile(r"model\.(.*)"), r"model.language_model.\1"),
     (re.compile(r"language_model\.lm_head\.(.*)"), r"lm_head.\1"),
     (re.compile(r"lm_head\.(.*)"), r"language_model.lm_head.\1"),
     (re.compile(r"(vision_tower|multi_modal_projector|visual)\.(.*)"), r"model.\1.\2"),
@@ -66,7 +68,10 @@ def is_derived(entry: Entry) -> bool:
 
 
 def old_names(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
-    """Rename tensors that other versions of transformers name otherwise (LayerNorm.gamma)."""
+    """Rename tensors that other classes and versions of transformers name otherwise.
+
+    LayerNorm.gamma; weight_g; the language model within a vision-language model.
+    """
     renamed = {}
     for key in model.entries:
         if key in base.entries:
@@ -78,7 +83,7 @@ def old_names(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
     if not renamed:
         return model, ""
     pairs = [f"{old} is {new}" for old, new in list(renamed.items())[:1]]
-    what = f"{len(renamed)} names of another version of transformers: {pairs[0]}"
+    what = f"{len(renamed)} names as other classes or versions have them: {pairs[0]}"
     return _renamed(model, renamed), what + (" and so on" if len(renamed) > 1 else "")
 
 
@@ -91,7 +96,7 @@ def wrapper(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
         return model, ""
     off, before = _votes(base, model)
     votes = (off + before).most_common(2)
-    if not votes or votes[0][1] < len(model.entries) / 2:
+    if not votes or votes[0][1] < min(len(model.entries), len(base.entries)) / 2:
         return model, ""
     if len(votes) == 2 and votes[1][1] == votes[0][1]:
         raise InputError(

@@ -107,7 +107,10 @@ def card(
         parts += ["## Uplink", "The task vectors came over an uplink before they were merged."]
         parts += [_table(("what", "value"), said), _table(list(users[0]), of_users)]
     if notes := record["notes"]:
-        parts += ["## What was seen and done", "\n".join(f"- {note}" for note in notes)]
+        lines = [
+            f"- {note}".replace("<", r"\<") for note in notes
+        ]  # tokens such as <s> are no HTML
+        parts += ["## What was seen and done", "\n".join(lines)]
     if weights := record["layer_weights"]:
         rows = [(layer, *(f"{w:.4f}" for w in row)) for layer, row in weights["layers"].items()]
         parts += ["## Weights by layer", _table(("layer", *weights["models"]), rows)]
