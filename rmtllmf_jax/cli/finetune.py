@@ -42,8 +42,9 @@ class ModelOptions:
     tasks: tuple[str, ...] = TASK_NAMES
     """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
     task_vectors: Place | None = None
-    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or
-    tanganke (the published models of CLIP ViT-B/16, which are then imported)."""
+    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or one of
+    LoRA adapters by task (PEFT's directories), or tanganke (the published models of CLIP ViT-B/16,
+    which are then imported)."""
     head: str | None = None
     """Frozen heads: zero-shot (of CLIP's text tower) or lda (closed form, from features); by
     default zero-shot where the model has a text tower."""
@@ -158,7 +159,7 @@ def _require_weight_noise(options: Finetune) -> None:
 def _require_vectors(options: Finetune, config: RunConfig) -> None:
     """Check that there is a vector of this base model for every task, before images are decoded."""
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
-    from rmtllmf_jax.training.task_models import require_imported
+    from rmtllmf_jax.training.task_models import require_vector
 
     if (folder := options.task_vectors) is None:
         return
@@ -166,7 +167,7 @@ def _require_vectors(options: Finetune, config: RunConfig) -> None:
         if folder == PUBLISHED:
             published(task)
         else:
-            require_imported(config.model_hash, task, Path(folder))
+            require_vector(config.model_hash, task, Path(folder))
 
 
 def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) -> None:
@@ -198,7 +199,7 @@ def _task_models(
     if options.task_vectors == PUBLISHED:
         folder = options.out / "task_vectors"
         import_published(config, options.tasks, folder)
-    return Imported(base, config.model_hash, backbone.module.shape.grid, folder)
+    return Imported(base, config.model, config.model_hash, backbone.module.shape.grid, folder)
 
 
 def _print_vectors(

@@ -31,7 +31,7 @@ class ImportTaskVector:
     """The pretrained model: a Hugging Face directory or hub id."""
     finetuned: tyro.conf.Positional[str]
     """The model that was fine-tuned from it: a directory, a hub id, or tanganke for the published
-    model of the task."""
+    model of the task; or a LoRA adapter to it, as PEFT saved it."""
     task: str
     """Name of the task; the file is named after it."""
     out: Path = Path("task_vectors")

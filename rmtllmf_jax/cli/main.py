@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, NoReturn, Protocol, TextIO, runtime_
 
 import tyro
 
+from rmtllmf_jax.cli.apply_task_vector import ApplyTaskVector
 from rmtllmf_jax.cli.channel import Channel
 from rmtllmf_jax.cli.doctor import Doctor
 from rmtllmf_jax.cli.evaluate import Evaluate
@@ -103,6 +104,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "report": Report,
     "fuse": Fuse,
     "import-task-vector": ImportTaskVector,
+    "apply-task-vector": ApplyTaskVector,
     "export": Export,
     "evaluate": Evaluate,
     "generate": Generate,

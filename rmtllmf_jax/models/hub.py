@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.fusion.files.adapters import is_adapter
 from rmtllmf_jax.fusion.files.carried import WANTED
 from rmtllmf_jax.fusion.files.checkpoint import INDEX, SUFFIX, require_no_adapter, shards_of
+from rmtllmf_jax.fusion.files.lora import LORA_CONFIG
 from rmtllmf_jax.models.checkpoint import FORMATS, SAFETENSORS, SHARDS, weight_files
 
 EMBEDDED_MODELS = ("clip-mini",)
@@ -65,6 +67,24 @@ def safetensors_place(model: Path) -> Path:
         return model
     name, revision = found[1], found[2]
     return _cached_safetensors(name, revision) or _download_safetensors(name, revision)
+
+
+def adapter_place(model: str) -> Path | None:
+    """Return the directory of a LoRA adapter, by its path or hub id; None if it is no adapter.
+
+    **Raises:** `InputError` as `local_directory`, for an id that the hub has to be asked for.
+    """
+    path = Path(model).expanduser()
+    if path.exists() or in_cache(model) or not _ID.fullmatch(model):
+        return path if is_adapter(path) else None
+    found = _cached_safetensors(model, None)
+    if found is None:
+        from huggingface_hub import HfApi
+
+        with _explained(model):
+            listed = LORA_CONFIG in HfApi().list_repo_files(model)
+        found = _download_safetensors(model, None) if listed else None
+    return found if found is not None and is_adapter(found) else None
 
 
 def _cached_safetensors(name: str, revision: str | None) -> Path | None:

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from rmtllmf_jax.fusion.files.names import VIT_MODULES
+from rmtllmf_jax.fusion.files.names import to_torch as to_torch
 
 VISION = "vision_model/"
 """Prefix of the paths of CLIP's vision encoder."""
@@ -84,18 +85,3 @@ def _from_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
     if tensor.ndim == 2:
         return f"{stem}kernel", tensor.T
     return f"{stem}scale", tensor
-
-
-def to_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return a leaf with torch's name and layout; undoes `to_paths` for one leaf.
-
-    In torch's memory layout too: safetensors writes memory as it is, ignoring strides.
-    """
-    stem, _, last = path.rpartition("/")
-    name = path.replace("/", ".")
-    if last not in ("kernel", "scale", "embedding"):
-        return name, np.asarray(tensor, order="C")
-    name = f"{stem.replace('/', '.')}.weight"
-    if last == "kernel":
-        tensor = tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
-    return name, np.asarray(tensor, order="C")

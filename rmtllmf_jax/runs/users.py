@@ -19,6 +19,7 @@ from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_j
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.registry import prompt_classes, prompt_templates
 from rmtllmf_jax.data.task_data import Rows, TaskData
+from rmtllmf_jax.fusion.files.vectors import TRAINED
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
@@ -178,7 +179,7 @@ def _train_user(
     params = models.params(task, head, checkpoints)
     require_finite(params, f"{task.name}: the fine-tuned model")
     # A single entry: safetensors writes several in random order, which would change the hash.
-    save_tree(path, params, {"user": path.stem})
+    save_tree(path, params, {TRAINED: path.stem})
     record = UserRecord(
         head=str(head_path.relative_to(run)),
         finetuned=str(path.relative_to(run)),

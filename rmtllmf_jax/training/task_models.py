@@ -7,12 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import PyTree
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError, require_non_negative
-from rmtllmf_jax.common.files import file_hash
+from rmtllmf_jax.common.files import content_hash, file_hash
 from rmtllmf_jax.data.task_data import TaskData
+from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
+from rmtllmf_jax.fusion.files.vectors import VECTOR
+from rmtllmf_jax.models.adapters import adapter_vector
 from rmtllmf_jax.models.backbone import (
     Backbone,
     abstract_params,
@@ -22,7 +26,8 @@ from rmtllmf_jax.models.backbone import (
 )
 from rmtllmf_jax.models.checkpoint import weights_hash
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.models.pretrained import read_pretrained
+from rmtllmf_jax.models.hub import adapter_place
+from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
 from rmtllmf_jax.models.weights import (
     assign,
     read_metadata,
@@ -32,8 +37,6 @@ from rmtllmf_jax.models.weights import (
 )
 from rmtllmf_jax.training.finetune import finetune
 from rmtllmf_jax.training.recipes import Recipe
-
-_METADATA = "task vector"
 
 
 @runtime_checkable
@@ -88,16 +91,25 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class Imported:
-    """Models fine-tuned elsewhere: base plus the task vectors of a folder (`import_vector`)."""
+    """Models fine-tuned elsewhere: base plus the task vectors of a folder (`import_vector`).
+
+    A task's may also be a LoRA adapter to the base, the directory of the task's name.
+    """
 
     base: PyTree
+    base_model: str
+    """Directory or hub id."""
     base_hash: str
     grid: int
     """Patches along one side of this run's images."""
     folder: Path
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the hash of the task vector's file."""
+        """Return the hash of the task vector's file, or of an adapter's files."""
+        if is_adapter(self.folder / task):
+            files = open_adapter(self.folder / task).files
+            sha256 = content_hash([file_hash(path) for path in files])
+            return {"recipe": {"imported": str(self.folder / task), "sha256": sha256}}
         path, about = require_imported(self.base_hash, task, self.folder)
         return {"recipe": {"imported": about["origin"], "sha256": file_hash(path)}}
 
@@ -106,16 +118,38 @@ class Imported:
 
         **Raises:** `InputError` if the vector belongs to another base model, or is damaged.
         """
-        path, about = require_imported(self.base_hash, task.name, self.folder)
+        path, tensors = self._tensors(task.name)
+        # Linear: the resized vector is the difference of the two resized checkpoints.
+        tensors = with_positions(tensors, self.grid)
+        return fusion.add_to_base(self.base, assign(tensors, self.base, path), 1.0)
+
+    def _tensors(self, task: str) -> tuple[Path, dict[str, np.ndarray]]:
+        """Return a task's vector by path, at the size of the base's own images."""
+        path = self.folder / task
+        if is_adapter(path):
+            origin = read_pretrained(self.base_model)
+            backbone, _ = load_backbone(origin)
+            vector = adapter_vector(path, origin, abstract_params(backbone))
+            return path, {name: np.asarray(leaf) for name, leaf in vector.by_leaf().items()}
+        path, about = require_imported(self.base_hash, task, self.folder)
         tensors = read_safetensors(path)
         if about.get("sha256", "") not in ("", tree_hash(tensors)):
             raise InputError(
                 f"{path}: damaged, its content is not what its checksum says; delete it and import "
                 "it again."
             )
-        # Linear: the resized vector is the difference of the two resized checkpoints.
-        tensors = with_positions(tensors, self.grid)
-        return fusion.add_to_base(self.base, assign(tensors, self.base, path), 1.0)
+        return path, tensors
+
+
+def require_vector(base_hash: str, task: str, folder: Path) -> None:
+    """Check that a folder holds a task's vector, or an adapter in a directory of its name.
+
+    **Raises:** `InputError` as `require_imported`, or that names what makes the adapter no LoRA.
+    """
+    if is_adapter(folder / task):
+        open_adapter(folder / task)
+    else:
+        require_imported(base_hash, task, folder)
 
 
 def require_imported(base_hash: str, task: str, folder: Path) -> tuple[Path, dict[str, str]]:
@@ -147,25 +181,17 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
     **Arguments:**
 
     - `base`, `finetuned`: directories or hub ids of one architecture, in any format that
-      `models.backbone.load_backbone` takes.
+      `models.backbone.load_backbone` takes; or `finetuned` is a LoRA adapter to the base.
 
     **Raises:** `InputError` that names the file, or every leaf in which the two differ.
     """
     origin = read_pretrained(base)
     backbone, before = load_backbone(origin)
-    other = read_pretrained(finetuned)
-    if (other.config.kind == "vit") != (origin.config.kind == "vit"):
-        raise InputError(
-            f"{finetuned}: a {other.config.kind} model, and {base} is a {origin.config.kind} "
-            "model; a task vector needs two of one architecture."
-        )
-    try:
-        after = assign(
-            tower_tensors(other.tensors, other.config), abstract_params(backbone), other.origin
-        )
-    except InputError as error:
-        raise InputError(f"{finetuned} is not of the architecture of {base}. {error}") from error
-    vector = fusion.TaskVector.between(after, before)
+    adapter = adapter_place(finetuned)
+    if adapter is None:
+        vector = fusion.TaskVector.between(_tower_like(finetuned, base, origin, backbone), before)
+    else:
+        vector = adapter_vector(adapter, origin, abstract_params(backbone))
     about = {
         "task": task,
         "base": weights_hash(origin.directory),
@@ -174,8 +200,24 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
         "sha256": tree_hash(vector.tree),
     }
     # A single entry: safetensors writes several in random order, which would change the hash.
-    save_tree(folder / f"{task}.safetensors", vector.tree, {_METADATA: json.dumps(about)})
+    save_tree(folder / f"{task}.safetensors", vector.tree, {VECTOR: json.dumps(about)})
     return vector
+
+
+def _tower_like(finetuned: str, base: str, origin: Pretrained, backbone: Backbone) -> PyTree:
+    """Return the image tower of a model that was fine-tuned from the base."""
+    other = read_pretrained(finetuned)
+    if (other.config.kind == "vit") != (origin.config.kind == "vit"):
+        raise InputError(
+            f"{finetuned}: a {other.config.kind} model, and {base} is a {origin.config.kind} "
+            "model; a task vector needs two of one architecture."
+        )
+    try:
+        return assign(
+            tower_tensors(other.tensors, other.config), abstract_params(backbone), other.origin
+        )
+    except InputError as error:
+        raise InputError(f"{finetuned} is not of the architecture of {base}. {error}") from error
 
 
 def is_imported(base_hash: str, task: str, folder: Path) -> bool:
@@ -185,7 +227,7 @@ def is_imported(base_hash: str, task: str, folder: Path) -> bool:
 
 
 def _read_about(path: Path) -> dict[str, str]:
-    about = read_metadata(path).get(_METADATA)
+    about = read_metadata(path).get(VECTOR)
     if about is None:
         raise InputError(
             f"{path}: not a task vector that `rmtllmf import-task-vector` wrote (no metadata)."

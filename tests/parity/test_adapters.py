@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rmtllmf_jax.cli.fuse import Fuse
+from rmtllmf_jax.training.task_models import import_vector
 
 pytest.importorskip("torch", reason="PEFT needs torch: pip install 'rmtllmf-jax[parity]'")
 with warnings.catch_warnings():
@@ -220,3 +221,20 @@ def test_peft_opens_what_is_written_as_an_adapter(case: str, tmp_path: Path):
         expected = whole | {key: before[key] for key in lost}
         for key in found:
             np.testing.assert_allclose(found[key], expected[key], 1e-6, 2e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("case", ["clip", "vit"])
+def test_a_vector_is_imported_from_an_adapter(case: str, tmp_path: Path):
+    """It is that of the model that PEFT merges, text tower and classifier left out."""
+    base, adapters, model = write(tmp_path, case)
+    for number, adapter in enumerate(adapters):
+        merged_by_peft(model, adapter, tmp_path / f"peft-{number}")
+        sources = {"ours": adapter, "theirs": tmp_path / f"peft-{number}"}
+        found, expected = (
+            import_vector(str(base), str(source), f"task-{number}", tmp_path / name).by_leaf()
+            for name, source in sources.items()
+        )
+        assert found.keys() == expected.keys()
+        assert any(np.abs(leaf).max() > 0.01 for leaf in found.values())
+        for path in found:
+            np.testing.assert_allclose(found[path], expected[path], 0, TOLERANCE, err_msg=path)

@@ -5,23 +5,17 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.0968
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from jaxtyping import Float
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion.files.changes import Changes
 from rmtllmf_jax.fusion.files.checkpoint import (
     Checkpoint,
     Entry,
-    fingerprint,
     read_header,
 )
 from rmtllmf_jax.fusion.files.lora import (
@@ -30,7 +24,6 @@ from rmtllmf_jax.fusion.files.lora import (
     LoraSettings,
     read_lora_settings,
 )
-from rmtllmf_jax.fusion.files.names import as_in_files
 from rmtllmf_jax.fusion.files.places import hub_name
 from rmtllmf_jax.fusion.files.updates import Product, Shift, Update, Whole
 
@@ -44,92 +37,28 @@ _FACTOR = re.compile(
     r"(?:\.(?P<last>weight|bias))?"
 )
 _FOREIGN = re.compile(r"(?:.*\.)?(lora_|hada_|lokr_|ia3_|oft_|boft_|vera_|trainable_tokens_)\w*")
-_SHOWN = 20
-_PROBES = 4  # names whose places among the base's keys tell of common prefixes
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Changes):
     """A LoRA adapter to a base; in memory are the places of its factors."""
 
-    given: Path
-    """The path that it was asked for by; messages name it."""
-    files: tuple[Path, ...]
-    """Configuration and weights."""
     settings: LoraSettings
-    updates: dict[str, tuple[Update, ...]]
-    """By the keys of tensors; all other tensors are the base's."""
-    size: int
-    """Bytes of all its tensors."""
 
-    def fingerprint(self) -> list[dict[str, Any]]:
-        """Return the `fingerprint` of each file."""
-        return [fingerprint(path) for path in self.files]
-
-    @property
-    def keys(self) -> Collection[str]:
-        """The names of the tensors that it changes."""
-        return self.updates.keys()
-
-    def keeping(self, kept: Callable[[str], bool]) -> Adapter:
-        """Return it without the changes of tensors that are not to be kept."""
-        return replace(self, updates={k: each for k, each in self.updates.items() if kept(k)})
-
-    def other_base(self, base: Checkpoint) -> str:
+    def seen(self, base: Checkpoint) -> list[str]:
         """Return a line if it says that it was trained on a model of another name than the base."""
         said = Path(self.settings.base).name.partition("@")[0]
         hub = (hub_name(base.given) or "").partition("@")[0]
         names = {Path(os.path.abspath(base.given)).name, base.given.resolve().name}
         if not said or said in {*names, Path(hub).name}:
-            return ""
-        return f"says that its base is {self.settings.base}; it is put on {hub or base.given}"
+            return []
+        return [f"says that its base is {self.settings.base}; it is put on {hub or base.given}"]
 
-    def placed(self, base: Checkpoint) -> tuple[Adapter, str]:
-        """Return it by the keys of the base, and a line of what was done about names.
-
-        The base's keys may have a prefix more or less (``layers.0.q_proj`` and
-        ``model.layers.0.q_proj``), or the spelling of files (`names.as_in_files`).
-
-        **Raises:** `InputError` if it fits several parts of the base alike.
-        """
-        names = tuple(self.updates)
-        chosen = _places({name: each[0].size for name, each in self.updates.items()}, base)
-        if names in chosen:
-            return self, ""
-        if len(chosen) > 1:
-            raise InputError(
-                f"{self.given}: fits several parts of {base.given}: {names[0]} may be "
-                f"{chosen[0][0]} and {chosen[1][0]}; save it with the model that the base is."
-            )
-        old, new = next(pair for pair in zip(names, chosen[0], strict=True) if pair[0] != pair[1])
-        updates = dict(zip(chosen[0], self.updates.values(), strict=True))
-        return replace(self, updates=updates), f"{old} is {new}, and so on"
-
-    def fitted(self, base: Checkpoint) -> Adapter:
+    def laid(self, base: Checkpoint) -> Adapter:
         """Return it with its products as the base's weights lie: (outputs, inputs) or transposed.
 
-        **Raises:** `InputError` with all tensors that the base does not have, or in other sizes, or
-        that are not of floating-point numbers.
+        **Raises:** `InputError` if that cannot be told.
         """
-        missing = [key for key in self.updates if key not in base.entries]
-        if missing:
-            more = [f"and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
-            raise InputError(
-                f"{self.given}: {len(missing)} of {len(self.updates)} tensors that the adapter "
-                f"changes are not in {base.given} (--from-base leaves them out):\n  "
-                + "\n  ".join([*(_near(key, base.entries) for key in missing[:_SHOWN]), *more])
-            )
-        misfit = [
-            f"{key} {base.entries[key].shape}"
-            for key, updates in self.updates.items()
-            for update in updates
-            if prod(base.entries[key].shape) != update.size or not base.entries[key].is_float()
-        ]
-        if misfit:
-            raise InputError(
-                f"{self.given}: an adapter to a model of other sizes than {base.given}, where it "
-                f"does not fit {', '.join(misfit[:_SHOWN])}."
-            )
         products = {
             key: update
             for key, updates in self.updates.items()
@@ -144,32 +73,6 @@ class Adapter:
                 for key, updates in self.updates.items()
             },
         )
-
-    def touches(self, key: str) -> bool:
-        """Return whether its task vector may be other than zero in a tensor of the base."""
-        return key in self.updates
-
-    def origin(self, key: str) -> str:
-        """Return what a tensor that it touches is read from, for a manifest."""
-        return " ".join(update.origin for update in self.updates[key])
-
-    def difference(
-        self, key: str, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]
-    ) -> None:
-        """Write a tensor of its task vector into an array of float32.
-
-        **Raises:** `InputError` that names file and key if a number is NaN or infinite.
-        """
-        first, *more = self.updates[key]
-        with np.errstate(over="ignore"):  # what overflows is found in the output
-            into[...] = first(base)
-            for update in more:
-                into += update(base)
-
-
-def _near(key: str, keys: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    return f"{key} (did you mean {near[0]}?)" if near else key
 
 
 def is_adapter(path: Path) -> bool:
@@ -206,9 +109,8 @@ def open_adapter(path: Path) -> Adapter:
     if not entries:
         raise InputError(f"{weights}: holds no tensor.")
     size = sum(entry.size for entry in entries)
-    return Adapter(
-        path, (folder / LORA_CONFIG, weights), settings, _updates(weights, entries, settings), size
-    )
+    files = (folder / LORA_CONFIG, weights)
+    return Adapter(path, files, _updates(weights, entries, settings), size, settings)
 
 
 def _updates(
@@ -261,35 +163,6 @@ def _product(
     if not a.is_float() or not b.is_float():
         raise InputError(f"{path}: {module} has factors of {a.dtype} and {b.dtype}, not of floats.")
     return Product(a, b, settings.scale(module), transposed=pair[0] != "A")
-
-
-def _places(sizes: Mapping[str, int], base: Checkpoint) -> list[tuple[str, ...]]:
-    """Return the ways to put names to the base's keys that fit best: spellings and prefixes."""
-    counts = {key: prod(entry.shape) for key, entry in base.entries.items()}
-    fits: dict[tuple[str, ...], int] = {}
-    for spell in (str, as_in_files):
-        spelt = [spell(name) for name in sizes]
-        for off, on in _prefixes(spelt, counts):
-            keys = tuple(on + name.removeprefix(off) for name in spelt)
-            number = sum(
-                counts.get(key) == size for key, size in zip(keys, sizes.values(), strict=True)
-            )
-            fits.setdefault(keys, number)
-    best = max(fits.values())
-    return [keys for keys, number in fits.items() if number == best]
-
-
-def _prefixes(names: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
-    """Return all ways in which a name becomes a key: what is taken off, and what put on."""
-    found = [("", "")]
-    for name in names[:_PROBES]:
-        found += [("", key.removesuffix(name)) for key in keys if key.endswith(f".{name}")]
-        parts = name.split(".")
-        cuts = [
-            (".".join(parts[:cut]) + ".", ".".join(parts[cut:])) for cut in range(1, len(parts))
-        ]
-        found += [(off, "") for off, rest in cuts if rest in keys]
-    return list(dict.fromkeys(found))
 
 
 def _oriented(

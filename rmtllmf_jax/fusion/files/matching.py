@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion.files.adapters import Adapter
 from rmtllmf_jax.fusion.files.adjustments import ADJUSTMENTS, is_derived, without_copies
+from rmtllmf_jax.fusion.files.changes import Changes
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
 from rmtllmf_jax.fusion.files.model import Model
 from rmtllmf_jax.fusion.files.outputs import VARIANCE
@@ -111,7 +111,7 @@ def match(
         if left:
             notes.append(f"{name}: {', '.join(modules_of(left, base.entries))} left out")
         adjusted[number] = other.keeping(parts.merges)
-    adjusted = [each.fitted(base) if isinstance(each, Adapter) else each for each in adjusted]
+    adjusted = [each.fitted(base) if isinstance(each, Changes) else each for each in adjusted]
     base, adjusted, chosen, lines = _with_vocabulary(base, adjusted, tokenizer)
     notes += lines
     taken = {key for key, entry in base.entries.items() if not is_derived(entry)}
@@ -142,10 +142,8 @@ def match(
 
 def _adjusted(base: Checkpoint, other: Model) -> tuple[Model, list[str]]:
     """Return a model with its tensors under the base's names, and lines of what was done."""
-    if isinstance(other, Adapter):
-        said = other.other_base(base)
-        other, line = other.placed(base)
-        return other, [each for each in (said, line) if each]
+    if isinstance(other, Changes):
+        return other.placed(base)
     assert isinstance(other, Checkpoint)
     lines = []
     for adjust in ADJUSTMENTS:
@@ -162,7 +160,7 @@ def _with_vocabulary(
     after, fitted, chosen, lines = fit_vocabularies(base, full, choice)
     moved = {key for key, entry in after.entries.items() if entry is not base.entries[key]}
     for adapter in models:
-        if isinstance(adapter, Adapter) and (changed := sorted(moved & adapter.updates.keys())):
+        if isinstance(adapter, Changes) and (changed := sorted(moved & adapter.updates.keys())):
             raise InputError(
                 f"{adapter.given}: changes {', '.join(changed)}, whose rows are others in the "
                 "output, as the vocabularies of the other models differ; --from-base leaves it out."

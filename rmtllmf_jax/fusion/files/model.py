@@ -1,4 +1,4 @@
-"""What `fuse` takes for a model beside its base: a full checkpoint, or an adapter to the base."""
+"""What `fuse` takes for a model beside its base: a checkpoint, an adapter or a task vector."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
 from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
 from rmtllmf_jax.fusion.files.places import snapshot
+from rmtllmf_jax.fusion.files.vectors import is_vector, open_vector
 
 
 @runtime_checkable
@@ -62,9 +63,11 @@ class Model(Protocol):
 
 
 def open_model(path: Path) -> Model:
-    """Return the model at a path: an adapter, or a checkpoint.
+    """Return the model at a path: an adapter, a task vector of this package, or a checkpoint.
 
-    **Raises:** `InputError` as `open_adapter` and `open_checkpoint`.
+    **Raises:** `InputError` as `open_adapter`, `open_vector` and `open_checkpoint`.
     """
     path = snapshot(path.expanduser())
-    return open_adapter(path) if is_adapter(path) else open_checkpoint(path)
+    if is_adapter(path):
+        return open_adapter(path)
+    return open_vector(path) if is_vector(path) else open_checkpoint(path)

@@ -1,8 +1,10 @@
-"""Names of layers that transformers 5 has in memory, and PEFT thus in adapters, as in files."""
+"""Names of tensors: of checkpoints' files, of transformers 5 in memory, and of our own trees."""
 
 from __future__ import annotations
 
 import re
+
+import numpy as np
 
 VIT_MODULES = {
     "attention/q_proj": "attention/attention/query",
@@ -43,3 +45,18 @@ def as_in_memory(module: str) -> str:
     before, number, rest = found.groups()
     known = {new.replace("/", "."): old.replace("/", ".") for old, new in VIT_MODULES.items()}
     return f"{before}layers.{number}.{known.get(rest, rest)}"
+
+
+def to_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+    """Return a leaf with torch's name and layout; undoes `models.layouts.to_paths` for one leaf.
+
+    In torch's memory layout too: safetensors writes memory as it is, ignoring strides.
+    """
+    stem, _, last = path.rpartition("/")
+    name = path.replace("/", ".")
+    if last not in ("kernel", "scale", "embedding"):
+        return name, np.asarray(tensor, order="C")
+    name = f"{stem.replace('/', '.')}.weight"
+    if last == "kernel":
+        tensor = tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
+    return name, np.asarray(tensor, order="C")

@@ -1,0 +1,124 @@
+"""Task vectors and trained towers that this package wrote, by the paths of our trees, as models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import content_hash, file_hash
+from rmtllmf_jax.fusion.files.changes import Changes
+from rmtllmf_jax.fusion.files.checkpoint import (
+    SUFFIX,
+    Checkpoint,
+    Entry,
+    read_finite,
+    read_header,
+    wide,
+)
+from rmtllmf_jax.fusion.files.names import to_torch
+from rmtllmf_jax.fusion.files.updates import Update
+
+VECTOR = "task vector"
+"""Of the metadata of a task vector: what `import-task-vector` says of it, as JSON."""
+TRAINED = "user"
+"""Of the metadata of a user's fine-tuned tower in a run folder."""
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A tensor of our trees in torch's layout: a kernel is (outputs, inputs) there."""
+
+    entry: Entry
+    is_change: bool
+    """Otherwise it stands in place of the base's."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of the tensor."""
+        return prod(self.entry.shape)
+
+    @property
+    def origin(self) -> str:
+        """The path in the file."""
+        return self.entry.key
+
+    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Return what is added to the base's tensor."""
+        tensor = np.empty(self.entry.shape, wide(self.entry))
+        read_finite(self.entry, tensor)
+        turned = to_torch(self.entry.key, tensor)[1].reshape(base.shape)
+        return turned if self.is_change else turned - base
+
+
+@dataclass(frozen=True)
+class Vector(Changes):
+    """A task vector, or a trained tower, of this package."""
+
+    about: dict[str, str]
+    """What a task vector's file says of itself: `base` (a hash), `base_origin`, `sha256`."""
+
+    def seen(self, base: Checkpoint) -> list[str]:
+        """Return nothing: a task vector knows its base.
+
+        **Raises:** `InputError` if that is another one, or if the file is damaged.
+        """
+        if not self.about:
+            return []
+        hashes = [file_hash(path) for path in base.files]
+        if self.about["base"] != (hashes[0] if len(hashes) == 1 else content_hash(hashes)):
+            raise InputError(
+                f"{self.given}: a task vector of another base model ({self.about['base_origin']}), "
+                f"or of another file of it than {base.given}; import it again with this base."
+            )
+        entries, _ = read_header(self.files[0])
+        if self.about.get("sha256", "") not in ("", _digest(entries)):
+            raise InputError(
+                f"{self.given}: damaged, its content is not what its checksum says; import it "
+                "again."
+            )
+        return []
+
+
+def _digest(entries: Iterable[Entry]) -> str:
+    """Return what `models.weights.tree_hash` does, of one tensor at a time."""
+    digest = hashlib.sha256()
+    for entry in sorted(entries, key=lambda each: each.key):
+        tensor = entry.read(np.empty(entry.shape, wide(entry)))
+        digest.update(f"\n{entry.key} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def is_vector(path: Path) -> bool:
+    """Return whether a file is a task vector or a trained tower of this package."""
+    if path.suffix != SUFFIX or not path.is_file():
+        return False
+    try:
+        entries, metadata = read_header(path)
+    except InputError:  # said by what opens it
+        return False
+    ours = not metadata.keys().isdisjoint((VECTOR, TRAINED))
+    return ours and not any("." in entry.key for entry in entries)
+
+
+def open_vector(path: Path) -> Vector:
+    """Return the task vector or trained tower in a file, by torch's names.
+
+    **Raises:** `InputError` if the file cannot be read.
+    """
+    entries, metadata = read_header(path)
+    is_change = VECTOR in metadata
+    about = json.loads(metadata[VECTOR]) if is_change else {}
+    updates: dict[str, tuple[Update, ...]] = {
+        to_torch(entry.key, np.empty((0,) * len(entry.shape)))[0]: (Laid(entry, is_change),)
+        for entry in entries
+    }
+    return Vector(path, (path,), updates, sum(entry.size for entry in entries), about)
