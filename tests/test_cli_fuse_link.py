@@ -19,7 +19,7 @@ from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Link, Repeat, SumRate, get_preset
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion.files import merging
+from rmtllmf_jax.fusion.files import outputs
 from rmtllmf_jax.fusion.rules import Lata
 from rmtllmf_jax.uplink import Sparse
 from rmtllmf_jax.uplink.keys import channel_key, noise_key
@@ -137,7 +137,7 @@ def test_what_arrives_depends_on_every_option_and_nothing_of_before_is_kept(
                 seen.append(key)
                 return tensor
 
-            patch.setattr(merging, "stored", stored)
+            patch.setattr(outputs, "stored", stored)
             with pytest.raises(KeyboardInterrupt):
                 fuse(models, tmp_path / "out", shard_size="300B", **options)
 

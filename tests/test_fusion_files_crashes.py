@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.fusion.files import merging
+from rmtllmf_jax.fusion.files import outputs
 from rmtllmf_jax.fusion.files.fusing import fusing
 from rmtllmf_jax.fusion.files.plan import Recipe, plan_fusion
 from rmtllmf_jax.fusion.rules import TaskArithmetic
@@ -157,7 +157,7 @@ def interrupted(out: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) 
         return tensor
 
     with monkeypatch.context() as patch:
-        patch.setattr(merging, "stored", stored)
+        patch.setattr(outputs, "stored", stored)
         with pytest.raises(KeyboardInterrupt):
             work(out, models, lambda: None, SIZE)
     assert len(shards(part(out) / "model")) == 2
