@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rmtllmf_jax.models.backbone import Backbone
     from rmtllmf_jax.runs.config import RunConfig, UserRecord
+    from rmtllmf_jax.training.lora import Lora
     from rmtllmf_jax.training.task_models import TaskModels
 
 
@@ -90,6 +91,23 @@ class TrainingOptions:
 
 
 @dataclass(kw_only=True)
+class LoraOptions:
+    """Fine-tuning by LoRA."""
+
+    group: ClassVar[str] = "LoRA"
+
+    lora_rank: int | None = None
+    """Fine-tune by LoRA: rank of the updates of some kernels, whose factors alone are trained and
+    stored; the base stays as it is. Wants a higher learning rate."""
+    lora_alpha: float | None = None
+    """The updates are alpha / rank times the product of their factors; by default the rank."""
+    lora_targets: tuple[str, ...] = ("q_proj|query", "v_proj|value")
+    """Modules whose kernels are updated, as regular expressions of their last names."""
+    lora_init: Literal["gaussian", "kaiming"] = "gaussian"
+    """How the first factor begins, as PEFT has it; the second one begins at zero."""
+
+
+@dataclass(kw_only=True)
 class ComputeOptions:
     """How the model computes."""
 
@@ -103,7 +121,7 @@ class ComputeOptions:
 
 
 @dataclass(kw_only=True)
-class Finetune(RunOptions, ModelOptions, TrainingOptions, ComputeOptions):
+class Finetune(RunOptions, ModelOptions, TrainingOptions, LoraOptions, ComputeOptions):
     """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
 
     Example: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn
@@ -126,13 +144,14 @@ def finetune(options: Finetune) -> None:
     from rmtllmf_jax.runs.config import configure
     from rmtllmf_jax.runs.users import train_users
 
-    _require_weight_noise(options)
+    _require_trained_here(options)
+    lora = _lora(options)
     config = configure(**taken(options, configure))
     _require_vectors(options, config)
     backbone, base = config.load_tower(options.remat)
     _print_notes(config, backbone, options.tasks)
     data = config.load_tasks(options.tasks, options.cache_dir)
-    models = _task_models(options, config, backbone, base)
+    models = _task_models(options, config, backbone, base, lora)
 
     def report(task: str, record: UserRecord) -> None:
         print(
@@ -146,14 +165,28 @@ def finetune(options: Finetune) -> None:
     _print_vectors(options.out, backbone, base, records)
 
 
-def _require_weight_noise(options: Finetune) -> None:
-    """Check the option before images are decoded."""
+def _require_trained_here(options: Finetune) -> None:
+    """Check the options of training before images are decoded."""
     require_non_negative("--weight-noise", options.weight_noise)
-    if options.weight_noise and options.task_vectors is not None:
-        raise InputError(
-            "--weight-noise is for models that are fine-tuned here, and --task-vectors are ready "
-            "ones: leave one of the two out."
-        )
+    given = {"--weight-noise": options.weight_noise, "--lora-rank": options.lora_rank}
+    for option, value in given.items():
+        if value and options.task_vectors is not None:
+            raise InputError(
+                f"{option} is for models that are fine-tuned here, and --task-vectors are ready "
+                "ones: leave one of the two out."
+            )
+
+
+def _lora(options: Finetune) -> Lora | None:
+    """Return the LoRA that the options describe."""
+    from rmtllmf_jax.training.lora import Lora
+
+    if options.lora_rank is not None:
+        about = options.lora_alpha, options.lora_targets, options.lora_init
+        return Lora(options.lora_rank, *about)
+    if options.lora_alpha is not None:
+        raise InputError("--lora-alpha is of a LoRA: give its --lora-rank, or leave it out.")
+    return None
 
 
 def _require_vectors(options: Finetune, config: RunConfig) -> None:
@@ -188,13 +221,14 @@ def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) 
 
 
 def _task_models(
-    options: Finetune, config: RunConfig, backbone: Backbone, base: PyTree
+    options: Finetune, config: RunConfig, backbone: Backbone, base: PyTree, lora: Lora | None
 ) -> TaskModels:
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, import_published
     from rmtllmf_jax.training.task_models import FineTuned, Imported
 
     if options.task_vectors is None:
-        return FineTuned(backbone, base, recipe_of(options), config.seed, options.weight_noise)
+        chosen = recipe_of(options), config.seed, options.weight_noise, lora
+        return FineTuned(backbone, base, *chosen)
     folder = Path(options.task_vectors)
     if options.task_vectors == PUBLISHED:
         folder = options.out / "task_vectors"

@@ -42,6 +42,7 @@ from rmtllmf_jax.runs.config import (
     load_manifest,
     write_manifest,
 )
+from rmtllmf_jax.training.lora import lora_of
 from rmtllmf_jax.training.task_models import TaskModels
 
 _FORMAT = 2  # version of the closed-form heads, part of their names
@@ -134,7 +135,11 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
     values that are not finite, or does not match its checksum.
     """
     head = _load_head_of(run / record.head, width, record.classes)
-    params = load_tree(run / record.finetuned, base)
+    lora, path = lora_of(record.recipe), run / record.finetuned
+    if lora is None:
+        params = load_tree(path, base)
+    else:
+        params = lora.applied(base, load_tree(path, lora.shapes(base)))
     for name, sha256 in (
         (record.head, record.head_sha256),
         (record.finetuned, record.finetuned_sha256),
@@ -176,10 +181,12 @@ def _train_user(
             return record
     checkpoints = run / "training" / f"{task.name}-{key}"
     _note_another(run, task.name)
-    params = models.params(task, head, checkpoints)
-    require_finite(params, f"{task.name}: the fine-tuned model")
+    made = models.params(task, head, checkpoints)
+    require_finite(made, f"{task.name}: the fine-tuned model")
     # A single entry: safetensors writes several in random order, which would change the hash.
-    save_tree(path, params, {TRAINED: path.stem})
+    save_tree(path, made, {TRAINED: path.stem})
+    lora = lora_of(made_from["recipe"])
+    params = made if lora is None else lora.applied(base, made)
     record = UserRecord(
         head=str(head_path.relative_to(run)),
         finetuned=str(path.relative_to(run)),

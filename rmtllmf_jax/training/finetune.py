@@ -23,6 +23,7 @@ from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.training.batches import epoch_batch
+from rmtllmf_jax.training.lora import Lora
 from rmtllmf_jax.training.recipes import Recipe
 from rmtllmf_jax.uplink import noise_of_sum
 
@@ -41,25 +42,29 @@ class WeightNoise(NamedTuple):
         return jax.tree.map(jnp.add, params, noise)
 
 
-@partial(jax.jit, static_argnames=("backbone", "recipe"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("backbone", "recipe", "lora"), donate_argnames="state")
 def train_step(
     state: PyTree,
     images: UInt8[Array, "batch size size channels"],
     labels: Int[Array, " batch"],
     head: Head,
     noise: WeightNoise | None = None,
+    base: PyTree = None,
     *,
     backbone: Backbone,
     recipe: Recipe,
+    lora: Lora | None = None,
 ) -> tuple[PyTree, Float[Array, ""]]:
     """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
 
     `state` is that of `first_state`; `head` may be padded, so that all tasks share one
     compiled step. Under `noise` loss and gradient are those at the parameters plus it, and the step
-    is taken from the parameters without it.
+    is taken from the parameters without it. With a `lora` the state is that of the factors, and
+    `base` what they are applied to.
     """
 
     def loss(params: PyTree) -> Float[Array, ""]:
+        params = params if lora is None else lora.applied(base, params)
         params = params if noise is None else noise.added_to(params)
         logits = head(backbone.features(params, images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -81,8 +86,9 @@ def finetune(
     description: str = "fine-tuning",
     weight_noise: float = 0.0,
     name: str = "",
+    lora: Lora | None = None,
 ) -> PyTree:
-    """Fine-tune all parameters of the backbone on one task and return them.
+    """Fine-tune all parameters of the backbone on one task, or the factors of a LoRA; return them.
 
     **Arguments:**
 
@@ -97,22 +103,27 @@ def finetune(
       gradient is taken (`WeightNoise`): descent on the loss expected under such noise, towards
       minima that are flat at its scale (as Foret et al., arXiv 2010.01412, with random in place of
       worst perturbations). 0 is plain fine-tuning. The noise follows from seed, `name` and step.
-    - `name`: the task's; others have other noise, or it would add up in the merge of task vectors.
+    - `name`: the task's; others have other noise, or it would add up in the merge of task vectors,
+      and other first factors.
+    - `lora`: the base stays as it is, and the optimiser has a state for the factors alone.
 
-    **Raises:** `InputError` if the loss stops being finite, or for a noise below 0.
+    **Raises:** `InputError` if the loss stops being finite, for a noise below 0, or as
+    `Lora.kernels`.
     """
     require_non_negative("weight noise", weight_noise)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    # donate_argnames would otherwise free the caller's base parameters.
-    state = first_state(jax.tree.map(jnp.copy, base), recipe)
+    if lora is None:
+        # donate_argnames would otherwise free the caller's base parameters.
+        state, frozen = first_state(jax.tree.map(jnp.copy, base), recipe), None
+    else:
+        state, frozen = first_state(lora.first(base, key), recipe), base
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
         batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
         square = resize(images[batch], backbone.image_size)
         noise = WeightNoise(weight_noise, jax.random.fold_in(key, step)) if weight_noise else None
-        return train_step(
-            state, square, labels[batch], head, noise, backbone=backbone, recipe=recipe
-        )
+        how = {"backbone": backbone, "recipe": recipe, "lora": lora}
+        return train_step(state, square, labels[batch], head, noise, frozen, **how)
 
     state = run_steps(state, take, recipe.steps, checkpoints, every=every, description=description)
     return state["params"]

@@ -36,6 +36,7 @@ from rmtllmf_jax.models.weights import (
     tree_hash,
 )
 from rmtllmf_jax.training.finetune import finetune
+from rmtllmf_jax.training.lora import Lora
 from rmtllmf_jax.training.recipes import Recipe
 
 
@@ -48,7 +49,10 @@ class TaskModels(Protocol):
         ...
 
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
-        """Return the parameters; `folder` holds the checkpoints that training resumes from."""
+        """Return the parameters, or the factors of the recipe's LoRA (`lora_of`).
+
+        `folder` holds the checkpoints that training resumes from.
+        """
         ...
 
 
@@ -62,15 +66,20 @@ class FineTuned:
     seed: int
     weight_noise: float = 0.0
     """Standard deviation of the noise on every parameter, see `training.finetune.finetune`."""
+    lora: Lora | None = None
+    """Trains its factors in place of all parameters."""
 
     def __post_init__(self) -> None:
-        """Check the number."""
+        """Check the number, and that the base has what a LoRA updates."""
         require_non_negative("weight noise", self.weight_noise)
+        if self.lora is not None:
+            self.lora.kernels(self.base)
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the recipe, and the noise where there is some: older models have none."""
+        """Return the recipe, and noise and LoRA where there are some: older models have none."""
         noise = {"weight_noise": self.weight_noise} if self.weight_noise else {}
-        return {"recipe": asdict(self.recipe) | noise}
+        lora = {"lora": asdict(self.lora)} if self.lora else {}
+        return {"recipe": asdict(self.recipe) | noise | lora}
 
     def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
         """Fine-tune, or resume a killed run."""
@@ -86,6 +95,7 @@ class FineTuned:
             description=f"fine-tuning {task.name}",
             weight_noise=self.weight_noise,
             name=task.name,
+            lora=self.lora,
         )
 
 
