@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError
+import yaml
 
 from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
 from rmtllmf_jax.fusion.files.configuration import config_of
 from rmtllmf_jax.fusion.files.places import Named, hub_name, labels
+
+_FRONT = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 
 
 def hub_facts(base: Checkpoint, models: Sequence[Named]) -> tuple[dict[str, Any], list[str]]:
@@ -45,14 +48,14 @@ def hub_facts(base: Checkpoint, models: Sequence[Named]) -> tuple[dict[str, Any]
 
 def _metadata(given: Path) -> dict[str, Any]:
     """Return the front matter of a directory's README.md, empty if there is none to be read."""
-    from huggingface_hub import metadata_load
-
     if not (given / "README.md").is_file():
         return {}
+    front = _FRONT.match((given / "README.md").read_text(errors="replace"))
     try:
-        return metadata_load(given / "README.md") or {}
-    except (ValueError, OSError, YAMLError):
+        found = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def card(
@@ -71,8 +74,6 @@ def card(
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
     """
-    from huggingface_hub.utils import yaml_dump
-
     reference = record["reference"]
     settings = [
         ("method", f"`{record['method']}`" + (f" ({reference})" if reference else "")),
@@ -92,7 +93,7 @@ def card(
         for file in each["files"]
     ]
     parts = [
-        f"---\n{yaml_dump(record['hub'], sort_keys=True).strip()}\n---",
+        f"---\n{yaml.safe_dump(record['hub']).strip()}\n---",
         f"# {name}",
         "A merge of fine-tuned models with their common base, made by `rmtllmf fuse`.",
         "## How",

@@ -142,17 +142,19 @@ def _configs(
     kinds = base.get("model_type"), other.get("model_type")
     if all(kinds) and kinds[0] != kinds[1]:
         return labels_differ | {"model_type": f"{kinds[1]}, {kinds[0]} in the base"}, {}
-    filled = [full_config(config) for config in (base, other)]
-    one, two = (dict(_flat(config)) for config in filled)
-    # Without defaults a field that one lacks is not known to differ.
-    whole = filled[0] is not base and filled[1] is not other
+    one, two = (dict(_flat(config)) for config in (base, other))
+    whole = True
+    if one != two:  # transformers takes seconds to import
+        filled = [full_config(config) for config in (base, other)]
+        one, two = (dict(_flat(config)) for config in filled)
+        # Without defaults a field that one lacks is not known to differ.
+        whole = filled[0] is not base and filled[1] is not other
     wrong, rest = {}, {}
     for field in sorted(one.keys() | two.keys() if whole else one.keys() & two.keys()):
         values = one.get(field), two.get(field)
-        parts = field.split(".")
-        if values[0] == values[1] or any(_ASIDE.fullmatch(part) for part in parts):
+        if values[0] == values[1]:
             continue
-        if any(_MEANING.fullmatch(part) for part in parts):
+        if any(_MEANING.fullmatch(part) for part in field.split(".")):
             wrong[field] = f"{values[1]}, {values[0]} in the base"
         else:
             rest[field] = f"{values[1]}, not {values[0]}"
@@ -162,8 +164,11 @@ def _configs(
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the fields that may say something of the weights, those of parts by a dotted name."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and key not in ("id2label", "label2id"):
+        if _ASIDE.fullmatch(key):
+            continue
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
