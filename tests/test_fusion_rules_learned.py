@@ -222,7 +222,7 @@ def test_regmean_averages_inputs_that_no_task_sees(dead: slice):
             r"kernel needs the shape \(3, 2, 2\) .* its matrix is \(4, 2\) with inputs on axis 1",
         ),
         ({"off_diagonal": 2.0}, r"off_diagonal must be from 0 to 1, got 2.0"),
-        ({"input_axis": 2}, r"input_axis must be 0 or 1, got 2"),
+        ({"input_axis": 2}, r"input_axis must be 0, 1 or none, got 2"),
         ({"ridge": -1.0}, r"ridge must be a finite number >= 0, got -1.0"),
     ],
 )

@@ -73,8 +73,11 @@ class Export(Configured):
         if scale is None:
             scale = 1.0 if len(run.names) == 1 else fusion.power_law(len(run.names))
         require_non_negative("--scale", scale)
+        what = f"base + {scale:g} * ({' + '.join(run.names)})"
+        if len(run.names) == 1 and scale == 1:  # bit by bit
+            return run.config, run.finetuned(run.names[0]), what
         total = fusion.TaskVector.between(run.base, run.base)
         for name in run.names:
             total = total + fusion.TaskVector.between(run.finetuned(name), run.base)
         tower = run.base + scale * total
-        return run.config, tower, f"base + {scale:g} * ({' + '.join(run.names)})"
+        return run.config, tower, what

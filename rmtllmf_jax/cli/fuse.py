@@ -56,17 +56,21 @@ class Fuse(LinkOptions):
     model_stock, tsv_merge, median, trimmed_mean(trim=1), a number of models or a share below 0.5,
     layer_wise(layers={'model.layers.0': 0.5, 'lm_head': 1}, default=none, granularity=block) with
     default the weight of all other layers, or lata(weighting=linear, sigma=0.5,
-    granularity=block) with logarithmic or threshold and tensor. All take weights=(1, 0.5), one
-    number per model."""
+    granularity=block) with logarithmic or threshold and tensor; and with --statistics
+    fisher(floor=1e-06) and regmean(off_diagonal=0.9, ridge=1e-06, input_axis=none). All take
+    weights=(1, 0.5), one number per model."""
     options: tuple[str, ...] = ()
     """The method's options as NAME=VALUE, as earlier versions had them; better in brackets."""
     scale: str | None = None
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model
     and power-law, which is 1 for methods that average (average, ties, della, slerp, multi_slerp,
-    model_stock, tsv_merge, median, trimmed_mean). A negative one forgets."""
+    model_stock, tsv_merge, median, trimmed_mean, fisher, regmean). A negative one forgets."""
     reference: Path | None = None
     """For lata: the model whose difference from the base the layers are compared to (instruct where
     the base is pretrained). By default, for each model, the mean of the other task vectors."""
+    statistics: tuple[Path, ...] = ()
+    """For fisher and regmean: the files that `rmtllmf statistics` wrote, one for each model, in the
+    order of --models."""
     only: tuple[str, ...] = ()
     """Merge only tensors whose names match one of these regular expressions (the whole of the
     name, as 'vision_model.*' does); the others are the base's."""
@@ -128,6 +132,7 @@ class Fuse(LinkOptions):
             shard_bytes=bytes_of(self.shard_size),
             carry_code=self.carry_code,
             transfer=self.uplink(len(self.models)),
+            statistics=self.statistics,
         )
         if self.dry_run:
             print("\n".join(_listing(plan)))
@@ -164,7 +169,7 @@ class Fuse(LinkOptions):
         from rmtllmf_jax.fusion.scale import scale_of
 
         method = parse(_with_pairs(self.method, self.options), METHODS, "method")
-        require_method(method)
+        require_method(method, bool(self.statistics))
         default = "1" if len(self.models) == 1 else "power-law"
         scale = scale_of(
             default if self.scale is None else self.scale, len(self.models) or 1, method

@@ -41,6 +41,7 @@ from rmtllmf_jax.cli.info import Info
 from rmtllmf_jax.cli.options import default_of
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults, recipe_in
+from rmtllmf_jax.cli.statistics import Statistics
 from rmtllmf_jax.cli.sweep import Sweep
 from rmtllmf_jax.common.credentials import without_credentials
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
@@ -105,6 +106,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "fuse": Fuse,
     "import-task-vector": ImportTaskVector,
     "apply-task-vector": ApplyTaskVector,
+    "statistics": Statistics,
     "export": Export,
     "evaluate": Evaluate,
     "generate": Generate,

@@ -62,9 +62,7 @@ def recipe_of(
     for option in fields(command):
         value = getattr(command, option.name)
         if option.name not in (*BESIDE, "options", "models") and value != default_of(option):
-            if isinstance(value, Path):
-                value = _relative(value, out)
-            found[option.name] = list(value) if isinstance(value, tuple) else value
+            found[option.name] = _written(value, out)
     found |= {"method": described(method), "scale": scale}
     models: list[Any] = [_relative(model, out) for model in command.models]
     for each in variations:
@@ -76,6 +74,12 @@ def recipe_of(
                 models[number] = {"model": models[number], PARAMETERS: {}}
             models[number][PARAMETERS][each.option] = _cases(values)
     return found | {"models": models}
+
+
+def _written(value: Any, out: Path) -> Any:
+    if isinstance(value, tuple):
+        return [_written(each, out) for each in value]
+    return _relative(value, out) if isinstance(value, Path) else value
 
 
 def _cases(values: ByName) -> list[dict[str, Any]]:
@@ -137,6 +141,8 @@ def _option(path: Path, name: str, value: Any, hint: Any) -> Any:
             return None
         place = _place(text, path)
         return path.expanduser().parent / text if name == "out" else place
+    if hint == tuple[Path, ...]:
+        return tuple(_place(text, path) for text in converted(value, tuple[str, ...], where))
     if name == "scale" and isinstance(value, int | float) and not isinstance(value, bool):
         return repr(value)
     if isinstance(value, str) and hint in (float, float | None):

@@ -32,12 +32,13 @@ def fisher_information(
 
     The mean over images of the squared gradient of the log-likelihood of a label that is drawn
     from the model's own prediction; images one by one, as squares of means would be something else.
-    For `fusion.Fisher`.
+    Classes that pad the head are never drawn and change nothing. For `fusion.Fisher`.
     """
 
     def log_likelihood(params: PyTree, image: Array, key: Array) -> Array:
         logits = head(backbone.features(params, image[None]))[0]
-        label = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+        up_to = jnp.cumsum(jax.lax.stop_gradient(jax.nn.softmax(logits)))
+        label = jnp.sum(up_to <= jax.random.uniform(key) * up_to[-1])
         return jax.nn.log_softmax(logits)[label]
 
     def add(total: PyTree, sample: tuple[Array, Array]) -> tuple[PyTree, None]:

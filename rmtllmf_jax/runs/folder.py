@@ -18,6 +18,8 @@ EARLIER = "earlier"
 """Folder of the tables and reports of other configurations, each in a folder of its own."""
 RUN = "run.json"
 """The provenance of a folder's tables."""
+STATISTICS = "statistics"
+"""Folder of what `rmtllmf statistics` measured of the users' models."""
 RESULTS = "results.parquet"
 _TABLES = (RESULTS, "cosines.parquet", "scales.parquet", "report", RUN)
 _LOCK = ".lock"

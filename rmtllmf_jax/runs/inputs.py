@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxtyping import Array, Float, PyTree
 
@@ -24,6 +25,8 @@ class SweepInputs:
     data: tuple[TaskData, ...]
     fingerprint: dict[str, object]
     """Hashes of the contents that the results depend on."""
+    statistics: Path | None = None
+    """Folder of what `rmtllmf statistics` measured."""
 
     def finetuned(self, user: int) -> PyTree:
         """Return one user's fine-tuned parameters."""

@@ -22,7 +22,7 @@ from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
 from rmtllmf_jax.runs.environment import default_cache
-from rmtllmf_jax.runs.folder import RUN
+from rmtllmf_jax.runs.folder import RUN, STATISTICS
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.runs.users import accuracy, load_user
 
@@ -133,6 +133,7 @@ class Run:
             self.heads,
             tasks,
             {"setting": self.config.key(), "tasks": users},
+            self.path / STATISTICS,
         )
 
     def _require_images(self) -> None:

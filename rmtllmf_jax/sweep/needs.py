@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.common.values import name_of
 from rmtllmf_jax.data.splits import evaluation_subset
-from rmtllmf_jax.evaluation.statistics import Unlabelled, fisher_information, input_grams
+from rmtllmf_jax.evaluation.statistics import Unlabelled
 from rmtllmf_jax.fusion.rules import Method, fact
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.runs.statistics import measure, stored
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.batches import balanced_batches
-
-_LABELS = 2  # folded into the root key, beside those of `uplinks`
 
 
 def fishers(inputs: SweepInputs, settings: Settings) -> PyTree[Float[Array, "users ..."]]:
     """Return the Fisher information of every task's fine-tuned model, stacked."""
-    found, root = [], jax.random.fold_in(jax.random.key(settings.seed), _LABELS)
-    for user, images in enumerate(_training_images(inputs, settings)):
-        head = jax.tree.map(lambda leaf, user=user: leaf[user], inputs.heads)
-        key, params = jax.random.fold_in(root, user), inputs.finetuned(user)
-        found.append(fisher_information(params, head, images, key, backbone=inputs.backbone))
-    return fusion.stack(found)
+    return _statistics("fishers", inputs, settings)
 
 
 def grams(
     inputs: SweepInputs, settings: Settings
 ) -> dict[str, Float[Array, "users inputs inputs"]]:
     """Return the Gram matrices of every task's fine-tuned model, stacked."""
-    return fusion.stack(
-        [
-            input_grams(inputs.finetuned(user), images, inputs.backbone)
-            for user, images in enumerate(_training_images(inputs, settings))
-        ]
-    )
+    return _statistics("grams", inputs, settings)
+
+
+def _statistics(kind: str, inputs: SweepInputs, settings: Settings) -> PyTree:
+    """Return what the run folder has, and measure the rest."""
+    samples, seed, found, measured = settings.statistics_samples, settings.seed, [], []
+    for user, task in enumerate(inputs.data):
+        known = stored(kind, inputs, task.name, samples, seed)
+        if known is None:
+            measured.append(task.name)
+            head = jax.tree.map(lambda leaf, user=user: leaf[user], inputs.heads)
+            params = inputs.finetuned(user)
+            known = measure(kind, task, inputs.backbone, params, head, samples, seed)
+        found.append(known)
+    if measured and inputs.statistics is not None:
+        note(
+            f"{kind} of {', '.join(measured)}: measured for this sweep; `rmtllmf statistics "
+            f"{inputs.statistics.parent}` keeps them."
+        )
+    return fusion.stack(found)
 
 
 def entropy(inputs: SweepInputs, settings: Settings) -> Unlabelled:
@@ -127,13 +136,3 @@ class Needs:
 def _evaluated(inputs: SweepInputs, settings: Settings) -> list[Int[np.ndarray, " n"]]:
     samples, seed = settings.eval_samples, settings.seed
     return [evaluation_subset(len(task.test), samples, seed) for task in inputs.data]
-
-
-def _training_images(
-    inputs: SweepInputs, settings: Settings
-) -> Iterator[UInt8[Array, "n size size channels"]]:
-    """Yield a few training images of every task."""
-    samples = settings.statistics_samples
-    for task in inputs.data:
-        rows = evaluation_subset(len(task.train), samples, settings.seed)
-        yield resize(task.train.take(rows).images, inputs.backbone.image_size)

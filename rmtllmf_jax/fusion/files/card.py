@@ -68,8 +68,8 @@ def card(
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
       weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model), `energy` (of an
-      adapter: shares), `notes`, and `uplink` where there is one, with what became of each of its
-      `users`.
+      adapter: shares), `notes`, and where there are any `statistics`, and `uplink` with what
+      became of each of its `users`.
     - `carried`: files copied from the base.
     - `code`: what became of the base's files of code, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
@@ -101,6 +101,10 @@ def card(
         "## Inputs",
         _table(("role", "model", "file", "bytes", "SHA-256"), files),
     ]
+    if statistics := record.get("statistics"):
+        heads = ("kind", "task", "samples", "seed", "file", "sha256")
+        parts += ["## Statistics", "Measured on training data of the tasks."]
+        parts += [_table(heads, [[str(each.get(h, "")) for h in heads] for each in statistics])]
     if uplink := record.get("uplink"):
         users = uplink["users"]
         of_users = [[str(value) for value in user.values()] for user in users]

@@ -164,7 +164,7 @@ class Fusing:
                 f"{plan.out}: {needed / 1e9:.4g} GB are to be written, and the disk of {there} has "
                 f"{free / 1e9:.4g} GB free; make room, or name another --out."
             )
-        program = TensorMerge(plan.recipe, weights)
+        program = TensorMerge(plan.recipe, weights, plan.statistics)
         _ = self._transfer  # its passes come first
         total = sum(len(shard.tensors) for shard in plan.shards)
         done = total - sum(len(shard.tensors) for shard in left)
@@ -310,6 +310,8 @@ def _how(plan: Plan) -> dict[str, Any]:
     how["variations"] = [described(each) for each in recipe.variations]
     if not fact(recipe.method, "random"):
         del how["seed"]
+    if plan.statistics:
+        how["statistics"] = [each for of in plan.statistics.values() for each in of.record]
     if plan.transfer is not None:
         how["uplink"] = plan.transfer.key()
     return how

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
@@ -28,6 +29,7 @@ from rmtllmf_jax.fusion.files.checkpoint import (
 from rmtllmf_jax.fusion.files.model import Model
 from rmtllmf_jax.fusion.files.outputs import Facts, Shard, Tensor, stored
 from rmtllmf_jax.fusion.files.plan import Recipe
+from rmtllmf_jax.fusion.files.statistics import Statistics
 from rmtllmf_jax.fusion.files.transfer import Opened
 from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.rules import LayerWeighted, Method, Sparsified, TaskArithmetic, fact
@@ -47,13 +49,19 @@ class TensorMerge:
     tensors. Sparsifying goes row by row, which takes a few tensors of memory and not 2 Q.
     """
 
-    def __init__(self, recipe: Recipe, weights: LayerWeights | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        weights: LayerWeights | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
+    ) -> None:
         """Prepare the method of a recipe; `weights` are those of a `LayerWeighted` one."""
         self._recipe = recipe
+        self._statistics = statistics or {}
         self._weights = weights or {}
         self.kept: dict[str, list[int]] = {}
         """Entries that are not zero after sparsifying, by tensor: one number per user."""
-        self._program = jax.jit(_merge, static_argnums=(0, 1))
+        self._program = jax.jit(_merge, static_argnums=(0, 1, 2))
 
     def __call__(
         self,
@@ -79,26 +87,38 @@ class TensorMerge:
             self.kept[key] = [int(np.count_nonzero(row)) for row in rows]
         elif fact(method, "random"):
             masks = jax.random.fold_in(masks, zlib.crc32(key.encode()))
-        needs = {"base": jax.device_put(base)} if "base" in fact(method, "needs") else {}
-        return np.asarray(self._program(method, scale, jax.device_put(rows), weights, masks, needs))
+        last = re.split(r"[./]", key)[-1]  # says what axes mean, and is one of a few
+        needs = {kind: found.stacked(key) for kind, found in self._statistics.items()}
+        needs |= {"base": base} if "base" in fact(method, "needs") else {}
+        given = jax.device_put((rows, needs))
+        return np.asarray(self._program(method, scale, last, *given, weights, masks))
 
 
 def _merge(
     method: Method,
     scale: float,
+    name: str,
     rows: Array,
+    needs: dict[str, Array | None],
     weights: Array | None,
     key: Key[Array, ""],
-    needs: dict[str, Array],
 ) -> Array:
     if isinstance(method, Sparsified):
         merged = method.consensus(rows, user_weights(method.weights, len(rows)))
     elif isinstance(method, LayerWeighted):
         merged = TaskArithmetic()({"tensor": rows}, weights=weights)["tensor"]
     else:
-        given = {name: {"tensor": value} for name, value in needs.items()}
-        merged = method({"tensor": rows}, key, **given)["tensor"]
+        given = {
+            need: {name: value} if value is not None else _nothing_known(need, name, rows)
+            for need, value in needs.items()
+        }
+        merged = method({name: rows}, key, **given)[name]
     return scale * merged
+
+
+def _nothing_known(kind: str, name: str, rows: Array) -> dict[str, Array]:
+    """Return statistics of a tensor that the files say nothing of, so that it is averaged."""
+    return {name: jnp.ones_like(rows)} if kind == "fishers" else {}
 
 
 def merge_shards(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,6 +27,7 @@ from rmtllmf_jax.fusion.files.matching import Matching, Parts, match
 from rmtllmf_jax.fusion.files.model import Model, open_model
 from rmtllmf_jax.fusion.files.outputs import Shard, Tensor
 from rmtllmf_jax.fusion.files.places import labels
+from rmtllmf_jax.fusion.files.statistics import KINDS, Statistics, find_statistics
 from rmtllmf_jax.fusion.files.transfer import Transfer
 from rmtllmf_jax.fusion.files.variation import Variation, require_variable, varied
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
@@ -90,21 +91,25 @@ def file_methods() -> list[str]:
     return [name for name, kind in METHODS.items() if not _why_not(kind)]
 
 
-def require_method(method: Method) -> None:
-    """Check that checkpoints can be merged by a method.
+def require_method(method: Method, statistics: bool = False) -> None:
+    """Check that checkpoints can be merged by a method, with statistics of the models or without.
 
     **Raises:** `InputError` that says why not.
     """
-    if why := _why_not(method):
+    if why := _why_not(method, KINDS if statistics else ()):
         raise InputError(
             f"the method {name_of(method)} {why}. Call it on stacked task vectors, or take one of "
             f"{', '.join(file_methods())}."
         )
 
 
-def _why_not(method: Method) -> str:
-    if needs := [name for name in fact(method, "needs") if name != "base"]:
-        return f"needs {', '.join(needs)}, computed on data, besides the checkpoints"
+def _why_not(method: Method, has: Sequence[str] = ()) -> str:
+    needs = [name for name in fact(method, "needs") if name not in ("base", *has)]
+    if needs:
+        told = f"needs {', '.join(needs)}, computed on data, besides the checkpoints"
+        if set(needs) <= set(KINDS):
+            told += ": `rmtllmf statistics` makes them, and --statistics names them"
+        return told
     kind = method if isinstance(method, type) else type(method)
     if not (fact(method, "per_leaf") or issubclass(kind, LayerWeighted)):
         return "does not say `per_leaf = True`: it may look at more than a tensor at a time"
@@ -130,6 +135,8 @@ class Plan:
     """Whether the base's files of code go into the output."""
     transfer: Transfer | None = None
     """What the task vectors go through before they are merged."""
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    """Of the models, by kind."""
 
     @property
     def others(self) -> list[Model]:
@@ -166,6 +173,7 @@ def plan_fusion(
     shard_bytes: int = 5 * 10**9,
     carry_code: bool = False,
     transfer: Transfer | None = None,
+    statistics: Sequence[Path] = (),
 ) -> Plan:
     """Return the plan of a merge; reads headers and the few tensors that must be equal.
 
@@ -177,11 +185,12 @@ def plan_fusion(
     - `shard_bytes`: largest size of the tensors of one file of the output.
     - `carry_code`: take the base's files of code along, which `trust_remote_code` runs.
     - `transfer`: what the task vectors go through, such as `uplink.StreamedUplink`.
+    - `statistics`: files of `rmtllmf statistics`, one per model and kind that the method needs.
 
     **Raises:** `InputError` for whatever keeps the checkpoints from being merged.
     """
     require_absent(out)
-    require_method(recipe.method)
+    require_method(recipe.method, bool(statistics))
     if not models:
         raise InputError("there is no model to merge: name at least one.")
     method = recipe.method
@@ -216,7 +225,10 @@ def plan_fusion(
         notes = (*notes, *adapter_notes(matching.base, shards[0]))
         hub |= adapter_facts(start)
     others, guide = fitting[: len(others)], fitting[-1] if guide else None
-    fixed = (matching, shards, notes, hub, carry_code, transfer)
+    kinds = [need for need in fact(method, "needs") if need in KINDS]
+    keys = matching.base.entries, set(matching.merged)
+    known = find_statistics(kinds, statistics, others, *keys)
+    fixed = (matching, shards, notes, hub, carry_code, transfer, known)
     return Plan(recipe, out, matching.base, others, guide, *fixed)
 
 

@@ -66,3 +66,11 @@ def norms_of(leaf: Float[Array, "users ..."]) -> Float[Array, " users"]:
     """Return each user's norm; its derivative at zero is zero."""
     squares = jnp.sum(jnp.square(leaf), axis=range(1, leaf.ndim))
     return jnp.where(squares == 0, 0, jnp.sqrt(one_where_zero(squares)))
+
+
+def inputs_first(path: str) -> bool:
+    """Return whether a matrix of this name is (inputs, outputs), as Flax has its kernels.
+
+    Torch's, which are called ``weight``, are (outputs, inputs).
+    """
+    return not path.endswith("weight")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
+    inputs_first,
     merge_leaves,
     one_where_zero,
     user_weights,
@@ -42,8 +43,9 @@ class RegMean(MergeMethod):
     """What the Gram matrices' entries off the diagonal are multiplied by, 0 to 1 (alpha)."""
     ridge: float = 1e-6
     """Added to the diagonal, times its mean: inputs that no task sees are averaged."""
-    input_axis: int = 0
-    """Axis of the inputs in a matrix: 0 for kernels (in, out), 1 for torch's weights (out, in)."""
+    input_axis: int | None = None
+    """Axis of the inputs in a matrix: 0 for kernels (in, out), 1 for torch's weights (out, in);
+    none: 1 for leaves that are called `weight`, 0 for others."""
     weights: tuple[float, ...] = ()
     """One weight per task vector, times its Gram matrix; none: 1 for each."""
 
@@ -53,8 +55,8 @@ class RegMean(MergeMethod):
         require_non_negative("ridge", self.ridge)
         if not 0 <= self.off_diagonal <= 1:
             raise InputError(f"off_diagonal must be from 0 to 1, got {self.off_diagonal!r}.")
-        if self.input_axis not in (0, 1):
-            raise InputError(f"input_axis must be 0 or 1, got {self.input_axis!r}.")
+        if self.input_axis not in (0, 1, None):
+            raise InputError(f"input_axis must be 0, 1 or none, got {self.input_axis!r}.")
 
     def __call__(  # type: ignore[override]  # it needs more
         self,
@@ -81,11 +83,14 @@ class RegMean(MergeMethod):
             if path not in grams:
                 return weighted(share, leaf)
             own = grams[path].astype(leaf.dtype)
-            if self.input_axis == 1:
+            if self._axis(path) == 1:
                 return self._solve(own, leaf.mT, w).T
             return self._solve(own, leaf, w)
 
         return merge_leaves(merge, stacked)
+
+    def _axis(self, path: str) -> int:
+        return self.input_axis if self.input_axis is not None else 1 - inputs_first(path)
 
     def _solve(self, grams: Array, kernels: Array, w: Array) -> Array:
         diagonal = jnp.eye(grams.shape[-1], dtype=grams.dtype)
@@ -106,10 +111,10 @@ class RegMean(MergeMethod):
             shape = leaves[path].shape
             if len(shape) != 3:
                 raise InputError(f"grams: {path} has the shape {shape[1:]}, which is no matrix.")
-            inputs = shape[1 + self.input_axis]
+            inputs = shape[1 + self._axis(path)]
             if gram.shape != (users, inputs, inputs):
                 raise InputError(
                     f"grams: {path} needs the shape {(users, inputs, inputs)} (users, in, in), got "
                     f"{gram.shape}; its matrix is {shape[1:]} with inputs on axis "
-                    f"{self.input_axis}."
+                    f"{self._axis(path)}."
                 )

@@ -245,8 +245,8 @@ class Della(Sparsified):
     (over the keys the mean is the task vector), or the tensor is multiplied so that the sum of its
     magnitudes is as before (`l1`, which is what mergekit does).
 
-    Which axis holds the outputs follows from the leaf's name: the last for a `kernel`, as Flax has
-    them, the first for others, as torch has them. The published lambda is the merging coefficient.
+    Which axis holds the outputs follows from the leaf's name: the first of a `weight`, as torch has
+    them, the last of others, as Flax has them. The published lambda is the merging coefficient.
     """
 
     title: ClassVar[str] = "DELLA"

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
-from rmtllmf_jax.fusion.rules.leaves import one_where_zero
+from rmtllmf_jax.fusion.rules.leaves import inputs_first, one_where_zero
 
 RESCALES = ("probability", "l1")
 """Divide what is kept by the probability of keeping it, or restore the sum of the magnitudes."""
@@ -108,8 +108,8 @@ class MagPrune:
     """Drop at random, small entries rather than large ones.
 
     Among the weights of one output the probability of keeping rises evenly with the rank of the
-    magnitude, from ``density - epsilon`` to ``density + epsilon``. Outputs are the last axis of
-    leaves that are called `kernel`, as Flax has them, and the first of others, as torch has them; a
+    magnitude, from ``density - epsilon`` to ``density + epsilon``. Outputs are the first axis of
+    leaves that are called `weight`, as torch has them, and the last of others, as Flax has them; a
     leaf of one axis is one row.
     """
 
@@ -141,7 +141,7 @@ class MagPrune:
         leaf_key = _leaf_key(key, path)
         if self.density >= 1 or leaf.size == 0:
             return leaf
-        return _pruned(leaf, leaf_key, first, self, path.endswith("kernel"))
+        return _pruned(leaf, leaf_key, first, self, inputs_first(path))
 
 
 def _require_density(density: float) -> None:
