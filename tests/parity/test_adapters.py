@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from rmtllmf_jax.cli.fuse import Fuse
+from rmtllmf_jax.fusion.rules.sparsifiers import keep_mask
 from rmtllmf_jax.training.task_models import import_vector
 
 pytest.importorskip("torch", reason="PEFT needs torch: pip install 'rmtllmf-jax[parity]'")
@@ -238,3 +240,93 @@ def test_a_vector_is_imported_from_an_adapter(case: str, tmp_path: Path):
         assert any(np.abs(leaf).max() > 0.01 for leaf in found.values())
         for path in found:
             np.testing.assert_allclose(found[path], expected[path], 0, TOLERANCE, err_msg=path)
+
+
+PAIR: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj", "o_proj"], "r": 4, "lora_alpha": 8},
+    {"target_modules": ["q_proj", "o_proj"], "r": 4, "lora_alpha": 2, "use_rslora": True},
+]
+"""Of one rank, which PEFT's `linear` asks for, and to square weights, which its `svd` takes."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], Any]:
+    """A Llama, and two adapters to the same layers."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setitem(CASES, "pair", (llama, PAIR))
+        return write(tmp_path_factory.mktemp("pair"), "pair")
+
+
+def combined(
+    pair: tuple[Path, list[Path], Any], out: Path, weights: tuple[float, ...], **options: Any
+) -> dict[str, np.ndarray]:
+    """Return the weights of the base with what `add_weighted_adapter` makes of the two."""
+    _, adapters, base = pair
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), adapters[0], "0")
+    model.load_adapter(adapters[1], "1")
+    model.add_weighted_adapter(["0", "1"], list(weights), "both", **options)
+    model.set_adapter("both")
+    model.merge_and_unload().save_pretrained(out)
+    return tensors(out)
+
+
+WEIGHTS = (0.75, -0.5)
+
+
+def test_products_add_up_as_peft_adds_them(pair: tuple[Path, list[Path], Any], tmp_path: Path):
+    """`cat` and `svd` are exact; `linear` adds factors, which is another model."""
+    base, adapters, model = pair
+    method = {"method": f"task_arithmetic(weights={WEIGHTS})", "scale": "1"}
+    found = fuse(base, adapters, tmp_path / "ours", **method)
+    before = tensors(base)
+    for name, options in (("cat", {}), ("svd", {"svd_rank": 8})):
+        theirs = combined(pair, tmp_path / name, WEIGHTS, combination_type=name, **options)
+        assert_close(found, theirs)
+    theirs = combined(pair, tmp_path / "linear", WEIGHTS, combination_type="linear")
+    key = "model.layers.0.self_attn.q_proj.weight"
+    changes = [each[key] - before[key] for each in (found, theirs)]
+    assert np.linalg.norm(changes[0] - changes[1]) > 0.5 * np.linalg.norm(changes[0])
+    # Of a lower rank, both are the nearest matrix: --as-adapter.
+    Fuse(base=base, models=tuple(adapters), out=tmp_path / "low", as_adapter=2, **method).run()
+    ours = merged_by_peft(model, tmp_path / "low", tmp_path / "low-peft")
+    theirs = combined(pair, tmp_path / "svd-2", WEIGHTS, combination_type="svd", svd_rank=2)
+    assert_close(ours, theirs)
+
+
+def test_ties_of_products_as_peft_has_it(pair: tuple[Path, list[Path], Any], tmp_path: Path):
+    base, adapters, _ = pair
+    method = {"method": "ties(density=0.25)", "scale": "1"}
+    options = {"combination_type": "ties_svd", "svd_rank": 16, "density": 0.25}
+    expected = combined(pair, tmp_path / "theirs", (1.0, 1.0), **options)
+    assert_close(fuse(base, adapters, tmp_path / "ours", **method), expected)
+
+
+def test_dare_of_products_with_the_same_masks(
+    pair: tuple[Path, list[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, adapters, _ = pair
+    before, drop = tensors(base), 0.4
+    masks = {}
+    for user, adapter in enumerate(adapters):
+        after = fuse(base, [adapter], tmp_path / f"alone-{user}")
+        for key in after:
+            if "q_proj" in key or "o_proj" in key:
+                mask = keep_mask(jax.random.key(5), user, key, after[key].shape, drop)
+                masks[key, user] = after[key] - before[key], np.array(mask, np.float32)
+
+    def same_masks(tensor: Any, density: float, rescale: bool) -> Any:
+        assert density == pytest.approx(1 - drop)
+        fits = [
+            mask
+            for delta, mask in masks.values()
+            if delta.shape == tuple(tensor.shape) and np.allclose(delta, tensor, atol=1e-5)
+        ]
+        return tensor * torch.from_numpy(fits[0]) / (density if rescale else 1)
+
+    monkeypatch.setattr(peft.utils.merge_utils, "random_pruning", same_masks)
+    options = {"combination_type": "dare_linear_svd", "svd_rank": 16, "density": 1 - drop}
+    expected = combined(pair, tmp_path / "theirs", WEIGHTS, **options)
+    method = f"dare(drop={drop}, weights={WEIGHTS})"
+    found = fuse(base, adapters, tmp_path / "ours", method=method, scale="1", seed=5)
+    assert_close(found, expected)
