@@ -17,6 +17,7 @@ from test_training import RECIPE, Tiny, counted, run_finetune, samples, some_hea
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.fusion.files.vectors import open_vector
 from rmtllmf_jax.models.weights import read_safetensors
 from rmtllmf_jax.runs import open_run
 from rmtllmf_jax.training.finetune import first_state, train_step
@@ -160,6 +161,8 @@ def test_a_run_keeps_the_factors_and_opens_as_any_other(finished: TinyRun, tmp_p
             expected = 4.0 * np.asarray(factors[0], np.float64) @ factors[1]
             np.testing.assert_allclose(leaf[0], expected, atol=1e-6, err_msg=path)
     assert {path.rpartition("/")[0] for path in stored} == set(KERNELS)
+    with pytest.raises(InputError, match=r"by LoRA.* make a model of them with `rmtllmf export"):
+        open_vector(run / user["finetuned"])
     for wrong, said in (
         (("--lora-rank", "0"), "the rank of a LoRA must be at least 1, got 0"),
         (("--lora-alpha", "2"), "--lora-alpha is of a LoRA: give its --lora-rank"),

@@ -112,9 +112,15 @@ def is_vector(path: Path) -> bool:
 def open_vector(path: Path) -> Vector:
     """Return the task vector or trained tower in a file, by torch's names.
 
-    **Raises:** `InputError` if the file cannot be read.
+    **Raises:** `InputError` if the file cannot be read, or holds the factors of a LoRA.
     """
     entries, metadata = read_header(path)
+    if any(entry.key.endswith("/kernel/a") for entry in entries):
+        raise InputError(
+            f"{path}: the factors of a user fine-tuned by LoRA, whose scale the run folder "
+            "knows; make a model of them with `rmtllmf export RUN --tasks TASK --to DIR` and name "
+            "that."
+        )
     is_change = VECTOR in metadata
     about = json.loads(metadata[VECTOR]) if is_change else {}
     updates: dict[str, tuple[Update, ...]] = {
