@@ -40,7 +40,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -53,19 +52,18 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from model_sides import CASES
+from processes import process
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from timing import interleaved, machine
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.common.files import sync
 from rmtllmf_jax.models.backbone import Backbone, abstract_params
 
 SCALE = 0.3
 DENSITY = 0.2  # of TIES; our default
 TIED = 1e-5  # of entries: equal ones at the threshold, all of which ours keeps and mergekit some
 SIZE_VECTORS = 2  # of the run that measures memory: the disk has to hold them
-POLL = 0.01  # seconds
 GIB = 2**30
 
 # What public repositories do, as a process: every sum of two vectors is a new state dict.
@@ -198,31 +196,6 @@ def mergekit_command(
     content |= {"dtype": "float32", "parameters": {"normalize": ties, "lambda": SCALE}}
     config.write_text(json.dumps(content))  # JSON is YAML
     return [program, str(config), str(out)]
-
-
-def process(command: list[str], out: Path, peaks: dict[str, float], name: str) -> None:
-    """Run a command until its output is on the disk; note the most memory that it has held."""
-    with tempfile.TemporaryFile() as errors:
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        peak = 0.0
-        while running.poll() is None:
-            peak = max(peak, high_water(running.pid))
-            time.sleep(POLL)
-        if running.returncode:
-            errors.seek(0)
-            raise SystemExit(f"{name} failed:\n{errors.read().decode()}")
-    for file in [out] if out.is_file() else out.rglob("*.safetensors"):
-        sync(file)
-    peaks[name] = max(peaks.get(name, 0.0), peak)
-
-
-def high_water(pid: int) -> float:
-    """Return the most memory that a process has held in GiB, 0 if it has just ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 2**20 for line in lines if line[:6] == "VmHWM:"), 0.0)
 
 
 def from_disk_to_disk(

@@ -190,6 +190,15 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_says_what_the_models_come_over(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fuse(models, tmp_path / "out", dry_run=True, protection="shrink")
+    line = "over an uplink: preset channel_preset, attack sum_rate, receiver sic, air once, "
+    assert line in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_has_it(models: list[Path], tmp_path: Path):
     words = ["fuse", "--base", models[0], "--models", models[1], "--out", tmp_path / "out"]
     words += ["--link", "ideal", "--c0", -20, "--draw", 1, "--protection", "repeat(times=2)"]

@@ -274,6 +274,9 @@ def _listing(plan: Plan) -> Iterator[str]:
     for checkpoint in (plan.base, *plan.others):
         count = len(checkpoint.files)
         yield f"reads {checkpoint.given}: {checkpoint.size:,} bytes in {_files(count)}"
+    if plan.transfer is not None:
+        how = ", ".join(f"{key} {value}" for key, value in plan.transfer.key().items() if value)
+        yield f"receives the task vectors over an uplink: {how}"
     yield from plan.notes
     if plan.code:
         yield plan.code
