@@ -108,7 +108,8 @@ def test_labels_of_a_head_that_is_not_merged_do_not_matter(tmp_path: Path):
     paths = write(tmp_path / "base", 0, labelled("ab")), write(tmp_path / "one", 1, labelled("ba"))
     fuse(*paths, tmp_path / "out", from_base=("classifier.*",))
     default = {"model_type": "bert", "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
-    fuse(paths[0], write(tmp_path / "default", 1, default), tmp_path / "same")
+    (note,) = fuse(paths[0], write(tmp_path / "default", 1, default), tmp_path / "same")
+    assert "id2label is LABEL_0, LABEL_1, not a, b" in note
 
 
 def tokenizer(lower: bool, **more: Any) -> str:

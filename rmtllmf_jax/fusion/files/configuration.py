@@ -138,7 +138,7 @@ def _configs(
     """Return the fields that change the meaning, and the others that differ, with both values."""
     if not base or not other or base == other:
         return {}, {}
-    labels_differ = _labels(base, other, width)
+    labels_differ, unnamed = _labels(base, other, width)
     kinds = base.get("model_type"), other.get("model_type")
     if all(kinds) and kinds[0] != kinds[1]:
         return labels_differ | {"model_type": f"{kinds[1]}, {kinds[0]} in the base"}, {}
@@ -149,7 +149,7 @@ def _configs(
         one, two = (dict(_flat(config)) for config in filled)
         # Without defaults a field that one lacks is not known to differ.
         whole = filled[0] is not base and filled[1] is not other
-    wrong, rest = {}, {}
+    wrong, rest = labels_differ, unnamed
     for field in sorted(one.keys() | two.keys() if whole else one.keys() & two.keys()):
         values = one.get(field), two.get(field)
         if values[0] == values[1]:
@@ -160,7 +160,7 @@ def _configs(
             rest[field] = f"{values[1]}, not {values[0]}"
     if base.get("architectures") != other.get("architectures") and other.get("architectures"):
         rest["architectures"] = f"{other['architectures']}, not {base.get('architectures')}"
-    return wrong | labels_differ, rest
+    return wrong, rest
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -174,16 +174,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _labels(base: dict[str, Any], other: dict[str, Any], width: set[int]) -> dict[str, str]:
-    """Return whether the rows of a head that is merged are of other classes."""
-    texts = [
-        [str(text) for text in (each.get("id2label") or {}).values()] for each in (base, other)
-    ]
+def _labels(
+    base: dict[str, Any], other: dict[str, Any], width: set[int]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return whether the rows of a head that is merged are of other classes, or may be."""
+    given = (each.get("id2label") or {} for each in (base, other))
+    texts = [[str(text) for text in each.values()] for each in given]
     if not all(texts) or texts[0] == texts[1] or len(texts[0]) not in width:
-        return {}
+        return {}, {}
+    names = [", ".join(each[:4]) for each in texts]
     if any(all(_DEFAULT_LABEL.fullmatch(text) for text in each) for each in texts):
-        return {}
-    return {"id2label": f"{', '.join(texts[1][:4])}, in the base {', '.join(texts[0][:4])}"}
+        return {}, {"id2label": f"{names[1]}, not {names[0]}"}
+    return {"id2label": f"{names[1]}, in the base {names[0]}"}, {}
 
 
 def _tokenizers(base: Path | None, other: Path | None) -> tuple[dict[str, str], list[str]]:
