@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_trees_equal
 from flax import nnx
 from flax.core import FrozenDict
 from scipy import stats
@@ -183,16 +184,21 @@ class Model(nnx.Module):
 def test_names_layers_and_merges_do_not_depend_on_the_container():
     states = [nnx.state(Model(nnx.Rngs(seed)), nnx.Param) for seed in range(3)]
     dicts = [nnx.to_pure_dict(state) for state in states]
-    found = []
-    for base, *others in (states, dicts):
+    found, weights = [], []
+    for base, *others in (states, dicts, list(map(FrozenDict, dicts))):
         stacked = fusion.stack([TaskVector.between(other, base).tree for other in others])
         merged = rules.Lata()(stacked)
         received = uplink.transmit(stacked, jnp.ones(2), jnp.ones(2), KEY)
+        grams = rules.layer_grams(stacked, "block")
+        weights.append(rules.Lata().by_layer(fusion.leaves_by_path(stacked), jnp.ones(2), grams))
         names = list(fusion.group_by_layer(fusion.leaves_by_path(stacked)))
         assert names == ["embed", "layers/0", "layers/1", "layers/2", "norm"]
         found.append([*jax.tree.leaves(merged), *jax.tree.leaves(received)])
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(one, other)
+    for other in weights[1:]:
+        assert_trees_equal(weights[0], other)
     value = {"attention": {"value": {"kernel": jnp.ones(2)}}, "value": jnp.ones(2)}
     assert list(fusion.leaves_by_path(value)) == ["attention/value/kernel", "value"]
 

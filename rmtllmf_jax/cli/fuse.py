@@ -56,7 +56,8 @@ class Fuse(LinkOptions):
     model_stock, tsv_merge, median, trimmed_mean(trim=1), a number of models or a share below 0.5,
     layer_wise(layers={'model.layers.0': 0.5, 'lm_head': 1}, default=none, granularity=block) with
     default the weight of all other layers, or lata(weighting=linear, sigma=0.5,
-    granularity=block) with logarithmic or threshold and tensor; and with --statistics
+    granularity=block) with logarithmic or threshold, and tensor or
+    layers(pattern='.*?stage[0-9]+'), what an expression matches of a name; and with --statistics
     fisher(floor=1e-06) and regmean(off_diagonal=0.9, ridge=1e-06, input_axis=none). All take
     weights=(1, 0.5), one number per model."""
     options: tuple[str, ...] = ()

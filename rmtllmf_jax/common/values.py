@@ -18,6 +18,7 @@ import dataclasses
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -107,16 +108,24 @@ def parse(text: str, known: Known, what: str) -> Any:
     require_known(what, name, known)  # also where the rest is no expression
     if not {"'", '"'} & set(text):
         text = _PATH.sub(lambda path: repr(path[1]), text)
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        tree = None
+    tree = expression(text)
     if not isinstance(tree, ast.Name | ast.Call):
         raise InputError(
             f"{what} {text!r} cannot be read: write it as {name}, or with options as "
             f"{name}(option=value, ...)."
         )
     return _built(tree, known, what)
+
+
+def expression(text: str) -> ast.expr | None:
+    """Return the syntax tree of an expression, `None` where there is none."""
+    try:
+        with warnings.catch_warnings():
+            # Regular expressions have backslashes that mean nothing to Python and stay.
+            warnings.simplefilter("ignore")
+            return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def parse_all(texts: Iterable[str], known: Known, what: str) -> tuple[Any, ...]:

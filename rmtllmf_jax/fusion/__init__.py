@@ -1,7 +1,14 @@
 """Task-vector algebra and merging, for anyone with pytrees: needs nothing else of this package."""
 
 from rmtllmf_jax.fusion import rules
-from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer, layer_of, layers_of
+from rmtllmf_jax.fusion.layers import (
+    GRANULARITIES,
+    Granularity,
+    Layers,
+    group_by_layer,
+    layer_of,
+    layers_of,
+)
 from rmtllmf_jax.fusion.merge import add_to_base, weighted_sum
 from rmtllmf_jax.fusion.rules import (
     METHODS,
@@ -64,8 +71,10 @@ __all__ = [
     "Della",
     "DellaLinear",
     "Fisher",
+    "Granularity",
     "Lata",
     "LayerWise",
+    "Layers",
     "Median",
     "MergeMethod",
     "ModelStock",

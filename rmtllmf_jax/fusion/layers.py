@@ -6,40 +6,105 @@
 'model.layers.3'
 >>> layer_of("Transformer/encoderblock_3/MlpBlock_0/Dense_1/kernel")
 'Transformer/encoderblock_3'
+>>> layer_of("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight")
+'down_blocks.0.attentions.1.transformer_blocks.0'
 >>> layer_of("embeddings/patch_embedding/kernel"), layer_of("lm_head.weight")
 ('embeddings', 'lm_head')
+>>> layer_of("stage2.unit3.conv.weight", Layers(r"stage\\d+"))
+'stage2'
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.common.errors import InputError, require_known
 
 GRANULARITIES = ("block", "tensor")
-"""All leaves of a transformer block as one layer, or every leaf as its own."""
-
-# A name, then a number: encoder/layer/3, model.layers.3, transformer.h.3, blocks.3, resblocks.3; as
-# Linen has it, layers_3, encoderblock_3, h_3, TransformerBlock_3. Of nested ones the outermost.
-_BLOCK = re.compile(r"(?:.*?[./])??(?:\w*(?i:layers?|blocks?)|h)[./_]\d+(?=[./]|$)")
+"""All leaves of a transformer block as one layer, or every leaf as its own; or `Layers`."""
 
 
-def layer_of(path: str, granularity: str = "block") -> str:
+@dataclass(frozen=True)
+class Layers:
+    """Layers of one's own: what a regular expression matches of a leaf's name from its start.
+
+    A leaf that it does not match belongs to its module, as one of no block does.
+    """
+
+    pattern: str
+    """The expression, such as `.*?stage\\d+`; of one with a group, what the first group matches."""
+
+    def __post_init__(self) -> None:
+        """Check the expression."""
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise InputError(
+                f"pattern: {self.pattern!r} is no regular expression ({error})."
+            ) from None
+
+    def __call__(self, path: str) -> str | None:
+        """Return the layer of a leaf, `None` where nothing is matched."""
+        found = re.match(self.pattern, path)
+        return (found[1] if found.re.groups else found[0]) or None if found else None
+
+
+Granularity = str | Layers
+"""What a layer is: one of `GRANULARITIES`, or `Layers`."""
+
+# A number at the end of a name or as a name of its own.
+_NUMBERED = r"[./_]\d+"
+_PREFIX = r"(?:.*?[./])??"
+# Of nested ones the outermost, but for the stages of diffusers' U-Nets and autoencoders.
+_STAGE = rf"(?:(?:down|up)_blocks{_NUMBERED}|mid_block)[./]\w+?{_NUMBERED}"
+_BLOCKS = tuple(
+    re.compile(rf"{_PREFIX}(?:{names})(?=[./]|$)")
+    for names in (
+        rf"{_STAGE}(?:[./]transformer_blocks{_NUMBERED})?",
+        # Of torchvision: Swin, ConvNeXt, EfficientNet; DenseNet; ResNet.
+        r"features[./]\d+(?:[./]\d+)?|denseblock\d+[./]denselayer\d+|layer\d+[./]\d+",
+        # encoder/layer/3, model.layers.3, transformer.h.3, blocks.3, resblocks.3; as Linen has it,
+        # layers_3, encoderblock_3, h_3, TransformerBlock_3.
+        rf"(?:\w*(?i:layers?|blocks?)|h){_NUMBERED}",
+    )
+)
+# In which flax.nnx keeps the array of a variable, where it is part of a flat name.
+_NNX = re.compile(r"(?<=[./])(kernel|bias|scale|embedding)[./]value$")
+
+
+def require_granularity(granularity: Granularity, known: Iterable[str] = GRANULARITIES) -> None:
+    """Check what a layer is to be.
+
+    **Raises:** `InputError` for an unknown name.
+    """
+    if not isinstance(granularity, Layers):
+        require_known("granularity", granularity, known)
+
+
+def layer_of(path: str, granularity: Granularity = "block") -> str:
     """Return the name of the layer that a leaf belongs to.
 
     Names may be separated by ``/`` or ``.``. With granularity `block` it is the path up to the
     number of a block, which follows a name that ends in layer(s) or block(s), or an h, as in
-    ``layers/3``, ``h.3`` and Linen's ``encoderblock_3``. A leaf of no block belongs to its module,
-    all leaves of ``embeddings`` together.
+    ``layers/3``, ``h.3`` and Linen's ``encoderblock_3``; stages of diffusers' U-Nets and of
+    torchvision's convolutional models are divided into their units. A leaf of no block belongs to
+    its module, all leaves of ``embeddings`` together.
 
     **Raises:** `InputError` for an unknown granularity.
     """
-    if require_known("granularity", granularity, GRANULARITIES) == "tensor":
+    require_granularity(granularity)
+    if granularity == "tensor":
         return path
-    block = _BLOCK.match(path)
-    if block:
-        return block.group()
+    path = _NNX.sub(r"\1", path)
+    if isinstance(granularity, Layers):
+        layer = granularity(path)
+    else:
+        matches = (pattern.match(path) for pattern in _BLOCKS)
+        layer = next((found.group() for found in matches if found), None)
+    if layer:
+        return layer
     separator = "/" if "/" in path else "."
     module = path.split(separator)[:-1] or [path]
     if "embeddings" in module:
@@ -47,12 +112,23 @@ def layer_of(path: str, granularity: str = "block") -> str:
     return separator.join(module)
 
 
-def layers_of(paths: Iterable[str], granularity: str = "block") -> dict[str, str]:
-    """Return the layer of each leaf, in the order of the leaves."""
+def layers_of(paths: Iterable[str], granularity: Granularity = "block") -> dict[str, str]:
+    """Return the layer of each leaf, in the order of the leaves.
+
+    **Raises:** `InputError` for an unknown granularity, or an expression that matches no leaf.
+    """
+    paths = list(paths)
+    if isinstance(granularity, Layers) and paths and not any(map(granularity, paths)):
+        raise InputError(
+            f"layers: {granularity.pattern!r} matches no leaf from the start of its name, such as "
+            f"{paths[0]}."
+        )
     return {path: layer_of(path, granularity) for path in paths}
 
 
-def group_by_layer(paths: Iterable[str], granularity: str = "block") -> dict[str, list[str]]:
+def group_by_layer(
+    paths: Iterable[str], granularity: Granularity = "block"
+) -> dict[str, list[str]]:
     """Return the leaves of each layer; layers by name, numbers by size (block 2 before block 10).
 
     The order does not depend on that of the leaves, so that ranks of layers do not either.

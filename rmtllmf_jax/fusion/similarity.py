@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, PyTree
 
-from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.layers import Granularity, group_by_layer
 from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, widened
 
 _CHUNK = 1 << 20  # coordinates that are widened to float64 at a time
@@ -59,7 +59,7 @@ def exact_cosines(stacked: PyTree[Float[Array, "users ..."]]) -> Float[np.ndarra
 
 
 def layer_cosines(
-    stacked: PyTree[Float[Array, "users ..."]], granularity: str = "block"
+    stacked: PyTree[Float[Array, "users ..."]], granularity: Granularity = "block"
 ) -> dict[str, Float[np.ndarray, "users users"]]:
     """Return `exact_cosines` of each layer (`layers.layer_of`), blocks by number.
 

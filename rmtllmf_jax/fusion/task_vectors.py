@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.layers import Granularity, group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base, require_scalar
 from rmtllmf_jax.fusion.trees import (
     as_type_of,
@@ -92,7 +92,7 @@ class TaskVector:
         """Return the leaves by path, such as ``encoder/layers/0/mlp/fc1/kernel``."""
         return leaves_by_path(self.tree)
 
-    def by_layer(self, granularity: str = "block") -> dict[str, TaskVector]:
+    def by_layer(self, granularity: Granularity = "block") -> dict[str, TaskVector]:
         """Return each layer's part (`layers.layer_of`) as a task vector of its leaves by path.
 
         >>> w = jnp.zeros(2)

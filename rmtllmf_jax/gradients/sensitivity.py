@@ -30,7 +30,9 @@ class Sensitivity:
     sizes: tuple[int, ...]
     """Parameters of each leaf."""
 
-    def by_layer(self, granularity: str = "block") -> dict[str, Float[np.ndarray, " tasks"]]:
+    def by_layer(
+        self, granularity: fusion.Granularity = "block"
+    ) -> dict[str, Float[np.ndarray, " tasks"]]:
         """Return the sums over the leaves of each layer, see `fusion.layer_of`."""
         groups = fusion.group_by_layer(self.leaves, granularity)
         places = {leaf: place for place, leaf in enumerate(self.leaves)}

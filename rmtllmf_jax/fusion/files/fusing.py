@@ -51,7 +51,7 @@ from rmtllmf_jax.fusion.files.outputs import Facts, Shard
 from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.plan import Plan
 from rmtllmf_jax.fusion.files.transfer import Opened
-from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.layers import Granularity, group_by_layer
 from rmtllmf_jax.fusion.rules import LayerWeighted, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 
@@ -108,7 +108,7 @@ class Fusing:
         by_layer = method.by_layer(keys, by_user, grams)
         return {layer: np.asarray(weights) for layer, weights in by_layer.items()}
 
-    def _grams(self, granularity: str) -> dict[str, Array]:
+    def _grams(self, granularity: Granularity) -> dict[str, Array]:
         """Return the layers' inner products, each over its largest: cosines stay as they are."""
         keys = self.plan.matching.merged
         path = self.root / _GRAMS

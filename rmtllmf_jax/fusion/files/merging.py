@@ -31,7 +31,7 @@ from rmtllmf_jax.fusion.files.outputs import Facts, Shard, Tensor, stored
 from rmtllmf_jax.fusion.files.plan import Recipe
 from rmtllmf_jax.fusion.files.statistics import Statistics
 from rmtllmf_jax.fusion.files.transfer import Opened
-from rmtllmf_jax.fusion.layers import group_by_layer, layer_of, layers_of
+from rmtllmf_jax.fusion.layers import Granularity, group_by_layer, layer_of, layers_of
 from rmtllmf_jax.fusion.rules import LayerWeighted, Method, Sparsified, TaskArithmetic, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.similarity import exact_gram
@@ -203,7 +203,7 @@ def layer_grams(
     base: Checkpoint,
     models: list[Model],
     keys: tuple[str, ...],
-    granularity: str,
+    granularity: Granularity,
     advance: Callable[[int], None],
     transfer: Opened | None = None,
 ) -> dict[str, Float64[np.ndarray, "users users"]]:

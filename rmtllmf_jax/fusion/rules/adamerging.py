@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,11 @@ from jaxtyping import Array, Float, Key, PyTree
 from rmtllmf_jax.common.errors import (
     InputError,
     require_at_least,
-    require_known,
     require_non_negative,
 )
-from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.layers import Granularity, group_by_layer, require_granularity
 from rmtllmf_jax.fusion.merge import add_to_base
-from rmtllmf_jax.fusion.rules.layer_wise import merge_by_layer
+from rmtllmf_jax.fusion.rules.layer_wise import LAYERS, merge_by_layer
 from rmtllmf_jax.fusion.rules.leaves import PerUser, user_weights
 from rmtllmf_jax.fusion.rules.method import MergeMethod
 from rmtllmf_jax.fusion.trees import (
@@ -60,9 +59,11 @@ class AdaMerging(MergeMethod):
     is_mean: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("base", "entropy", "batches")
     scales: ClassVar[tuple[float, ...]] = (1.0,)
+    choices: ClassVar[Mapping[str, Any]] = {"granularity": LAYERS | {"task": "task"}}
 
-    granularity: str = "tensor"
-    """One weight per task vector (`task`), or per layer too (`block`; `tensor` as published)."""
+    granularity: Granularity = "tensor"
+    """One weight per task vector (`task`), or per layer too (`block`; `tensor` as published; or an
+    expression, `layers(pattern='.*?stage\\d+')`)."""
     initial: float = 0.3
     """All weights before the first step."""
     learning_rate: float = 1e-3
@@ -76,7 +77,7 @@ class AdaMerging(MergeMethod):
 
     def __post_init__(self) -> None:
         """Check the names and numbers."""
-        require_known("granularity", self.granularity, ADAMERGING_GRANULARITIES)
+        require_granularity(self.granularity, ADAMERGING_GRANULARITIES)
         require_non_negative("initial", self.initial)
         require_non_negative("learning_rate", self.learning_rate)
         if self.clip and self.initial > 1:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.values import by_name, described, parse
+from rmtllmf_jax.common.values import by_name, described, expression, parse
 from rmtllmf_jax.fusion.rules.adamerging import AdaMerging
 from rmtllmf_jax.fusion.rules.consensus import ConsensusTa
 from rmtllmf_jax.fusion.rules.fisher import Fisher
@@ -106,10 +106,7 @@ def parse_method(text: str) -> Any:
 
     **Raises:** `InputError` that names what is unknown, and the known ones.
     """
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        tree = None
+    tree = expression(text)
     lists: dict[str, list[ast.expr]] = {}
     for keyword in tree.keywords if isinstance(tree, ast.Call) else ():
         if keyword.arg and isinstance(keyword.value, ast.List) and keyword.value.elts:

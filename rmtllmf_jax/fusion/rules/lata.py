@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.fusion.layers import group_by_layer
+from rmtllmf_jax.fusion.layers import Granularity, group_by_layer
 from rmtllmf_jax.fusion.merge import add_to_base
 from rmtllmf_jax.fusion.rules.layer_wise import Grams, LayerWeighted, merge_by_layer
 from rmtllmf_jax.fusion.rules.leaves import PerUser, user_weights
@@ -60,8 +60,8 @@ class Lata(LayerWeighted):
     """Weights by rank, `linear` or `logarithmic`, or by cosine, `threshold`."""
     sigma: float = 0.5
     """With `threshold`: layers whose cosine is above it count nothing; 1 is task arithmetic."""
-    granularity: str = "block"
-    """What a layer is: `block` or `tensor`."""
+    granularity: Granularity = "block"
+    """What a layer is: `block`, `tensor`, or an expression, `layers(pattern='.*?stage\\d+')`."""
     weights: tuple[float, ...] = ()
     """One weight per task vector, times those by layer; none: 1 for each."""
 
@@ -105,7 +105,7 @@ class Lata(LayerWeighted):
 
 
 def layer_grams(
-    stacked: PyTree[Array], granularity: str, reference: PyTree[Array] | None = None
+    stacked: PyTree[Array], granularity: Granularity, reference: PyTree[Array] | None = None
 ) -> dict[str, Float[Array, "vectors vectors"]]:
     """Return the inner products of the task vectors, the reference last, in each layer.
 

@@ -13,14 +13,21 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.values import described
-from rmtllmf_jax.fusion.layers import GRANULARITIES, group_by_layer, layer_of
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.values import by_name, described
+from rmtllmf_jax.fusion.layers import (
+    GRANULARITIES,
+    Granularity,
+    Layers,
+    group_by_layer,
+    layer_of,
+    require_granularity,
+)
 from rmtllmf_jax.fusion.rules.leaves import (
     PerUser,
     check_weights,
@@ -35,6 +42,10 @@ Grams = Mapping[str, Float[Array, "vectors vectors"]]
 """Inner products of the task vectors, and of a reference as a last one, by layer."""
 
 
+LAYERS: dict[str, Any] = {name: name for name in GRANULARITIES} | by_name(Layers)
+"""What a command line can choose a granularity from."""
+
+
 class LayerWeighted(MergeMethod):
     """Base of methods that only weigh task vectors by layer: ``sum_q w_lq tau_lq``, l the layer.
 
@@ -43,13 +54,14 @@ class LayerWeighted(MergeMethod):
 
     compares: ClassVar[bool] = False
     """Weights follow from the layers' inner products, see `lata.layer_grams`."""
-    granularity: str
+    choices: ClassVar[Mapping[str, Any]] = {"granularity": LAYERS}
+    granularity: Granularity
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
         """Check what all have."""
         super().__post_init__()
-        require_known("granularity", self.granularity, GRANULARITIES)
+        require_granularity(self.granularity)
 
     def by_layer(
         self, paths: Iterable[str], weights: Float[Array, " users"], grams: Grams | None = None
@@ -88,8 +100,8 @@ class LayerWise(LayerWeighted):
     counts, a name before any expression. One number for all task vectors, or one for each."""
     default: float | None = None
     """Weight of the layers that nothing matches; none: every layer must be matched."""
-    granularity: str = "block"
-    """What a layer is: `block` or `tensor`."""
+    granularity: Granularity = "block"
+    """What a layer is: `block`, `tensor`, or an expression, `layers(pattern='.*?stage\\d+')`."""
     weights: tuple[float, ...] = ()
     """One weight per task vector, times those by layer; none: 1 for each."""
 
@@ -157,7 +169,7 @@ class LayerWise(LayerWeighted):
 
 
 def merge_by_layer(
-    stacked: PyTree[Array], weights: Mapping[str, Float[Array, " users"]], granularity: str
+    stacked: PyTree[Array], weights: Mapping[str, Float[Array, " users"]], granularity: Granularity
 ) -> PyTree[Array]:
     """Return ``sum_q w_lq tau_lq``, l the leaf's layer: also of a part of a model's leaves.
 
