@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +12,17 @@ import PIL
 from jaxtyping import Int32, UInt8
 
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.files import content_hash, file_hash, lock, read_json, sync, write_json
-from rmtllmf_jax.common.progress import note, progress_bar
+from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.decode import Rule, WrongSize, decode_image, in_threads, resize_rule
+from rmtllmf_jax.data.entries import Arrays, allocated, stored
 from rmtllmf_jax.data.source import Example, Source
 from rmtllmf_jax.models.processor import FITS, RESAMPLES, Fit, Resample
 
 FORMAT = 1
 """Version of the layout on disk; part of the cache key."""
 
-_IMAGES, _LABELS, _META = "images.npy", "labels.npy", "meta.json"
+_IMAGES, _LABELS = "images.npy", "labels.npy"
 
 _Arrays = tuple[UInt8[np.ndarray, "n s s 3"], Int32[np.ndarray, " n"]]
 
@@ -103,85 +101,22 @@ def _entry(
     rule: Rule,
     resample: Resample,
 ) -> _Arrays:
-    """Open an entry, or decode it first.
+    """Open an entry, or decode it first."""
+    side, count = made_from["image_size"], source.size(task, split)
 
-    An entry is a folder with the two arrays and `meta.json`: what they were made from, and their
-    checksums. It appears by one rename once its content has reached the disk.
-    """
+    def build(part: Path) -> tuple[Arrays, dict[str, Any]]:
+        images = allocated(part / _IMAGES, (count, side, side, 3), np.uint8)
+        labels = allocated(part / _LABELS, (count,), np.int32)
+        classes = len(made_from["classes"])
+        decode_split(source, task, split, classes, images, labels, fit=rule, resample=resample)
+        if source.fingerprint(task, split) != made_from["source"]:
+            raise InputError(f"task {task!r}, split {split!r}: changed while read.")
+        about = {"task": task, "split": split, "pillow": PIL.__version__, "count": count}
+        return {_IMAGES: images, _LABELS: labels}, about
+
     folder = cache_dir / "images" / content_hash(made_from)
-    side = made_from["image_size"]
-    shape = (source.size(task, split), side, side, 3)
-    if (arrays := _opened(folder, shape)) is not None:
-        return arrays
-    with _using(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(f".{folder.name}.lock").open("wb")
-    part = folder.with_name(f".{folder.name}.part")
-    with file:
-        with _using(folder.parent):
-            lock(file, wait=True)
-        if (arrays := _opened(folder, shape)) is not None:  # built while this process waited
-            return arrays
-        if folder.exists():
-            note(f"{folder}: damaged; decoding {task} {split} again")
-        try:
-            with _using(folder.parent):
-                for old in (folder, part):
-                    shutil.rmtree(old, ignore_errors=True)
-                part.mkdir()
-                images = _allocated(part / _IMAGES, shape, np.uint8)
-                labels = _allocated(part / _LABELS, shape[:1], np.int32)
-            classes = len(made_from["classes"])
-            decode_split(source, task, split, classes, images, labels, fit=rule, resample=resample)
-            if source.fingerprint(task, split) != made_from["source"]:
-                raise InputError(f"task {task!r}, split {split!r}: changed while read.")
-            with _using(folder.parent):
-                files = {}
-                for name, array in ((_IMAGES, images), (_LABELS, labels)):
-                    array.flush()
-                    sync(part / name)
-                    files[name] = {"shape": array.shape, "sha256": file_hash(part / name)}
-                about = {"task": task, "split": split, "pillow": PIL.__version__}
-                write_json(part / _META, {**made_from, **about, "count": shape[0], "files": files})
-                os.rename(part, folder)
-                sync(folder.parent)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-    if (arrays := _opened(folder, shape)) is None:
-        raise InputError(f"{folder}: could not be read back; is the disk failing?")
-    return arrays
-
-
-def _opened(folder: Path, shape: tuple[int, ...]) -> _Arrays | None:
-    """Map the images and load the labels, both read-only; None if missing or damaged."""
-    try:
-        files = read_json(folder / _META)["files"]
-        if any(files[name]["sha256"] != file_hash(folder / name) for name in (_IMAGES, _LABELS)):
-            return None
-        images, labels = np.load(folder / _IMAGES, mmap_mode="r"), np.load(folder / _LABELS)
-    except (InputError, OSError, LookupError, TypeError):
-        return None
-    labels.setflags(write=False)
-    return (images, labels) if (images.shape, labels.shape) == (shape, shape[:1]) else None
-
-
-def _allocated(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap[Any, Any]:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    # Writing to a mapped sparse file on a full disk is a SIGBUS; allocating blocks first raises.
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
-
-
-@contextmanager
-def _using(folder: Path) -> Iterator[None]:
-    """Turn disk errors about a cache folder into an `InputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be used as a cache ({error}).") from error
+    arrays = stored(folder, made_from, build, f"decoding {task} {split}")
+    return arrays[_IMAGES], arrays[_LABELS]
 
 
 def decode_split(
