@@ -5,6 +5,18 @@ from .sources.embedded import EMBEDDED, EmbeddedSource
 from .splits import evaluation_subset, few_shot, split_validation
 from .task_data import Rows, TaskData, load_task
 from .tasks import EMBEDDED_NAMES, TASK_NAMES, validate_tasks
+from .texts.packing import PackedTexts, load_texts
+from .texts.questions import Choices, Questions, load_questions
+from .texts.sources import (
+    Document,
+    HubTexts,
+    JsonLines,
+    ParquetTexts,
+    TextFile,
+    Texts,
+    text_source,
+)
+from .texts.task import TextData, TextTask, load_text_task
 
 __all__ = [
     "EMBEDDED",
@@ -12,16 +24,31 @@ __all__ = [
     "SOURCES",
     "TASK_NAMES",
     "ArraySource",
+    "Choices",
+    "Document",
     "EmbeddedSource",
     "Example",
+    "HubTexts",
+    "JsonLines",
+    "PackedTexts",
+    "ParquetTexts",
+    "Questions",
     "Rows",
     "Source",
     "TaskArrays",
     "TaskData",
+    "TextData",
+    "TextFile",
+    "TextTask",
+    "Texts",
     "evaluation_subset",
     "few_shot",
     "get_source",
+    "load_questions",
     "load_task",
+    "load_text_task",
+    "load_texts",
     "split_validation",
+    "text_source",
     "validate_tasks",
 ]

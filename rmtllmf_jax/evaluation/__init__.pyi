@@ -10,6 +10,8 @@ from .language import (
     TokenLoss,
     evaluate,
     language_outputs,
+    question_batches,
+    text_batches,
 )
 from .logit_jacobian import Sensitivity, logit_jacobian_norms, margin_jacobian_norms
 from .metrics import (
@@ -53,7 +55,9 @@ __all__ = [
     "margin_jacobian_norms",
     "margin_spread",
     "pair_wde",
+    "question_batches",
     "ratio_spread",
     "rejection_rate",
+    "text_batches",
     "threshold",
 ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import by_name
+from rmtllmf_jax.data.texts.packing import PackedTexts
+from rmtllmf_jax.data.texts.questions import Questions
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.evaluation.metrics import CrossEntropy, Metric, Outputs, PerSample
@@ -155,6 +158,43 @@ class AnswerAccuracy(Metric):
 
 LANGUAGE_METRICS = by_name(NegativeLogLikelihood, Perplexity, BitsPerByte, AnswerAccuracy)
 """Metrics of language models, by the names that the command line knows."""
+
+
+def text_batches(texts: PackedTexts, batch_size: int) -> Iterator[Batch]:
+    """Yield rows of tokens in batches of one size, the last one padded, for a `TokenLoss`.
+
+    **Raises:** `InputError` if there is no row.
+    """
+    require_at_least("rows of tokens", len(texts), 1)
+    for start in range(0, len(texts), batch_size):
+        part = slice(start, start + batch_size)
+        tokens, following, segments, scored, sizes = (
+            _padded(getattr(texts, name)[part], batch_size)
+            for name in ("tokens", "following", "segments", "scored", "sizes")
+        )
+        inputs = {"tokens": tokens, "segments": segments, "bytes": sizes}
+        yield Batch(inputs, following, scored.astype(jnp.float32))
+
+
+def question_batches(questions: Questions, batch_size: int) -> Iterator[Batch]:
+    """Yield questions in batches of one size, the last one padded, for `AnswerAccuracy`.
+
+    **Raises:** `InputError` if there is no question.
+    """
+    require_at_least("questions", len(questions), 1)
+    names = {"tokens": "tokens", "next": "following", "counts": "scored", "bytes": "sizes"}
+    for start in range(0, len(questions), batch_size):
+        part = slice(start, start + batch_size)
+        inputs = {
+            name: _padded(getattr(questions, field)[part], batch_size)
+            for name, field in names.items()
+        }
+        weight = (jnp.arange(batch_size) < len(questions) - start).astype(jnp.float32)
+        yield Batch(inputs, _padded(questions.label[part], batch_size), weight)
+
+
+def _padded(rows: np.ndarray, count: int) -> Array:
+    return jnp.asarray(np.pad(rows, ((0, count - len(rows)), *((0, 0),) * (rows.ndim - 1))))
 
 
 def language_outputs(decoder: Decoder, params: PyTree) -> Outputs:

@@ -107,24 +107,9 @@ class HubSource:
         return self._loaded[task, split]
 
     def _read(self, hub: HubSet, split: str) -> Any:
-        try:
-            import datasets
-        except ImportError as error:
-            raise InputError(
-                f"{hub.id}: the source 'hub' needs the package datasets ({error}). "
-                "Install it: pip install 'rmtllmf-jax[hub]'."
-            ) from error
-        try:
-            with _quiet_unless_terminal():
-                loaded = datasets.load_dataset(
-                    hub.id,
-                    hub.config,
-                    split=split,
-                    cache_dir=None if self.cache_dir is None else str(self.cache_dir),
-                    revision=self.revision,
-                )
-        except Exception as error:  # its own types, and those of httpx, pyarrow and the hub
-            raise InputError(f"{hub.id}: {_explained(error, self.revision)}") from error
+        loaded = load_rows(hub.id, hub.config, split, self.revision, self.cache_dir)
+        import datasets
+
         for column in ("image", "label"):
             if column not in loaded.column_names:
                 listed = ", ".join(loaded.column_names)
@@ -136,6 +121,37 @@ class HubSource:
             raise InputError(f"{hub.id}: column 'label' must hold integers, got {label}.")
         kept = loaded.select_columns(["image", "label"])
         return kept.cast_column("image", datasets.Image(decode=False))
+
+
+def load_rows(
+    name: str,
+    config: str | None,
+    split: str,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> Any:
+    """Return a split of a data set of the hub as a `datasets.Dataset`.
+
+    **Raises:** `InputError` that names the data set and says what is wrong, see `HubSource`.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{name}: the source 'hub' needs the package datasets ({error}). "
+            "Install it: pip install 'rmtllmf-jax[hub]'."
+        ) from error
+    try:
+        with _quiet_unless_terminal():
+            return datasets.load_dataset(
+                name,
+                config,
+                split=split,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                revision=revision,
+            )
+    except Exception as error:  # its own types, and those of httpx, pyarrow and the hub
+        raise InputError(f"{name}: {_explained(error, revision)}") from error
 
 
 def in_cache(hub: HubSet, cache_dir: Path | None = None) -> bool:

@@ -1,0 +1,1 @@
+"""Texts for language models: sources, tokens in rows, splits."""
