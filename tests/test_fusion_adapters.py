@@ -202,6 +202,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     [
         ({"peft_type": "LOHA"}, "an adapter of the kind LOHA, and only LoRA is read as one; merge"),
         ({"peft_type": "IA3"}, "an adapter of the kind IA3"),
+        ({"peft_type": "PREFIX_TUNING"}, "and has no weights that could be merged"),
         ({"use_dora": True}, "not a plain LoRA but DoRA; merge it into its base model (PEFT's"),
         ({"target_parameters": ["experts.w"]}, "LoRA of parameters that are no layer's weight"),
         (

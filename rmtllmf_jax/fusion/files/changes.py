@@ -124,9 +124,11 @@ class Changes:
         """
         first, *more = self.updates[key]
         with np.errstate(over="ignore"):  # what overflows is found in the output
-            into[...] = first(base)
+            first(base, into)
             for update in more:
-                into += update(base)
+                other = np.empty_like(into)
+                update(base, other)
+                into += other
 
 
 def _places(sizes: Mapping[str, int], base: Checkpoint) -> list[tuple[str, ...]]:

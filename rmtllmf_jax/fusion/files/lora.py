@@ -20,6 +20,9 @@ _KEEPS_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base's weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA
 take the factors out of them: their adapters are to be added to what is left, not to the base."""
 
+_OF_INPUTS = ("PROMPT", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
+"""Parts of the names of kinds that are no change of weights."""
+
 # What says nothing of the weights, or is read below.
 _KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -128,6 +131,11 @@ def _pattern(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any
 def _require_plain(path: Path, content: Mapping[str, Any]) -> None:
     """Check that an adapter is a LoRA whose products are added to the weights of the base."""
     kind = content.get("peft_type")
+    if any(word in str(kind) for word in _OF_INPUTS):
+        raise InputError(
+            f"{path.parent}: an adapter of the kind {kind}, which adds to what a model reads and "
+            "has no weights that could be merged."
+        )
     if kind != "LORA":
         raise InputError(
             f"{path.parent}: an adapter of the kind {kind}, and only LoRA is read as one; "

@@ -26,8 +26,8 @@ class Update(Protocol):
         """What it is read from, and how it is laid, for a manifest."""
         ...
 
-    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """Return what is added to the base's tensor, in its shape and in float32 or wider."""
+    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
+        """Write what is added to the base's tensor into a contiguous array of its shape."""
         ...
 
 
@@ -59,11 +59,12 @@ class Product:
         """The keys of the factors."""
         return f"{self.a.key} {self.b.key}{' transposed' * self.transposed}"
 
-    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """Return the product in the shape of the base's tensor."""
+    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
+        """Write the product, in the shape of the base's tensor."""
         a, b = (_read(entry) for entry in (self.a, self.b))
         a, b = a.reshape(len(a), -1), self.scale * b.reshape(len(b), -1)
-        return (a.T @ b.T if self.transposed else b @ a).reshape(base.shape)
+        left, right = (a.T, b.T) if self.transposed else (b, a)
+        np.matmul(left, right, out=into.reshape(len(left), -1), casting="same_kind")
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class Whole:
         """The key in the adapter's file."""
         return self.entry.key
 
-    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """Return its difference from the base's."""
-        return _read(self.entry) - base
+    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
+        """Write its difference from the base's."""
+        np.subtract(_read(self.entry), base, out=into, casting="same_kind")
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class Shift:
         """The key in the adapter's file."""
         return self.entry.key
 
-    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """Return the bias, scaled as the layer's update is."""
-        return self.scale * _read(self.entry)
+    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
+        """Write the bias, scaled as the layer's update is."""
+        np.multiply(self.scale, _read(self.entry), out=into, casting="same_kind")
 
 
 def _read(entry: Entry) -> np.ndarray:

@@ -50,12 +50,13 @@ class Laid:
         """The path in the file."""
         return self.entry.key
 
-    def __call__(self, base: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """Return what is added to the base's tensor."""
+    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
+        """Write what is added to the base's tensor."""
         tensor = np.empty(self.entry.shape, wide(self.entry))
         read_finite(self.entry, tensor)
-        turned = to_torch(self.entry.key, tensor)[1].reshape(base.shape)
-        return turned if self.is_change else turned - base
+        into[...] = to_torch(self.entry.key, tensor)[1].reshape(base.shape)
+        if not self.is_change:
+            np.subtract(into, base, out=into, casting="same_kind")
 
 
 @dataclass(frozen=True)
