@@ -8,9 +8,9 @@ images. In a sweep all combinations of a realisation share what is sent. Before 
 is checked: a protection that does nothing (sent once, by the Gaussian transport) counts the same
 images right.
 
-Two cores, `tiny`, 10 images a task, medians of 5 rounds: 27 ms without; receivers and what is done
-on the air 1.0 to 1.1 times that, `shrink` and `reliability` .9, `sparse` 1.4, `singular_values`
-2.6, `coded` 3.9.
+Two cores, `tiny`, 10 images per task, medians of 5 rounds: 27 ms without; receivers and what is
+done on the air 1.0 to 1.1 times that, `shrink` and `reliability` .9, `sparse` 1.4,
+`singular_values` 2.6, `coded` 3.9.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", choices=tuple(CASES), default="tiny")
-    parser.add_argument("--images", type=int, default=10, help="test images a task")
+    parser.add_argument("--images", type=int, default=10, help="test images per task")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     print(machine("jax", "jaxlib"))
@@ -80,7 +80,7 @@ def main() -> None:
     for call in calls.values():
         call()
     medians = interleaved(calls, options.rounds)
-    print(f"{options.case}, {options.images} images a task: ms per configuration, and over none")
+    print(f"{options.case}, {options.images} images per task: ms per configuration, and over none")
     for name, seconds in medians.items():
         ratio = seconds / medians["none"]
         print(f"  {name:38s} {1000 * seconds / DRAWS:8.1f} {ratio:6.2f} x")

@@ -12,8 +12,8 @@ body, which computes every batch again. Equality: the three gradients agree to 1
 entry. Memory is what XLA plans for the program besides its arguments (`memory_analysis`). Programs:
 what `value_and_gradient` compiled for all rounds, each with another key and other parameters.
 
-Two cores (goal: within 3 times the value), 50 images a task, 2 draws. Tiny case, medians of 15; the
-ViT-Ti/16 at 64 pixels, medians of 7 (and seconds of the first call, which compiles):
+Two cores (goal: within 3 times the value), 50 images per task, 2 draws. Tiny case, medians of 15;
+the ViT-Ti/16 at 64 pixels, medians of 7 (and seconds of the first call, which compiles):
 
 | what | tiny: ms | over value | MiB | ViT-Ti: ms | over value | MiB | first call |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -106,7 +106,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", choices=tuple(CASES), default="tiny")
-    parser.add_argument("--images", type=int, default=100, help="test images a task")
+    parser.add_argument("--images", type=int, default=100, help="test images per task")
     parser.add_argument("--draws", type=int, default=2, help="draws of channel and noise")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

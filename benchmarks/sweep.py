@@ -18,14 +18,14 @@ cells at once; `streams`: against the threads.
 Two cores, medians of 3 (vit-ti) and 11 rounds, goal: 4 times as fast; milliseconds a cell, `vit-ti`
 has 64 pixels:
 
-| what | tiny, 10 images a task | tiny, 50 | vit-ti, 10 | vit-ti, 50 |
+| what | tiny, 10 images per task | tiny, 50 | vit-ti, 10 | vit-ti, 50 |
 | --- | --- | --- | --- | --- |
 | ours | 6.8 | 14.3 | 77 | 217 |
 | torch, load a cell | 37.2 (ours 5.44 x as fast) | 43.0 (3.01 x) | 334 (4.34 x) | 676 (3.11 x) |
 | torch, dicts in memory | 22.7 (3.33 x) | 33.9 (2.37 x) | 303 (3.94 x) | 653 (3.01 x) |
 
 Other runs of the tiny case, an hour before, had 4.24 and 4.97, 2.66 and 2.70 times the speed of
-loading. The goal is reached at 10 images a task and missed at 50, where a cell is the forward
+loading. The goal is reached at 10 images per task and missed at 50, where a cell is the forward
 passes of its tasks, five on average, in both. One program leaves the cores idle for a third of the
 time (tiny) or less (larger models), which the second thread fills.
 
@@ -95,7 +95,7 @@ def against_peers(case: str, images: int, rounds: int) -> None:
         for call in calls.values():
             call()
         medians = interleaved(calls, rounds)
-    print(f"{case}: {len(jobs)} cells of {len(inputs.tasks)} users, {images} images a task")
+    print(f"{case}: {len(jobs)} cells of {len(inputs.tasks)} users, {images} images per task")
     for name, seconds in medians.items():
         print(f"  {name:24s} {1000 * seconds / len(jobs):8.1f} ms a cell", end="")
         print("" if name == "ours" else f"   ours {seconds / medians['ours']:.2f} x as fast")
@@ -137,7 +137,7 @@ def main() -> None:
     choices = ("peers", *IN_PROCESSES, "all", "alone")
     parser.add_argument("--what", choices=choices, default="all")
     parser.add_argument("--case", choices=tuple(CASES), default="tiny")
-    parser.add_argument("--images", type=int, default=50, help="test images a task")
+    parser.add_argument("--images", type=int, default=50, help="test images per task")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--forced", type=int, default=1, help="host devices (alone)")
     parser.add_argument("--at-once", type=int, default=1, help="cells at once (alone)")

@@ -207,7 +207,7 @@ def main(options: Options) -> None:
         f"{options.channels} channels of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}) at "
         f"c0 = {options.c0:g} dB, merging coefficient {options.scale}, {options.steps} steps "
         f"from {', '.join(options.starts) or 'the worst of the others'}, judged on "
-        f"{options.eval_samples or 'all'} test images a task and {options.eval_draws} draws.",
+        f"{options.eval_samples or 'all'} test images per task and {options.eval_draws} draws.",
         markdown_table(summary(found)),
         "![Accuracy by attack](learned_attack.png)",
     ]

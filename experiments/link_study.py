@@ -83,7 +83,7 @@ class Options:
 
     **Fields:**
 
-    - `preset`: where the channels come from; it needs eight users, one a task.
+    - `preset`: where the channels come from; it needs eight users, one per task.
     - `draws`, `seeds`: channels a seed; a seed has its own channels and noise.
     - `out`: where the tables and the figure go.
     """

@@ -10,7 +10,7 @@ draws and validation images, and all are judged on other draws and test images b
 with the receiver's decoding order as the received powers have it. Per-user limits, and with --total
 one for their sum.
 
-Written to results/power_control/: README.md, powers.csv (a row a cell, channel and control), the
+Written to results/power_control/: README.md, powers.csv (a row per cell, channel and control), the
 figure. What is finished is kept in the run folder.
 
 8 minutes on two busy cores for three cells, 15 steps on 4 channels and four tasks of a ViT-Ti/16;
@@ -63,9 +63,9 @@ class Options(Learner):
     """What to run."""
 
     tuning_samples: int = 16
-    """Validation images a task."""
+    """Validation images per task."""
     eval_samples: int = 50
-    """Test images a task; 0 is all."""
+    """Test images per task; 0 is all."""
     scenario: str = "sum_rate"
     """A `uplink.Scenario`."""
     cells: int = 5
@@ -218,7 +218,7 @@ def main(options: Options) -> None:
         f"{options.cells} cells of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}), scenario "
         f"{options.scenario} at c0 = {options.c0:g} dB, merging coefficient {options.scale}, "
         f"{limit}; {options.steps} steps on {options.tuning_channels} channel draws and "
-        f"{options.tuning_samples} validation images a task, judged on "
+        f"{options.tuning_samples} validation images per task, judged on "
         f"{options.eval_channels} other draws and {options.eval_samples or 'all'} test images.",
         markdown_table(summary(found)),
         "![Accuracy by power control](power_control.png)",

@@ -176,7 +176,7 @@ def test_rician_keeps_its_numbers():
 def test_impossible_rician_draws_are_refused(bad):
     with pytest.raises(InputError, match="k_factor"):
         rician(jax.random.key(0), 4, 2, bad)
-    with pytest.raises(InputError, match="angles must be one a user, 3"):
+    with pytest.raises(InputError, match="angles must be one per user, 3"):
         Rician(3.0, angles_deg=(1.0, 2.0))(jax.random.key(0), 4, 3)
     if bad != -0.1:
         with pytest.raises(InputError, match="k_factor_db"):

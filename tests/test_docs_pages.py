@@ -121,3 +121,16 @@ def test_methods_that_the_page_for_newcomers_maps_are_there():
     ours = re.findall(r"`--(?:method|rules) '?(\w+)", page)
     assert len(ours) > 5
     assert set(ours) <= METHODS.keys()
+
+
+def test_every_tutorial_has_its_figure(monkeypatch: pytest.MonkeyPatch):
+    """Those that take no compiling are drawn, so that they follow the page's code."""
+    monkeypatch.syspath_prepend(str(DOCS / "tutorials"))
+    figures = import_module("figures").FIGURES
+    pages = {page.stem: page.read_text() for page in (DOCS / "tutorials").glob("*.md")}
+    assert figures.keys() == pages.keys()
+    for name, page in pages.items():
+        assert f"]({name}.svg)" in page, name
+        assert (DOCS / "tutorials" / f"{name}.svg").stat().st_size < 100_000
+    for name in ("own_model_and_data", "protect", "sweep_on_tpu"):
+        assert figures[name]().axes

@@ -184,7 +184,7 @@ def test_validation_does_not_look_at_the_test_split(sweep_engine: Engine, tmp_pa
 
 
 def finish(folder: Path, job: Job, correct: int) -> None:
-    """Leave a result of 10 samples a task as if a sweep had computed it."""
+    """Leave a result of 10 samples per task as if a sweep had computed it."""
     with CellStore(folder / "cells") as parts:
         tasks = job.cell.combination
         uplink = {task: {"kappa": 1.0, "mse": 0.0, "mse_mean": 0.0, "uses": 0.0} for task in tasks}

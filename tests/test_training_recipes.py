@@ -103,7 +103,7 @@ def test_run_recipes_carry_the_published_numbers(
 
 
 def test_realignment_of_clip_sees_its_samples_as_often_as_stated():
-    """The docstring's numbers, from the registry: ten samples a class."""
+    """The docstring's numbers, from the registry: ten samples per class."""
     pool = 10 * sum(len(task_facts(task).classes) for task in TASK_NAMES)
     two = 10 * sum(len(task_facts(task).classes) for task in ("cars", "dtd"))
     seen = REALIGN_CLIP.steps * REALIGN_CLIP.batch_size

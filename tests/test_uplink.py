@@ -47,7 +47,7 @@ def few() -> dict:
 
 
 def rows_of(tree: Any) -> np.ndarray:
-    """Return stacked leaves as one float64 row a user."""
+    """Return stacked leaves as one float64 row per user."""
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
     return np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 

@@ -317,7 +317,7 @@ def test_one_trace_serves_all_correlations_and_channels():
     chex.clear_trace_counter()
 
     @jax.jit
-    @chex.assert_max_traces(n=2)  # one a class
+    @chex.assert_max_traces(n=2)  # one per class
     def receive(model: ErrorModel) -> Any:
         return each_at(MSE, model), sum_at(MSE, model)
 

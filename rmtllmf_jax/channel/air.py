@@ -2,7 +2,7 @@
 
 A value is called `air(h_tilde, attack, budget, noise, receiver, key, powers) -> Sent`, as
 `channel.errors.user_errors` is, and says in `uses` what it costs. Whatever it does, the attacker
-knows it and answers (Kerckhoffs): he solves his attack against what the base station combines.
+knows it and answers (Kerckhoffs): it solves its attack against what the base station combines.
 Where `blocks` is more than 1 the channel has a leading axis of so many independently fading blocks.
 """
 
@@ -176,7 +176,7 @@ class Repeat(_Known):
 
     - `times`: T, how often a symbol is sent; spreading by a code of length T is the same.
     - `fading`: `same` channel each time, or `independent` small-scale fading each time (diversity).
-    - `budget`: whether the attacker has his budget in `each` repetition, or `shared` by all.
+    - `budget`: whether the attacker has its budget in `each` repetition, or `shared` by all.
     - `patterns`: regular expressions; only leaves of the task vector whose whole paths match one
       are repeated (unequal error protection), all if there are none.
 
@@ -223,7 +223,7 @@ class Harq(_Known):
 
     User q keeps what it has after its own last round, whose number is its `uses`; the errors of
     different users are taken as uncorrelated. Needs a bit of feedback per user and round. The
-    attacker has his budget in every round. Piecewise smooth: constant where no round is added.
+    attacker has its budget in every round. Piecewise smooth: constant where no round is added.
     """
 
     rounds: int = 4
@@ -253,8 +253,8 @@ class Harq(_Known):
 class Hop(_Known):
     """Hop over `bands` by a sequence that the attacker does not know, parameters interleaved.
 
-    He spreads his budget over J of the F bands, J being the number that hurts most (or `jammed`):
-    the MSE of each user is J/F of that under budget / J and 1 - J/F of that without him. `shared`:
+    It spreads its budget over J of the F bands, J being the number that hurts most (or `jammed`):
+    the MSE of each user is J/F of that under budget / J and 1 - J/F of that without it. `shared`:
     others use the bands in the meantime, so that hopping costs no channel use; else it costs F.
     Needs a shared secret.
     """

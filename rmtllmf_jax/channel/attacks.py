@@ -266,8 +266,8 @@ class Guessed:
 
     H' = rho H + sqrt(1 - rho^2) W for `csi` = rho in [0, 1], with W drawn anew, independent
     CN(0, p_q) where p_q = ||h_q||^2 / N is the mean power of user q over the antennas of this very
-    channel: what he always knows is how loud each user is. rho = 1 is `of` itself; rho = 0 that of
-    hopping in frequency, or of pilots that he cannot read. Draws W from the key.
+    channel: what it always knows is how loud each user is. rho = 1 is `of` itself; rho = 0 that of
+    hopping in frequency, or of pilots that it cannot read. Draws W from the key.
     """
 
     of: Attack = SumRate()
@@ -302,7 +302,7 @@ class Guessed:
     ) -> Complex[Array, "antennas users"]:
         """H', what the attacker takes for the channel.
 
-        **Raises:** `InputError` without a `key`, unless he knows all.
+        **Raises:** `InputError` without a `key`, unless it knows all.
         """
         require_channel(h_tilde)
         if self.csi == 1:

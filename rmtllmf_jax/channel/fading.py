@@ -80,7 +80,7 @@ def rician(
 ) -> Complex[Array, "antennas users"]:
     """Columns h = sqrt(K / (K + 1)) a(angle) + sqrt(1 / (K + 1)) w with w ~ CN(0, I).
 
-    `k_factor` is K >= 0, line of sight over scattered power as a ratio, one for all or one a user;
+    `k_factor` is K >= 0, line of sight over scattered power as a ratio, for all or per user;
     a(angle) the `steering_vectors`, whose first antenna has phase 0: a common phase of a user's
     coefficients changes no rate. E|h|^2 = 1. `angles` in radians from broadside; left out, they
     are drawn uniformly from the half plane before the array. Differentiable in angles and in
@@ -96,7 +96,7 @@ def rician(
         drawn = jax.random.fold_in(key, _ANGLES)
         angles = jax.random.uniform(drawn, (users,), real, minval=-limit, maxval=limit)
     if angles.shape != (users,):
-        raise InputError(f"angles must be one a user, {users}, got shape {angles.shape}.")
+        raise InputError(f"angles must be one per user, {users}, got shape {angles.shape}.")
     require_within("angles", angles, -math.inf, math.inf)
     k = jnp.asarray(k_factor, real)
     line_of_sight = steering_vectors(angles.astype(real), antennas)

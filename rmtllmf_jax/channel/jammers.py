@@ -1,7 +1,7 @@
 """A jammer with a body: few antennas, and so a covariance of low rank.
 
 With an orthonormal basis U of what the jammer reaches at the base station, S = U^H H~ of the users
-is within reach and H~ - U S out of it. His covariance is A = U B U^H, and with the floor n
+is within reach and H~ - U S out of it. Its covariance is A = U B U^H, and with the floor n
 
     G = (H~ - U S)^H (H~ - U S) / n + S^H (n I + B)^-1 S:
 
@@ -58,7 +58,7 @@ class Jammer:
     - `covariance`: "barrage", R a multiple of I; or "worst", the R >= 0 that minimises the sum rate
       log det(I + G), by one who knows all channels and the floor.
 
-    As for every attack, the budget is the power received over all antennas, tr A: his distance is
+    As for every attack, the budget is the power received over all antennas, tr A: its distance is
     in it, and so is what R and J have of scale. The sum rate is never below that under
     `SumRateFloorAware`, which "worst" is with as many antennas as the base station has. Non-smooth
     where a direction begins to be attacked; directions so close that rounding does not tell them

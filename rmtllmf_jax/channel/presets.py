@@ -52,7 +52,7 @@ class ChannelPreset:
     - `users`, `antennas`: single-antenna users Q and receive antennas N_R.
     - `min_distance_m`, `max_distance_m`: users stand between them, in metres.
     - `placement`: what is uniform there, one of `PLACEMENTS`: "distance" or "area".
-    - `distances_m`: given distances, one a user, in place of the three fields above.
+    - `distances_m`: given distances, one per user, in place of the three fields above.
     - `path_loss`: power gain beta(d), see `channel.path_loss`.
     - `edge_snr_db`: P beta(1 km) / n, the SNR per antenna of a user at 1 km and full power.
     - `power_control`: one of `POWER_CONTROLS`, relative to the farthest place that users stand at;
@@ -371,7 +371,7 @@ def get_preset(name: str | Preset) -> Preset:
             values.append(float(text))
         except ValueError:
             raise InputError(
-                f"preset {name!r}: {text!r} is no number; give one a user, separated by commas, "
+                f"preset {name!r}: {text!r} is no number; give one per user, separated by commas, "
                 f"as in {kind.strip()}=0.5,0.25."
             ) from None
     return DirectPreset(**{kind.strip(): tuple(values)})

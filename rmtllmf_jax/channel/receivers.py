@@ -140,7 +140,7 @@ class Projected(Around):
 
     Above the floor of snapshots T over N antennas are eigenvalues of their average larger than n
     (1 + sqrt(N / T))^2, where the noise alone would end (Marchenko and Pastur, 1967); of a known
-    covariance, all that the attacker has power in. Does not need his power; costs a dimension of
+    covariance, all that the attacker has power in. Does not need its power; costs a dimension of
     the array each, and against one who spans the users' subspace nothing is left: MSE one. See G.
     Marti and C. Studer, "Universal MIMO Jammer Mitigation", arXiv 2412.19804. Smooth where the
     dimensions stay the same.
@@ -254,7 +254,7 @@ class Minimax(Filtering):
     """The joint linear filters that are best against the worst attacker of a budget.
 
     They are the LMMSE filters for the attack `sum_mse`, and **no attacker of that total power can
-    push the sum of the users' MSEs above that attack's**, whoever he is and whatever he knows,
+    push the sum of the users' MSEs above that attack's**, whoever it is and whatever it knows,
     these filters included: the sum is convex in the filters F and linear in the covariance A of the
     attacker, so that min_F max_A = max_A min_F, and a saddle point has both. The price is pessimism
     where nobody attacks: a base station would switch it on when it hears an attacker.

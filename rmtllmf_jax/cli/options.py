@@ -76,7 +76,7 @@ class RunOptions:
     """The run folder that a command fills."""
 
     out: Path
-    """Run folder: everything is kept there, and gone on from."""
+    """Run folder: everything is kept there, and resumed from."""
     seed: int = 0
     """Root of all random numbers."""
     cache_dir: Cache = field(default_factory=default_cache)
@@ -148,7 +148,7 @@ class ChannelOptions:
     receiver: Annotated[str, tyro.conf.arg(aliases=["--order"])] = "sic"
     """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, unaware
     of the attacker, estimated(snapshots=128, shrinkage=oas), which measures the noise, powered
-    (knows his power), projected(rank=2), sensed(angles=(0, 30)), which take of=lmmse and the like;
+    (knows its power), projected(rank=2), sensed(angles=(0, 30)), which take of=lmmse and the like;
     and minimax. A decoding order means SIC in it."""
 
 

@@ -122,7 +122,7 @@ def learn_scales(
 ) -> Optimum:
     """Return the merging coefficients >= 0 that maximise the objective under its noise.
 
-    `by`: one a `task`, or one a task and `layer` (`layer_names`). They begin at the objective's.
+    `by`: per `task`, or per task and `layer` (`layer_names`). They start at the objective's.
 
     **Raises:** `InputError` for another `by`.
     """

@@ -125,7 +125,7 @@ class Objective:
     members: Float[Array, " tasks"] | None = None
     """1 for the tasks that are merged, 0 for the others; `None` is all."""
     error_model: uplink.ErrorModel = uplink.INDEPENDENT
-    """How the users' errors hang together."""
+    """How the users' errors are correlated."""
     reference: Parameters | None = None
     """Parameters that fix the SIC order and the strongest user of every draw, see `fixed_at`."""
     channels: Key[Array, " draws"] | None = None

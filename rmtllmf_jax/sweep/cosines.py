@@ -26,7 +26,7 @@ def cosine_rows(engine: Engine, grid: Grid, parts: CellStore) -> list[dict[str, 
 
     `protection` is `none`, or `freeze` for vectors whose frozen leaves were reloaded from the base
     model, i.e. left out. The clean scenario draws nothing and has draw 0 and seed 0 alone. The
-    errors of different users hang together as the settings' error model says; they are the same as
+    errors of different users are correlated as the settings' error model says; they are the same as
     in the merges. `norm_a` is the norm of the received vector of `task_a`.
     """
     cells = list(_cells(grid))

@@ -43,7 +43,7 @@ class Job:
         metric: Metric,
         uplink: Mapping[str, Mapping[str, float]],
     ) -> list[dict[str, Any]]:
-        """Return a row a task: what was done, and what the metric gave.
+        """Return a row per task: what was done, and what the metric gave.
 
         `sums` are the metric's sum and weight of each task. `uplink` is that of `Uplinks.columns`:
         the channel that this very model went through.

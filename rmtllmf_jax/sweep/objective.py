@@ -38,7 +38,7 @@ def objective_of(
 
     - `scenario`: a name of `uplink.Scenario`, an attack, or `None` for `clean`.
     - `combination`: tasks that are merged; none named is all. The others' users send too.
-    - `split`: `test` (`settings.eval_samples` images a task) or `validation`
+    - `split`: `test` (`settings.eval_samples` images per task) or `validation`
       (`settings.validation_samples`): tune on one, judge on the other.
     - `metric`: what the fused model is scored by, or its description.
     - `settings`: channel, kappa, error model, coefficient (but `validation`) and seed.

@@ -62,7 +62,7 @@ class Settings:
     receiver: str | Receiver = "sic"
     """Receiver, or its description, see `channel.get_receiver`."""
     error_model: str = "independent"
-    """How the errors of different users hang together, see `uplink.parse_error_model`."""
+    """How the errors of different users are correlated, see `uplink.parse_error_model`."""
     transport: str | Transport | MseTransport = "gaussian"
     """What carries the task vectors, or its description, see `uplink.get_transport`."""
     scale: str = "power-law"

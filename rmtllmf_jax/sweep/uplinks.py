@@ -132,7 +132,7 @@ class Uplinks:
         return channel_uses(self.transport(cell), mse, air_uses, share)
 
     def error_model(self, cell: Cell) -> uplink.ErrorModel:
-        """Return how the errors of the tasks' users hang together in a cell's draw.
+        """Return how the errors of the tasks' users are correlated in a cell's draw.
 
         The model gives correlations alone; how large the errors are is the MSE's to say. So under
         `lmmse` the scenario `clean`, whose MSE is zero, may have those of the ideal channel.
