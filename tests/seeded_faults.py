@@ -182,8 +182,8 @@ FUSION = (
     Fault(
         "layer numbers of one digit",
         "fusion/layers.py",
-        r"[./_]\d+(?=",
-        r"[./_]\d(?=",
+        r'_NUMBERED = r"[./_]\d+"',
+        r'_NUMBERED = r"[./_]\d"',
         ("test_fusion_layers.py::test_a_leaf_belongs_to_its_block_or_module",),
     ),
     Fault(
@@ -259,8 +259,8 @@ FUSION = (
     Fault(
         "scale forgotten",
         "fusion/files/merging.py",
-        "self._recipe.scale * merged",
-        "merged",
+        "return scale * merged",
+        "return merged",
         ("test_fusion_files.py::test_every_layout_gives_the_plain_merge[file]",),
     ),
     Fault(

@@ -129,11 +129,11 @@ def test_kill_9_keeps_the_finished_shards(
     assert f"{len(more)} of {SHARDS} shards are finished already.\n" in capsys.readouterr().out
     assert not part(out).exists()
     assert not list(out.glob(".*"))
-    whole = tmp_path / "whole" / "out"
-    fuse(whole, models)
-    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in out.iterdir())
-    for path in whole.iterdir():
-        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    resumed = out.rename(tmp_path / "resumed")
+    fuse(out, models)  # in the same place: names and paths within are relative to it
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in resumed.iterdir())
+    for path in out.iterdir():
+        assert path.read_bytes() == (resumed / path.name).read_bytes(), path.name
 
 
 def work(out: Path, models: list[Path], before_the_end: Callable[[], object], size: int) -> None:
