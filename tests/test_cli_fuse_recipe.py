@@ -133,6 +133,18 @@ def test_an_option_for_all_models_by_name(folder: Path):
     assert_same(found, expected(folder, "ab", Slerp(0.7), 1.0), "lm_head.weight")
 
 
+def test_a_gradient_over_the_blocks(folder: Path):
+    by_name = [{"names": ".*mlp.*", "value": [0.2, 1.0]}, {"value": 0.5}]
+    found = fuse(folder, recipe(("a", {"weight": by_name}), ("b", {"weight": [2, 1, 0]})))
+    for name, weights in {
+        "model.layers.0.mlp.weight": (0.2, 2.0),
+        "model.layers.1.mlp.weight": (1.0, 0.0),
+        "model.layers.0.attn.weight": (0.5, 2.0),
+        "lm_head.weight": (0.5, 2.0),
+    }.items():
+        assert_same(found, expected(folder, "ab", TaskArithmetic(weights)), name)
+
+
 LINK = {"link": "sum_rate", "preset": "paper(users=3)", "c0": -3, "draw": 2, "seed": 4}
 CASES = {
     "plain": recipe("a", "b", method="average"),
@@ -141,7 +153,7 @@ CASES = {
     "lata": recipe("a", "b", method="lata", reference=place("c")),
     "varies": recipe(
         ("a", {"weight": [{"names": ".*mlp.*", "value": 0.3}, {"value": 1}], "density": 0.3}),
-        ("b", {"density": 0.9}),
+        ("b", {"density": [0.9, 0.4]}),
         method="ties",
         scale=[{"names": ".*mlp.*", "value": 0.123456789012345}, {"value": 1}],
     ),
@@ -194,7 +206,9 @@ def pair(first: dict[str, Any], second: dict[str, Any] | None = None) -> list[An
         ({"parameters": {"densty": 0.5}}, r"unknown option of method ties 'densty'\. Did you mean"),
         ({"parameters": {"density": "half"}}, r"density of ties must be a number, got 'half'"),
         ({"parameters": {"density": 2}}, r"density must be above 0 and at most 1"),
-        ({"parameters": {"density": [0.1, 0.2]}}, r"a list of values such as \{names"),
+        ({"parameters": {"density": [0.1, {"value": 1}]}}, r"a list of values such as \{names"),
+        ({"parameters": {"density": ["a", "b"]}}, r"density must be a number each"),
+        ({"parameters": {"density": []}}, r"density: expected a number, a word"),
         ({"parameters": {"density": [{"name": 1, "value": 1}]}}, r"key of a value .*'name'"),
         ({"parameters": {"density": [{"names": "(", "value": 1}]}}, r"'\(' is not a regular"),
         (
@@ -297,7 +311,7 @@ SLICES = [{"sources": [{"model": "a", "layer_range": [0, 2]}]}]
         (mergekit("passthrough"), r"merge_method 'passthrough' of mergekit is not read .*: linear"),
         (mergekit("nuslerp"), r"merge_method 'nuslerp' of mergekit is not read here"),
         (mergekit(modules={"text": {}}), r"`modules` of mergekit is not done"),
-        (mergekit(tokenizer={"source": "union"}), r"`tokenizer` of mergekit .* tokenizer_source"),
+        (mergekit(tokenizer={"source": "base", "tokens": {}}), r"`tokenizer` of mergekit .*source"),
         (mergekit(tokenizer_source="org/model"), r"tokenizer_source must be base or union, got"),
         (mergekit(chat_template="auto"), r"`chat_template` of mergekit is not done"),
         (mergekit(base_modl="x"), r"unknown key of .*mergekit's, 'base_modl'\. Did you mean"),
@@ -313,7 +327,8 @@ SLICES = [{"sources": [{"model": "a", "layer_range": [0, 2]}]}]
             mergekit(parameters={"densty": 1}),
             r"unknown parameter of ties .*'densty'\. Did",
         ),
-        (mergekit(parameters={"density": [0.1, 0.9]}), r"is a gradient over the layers"),
+        (mergekit(parameters={"density": [0.1, "x"]}), r"expected a number, got 'x'"),
+        (mergekit(parameters={"density": [0.1, {"value": 1}]}), r"expected `value` and `filter`"),
         (mergekit(parameters={"density": "half"}), r"expected a number, got 'half'"),
         (mergekit(parameters={"normalize": 1}), r"normalize must be true or false, got 1"),
         (mergekit(parameters={"rescale": True}), r"ties with rescale is not done here"),

@@ -83,7 +83,12 @@ def _written(value: Any, out: Path) -> Any:
 
 
 def _cases(values: ByName) -> list[dict[str, Any]]:
-    return [{"names": pattern, "value": value} for pattern, value in values.cases]
+    from rmtllmf_jax.fusion.files.variation import Gradient
+
+    return [
+        {"names": names, "value": list(value.values) if isinstance(value, Gradient) else value}
+        for names, value in values.cases
+    ]
 
 
 def _relative(path: Path, out: Path) -> str:
@@ -212,7 +217,7 @@ def _values(given: Any, where: str) -> Cases:
     """Return a value, or a list of values by name, as cases."""
     from rmtllmf_jax.fusion.files.variation import ALL
 
-    if not isinstance(given, list):
+    if not isinstance(given, list) or not any(isinstance(each, dict) for each in given):
         return ((ALL, _value(given, where)),)
     found = []
     for each in given:
@@ -230,6 +235,12 @@ def _values(given: Any, where: str) -> Cases:
 
 
 def _value(given: Any, where: str) -> Any:
+    """Return a value; a list is one of numbers, a gradient over the blocks of the model."""
+    from rmtllmf_jax.fusion.files.variation import Gradient
+
+    if isinstance(given, list) and given:
+        numbers = [_value(each, where) for each in given]
+        return Gradient(converted(numbers, tuple[float, ...], where))
     if not isinstance(given, bool | int | float | str):
         raise InputError(f"{where}: expected a number, a word, true or false, got {given!r}.")
     if isinstance(given, str) and given[:1] in "+-.0123456789":

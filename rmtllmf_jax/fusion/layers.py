@@ -112,6 +112,19 @@ def layer_of(path: str, granularity: Granularity = "block") -> str:
     return separator.join(module)
 
 
+def block_of(path: str) -> tuple[str, int] | None:
+    """Return the stack of a transformer's blocks that a leaf belongs to, and its block's number.
+
+    >>> block_of("model.layers.3.self_attn.q_proj.weight"), block_of("lm_head.weight")
+    (('model.layers', 3), None)
+    """
+    block = _BLOCKS[-1].match(path)
+    if block is None:
+        return None
+    stack, number = re.split(r"[./_](?=\d+$)", block.group())
+    return stack, int(number)
+
+
 def layers_of(paths: Iterable[str], granularity: Granularity = "block") -> dict[str, str]:
     """Return the layer of each leaf, in the order of the leaves.
 

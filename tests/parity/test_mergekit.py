@@ -377,3 +377,45 @@ def test_dare_of_a_file_keeps_what_mergekit_keeps_in_the_mean(files: list[Path],
     for name in ("layers.10.mlp.weight", "embeddings.token.weight"):
         sizes = [np.abs(found[name] - before[name]).mean() for found in (ours, expected)]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.1), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ties", "slerp"])
+def test_gradients_over_layers_of_a_llama(tmp_path: Path, method: str):
+    """As mergekit spreads them over the layers that it knows of an architecture."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 40}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 4}
+    places = [tmp_path / name for name in ("base", "a", "b")]
+    for seed, place in enumerate(places):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(place)
+    base, a, b = map(str, places)
+    models = [{"model": a, "parameters": {"weight": [0, 1.0, 0.2]}}, {"model": b}]
+    gradient = [{"filter": "mlp", "value": [0.3, 0.9]}, {"value": 0.5}]
+    config: dict[str, Any] = {
+        "merge_method": method,
+        "base_model": base,
+        "models": models,
+        "parameters": {"weight": 0.6, "density": gradient},
+        "dtype": "float32",
+    }
+    if method == "slerp":
+        given = [{"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]}, {"value": 0.4}]
+        config |= {"models": [{"model": base}, {"model": a}], "parameters": {"t": given}}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+    Fuse(recipe=tmp_path / "config.yml", out=tmp_path / "ours").run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parsed = MergeConfiguration.model_validate(config)
+        run_merge(parsed, out_path=str(tmp_path / "theirs"), options=MergeOptions())
+    ours, expected = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs")
+    )
+    assert ours.keys() == expected.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)

@@ -308,6 +308,7 @@ def _how(plan: Plan) -> dict[str, Any]:
     how |= {option: list(patterns) for option, patterns in how.pop("parts").items()}
     how["accept"] = list(recipe.accept)
     how["variations"] = [described(each) for each in recipe.variations]
+    how["blocks"] = [list(each) for each in recipe.blocks]
     if not fact(recipe.method, "random"):
         del how["seed"]
     if plan.statistics:

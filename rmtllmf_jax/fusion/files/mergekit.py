@@ -41,10 +41,9 @@ _KEYS = ("merge_method", "base_model", "models", "dtype", "out_dtype", "paramete
 _NOT_DONE = {
     "slices": "layers of several models are not put together; name whole models under `models`",
     "modules": "modules are not merged apart; name whole models under `models`",
-    "tokenizer": "tokens are not given embeddings one by one; take tokenizer_source: base or union",
     "chat_template": "templates are those of the base; change chat_template.jinja in the output",
 }
-_TOKENIZERS = ("base", "union")
+_TOKENIZERS, _TOKENS = ("base", "union"), ("tokenizer_source", "tokenizer")
 
 
 def from_mergekit(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def from_mergekit(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         if content.get(key) is not None:
             raise InputError(f"{where}: `{key}` of mergekit is not done here: {why}.")
     for key in content:
-        require_known(f"key of {where}, a file of mergekit's,", key, (*_KEYS, "tokenizer_source"))
+        require_known(f"key of {where}, a file of mergekit's,", key, (*_KEYS, *_TOKENS))
     name = content["merge_method"]
     if name not in _KINDS:
         raise InputError(
@@ -81,7 +80,7 @@ def from_mergekit(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         "base": base,
         "models": [each.recipe(kind, shared, where) for each in models],
         **_method(name, kind, shared, where),
-        "tokenizer": _tokenizer(content.get("tokenizer_source"), where),
+        "tokenizer": _tokenizer(content, where),
         "dtype": content.get("out_dtype") or content.get("dtype"),
     }
     return {key: value for key, value in recipe.items() if value is not None}
@@ -179,7 +178,7 @@ def _method(name: str, kind: _Kind, shared: Mapping[str, Any], where: str) -> di
 
 
 def _plain(cases: list[dict[str, Any]]) -> bool:
-    return len(cases) == 1 and "names" not in cases[0]
+    return len(cases) == 1 and set(cases[0]) == {"value"} and isinstance(cases[0]["value"], float)
 
 
 def _cases(setting: Any, where: str) -> list[dict[str, Any]]:
@@ -190,27 +189,28 @@ def _cases(setting: Any, where: str) -> list[dict[str, Any]]:
         setting = [setting]
     if not isinstance(setting, list):
         return [{"value": _number(setting, where)}]
+    if not any(isinstance(each, Mapping) for each in setting):
+        return [{"value": _value(setting, where)}]
     found = []
     for each in setting:
         if not isinstance(each, Mapping):
-            raise InputError(
-                f"{where}: {setting!r} is a gradient over the layers, which is not done here: give "
-                "one number, or numbers with filters."
-            )
+            raise InputError(f"{where}: expected `value` and `filter` by name, got {each!r}.")
         for key in each:
             require_known(f"key of a value in {where}", key, ("filter", "value"))
         part = each.get("filter")
         names = {} if part in (None, "*") else {"names": f".*{re.escape(str(part))}.*"}
-        found.append(names | {"value": _number(each.get("value"), where)})
+        found.append(names | {"value": _value(each.get("value"), where)})
     return found
 
 
-def _number(value: Any, where: str) -> float:
+def _value(value: Any, where: str) -> float | list[float]:
+    """Return a number, or the numbers of a gradient over the layers."""
     if isinstance(value, list):
-        raise InputError(
-            f"{where}: {value!r} is a gradient over the layers, which is not done here: give one "
-            "number, or numbers with filters."
-        )
+        return [_number(each, where) for each in value]
+    return _number(value, where)
+
+
+def _number(value: Any, where: str) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -222,11 +222,23 @@ def _number(value: Any, where: str) -> float:
 def _option(kind: _Kind, key: str, cases: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     """Return a parameter as our option: DARE is told what is dropped."""
     if key == "density" and kind.ours.startswith("dare"):
-        return "drop", [each | {"value": 1 - each["value"]} for each in cases]
+        return "drop", [each | {"value": _dropped(each["value"])} for each in cases]
     return key, cases
 
 
-def _tokenizer(source: Any, where: str) -> str | None:
+def _dropped(density: float | list[float]) -> float | list[float]:
+    return [1 - each for each in density] if isinstance(density, list) else 1 - density
+
+
+def _tokenizer(content: Mapping[str, Any], where: str) -> str | None:
+    source, own = content.get("tokenizer_source"), content.get("tokenizer")
+    if own is not None:
+        if not isinstance(own, Mapping) or set(own) != {"source"}:
+            raise InputError(
+                f"{where}: `tokenizer` of mergekit is read here with nothing but a `source`, base "
+                f"or union: tokens are not given embeddings one by one. Got {own!r}."
+            )
+        source = own["source"]
     if source is not None and source not in _TOKENIZERS:
         raise InputError(
             f"{where}: tokenizer_source must be {' or '.join(_TOKENIZERS)}, got {source!r}; for "

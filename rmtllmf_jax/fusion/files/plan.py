@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,13 @@ from rmtllmf_jax.fusion.files.outputs import Shard, Tensor
 from rmtllmf_jax.fusion.files.places import labels
 from rmtllmf_jax.fusion.files.statistics import KINDS, Statistics, find_statistics
 from rmtllmf_jax.fusion.files.transfer import Transfer
-from rmtllmf_jax.fusion.files.variation import Variation, require_variable, varied
+from rmtllmf_jax.fusion.files.variation import (
+    Blocks,
+    Variation,
+    blocks_of,
+    require_variable,
+    varied,
+)
 from rmtllmf_jax.fusion.rules import METHODS, LayerWeighted, Method, fact
 from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.rules.method import require_few_enough
@@ -61,6 +67,8 @@ class Recipe:
     """Rank of the LoRA adapter that is written in place of a whole model."""
     variations: tuple[Variation, ...] = ()
     """Options of the method that vary by model and by the name of the tensor."""
+    blocks: Blocks = ()
+    """Of the base, for options that vary with the depth; `plan_fusion` fills them in."""
 
     def __post_init__(self) -> None:
         """Refuse a seed that a key cannot hold, an unknown type, and options that cannot vary."""
@@ -76,7 +84,7 @@ class Recipe:
         """
         if not self.variations:
             return self.method, self.scale
-        options = tuple((each.option, each(key, models)) for each in self.variations)
+        options = tuple((each.option, each(key, models, self.blocks)) for each in self.variations)
         method, scale = varied(self.method, options)
         return method, self.scale if scale is None else scale
 
@@ -212,6 +220,8 @@ def plan_fusion(
     fitting = list(matching.others)
     differ = compare(start, whole, matching.merged, recipe.accept, recipe.tokenizer)
     hub, licences = hub_facts(start, others)
+    if recipe.variations:
+        recipe = replace(recipe, blocks=blocks_of(matching.base.entries))
     for key in matching.merged:
         recipe.at(key, len(models))  # refuses what a method cannot have
     idle = [note for each in recipe.variations for note in each.idle(matching.merged)]

@@ -10,12 +10,58 @@ from typing import Any, get_type_hints
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import converted, name_of, option_names
+from rmtllmf_jax.fusion.layers import block_of
 from rmtllmf_jax.fusion.rules import LayerWeighted, Method, Sparsified
 from rmtllmf_jax.fusion.rules.per_model import PerModel
 
 WEIGHT, SCALE = "weight", "scale"
 """Names for what is no option of a method: one model's weight, and the coefficient."""
 ALL = ".*"
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Numbers spread evenly over the blocks of a model; outside of blocks the first one.
+
+    Linear between them, as mergekit's gradients are.
+
+    >>> Gradient((0.0, 1.0, 0.5))(0.25)
+    0.5
+    """
+
+    values: tuple[float, ...]
+
+    def __call__(self, position: float) -> float:
+        """Return the number at a position between 0, the first block, and 1, the last."""
+        place = position * (len(self.values) - 1)
+        first = min(int(place), len(self.values) - 1)
+        share = place - first
+        return (1 - share) * self.values[first] + share * self.values[
+            min(first + 1, len(self.values) - 1)
+        ]
+
+
+Blocks = tuple[tuple[str, int], ...]
+"""The number of the last block of each stack of blocks."""
+
+
+def blocks_of(names: Iterable[str]) -> Blocks:
+    """Return the stacks of blocks in a model.
+
+    >>> blocks_of(["h.0.w", "h.1.w", "lm_head.weight"])
+    (('h', 1),)
+    """
+    found: dict[str, int] = {}
+    for stack, number in filter(None, map(block_of, names)):
+        found[stack] = max(number, found.get(stack, 0))
+    return tuple(sorted(found.items()))
+
+
+def position_of(name: str, blocks: Blocks) -> float:
+    """Return where in its stack the block of a tensor is, from 0 to 1; 0 outside of blocks."""
+    if (found := block_of(name)) is None:
+        return 0.0
+    return found[1] / max(dict(blocks).get(found[0], 0), 1)
 
 
 @dataclass(frozen=True)
@@ -36,14 +82,15 @@ class ByName:
             except re.error as error:
                 raise InputError(f"{pattern!r} is not a regular expression ({error}).") from error
 
-    def __call__(self, name: str) -> Any:
-        """Return the value.
+    def __call__(self, name: str, blocks: Blocks = ()) -> Any:
+        """Return the value; `blocks` of the model are for gradients.
 
         **Raises:** `LookupError` if no expression matches.
         """
         for pattern, value in self.cases:
             if re.fullmatch(pattern, name):
-                return value
+                spread = isinstance(value, Gradient)
+                return value(position_of(name, blocks)) if spread else value
         raise LookupError
 
 
@@ -55,13 +102,13 @@ class Variation:
     by_model: tuple[ByName, ...]
     """One per model, or a single one for all of them."""
 
-    def __call__(self, name: str, models: int) -> tuple[Any, ...]:
+    def __call__(self, name: str, models: int, blocks: Blocks = ()) -> tuple[Any, ...]:
         """Return the value for each model.
 
         **Raises:** `InputError` if none is given for a tensor of this name.
         """
         try:
-            found = tuple(each(name) for each in self.by_model)
+            found = tuple(each(name, blocks) for each in self.by_model)
         except LookupError:
             raise InputError(
                 f"{self.option}: no value is given for {name}; end the list with one without names."
