@@ -180,6 +180,9 @@ def test_an_adapter_of_too_low_a_rank_says_what_it_loses(
     assert sorted(factors) == sorted(
         f"{PREFIX}{module}.lora_{side}.weight" for module in ONE for side in "AB"
     )
+    main(["fuse", str(out / "fusion.json"), "--out", str(tmp_path / "rerun")])
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "rerun" / name).read_bytes() == (out / name).read_bytes()
     # What was written is an adapter to the base again.
     again = fused(base, [out], tmp_path / "again")
     before = load_file(base / "model.safetensors")
@@ -187,6 +190,38 @@ def test_an_adapter_of_too_low_a_rank_says_what_it_loses(
         a, b = (factors[f"{PREFIX}{module}.lora_{side}.weight"] for side in "AB")
         key = f"{module}.weight"
         np.testing.assert_allclose(again[key], before[key] + b @ a, atol=1e-6)
+
+
+def test_an_adapter_and_other_vocabularies(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """An adapter to rows that others renumber is refused, and so is one with new rows."""
+    before = load_file(base / "model.safetensors")
+    before["model.embed_tokens.weight"] = before.pop("model.embed.weight")
+    other = {k: v + 0.5 for k, v in before.items()}
+    other["model.embed_tokens.weight"] = np.concatenate(
+        [other["model.embed_tokens.weight"], np.ones((1, 8), np.float32)]
+    )
+    (tmp_path / "other").mkdir()
+    for folder, tensors in ((base, before), (tmp_path / "other", other)):
+        save_file(tensors, folder / "model.safetensors")
+        words = {f"t{n}": n for n in range(len(tensors["model.embed_tokens.weight"]))}
+        content = {"model": {"type": "BPE", "vocab": words}, "added_tokens": []}
+        if folder != base:
+            added = {"id": 30, "content": "t30", "special": False}
+            content["model"]["vocab"].pop("t30")  # type: ignore[index]
+            content["added_tokens"] = [added]
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    write_adapter(tmp_path / "adapter", 1, {"model.embed_tokens": (30, 8)})
+    words = ["fuse", "--base", base, "--tokenizer", "union", "--out", tmp_path / "out"]
+    both = ["--models", tmp_path / "other", tmp_path / "adapter"]
+    assert "changes model.embed_tokens.weight, whose rows are others in the output" in refused(
+        capsys, *words, *both
+    )
+    one = ["--models", tmp_path / "other", "--as-adapter", 2]
+    assert "an adapter has the vocabulary of its base" in refused(capsys, *words, *one)
+    main([str(word) for word in (*words, *both, "--from-base", "model.embed_tokens.*")])
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

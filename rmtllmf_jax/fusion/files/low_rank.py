@@ -6,6 +6,7 @@ Linear layers, embeddings and convolutions become factors, the other tensors of 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -253,7 +254,7 @@ def adapter_config(base: Checkpoint, shard: Shard, rank: int) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if architectures[0].endswith(_GENERATES) else None,
-        "base_model_name_or_path": name.partition("@")[0] if name else str(base.given),
+        "base_model_name_or_path": name.partition("@")[0] if name else os.path.abspath(base.given),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,

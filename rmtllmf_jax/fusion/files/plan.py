@@ -159,7 +159,9 @@ class Plan:
     @property
     def code(self) -> str:
         """What becomes of the base's files of code, in one line; empty if it has none."""
-        names = ", ".join(f"`{path}`" for path in code_files(self.base.directory))
+        whole = self.recipe.as_adapter is None
+        files = code_files(self.base.directory) if whole else []  # an adapter has none
+        names = ", ".join(f"`{path}`" for path in files)
         if not names or self.carry_code:
             return names and f"Code of the base is taken along: {names}."
         return f"Code of the base is left out: {names} (--carry-code takes it along)."
@@ -228,6 +230,8 @@ def plan_fusion(
     notes = (*matching.notes, *differ, *_lacking(start), *licences, *idle)
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
+    if carry_code and recipe.as_adapter is not None:
+        raise InputError("--carry-code: an adapter has no code of its own; leave it out.")
     if recipe.as_adapter is None:
         shards = _plan_shards(matching, recipe.dtype, shard_bytes)
     else:
