@@ -1,3 +1,4 @@
+from .language import finetune_decoder
 from .recipes import DEMO, FINETUNE, REALIGN, RUN_RECIPES, Recipe, RunRecipe
 from .task_models import FineTuned, Imported, TaskModels, import_vector
 
@@ -11,5 +12,6 @@ __all__ = [
     "Recipe",
     "RunRecipe",
     "TaskModels",
+    "finetune_decoder",
     "import_vector",
 ]
