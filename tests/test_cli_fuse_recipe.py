@@ -18,7 +18,7 @@ from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import Dare, TaskArithmetic, Ties
-from rmtllmf_jax.fusion.rules import Slerp
+from rmtllmf_jax.fusion.rules import ModelStock, MultiSlerp, Slerp
 from rmtllmf_jax.fusion.rules.per_model import PerModel
 
 SHAPES = {
@@ -289,6 +289,14 @@ def mergekit(method: str = "ties", **changes: Any) -> dict[str, Any]:
     return {"merge_method": method, "base_model": place("base"), "models": models} | changes
 
 
+def test_means_of_directions_of_mergekits(folder: Path):
+    found = fuse(folder, mergekit("multislerp"))
+    assert_same(found, expected(folder, "ab", MultiSlerp(), 1.0))
+    models = [{"model": place(name)} for name in "ab"]
+    found = fuse(folder, mergekit("model_stock", models=models), "stock")
+    assert_same(found, expected(folder, "ab", ModelStock(), 1.0))
+
+
 def test_a_file_of_mergekits_is_read(folder: Path):
     parameters = {"density": [{"filter": "mlp", "value": 0.3}, {"value": 0.9}], "lambda": "5e-1"}
     found = fuse(folder, mergekit(parameters=parameters, out_dtype="float32"))
@@ -335,6 +343,11 @@ SLICES = [{"sources": [{"model": "a", "layer_range": [0, 2]}]}]
         (mergekit("dare_ties", parameters={"rescale": False}), r"dare_ties without rescale is not"),
         (mergekit("linear", parameters={"normalize": False}), r"linear without normalize adds"),
         (mergekit("slerp", parameters={"s": 1}), r"one other, got 2"),
+        (
+            mergekit("multislerp", parameters={"normalize_weights": False}),
+            r"of multislerp, normalize_weights is its default here",
+        ),
+        (mergekit("model_stock"), r"unknown parameter of model_stock .* 'weight'"),
         (mergekit("slerp", models=[{"model": place("a")}]), r"slerp needs the parameter t"),
         (mergekit("slerp", models=[{"model": "a"}, {"model": "b"}]), r"one other, got 2"),
         (mergekit(dtype="float8"), r"dtype must be keep or float32"),

@@ -17,6 +17,7 @@ from rmtllmf_jax.fusion import Average, ModelStock, MultiSlerp, Slerp, TaskArith
 from rmtllmf_jax.fusion.trees import stack
 
 few = settings(max_examples=6, deadline=None)
+TSV, STOCK = jax.jit(TsvMerge()), jax.jit(ModelStock())
 seeds = st.integers(0, 10**6)
 
 
@@ -121,23 +122,23 @@ def test_multi_slerp_at_its_edges():
 
 
 @few
-@given(st.sampled_from([2, 3, 5]), seeds)
+@given(st.sampled_from([2, 3]), seeds)
 def test_model_stock_against_numpy(users: int, seed: int):
     leaf = rows_of(seed, users, 6) + 0.7
     unit = leaf / np.linalg.norm(leaf, axis=1, keepdims=True)
     cosine = np.mean([unit[a] @ unit[b] for a, b in itertools.combinations(range(users), 2)])
     ratio = users * cosine / (1 + (users - 1) * cosine)
-    np.testing.assert_allclose(merged(ModelStock(), leaf), ratio * leaf.mean(0), rtol=2e-4)
+    np.testing.assert_allclose(merged(STOCK, leaf), ratio * leaf.mean(0), rtol=2e-4)
 
 
 def test_model_stock_at_its_edges():
     same = np.array([[1.0, 2.0]] * 3, np.float32)
-    np.testing.assert_allclose(merged(ModelStock(), same), same[0], rtol=1e-6)
-    assert merged(ModelStock(), np.eye(2, dtype=np.float32)).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(merged(STOCK, same), same[0], rtol=1e-6)
+    assert merged(STOCK, np.eye(2, dtype=np.float32)).tolist() == [0.0, 0.0]
     opposite = np.array([[1.0, 0.0], [-3.0, 0.0]], np.float32)  # 1 + c = 0
-    assert merged(ModelStock(), opposite).tolist() == [0.0, 0.0]
-    assert merged(ModelStock(), same[:1]).tolist() == [1.0, 2.0]
-    assert merged(ModelStock(), 0 * same).tolist() == [0.0, 0.0]
+    assert merged(STOCK, opposite).tolist() == [0.0, 0.0]
+    assert merged(STOCK, same[:1]).tolist() == [1.0, 2.0]
+    assert merged(STOCK, 0 * same).tolist() == [0.0, 0.0]
     for leaf in (same, 0 * same, opposite):
         slope = jax.grad(lambda x: ModelStock()({"w": x})["w"].sum())(jnp.asarray(leaf))
         assert jnp.isfinite(slope).all()
@@ -166,14 +167,13 @@ def _thin(matrix: np.ndarray) -> Any:
     return np.linalg.svd(matrix, full_matrices=False)
 
 
-@few
-@given(st.sampled_from([(12, 9), (6, 13), (8, 8)]), seeds)
-def test_tsv_merge_against_numpy(shape: tuple[int, int], seed: int):
-    leaf, weights = rows_of(seed, 3, *shape), np.array([1.0, 0.5, 2.0])
-    found = merged(TsvMerge(), leaf, weights=weights)
+@pytest.mark.parametrize("shape", [(12, 9), (6, 13)])
+def test_tsv_merge_against_numpy(shape: tuple[int, int]):
+    leaf, weights = rows_of(0, 3, *shape), np.array([1.0, 0.5, 2.0])
+    found = merged(TSV, leaf, weights=weights)
     np.testing.assert_allclose(found, tsv_in_numpy(leaf, weights), atol=2e-3)
     two = np.array([1.0, 0.0, 1.0])
-    found = merged(jax.jit(TsvMerge()), leaf, weights=two)
+    found = merged(TSV, leaf, weights=two)
     np.testing.assert_allclose(found, tsv_in_numpy(leaf, two), atol=2e-3)
 
 
@@ -183,22 +183,22 @@ def test_tsv_merge_leaves_tasks_that_do_not_meet_alone():
     for user in range(3):
         rows, columns = slice(2 * user, 2 * user + 2), slice(3 * user, 3 * user + 3)
         leaf[user, rows, columns] = np.outer([1, 2], [1, -1, 0.5])
-    np.testing.assert_allclose(merged(TsvMerge(), leaf), leaf.sum(0), atol=1e-5)
+    np.testing.assert_allclose(merged(TSV, leaf), leaf.sum(0), atol=1e-5)
 
 
 def test_tsv_merge_at_its_edges():
     leaf = rows_of(3, 1, 5, 4)
-    np.testing.assert_allclose(merged(TsvMerge(), leaf), leaf[0], atol=1e-5)
+    np.testing.assert_allclose(merged(TSV, leaf), leaf[0], atol=1e-5)
     twice = np.repeat(np.outer([1.0, 2.0], [3.0, 4.0])[None], 2, 0).astype(np.float32)
-    np.testing.assert_allclose(merged(TsvMerge(), twice), twice[0], atol=1e-5)  # nothing added
+    np.testing.assert_allclose(merged(TSV, twice), twice[0], atol=1e-5)  # nothing added
     silent = np.concatenate([leaf, 0 * leaf])
     of_one = np.asarray(_thin(leaf[0])[0][:, :2]) * _thin(leaf[0])[1][:2] @ _thin(leaf[0])[2][:2]
-    np.testing.assert_allclose(merged(TsvMerge(), silent), of_one, atol=1e-5)
-    assert (merged(TsvMerge(), 0 * leaf) == 0).all()
+    np.testing.assert_allclose(merged(TSV, silent), of_one, atol=1e-5)
+    assert (merged(TSV, 0 * leaf) == 0).all()
     many = rows_of(4, 5, 3, 2)  # more tasks than directions: one each
-    assert np.linalg.norm(merged(TsvMerge(), many)) > 0
+    assert np.linalg.norm(merged(TSV, many)) > 0
     vector = rows_of(5, 3, 7)
-    np.testing.assert_allclose(merged(TsvMerge(), vector), merged(Average(), vector), rtol=1e-6)
+    np.testing.assert_allclose(merged(TSV, vector), merged(Average(), vector), rtol=1e-6)
 
 
 def test_singular_values_have_a_derivative_and_vectors_none():

@@ -36,6 +36,8 @@ _KINDS = {
     "della_linear": _Kind("della_linear", _SUM, _DENSITY | {"epsilon": 0.15}),
     "breadcrumbs": _Kind("breadcrumbs", _SUM | {"rescale": False}, _DENSITY | {"gamma": 0.01}),
     "slerp": _Kind("slerp", {"t": None}, weighs=False),
+    "multislerp": _Kind("multi_slerp", {"normalize_weights": True}),
+    "model_stock": _Kind("model_stock", {"filter_wise": False}, weighs=False),
 }
 _KEYS = ("merge_method", "base_model", "models", "dtype", "out_dtype", "parameters")
 _NOT_DONE = {
@@ -142,7 +144,7 @@ def _name(text: Any, where: str) -> str:
 def _method(name: str, kind: _Kind, shared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return method and scale."""
     given = {key: shared.get(key, default) for key, default in kind.shared.items()}
-    for key in ("normalize", "rescale"):
+    for key in ("normalize", "rescale", "normalize_weights", "filter_wise"):
         if key in given and not isinstance(given[key], bool):
             raise InputError(f"{where}: {key} must be true or false, got {given[key]!r}.")
     method = kind.ours
@@ -159,6 +161,10 @@ def _method(name: str, kind: _Kind, shared: Mapping[str, Any], where: str) -> di
         if not t:
             raise InputError(f"{where}: slerp needs the parameter t.")
         return {"method": method, "scale": 1.0, "parameters": {"t": t}}
+    if name in ("multislerp", "model_stock"):
+        if given != dict(kind.shared):
+            raise InputError(f"{where}: of {name}, {', '.join(given)} is its default here.")
+        return {"method": method, "scale": 1.0}
     if name.startswith("dare") and not given["rescale"]:
         raise InputError(f"{where}: {name} without rescale is not done here: leave it out.")
     if name in ("ties", "breadcrumbs") and given["rescale"]:
