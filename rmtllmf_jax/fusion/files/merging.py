@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Key
+from threadpoolctl import ThreadpoolController
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import replacing
@@ -241,6 +242,7 @@ class Stack:
         self._transfer = transfer
         self.base = base
         self.models = models
+        self._blas = ThreadpoolController()
         self._pool = ThreadPoolExecutor(min(len(models), os.cpu_count() or 1))
         entries = [base.entries[key] for key in keys]
         size = 4 * len(models) * max((prod(entry.shape) for entry in entries), default=0)
@@ -283,7 +285,8 @@ class Stack:
             else:
                 row[...] = 0
 
-        list(self._pool.map(write, range(len(self.models))))
+        with self._blas.limit(limits=1, user_api="blas"):  # its threads would wait for each other
+            list(self._pool.map(write, range(len(self.models))))
         if self._transfer is not None:
             self._transfer(key, rows)
         return base, rows
