@@ -7,7 +7,6 @@ reads what is printed any more (`| head`). Anything else is a bug and keeps its 
 
 from __future__ import annotations
 
-import codecs
 import errno
 import functools
 import io
@@ -15,14 +14,13 @@ import logging
 import operator
 import os
 import re
-import select
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from importlib.metadata import version
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TextIO, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import tyro
 
@@ -42,8 +40,8 @@ from rmtllmf_jax.cli.options import default_of
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults, recipe_in
 from rmtllmf_jax.cli.statistics import Statistics
+from rmtllmf_jax.cli.streams import open_streams, refuse, until_nobody_reads
 from rmtllmf_jax.cli.sweep import Sweep
-from rmtllmf_jax.common.credentials import without_credentials
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
 from rmtllmf_jax.common.files import as_os_error
 from rmtllmf_jax.common.interrupts import exit_code, stopping
@@ -146,7 +144,6 @@ _OPTIONS = {
 }
 _DOWNLOADS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "•": "*", "→": "->"}
 
 
 def _defaults(changes: Mapping[str, Any]) -> Reproduce:
@@ -284,66 +281,6 @@ def _switched_on(*names: str) -> Iterator[None]:
             del os.environ[name]
 
 
-@contextmanager
-def _until_nobody_reads() -> Iterator[None]:
-    """End quietly, with the exit code of other tools, when the reader of a pipe has gone."""
-    try:
-        try:
-            yield
-        except SystemExit as ending:
-            if isinstance(ending.__context__, BrokenPipeError):  # rich ends a program so, with 1
-                sys.exit(141)
-            _flush(failed=bool(ending.code))
-            raise
-        _flush()  # here, and not when Python is on its way out
-    except BrokenPipeError:
-        closed = [stream for stream in (sys.stdout, sys.stderr) if _nobody_reads(stream)]
-        if not closed:
-            raise  # another pipe: a bug
-        for stream in closed:
-            _discard(stream)
-        sys.exit(141)
-
-
-def _flush(failed: bool = False) -> None:
-    """Write what was printed; say so if that fails, unless an error was said already."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard(sys.stdout)
-        if not failed:
-            _refuse(f"standard output: cannot be written ({error.strerror}).")
-
-
-def _discard(stream: TextIO) -> None:
-    """Send what is still in a stream's buffer to nowhere: it has to go somewhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _nobody_reads(stream: TextIO) -> bool:
-    poll = select.poll()
-    poll.register(stream.fileno(), 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def _open_streams() -> None:
-    """Give a program that was started without standard streams some, and ASCII ones plain signs."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # else the next file to be opened would be taken for it
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
-    codecs.register_error("plain", _plainly)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="plain")
-
-
-def _plainly(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)
-    unknown = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(sign, "?") for sign in unknown), error.end
-
-
 def _said_by_the_machine(error: Exception) -> str | None:
     """Return what a disk, a file or a device has against going on; `None` for a bug."""
     if isinstance(error, RuntimeError | AssertionError) and not _has_devices():
@@ -372,16 +309,11 @@ def _has_devices() -> bool:
         return False
 
 
-def _refuse(message: str) -> NoReturn:
-    print(f"rmtllmf: {without_credentials(message)}", file=sys.stderr)
-    sys.exit(2)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    _open_streams()
-    with _until_nobody_reads():
+    open_streams()
+    with until_nobody_reads():
         try:
             with _plain_help():
                 command, quiet = _read(arguments)
@@ -391,11 +323,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             with _switched_on(*hidden), around, stopping():
                 command.run()
         except (InputError, NoPlace) as error:
-            _refuse(str(error))
+            refuse(str(error))
         except KeyboardInterrupt as stop:
             print("rmtllmf: stopped; the same command resumes from here.", file=sys.stderr)
             sys.exit(exit_code(stop))
         except Exception as error:
             if (message := _said_by_the_machine(error)) is None:
                 raise
-            _refuse(message)
+            refuse(message)
