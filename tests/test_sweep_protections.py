@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from rmtllmf_jax.sweep import Engine, Grid, Settings, one_device, run_grid
 from rmtllmf_jax.sweep.axis import Axis
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.uplinks import Uplinks
-from rmtllmf_jax.uplink import Coded, Scaled, Shrink, SignFlip, Sparse
+from rmtllmf_jax.uplink import Adapter, Coded, Scaled, Shrink, SignFlip, Sparse
 
 INPUTS = random_inputs(0)
 TASKS = tuple(sorted(INPUTS.tasks))
@@ -116,8 +117,27 @@ def test_uses_are_those_of_air_and_transport_and_nothing_without_a_channel():
     assert uses("schedule(groups=2)+coded(uses=0.5)") == [1.0] * len(TASKS)
     assert uses("repeat(times=4)", "clean") == [0.0] * len(TASKS)
     mse = np.asarray(Link(PRESET, SumRate(), air=Repeat(5)).mse(keys()[0]))[: len(TASKS)]
-    expected = 5 * np.asarray(Sparse(0.1).uses_of(jnp.asarray(mse)))
+    expected = 5 * np.asarray(Sparse(0.1).uses_of(jnp.asarray(mse), {}))
     np.testing.assert_allclose(uses("repeat(times=5)+sparse(share=0.1)"), expected, rtol=1e-5)
+
+
+def test_factors_take_fewer_uses_which_repetition_may_spend():
+    sizes = {path: leaf.shape for path, leaf in fusion.leaves_by_path(INPUTS.base).items()}
+    matrices = [shape for shape in sizes.values() if len(shape) > 1]
+    numbers = sum(math.prod(shape[:-1]) + shape[-1] for shape in matrices)
+    share = numbers / sum(map(math.prod, sizes.values()))
+    for text, times in (("adapter(rank=1)", 1), ("adapter(rank=1)+repeat(times=3)+r-mtllmf", 3)):
+        found = ENGINE.uplinks.columns(cell(text))
+        assert found[TASKS[0]]["uses"] == pytest.approx(times * share)
+        assert math.isnan(found[TASKS[0]]["kappa"])
+    mse = jnp.asarray(Link(PRESET, SumRate()).mse(keys()[0]))[: len(TASKS)]
+    kappa = uplink.kappa_from_c0(INPUTS.vectors, ENGINE.settings.c0_db)
+    expected = Adapter(1).deliver(INPUTS.vectors, mse, kappa, keys()[1])
+    pairs = (fusion.leaves_by_path(tree) for tree in (received("adapter(rank=1)"), expected))
+    for one, other in zip(*map(dict.values, pairs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="repeat all of them, without patterns"):
+        received("adapter(rank=1)+repeat(times=2, patterns=('.*kernel',))")
 
 
 def test_clean_sends_nothing_and_so_only_repairs_act():

@@ -174,7 +174,7 @@ def test_the_rate_is_that_of_the_sinr_less_gap_and_margin():
     mse = np.array([0.03, 0.4, 1.0])
     rate = -np.log2(np.asarray(coded._needed(jnp.asarray(mse))))
     np.testing.assert_allclose(rate, np.log2(1 + (1 / mse - 1) / 10**0.3), rtol=1e-5, atol=1e-6)
-    assert coded.uses_of(MSE).tolist() == [2.0] * 3
+    assert coded.uses_of(MSE, {}).tolist() == [2.0] * 3
 
 
 @pytest.mark.parametrize("mse", [0.0, 1.0, 1.7])
@@ -356,7 +356,7 @@ def test_all_of_a_vector_is_the_surrogate():
     assert_trees_equal(gaussian, uplink.transmit(sent, MSE, kappa, KEY))
     assert_trees_equal(Sparse(1.0).deliver(sent, MSE, kappa, KEY), gaussian)
     assert_trees_equal(Sparse(1.0).variance(sent, MSE, kappa), GAUSSIAN.variance(sent, MSE, kappa))
-    assert Sparse(1.0).uses_of(MSE).tolist() == GAUSSIAN.uses_of(MSE).tolist() == [1, 1, 1]
+    assert Sparse(1.0).uses_of(MSE, {}).tolist() == GAUSSIAN.uses_of(MSE, {}).tolist() == [1, 1, 1]
 
 
 def test_the_error_of_what_is_sent_and_of_what_is_not():
@@ -386,7 +386,7 @@ def test_the_error_of_what_is_sent_and_of_what_is_not():
 
 
 def test_positions_cost_channel_uses():
-    uses = Sparse(0.1).uses_of(jnp.array([0.5, 0.25, 1.0, 0.0]))
+    uses = Sparse(0.1).uses_of(jnp.array([0.5, 0.25, 1.0, 0.0]), {})
     bits = float(entropy(0.1))
     np.testing.assert_allclose(uses, [0.1 + bits, 0.1 + bits / 2, np.inf, 0.1], rtol=1e-6)
     np.testing.assert_allclose(bits, 0.468996, rtol=1e-5)

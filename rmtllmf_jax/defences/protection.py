@@ -26,6 +26,7 @@ from rmtllmf_jax.uplink import (
     MseTransport,
     Transport,
 )
+from rmtllmf_jax.uplink.transports import require_estimators
 
 Protection = tuple[Any, ...]
 """Values along the chain, repairs in the order in which they are applied; none protects nothing."""
@@ -112,6 +113,7 @@ def stages_of(protection: str | Protection, names: Names = PROTECTIONS) -> Stage
             both = " and ".join(map(described, found[stage]))
             raise InputError(f"protection: {both} are two for the stage {stage}: leave one out.")
     receiver, air, transport = (next(iter(found[stage]), None) for stage in _ONE_OF)
+    require_estimators(transport, tuple(found["estimator"]))
     return Stages(receiver, air, transport, tuple(found["estimator"]), tuple(found["repair"]))
 
 

@@ -23,6 +23,7 @@ from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.uplink import MseTransport, Scenario, Transport, is_of_mse, is_surrogate
 from rmtllmf_jax.uplink.keys import channel_key, noise_key
 from rmtllmf_jax.uplink.transports import channel_uses
+from rmtllmf_jax.uplink.vectors import shapes_of
 
 
 def user_kappa(inputs: SweepInputs, settings: Settings) -> Float[Array, " users"]:
@@ -129,7 +130,8 @@ class Uplinks:
             flags = jax.tree.leaves(frozen_leaves(self.inputs.base, patterns))
             sizes = np.array([leaf.size for leaf in jax.tree.leaves(self.inputs.base)])
             share = (np.array(flags) @ sizes) / sizes.sum()
-        return channel_uses(self.transport(cell), mse, air_uses, share)
+        shapes = shapes_of(self.inputs.vectors)
+        return channel_uses(self.transport(cell), mse, air_uses, shapes, share)
 
     def error_model(self, cell: Cell) -> uplink.ErrorModel:
         """Return how the errors of the tasks' users are correlated in a cell's draw.

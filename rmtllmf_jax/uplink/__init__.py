@@ -5,10 +5,11 @@ is the user's MSE and kappa_q the scale between a unit-power symbol and a parame
 explicit: the paper's "variance = MSE" is kappa = 1, which no real model survives. How the errors of
 different users are correlated is the error model: `Independent` (the default) is exact for
 MMSE-SIC, `ERROR_MODELS` lists the others. That is the transport `Gaussian`; `Sparse` and `Coded`
-send the best part of a task vector, `Qam` and `Analogue` send the parameters as symbols. An
-estimator (`ESTIMATORS`) makes the best of what arrived.
+send the best part of a task vector, `Adapter` factors of its matrices, `Qam` and `Analogue` the
+parameters as symbols. An estimator (`ESTIMATORS`) makes the best of what arrived.
 """
 
+from rmtllmf_jax.uplink.adapter import Adapter
 from rmtllmf_jax.uplink.codes import Chosen, Coded, outage_probability
 from rmtllmf_jax.uplink.delivery import deliver
 from rmtllmf_jax.uplink.error_models import (
@@ -30,6 +31,7 @@ from rmtllmf_jax.uplink.estimators import (
     SingularValues,
     get_estimator,
 )
+from rmtllmf_jax.uplink.gaussian import GAUSSIAN, Gaussian
 from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB, kappa_from_c0, kappa_per_leaf
 from rmtllmf_jax.uplink.noise import draw_sources, errors, noise_of_sum, transmit
 from rmtllmf_jax.uplink.poison import POISONS, Poison, Scaled, SignFlip
@@ -37,10 +39,8 @@ from rmtllmf_jax.uplink.scenario import Scenario
 from rmtllmf_jax.uplink.sparse import Sparse, entropy
 from rmtllmf_jax.uplink.streaming import StreamedUplink
 from rmtllmf_jax.uplink.transports import (
-    GAUSSIAN,
     TRANSPORTS,
     Analogue,
-    Gaussian,
     MseTransport,
     Qam,
     Transport,
@@ -58,6 +58,7 @@ __all__ = [
     "INDEPENDENT",
     "POISONS",
     "TRANSPORTS",
+    "Adapter",
     "Analogue",
     "Chosen",
     "Coded",

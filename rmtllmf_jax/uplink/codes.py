@@ -39,7 +39,7 @@ from rmtllmf_jax.uplink.streams import (
     powers_of_rows,
     whole_vectors,
 )
-from rmtllmf_jax.uplink.vectors import as_leaves, as_vectors, mean_squares
+from rmtllmf_jax.uplink.vectors import Shapes, as_leaves, as_vectors, mean_squares
 
 _OUTAGE = 4  # folded into the key: the other numbers are leaves' names
 _TINY = 1e-37
@@ -143,7 +143,7 @@ class Coded:
                 "give for example block=1000."
             )
 
-    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
+    def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
         """`uses` of each user, whatever its MSE."""
         return jnp.full_like(jnp.asarray(mse, jnp.result_type(float)), self.uses)
 

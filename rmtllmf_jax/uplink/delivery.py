@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.uplink.error_models import INDEPENDENT, ErrorModel
+from rmtllmf_jax.uplink.gaussian import GAUSSIAN
 from rmtllmf_jax.uplink.noise import transmit
-from rmtllmf_jax.uplink.transports import GAUSSIAN, is_surrogate
+from rmtllmf_jax.uplink.transports import is_surrogate, require_estimators
 
 
 def deliver(
@@ -29,13 +30,15 @@ def deliver(
 
     - `mse`: of every user, or a tree with one array of them per leaf.
     - `kappa`: noise scale of every user, for transports with Gaussian errors.
-    - `transport`: one that needs the users' MSE and no channel (`Gaussian`, `Sparse`, `Coded`).
+    - `transport`: one that needs the users' MSE and no channel (`Gaussian`, `Sparse`, `Coded`,
+      `Adapter`).
     - `estimators`: applied in turn to what was received.
     - `planned`: the MSE that rates were chosen for; left out, the actual one.
     - `error_model`: how the users' Gaussian errors are correlated; for the transport `Gaussian`.
 
-    **Raises:** `InputError` as `transmit`, and as the transport does.
+    **Raises:** `InputError` as `transmit`, as the transport does, and as `require_estimators`.
     """
+    require_estimators(transport, estimators)
     if is_surrogate(transport):
         received = transmit(stacked, mse, kappa, key, error_model)
     else:

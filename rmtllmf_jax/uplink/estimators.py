@@ -23,6 +23,7 @@ from rmtllmf_jax.common.errors import require_known, require_non_negative
 from rmtllmf_jax.common.values import by_name, parse
 from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
+from rmtllmf_jax.uplink.eigen import eigh_in_turn
 from rmtllmf_jax.uplink.noise import leaf_by_leaf, per_user
 from rmtllmf_jax.uplink.vectors import mean_squares
 
@@ -160,6 +161,8 @@ class SingularValues:
      [0.    0.   ]]
     """
 
+    white: ClassVar[bool] = True
+    """Assumes white errors."""
     stage: ClassVar[str] = "estimator"
     by_leaf: ClassVar[bool] = True
     by_user: ClassVar[bool] = True
@@ -219,20 +222,10 @@ def _shrunk(matrix: Float[Array, "rows columns"], noise: Float[Array, ""]) -> Ar
     return found if matrix.shape[0] == short else found.T
 
 
-@jax.custom_batching.sequential_vmap
-def _eigh(gram: Float[Array, "n n"]) -> tuple[Array, Array]:
-    """One after the other: many batches of them in one program can wait for each other for ever.
-
-    So they did on a CPU of two cores, jax 0.10.
-    """
-    values, basis = jnp.linalg.eigh(gram)
-    return values, basis
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _shrinker(gram: Float[Array, "n n"], noise: Float[Array, ""], beta: float) -> Array:
     """U diag(w) U^T for the Gram matrix U diag(s^2) U^T: what each direction is multiplied by."""
-    values, basis = _eigh(gram)
+    values, basis = eigh_in_turn(gram)
     return (basis * _factors(values, noise, beta)) @ basis.T
 
 
@@ -241,7 +234,7 @@ def _shrinker_jvp(beta: float, primals: tuple, tangents: tuple) -> tuple[Array, 
     """The formula of Daleckii and Krein: divided differences in the eigenbasis."""
     gram, noise = primals
     change, more_noise = tangents
-    values, basis = _eigh(gram)
+    values, basis = eigh_in_turn(gram)
     of_noise: Callable = jax.vmap(jax.grad(_factors, (0, 1)), (0, None, None))
     factors = _factors(values, noise, beta)
     slope, by_noise = of_noise(values, noise, beta)

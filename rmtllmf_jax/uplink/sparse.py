@@ -28,7 +28,7 @@ from rmtllmf_jax.uplink.streams import (
     powers_of_rows,
     whole_vectors,
 )
-from rmtllmf_jax.uplink.vectors import as_leaves, as_vectors, mean_of_leaf, mean_squares
+from rmtllmf_jax.uplink.vectors import Shapes, as_leaves, as_vectors, mean_of_leaf, mean_squares
 
 
 def entropy(share: Real[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
@@ -70,7 +70,7 @@ class Sparse:
         """Channel uses per parameter, positions left out: `uses_of` has them."""
         return self.share
 
-    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
+    def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
         """Channel uses per parameter of each user, positions included; infinite at no rate."""
         mse = jnp.asarray(mse, jnp.result_type(float))
         if self.share == 1:

@@ -24,12 +24,12 @@ from rmtllmf_jax.common.values import described
 from rmtllmf_jax.fusion import matching_paths
 from rmtllmf_jax.uplink.estimators import Estimator
 from rmtllmf_jax.uplink.fitting import require_fitting
+from rmtllmf_jax.uplink.gaussian import GAUSSIAN
 from rmtllmf_jax.uplink.kappa import DEFAULT_C0_DB
 from rmtllmf_jax.uplink.keys import channel_key, noise_key
 from rmtllmf_jax.uplink.poison import Poison
 from rmtllmf_jax.uplink.streams import Powers, Rows, Sending
 from rmtllmf_jax.uplink.transports import (
-    GAUSSIAN,
     MseTransport,
     Transport,
     channel_uses,
@@ -140,7 +140,7 @@ class OpenedUplink:
         self, how: StreamedUplink, sizes: Mapping[str, int], users: int, leaves: Leaves
     ) -> None:
         how.require_users(users)
-        self._how, self._users, self._leaves = how, users, leaves
+        self._how, self._users, self._leaves, self._sizes = how, users, leaves, sizes
         root = jax.random.key(how.seed)
         self._draw = channel_key(root, how.draw)
         self._mse, self._air_uses = self._over(how.link)
@@ -165,7 +165,9 @@ class OpenedUplink:
     @property
     def facts(self) -> list[dict[str, float]]:
         """MSE, channel uses per parameter and, for Gaussian errors, kappa of each user."""
-        uses = channel_uses(self._how.transport, self._mse, self._air_uses, self._share)
+        shapes = {name: (size,) for name, size in self._sizes.items()}
+        how = self._how.transport, self._mse, self._air_uses, shapes, self._share
+        uses = channel_uses(*how)
         found = {"mse": self._mse, "uses": uses, "kappa": self._stream.kappa}
         there = {name: values for name, values in found.items() if values is not None}
         return [

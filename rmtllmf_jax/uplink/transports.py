@@ -2,9 +2,9 @@
 
 Those of `of_mse` need the users' MSE and no channel (`MseTransport`): `Gaussian`, the surrogate of
 a link, an error of variance kappa_q^2 mu_q on every parameter; `Sparse` and `Coded`, which send the
-best part of a vector. The others send symbols over the channel of the draw (`channel.link.send`),
-all users at the same time: `Analogue`, whose errors have the surrogate's power, and `Qam`, whose
-errors have another.
+best part of a vector, and `Adapter`, which sends factors of its matrices. The others send symbols
+over the channel of the draw (`channel.link.send`), all users at the same time: `Analogue`, whose
+errors have the surrogate's power, and `Qam`, whose errors have another.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from rmtllmf_jax.channel import link, modem
 from rmtllmf_jax.channel.checks import require_positive
 from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser
 from rmtllmf_jax.channel.quantise import normalise
-from rmtllmf_jax.common.errors import require_known
-from rmtllmf_jax.common.values import by_name, parse
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.values import by_name, described, parse
 from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.fusion.trees import as_type_of, widened
+from rmtllmf_jax.uplink.adapter import Adapter
 from rmtllmf_jax.uplink.codes import Coded
-from rmtllmf_jax.uplink.noise import leaf_by_leaf, leaf_number, transmit
+from rmtllmf_jax.uplink.gaussian import Gaussian
+from rmtllmf_jax.uplink.noise import leaf_number
 from rmtllmf_jax.uplink.sparse import Sparse
-from rmtllmf_jax.uplink.streams import GaussianStream, Powers, Sending
-from rmtllmf_jax.uplink.vectors import mean_squares
+from rmtllmf_jax.uplink.streams import Powers, Sending
+from rmtllmf_jax.uplink.vectors import Shapes
 
 _BLOCK = 1 << 16  # parameters of a user that are sent at once: memory is antennas x block
 _OTHERS = 3  # folded into a block's key for users without a task vector; 0 to 2 are the link's
@@ -66,8 +68,11 @@ class MseTransport(Protocol):
     def uses(self) -> float:
         """Channel uses per parameter, without side information that depends on the MSE."""
 
-    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
-        """Channel uses per parameter of each user, all side information included."""
+    def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
+        """Channel uses per parameter of each user, all side information included.
+
+        `shapes` are those of the leaves, by path, without the axis of users.
+        """
 
     def deliver(
         self,
@@ -90,65 +95,6 @@ class MseTransport(Protocol):
 
     def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
         """Mean square of an entry of each leaf and user as sent, the noise left out."""
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """The surrogate: an independent Gaussian error per parameter, of variance kappa_q^2 mu_q.
-
-    It needs the users' MSE and no channel; `uplink.noise` draws it, and a sweep's linear merges
-    take it as one sum.
-
-    >>> sent, mse = {"w": jnp.zeros((2, 3))}, jnp.array([0.1, 0.2])
-    >>> print(Gaussian().variance(sent, mse, jnp.array([1.0, 2.0]))["w"])
-    [0.1 0.8]
-    """
-
-    stage: ClassVar[str] = "transport"
-    surrogate: ClassVar[bool] = True
-    of_mse: ClassVar[bool] = True
-    uses: ClassVar[float] = 1.0
-
-    def uses_of(self, mse: PerUser) -> Float[Array, " users"]:
-        """1 for each user."""
-        return jnp.ones_like(jnp.asarray(mse, jnp.result_type(float)))
-
-    def deliver(
-        self,
-        stacked: PyTree[Float[Array, "users ..."]],
-        mse: PerUser | PyTree[Array],
-        kappa: PerUser | PyTree[Array],
-        key: Key[Array, ""],
-        *,
-        planned: PerUser | None = None,
-    ) -> PyTree[Float[Array, "users ..."]]:
-        """`transmit` with independent errors; `planned` is not used."""
-        return transmit(stacked, mse, kappa, key)
-
-    def variance(
-        self,
-        stacked: PyTree[Float[Array, "users ..."]],
-        mse: PerUser | PyTree[Array],
-        kappa: PerUser | PyTree[Array],
-    ) -> PyTree[Float[Array, " users"]]:
-        """kappa^2 mu."""
-        return jax.tree.map(
-            lambda each, scale: jnp.square(scale) * each,
-            leaf_by_leaf("mse", mse, stacked),
-            leaf_by_leaf("kappa", kappa, stacked),
-        )
-
-    def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
-        """Mean square of a leaf."""
-        return mean_squares(stacked)
-
-    def stream(self, sending: Sending) -> GaussianStream:
-        """Leaf by leaf."""
-        return GaussianStream(sending)
-
-
-GAUSSIAN = Gaussian()
-"""The default."""
 
 
 class _Symbols:
@@ -281,7 +227,9 @@ def _sent(
     return as_type_of(leaf, parameters.reshape(leaf.shape))
 
 
-TRANSPORTS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Qam, Analogue, Sparse, Coded))
+TRANSPORTS: Mapping[str, type] = MappingProxyType(
+    by_name(Gaussian, Qam, Analogue, Sparse, Coded, Adapter)
+)
 """Transports by the names that a command line has for them."""
 
 
@@ -299,16 +247,19 @@ def channel_uses(
     transport: Transport | MseTransport,
     mse: Float[np.ndarray, " users"],
     air_uses: Float[np.ndarray, " users"],
+    shapes: Shapes,
     share: float = 1.0,
 ) -> Float[np.ndarray, " users"]:
     """Channel uses per parameter of each user, all side information included.
 
-    **Arguments:** `air_uses`, how often a symbol is sent, of the `share` of parameters that are not
-    sent once.
+    **Arguments:**
+
+    - `air_uses`: how often a symbol is sent, of the `share` of parameters that are not sent once.
+    - `shapes`: of the leaves, by path, without the axis of users.
     """
     if not is_of_mse(transport):
         return transport.uses * air_uses
-    return np.asarray(transport.uses_of(jnp.asarray(mse))) * (1 + (air_uses - 1) * share)
+    return np.asarray(transport.uses_of(jnp.asarray(mse), shapes)) * (1 + (air_uses - 1) * share)
 
 
 def get_transport(text: str | Transport | MseTransport) -> Any:
@@ -322,3 +273,18 @@ def get_transport(text: str | Transport | MseTransport) -> Any:
     if not isinstance(text, str):
         return text
     return parse(text, TRANSPORTS, "transport")
+
+
+def require_estimators(transport: object, estimators: tuple[Any, ...]) -> None:
+    """Check that estimators may assume what they do of a transport's errors.
+
+    **Raises:** `InputError` for one that assumes white errors (`white`), where they are not.
+    """
+    if getattr(transport, "white", True):
+        return
+    for estimator in estimators:
+        if getattr(estimator, "white", False):
+            raise InputError(
+                f"{described(estimator)} assumes white errors, and those of {described(transport)} "
+                "are not: leave one of the two out."
+            )

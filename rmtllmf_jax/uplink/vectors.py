@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
+from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, leaves_by_path, widened
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of the leaves of a task vector, by path."""
+
+
+def shapes_of(stacked: PyTree[Array]) -> Shapes:
+    """The shapes of the leaves without the axis of users."""
+    return {path: leaf.shape[1:] for path, leaf in leaves_by_path(stacked).items()}
 
 
 def as_vectors(stacked: PyTree[Array]) -> Float[Array, "users size"]:
