@@ -288,3 +288,15 @@ def test_every_tokenizer_file_of_transformers_is_carried(tmp_path: Path):
     for name in (*found, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json"):
         (tmp_path / name).write_text("")
     assert {path.name for path in tokenizer_files(tmp_path)} == {p.name for p in tmp_path.iterdir()}
+
+
+def test_what_transformers_refuses_is_compared_as_it_stands(tmp_path: Path):
+    """Heads that do not divide the width: made by hand, for a program of one's own."""
+    odd = LLAMA | {"num_attention_heads": 3, "rms_norm_eps": 1e-6}
+    with pytest.raises(Exception, match="hidden size"):
+        transformers.LlamaConfig.from_dict(odd)
+    base, model = write(tmp_path / "base", 0, odd), write(tmp_path / "model", 1, odd)
+    assert not [line for line in fuse(base, model, tmp_path / "out") if "differs" in line]
+    other = write(tmp_path / "other", 1, odd | {"rms_norm_eps": 1e-5})
+    with pytest.raises(InputError, match=r"rms_norm_eps is 1e-05"):
+        fuse(base, other, tmp_path / "none")

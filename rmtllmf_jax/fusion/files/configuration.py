@@ -53,8 +53,9 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def full_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration with the defaults and names of transformers as it is installed.
 
-    What this transformers does not know is returned as it is.
+    What this transformers does not know, or refuses, is returned as it is.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
@@ -62,8 +63,8 @@ def full_config(config: dict[str, Any]) -> dict[str, Any]:
         return config
     try:
         return dict(CONFIG_MAPPING[kind].from_dict(config).to_dict())
-    except (TypeError, ValueError, KeyError, AttributeError):  # from a version with other fields
-        return config
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError):
+        return config  # from a version with other fields, or written by hand
 
 
 def is_tied(checkpoint: Checkpoint) -> bool:
