@@ -126,18 +126,19 @@ def test_factors_take_fewer_uses_which_repetition_may_spend():
     matrices = [shape for shape in sizes.values() if len(shape) > 1]
     numbers = sum(math.prod(shape[:-1]) + shape[-1] for shape in matrices)
     share = numbers / sum(map(math.prod, sizes.values()))
-    for text, times in (("adapter(rank=1)", 1), ("adapter(rank=1)+repeat(times=3)+r-mtllmf", 3)):
+    every = "adapter(rank=1, targets=('.*',))"
+    for text, times in ((every, 1), (f"{every}+repeat(times=3)+r-mtllmf", 3)):
         found = ENGINE.uplinks.columns(cell(text))
         assert found[TASKS[0]]["uses"] == pytest.approx(times * share)
         assert math.isnan(found[TASKS[0]]["kappa"])
     mse = jnp.asarray(Link(PRESET, SumRate()).mse(keys()[0]))[: len(TASKS)]
     kappa = uplink.kappa_from_c0(INPUTS.vectors, ENGINE.settings.c0_db)
-    expected = Adapter(1).deliver(INPUTS.vectors, mse, kappa, keys()[1])
-    pairs = (fusion.leaves_by_path(tree) for tree in (received("adapter(rank=1)"), expected))
+    expected = Adapter(1, (".*",)).deliver(INPUTS.vectors, mse, kappa, keys()[1])
+    pairs = (fusion.leaves_by_path(tree) for tree in (received(every), expected))
     for one, other in zip(*map(dict.values, pairs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match="repeat all of them, without patterns"):
-        received("adapter(rank=1)+repeat(times=2, patterns=('.*kernel',))")
+        received(f"{every}+repeat(times=2, patterns=('.*kernel',))")
 
 
 def test_clean_sends_nothing_and_so_only_repairs_act():

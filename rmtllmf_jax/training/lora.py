@@ -27,6 +27,7 @@ from rmtllmf_jax.channel.checks import require_positive
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.fusion import leaf_path, leaves_by_path
 from rmtllmf_jax.fusion.trees import as_type_of, widened
+from rmtllmf_jax.uplink.adapter import TARGETS
 
 Factors = dict[str, dict[str, Float[Array, "..."]]]
 """By the path of a kernel: `a` (inputs, rank) and `b` (rank, outputs)."""
@@ -58,7 +59,7 @@ class Lora:
     rank: int
     alpha: float | None = None
     """By default the rank: the update is ``a b``."""
-    targets: tuple[str, ...] = ("q_proj|query", "v_proj|value")
+    targets: tuple[str, ...] = TARGETS
     """Regular expressions of modules: each must match the last names of the paths of some."""
     init: str = "gaussian"
     """How `a` begins, one of `INITS`."""

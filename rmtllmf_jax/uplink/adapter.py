@@ -28,6 +28,9 @@ from rmtllmf_jax.uplink.vectors import Shapes, as_vectors, mean_squares, shapes_
 Factors = dict[str, dict[str, Float[Array, "users ..."]]]
 """By the path of a leaf: `b` (users, rows, rank) and `a` (users, rank, columns), of equal size."""
 
+TARGETS = ("q_proj|query", "v_proj|value")
+"""Modules that are adapted by default: queries and values."""
+
 CARRIERS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Sparse, Coded))
 """What may carry the factors."""
 
@@ -36,20 +39,21 @@ CARRIERS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Sparse, Coded)
 class Adapter:
     """Two factors of each matrix, ``b a`` of its largest singular values, and nothing else.
 
-    Users that fine-tuned by LoRA have nothing else; of others it is the nearest adapter, and norms,
-    biases and embeddings stay the base's. b and a have the same size, |b| = |a|, since the product
-    alone counts. Symbols keep unit power, so that kappa goes with the rms of what is sent, as that
-    of `Sparse` does. The channel uses that are saved may be spent on repetition
-    (``adapter(rank=4)+repeat(times=8)``) or on bits (``adapter(rank=4, carrier=coded(uses=8))``).
-    What is sent is held constant under `jax.grad`. A matrix of more dimensions has its last one as
-    columns.
+    Users that fine-tuned by LoRA of these targets have nothing else; of others it is the nearest
+    adapter, and what is not sent stays the base's. b and a have the same size, |b| = |a|: the
+    product alone counts, and these make its error smallest. Symbols keep unit power, so that kappa
+    goes with the rms of what is sent, as that of `Sparse` does. The channel uses that are saved may
+    be spent on repetition (``adapter(rank=4)+repeat(times=8)``) or on bits
+    (``adapter(rank=4, carrier=coded(uses=8.0))``). What is sent is held constant under `jax.grad`.
+    A matrix of more dimensions has its last one as columns.
 
     >>> ones = jnp.ones(1)
     >>> sent = {"w": jnp.array([[[2.0, 4.0], [1.0, 2.0]]]), "b": jnp.ones((1, 2))}
-    >>> print(Adapter(1).deliver(sent, 0 * ones, ones, jax.random.key(0))["w"][0].round(4))
+    >>> adapter = Adapter(1, targets=("w",))
+    >>> print(adapter.deliver(sent, 0 * ones, ones, jax.random.key(0))["w"][0].round(4))
     [[2. 4.]
      [1. 2.]]
-    >>> print(f"{Adapter(1).uses_of(ones, shapes_of(sent))[0]:.2f}")        # 4 numbers of 6
+    >>> print(f"{adapter.uses_of(ones, shapes_of(sent))[0]:.2f}")           # 4 numbers of 6
     0.67
     """
 
@@ -60,10 +64,10 @@ class Adapter:
     choices: ClassVar[Mapping[str, Known]] = {"carrier": CARRIERS}
 
     rank: int
-    """Of the products; a matrix with a smaller side has that."""
-    targets: tuple[str, ...] = (".*",)
-    """Regular expressions of the modules whose matrices are sent, by the last names of their
-    paths: ``('q_proj|query', 'v_proj|value')`` of a LoRA. All by default."""
+    """Of the products."""
+    targets: tuple[str, ...] = TARGETS
+    """Regular expressions of the modules whose matrices are sent, by the last names of their paths;
+    ``('.*',)`` is all. A matrix that no user changed is noise on the air: name the LoRA's."""
     carrier: Any = GAUSSIAN
     """What carries the factors: a transport that needs the users' MSE alone."""
 
@@ -108,7 +112,8 @@ class Adapter:
     def factors(self, stacked: PyTree[Float[Array, "users ..."]]) -> Factors:
         """What each user sends.
 
-        **Raises:** `InputError` for a target that matches no matrix.
+        **Raises:** `InputError` for a target that matches no matrix, and for a matrix with a side
+        below the rank.
         """
         check_stacked(stacked)
         leaves = leaves_by_path(jax.lax.stop_gradient(stacked))
@@ -185,7 +190,12 @@ class Adapter:
                 )
             for path in own:
                 rows, columns = prod(shapes[path][:-1]), shapes[path][-1]
-                found[path] = rows, min(self.rank, rows, columns), columns
+                if min(rows, columns) < self.rank:
+                    raise InputError(
+                        f"{described(self)}: {path} is a matrix of {rows} x {columns}, with a side "
+                        "below the rank: take a smaller rank, or other targets."
+                    )
+                found[path] = rows, self.rank, columns
         return found
 
     def _sending(
