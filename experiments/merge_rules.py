@@ -12,8 +12,9 @@ task. LATA's reference is the mean of the other tasks' vectors.
 
 Written to results/merge_rules/: README.md (averages with and without tasks that fine-tuning did not
 teach), results.csv (every task's test accuracy), choices.csv (every candidate's validation score).
-The page is of the demo's models, without the ramps and with one setting of AdaMerging, each cell of
-which learns for a hundred steps: three quarters of an hour on two busy cores. The choice on so few
+The page is of the demo's models, without the ramps, with one setting of AdaMerging, each cell of
+which learns for a hundred steps, and of the methods up to `clipped_norm`: three quarters of an hour
+on two busy cores. SLERP is of two models and left out. The choice on so few
 validation images is noisy: neighbouring coefficients may change places.
 """
 
@@ -66,6 +67,9 @@ RULES = (
         f"adamerging(granularity={kind}, initial=[0.1, 0.2, 0.3, 0.6], learning_rate=0.01)"
         for kind in ("task", "tensor")
     ),
+    *("breadcrumbs(density=[0.5, 0.9])", "della(density=[0.5, 0.8])"),
+    *("della_linear(density=[0.5, 0.8])", "consensus_ta(ratio=[0.2, 0.4, 0.6])"),
+    *("multi_slerp", "model_stock", "tsv_merge"),
     *("fisher(floor=[1e-10, 1e-8, 1e-6])", "regmean(off_diagonal=[0.1, 0.5, 0.9])", "ramp"),
 )
 RAMPS = OneOf(tuple(Ramp(*e) for e in ((0.0, 1.0), (1.0, 0.0), (0.5, 1.0), (1.0, 0.5))), "ramp")

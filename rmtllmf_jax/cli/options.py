@@ -179,8 +179,9 @@ class TransmissionOptions(UplinkOptions):
     """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
     symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
     parameter per symbol; analogue, two per symbol. sparse(share=0.1) sends the largest entries
-    alone, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link. --c0 and
-    --kappa are for gaussian and sparse."""
+    alone, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link,
+    adapter(rank=4) two factors of the matrices of queries and values. --c0 and --kappa are for
+    gaussian, sparse and adapter."""
 
 
 @dataclass(kw_only=True)
