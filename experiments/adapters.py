@@ -224,7 +224,7 @@ def figure(cells: pd.DataFrame) -> Figure:
     drawn = Figure(figsize=(3.2 * len(sizes) + 1, 4.0), layout="constrained")
     panels = np.atleast_1d(drawn.subplots(1, len(sizes), sharey=True))
     ranks = sorted(set(cells["rank"]) - {FULL})
-    sent = (VECTOR, ONCE, REPEATED, BITS)
+    looks = {VECTOR: "none", ONCE: "r-mtllmf", REPEATED: "phy", BITS: "holistic"}
     levels = {"control": "--", "base": ":", VECTOR_IN_BITS: "-."}
     for panel, size in zip(panels, sizes, strict=True):
         here = cells[cells["size"] == size]
@@ -233,8 +233,8 @@ def figure(cells: pd.DataFrame) -> Figure:
             level = 100 * own(here, FULL, way, scenario)["score"].mean()
             label = way if way in RIVALS else "all parameters, coded"
             panel.axhline(level, color="0.3", linestyle=dashes, label=label)
-        for way in sent:
-            colour, marker = styles(sent)[way]
+        for way, name in looks.items():
+            colour, marker = styles(looks.values())[name]
             found = [interval(own(here, rank, way)) for rank in ranks]
             means = [100 * each.mean for each in found]
             panel.plot(ranks, means, color=colour, marker=marker, label=way)
