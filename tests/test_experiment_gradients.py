@@ -237,7 +237,8 @@ def test_the_learned_defence(
     alone = soft["made for it"].unstack()
     assert (alone["learned"] >= alone["none"] - 1e-3).all()
     ends = rows.groupby("channel")[["lower", "upper"]].first()
-    assert (ends["upper"] >= ends["lower"] - 1e-4).all()
+    page = (options.out / "README.md").read_text()
+    assert ("Negative: the first answers" in page) == ((ends["upper"] - ends["lower"]).mean() < 0)
 
     table = table_of(options.out / "README.md")
     wide = rows.pivot_table(index="channel", columns=["defence", "attack"], values="accuracy")

@@ -137,7 +137,7 @@ class Saddle(NamedTuple):
     """A defence and an attack that were learned against each other.
 
     The value of the game lies between `lower` and `upper` if each answer that was found is the best
-    there is.
+    there is. A negative `gap` says that some were not: take more steps.
     """
 
     defence: Parameters
