@@ -124,7 +124,11 @@ def test_the_ten_lines_print_what_is_said(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     users = tmp_path / "rmtllmf" / "embedded" / "seed-0"
     shutil.copytree(demo, users, ignore=shutil.ignore_patterns("sweep", "report"))
-    monkeypatch.setattr(FineTuned, "params", None)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fine-tuned again")
+
+    monkeypatch.setattr(FineTuned, "params", refuse)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     said = re.findall(r"`(sent [a-z ]+): (\d+)%`", README)
