@@ -61,15 +61,15 @@ class Product:
 
     def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
         """Write the product, in the shape of the base's tensor."""
-        a, b = (_read(entry) for entry in (self.a, self.b))
+        a, b = (read_tensor(entry) for entry in (self.a, self.b))
         a, b = a.reshape(len(a), -1), self.scale * b.reshape(len(b), -1)
         left, right = (a.T, b.T) if self.transposed else (b, a)
         np.matmul(left, right, out=into.reshape(len(left), -1), casting="same_kind")
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A tensor that the adapter holds in place of the base's: of modules to save, or a bias."""
+class OfTensor:
+    """Base of the updates that are made of one tensor of a file."""
 
     entry: Entry
 
@@ -80,37 +80,35 @@ class Whole:
 
     @property
     def origin(self) -> str:
-        """The key in the adapter's file."""
+        """The tensor's name in the file."""
         return self.entry.key
-
-    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
-        """Write its difference from the base's."""
-        np.subtract(_read(self.entry), base, out=into, casting="same_kind")
 
 
 @dataclass(frozen=True)
-class Shift:
+class Whole(OfTensor):
+    """A tensor that the adapter holds in place of the base's: of modules to save, or a bias."""
+
+    def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
+        """Write its difference from the base's."""
+        np.subtract(read_tensor(self.entry), base, out=into, casting="same_kind")
+
+
+@dataclass(frozen=True)
+class Shift(OfTensor):
     """A bias of B, which is added to that of the layer."""
 
-    entry: Entry
     scale: float
-
-    @property
-    def size(self) -> int:
-        """Numbers of the tensor."""
-        return prod(self.entry.shape)
-
-    @property
-    def origin(self) -> str:
-        """The key in the adapter's file."""
-        return self.entry.key
 
     def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
         """Write the bias, scaled as the layer's update is."""
-        np.multiply(self.scale, _read(self.entry), out=into, casting="same_kind")
+        np.multiply(self.scale, read_tensor(self.entry), out=into, casting="same_kind")
 
 
-def _read(entry: Entry) -> np.ndarray:
+def read_tensor(entry: Entry) -> np.ndarray:
+    """Return a tensor of finite numbers, in float32 or wider.
+
+    **Raises:** `InputError` that names file and key if one is NaN or infinite.
+    """
     tensor = np.empty(entry.shape, wide(entry))
     read_finite(entry, tensor)
     return tensor

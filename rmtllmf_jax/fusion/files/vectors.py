@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,11 @@ from rmtllmf_jax.fusion.files.checkpoint import (
     SUFFIX,
     Checkpoint,
     Entry,
-    read_finite,
     read_header,
     wide,
 )
 from rmtllmf_jax.fusion.files.names import to_torch
-from rmtllmf_jax.fusion.files.updates import Update
+from rmtllmf_jax.fusion.files.updates import OfTensor, Update, read_tensor
 
 VECTOR = "task vector"
 """Of the metadata of a task vector: what `import-task-vector` says of it, as JSON."""
@@ -33,28 +31,15 @@ TRAINED = "user"
 
 
 @dataclass(frozen=True)
-class Laid:
+class Laid(OfTensor):
     """A tensor of our trees in torch's layout: a kernel is (outputs, inputs) there."""
 
-    entry: Entry
     is_change: bool
     """Otherwise it stands in place of the base's."""
 
-    @property
-    def size(self) -> int:
-        """Numbers of the tensor."""
-        return prod(self.entry.shape)
-
-    @property
-    def origin(self) -> str:
-        """The path in the file."""
-        return self.entry.key
-
     def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
         """Write what is added to the base's tensor."""
-        tensor = np.empty(self.entry.shape, wide(self.entry))
-        read_finite(self.entry, tensor)
-        into[...] = to_torch(self.entry.key, tensor)[1].reshape(base.shape)
+        into[...] = to_torch(self.entry.key, read_tensor(self.entry))[1].reshape(base.shape)
         if not self.is_change:
             np.subtract(into, base, out=into, casting="same_kind")
 
