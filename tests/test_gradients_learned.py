@@ -287,14 +287,16 @@ def test_the_entries_of_an_attack_need_no_lapack():
 def test_defence_and_attack_bound_the_value_of_their_game():
     objective = tiny_objective(channel_draws=1, noise_draws=4)
     found = learn_defence(objective, KEY, rounds=2, steps=12)
-    assert found.values.shape == (2, 2)
-    assert found.lower == found.values[:, 0].max()
-    assert found.upper == found.values[:, 1].min()
-    assert found.gap == found.upper - found.lower
-    assert np.all(found.values[:, 0] < found.values[:, 1])  # each attack hurts
+    assert found.values.shape == (3, 3)  # those that both began with, and two rounds
+    assert 0 <= found.gap == found.upper - found.lower
+    # Every attack hurts the defence that it answers, and every defence helps against the attack.
+    for number in (1, 2):
+        assert found.values[number, number] < found.values[number, number - 1]
+        assert found.values[number, number - 1] > found.values[number - 1, number - 1]
     # What the ends are said to be worth is what they are worth.
     attack = found.attack.attack
     worth = value(objective.holding(Parameters(attack=attack)), found.defence, KEY)
+    assert found.lower - 1e-6 <= float(worth) <= found.upper + 1e-6
     undefended = learn_attack(objective, KEY, steps=12)
     assert found.lower > undefended.value
     assert float(worth) > float(value(objective, Parameters(attack=attack), KEY))

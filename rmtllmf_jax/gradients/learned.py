@@ -23,7 +23,7 @@ from rmtllmf_jax.channel import (
     attack_covariance,
 )
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.gradients.objective import Objective, layer_names
+from rmtllmf_jax.gradients.objective import Objective, layer_names, value
 from rmtllmf_jax.gradients.optimise import ADAM, TOGETHER, Optimum, optimise
 from rmtllmf_jax.gradients.parameters import (
     NOTHING,
@@ -136,25 +136,32 @@ def learn_scales(
 class Saddle(NamedTuple):
     """A defence and an attack that were learned against each other.
 
-    The value of the game lies between `lower` and `upper` if each answer that was found is the best
-    there is. A negative `gap` says that some were not: take more steps.
+    Of the game among the strategies that were found, whose value lies between `lower` and `upper`.
+    An answer that was not found moves either end: `lower` down if an attack, `upper` up if a
+    defence.
     """
 
     defence: Parameters
-    """Of all rounds the one whose worst case, as far as it was found, is best."""
+    """The defence whose worst case among the attacks is best."""
     attack: Parameters
-    """Of all rounds the one against which the best defence that was found is worst."""
-    lower: float
-    """The value of `defence` under the attack that was learned against it."""
-    upper: float
-    """The value of `attack` under the defence that was learned against it."""
-    values: Float[np.ndarray, "rounds 2"]
-    """Of every round: the value once the attacker has answered, and before, once the defender
-    has."""
+    """The attack against which the best of the defences is worst."""
+    values: Float[np.ndarray, "defences attacks"]
+    """The value of each defence (a row) under each attack: first those that both began with, then
+    those of every round."""
+
+    @property
+    def lower(self) -> float:
+        """What `defence` keeps under the worst attack: max over rows of the min over columns."""
+        return float(self.values.min(axis=1).max())
+
+    @property
+    def upper(self) -> float:
+        """What the best defence keeps of `attack`: min over columns of the max over rows."""
+        return float(self.values.max(axis=0).min())
 
     @property
     def gap(self) -> float:
-        """`upper` - `lower`: what one more answer could be worth at most."""
+        """`upper` - `lower`, never negative."""
         return self.upper - self.lower
 
 
@@ -173,7 +180,7 @@ def learn_defence(
     The defence is a power per leaf of equal energy (or, the same, relaxed repetition) and a
     coefficient per task and layer, which is both shrinkage of what is received and the reliability
     of the users. Defence and attack (`learn_attack`) take turns, each the best that is found
-    against the other as it stands.
+    against the other as it stands; at the end every defence meets every attack.
 
     **Arguments:**
 
@@ -198,12 +205,10 @@ def learn_defence(
     )
     root = attack_at(start, _channel_preset(objective), keys[0], objective.held)
     attack, limits = Parameters(attack=root), DefenceLimits(sizes, least, most)
-    attacks, defences, values = [], [], []
+    attacks, defences = [attack], [defence]
     for _ in range(rounds):
         against = objective.holding(attack.filled(objective.held))
-        answer = optimise(against, defence, key, limits, **options)
-        attacks.append(attack)
-        defences.append(defence := answer.parameters)
+        defence = optimise(against, defence, key, limits, **options).parameters
         against = objective.holding(defence.filled(objective.held))
         found = optimise(
             _AllSpent(against),
@@ -214,10 +219,17 @@ def learn_defence(
             **({"rule": TOGETHER} | options),
         )
         attack = _all_spent(found.parameters)
-        values.append((float(found.value), float(answer.value)))
-    ends = np.array(values)
-    best, worst = int(ends[:, 0].argmax()), int(ends[:, 1].argmin())
-    return Saddle(defences[best], attacks[worst], ends[best, 0], ends[worst, 1], ends)
+        defences.append(defence)
+        attacks.append(attack)
+    values = np.array(
+        [[value(objective, _both(one, other), key) for other in attacks] for one in defences], float
+    )
+    best, worst = int(values.min(axis=1).argmax()), int(values.max(axis=0).argmin())
+    return Saddle(defences[best], attacks[worst], values)
+
+
+def _both(defence: Parameters, attack: Parameters) -> Parameters:
+    return replace(defence, attack=attack.attack)
 
 
 @partial(
