@@ -15,8 +15,10 @@ import pytest
 from conftest import TinyRun, assert_trees_equal, command
 from test_training import RECIPE, Tiny, counted, run_finetune, samples, some_head, start, tiny  # noqa: F401
 
+from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
 from rmtllmf_jax.fusion.files.vectors import open_vector
 from rmtllmf_jax.models.weights import read_safetensors
 from rmtllmf_jax.runs import open_run
@@ -161,13 +163,23 @@ def test_a_run_keeps_the_factors_and_opens_as_any_other(finished: TinyRun, tmp_p
             expected = 4.0 * np.asarray(factors[0], np.float64) @ factors[1]
             np.testing.assert_allclose(leaf[0], expected, atol=1e-6, err_msg=path)
     assert {path.rpartition("/")[0] for path in stored} == set(KERNELS)
-    with pytest.raises(InputError, match=r"by LoRA.* make a model of them with `rmtllmf export"):
-        open_vector(run / user["finetuned"])
-    for wrong, said in (
-        (("--lora-rank", "0"), "the rank of a LoRA must be at least 1, got 0"),
-        (("--lora-alpha", "2"), "--lora-alpha is of a LoRA: give its --lora-rank"),
-        (("--lora-rank", "2", "--task-vectors", "elsewhere"), "leave one of the two out"),
-    ):
-        done = subprocess.run(command(*words, *wrong), capture_output=True)
-        assert done.returncode == 2
-        assert said in " ".join(done.stderr.decode().split())
+    # `fuse` takes the file as it takes the model that `export` makes of it, onto its base alone.
+    file, whole = run / user["finetuned"], tmp_path / "whole"
+    main(["export", str(run), "--tasks", "mnist", "--to", str(whole)])
+    merged = []
+    for model in (file, whole):
+        out = tmp_path / f"merged-{model.stem}"
+        words = ("fuse", "--base", opened.config.model, "--models", model, "--scale", 0.5)
+        main([*map(str, words), "--method", "task_arithmetic", "--out", str(out)])
+        merged.append(read_safetensors(out / "model.safetensors"))
+    assert merged[0].keys() == merged[1].keys()
+    for key, tensor in merged[0].items():
+        np.testing.assert_allclose(tensor, merged[1][key], atol=1e-6, err_msg=key)
+    assert refused(file, whole) == f"{file}: a task vector of another base model"
+
+
+def refused(model: Path, base: Path) -> str:
+    """Return what a merge of a model onto another base is refused with, up to the bracket."""
+    with pytest.raises(InputError) as error:
+        open_vector(model).seen(open_checkpoint(base))
+    return str(error.value).partition(" (")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_j
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.registry import prompt_classes, prompt_templates
 from rmtllmf_jax.data.task_data import Rows, TaskData
-from rmtllmf_jax.fusion.files.vectors import TRAINED
+from rmtllmf_jax.fusion.files.vectors import FACTORS, TRAINED
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
@@ -42,7 +43,7 @@ from rmtllmf_jax.runs.config import (
     load_manifest,
     write_manifest,
 )
-from rmtllmf_jax.training.lora import lora_of
+from rmtllmf_jax.training.lora import Lora, lora_of
 from rmtllmf_jax.training.task_models import TaskModels
 
 _FORMAT = 2  # version of the closed-form heads, part of their names
@@ -183,9 +184,9 @@ def _train_user(
     _note_another(run, task.name)
     made = models.params(task, head, checkpoints)
     require_finite(made, f"{task.name}: the fine-tuned model")
-    # A single entry: safetensors writes several in random order, which would change the hash.
-    save_tree(path, made, {TRAINED: path.stem})
     lora = lora_of(made_from["recipe"])
+    # A single entry: safetensors writes several in random order, which would change the hash.
+    save_tree(path, made, {TRAINED: path.stem} if lora is None else {FACTORS: _about(lora, config)})
     params = made if lora is None else lora.applied(base, made)
     record = UserRecord(
         head=str(head_path.relative_to(run)),
@@ -200,6 +201,12 @@ def _train_user(
     write_json(summary, asdict(record))
     shutil.rmtree(checkpoints, ignore_errors=True)  # the result is safe on disk
     return record
+
+
+def _about(lora: Lora, config: RunConfig) -> str:
+    """Return what `rmtllmf fuse` has to know of factors, as JSON."""
+    base = {"base": config.model_hash, "base_origin": Path(config.model).name}
+    return json.dumps({"scale": lora.scale, **base})
 
 
 def _note_another(run: Path, task: str) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -22,12 +23,14 @@ from rmtllmf_jax.fusion.files.checkpoint import (
     wide,
 )
 from rmtllmf_jax.fusion.files.names import to_torch
-from rmtllmf_jax.fusion.files.updates import OfTensor, Update, read_tensor
+from rmtllmf_jax.fusion.files.updates import OfTensor, Product, Update, read_tensor
 
 VECTOR = "task vector"
 """Of the metadata of a task vector: what `import-task-vector` says of it, as JSON."""
 TRAINED = "user"
 """Of the metadata of a user's fine-tuned tower in a run folder."""
+FACTORS = "lora"
+"""Of the metadata of factors trained by LoRA: `scale` of the products, and their base, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ class Laid(OfTensor):
 
 @dataclass(frozen=True)
 class Vector(Changes):
-    """A task vector, or a trained tower, of this package."""
+    """A task vector, or what a user trained, of this package."""
 
-    about: dict[str, str]
-    """What a task vector's file says of itself: `base` (a hash), `base_origin`, `sha256`."""
+    about: dict[str, Any]
+    """What a file that is of a base alone says: `base` (a hash), `base_origin`, maybe `sha256`."""
 
     def seen(self, base: Checkpoint) -> list[str]:
         """Return nothing: a task vector knows its base.
@@ -84,33 +87,47 @@ def _digest(entries: Iterable[Entry]) -> str:
 
 
 def is_vector(path: Path) -> bool:
-    """Return whether a file is a task vector or a trained tower of this package."""
+    """Return whether a file is a task vector of this package, or what a user trained."""
     if path.suffix != SUFFIX or not path.is_file():
         return False
     try:
         entries, metadata = read_header(path)
     except InputError:  # said by what opens it
         return False
-    ours = not metadata.keys().isdisjoint((VECTOR, TRAINED))
+    ours = not metadata.keys().isdisjoint((VECTOR, TRAINED, FACTORS))
     return ours and not any("." in entry.key for entry in entries)
 
 
 def open_vector(path: Path) -> Vector:
-    """Return the task vector or trained tower in a file, by torch's names.
+    """Return the task vector, trained tower or trained factors in a file, by torch's names.
 
-    **Raises:** `InputError` if the file cannot be read, or holds the factors of a LoRA.
+    **Raises:** `InputError` if the file cannot be read.
     """
     entries, metadata = read_header(path)
-    if any(entry.key.endswith("/kernel/a") for entry in entries):
-        raise InputError(
-            f"{path}: the factors of a user fine-tuned by LoRA, whose scale the run folder "
-            "knows; make a model of them with `rmtllmf export RUN --tasks TASK --to DIR` and name "
-            "that."
-        )
+    size = sum(entry.size for entry in entries)
+    if FACTORS in metadata:
+        about = json.loads(metadata[FACTORS])
+        return Vector(path, (path,), _products(entries, about["scale"]), size, about)
     is_change = VECTOR in metadata
     about = json.loads(metadata[VECTOR]) if is_change else {}
     updates: dict[str, tuple[Update, ...]] = {
-        to_torch(entry.key, np.empty((0,) * len(entry.shape)))[0]: (Laid(entry, is_change),)
-        for entry in entries
+        _name(entry.key): (Laid(entry, is_change),) for entry in entries
     }
-    return Vector(path, (path,), updates, sum(entry.size for entry in entries), about)
+    return Vector(path, (path,), updates, size, about)
+
+
+def _products(entries: Iterable[Entry], scale: float) -> dict[str, tuple[Update, ...]]:
+    """Return ``scale * a b`` of each kernel (inputs, outputs), as torch's weight lies."""
+    factors = {entry.key: entry for entry in entries}
+    kernels = sorted({key.rpartition("/")[0] for key in factors})
+    return {
+        _name(kernel): (
+            Product(factors[f"{kernel}/b"], factors[f"{kernel}/a"], scale, transposed=True),
+        )
+        for kernel in kernels
+    }
+
+
+def _name(path: str) -> str:
+    """Return torch's name of a leaf."""
+    return to_torch(path, np.empty(0))[0]
