@@ -34,6 +34,7 @@ from rmtllmf_jax.data import (
     text_source,
 )
 from rmtllmf_jax.data.sources import hub
+from rmtllmf_jax.data.texts.beginnings import beginnings
 from rmtllmf_jax.evaluation import (
     AnswerAccuracy,
     BitsPerByte,
@@ -317,3 +318,36 @@ def test_bad_questions_are_named(changes: dict[str, Any], words: str, model: Pat
         path = lines(tmp_path / "q.jsonl", [{k: x for k, x in QUESTION.items() if k != field}])
         with pytest.raises(InputError, match=f"line 1: no field '{field}'; it has q, "):
             load_questions(Choices(JsonLines(path=path, prompt="{q}")), model, LENGTH)
+
+
+def test_a_text_is_cut_where_its_prompt_ends(model: Path, tmp_path: Path):
+    """Given and rest are the tokens of the whole text, of every text once."""
+    rows = [{"q": f"the {'and ' * n}sea:", "a": f" {'the' * n} end"} for n in range(5)]
+    path = lines(tmp_path / "t.jsonl", rows)
+    packed = load_texts(JsonLines(path=path, prompt="{q}", template="{a}"), model, 64, tmp_path)
+    tokenizer = read_tokenizer(model)
+    found = {each.given: each.rest for each in beginnings(packed, 9)}
+    expected = {
+        tuple(tokenizer(row["q"])["input_ids"]): (
+            *tokenizer(row["a"], add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        )
+        for row in rows
+    }
+    assert found == expected
+    two = beginnings(packed, 2, seed=1)
+    assert two == beginnings(packed, 2, seed=1) != beginnings(packed, 2, seed=2)
+    assert len(two) == 2
+
+
+def test_a_text_without_a_prompt_is_cut_in_half_or_sooner(model: Path, tmp_path: Path):
+    texts = JsonLines(path=lines(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS]))
+    packed = load_texts(texts, model, 64, tmp_path)
+    tokenizer = read_tokenizer(model)
+    whole = {(*tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in TEXTS}
+    found = beginnings(packed, 5, longest=4)
+    assert {each.given + each.rest for each in found} == whole
+    for each in found:
+        assert len(each.given) == max(1, min(4, len(each.given + each.rest) // 2))
+    with pytest.raises(InputError, match="number of texts"):
+        beginnings(packed, 0)

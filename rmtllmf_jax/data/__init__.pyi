@@ -5,6 +5,8 @@ from .sources.embedded import EMBEDDED, EmbeddedSource
 from .splits import evaluation_subset, few_shot, split_validation
 from .task_data import Rows, TaskData, load_task
 from .tasks import EMBEDDED_NAMES, TASK_NAMES, validate_tasks
+from .texts.beginnings import Beginning, beginnings
+from .texts.embedded import EMBEDDED_TEXTS, EmbeddedTexts, StyledTask, embedded_text_task
 from .texts.packing import PackedTexts, load_texts
 from .texts.questions import Choices, Questions, load_questions
 from .texts.sources import (
@@ -21,12 +23,15 @@ from .texts.task import TextData, TextTask, load_text_task
 __all__ = [
     "EMBEDDED",
     "EMBEDDED_NAMES",
+    "EMBEDDED_TEXTS",
     "SOURCES",
     "TASK_NAMES",
     "ArraySource",
+    "Beginning",
     "Choices",
     "Document",
     "EmbeddedSource",
+    "EmbeddedTexts",
     "Example",
     "HubTexts",
     "JsonLines",
@@ -35,12 +40,15 @@ __all__ = [
     "Questions",
     "Rows",
     "Source",
+    "StyledTask",
     "TaskArrays",
     "TaskData",
     "TextData",
     "TextFile",
     "TextTask",
     "Texts",
+    "beginnings",
+    "embedded_text_task",
     "evaluation_subset",
     "few_shot",
     "get_source",
