@@ -39,9 +39,11 @@ RESULTS = ["combination", "size", "scenario", "draw", "seed", "protection", "tas
 RESULTS += ["kappa", "mse", "mse_mean", "score", "finetuned_score", "base_score", "normalised"]
 SCALES = ["combination", "size", "scale", "normalised"]
 COSINES = ["scenario", "draw", "seed", "protection", "task_a", "task_b", "cosine"]
+SAID = ["scenario", "protection", "task", "number", "given", "text"]
 
 _NAMES = {*CELL, "task", "task_a", "task_b"} - {"level", "draw", "seed"}
-_WHOLE = {"size", "draw", "seed"}
+_WHOLE = {"size", "draw", "seed", "number"}
+_TEXTS = {"given", "text"}
 _MAY_BE_NAN = {"kappa", "mse", "mse_mean", "uses"}
 _NO_LESS = ["draw", "seed", "scale", "kappa", "mse", "mse_mean", "normalised", "uses"]
 _LIMITS = {
@@ -136,6 +138,18 @@ def read_scales(path: Path) -> pd.DataFrame:
     return scales[[row in chosen for row in scales[keys].itertuples(index=False, name=None)]]
 
 
+def read_said(path: Path) -> pd.DataFrame:
+    """Read `said.parquet`: a text per model (rule, scenario, protection), task and prompt.
+
+    Columns are those of `SAID`, and `rule` filled in; `number` counts the prompts of a task,
+    `given` is the prompt, and `text` what the model says after it.
+
+    **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
+    columns, or holds a row twice or what is no text.
+    """
+    return _read(path, SAID, ["rule", *SAID[:4]])
+
+
 def lower_is_better(results: pd.DataFrame) -> bool:
     """Whether scores are normalised by the inverse quotient, as of cross-entropy."""
     if metric_of(results) == "accuracy":
@@ -173,7 +187,7 @@ def _read(path: Path, columns: list[str], keys: list[str]) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{path}: no rows. Expected at least one finished cell.")
     for name in (*columns, *DEFAULTS):
-        kind = str if name in _NAMES else int if name in _WHOLE else float
+        kind = str if name in _NAMES | _TEXTS else int if name in _WHOLE else float
         if wrong := _unlike(frame[name], kind):
             raise InputError(f"{path}: column {name} is not {kind.__name__} ({wrong}).")
         frame[name] = frame[name].astype(kind)
@@ -199,6 +213,8 @@ def _unlike(column: pd.Series, kind: type) -> str:
         for value in column.unique():
             if not isinstance(value, str):
                 return "a value is missing or not text"
+            if column.name in _TEXTS:
+                continue
             wrong = _NO_VALUE if column.name in ("rule", "protection") else _NO_NAME
             if wrong.search(value) or not value.isprintable():
                 return f"{value!r} is not allowed as a name: it could act as a path or as markup"

@@ -18,11 +18,13 @@ from rmtllmf_jax.report.io import (
     read_configuration,
     read_cosines,
     read_results,
+    read_said,
     read_scales,
     settings,
 )
 from rmtllmf_jax.report.paper import paper_sheet
 from rmtllmf_jax.report.plates import STEMS, Plate, plates
+from rmtllmf_jax.report.said import said_sheets
 from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table, one_line, scale_sheets
 from rmtllmf_jax.report.style import KINDS, image_bytes
 from rmtllmf_jax.report.tables import summary
@@ -59,6 +61,10 @@ section > .scroll { margin-bottom: 1.5rem; }
 """
 
 
+_OPTIONAL = {"cosines": read_cosines, "scales": read_scales, "said": read_said}
+"""Tables that a run may lack."""
+
+
 def write_report(
     run: Path, folder: Path | None = None, results: pd.DataFrame | None = None
 ) -> list[Path]:
@@ -73,26 +79,27 @@ def write_report(
     give the same bytes. `results` may be handed in as `read_results` gave them.
 
     **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet`,
-    `scales.parquet` and `run.json` are optional) or cannot be used.
+    `scales.parquet`, `said.parquet` and `run.json` are optional) or cannot be used.
     """
     results = read_results(run / "results.parquet") if results is None else results
-    cosines, scales = (
+    cosines, scales, said = (
         read(path) if (path := run / f"{name}.parquet").exists() else None
-        for name, read in (("cosines", read_cosines), ("scales", read_scales))
+        for name, read in _OPTIONAL.items()
     )
     configuration = read_configuration(run)
 
-    said = verdict(results)
+    sentences = verdict(results)
     if so_far := find(configuration, "so_far"):
-        said.insert(0, f"The sweep is not finished: everything below covers {so_far}.")
+        sentences.insert(0, f"The sweep is not finished: everything below covers {so_far}.")
     report = Report(
         run.resolve().name,
-        said,
+        sentences,
         replication(results),
         *plates(results, cosines, scales, find(configuration, "shots")),
         [*all_sheets(results, spread=True), *scale_sheets(results, scales)],
         paper_sheet(results, cosines, configuration),
         configuration,
+        [] if said is None else list(said_sheets(said)),
     )
     files: dict[str, bytes] = {}
     for plate in report.plates:
@@ -133,13 +140,15 @@ class Report:
     """The table "paper | ours"."""
     run: Mapping[str, Any]
     """The content of `run.json`, every key optional."""
+    said: Sequence[Sheet] = ()
+    """What language models say after the same prompts."""
 
 
 def markdown_page(report: Report) -> str:
     """Return the report in markdown; the PNG files of its figures lie beside the page."""
     parts = [f"# Report of {one_line(report.name)}", "## Verdict", _items(report.verdict)]
     parts.append("\n\n".join(map(one_line, report.replication)))
-    for sheet in (*report.sheets, report.paper):
+    for sheet in (*report.said, *report.sheets, report.paper):
         parts += [f"## {one_line(sheet.title)}", markdown_table(sheet)]
     parts.append("## Figures")
     for plate in report.plates:
@@ -162,6 +171,7 @@ def html_page(report: Report, svg: Mapping[str, str]) -> str:
         "Verdict": _list(report.verdict)
         + "".join(f"<p>{escape(line)}</p>" for line in report.replication),
         "Figures": "\n".join(figures) + (_list(report.skipped) if report.skipped else ""),
+        "What the models say": "\n".join(map(_table, report.said)),
         "The paper and this run": (
             "<p>Ours: mean over the numbers of tasks of the means at each, with its 95 % "
             "interval.</p>" + _table(report.paper)
@@ -169,6 +179,7 @@ def html_page(report: Report, svg: Mapping[str, str]) -> str:
         "Tables": "\n".join(map(_table, report.sheets)),
         "Configuration and provenance": _configuration(report.run),
     }
+    sections = {title: text for title, text in sections.items() if text}
     links = "".join(f'<li><a href="#{_id(title)}">{title}</a></li>' for title in sections)
     body = "\n".join(
         f'<section aria-labelledby="{_id(title)}"><h2 id="{_id(title)}">{title}</h2>\n{text}'

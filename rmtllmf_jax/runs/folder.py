@@ -21,7 +21,7 @@ RUN = "run.json"
 STATISTICS = "statistics"
 """Folder of what `rmtllmf statistics` measured of the users' models."""
 RESULTS = "results.parquet"
-_TABLES = (RESULTS, "cosines.parquet", "scales.parquet", "report", RUN)
+_TABLES = (RESULTS, "cosines.parquet", "scales.parquet", "said.parquet", "report", RUN)
 _LOCK = ".lock"
 
 
