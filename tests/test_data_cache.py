@@ -47,6 +47,9 @@ class Listed:
     def classes(self, task: str) -> tuple[str, ...]:
         return self.names
 
+    def splits(self, task: str) -> tuple[str, ...]:
+        return ("train", "test")
+
     def size(self, task: str, split: str) -> int:
         return self.announced
 

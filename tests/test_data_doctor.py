@@ -36,12 +36,16 @@ class Pile:
     names: tuple[str, ...] = DTD
     task: str = "dtd"
     announced: dict[str, int] = field(default_factory=dict)
+    validation: list[tuple[bytes | np.ndarray, int]] = field(default_factory=list)
 
     def tasks(self) -> tuple[str, ...]:
         return (self.task,)
 
     def classes(self, task: str) -> tuple[str, ...]:
         return self.names
+
+    def splits(self, task: str) -> tuple[str, ...]:
+        return ("train", "validation", "test") if self.validation else ("train", "test")
 
     def size(self, task: str, split: str) -> int:
         return self.announced.get(split, len(getattr(self, split)))
@@ -262,6 +266,24 @@ def test_a_planted_fault_is_found(pile: Pile, expected: str):
     assert len([line for line in lines if re.match(expected, line)]) == 1, lines
     # One planted error is one error; a shuffled order or a name given twice is not also another.
     assert len(errors(examination)) == expected.startswith("error")
+
+
+def test_a_validation_split_is_checked_too():
+    pile = clean()
+    pile.validation = [*draw(47, 2), (pile.train[3][0], 3), (pile.test[4][0], 4)]
+    pile.validation[7] = (pile.validation[7][0], 99)
+    examination = examine(pile, "dtd")
+    assert list(examination.splits) == ["train", "validation", "test"]
+    assert examination.splits["validation"].images == 49
+    assert examination.splits["validation"].full is None
+    lines = [f"{x.level}: {x.check}: {x.what} -> {x.follows}" for x in examination.findings]
+    for expected in (
+        "error: overlap: 1 of 47 .* test images are in validation too: test row 4 = validation",
+        "warning: overlap: 1 of 49 .* validation images are in train too: .*too high",
+        "warning: split sizes: validation has 49 images, the reference has no such split",
+        r"error: labels: validation: 1 of 49 .* 99 at validation row 7",
+    ):
+        assert len([line for line in lines if re.match(expected, line)]) == 1, lines
 
 
 def test_a_leak_of_an_unknown_task_beside_unreadable_images_is_found():

@@ -44,7 +44,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> ArraySource:
         "import sys, numpy\n"
         "from rmtllmf_jax.data.sources.embedded import EMBEDDED, draw_task\n"
         "for name, task in EMBEDDED.items():\n"
-        "    numpy.savez(f'{sys.argv[1]}/{name}.npz', **vars(draw_task(task, 0)))"
+        "    arrays = {key: x for key, x in vars(draw_task(task, 0)).items() if x is not None}\n"
+        "    numpy.savez(f'{sys.argv[1]}/{name}.npz', **arrays)"
     )
     subprocess.run(
         [sys.executable, "-c", script, folder],

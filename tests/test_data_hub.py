@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from pictures import decoded, encoded, noise
 import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.cache import load_split
-from rmtllmf_jax.data.registry import TaskFacts, task_facts
+from rmtllmf_jax.data.registry import HubSet, task_facts
 from rmtllmf_jax.data.source import Source
 from rmtllmf_jax.data.sources.hub import HubSource
 
@@ -59,14 +57,9 @@ def write_set(
     return folder
 
 
-def at(folder: Path | str) -> Callable[[str], TaskFacts]:
-    """Return facts that say that every task is in `folder`."""
-
-    def facts(task: str) -> TaskFacts:
-        known = task_facts(task)
-        return replace(known, hub=replace(known.hub, id=str(folder), config=None))
-
-    return facts
+def at(folder: Path | str, task: str = "mnist", **options: Any) -> dict[str, HubSet]:
+    """Return what says that a task is in `folder`."""
+    return {task: HubSet(str(folder), **options)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +69,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(digits: Path, tmp_path: Path) -> HubSource:
-    return HubSource(tmp_path / "datasets", facts=at(digits))
+    return HubSource(tmp_path / "datasets", sets=at(digits))
 
 
 def test_rows_come_as_stored_and_in_order(source: HubSource, digits: Path) -> None:
@@ -102,9 +95,9 @@ def test_fingerprints_follow_the_content_and_not_the_place(
 ) -> None:
     prints = [source.fingerprint("mnist", split) for split in ("train", "test")]
     (tmp_path / "copy").symlink_to(digits)
-    copy = HubSource(tmp_path / "elsewhere", facts=at(tmp_path / "copy"))
+    copy = HubSource(tmp_path / "elsewhere", sets=at(tmp_path / "copy"))
     assert [copy.fingerprint("mnist", split) for split in ("train", "test")] == prints
-    other = HubSource(tmp_path / "d", facts=at(write_set(tmp_path / "other", first=1)))
+    other = HubSource(tmp_path / "d", sets=at(write_set(tmp_path / "other", first=1)))
     assert len({*prints, other.fingerprint("mnist", "train")}) == 3
 
 
@@ -114,7 +107,7 @@ def test_images_that_are_paths_are_read(tmp_path: Path) -> None:
             path = tmp_path / "files" / split / name / "a.png"
             path.parent.mkdir(parents=True)
             path.write_bytes(png(seed))
-    source = HubSource(tmp_path / "d", facts=at(tmp_path / "files"))
+    source = HubSource(tmp_path / "d", sets=at(tmp_path / "files"))
     assert source.classes("mnist") == NAMES
     examples = list(source.examples("mnist", "train"))
     assert [example.image for example in examples] == [png(1)] * 10
@@ -128,7 +121,7 @@ def test_images_that_are_paths_are_read(tmp_path: Path) -> None:
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "nine", NAMES[:9])
-    source = HubSource(tmp_path / "d", facts=at(folder))
+    source = HubSource(tmp_path / "d", sets=at(folder))
     message = "nine: column 'label' has 9 classes, task 'mnist' has 10"
     with pytest.raises(InputError, match=message):
         source.classes("mnist")
@@ -138,30 +131,37 @@ def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ({"without": ("label",), "word": (datasets.Value("string"), str)}, "no column 'label'; it"),
-        ({"without": ("image",)}, "no column 'image'; it has label"),
-        ({"label": (datasets.Value("string"), str)}, r"'label' must hold integers, got Value\('st"),
-        ({"label": (datasets.Value("float32"), float)}, r"hold integers, got Value\('float32'\)"),
-        ({"image": (datasets.Value("string"), str)}, r"hold images, got Value\('string'\)"),
+        ({"without": ("image",)}, "no column 'image'; it has label. Name it with --image-column"),
+        (
+            {"label": (datasets.Value("float32"), float)},
+            r"hold integers or names, got Value\('float32'\)",
+        ),
+        (
+            {"image": (datasets.Value("string"), str)},
+            r"hold images, as files, got Value\('string'\)",
+        ),
     ],
 )
 def test_other_columns_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     folder = write_set(tmp_path / "other", **columns)
     with pytest.raises(InputError, match=f"{folder}: .*{message}"):
-        HubSource(tmp_path / "d", facts=at(folder)).size("mnist", "test")
+        HubSource(tmp_path / "d", sets=at(folder)).classes("mnist")
 
 
 def test_a_missing_split_is_refused(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "train_only")
     for path in (folder / "data").glob("test-*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"Unknown split \"test\". .*train"):
-        HubSource(tmp_path / "d", facts=at(folder)).size("mnist", "test")
+    with pytest.raises(
+        InputError, match=r"train_only: no test split; it has train\..* --test-split"
+    ):
+        HubSource(tmp_path / "d", sets=at(folder)).size("mnist", "test")
 
 
 def test_numbers_without_names_take_the_registrys_and_nulls_are_named(tmp_path: Path) -> None:
     number = (datasets.Value("int64"), lambda row: None if row == 3 else row % 10)
     folder = write_set(tmp_path / "numbers", label=number)
-    source = HubSource(tmp_path, facts=at(folder))
+    source = HubSource(tmp_path, sets=at(folder))
     assert source.classes("mnist") == task_facts("mnist").dataset_classes
     with pytest.raises(InputError, match=r"train row 3 \(3\.png\): column 'label' is null"):
         list(source.examples("mnist", "train"))
@@ -169,7 +169,7 @@ def test_numbers_without_names_take_the_registrys_and_nulls_are_named(tmp_path: 
 
 def test_plain_bytes_are_images_too_and_missing_ones_are_named(tmp_path: Path) -> None:
     raw = (datasets.Value("binary"), lambda row: None if row == 9 else png(7 + row))
-    source = HubSource(tmp_path / "d", facts=at(write_set(tmp_path / "raw", image=raw)))
+    source = HubSource(tmp_path / "d", sets=at(write_set(tmp_path / "raw", image=raw)))
     examples = list(source.examples("mnist", "test"))
     assert [example.image for example in examples] == [png(7 + row) for row in range(5)]
     assert source.fingerprint("mnist", "test")
@@ -178,12 +178,9 @@ def test_plain_bytes_are_images_too_and_missing_ones_are_named(tmp_path: Path) -
 
 
 def test_another_configuration_is_refused(digits: Path, tmp_path: Path) -> None:
-    def facts(task: str) -> TaskFacts:
-        known = at(digits)(task)
-        return replace(known, hub=replace(known.hub, config="full_numbers"))
-
+    sets = at(digits, "svhn", config="full_numbers")
     with pytest.raises(InputError, match=r"'full_numbers' not found\. Available: \['default'\]"):
-        HubSource(tmp_path, facts=facts).size("svhn", "train")
+        HubSource(tmp_path, sets).size("svhn", "train")
 
 
 def test_a_truncated_shard_is_found(digits: Path, tmp_path: Path) -> None:
@@ -191,7 +188,7 @@ def test_a_truncated_shard_is_found(digits: Path, tmp_path: Path) -> None:
     path = folder / "data" / "train-00001-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"cut: its files cannot be read \(.*[Pp]arquet"):
-        HubSource(tmp_path / "d", facts=at(folder)).size("mnist", "train")
+        HubSource(tmp_path / "d", sets=at(folder)).size("mnist", "train")
 
 
 library = importlib.import_module("huggingface_hub.utils._http")
@@ -240,7 +237,7 @@ def test_errors_of_the_hub_say_what_to_do(
     monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     def load_dataset(*args: Any, **options: Any) -> None:
-        assert (args, options["split"]) == (("ylecun/mnist", None), "train")
+        assert (args, options["split"]) == (("ylecun/mnist", None), None)
         assert options["revision"] == "v9"
         raise error
 
@@ -248,7 +245,7 @@ def test_errors_of_the_hub_say_what_to_do(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
     with pytest.raises(InputError, match=f"^ylecun/mnist: {message}"):
-        HubSource(revision="v9").size("mnist", "train")
+        HubSource(sets=at("ylecun/mnist", revision="v9")).size("mnist", "train")
 
 
 def test_offline_without_a_cached_set_names_the_setting(tmp_path: Path) -> None:

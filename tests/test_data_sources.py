@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 
 import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.reading import Reading
+from rmtllmf_jax.data.registry import HubSet
 from rmtllmf_jax.data.source import Source
-from rmtllmf_jax.data.sources import SOURCES, get_source
+from rmtllmf_jax.data.sources import SOURCES, get_source, hub_set
 from rmtllmf_jax.data.sources.arrays import ArraySource, TaskArrays
 from rmtllmf_jax.data.sources.embedded import EmbeddedSource
 from rmtllmf_jax.data.sources.folder import DataFolder
@@ -34,6 +37,40 @@ def test_every_name_gives_its_source(tmp_path: Path) -> None:
     assert sources["embedded"] == EmbeddedSource()
 
 
+@pytest.mark.parametrize(
+    ("data", "task", "expected"),
+    [
+        ("uoft-cs/cifar10", "cifar10", HubSet("uoft-cs/cifar10")),
+        ("a/b_c-d.e@v1.2:full size", "b_c-d.e", HubSet("a/b_c-d.e", "full size", "v1.2")),
+        ("a/b@refs/convert/parquet", "b", HubSet("a/b", None, "refs/convert/parquet")),
+        ("beans=a/b:c", "beans", HubSet("a/b", "c")),
+    ],
+)
+def test_a_set_of_the_hub_by_its_id(data: str, task: str, expected: HubSet) -> None:
+    assert get_source("hub", data) == HubSource(sets={task: expected})
+    told = Reading(label_column="fine_label")
+    source = get_source("hub", data, told)
+    assert isinstance(source, HubSource)
+    assert source.sets[task] == replace(expected, reading=told)
+
+
+def test_a_folder_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "down" / "loads").mkdir(parents=True)
+    for data in ("down/loads", "./a/b", "~/a", "/a/b", "a"):
+        assert hub_set(data) is None
+    assert get_source("hub", "down/loads") == HubSource(Path("down/loads"))
+
+
+def test_columns_and_splits_are_told_of_sets(tmp_path: Path) -> None:
+    told = Reading(test_split="dev")
+    assert get_source("folder", tmp_path, told) == DataFolder(tmp_path, told)
+    assert get_source("tfds", None, told) == TfdsSource(reading=told)
+    for name in ("hub", "embedded"):
+        with pytest.raises(InputError, match=f"columns and splits are told of .*not of .*'{name}'"):
+            get_source(name, None, told)
+
+
 def test_hub_and_tfds_need_no_folder() -> None:
     for name in ("hub", "tfds"):
         assert get_source(name).tasks() == TASK_NAMES
@@ -43,7 +80,8 @@ def test_hub_and_tfds_need_no_folder() -> None:
 def test_unknown_tasks_and_splits_are_refused(name: str, tmp_path: Path) -> None:
     images, labels = np.zeros((1, 8, 8), np.uint8), np.zeros(1, np.int64)
     arrays = TaskArrays(images, labels, images, labels, ("a",))
-    np.savez(tmp_path / "dtd.npz", **vars(arrays))
+    there = {name: value for name, value in vars(arrays).items() if value is not None}
+    np.savez(tmp_path / "dtd.npz", **there)
     (tmp_path / "dtd" / "train" / "a").mkdir(parents=True)
     source = get_source(name, None if name == "embedded" else tmp_path)
     task = source.tasks()[1 if name in ("hub", "tfds") else 0]
@@ -51,7 +89,7 @@ def test_unknown_tasks_and_splits_are_refused(name: str, tmp_path: Path) -> None
         with pytest.raises(InputError, match=rf"unknown task '{task}s'\. Did you mean '{task}'"):
             use(f"{task}s")
     for use in (source.size, source.fingerprint, lambda *of: next(source.examples(*of))):
-        with pytest.raises(InputError, match=r"unknown split 'val'.*train, test"):
+        with pytest.raises(InputError, match=r"unknown split 'val'.*train, (validation, )?test"):
             use(task, "val")
 
 

@@ -17,9 +17,11 @@ from pictures import decoded, encoded, noise
 import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.cache import load_split
+from rmtllmf_jax.data.reading import Reading
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
 from rmtllmf_jax.data.source import Source
 from rmtllmf_jax.data.sources.tfds import TfdsSource
+from rmtllmf_jax.data.tasks import TASK_NAMES
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
@@ -124,6 +126,28 @@ def test_split_strings_are_tfdss(prepared: Path) -> None:
     assert [example.image for example in examples] == [png(seed) for seed in seeds]
     assert examples[0].origin == "tfds mnist: train[4:]+test row 0"
     assert source.size("mnist", "test") == 4
+
+
+def test_any_other_set_that_is_prepared(prepared: Path) -> None:
+    prepare(prepared, "beans", {"train": 3, "validation": 2, "test": 3})
+    source = TfdsSource(prepared)
+    assert source.tasks() == (*TASK_NAMES, "beans")
+    assert source.classes("beans") == ("angular_leaf_spot", "bean_rust", "healthy")
+    assert source.splits("beans") == ("train", "validation", "test")
+    assert source.splits("mnist") == ("train", "test")
+    examples = list(source.examples("beans", "validation"))
+    assert [(example.image, example.label) for example in examples] == [
+        (png(100), 0),
+        (png(101), 1),
+    ]
+    told = Reading(train_split="train+validation", test_split="test[1:]")
+    joint = TfdsSource(prepared, reading=told)
+    assert joint.splits("beans") == ("train", "test")
+    assert (joint.size("beans", "train"), joint.size("beans", "test")) == (5, 2)
+    with pytest.raises(InputError, match=r"tfds beans: no split 'dev', .*train, validation, test"):
+        TfdsSource(prepared, reading=Reading(test_split="dev")).size("beans", "test")
+    with pytest.raises(InputError, match=r"unknown task 'bean'\. Did you mean 'beans'"):
+        source.size("bean", "train")
 
 
 def test_nothing_needs_tensorflow(prepared: Path) -> None:
@@ -247,7 +271,7 @@ def test_a_set_prepared_in_another_format_says_how(tmp_path: Path) -> None:
         ({"train": "validation"}, r"split 'validation': cannot be opened \(Unknown split"),
         ({"train": "train[:3"}, r"split 'train\[:3': cannot be opened"),
         ({"builder": "mnits"}, "tfds mnits: no such builder"),
-        ({"builder": "clic"}, "tfds clic: needs features 'image' and 'label' .*it has image"),
+        ({"builder": "clic"}, "tfds clic: no column 'label'; it has image"),
     ],
 )
 def test_other_splits_and_builders(

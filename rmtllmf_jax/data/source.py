@@ -10,7 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 SPLITS = ("train", "test")
-"""The splits that every task has. Validation images are taken from `train` (see `splits.py`)."""
+"""The splits that every task has."""
+
+ALL_SPLITS = ("train", "validation", "test")
+"""All splits. Where a task has no validation images, some are taken from `train` (`splits.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Example:
 
 @runtime_checkable
 class Source(Protocol):
-    """Tasks, each with class names and two splits of images in a fixed order.
+    """Tasks, each with class names and two or three splits of images in a fixed order.
 
     All methods raise `InputError` for an unknown task or split and for unreadable files.
     """
@@ -40,6 +43,10 @@ class Source(Protocol):
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Return the class names of a task in the order of its labels."""
+        ...
+
+    def splits(self, task: str) -> tuple[str, ...]:
+        """Return the splits that a task has, of `ALL_SPLITS` in their order."""
         ...
 
     def size(self, task: str, split: str) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.data.cache import Images, load_split
 from rmtllmf_jax.data.registry import task_facts
-from rmtllmf_jax.data.source import SPLITS, Source
+from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Source
 from rmtllmf_jax.data.splits import few_shot, split_validation
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.models.processor import Fit, Resample
@@ -45,13 +46,24 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task, with a validation part split off from train."""
+    """One task: its training, validation and test images."""
 
     name: str
     classes: tuple[str, ...]
     train: Rows
     validation: Rows
     test: Rows
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the images for training, and of which of them are for validation.
+
+        Together with the share of train that is set aside, where there is no split for it.
+        """
+        train, validation = self.train.split, self.validation.split
+        if validation is train:
+            return train.fingerprint
+        return content_hash({"train": train.fingerprint, "validation": validation.fingerprint})
 
     def shots(self, per_class: int, seed: int) -> Int64[np.ndarray, " shots"]:
         """Return a few training images of every class, as places among `train`, see `few_shot`.
@@ -75,24 +87,29 @@ def load_task(
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> TaskData:
-    """Load a task through the cache; `seed` chooses the validation part, class by class.
+    """Load a task through the cache, with its own validation split where it has one.
 
-    Sets of small square images are kept in their own size (`load_split`).
+    Otherwise `validation_fraction` of each class of train is set aside, which `seed` chooses. Sets
+    of small square images are kept in their own size (`load_split`).
 
     **Raises:** `InputError` that names the file, row or option (`load_split`, `split_validation`).
     """
     native = task_facts(task).pixels if task in TASK_NAMES else None
-    train, test = (
-        load_split(
+    splits = {
+        split: load_split(
             source, task, split, image_size, cache_dir, fit=fit, resample=resample, native=native
         )
-        for split in SPLITS
-    )
-    kept, validation = split_validation(train.labels, validation_fraction, seed)
-    return TaskData(
-        task,
-        train.classes,
-        Rows(train, kept),
-        Rows(train, validation),
-        Rows(test, np.arange(len(test.labels), dtype=np.int64)),
-    )
+        for split in ALL_SPLITS
+        if split in SPLITS or split in source.splits(task)
+    }
+    train = splits["train"]
+    if "validation" in splits:
+        kept, validation = _all(train), _all(splits["validation"])
+    else:
+        chosen = split_validation(train.labels, validation_fraction, seed)
+        kept, validation = (Rows(train, rows) for rows in chosen)
+    return TaskData(task, train.classes, kept, validation, _all(splits["test"]))
+
+
+def _all(split: Images) -> Rows:
+    return Rows(split, np.arange(len(split.labels), dtype=np.int64))

@@ -120,7 +120,7 @@ class Run:
         users = {
             task.name: {
                 **self.users[task.name].hashes(self.path),
-                "train": task.train.split.fingerprint,
+                "train": task.fingerprint,
                 "test": task.test.split.fingerprint,
             }
             for task in tasks

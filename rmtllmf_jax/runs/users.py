@@ -91,7 +91,7 @@ def _head_maker(backbone: Backbone, base: PyTree, config: RunConfig, run: Path) 
     folder = run / "heads"
 
     def closed_form(task: TaskData) -> tuple[Head, Path]:
-        key = {"data": task.train.split.fingerprint, "v": _FORMAT, **config.key()}
+        key = {"data": task.fingerprint, "v": _FORMAT, **config.key()}
         path = folder / f"{task.name}-{content_hash(key)}.safetensors"
         if path.exists():
             return load_head(path, task.classes), path
@@ -165,7 +165,7 @@ def _train_user(
 ) -> UserRecord:
     made_from = models.key(task.name)
     # A closed-form head's name covers its training images; a zero-shot head has none.
-    data = {} if config.head == "lda" else {"data": task.train.split.fingerprint}
+    data = {} if config.head == "lda" else {"data": task.fingerprint}
     key = content_hash({"head": head_path.name, **data, **made_from, **config.key()})
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
     summary = path.with_suffix(".json")

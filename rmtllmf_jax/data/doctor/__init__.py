@@ -10,7 +10,7 @@ from rmtllmf_jax.data.doctor import checks
 from rmtllmf_jax.data.doctor.checks import LEVELS, Finding, class_counts
 from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, scan_split
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
-from rmtllmf_jax.data.source import SPLITS, Source
+from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Source
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 
@@ -18,7 +18,7 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 class SplitFigures:
     """A split in numbers: images read, the registry's number, images per class, sides in pixels.
 
-    `full` is `None` for a task that is not in the registry; the ranges are (smallest, largest),
+    `full` is `None` where the registry has none; the ranges are (smallest, largest),
     `None` where nothing could be read.
     """
 
@@ -71,8 +71,16 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
     except InputError as error:
         follows = "a run stops here; neither names nor labels could be checked"
         findings.append(Finding("error", "class names", str(error), follows))
+    found: tuple[str, ...] = ()
+    try:
+        found = source.splits(task)
+    except InputError as error:
+        follows = "a run stops here; only train and test are looked at"
+        findings.append(Finding("error", "splits", str(error), follows))
     scans = {
-        split: scan_split(source, task, split, perceptual=near is not None) for split in SPLITS
+        split: scan_split(source, task, split, perceptual=near is not None)
+        for split in ALL_SPLITS
+        if split in SPLITS or split in found
     }
     findings += checks.check_reading(scans)
     if facts is None:
@@ -84,9 +92,9 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
         findings += checks.check_classes(facts, classes) if classes else []
     if classes:
         findings += checks.check_labels(classes, scans, facts)
-    train, test = (scans[split] for split in SPLITS)
-    findings += checks.check_overlap(train, test)
+    findings += checks.check_overlap(scans)
     if near is not None:
+        train, test = (scans[split] for split in SPLITS)
         findings += checks.check_near_duplicates(task, train, test, near)
     findings += checks.check_image_sizes(scans, facts)
     return Examination(
@@ -105,7 +113,7 @@ def _figures(
     shorter, longer = zip(*sides, strict=True) if sides else ((), ())
     return SplitFigures(
         len(scan.images),
-        None if facts is None else getattr(facts, split),
+        getattr(facts, split, None),
         None if counts is None else (int(counts.min()), int(counts.max())),
         (min(shorter), max(shorter)) if sides else None,
         (min(longer), max(longer)) if sides else None,

@@ -72,8 +72,13 @@ def check_reading(scans: Mapping[str, Scan]) -> Iterator[Finding]:
 def check_sizes(facts: TaskFacts, scans: Mapping[str, Scan]) -> Iterator[Finding]:
     """Compare the numbers of images with the registry, and with other known numbers."""
     for split, scan in scans.items():
-        size, expected = scan.announced, getattr(facts, split)
+        size, expected = scan.announced, getattr(facts, split, None)
         if size is None or size == expected:
+            continue
+        if expected is None:
+            what = f"{split} has {size:,} images, the reference has no such split"
+            follows = f"they are not trained on: {_NOT_COMPARABLE}"
+            yield Finding("warning", "split sizes", what, follows)
             continue
         level: Level = "warning"
         kind = "a subset" if size < expected else "another split, or images that were added"
@@ -159,6 +164,7 @@ def _check_histogram(
         what = f"{split} has no image of {len(empty)} of {len(classes)} classes: {_some(empty)}"
         follows = {
             "train": "these classes cannot be learnt, and have no few-shot samples",
+            "validation": "what is chosen on validation images does not heed them",
             "test": "their accuracy is unknown, and the mean leaves them out",
         }[split]
         yield Finding("warning", "label histogram", what, follows)
@@ -176,7 +182,7 @@ def _check_counts(
     facts: TaskFacts, split: str, classes: tuple[str, ...], counts: Int64[np.ndarray, " classes"]
 ) -> Iterator[Finding]:
     """Compare with the published numbers of images per class, which expose shuffled labels."""
-    official = {"train": facts.train_counts, "test": facts.test_counts}[split]
+    official = {"train": facts.train_counts, "test": facts.test_counts}.get(split)
     labels = [label for label in facts.labels_of(classes) if label is not None]
     if official is None or len(classes) != len(official) or counts.sum() != sum(official):
         return
@@ -197,26 +203,19 @@ def _check_counts(
         yield Finding("warning", "label histogram", what, follows)
 
 
-def check_overlap(train: Scan, test: Scan) -> Iterator[Finding]:
-    """Report equal images in train and test, equal images of one split and their labels."""
-    first = {image.digest: image for image in reversed(train.readable)}
-    leaked = [(image, first[image.digest]) for image in test.readable if image.digest in first]
-    if leaked:
-        pairs = _some([f"{image.origin} = {other.origin}" for image, other in leaked])
-        share = _share(len(leaked), len(test.readable))
-        follows = (
-            "the model has seen them in training: its test accuracy is too high; take them out of "
-            "train"
-        )
-        yield Finding("error", "overlap", f"{share} test images are in train too: {pairs}", follows)
-    for split, scan in (("train", train), ("test", test)):
+def check_overlap(scans: Mapping[str, Scan]) -> Iterator[Finding]:
+    """Report equal images in two splits, equal images of one split and their labels."""
+    for early, late in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        if early in scans and late in scans:
+            yield from _check_leak(early, scans[early], late, scans[late])
+    for split, scan in scans.items():
         extra = len(scan.readable) - len({image.digest for image in scan.readable})
         if extra:
             what = f"{split}: {_share(extra, len(scan.readable))} images repeat another one"
             follows = "they count more than once; a validation part cut from train may share them"
             yield Finding("note", "duplicates", what, follows)
     labelled: dict[bytes, dict[int, Seen]] = {}
-    for image in train.readable + test.readable:
+    for image in (image for scan in scans.values() for image in scan.readable):
         labelled.setdefault(image.digest, {}).setdefault(image.label, image)
     conflicts = [by.values() for by in labelled.values() if len(by) > 1]
     if conflicts:
@@ -224,6 +223,23 @@ def check_overlap(train: Scan, test: Scan) -> Iterator[Finding]:
         what = f"{len(conflicts):,} images have more than one label: {_some(examples)}"
         follows = "at most one of the labels is right; a few such pairs are in Stanford Cars itself"
         yield Finding("warning", "conflicting labels", what, follows)
+
+
+def _check_leak(early: str, before: Scan, late: str, after: Scan) -> Iterator[Finding]:
+    first = {image.digest: image for image in reversed(before.readable)}
+    leaked = [(image, first[image.digest]) for image in after.readable if image.digest in first]
+    if not leaked:
+        return
+    pairs = _some([f"{image.origin} = {other.origin}" for image, other in leaked])
+    what = f"{_share(len(leaked), len(after.readable))} {late} images are in {early} too: {pairs}"
+    follows = (
+        f"the model has seen them in training: its {late} accuracy is too high; take them out of "
+        f"{early}"
+    )
+    if early == "validation":
+        follows = "what is chosen on validation images is chosen on test images; take them out"
+    level: Level = "error" if late == "test" else "warning"
+    yield Finding(level, "overlap", what, follows)
 
 
 def check_near_duplicates(task: str, train: Scan, test: Scan, near: int) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.data.reading import AS_USUAL, Reading
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 SINGLE_PROMPT = "a photo of a {}"
@@ -22,22 +23,26 @@ PROMPTS = ("ensemble", "single")
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set on the Hugging Face hub, with splits `train` and `test`."""
+    """A data set on the Hugging Face hub; `revision` is a commit, a tag or a branch."""
 
     id: str
-    config: str | None
+    config: str | None = None
+    revision: str | None = None
+    reading: Reading = AS_USUAL
 
 
 @dataclass(frozen=True)
 class TfdsSet:
     """A `tensorflow-datasets` builder, perhaps with its config after a slash.
 
-    `train` and `test` are split strings of TFDS (`train+validation`).
+    `train`, `test` and `validation`, if there is one, are split strings of TFDS
+    (`train+validation`).
     """
 
     builder: str
     train: str
     test: str
+    validation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def task_facts(name: str) -> TaskFacts:
     facts |= {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
     facts["other_sizes"] = tuple(OtherSize(**size) for size in facts["other_sizes"])
     facts["other_classes"] = tuple(tuple(names) for names in facts["other_classes"])
-    facts["hub"] = HubSet(**facts["hub"])
+    reading = Reading(**facts["hub"].pop("reading", {}))
+    facts["hub"] = HubSet(**facts["hub"], reading=reading)
     facts["tfds"] = None if facts["tfds"] is None else TfdsSet(**facts["tfds"])
     return TaskFacts(name=name, **facts)
 

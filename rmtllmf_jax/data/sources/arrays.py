@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.data.source import SPLITS, Example
+from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Example
 
 _NAMES = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+_OPTIONAL = ("validation_images", "validation_labels")
 
 
 @dataclass(frozen=True)
 class TaskArrays:
     """One task: images uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), labels integers (n,).
+
+    Without validation images, some of train are taken.
 
     **Raises:** `InputError` that names the array if its type or shape is wrong, if a label is not
     an index into `classes`, or if `classes` is empty or holds a name twice.
@@ -29,16 +32,26 @@ class TaskArrays:
     test_images: np.ndarray
     test_labels: np.ndarray
     classes: tuple[str, ...]
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check types and shapes."""
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise InputError(f"classes: expected names, each once, got {list(self.classes)}.")
-        for split in SPLITS:
+        if (self.validation_images is None) != (self.validation_labels is None):
+            raise InputError("validation_images and validation_labels go together: give both.")
+        for split in self.splits:
             _check(split, *self.split(split), len(self.classes))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are."""
+        return SPLITS if self.validation_images is None else ALL_SPLITS
 
     def split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the images and labels of a split."""
+        require_known("split", split, self.splits)
         return getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
 
 
@@ -58,7 +71,8 @@ class ArraySource:
         """Return the source over `<folder>/<task>.npz`.
 
         A file holds `train_images`, `train_labels`, `test_images`, `test_labels` and `classes` (an
-        array of strings), as `TaskArrays` requires; `numpy.savez` writes such files.
+        array of strings), perhaps `validation_images` and `validation_labels`, as `TaskArrays`
+        requires; `numpy.savez` writes such files.
 
         **Raises:** `InputError` that names the folder if it is missing or holds no such file.
         """
@@ -76,6 +90,10 @@ class ArraySource:
     def classes(self, task: str) -> tuple[str, ...]:
         """Return the class names in label order."""
         return self._task(task).classes
+
+    def splits(self, task: str) -> tuple[str, ...]:
+        """Return the splits that a task has."""
+        return self._task(task).splits
 
     def size(self, task: str, split: str) -> int:
         """Return the number of images in a split."""
@@ -101,7 +119,7 @@ class ArraySource:
         return self._read[task]
 
     def _split(self, task: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        return self._task(task).split(require_known("split", split, SPLITS))
+        return self._task(task).split(split)
 
 
 def _read_npz(path: Path) -> TaskArrays:
@@ -111,7 +129,8 @@ def _read_npz(path: Path) -> TaskArrays:
             if missing:
                 listed = ", ".join(file.files)
                 raise InputError(f"{path}: no array {', '.join(missing)}; it has {listed}.")
-            arrays = {name: file[name] for name in _NAMES}
+            there = (*_NAMES, *(name for name in _OPTIONAL if name in file.files))
+            arrays = {name: file[name] for name in there}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,54 +12,96 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
 from rmtllmf_jax.common.files import content_hash
-from rmtllmf_jax.data.registry import HubSet, TaskFacts, task_facts
-from rmtllmf_jax.data.source import SPLITS, Example
+from rmtllmf_jax.data.reading import Column, Kind, Reading, names_in, names_of, numbered
+from rmtllmf_jax.data.registry import HubSet, task_facts
+from rmtllmf_jax.data.source import Example
 from rmtllmf_jax.data.sources.contents import examples_hash, file_hashes
+from rmtllmf_jax.data.sources.stored import StoredSource
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
 
-@dataclass(frozen=True)
-class HubSource:
-    """The `Source` over the registry's data sets, downloaded once into the cache of `datasets`.
+def registered_sets() -> Mapping[str, HubSet]:
+    """Return the registry's data sets by task."""
+    return {task: task_facts(task).hub for task in TASK_NAMES}
 
-    `cache_dir` replaces the default cache of `datasets`, `revision` is a commit, tag or branch of
-    every set, `facts` says where a task is (an id of the hub, or a folder with its layout).
+
+@dataclass(frozen=True)
+class HubSource(StoredSource):
+    """The `Source` over data sets of the hub, downloaded once into the cache of `datasets`.
+
+    `sets` are their ids (or folders with the layout of one) by task, by default the registry's;
+    `cache_dir` replaces the default cache of `datasets`.
 
     **Raises:** every method raises `InputError` that names the data set: if its id, configuration,
-    split or column does not exist, if it is gated or private, if the hub cannot be reached and the
-    cache does not have it, or if the extra is not installed.
+    revision, split or column does not exist, if it is gated or private, if the hub cannot be
+    reached and the cache does not have it, or if the extra is not installed.
     """
 
     cache_dir: Path | None = None
-    revision: str | None = None
-    facts: Callable[[str], TaskFacts] = task_facts
-    _loaded: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+    sets: Mapping[str, HubSet] = field(default_factory=registered_sets)
+    _loaded: dict[str, HubTask] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self) -> tuple[str, ...]:
-        """Return the eight tasks of the registry."""
-        return TASK_NAMES
+        """Return the tasks in their order."""
+        return tuple(self.sets)
 
-    def classes(self, task: str) -> tuple[str, ...]:
-        """Return the set's own class names, or the registry's if the set only has numbers.
+    def stored(self, task: str) -> HubTask:
+        """Return a task as the hub stores it, downloaded at first use."""
+        hub = self.sets[require_known("task", task, self.sets)]
+        if task not in self._loaded:
+            loaded = load_rows(hub.id, hub.config, None, hub.revision, self.cache_dir)
+            self._loaded[task] = HubTask(task, hub, loaded)
+        return self._loaded[task]
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """One task of a `HubSource`: `loaded` is the `DatasetDict` of all its splits."""
+
+    task: str
+    hub: HubSet
+    loaded: Any
+    _opened: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def place(self) -> str:
+        """The id."""
+        return self.hub.id
+
+    @property
+    def reading(self) -> Reading:
+        """What is told of its columns and splits."""
+        return self.hub.reading
+
+    def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
+        return tuple(self.loaded)
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the set's own class names; the registry's, or the labels, where it has none.
 
         **Raises:** `InputError` also if their number is not the registry's.
         """
-        loaded, known = self._load(task, "train"), self.facts(task)
-        names = getattr(loaded.features["label"], "names", None)  # of a `ClassLabel`
-        if names is None:
-            return known.dataset_classes
-        if len(names) != len(known.dataset_classes):
+        train = names_in(self.reading.split("train", self.splits(), self.place))
+        _, label = self._columns(train[0])
+        known = task_facts(self.task).dataset_classes if self.task in TASK_NAMES else None
+        if not self._numbered(train[0]):
+            names = names_of(x for part in train for x in self.loaded[part].unique(label))
+        else:
+            names = getattr(self.loaded[train[0]].features[label], "names", None) or known or ()
+        if known is not None and len(names) != len(known):
             raise InputError(
-                f"{known.hub.id}: column 'label' has {len(names)} classes, task {task!r} has "
-                f"{len(known.dataset_classes)}. Is it another set or revision?"
+                f"{self.hub.id}: column {label!r} has {len(names)} classes, task {self.task!r} has "
+                f"{len(known)}. Is it another set or revision? If it is meant, give the task "
+                f"another name: --data NAME={self.hub.id}."
             )
         return tuple(names)
 
-    def size(self, task: str, split: str) -> int:
+    def size(self, split: str) -> int:
         """Return the number of rows of a split."""
-        return len(self._load(task, split))
+        return len(self.loaded[split])
 
-    def fingerprint(self, task: str, split: str) -> str:
+    def fingerprint(self, split: str) -> str:
         """Return a hash of the split's rows, as `datasets` keeps them on disk, and their columns.
 
         It depends on every byte of images and labels, not on commit, path or process. Another
@@ -67,70 +109,85 @@ class HubSource:
         """
         import pyarrow.compute as pc
 
-        loaded, doing = self._load(task, split), f"hashing {task} {split}"
-        stored = [pc.struct_field(part, "bytes") for part in loaded.data.column("image").chunks]
-        files = [Path(file["filename"]) for file in loaded.cache_files]
-        columns = {"image": "image", "label": "label"}
+        rows, doing = self._rows(split), f"hashing {self.task} {split}"
+        image, label = self._columns(split)
+        stored = [pc.struct_field(part, "bytes") for part in rows.data.column(image).chunks]
+        files = [Path(file["filename"]) for file in rows.cache_files]
+        columns = {"image": image, "label": label}
         if files and not any(part.null_count for part in stored):
             try:
                 return content_hash({**columns, "files": file_hashes(files, doing)})
             except OSError as error:
                 raise InputError(f"{error.filename}: cannot be read ({error}).") from error
-        rows = examples_hash(self.examples(task, split), len(loaded), doing)
-        return content_hash({**columns, "rows": rows})
+        hashed = examples_hash(self.examples(split), len(rows), doing)
+        return content_hash({**columns, "rows": hashed})
 
-    def examples(self, task: str, split: str) -> Iterator[Example]:
+    def examples(self, split: str) -> Iterator[Example]:
         """Yield the rows; images are files as stored, not decoded."""
-        name = self.facts(task).hub.id
-        for row, item in enumerate(self._load(task, split)):
-            image, label = item["image"] or {}, item["label"]
+        image_column, label_column = self._columns(split)
+        names = None
+        if not self._numbered(split):
+            names = {name: label for label, name in enumerate(self.classes())}
+        for row, item in enumerate(self._rows(split)):
+            image, label = item[image_column] or {}, item[label_column]
             data, path = image.get("bytes"), image.get("path")
-            origin = f"{name}: {split} row {row}" + (f" ({path})" if path else "")
+            origin = f"{self.hub.id}: {split} row {row}" + (f" ({path})" if path else "")
             if label is None:
-                raise InputError(f"{origin}: column 'label' is null.")
+                raise InputError(f"{origin}: column {label_column!r} is null.")
             if data is None:
                 if path is None:
-                    raise InputError(f"{origin}: column 'image' holds no image.")
+                    raise InputError(f"{origin}: column {image_column!r} holds no image.")
                 try:
                     data = Path(path).read_bytes()
                 except OSError as error:
                     text = f"{origin}: the image file cannot be read ({error})."
                     raise InputError(text) from error
-            yield Example(data, label, origin)
+            yield Example(data, label if names is None else numbered(label, names, origin), origin)
 
-    def _load(self, task: str, split: str) -> Any:
+    def _numbered(self, split: str) -> bool:
+        """Return whether labels are indices of classes, not their names."""
+        kind = self._there(split)[self._columns(split)[1]].kind
+        return kind == "classes" or (kind == "numbers" and self.task in TASK_NAMES)
+
+    def _columns(self, split: str) -> tuple[str, str]:
+        return self.reading.columns(self._there(split), self.hub.id)
+
+    def _there(self, split: str) -> dict[str, Column]:
+        features = self.loaded[split].features
+        return {name: Column(_kind(feature), feature) for name, feature in features.items()}
+
+    def _rows(self, split: str) -> Any:
         """Return the two columns of a split as a `datasets.Dataset` with undecoded images."""
-        require_known("task", task, TASK_NAMES)
-        require_known("split", split, SPLITS)
-        if (task, split) not in self._loaded:
-            self._loaded[task, split] = self._read(self.facts(task).hub, split)
-        return self._loaded[task, split]
-
-    def _read(self, hub: HubSet, split: str) -> Any:
-        loaded = load_rows(hub.id, hub.config, split, self.revision, self.cache_dir)
         import datasets
 
-        for column in ("image", "label"):
-            if column not in loaded.column_names:
-                listed = ", ".join(loaded.column_names)
-                raise InputError(f"{hub.id}: no column {column!r}; it has {listed}.")
-        image, label = loaded.features["image"], loaded.features["label"]
-        if not isinstance(image, datasets.Image) and getattr(image, "dtype", "") != "binary":
-            raise InputError(f"{hub.id}: column 'image' must hold images, got {image}.")
-        if not isinstance(label, datasets.ClassLabel) and "int" not in getattr(label, "dtype", ""):
-            raise InputError(f"{hub.id}: column 'label' must hold integers, got {label}.")
-        kept = loaded.select_columns(["image", "label"])
-        return kept.cast_column("image", datasets.Image(decode=False))
+        if split not in self._opened:
+            image, label = self._columns(split)
+            kept = self.loaded[split].select_columns([image, label])
+            self._opened[split] = kept.cast_column(image, datasets.Image(decode=False))
+        return self._opened[split]
+
+
+def _kind(feature: Any) -> Kind:
+    import datasets
+
+    dtype = str(getattr(feature, "dtype", ""))
+    if isinstance(feature, datasets.Image) or dtype in ("binary", "large_binary"):
+        return "images"
+    if isinstance(feature, datasets.ClassLabel):
+        return "classes"
+    if "int" in dtype or dtype == "bool":
+        return "numbers"
+    return "texts" if dtype in ("string", "large_string") else "other"
 
 
 def load_rows(
     name: str,
     config: str | None,
-    split: str,
+    split: str | None,
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> Any:
-    """Return a split of a data set of the hub as a `datasets.Dataset`.
+    """Return a split of a data set of the hub as a `datasets.Dataset`; without a name, all of them.
 
     **Raises:** `InputError` that names the data set and says what is wrong, see `HubSource`.
     """

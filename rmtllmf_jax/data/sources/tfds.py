@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.data.reading import AS_USUAL, Column, Kind, Reading
 from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, plain_name, task_facts
-from rmtllmf_jax.data.source import SPLITS, Example
+from rmtllmf_jax.data.source import ALL_SPLITS, Example
 from rmtllmf_jax.data.sources.contents import examples_hash
 from rmtllmf_jax.data.tasks import TASK_NAMES
 
@@ -20,10 +21,11 @@ from rmtllmf_jax.data.tasks import TASK_NAMES
 class TfdsSource:
     """The `Source` over sets that were prepared as `array_record` (extra `tfds`).
 
-    `data_dir` replaces TFDS's own folder. Images are the files as stored by TFDS; without
-    `encoded`, TFDS decodes them to arrays. Labels follow the registry: where TFDS has the same
-    class names in another order (`sun397`), they are renumbered by name. `facts` gives the builder
-    and splits of a task.
+    A task is one of the registry, or any set of image classification in `data_dir` by the name of
+    its builder; `reading` says what is not recognised of the latter. `data_dir` replaces TFDS's own
+    folder. Images are the files as stored by TFDS; without `encoded`, TFDS decodes them to arrays.
+    Labels follow the registry: where TFDS has the same class names in another order (`sun397`),
+    they are renumbered by name. `facts` gives the builder and splits of its tasks.
 
     **Raises:** every method raises `InputError`: for a task without a usable builder (it names the
     data set on the Hugging Face hub), a set that is not prepared (it says how), class names other
@@ -32,18 +34,41 @@ class TfdsSource:
 
     data_dir: Path | None = None
     encoded: bool = True
+    reading: Reading = AS_USUAL
     facts: Callable[[str], TaskFacts] = task_facts
     _opened: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self) -> tuple[str, ...]:
-        """Return the eight tasks; using one without a builder is an error."""
-        return TASK_NAMES
+        """Return the registry's tasks (using one without a builder is an error), and what else is
+        prepared in the folder, as `builder` or `builder-config`.
+        """
+        return (*TASK_NAMES, *self._prepared())
+
+    def _prepared(self) -> dict[str, str]:
+        """Return the prepared builders that are not the registry's, by task."""
+        folder = self.data_dir or Path("~/tensorflow_datasets").expanduser()
+        known = {facts.tfds.builder for facts in map(self.facts, TASK_NAMES) if facts.tfds}
+        found = {}
+        for pattern in ("*/*", "*/*/*"):
+            for path in sorted(folder.glob(f"{pattern}/dataset_info.json")):
+                builder = path.relative_to(folder).parents[1].as_posix()
+                task = builder.replace("/", "-")
+                if builder not in known and task not in TASK_NAMES:
+                    found[task] = builder
+        return found
 
     def classes(self, task: str) -> tuple[str, ...]:
-        """Return the registry's names of the set's classes, checked against TFDS's own."""
-        self._labels(task)
-        return self.facts(task).dataset_classes
+        """Return the class names: the registry's, checked against TFDS's own, or the latter."""
+        if task in TASK_NAMES:
+            self._labels(task)
+            return self.facts(task).dataset_classes
+        return tuple(self._names(task))
+
+    def splits(self, task: str) -> tuple[str, ...]:
+        """Return the splits that a task has."""
+        found = self._splits(task)
+        return tuple(split for split in ALL_SPLITS if split in found)
 
     def size(self, task: str, split: str) -> int:
         """Return the number of examples in a split."""
@@ -64,12 +89,13 @@ class TfdsSource:
     def examples(self, task: str, split: str) -> Iterator[Example]:
         """Yield the examples in the order of TFDS."""
         opened, labels = self._open(task, split), self._labels(task)
-        known = self._builder_facts(task)
+        image_column, label_column = self._columns(task)
+        place = f"tfds {self._builder_name(task)}: {self._splits(task)[split]}"
         for row in range(len(opened)):
-            origin = f"tfds {known.builder}: {getattr(known, split)} row {row}"
+            origin = f"{place} row {row}"
             try:
                 item = opened[row]
-                image, label = item["image"], int(item["label"])
+                image, label = item[image_column], int(item[label_column])
             except Exception as error:  # array_record raises RuntimeError, the parsers many more
                 raise InputError(
                     f"{origin}: cannot be read ({first_line(error)}). Prepare the set again."
@@ -80,8 +106,8 @@ class TfdsSource:
                 image = bytes(image)
             yield Example(image, labels[label], origin)
 
-    def _builder_facts(self, task: str) -> TfdsSet:
-        known = self.facts(require_known("task", task, TASK_NAMES))
+    def _registered(self, task: str) -> TfdsSet:
+        known = self.facts(task)
         if known.tfds is None:
             hint = "" if known.hub.id in known.tfds_note else f" Use --source hub ({known.hub.id})."
             raise InputError(
@@ -89,29 +115,62 @@ class TfdsSource:
             )
         return known.tfds
 
+    def _builder_name(self, task: str) -> str:
+        if task in TASK_NAMES:
+            return self._registered(task).builder
+        require_known("task", task, self.tasks())
+        return self._prepared()[task]
+
+    def _splits(self, task: str) -> dict[str, str]:
+        """Return the split strings of train, validation and test, without those that lack."""
+        if task in TASK_NAMES:
+            known = self._registered(task)
+            found = {split: getattr(known, split) for split in ALL_SPLITS}
+            return {split: text for split, text in found.items() if text is not None}
+        builder, place = self._builder(task), f"tfds {self._builder_name(task)}"
+        return self.reading.splits(tuple(builder.info.splits), place)
+
+    def _columns(self, task: str) -> tuple[str, str]:
+        """Return the names of the features of images and labels."""
+        features, place = self._builder(task).info.features, f"tfds {self._builder_name(task)}"
+        there = {name: Column(_kind(feature), feature) for name, feature in features.items()}
+        told = AS_USUAL if task in TASK_NAMES else self.reading
+        image, label = told.columns(there, place)
+        if there[label].kind != "classes":
+            raise InputError(f"{place}: feature {label!r} has no class names.")
+        return image, label
+
+    def _names(self, task: str) -> list[str]:
+        _, label = self._columns(task)
+        return list(self._builder(task).info.features[label].names)
+
     def _builder(self, task: str) -> Any:
-        known = self._builder_facts(task)
+        name = self._builder_name(task)
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
             raise _missing_extra(error) from error
         directory = None if self.data_dir is None else str(self.data_dir)
         try:
-            return tfds.builder(known.builder, data_dir=directory)
+            return tfds.builder(name, data_dir=directory)
         except Exception as error:  # DatasetNotFoundError, and whatever a builder's code raises
             raise InputError(
-                f"tfds {known.builder}: no such builder or version here ({first_line(error)})."
+                f"tfds {name}: no such builder or version here ({first_line(error)})."
             ) from error
 
     def _open(self, task: str, split: str) -> Any:
-        require_known("split", split, SPLITS)
-        known = self._builder_facts(task)
+        require_known("split", split, ALL_SPLITS)
         if (task, split) in self._opened:
             return self._opened[task, split]
-        builder, wanted = self._builder(task), getattr(known, split)
+        builder, name = self._builder(task), self._builder_name(task)
+        place, found = f"tfds {name}", self._splits(task)
+        if split not in found:
+            listed = ", ".join(found)
+            raise InputError(f"{place}: no {split} split, only {listed}. Use --{split}-split.")
+        wanted, (image, _) = found[split], self._columns(task)
         import tensorflow_datasets as tfds
 
-        decoders = {"image": tfds.decode.SkipDecoding()} if self.encoded else None
+        decoders = {image: tfds.decode.SkipDecoding()} if self.encoded else None
         try:
             opened = builder.as_data_source(split=wanted, decoders=decoders)
             len(opened)
@@ -120,44 +179,47 @@ class TfdsSource:
         except Exception as error:
             if not isinstance(error, NotImplementedError) and builder.is_prepared():
                 raise InputError(
-                    f"tfds {known.builder}, split {wanted!r}: cannot be opened "
-                    f"({first_line(error)})."
+                    f"{place}, split {wanted!r}: cannot be opened ({first_line(error)})."
                 ) from error
-            folder, option = "TFDS's own folder", ""
+            folder, option, hub = "TFDS's own folder", "", ""
+            if task in TASK_NAMES:
+                hub = f" Or use --source hub ({self.facts(task).hub.id})."
             if self.data_dir is not None:
                 folder, option = str(self.data_dir), f", data_dir={str(self.data_dir)!r}"
             raise InputError(
-                f"tfds {known.builder}: not prepared as array_record in {folder}. Prepare it once "
+                f"{place}: not prepared as array_record in {folder}. Prepare it once "
                 'where TensorFlow is installed: python -c "import tensorflow_datasets as tfds; '
-                f"tfds.builder({known.builder!r}{option}, file_format='array_record')"
-                f'.download_and_prepare()". Or use --source hub ({self.facts(task).hub.id}).'
+                f"tfds.builder({name!r}{option}, file_format='array_record')"
+                f'.download_and_prepare()".{hub}'
             ) from error
         self._opened[task, split] = opened
         return opened
 
     def _labels(self, task: str) -> list[int]:
-        """Return the registry's label for each of TFDS's, by comparing names (`plain_name`)."""
-        known, classes = self._builder_facts(task), self.facts(task).dataset_classes
-        features = self._builder(task).info.features
-        has_both = "image" in features and "label" in features
-        names = getattr(features["label"], "names", None) if has_both else None
-        if not names:
-            listed = ", ".join(features)
-            raise InputError(
-                f"tfds {known.builder}: needs features 'image' and 'label' with class names; it "
-                f"has {listed}."
-            )
+        """Return the label of each of TFDS's: the registry's, by comparing names (`plain_name`)."""
+        names, place = self._names(task), f"tfds {self._builder_name(task)}"
+        if task not in TASK_NAMES:
+            return list(range(len(names)))
+        classes = self.facts(task).dataset_classes
         wanted = {plain_name(name): position for position, name in enumerate(classes)}
         found = [plain_name(name) for name in names]
         if len(wanted) < len(classes) or sorted(found) != sorted(wanted):
             strange = [name for name in names if plain_name(name) not in wanted][:5]
             lacking = [name for name in classes if plain_name(name) not in found][:5]
             raise InputError(
-                f"tfds {known.builder}: {len(names)} classes that are not the registry's "
+                f"{place}: {len(names)} classes that are not the registry's "
                 f"{len(classes)}; unknown {strange}, lacking {lacking}. Labels cannot be told "
                 "apart safely."
             )
         return [wanted[name] for name in found]
+
+
+def _kind(feature: Any) -> Kind:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image):
+        return "images"
+    return "classes" if isinstance(feature, tfds.features.ClassLabel) else "other"
 
 
 def _missing_extra(error: ImportError) -> InputError:

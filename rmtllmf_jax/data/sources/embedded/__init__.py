@@ -55,6 +55,11 @@ class EmbeddedSource:
         """Return the class names in label order."""
         return EMBEDDED[require_known("task", task, EMBEDDED)].classes
 
+    def splits(self, task: str) -> tuple[str, ...]:
+        """Return train and test."""
+        require_known("task", task, EMBEDDED)
+        return SPLITS
+
     def size(self, task: str, split: str) -> int:
         """Return the number of images in a split."""
         classes = len(self.classes(task))

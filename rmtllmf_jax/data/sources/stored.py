@@ -1,0 +1,92 @@
+"""Sources whose sets have splits of any names: which are train, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.common.files import content_hash
+from rmtllmf_jax.data.reading import Reading, parts_of
+from rmtllmf_jax.data.source import ALL_SPLITS, Example
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """One task as it is stored; splits go by their stored names.
+
+    All methods raise `InputError` that names what is wrong.
+    """
+
+    @property
+    def place(self) -> object:
+        """Where it is, for messages."""
+        ...
+
+    @property
+    def reading(self) -> Reading:
+        """What is told of its columns and splits."""
+        ...
+
+    def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
+        ...
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names in label order."""
+        ...
+
+    def size(self, split: str) -> int:
+        """Return the number of images in a split."""
+        ...
+
+    def fingerprint(self, split: str) -> str:
+        """Return a hash of a split's content."""
+        ...
+
+    def examples(self, split: str) -> Iterator[Example]:
+        """Yield the images of a split."""
+        ...
+
+
+class StoredSource:
+    """The methods of a `Source` over tasks that are `Stored`."""
+
+    def stored(self, task: str) -> Stored:
+        """Return a task as it is stored."""
+        raise NotImplementedError
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Return the class names in label order."""
+        return self.stored(task).classes()
+
+    def splits(self, task: str) -> tuple[str, ...]:
+        """Return the splits that a task has."""
+        stored = self.stored(task)
+        found = stored.reading.splits(stored.splits(), stored.place)
+        return tuple(split for split in ALL_SPLITS if split in found)
+
+    def size(self, task: str, split: str) -> int:
+        """Return the number of images in a split."""
+        return sum(len(rows) for _, _, rows in self._parts(task, split))
+
+    def fingerprint(self, task: str, split: str) -> str:
+        """Return a hash of the content of a split: of every byte, not of sizes and times."""
+        whole, prints = True, []
+        for stored, name, rows in self._parts(task, split):
+            whole = whole and len(rows) == stored.size(name)
+            prints.append([stored.fingerprint(name), rows.start, rows.stop])
+        return str(prints[0][0]) if whole and len(prints) == 1 else content_hash({"parts": prints})
+
+    def examples(self, task: str, split: str) -> Iterator[Example]:
+        """Yield the images of a split, as they are stored and in that order."""
+        for stored, name, rows in self._parts(task, split):
+            yield from islice(stored.examples(name), rows.start, rows.stop)
+
+    def _parts(self, task: str, split: str) -> Iterator[tuple[Stored, str, range]]:
+        require_known("split", split, ALL_SPLITS)
+        stored = self.stored(task)
+        text = stored.reading.split(split, stored.splits(), stored.place)
+        for part in parts_of(text):
+            yield stored, part.name, part.rows(stored.size(part.name))
