@@ -25,7 +25,7 @@ from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.settings import Settings
-from rmtllmf_jax.uplink import Analogue, Qam, get_transport, transports
+from rmtllmf_jax.uplink import Adapter, Analogue, Qam, get_transport, transports
 from rmtllmf_jax.uplink.noise import leaf_number
 
 THREE = ChannelPreset(users=3, antennas=4, edge_snr_db=10.0)
@@ -260,3 +260,12 @@ def test_a_transport_of_ones_own(make: Callable[..., Engine]) -> None:
     assert engine.uplinks.columns(NOISY)["dtd"]["uses"] == 2.0
     base = engine.inputs.base
     chex.assert_trees_all_close(model(engine, NOISY, 0.3), base, rtol=1e-6, atol=1e-7)
+
+
+def test_what_cannot_carry_the_vectors_is_refused_before_anything_is_computed(
+    sweep_engine: Engine, tmp_path: Path
+) -> None:
+    grid = Grid((PAIR,), ("sum_rate",), ((Adapter(1, targets=("nothing",)),),), 1, 1)
+    with pytest.raises(InputError, match=r"the target 'nothing' of adapter.* matches none of"):
+        tables_of(sweep_engine, grid, tmp_path)
+    assert list(tmp_path.iterdir()) == []

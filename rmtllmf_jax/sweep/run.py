@@ -49,13 +49,14 @@ def run_grid(
     `validation`, `scales` (its curve). In a process other than the first: nothing, once its share
     is done.
 
-    **Raises:** `InputError` if the grid has what the preset of the settings cannot have, before
-    anything is computed.
+    **Raises:** `InputError` if the grid has what the preset of the settings or the task vectors
+    cannot have, before anything is computed.
     """
     grid.require_fitting(engine.settings, len(engine.inputs.tasks))
     require_chosen(grid, engine.settings.scale)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
+    engine.uplinks.require_fitting(cells)
     with Stage(engine, f"{folder}/cells", tracker) as stage:
         stage.complete(reference_jobs(stage), "references")
         scales, curve = scales_by_size(stage, grid)

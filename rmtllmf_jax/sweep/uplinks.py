@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
@@ -60,6 +61,15 @@ class Uplinks:
         settings = self.settings if level is None else replace(self.settings, c0_db=level)
         inputs = replace(self.inputs, vectors=self._vectors(cell)) if poisoned else self.inputs
         return user_kappa(inputs, settings)
+
+    def require_fitting(self, cells: Iterable[Cell]) -> None:
+        """Check that what carries the task vectors can carry them.
+
+        **Raises:** `InputError` that names an option, such as an adapter's target.
+        """
+        ones = np.ones(len(self.inputs.tasks), np.float32)
+        for cell in {cell.protection: cell for cell in cells}.values():
+            self._uses(cell, ones, ones)
 
     def link(self, cell: Cell) -> Link | None:
         """Return what the users of a cell send through; nothing in the scenario `clean`."""
