@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 from rmtllmf_jax.common.errors import InputError, require_at_least
@@ -47,6 +46,8 @@ def truncated(
     >>> (b @ a).round(6).tolist(), round(kept / whole, 6)
     ([[2.0, 0.0], [0.0, 0.0]], 0.8)
     """
+    from scipy.linalg import eigh  # a quarter of a second, for the few merges that come here
+
     if matrix.shape[0] > matrix.shape[1]:
         a, b, kept, whole = truncated(matrix.T, rank)
         return b.T, a.T, kept, whole
@@ -56,7 +57,7 @@ def truncated(
         gram += block @ block.T
     whole = float(np.trace(gram))
     chosen = [side - rank, side - 1]
-    _, vectors = scipy.linalg.eigh(gram, subset_by_index=chosen, overwrite_a=True)
+    _, vectors = eigh(gram, subset_by_index=chosen, overwrite_a=True)
     left = np.asarray(vectors)[:, ::-1]
     right = np.concatenate([left.T @ block for block in _blocks(matrix)], axis=1)
     sizes = np.linalg.norm(right, axis=1)
