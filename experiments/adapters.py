@@ -33,7 +33,7 @@ from rmtllmf_jax.channel import Repeat
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences import protection_name
 from rmtllmf_jax.report.intervals import Interval, differences, interval
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache

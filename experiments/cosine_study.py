@@ -24,7 +24,7 @@ from study import (
 
 from rmtllmf_jax.report.intervals import Interval, interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.vector_figures import cosine_figure
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows

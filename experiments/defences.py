@@ -43,7 +43,7 @@ from rmtllmf_jax.channel import PRESETS
 from rmtllmf_jax.defences import parse_protection
 from rmtllmf_jax.report.intervals import Interval, differences, interval
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs.environment import use_compilation_cache

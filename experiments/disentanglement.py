@@ -56,7 +56,7 @@ from rmtllmf_jax.evaluation.disentanglement import (
 )
 from rmtllmf_jax.report.intervals import FEW, Interval, differences, interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations

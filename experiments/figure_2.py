@@ -56,7 +56,8 @@ from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.report.intervals import FEW, Interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.paper import paired, paper_sheet
-from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
+from rmtllmf_jax.report.sheets import all_sheets
 from rmtllmf_jax.report.tables import cell_scores, versions
 from rmtllmf_jax.report.verdict import replication, verdict
 from rmtllmf_jax.report.write import write_report

@@ -42,7 +42,7 @@ from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
 from rmtllmf_jax.report.intervals import PAIR, Interval, differences, interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs import Run
 from rmtllmf_jax.runs.environment import use_compilation_cache

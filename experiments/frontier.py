@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from study import write_figure, write_page
 
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import SEQUENCE, tidy
 
 OUT = Path(__file__).parent / "results" / "frontier"

@@ -71,7 +71,7 @@ from rmtllmf_jax.evaluation.batches import evaluation_set
 from rmtllmf_jax.evaluation.logit_jacobian import logit_jacobian_norms, margin_jacobian_norms
 from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Combination, choose_combinations

@@ -47,7 +47,7 @@ from rmtllmf_jax.common.errors import require_at_least
 from rmtllmf_jax.common.values import parse
 from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.intervals import interval
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 
 # Folded into the root key: channels, the noise that is tuned on, and that which judges.

@@ -35,7 +35,7 @@ from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.learned import attack_at
 from rmtllmf_jax.gradients.parameters import root_size
 from rmtllmf_jax.report.intervals import interval
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.uplink import Coded
 

@@ -58,7 +58,7 @@ from rmtllmf_jax.channel.link import transmit
 from rmtllmf_jax.channel.quantise import dequantise, normalise, quantise
 from rmtllmf_jax.report.intervals import Interval, interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 
 ATTACKS = ("none", "strongest_user", "sum_rate")
 LINKS: dict[str, dict] = {

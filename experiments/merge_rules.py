@@ -35,7 +35,7 @@ from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion.rules import OneOf
 from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations

@@ -40,7 +40,7 @@ from study import (
 from rmtllmf_jax.report.intervals import Interval, differences, interval
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
 from rmtllmf_jax.report.paper import ACCURACIES
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
 from rmtllmf_jax.report.tables import cell_scores, summary
 from rmtllmf_jax.runs.environment import use_compilation_cache

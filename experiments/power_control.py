@@ -50,7 +50,7 @@ from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.gradients.projections import nearest_powers
 from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.uplink import Scenario
 

@@ -23,7 +23,7 @@ import tyro
 from study import Users, done, load, made_by, work_store, write_page
 
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Combination, choose_combinations

@@ -38,7 +38,7 @@ from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
 from rmtllmf_jax.gradients import Objective, Parameters, Sensitivity
 from rmtllmf_jax.report.intervals import Interval, interval
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.objective import objective_of

@@ -28,7 +28,7 @@ from study import Users, load, made_by, sweep, write_figure, write_page
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.figures import scale_figure
 from rmtllmf_jax.report.labels import listed
-from rmtllmf_jax.report.sheets import Sheet, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import best_scales, models_alone, summary
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations

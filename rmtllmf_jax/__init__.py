@@ -8,8 +8,8 @@ The sub-packages, in the order in which they build on each other (docs/architect
 ``import rmtllmf_jax`` loads none of them; each loads at its first use.
 """
 
-import lazy_loader
+from rmtllmf_jax.common.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
 
 __version__ = "0.2.0"

@@ -20,7 +20,7 @@ from rmtllmf_jax.cli.info import VARIABLES, defaults, folders, size_of
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models import hub
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.terminal import print_texts
 from rmtllmf_jax.runs import environment
 

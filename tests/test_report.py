@@ -14,7 +14,8 @@ import report_tables as made
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.io import RENAMED, read_cosines, read_results, read_scales
-from rmtllmf_jax.report.sheets import Sheet, all_sheets, scale_sheet
+from rmtllmf_jax.report.sheet import Sheet
+from rmtllmf_jax.report.sheets import all_sheets, scale_sheet
 from rmtllmf_jax.report.tables import (
     best_scales,
     cell_scores,

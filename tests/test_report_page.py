@@ -21,7 +21,8 @@ from rich.console import Console
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.report.plates import Plate, plates
-from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table
+from rmtllmf_jax.report.sheet import Sheet, markdown_table
+from rmtllmf_jax.report.sheets import all_sheets
 from rmtllmf_jax.report.tables import summary
 from rmtllmf_jax.report.terminal import print_summary
 from rmtllmf_jax.report.verdict import replication, verdict

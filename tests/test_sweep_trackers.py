@@ -59,7 +59,7 @@ def test_a_missing_package_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf"needs .* {package} .*Install rmtllmf-jax\[{name}\]"):
+    with pytest.raises(InputError, match=rf"needs .* {package}, .*rmtllmf-jax\[{name}\]"):
         get_tracker([name], tmp_path, CONFIGURATION).__enter__()
 
 

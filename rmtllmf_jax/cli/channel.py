@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json, print_table
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
+from rmtllmf_jax.common.extras import MissingExtra, needed_by
+from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.common.values import described, parse_all
 from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
@@ -58,14 +60,28 @@ class Channel(ChannelOptions):
         require_seed("--seed", self.seed)
         links = _chosen(self)
         use_compilation_cache(self.cache_dir)
-        out = _FIGURES if self.out is None and not self.json else self.out
-        if out is None or not links[0].preset.has_channel:
+        out = self._figures() if links[0].preset.has_channel else None
+        if out is None:
             self._print(_users_mse(links, self.draws, self.seed), links[0])
             return
         with working_in(out):
             drops = _users_mse(links, self.draws, self.seed)
             self._print(drops, links[0])
             self._plot(drops, links, out)
+
+    def _figures(self) -> Path | None:
+        """Return the folder of the figures, `None` without any."""
+        if self.json and self.out is None:
+            return None
+        try:
+            with needed_by("drawing figures"):
+                from rmtllmf_jax.report import channel_plots  # noqa: F401
+        except MissingExtra as error:
+            if self.out is not None:
+                raise
+            note(f"no figures: {error}")
+            return None
+        return self.out or _FIGURES
 
     def _print(self, drops: Mapping[str, ndarray], link: Link) -> None:
         from rmtllmf_jax.report.channel_summary import channel_summary

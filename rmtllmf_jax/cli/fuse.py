@@ -12,6 +12,7 @@ import tyro
 from rmtllmf_jax.cli.link import LinkOptions
 from rmtllmf_jax.cli.options import default_of, print_table
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.extras import MissingExtra, needed_by
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.folder import working_in
 
@@ -145,11 +146,9 @@ class Fuse(LinkOptions):
                 total = len(plan.shards)
                 note(f"{under_way.finished} of {total} shards are finished already.")
             weights = under_way.layer_weights()
-            if weights is not None:
-                _show_weights(weights, under_way)
+            plot = None if weights is None else _show_weights(weights, under_way)
             under_way.merge(weights)
             energies = under_way.facts()["energy"]
-            plot = PLOT if weights is not None else None
             record = recipe_of(self, out, variations, recipe.method, recipe.scale)
             under_way.finish(weights, plot, record)
             arrived = under_way.arrived
@@ -202,14 +201,15 @@ def _with_pairs(method: str, pairs: tuple[str, ...]) -> str:
     return f"{method}({', '.join(options)})" if options else method
 
 
-def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
-    """Print the weights by layer as a table, and draw them beside the weights of the model."""
+def _show_weights(weights: LayerWeights, under_way: Fusing) -> str | None:
+    """Print the weights by layer as a table, and draw them beside the weights of the model.
+
+    Returns the name of the figure, `None` if the packages that draw it are not installed.
+    """
     from collections import Counter
 
     from rmtllmf_jax.common.files import write_bytes
     from rmtllmf_jax.fusion.layers import layers_of
-    from rmtllmf_jax.report.style import image_bytes
-    from rmtllmf_jax.report.vector_figures import layer_weights_figure
 
     plan = under_way.plan
     rows = {layer: [float(weight) for weight in row] for layer, row in weights.items()}
@@ -221,8 +221,16 @@ def _show_weights(weights: LayerWeights, under_way: Fusing) -> None:
         for layer, row in rows.items()
     ]
     print_table(title, ["layer", "tensors", *plan.names], lines)
+    try:
+        with needed_by("drawing them"):
+            from rmtllmf_jax.report.style import image_bytes
+            from rmtllmf_jax.report.vector_figures import layer_weights_figure
+    except MissingExtra as error:
+        note(f"no figure of the weights: {error}")
+        return None
     figure = layer_weights_figure(rows, plan.names, title)
     write_bytes(under_way.folder / PLOT, image_bytes(figure, dpi=150))
+    return PLOT
 
 
 def _show_energy(energies: dict[str, list[float]]) -> None:

@@ -80,13 +80,11 @@ def everything(recipe: str, cache_dir: Path) -> dict[str, Any]:
 
 def folders(cache_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the folders that runs share: path and bytes; `None` bytes where there is none."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    paths = {"decoded images": cache_dir / "images", "compiled programs": cache_dir / "xla"}
+    with suppress(ModuleNotFoundError):  # without the extra there is no such folder
+        from huggingface_hub.constants import HF_HUB_CACHE
 
-    paths = {
-        "decoded images": cache_dir / "images",
-        "compiled programs": cache_dir / "xla",
-        "Hugging Face hub": Path(HF_HUB_CACHE),
-    }
+        paths["Hugging Face hub"] = Path(HF_HUB_CACHE)
     return {what: {"path": str(path), "bytes": size_of(path)} for what, path in paths.items()}
 
 
@@ -140,7 +138,7 @@ def _print(found: dict[str, Any], recipe: str) -> None:
     from rich.console import Console
     from rich.filesize import decimal
 
-    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.sheet import Sheet
     from rmtllmf_jax.report.terminal import print_texts
 
     def of(size: int | None, nothing: str = "not there") -> str:

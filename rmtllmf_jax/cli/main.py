@@ -43,6 +43,7 @@ from rmtllmf_jax.cli.statistics import Statistics
 from rmtllmf_jax.cli.streams import open_streams, refuse, until_nobody_reads
 from rmtllmf_jax.cli.sweep import Sweep
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.common.extras import needed_by
 from rmtllmf_jax.common.files import as_os_error
 from rmtllmf_jax.common.interrupts import exit_code, stopping
 from rmtllmf_jax.common.progress import silenced
@@ -281,6 +282,11 @@ def _switched_on(*names: str) -> Iterator[None]:
             del os.environ[name]
 
 
+def _named(argv: Sequence[str]) -> str:
+    """Return the command among the arguments."""
+    return next(word for word in argv if word in COMMANDS)
+
+
 def _said_by_the_machine(error: Exception) -> str | None:
     """Return what a disk, a file or a device has against going on; `None` for a bug."""
     if isinstance(error, RuntimeError | AssertionError) and not _has_devices():
@@ -320,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Transformers would tell everybody to install torch.
             hidden = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", *(_DOWNLOADS if quiet else ()))
             around = silenced() if quiet else _progress_in_log()
-            with _switched_on(*hidden), around, stopping():
+            with _switched_on(*hidden), around, stopping(), needed_by(_named(arguments)):
                 command.run()
         except (InputError, NoPlace) as error:
             refuse(str(error))

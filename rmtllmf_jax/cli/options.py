@@ -65,7 +65,7 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print a table of words in its first two columns and numbers in the others."""
     from rich.console import Console
 
-    from rmtllmf_jax.report.sheets import Sheet
+    from rmtllmf_jax.report.sheet import Sheet
     from rmtllmf_jax.report.terminal import print_sheet
 
     print_sheet(Sheet(title, header, rows), Console())

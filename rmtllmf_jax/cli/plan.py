@@ -23,7 +23,7 @@ from rmtllmf_jax.models import hub
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone
 from rmtllmf_jax.models.configs import ModelConfig, published_config, read_config
 from rmtllmf_jax.models.shapes import CLIPShape
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.terminal import print_sheet
 from rmtllmf_jax.runs import Run, SweepInputs
 from rmtllmf_jax.runs.config import compute_dtype

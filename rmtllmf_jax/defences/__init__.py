@@ -3,6 +3,6 @@
 Reference: R-MTLLMF (arXiv 2411.18220), section III.
 """
 
-import lazy_loader
+from rmtllmf_jax.common.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,5 +1,5 @@
 """Backbones in Flax with Hugging Face names, their weights, and the frozen heads on top."""
 
-import lazy_loader
+from rmtllmf_jax.common.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

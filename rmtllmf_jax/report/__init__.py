@@ -4,6 +4,6 @@
 `terminal` prints, and `write.write_report` does all of this for a run folder.
 """
 
-import lazy_loader
+from rmtllmf_jax.common.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

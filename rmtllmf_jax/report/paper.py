@@ -14,7 +14,7 @@ import pandas as pd
 from rmtllmf_jax.report.intervals import differences, interval
 from rmtllmf_jax.report.io import completed, find, metric_of
 from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.tables import cell_scores, versions
 
 MISSING = "not in this run"

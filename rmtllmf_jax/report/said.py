@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from rmtllmf_jax.report.labels import UNFUSED, in_order, joined
-from rmtllmf_jax.report.sheets import Sheet
+from rmtllmf_jax.report.sheet import Sheet
 
 ALONE = ("as in the test split", "base", "fine-tuned")
 """Protections of the rows that no uplink has touched, in order: the text itself, and the models

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pandas as pd
 from rmtllmf_jax.report.intervals import Interval
 from rmtllmf_jax.report.io import completed, metric_of
 from rmtllmf_jax.report.labels import UNFUSED, in_order, joined
+from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.tables import (
     LAW,
     best_scales,
@@ -27,17 +27,6 @@ from rmtllmf_jax.report.tables import (
 )
 
 _INTERVALS = "95 % intervals: bootstrap over combinations, channel realisations and seeds"
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A titled table of strings; the first columns hold names or words, the others numbers."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    names: int = 2
-    """How many columns hold names or words."""
 
 
 def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
@@ -178,19 +167,3 @@ def _chosen(row: dict[str, Any]) -> str:
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage with one decimal, `-` for NaN."""
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
-
-
-def markdown_table(sheet: Sheet) -> str:
-    """Return a sheet as a markdown table, words left-aligned and numbers right-aligned."""
-    rule = [":--" if place < sheet.names else "--:" for place in range(len(sheet.header))]
-    rows = [[one_line(cell) for cell in row] for row in (sheet.header, *sheet.rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
-
-
-def one_line(text: str) -> str:
-    """Return a text as one line, escaped so that names act neither as markdown nor as HTML.
-
-    Markdown passes HTML through; a link or a picture would be fetched where the page is shown.
-    """
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\|\[])", r"\\\1", text)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rmtllmf_jax.report.sheets import Sheet, all_sheets
-from rmtllmf_jax.report.verdict import replication, verdict
+from rmtllmf_jax.report.sheet import Sheet
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _RULED = box.SIMPLE_HEAD, (0, 1, 0, 0)
 
 
-def print_summary(results: pd.DataFrame, console: Console | None = None) -> None:
+def print_summary(results: DataFrame, console: Console | None = None) -> None:
     """Print the means by number of tasks, the accuracy of each task and the verdict.
 
     `console` is standard output by default. Numbers are percentages. A table too wide for the
     console continues in a second one, so that no number is cut.
     """
+    from rmtllmf_jax.report.sheets import all_sheets
+    from rmtllmf_jax.report.verdict import replication, verdict
+
     console = console or Console()
     for sheet in all_sheets(results, spread=False):
         print_sheet(sheet, console)

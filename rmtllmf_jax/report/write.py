@@ -25,7 +25,8 @@ from rmtllmf_jax.report.io import (
 from rmtllmf_jax.report.paper import paper_sheet
 from rmtllmf_jax.report.plates import STEMS, Plate, plates
 from rmtllmf_jax.report.said import said_sheets
-from rmtllmf_jax.report.sheets import Sheet, all_sheets, markdown_table, one_line, scale_sheets
+from rmtllmf_jax.report.sheet import Sheet, markdown_table, one_line
+from rmtllmf_jax.report.sheets import all_sheets, scale_sheets
 from rmtllmf_jax.report.style import KINDS, image_bytes
 from rmtllmf_jax.report.tables import summary
 from rmtllmf_jax.report.verdict import replication, verdict

@@ -3,6 +3,6 @@
 ``open_run("runs/demo")`` gives the base model, task vectors, heads and images of a folder.
 """
 
-import lazy_loader
+from rmtllmf_jax.common.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

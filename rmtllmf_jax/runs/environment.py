@@ -11,25 +11,12 @@ from typing import Any
 
 from rmtllmf_jax.common.credentials import without_credentials
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.extras import EXTRAS
 
 _PACKAGES = (
     *("rmtllmf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     *("transformers", "huggingface-hub", "safetensors", "pyarrow", "pandas", "scikit-learn"),
 )
-
-EXTRAS = {
-    "hub": ("datasets",),
-    "tfds": ("tensorflow-datasets", "array-record"),
-    "tensorboard": ("tensorboardX",),
-    "wandb": ("wandb",),
-    "gcs": ("gcsfs",),
-    "s3": ("s3fs",),
-    "cuda12": ("jax-cuda12-plugin",),
-    "cuda13": ("jax-cuda13-plugin",),
-    "tpu": ("libtpu",),
-}
-"""Optional packages, by the extra that installs them: `pip install
-rmtllmf-jax[hub]`."""
 
 
 def default_cache() -> Path:

@@ -1,5 +1,5 @@
 """The whole pipeline over a grid of cells: combinations, scenarios, draws, seeds, protections."""
 
-import lazy_loader
+from rmtllmf_jax.common.extras import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.common.extras import needed_by
 
 Configuration = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, configuration: Configuration) -> None:
-        with _needed("tensorboard", "tensorboardX"):
+        with needed_by("the tracker tensorboard"):
             from tensorboardX import SummaryWriter
         try:
             self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
@@ -64,7 +65,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, configuration: Configuration) -> None:
-        with _needed("wandb", "wandb"):
+        with needed_by("the tracker wandb"):
             import wandb
         folder.mkdir(parents=True, exist_ok=True)
         project = os.environ.get("WANDB_PROJECT", "rmtllmf")
@@ -129,15 +130,3 @@ def get_tracker(
             trackers.append(make(Path(folder), configuration))
             stack.callback(trackers[-1].close)
         yield _Several(trackers)
-
-
-@contextmanager
-def _needed(extra: str, package: str) -> Iterator[None]:
-    """Name the extra if an import fails."""
-    try:
-        yield
-    except ImportError as error:
-        raise InputError(
-            f"tracker {extra!r} needs the package {package} ({first_line(error)}). "
-            f"Install rmtllmf-jax[{extra}]."
-        ) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.common.extras import needed_by
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.data.reading import Column, Kind, Reading, names_in, names_of, numbered
 from rmtllmf_jax.data.registry import HubSet, task_facts
@@ -191,13 +192,8 @@ def load_rows(
 
     **Raises:** `InputError` that names the data set and says what is wrong, see `HubSource`.
     """
-    try:
+    with needed_by(f"{name}: the source 'hub'"):
         import datasets
-    except ImportError as error:
-        raise InputError(
-            f"{name}: the source 'hub' needs the package datasets ({error}). "
-            "Install it: pip install 'rmtllmf-jax[hub]'."
-        ) from error
     try:
         with _quiet_unless_terminal():
             return datasets.load_dataset(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.common.extras import MissingExtra
 from rmtllmf_jax.data.reading import AS_USUAL, Column, Kind, Reading
 from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, plain_name, task_facts
 from rmtllmf_jax.data.source import ALL_SPLITS, Example
@@ -222,8 +223,8 @@ def _kind(feature: Any) -> Kind:
     return "classes" if isinstance(feature, tfds.features.ClassLabel) else "other"
 
 
-def _missing_extra(error: ImportError) -> InputError:
-    return InputError(
+def _missing_extra(error: ImportError) -> MissingExtra:
+    return MissingExtra(
         "the source 'tfds' needs the packages tensorflow-datasets and array-record "
         f"({first_line(error)}). Install them: pip install 'rmtllmf-jax[tfds]'."
     )

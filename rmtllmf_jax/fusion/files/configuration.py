@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.extras import needed_by
 from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.fusion.files.checkpoint import Checkpoint
 from rmtllmf_jax.fusion.files.places import labels
@@ -54,11 +55,15 @@ def full_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration with the defaults and names of transformers as it is installed.
 
     What this transformers does not know, or refuses, is returned as it is.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
 
-    kind = config.get("model_type")
+    **Raises:** `MissingExtra` without transformers, for a configuration that names its kind.
+    """
+    if (kind := config.get("model_type")) is None:
+        return config
+    with needed_by(f"what a {CONFIG} of {kind} leaves to its defaults"):
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import CONFIG_MAPPING
+
     if kind not in CONFIG_MAPPING:
         return config
     try:
@@ -214,8 +219,8 @@ def _text(path: Path) -> bytes:
 
 def _cutting(path: Path) -> dict[str, Any]:
     """Return how a tokenizer cuts text, whatever version of tokenizers wrote it."""
-    from tokenizers import Tokenizer
-
+    with needed_by(f"{path}, which differs from the other's and may cut text alike,"):
+        from tokenizers import Tokenizer
     try:
         content = json.loads(Tokenizer.from_file(str(path)).to_str())
     except Exception:  # tokenizers raises Exception itself; what it cannot read goes as it stands
