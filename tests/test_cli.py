@@ -107,7 +107,6 @@ def test_run_json_says_how_the_tables_came_about(
         "seed": 0,
         "source": "folder",
         "head": "lda",
-        "head_shots": None,
         "prompts": "ensemble",
         "fit": "crop",
         "resample": "bicubic",

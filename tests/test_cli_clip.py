@@ -219,10 +219,22 @@ def test_zero_shot_heads_need_a_text_tower(tiny_model: Path, tiny_data: Path, tm
     error = refused(capsys, *words, "--head", "zero-shot")
     assert "--head zero-shot needs a text tower" in error
     error = refused(capsys, *words, "--head-shots", "1")
-    assert "--head-shots must be at least 2, got 1" in error
-    words = ["finetune", "--model", "clip-mini", "--source", "embedded", "--out", tmp_path / "run"]
-    assert "--head-shots is the number of images" in refused(capsys, *words, "--head-shots", "5")
+    assert "shots of an lda head must be at least 2, got 1" in error
+    error = refused(capsys, *words, "--head", "zero-shot", "--head-shots", "5")
+    assert "--head-shots is of --head lda: leave it out, or write --head 'lda(shots=5)'" in error
+    error = refused(capsys, *words, "--head", "prob")
+    assert "unknown --head 'prob'. Did you mean 'probe'?" in error
+    error = refused(capsys, *words, "--head", "lda=1")
+    assert "shots of an lda head must be at least 2, got 1" in error
     assert not list((tmp_path / "run").glob("heads/*"))
+
+
+def test_the_earlier_spelling_of_a_head_of_few_shots(capsys):
+    words = ["finetune", "--model", "clip-mini", "--data", "d", "--out", "o"]
+    for given in (["--head-shots", "5"], ["--head", "lda", "--head-shots=5"]):
+        assert parse([*words, *given]).head == "lda(shots=5)"
+        assert "--head-shots is now --head 'lda(shots=5)'" in capsys.readouterr().out
+    assert parse([*words, "--head", "lda"]).head == "lda"
 
 
 def test_a_clip_without_its_tokenizer_is_refused(

@@ -27,11 +27,10 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
-from rmtllmf_jax.runs import users as users_module
 from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
 from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
-from rmtllmf_jax.training import task_models
+from rmtllmf_jax.training import task_heads, task_models
 from rmtllmf_jax.training.batches import balanced_batches, epoch_batch
 from rmtllmf_jax.training.finetune import WeightNoise, finetune, run_steps, train_step
 from rmtllmf_jax.training.realign import realign
@@ -459,7 +458,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("this was finished before")
 
     monkeypatch.setattr(task_models, "finetune", refuse)
-    monkeypatch.setattr(users_module, "lda_head", refuse)
+    monkeypatch.setattr(task_heads, "lda_head", refuse)
 
 
 @pytest.fixture
@@ -542,7 +541,7 @@ def test_what_is_finished_is_not_done_again(trained: Users, run: Path):
         ({"model_hash": "x"}, {}),
         ({"image_size": 32}, {}),
         ({"validation_fraction": 0.1}, {}),
-        ({"head_shots": 3}, {}),
+        ({"head": "lda(shots=3)"}, {}),
     ],
 )
 def test_a_changed_option_makes_new_artefacts(
@@ -563,7 +562,7 @@ def test_a_head_of_few_shots(trained: Users, run: Path):
     """It is LDA of these images alone, the same at every call."""
     backbone, base = trained.tiny
     task = trained.tasks["mnist"]
-    setting = replace(SETTING, head_shots=3)
+    setting = replace(SETTING, head="lda(shots=3)")
     record = trained.train("mnist", run=run, setting=setting)["mnist"]
     rows = task.train.take(task.shots(3, setting.seed))
     assert np.bincount(rows.labels).tolist() == [3] * len(task.classes)
@@ -572,7 +571,18 @@ def test_a_head_of_few_shots(trained: Users, run: Path):
     head = load_user(run, record, base, backbone.width)[1]
     np.testing.assert_allclose(head.kernel, expected.kernel, rtol=1e-3, atol=1e-4)
     with pytest.raises(InputError, match=r"shots of task 'mnist': class 0 .* 99 are asked for"):
-        trained.train("mnist", run=run, setting=replace(SETTING, head_shots=99))
+        trained.train("mnist", run=run, setting=replace(SETTING, head="lda(shots=99)"))
+
+
+def test_shots_in_an_older_manifest_are_those_of_its_head(trained: Users, run: Path):
+    """Under the names that heads and models had: nothing is made again."""
+    path = run / "finetuned.json"
+    manifest = json.loads(path.read_text())
+    manifest["setting"]["head_shots"] = 3
+    path.write_text(json.dumps(manifest))
+    setting, _ = load_manifest(run)
+    assert setting == replace(SETTING, head="lda(shots=3)")
+    assert setting.key() == SETTING.key() | {"head_shots": 3}
 
 
 def test_changed_data_make_new_heads(trained: Users, run: Path, cheap: list[str], tmp_path: Path):
@@ -630,9 +640,11 @@ def test_a_folder_from_before_checksums_opens(trained: Users, run: Path):
     path = run / "finetuned.json"
     manifest = json.loads(path.read_text())
     for record in manifest["users"].values():
-        del record["head_sha256"], record["finetuned_sha256"]
+        del record["head_sha256"], record["finetuned_sha256"], record["labels"]
     for option in ("resample", "tower"):
         del manifest["setting"][option]
+    path.write_text(json.dumps(manifest))
+    manifest["setting"]["head_shots"] = None  # a setting of its own before
     path.write_text(json.dumps(manifest))
     setting, records = load_manifest(run)
     assert setting == SETTING

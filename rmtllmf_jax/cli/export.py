@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmtllmf_jax.cli.options import Configured
-from rmtllmf_jax.common.errors import InputError, require_non_negative
+from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
 from rmtllmf_jax.common.files import require_absent
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
-    from rmtllmf_jax.runs import RunConfig
+    from rmtllmf_jax.models.classifier import Classifier
+    from rmtllmf_jax.runs import Run
+
+_NONE = "none"
 
 
 @dataclass(kw_only=True)
@@ -21,7 +24,7 @@ class Export(Configured):
     """Write a model of a run folder as a directory that transformers opens.
 
     Any configuration of results.parquet, received and repaired as it was evaluated; or a fine-tuned
-    model, or the noiseless sum of several.
+    model, or the noiseless sum of several. The model of one task is an image classifier.
 
     Examples: rmtllmf export runs/a --configuration combination=dtd+mnist draw=0 --to out;
     rmtllmf export runs/a --tasks mnist svhn dtd --scale 0.3 --to merged
@@ -34,16 +37,23 @@ class Export(Configured):
     scale: float | None = None
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
     fine-tuned model itself), and the power law of the number of tasks for several."""
+    classifier: str | None = None
+    """Task whose head is written as the classifier, so that transformers'
+    pipeline("image-classification") answers with its labels; by default that of the one task, if
+    there is no other. `none`: the whole pretrained model, with its text tower, and no head."""
 
     def run(self) -> None:
         """Run the sub-command."""
+        from rmtllmf_jax.models.classifier import CODE_FILE
         from rmtllmf_jax.models.export import export_model
         from rmtllmf_jax.models.pretrained import read_pretrained
 
         if self.configuration and (self.tasks or self.scale is not None):
             raise InputError("--configuration says tasks and scale: leave out --tasks and --scale.")
         require_absent(self.to)
-        config, tower, what = self._received() if self.configuration else self._sum()
+        run, tasks, tower, what = self._received() if self.configuration else self._sum()
+        classifier = self._classifier(run, tasks)
+        config = run.config
         export_model(
             self.to,
             read_pretrained(config.model),
@@ -51,20 +61,41 @@ class Export(Configured):
             config.image_size,
             fit=config.fit,
             normalised=config.normalise,
+            classifier=classifier,
         )
         print(f"{self.to}: {what}")
+        if classifier is not None and (self.to / CODE_FILE).exists():
+            print(
+                "It classifies images in transformers by "
+                f'pipeline("image-classification", "{self.to}", trust_remote_code=True), with the '
+                f"class in {CODE_FILE}, which transformers has not; `rmtllmf predict` needs none."
+            )
 
-    def _received(self) -> tuple[RunConfig, PyTree, str]:
+    def _classifier(self, run: Run, tasks: tuple[str, ...]) -> Classifier | None:
+        """Return the head that goes with the model, if one does."""
+        if self.classifier == _NONE:
+            return None
+        if self.classifier is not None:
+            return run.classifier(require_known("--classifier", self.classifier, run.names))
+        return run.classifier(tasks[0]) if len(tasks) == 1 else None
+
+    def _received(self) -> tuple[Run, tuple[str, ...], PyTree, str]:
         """Return the model of a configuration, by the program of the sweep."""
         from rmtllmf_jax.sweep.configuration import engine_of, job_of, model_of
 
         run = self.swept()
         rows = self.rows(run)
-        tower = model_of(engine_of(run), job_of(rows))
+        job = job_of(rows)
+        tower = model_of(engine_of(run), job)
         score = rows["normalised"].mean()
-        return run.config, tower, f"{' '.join(self.configuration)}, normalised score {score:.1%}"
+        return (
+            run,
+            job.cell.combination,
+            tower,
+            f"{' '.join(self.configuration)}, normalised score {score:.1%}",
+        )
 
-    def _sum(self) -> tuple[RunConfig, PyTree, str]:
+    def _sum(self) -> tuple[Run, tuple[str, ...], PyTree, str]:
         """Return base + scale * sum of the task vectors."""
         from rmtllmf_jax import fusion
 
@@ -75,9 +106,9 @@ class Export(Configured):
         require_non_negative("--scale", scale)
         what = f"base + {scale:g} * ({' + '.join(run.names)})"
         if len(run.names) == 1 and scale == 1:  # bit by bit
-            return run.config, run.finetuned(run.names[0]), what
+            return run, run.names, run.finetuned(run.names[0]), what
         total = fusion.TaskVector.between(run.base, run.base)
         for name in run.names:
             total = total + fusion.TaskVector.between(run.finetuned(name), run.base)
         tower = run.base + scale * total
-        return run.config, tower, what
+        return run, run.names, tower, what

@@ -27,6 +27,7 @@ import tyro
 from rmtllmf_jax.cli.apply_task_vector import ApplyTaskVector
 from rmtllmf_jax.cli.channel import Channel
 from rmtllmf_jax.cli.doctor import Doctor
+from rmtllmf_jax.cli.earlier import as_now
 from rmtllmf_jax.cli.evaluate import Evaluate
 from rmtllmf_jax.cli.export import Export
 from rmtllmf_jax.cli.finetune import Finetune
@@ -37,6 +38,7 @@ from rmtllmf_jax.cli.help_text import WIDTH, NoPlace, described, help_registry, 
 from rmtllmf_jax.cli.import_task_vector import ImportTaskVector
 from rmtllmf_jax.cli.info import Info
 from rmtllmf_jax.cli.options import default_of
+from rmtllmf_jax.cli.predict import Predict
 from rmtllmf_jax.cli.report import Report
 from rmtllmf_jax.cli.reproduce import Reproduce, changed_defaults, recipe_in
 from rmtllmf_jax.cli.statistics import Statistics
@@ -108,6 +110,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "statistics": Statistics,
     "export": Export,
     "evaluate": Evaluate,
+    "predict": Predict,
     "generate": Generate,
     "doctor": Doctor,
     "channel": Channel,
@@ -164,6 +167,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 def _read(argv: Sequence[str]) -> tuple[Command, bool]:
     """Return the sub-command that the arguments describe, and if it is to be quiet."""
+    argv = as_now(argv)
     words = [word for word in argv if word != _QUIET]
     if words == ["--version"]:
         print(f"rmtllmf {version('rmtllmf-jax')}")

@@ -1,4 +1,5 @@
 from .batches import Batch, EvaluationSet, evaluation_set
+from .classify import Predictions, classify
 from .disentanglement import combination_wde, pair_wde
 from .hypothesis import margin_spread, ratio_spread, rejection_rate, threshold
 from .language import (
@@ -40,10 +41,12 @@ __all__ = [
     "NegativeLogLikelihood",
     "PerSample",
     "Perplexity",
+    "Predictions",
     "Sensitivity",
     "SoftAccuracy",
     "TokenLoss",
     "Unlabelled",
+    "classify",
     "combination_wde",
     "evaluate",
     "evaluation_set",

@@ -22,6 +22,7 @@ from rmtllmf_jax.fusion import leaves_by_path, require_same_structure
 from rmtllmf_jax.fusion.files.carried import tokenizer_files
 from rmtllmf_jax.fusion.files.configuration import CONFIG
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
+from rmtllmf_jax.models.classifier import CODE, CODE_FILE, Classifier
 from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.decoder_configs import read_decoder_config
 from rmtllmf_jax.models.hub import local_directory
@@ -47,6 +48,7 @@ def export_model(
     *,
     fit: Fit | None = None,
     normalised: bool = True,
+    classifier: Classifier | None = None,
 ) -> None:
     """Write the pretrained model with another image tower as a Hugging Face directory.
 
@@ -56,12 +58,18 @@ def export_model(
     ``vision_model.``, which transformers 4 and 5 read as `CLIPModel` and as `CLIPVisionModel`. The
     folder appears complete, by one rename.
 
+    With a `classifier` the directory holds the image tower and it alone, and
+    ``transformers.pipeline("image-classification", folder)`` answers with its labels: of a ViT as
+    `ViTForImageClassification`; of CLIP, whose class token no class of transformers reads, by
+    code beside the weights, for which one gives ``trust_remote_code=True``.
+
     **Arguments:**
 
     - `tower`: parameters of the image tower (`backbone.load_backbone`).
     - `image_size`: side in pixels of the tower's input images.
     - `fit`: how images become square; `None` keeps the pretrained model's way.
     - `normalised`: whether they are normalised, or stay in 0..1.
+    - `classifier`: a task's head, and the names of its classes.
 
     **Raises:** `InputError` if `folder` exists already or cannot be written, or if the pretrained
     model makes images square in a way that is not implemented.
@@ -74,16 +82,20 @@ def export_model(
         processor = replace(processor, mean=(0.0,) * len(ones), std=ones)
     with _appearing(folder) as part:
         with replacing(part / SAFETENSORS) as temporary:
-            save_file(_torch_tensors(base, tower), temporary, {"format": "pt"})
-        config = read_json(base.directory / "config.json")
-        write_json(part / "config.json", _with_image_size(config, base.config.kind, image_size))
+            save_file(_torch_tensors(base, tower, classifier), temporary, {"format": "pt"})
+        config = _with_image_size(read_json(base.directory / CONFIG), base.config.kind, image_size)
+        if classifier is not None:
+            config = classifier.config(base.config.kind, config)
+            if "auto_map" in config:
+                (part / CODE_FILE).write_text(CODE)
+        write_json(part / CONFIG, config)
         said = processor.description(base.config.kind, image_size)
         write_json(part / PLAIN, said)
         if (base.directory / NESTED).is_file():  # transformers 5 looks there first
             write_json(
                 part / NESTED, read_json(base.directory / NESTED) | {"image_processor": said}
             )
-        for name in _CARRIED:
+        for name in _CARRIED if classifier is None else ():
             if (base.directory / name).is_file():
                 shutil.copyfile(base.directory / name, part / name)
 
@@ -141,10 +153,13 @@ def _appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _torch_tensors(base: Pretrained, tower: PyTree) -> dict[str, np.ndarray]:
+def _torch_tensors(
+    base: Pretrained, tower: PyTree, classifier: Classifier | None
+) -> dict[str, np.ndarray]:
     is_vit = base.config.kind == "vit"
     leaves = {("" if is_vit else VISION) + p: leaf for p, leaf in leaves_by_path(tower).items()}
-    paths = base.tensors | {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    others = base.tensors if classifier is None else classifier.tensors()
+    paths = others | {path: np.asarray(leaf) for path, leaf in leaves.items()}
     classifies = any(path.startswith("classifier/") for path in paths)
     tensors = {}
     for path, leaf in paths.items():

@@ -59,6 +59,52 @@ def lda_head(
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+    _require_samples(features, labels, classes)
+    if len(labels) == classes:
+        raise InputError(
+            f"a head of {classes} classes needs more than {classes} samples: "
+            "one per class leaves no covariance."
+        )
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    with warnings.catch_warnings():
+        # A class of one sample has covariance zero, which shrinkage handles.
+        warnings.simplefilter("ignore", category=UserWarning)
+        lda.fit(features.astype(np.float64), labels)
+    return _linear(lda.coef_.T, lda.intercept_, classes)
+
+
+def probe_head(
+    features: Float[np.ndarray, "n width"],
+    labels: Int[np.ndarray, " n"],
+    classes: int,
+    *,
+    strength: float = 1.0,
+) -> Head:
+    """Return a linear probe: multinomial logistic regression with an L2 penalty, by L-BFGS.
+
+    Features are centred and scaled by one number for all, so that their variance is 1 on average
+    and `strength`, the inverse of the penalty, means the same for every model. Deterministic.
+
+    **Raises:** `InputError` if a class has no sample, or if features are not finite.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    _require_samples(features, labels, classes)
+    width = features.shape[1]
+    if classes == 1:
+        return _linear(np.zeros((width, 1)), np.zeros(1), 1)
+    exact = features.astype(np.float64)
+    mean = exact.mean(axis=0)
+    spread = float(np.sqrt(np.mean(np.square(exact - mean)))) or 1.0
+    probe = LogisticRegression(C=strength, max_iter=2000, tol=1e-6)
+    probe.fit((exact - mean) / spread, labels)
+    kernel = probe.coef_.T / spread
+    return _linear(kernel, probe.intercept_ - mean @ kernel, classes)
+
+
+def _require_samples(
+    features: Float[np.ndarray, "n width"], labels: Int[np.ndarray, " n"], classes: int
+) -> None:
     counts = np.bincount(labels, minlength=classes)
     if len(counts) > classes or not counts.all():
         empty = np.flatnonzero(counts == 0).tolist()
@@ -66,19 +112,14 @@ def lda_head(
             f"a head of {classes} classes needs at least one sample of each; "
             f"classes without: {empty}; largest label: {labels.max(initial=-1)}."
         )
-    if len(labels) == classes:
-        raise InputError(
-            f"a head of {classes} classes needs more than {classes} samples: "
-            "one per class leaves no covariance."
-        )
     if not np.isfinite(features).all():
         raise InputError("the backbone's features are not finite: are the weights whole?")
-    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    with warnings.catch_warnings():
-        # A class of one sample has covariance zero, which shrinkage handles.
-        warnings.simplefilter("ignore", category=UserWarning)
-        lda.fit(features.astype(np.float64), labels)
-    kernel, bias = lda.coef_.T, lda.intercept_
+
+
+def _linear(
+    kernel: Float[np.ndarray, "width some"], bias: Float[np.ndarray, " some"], classes: int
+) -> Head:
+    """Return scikit-learn's linear classifier as a head."""
     if classes == 2:  # scikit-learn keeps only the difference of the two classes
         kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
         bias = np.concatenate([np.zeros_like(bias), bias])

@@ -181,6 +181,11 @@ def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
     save_tree(path, tensors, {_METADATA: json.dumps(about)})
 
 
+def head_classes(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes of a head that `save_head` wrote."""
+    return tuple(json.loads(read_metadata(path).get(_METADATA, "{}")).get("classes", ()))
+
+
 def load_head(path: Path, classes: Sequence[str]) -> Head:
     """Return a head that `save_head` wrote for these classes, in this order.
 

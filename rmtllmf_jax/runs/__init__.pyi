@@ -1,4 +1,4 @@
-from .config import HEADS, RunConfig, UserRecord, configure, load_manifest
+from .config import RunConfig, UserRecord, configure, load_manifest
 from .embedded import embedded_run
 from .environment import default_cache, provenance, use_compilation_cache
 from .inputs import SweepInputs
@@ -7,7 +7,6 @@ from .run import Run, open_run
 from .users import load_user, train_users
 
 __all__ = [
-    "HEADS",
     "Run",
     "RunConfig",
     "SweepInputs",

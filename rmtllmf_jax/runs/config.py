@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
+from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import file_hash, read_json, write_json
 from rmtllmf_jax.data.registry import PROMPTS
 from rmtllmf_jax.data.sources import SOURCES, get_source
@@ -27,10 +27,9 @@ from rmtllmf_jax.models.processor import (
     read_processor,
 )
 from rmtllmf_jax.models.shapes import DTYPES
+from rmtllmf_jax.training.task_heads import Lda, TaskHeads, head_text, parse_head
 
 MANIFEST = "finetuned.json"
-HEADS = ("lda", "zero-shot")
-"""Shrinkage LDA on the base model's features, or the text tower's embeddings of class prompts."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,7 @@ class RunConfig:
     source: str = "folder"
     """Where the images come from, one of `data.sources.SOURCES`."""
     head: str = "lda"
-    """Kind of the frozen heads, one of `HEADS`."""
-    head_shots: int | None = None
-    """Training images per class that a closed-form head is made from; `None` is all."""
+    """Kind of the frozen heads, as `training.task_heads.parse_head` reads it."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads, one of `data.registry.PROMPTS`."""
     fit: Fit = "crop"
@@ -74,10 +71,18 @@ class RunConfig:
         del values["model"], values["data"], values["source"]
         if self.head != "zero-shot":
             del values["prompts"]
+        if isinstance(self.heads, Lda):  # as when the shots were a setting of their own
+            del values["head"]
+            values |= {} if self.heads.shots is None else {"head_shots": self.heads.shots}
         for field in fields(self):
             if field.default is not MISSING and values.get(field.name) == field.default:
                 del values[field.name]
         return values
+
+    @property
+    def heads(self) -> TaskHeads:
+        """Where the frozen heads come from."""
+        return parse_head(self.head)
 
     def load_tower(self, remat: bool = False) -> tuple[Backbone, PyTree]:
         """Return the image tower and its pretrained parameters.
@@ -158,6 +163,16 @@ class UserRecord:
     finetuned_validation_accuracy: float
     head_sha256: str = ""
     finetuned_sha256: str = ""
+    labels: tuple[str, ...] = ()
+    """The task's own names of its classes; empty in runs that predate them."""
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> UserRecord:
+        """Return the record of its JSON.
+
+        **Raises:** `TypeError` if it is none.
+        """
+        return cls(**content | {"labels": tuple(content.get("labels", ()))})
 
     def hashes(self, run: Path) -> dict[str, str]:
         """Return the checksums of head and fine-tuned model, computed where none are stored."""
@@ -177,8 +192,11 @@ def load_manifest(run: Path) -> tuple[RunConfig, dict[str, UserRecord]]:
         raise InputError(f"{path}: no such file; run `rmtllmf finetune --out {run}` first.")
     try:
         content = read_json(path)
-        users = {task: UserRecord(**record) for task, record in content["users"].items()}
-        return RunConfig(**content["setting"]), users
+        users = {task: UserRecord.of(record) for task, record in content["users"].items()}
+        setting = dict(content["setting"])
+        if (shots := setting.pop("head_shots", None)) is not None:  # a setting of its own before
+            setting["head"] = head_text(Lda(shots))
+        return RunConfig(**setting), users
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a manifest of this version ({error}).") from error
 
@@ -203,7 +221,6 @@ def configure(
     data: Path | None = None,
     source: str = "folder",
     head: str | None = None,
-    head_shots: int | None = None,
     prompts: str = "ensemble",
     image_size: int | None = None,
     fit: Fit | None = None,
@@ -221,19 +238,8 @@ def configure(
     directory = local_directory(model)
     config = read_config(directory / "config.json")
     has_text = config.text is not None
-    head = head or ("zero-shot" if has_text else "lda")
-    if require_known("--head", head, HEADS) == "zero-shot" and not has_text:
-        raise InputError(
-            f"--head zero-shot needs a text tower, and {model} has none: take --head lda, or a "
-            "CLIP model."
-        )
-    if head_shots is not None:
-        require_at_least("--head-shots", head_shots, 2)  # one has no covariance
-        if head != "lda":
-            raise InputError(
-                "--head-shots is the number of images that an lda head is made from, and a "
-                "zero-shot head sees none: leave it out, or take --head lda."
-            )
+    heads = parse_head(head or ("zero-shot" if has_text else "lda"))
+    heads.require(config, model)
     processor = read_processor(directory, config.kind)
     tower = describe_backbone(directory, config, image_size, normalised=normalise)
     here = Path(model).expanduser()
@@ -246,8 +252,7 @@ def configure(
         validation_fraction=validation_fraction,
         seed=seed,
         source=source,
-        head=head,
-        head_shots=head_shots,
+        head=head_text(heads),
         prompts=prompts,
         fit=fit or processor.own_fit(),
         normalise=normalise,

@@ -18,8 +18,10 @@ from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.data.tasks import validate_tasks
 from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.classifier import Classifier
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
+from rmtllmf_jax.models.zero_shot import head_classes
 from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
 from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.runs.folder import RUN, STATISTICS
@@ -98,6 +100,14 @@ class Run:
     def finetuned(self, task: str) -> PyTree:
         """Return the fine-tuned parameters of a task's user."""
         return self._models[self.names.index(task)][0]
+
+    def classifier(self, task: str) -> Classifier:
+        """Return a task's frozen head with the names of its classes: the data's own spelling.
+
+        Runs that predate it have the spelling of the head's prompts.
+        """
+        user, head = self.users[task], self._models[self.names.index(task)][1]
+        return Classifier(head, user.labels or head_classes(self.path / user.head))
 
     def accuracies(self, params: PyTree, samples: int = 0) -> dict[str, float]:
         """Return a model's accuracy on the test images of every task, under its frozen head.

@@ -15,18 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_json
 from rmtllmf_jax.common.progress import note
-from rmtllmf_jax.data.registry import prompt_classes, prompt_templates
 from rmtllmf_jax.data.task_data import Rows, TaskData
 from rmtllmf_jax.fusion.files.vectors import FACTORS, TRAINED
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.features import extract_features
-from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
-from rmtllmf_jax.models.hub import local_directory
-from rmtllmf_jax.models.pretrained import load_clip
-from rmtllmf_jax.models.tokens import load_tokenizer
+from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.weights import (
     assign,
     load_tree,
@@ -34,9 +30,7 @@ from rmtllmf_jax.models.weights import (
     require_finite,
     save_tree,
 )
-from rmtllmf_jax.models.zero_shot import cached_zero_shot_head, load_head, save_head
 from rmtllmf_jax.runs.config import (
-    HEADS,
     MANIFEST,
     RunConfig,
     UserRecord,
@@ -44,12 +38,8 @@ from rmtllmf_jax.runs.config import (
     write_manifest,
 )
 from rmtllmf_jax.training.lora import Lora, lora_of
+from rmtllmf_jax.training.task_heads import HeadContext
 from rmtllmf_jax.training.task_models import TaskModels
-
-_FORMAT = 2  # version of the closed-form heads, part of their names
-
-MakeHead = Callable[[TaskData], tuple[Head, Path]]
-"""Returns a task's head and its file in the run folder."""
 
 
 def train_users(
@@ -68,7 +58,10 @@ def train_users(
 
     **Raises:** `InputError` from training or importing, or that names a damaged artefact.
     """
-    make = _head_maker(backbone, base, config, run)
+    context = HeadContext(
+        backbone, base, config.model, config.prompts, config.seed, config.key(), run / "heads"
+    )
+    make = config.heads.maker(context)
     heads = {task.name: make(task) for task in tasks}
     # Padded to one shape, so that one compiled step serves every task.
     stacked = stack_heads([head for head, _ in heads.values()])
@@ -81,41 +74,6 @@ def train_users(
         write_manifest(run, config, {task.name: record})
         report(task.name, record)
     return records
-
-
-def _head_maker(backbone: Backbone, base: PyTree, config: RunConfig, run: Path) -> MakeHead:
-    """Return a maker of heads: in closed form from the base's features, or CLIP's zero-shot ones.
-
-    The latter raises `InputError` if the model has no text tower or no tokenizer.
-    """
-    folder = run / "heads"
-
-    def closed_form(task: TaskData) -> tuple[Head, Path]:
-        key = {"data": task.fingerprint, "v": _FORMAT, **config.key()}
-        path = folder / f"{task.name}-{content_hash(key)}.safetensors"
-        if path.exists():
-            return load_head(path, task.classes), path
-        rows = task.train
-        if config.head_shots is not None:
-            rows = rows.take(task.shots(config.head_shots, config.seed))
-        images, title = rows.images, f"features {task.name}"
-        features = extract_features(backbone, base, images, description=title)
-        head = lda_head(features, rows.labels, len(task.classes))
-        save_head(path, head, task.classes)
-        return head, path
-
-    if require_known("head", config.head, HEADS) == "lda":
-        return closed_form
-    model = local_directory(config.model)
-    clip, params = load_clip(model)
-    tokenizer = load_tokenizer(model, clip.shape.text)
-
-    def zero_shot(task: TaskData) -> tuple[Head, Path]:
-        templates = prompt_templates(task.name, config.prompts)
-        classes = prompt_classes(task.name, task.classes)
-        return cached_zero_shot_head(folder, clip, params, tokenizer, classes, templates)
-
-    return zero_shot
 
 
 def _load_head_of(path: Path, width: int, classes: int) -> Head:
@@ -164,14 +122,14 @@ def _train_user(
     run: Path,
 ) -> UserRecord:
     made_from = models.key(task.name)
-    # A closed-form head's name covers its training images; a zero-shot head has none.
-    data = {} if config.head == "lda" else {"data": task.fingerprint}
+    # The name of a head that is made from the training images covers them.
+    data = {} if config.heads.sees_images else {"data": task.fingerprint}
     key = content_hash({"head": head_path.name, **data, **made_from, **config.key()})
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
     summary = path.with_suffix(".json")
     if path.exists() and summary.exists():
         try:
-            record = UserRecord(**read_json(summary))
+            record = UserRecord.of(read_json(summary))
         except TypeError as error:
             raise InputError(
                 f"{summary}: not a record of this version ({error}); delete it, and `rmtllmf "
@@ -197,6 +155,7 @@ def _train_user(
         finetuned_validation_accuracy=accuracy(backbone, params, head, task.validation),
         head_sha256=file_hash(head_path),
         finetuned_sha256=file_hash(path),
+        labels=task.classes,
     )
     write_json(summary, asdict(record))
     shutil.rmtree(checkpoints, ignore_errors=True)  # the result is safe on disk

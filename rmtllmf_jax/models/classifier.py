@@ -1,0 +1,166 @@
+"""A head as the last layer of a checkpoint: the model's own, and one that is written beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.pretrained import Pretrained
+from rmtllmf_jax.models.weights import require_finite
+
+KERNEL, BIAS, PROJECTION = "classifier/kernel", "classifier/bias", "visual_projection/kernel"
+CODE_FILE = "modeling_classifier.py"
+"""File of the class below, beside the weights of a CLIP's classifier."""
+
+_CLASS = "CLIPVisionClassifier"
+_PROJECTED = "projects_features"
+
+CODE = f'''"""An image classifier on the class token of CLIP's vision encoder.
+
+Transformers' own CLIPForImageClassification averages the other tokens in place of it. Open it by
+AutoModelForImageClassification.from_pretrained(DIRECTORY, trust_remote_code=True).
+"""
+
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
+
+
+class {_CLASS}(CLIPPreTrainedModel):
+    """The encoder, its projection to unit length (for zero-shot heads), and a linear layer."""
+
+    config_class = CLIPVisionConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        encoder = CLIPVisionModel(config)
+        self.vision_model = getattr(encoder, "vision_model", encoder)  # transformers 4, and 5
+        width = config.hidden_size
+        self.visual_projection = None
+        if config.{_PROJECTED}:
+            self.visual_projection = nn.Linear(width, config.projection_dim, bias=False)
+            width = config.projection_dim
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values=None, labels=None, **options):
+        features = self.vision_model(pixel_values=pixel_values).pooler_output
+        if self.visual_projection is not None:
+            features = self.visual_projection(features)
+            features = features / features.norm(dim=-1, keepdim=True)
+        logits = self.classifier(features)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+'''
+"""What transformers needs to open the classifier of a CLIP, which it has no class for."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A head and the names of its classes."""
+
+    head: Head
+    labels: tuple[str, ...]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return its tensors by path (`layouts`)."""
+        found = {KERNEL: self.head.kernel, BIAS: self.head.bias, PROJECTION: self.head.projection}
+        return {path: np.asarray(leaf) for path, leaf in found.items() if leaf is not None}
+
+    def config(self, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a model's `config.json` with the classifier in it.
+
+        A CLIP becomes that of its vision encoder: of the whole one, transformers would make a
+        classifier on other features without a word.
+        """
+        names = dict(enumerate(self.labels))
+        about = {
+            "id2label": {str(number): name for number, name in names.items()},
+            "label2id": {name: number for number, name in names.items()},
+        }
+        if kind == "vit":
+            return {**config, **about, "architectures": ["ViTForImageClassification"]}
+        vision = config
+        if kind == "clip":
+            vision = {**(config.get("vision_config_dict") or config.get("vision_config") or {})}
+        if self.head.projection is not None:
+            about["projection_dim"] = int(self.head.projection.shape[-1])
+        return {
+            **vision,
+            **about,
+            "model_type": "clip_vision_model",
+            "architectures": [_CLASS],
+            "auto_map": {
+                "AutoModelForImageClassification": f"{CODE_FILE.removesuffix('.py')}.{_CLASS}"
+            },
+            _PROJECTED: self.head.projection is not None,
+        }
+
+
+def read_classifier(found: Pretrained) -> Classifier:
+    """Return the classifier of a checkpoint, on the features of its image tower.
+
+    That is of `ViTForImageClassification`, or of a directory that `rmtllmf export` wrote.
+
+    **Raises:** `InputError` that names the file if there is none, if it reads other features than
+    ours, or if names and weights disagree.
+    """
+    config = read_json(found.directory / "config.json")
+    if KERNEL not in found.tensors:
+        raise InputError(
+            f"{found.origin}: no classifier (classifier.weight); expected a Hugging Face "
+            "ViTForImageClassification, or a directory that `rmtllmf export` wrote for one task."
+        )
+    if found.config.kind != "vit" and _PROJECTED not in config:
+        raise InputError(
+            f"{found.origin}: its classifier reads the mean of the patches "
+            "(CLIPForImageClassification), and the features here are those of the class token."
+        )
+    projected = config.get(_PROJECTED, False)
+    wanted = [KERNEL, *([PROJECTION] if projected else [])]
+    if missing := [path for path in wanted if path not in found.tensors]:
+        raise InputError(f"{found.origin}: its classifier lacks {', '.join(missing)}.")
+    kernel = found.tensors[KERNEL]
+    classes = kernel.shape[-1]
+    tensors = {path: found.tensors[path] for path in wanted}
+    tensors[BIAS] = found.tensors.get(BIAS, np.zeros(classes, np.float32))
+    inputs = tensors[PROJECTION].shape[-1] if projected else found.config.vision.width
+    if kernel.shape != (inputs, classes) or tensors[BIAS].shape != (classes,):
+        raise InputError(
+            f"{found.origin}: a classifier of {inputs} features needs weights ({inputs}, classes) "
+            f"and a bias per class, got {kernel.shape} and {tensors[BIAS].shape}."
+        )
+    require_finite(tensors, found.origin)
+    leaves = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in tensors.items()}
+    return Classifier(
+        Head(leaves[KERNEL], leaves[BIAS], leaves.get(PROJECTION)),
+        _labels(config, classes, found),
+    )
+
+
+def _labels(config: Mapping[str, Any], classes: int, found: Pretrained) -> tuple[str, ...]:
+    """Return the names of a classifier's outputs; empty if they have none."""
+    names = config.get("id2label") or {}
+    try:
+        by_number = {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(
+            f"{found.directory / 'config.json'}: id2label must be names by number ({error})."
+        ) from error
+    if not by_number or all(name == f"LABEL_{i}" for i, name in by_number.items()):
+        return ()
+    if sorted(by_number) != list(range(classes)):
+        raise InputError(
+            f"{found.directory / 'config.json'}: id2label has {len(by_number)} names, and the "
+            f"classifier of {found.origin.name} {classes} outputs."
+        )
+    return tuple(by_number[i] for i in range(classes))
