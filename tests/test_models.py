@@ -164,7 +164,7 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path):
         load_backbone(tmp_path)
     config.rmdir()
     config.write_text("[]")
-    with pytest.raises(InputError, match=r"config\.json: model_type is None"):
+    with pytest.raises(InputError, match=r"config\.json: expected a JSON object"):
         load_backbone(tmp_path)
 
 

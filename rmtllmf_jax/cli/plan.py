@@ -21,7 +21,7 @@ from rmtllmf_jax.data.sources import hub as data_hub
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.models import hub
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone
-from rmtllmf_jax.models.configs import ModelConfig, published_config, read_config
+from rmtllmf_jax.models.configs import ModelConfig, config_file, published_config, read_config
 from rmtllmf_jax.models.shapes import CLIPShape
 from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.terminal import print_sheet
@@ -136,7 +136,7 @@ def _config_of(model: str) -> ModelConfig:
     **Raises:** `InputError` if it is neither.
     """
     if hub.in_cache(model):
-        return read_config(hub.local_directory(model) / "config.json")
+        return read_config(config_file(hub.local_directory(model)))
     if (known := published_config(model)) is not None:
         return known
     raise InputError(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.models.clip import CLIPVision
-from rmtllmf_jax.models.configs import ModelConfig
+from rmtllmf_jax.models.configs import ModelConfig, config_file
 from rmtllmf_jax.models.images import cubic, normalise
 from rmtllmf_jax.models.layouts import VISION
 from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
@@ -96,9 +96,24 @@ def load_backbone(
     backbone = describe_backbone(
         found.directory, found.config, image_size, dtype=dtype, remat=remat, normalised=normalised
     )
-    grid = backbone.module.shape.grid
-    tensors = with_positions(tower_tensors(found.tensors, found.config), grid)
+    tensors = tower_tensors(found.tensors, found.config)
+    _require_positions(tensors, found)
+    tensors = with_positions(tensors, backbone.module.shape.grid)
     return backbone, assign(tensors, abstract_params(backbone), found.origin)
+
+
+def _require_positions(tensors: dict[str, np.ndarray], found: Pretrained) -> None:
+    """Check that the position embeddings are those of the configuration's image size."""
+    shape = found.config.vision
+    for path in _POSITIONS:
+        table = tensors.get(path)
+        if table is not None and table.ndim in (2, 3) and table.shape[-2] != shape.grid**2 + 1:
+            raise InputError(
+                f"{found.origin}: {table.shape[-2] - 1} position embeddings of patches ({path}), "
+                f"and {config_file(found.directory).name} says image_size {shape.image_size} and "
+                f"patch_size {shape.patch_size}, that is {shape.grid**2}: configuration and "
+                "weights are of different models. Another size of images is --image-size."
+            )
 
 
 def at_size(shape: ViTShape, image_size: int | None, origin: str | Path) -> ViTShape:

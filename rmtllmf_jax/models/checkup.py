@@ -12,6 +12,7 @@ import numpy as np
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.backbone import load_backbone
 from rmtllmf_jax.models.clip import CLIP
+from rmtllmf_jax.models.configs import config_file
 from rmtllmf_jax.models.pretrained import Pretrained, abstract_clip, read_pretrained
 from rmtllmf_jax.models.weights import NotFinite, assign
 
@@ -68,7 +69,7 @@ def _check_fit(found: Pretrained) -> list[Fault]:
         return [Fault("error", "fit", str(error), follows)]
     if found.config.text is not None:
         try:
-            shape = found.config.clip(found.directory / "config.json")
+            shape = found.config.clip(config_file(found.directory))
             assign(found.tensors, abstract_clip(CLIP(shape)), found.origin)
         except InputError as error:
             follows = "its image tower can be used, but no zero-shot heads can be made with it"

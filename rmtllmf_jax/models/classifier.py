@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.pretrained import Pretrained
 from rmtllmf_jax.models.weights import require_finite
@@ -114,7 +113,7 @@ def read_classifier(found: Pretrained) -> Classifier:
     **Raises:** `InputError` that names the file if there is none, if it reads other features than
     ours, or if names and weights disagree.
     """
-    config = read_json(found.directory / "config.json")
+    config = found.content
     if KERNEL not in found.tensors:
         raise InputError(
             f"{found.origin}: no classifier (classifier.weight); expected a Hugging Face "

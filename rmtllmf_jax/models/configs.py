@@ -8,6 +8,8 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.fusion.files.configuration import CONFIG
+from rmtllmf_jax.models import open_clip
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
 
@@ -79,14 +81,39 @@ def published_config(model: str) -> ModelConfig | None:
     return _both_towers(full, Path(model))
 
 
+def config_file(directory: Path) -> Path:
+    """Return the configuration of a model's directory: Hugging Face's, or else open_clip's."""
+    path = directory / CONFIG
+    other = directory / open_clip.CONFIG
+    return other if other.is_file() and not path.is_file() else path
+
+
+def config_content(path: Path) -> dict[str, Any]:
+    """Return the content of a `config.json`, or an `open_clip_config.json` as such a one.
+
+    **Raises:** `InputError` that names the file if it is no JSON object, or not of a model that
+    can be built, or of quantised weights.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object.")
+    if quantised := content.get("quantization_config"):
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        raise InputError(
+            f"{path}: quantised weights (quantization_config{f', {method}' if method else ''}); "
+            "dequantise the model and save it in float32, float16 or bfloat16."
+        )
+    return open_clip.hugging_face_config(content, path) if "model_cfg" in content else content
+
+
 def read_config(path: Path) -> ModelConfig:
-    """Read a `config.json`.
+    """Read a `config.json`, or an `open_clip_config.json`.
 
     **Raises:** `InputError` that names the file and the field if it is not one of `KINDS`, or not
     one that can be built.
     """
-    content = read_json(path)
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    content = config_content(path)
+    kind = content.get("model_type")
     if kind not in KINDS:
         raise InputError(
             f"{path}: model_type is {kind!r}; expected one of {', '.join(KINDS)} (a Hugging Face "

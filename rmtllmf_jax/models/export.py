@@ -83,7 +83,7 @@ def export_model(
     with _appearing(folder) as part:
         with replacing(part / SAFETENSORS) as temporary:
             save_file(_torch_tensors(base, tower, classifier), temporary, {"format": "pt"})
-        config = _with_image_size(read_json(base.directory / CONFIG), base.config.kind, image_size)
+        config = _with_image_size(base.content, base.config.kind, image_size)
         if classifier is not None:
             config = classifier.config(base.config.kind, config)
             if "auto_map" in config:

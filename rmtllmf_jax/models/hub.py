@@ -13,7 +13,14 @@ from rmtllmf_jax.fusion.files.adapters import is_adapter
 from rmtllmf_jax.fusion.files.carried import WANTED
 from rmtllmf_jax.fusion.files.checkpoint import INDEX, SUFFIX, require_no_adapter, shards_of
 from rmtllmf_jax.fusion.files.lora import LORA_CONFIG
-from rmtllmf_jax.models.checkpoint import FORMATS, SAFETENSORS, SHARDS, weight_files
+from rmtllmf_jax.models.checkpoint import (
+    FORMATS,
+    SAFETENSORS,
+    SHARDS,
+    TORCH_SHARDS,
+    weight_files,
+)
+from rmtllmf_jax.models.configs import config_file
 
 EMBEDDED_MODELS = ("clip-mini",)
 """Names that `--model` takes besides directories and hub ids. See the model card beside each."""
@@ -21,7 +28,10 @@ EMBEDDED_MODELS = ("clip-mini",)
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WITH_REVISION = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _SMALL = ("*.json", "*.model", "merges.txt", "vocab.txt")  # configuration, tokenizer, processor
-_SHARD = "model-*-of-*.safetensors"
+_SHARDED = {
+    SHARDS: ("model-*-of-*.safetensors",),
+    TORCH_SHARDS: ("pytorch_model-*-of-*.bin",),
+}
 
 
 def local_directory(model: str | Path) -> Path:
@@ -151,7 +161,7 @@ def _cached(name: str) -> Path | None:
         weight_files(folder)
     except (LocalEntryNotFoundError, HFValidationError, InputError):
         return None
-    return folder if (folder / "config.json").is_file() else None
+    return folder if config_file(folder).is_file() else None
 
 
 def _download(name: str) -> Path:
@@ -166,7 +176,7 @@ def _download(name: str) -> Path:
                 f"{name}: the repository holds no weights that can be read; expected one of "
                 f"{', '.join(FORMATS)}, found {', '.join(there) or 'no file'}."
             )
-        wanted = [*_SMALL, weights, *([_SHARD] if weights == SHARDS else [])]
+        wanted = [*_SMALL, weights, *_SHARDED.get(weights, ())]
         return Path(snapshot_download(name, allow_patterns=wanted))
 
 

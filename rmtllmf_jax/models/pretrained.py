@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from rmtllmf_jax.fusion.files.checkpoint import require_no_adapter
 from rmtllmf_jax.models.checkpoint import read_checkpoint
 from rmtllmf_jax.models.clip import CLIP
-from rmtllmf_jax.models.configs import ModelConfig, read_config
+from rmtllmf_jax.models.configs import ModelConfig, config_content, config_file, read_config
 from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.decoder_configs import read_decoder_config
 from rmtllmf_jax.models.hub import local_directory
@@ -33,6 +33,11 @@ class Pretrained:
     origin: Path
     """The weights file named in error messages."""
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The content of its `config.json` (of open_clip's, as transformers would have it)."""
+        return config_content(config_file(self.directory))
+
 
 def read_pretrained(model: str | Path) -> Pretrained:
     """Read configuration and weights of a model, from a directory or by its hub id.
@@ -42,7 +47,7 @@ def read_pretrained(model: str | Path) -> Pretrained:
     """
     directory = local_directory(model)
     require_no_adapter(directory, sorted(os.listdir(directory)))
-    config = read_config(directory / "config.json")
+    config = read_config(config_file(directory))
     checkpoint = read_checkpoint(directory)
     require_no_adapter(directory, checkpoint.tensors)
     tensors = to_paths(checkpoint.tensors, config.kind, checkpoint.torch)
@@ -58,7 +63,7 @@ def load_clip(model: str | Path, *, dtype: str = "float32") -> tuple[CLIP, PyTre
     has no text tower.
     """
     found = read_pretrained(model)
-    shape = found.config.clip(found.directory / "config.json")
+    shape = found.config.clip(config_file(found.directory))
     clip = CLIP(
         replace(
             shape, vision=replace(shape.vision, dtype=dtype), text=replace(shape.text, dtype=dtype)

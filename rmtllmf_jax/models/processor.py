@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.models import open_clip
 
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
 """Files that describe an image processor: of transformers 5, which prefers the first one, and of
@@ -167,7 +168,8 @@ def _find_processor(directory: Path) -> tuple[Path, dict[str, Any]] | None:
         if not isinstance(said, dict):
             raise InputError(f"{path}: an image processor must be an object, got {said!r}.")
         return path, said
-    return None
+    path = directory / open_clip.CONFIG
+    return (path, open_clip.processor(read_json(path), path)) if path.is_file() else None
 
 
 def _statistics(full: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

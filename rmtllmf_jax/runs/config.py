@@ -17,7 +17,7 @@ from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.data.tasks import validate_tasks
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone, load_backbone
 from rmtllmf_jax.models.checkpoint import weights_hash
-from rmtllmf_jax.models.configs import read_config
+from rmtllmf_jax.models.configs import config_file, read_config
 from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.processor import (
     PLAIN,
@@ -236,7 +236,7 @@ def configure(
     for option, value, known in (("source", source, SOURCES), ("prompts", prompts, PROMPTS)):
         require_known(f"--{option}", value, known)
     directory = local_directory(model)
-    config = read_config(directory / "config.json")
+    config = read_config(config_file(directory))
     has_text = config.text is not None
     heads = parse_head(head or ("zero-shot" if has_text else "lda"))
     heads.require(config, model)
@@ -276,7 +276,7 @@ def compute_dtype(name: str) -> str:
 
 def _statistics_before(directory: Path) -> tuple[tuple[float, ...], ...]:
     """Return mean and std as older versions read them: no rescaling, one file only."""
-    default = default_processor(read_config(directory / "config.json").kind)
+    default = default_processor(read_config(config_file(directory)).kind)
     path = directory / PLAIN
     said = read_json(path) if path.exists() else {}
     mean, std = said.get("image_mean", default.mean), said.get("image_std", default.std)

@@ -37,6 +37,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A CLIP and a ViT; transformers keeps the code of directories in a folder of this test."""
     for module in (transformers_hub, transformers.dynamic_module_utils):
         monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"), raising=False)
+    # Once trusted, a class is known to the process.
+    known = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    monkeypatch.setattr(known, "_extra_content", {})
     names = {str(i): name for i, name in enumerate(("class 2", "class 0", "class 1"))}
     return {
         "clip": write_clip(tmp_path / "clip"),
