@@ -107,9 +107,10 @@ def _require_positions(tensors: dict[str, np.ndarray], found: Pretrained) -> Non
     shape = found.config.vision
     for path in _POSITIONS:
         table = tensors.get(path)
-        if table is not None and table.ndim in (2, 3) and table.shape[-2] != shape.grid**2 + 1:
+        patches = table.shape[-2] - 1 if table is not None and table.ndim in (2, 3) else 0
+        if math.isqrt(max(patches, 0)) ** 2 == patches > 0 and patches != shape.grid**2:
             raise InputError(
-                f"{found.origin}: {table.shape[-2] - 1} position embeddings of patches ({path}), "
+                f"{found.origin}: {patches} position embeddings of patches ({path}), "
                 f"and {config_file(found.directory).name} says image_size {shape.image_size} and "
                 f"patch_size {shape.patch_size}, that is {shape.grid**2}: configuration and "
                 "weights are of different models. Another size of images is --image-size."
