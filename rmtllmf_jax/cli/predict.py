@@ -59,7 +59,7 @@ class Predict:
 
 
 def _files(path: Path) -> list[Path]:
-    from rmtllmf_jax.data.sources.folder import ENDINGS
+    from rmtllmf_jax.data.sources.images import ENDINGS
 
     if not path.is_dir():
         return [path]
