@@ -126,3 +126,19 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, said: Any, named
     (model / NESTED).write_text(json.dumps({"image_processor": said}))
     with pytest.raises(InputError, match=rf"{NESTED}.*{named}"):
         load_backbone(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "mean", "fit"),
+    [
+        ("siglip", "SiglipImageProcessor", (0.5, 0.5, 0.5), "squash"),
+        ("dinov2", "BitImageProcessor", (0.485, 0.456, 0.406), "crop"),
+        ("deit", "DeiTImageProcessor", (0.485, 0.456, 0.406), None),  # 256 pixels, then 224
+    ],
+)
+def test_processors_of_other_models(tmp_path: Path, kind: str, name: str, mean: tuple, fit: object):
+    assert read_processor(tmp_path, kind).mean == mean
+    said = {"image_processor_type": name, "image_mean": mean}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    found = read_processor(tmp_path, kind)
+    assert (found.mean, found.fit, found.resample) == (mean, fit, "bicubic")

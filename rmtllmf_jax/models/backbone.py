@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.models.clip import CLIPVision
-from rmtllmf_jax.models.configs import ModelConfig, config_file
+from rmtllmf_jax.models.configs import VITS, ModelConfig, config_file
 from rmtllmf_jax.models.images import cubic, normalise
 from rmtllmf_jax.models.layouts import VISION
 from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
@@ -23,8 +23,18 @@ from rmtllmf_jax.models.shapes import ViTShape
 from rmtllmf_jax.models.vit import VisionTransformer
 from rmtllmf_jax.models.weights import assign
 
-_VIT_HEADS = ("classifier/", "pooler/")
-_CLIP_REST = ("text_model/", "text_projection/", "visual_projection/", "logit_scale", "classifier/")
+_REST = {
+    "vit": ("classifier/", "pooler/"),
+    "deit": ("classifier/", "cls_classifier/", "distillation_classifier/", "pooler/"),
+    "dinov2": ("classifier/", "embeddings/mask_token"),
+    "clip": ("text_model/", "text_projection/", "visual_projection/", "logit_scale", "classifier/"),
+    "siglip": ("text_model/", "logit_scale", "logit_bias", "classifier/"),
+}
+"""What of a model is not of its image tower, by family."""
+
+_LATER = ("class_tokens", "layer_scale", "swiglu", "pool")
+"""Flags of a tower that are younger than run folders: fingerprints leave them out at defaults."""
+
 _POSITIONS = ("embeddings/position_embeddings", "embeddings/position_embedding/embedding")
 
 
@@ -47,13 +57,16 @@ class Backbone:
     @property
     def width(self) -> int:
         """Length of a feature."""
-        return self.module.shape.width
+        return self.module.shape.features
 
     @property
     def fingerprint(self) -> str:
         """Hash of what features depend on besides parameters, images and compute type."""
         shape = asdict(self.module.shape)
         del shape["dtype"], shape["remat"]
+        for field in fields(self.module.shape):
+            if field.name in _LATER and shape[field.name] == field.default:
+                del shape[field.name]
         return content_hash({**shape, "mean": self.mean, "std": self.std})
 
     def features(
@@ -79,8 +92,8 @@ def load_backbone(
     **Arguments:**
 
     - `model`: a directory or a hub id, or what was read from there: of `CLIPModel`,
-      `CLIPVisionModel`, `ViTModel` or `ViTForImageClassification`; text tower, projections,
-      classifier and pooler are left out.
+      `CLIPVisionModel`, `ViTModel` or `ViTForImageClassification`, or those of DeiT, DINOv2 and
+      SigLIP; text tower, projections, classifier and pooler are left out.
     - `image_size`: in pixels, a multiple of the patch size; the position embeddings are
       interpolated to it. `None` keeps the checkpoint's own.
     - `dtype`: compute type of the tower, `float32` or `bfloat16`; `remat`: recompute activations
@@ -107,7 +120,8 @@ def _require_positions(tensors: dict[str, np.ndarray], found: Pretrained) -> Non
     shape = found.config.vision
     for path in _POSITIONS:
         table = tensors.get(path)
-        patches = table.shape[-2] - 1 if table is not None and table.ndim in (2, 3) else 0
+        rows = table.shape[-2] if table is not None and table.ndim in (2, 3) else 0
+        patches = rows - shape.class_tokens
         if math.isqrt(max(patches, 0)) ** 2 == patches > 0 and patches != shape.grid**2:
             raise InputError(
                 f"{found.origin}: {patches} position embeddings of patches ({path}), "
@@ -151,7 +165,7 @@ def describe_backbone(
                 f"{processor.origin or directory}: image_mean and image_std need a number for "
                 f"each of the model's {shape.channels} channels, got {len(mean)} and {len(std)}."
             )
-    module = VisionTransformer(shape) if config.kind == "vit" else CLIPVision(shape)
+    module = VisionTransformer(shape) if config.kind in VITS else CLIPVision(shape)
     return Backbone(module, mean, std)
 
 
@@ -160,11 +174,10 @@ def tower_tensors(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[s
 
     Tensors of no known part keep their paths, so that they are reported as unexpected.
     """
-    others = _VIT_HEADS if config.kind == "vit" else _CLIP_REST
     return {
         path.removeprefix(VISION): tensor
         for path, tensor in tensors.items()
-        if not path.startswith(others)
+        if not path.startswith(_REST[config.family])
     }
 
 
@@ -202,17 +215,23 @@ def _bicubic_matrix(new: int, old: int) -> Float[np.ndarray, "new old"]:
 def interpolate_positions(
     positions: Float[np.ndarray, "one tokens width"], grid: int
 ) -> Float[np.ndarray, "one new_tokens width"]:
-    """Interpolate position embeddings to ``grid x grid`` patches; the class token's row is kept.
+    """Interpolate position embeddings to ``grid x grid`` patches; rows of class tokens are kept.
 
     Bicubic with a = -0.75 and without antialiasing, as `interpolate_pos_encoding` of Hugging
-    Face's ViT in torch. Embeddings that do not form a square of patches are returned unchanged.
+    Face's ViT in torch. Embeddings that do not form a square of patches behind no, one or two other
+    tokens (never more than one of the three is possible) are returned unchanged.
     """
-    patches = positions.shape[1] - 1
-    old = math.isqrt(max(patches, 0))
-    if old == grid or old == 0 or old**2 != patches:
+    rows = positions.shape[1]
+    for first in range(3):
+        old = math.isqrt(max(rows - first, 0))
+        if old > 0 and old**2 == rows - first:
+            break
+    else:
+        return positions
+    if old == grid:
         return positions
     matrix = _bicubic_matrix(grid, old)
-    image = positions[0, 1:].astype(np.float64).reshape(old, old, -1)
+    image = positions[0, first:].astype(np.float64).reshape(old, old, -1)
     image = np.einsum("ai,bj,ijw->abw", matrix, matrix, image)
     image = image.reshape(1, grid * grid, -1).astype(positions.dtype)
-    return np.concatenate([positions[:, :1], image], axis=1)
+    return np.concatenate([positions[:, :first], image], axis=1)

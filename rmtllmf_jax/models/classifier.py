@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.models.configs import VITS, ModelConfig
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.pretrained import Pretrained
 from rmtllmf_jax.models.weights import require_finite
@@ -18,34 +19,44 @@ KERNEL, BIAS, PROJECTION = "classifier/kernel", "classifier/bias", "visual_proje
 CODE_FILE = "modeling_classifier.py"
 """File of the class below, beside the weights of a CLIP's classifier."""
 
-_CLASS = "CLIPVisionClassifier"
 _PROJECTED = "projects_features"
+_PREFIXES = {"clip": "CLIP", "siglip": "Siglip"}
+"""Of the names of transformers' classes, by family."""
 
-CODE = f'''"""An image classifier on the class token of CLIP's vision encoder.
+_NATIVE = {
+    "vit": "ViTForImageClassification",
+    "deit": "DeiTForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+    "siglip": "SiglipForImageClassification",
+}
+"""Classes of transformers that read the features that are read here, by family."""
 
-Transformers' own CLIPForImageClassification averages the other tokens in place of it. Open it by
+_CODE = '''"""An image classifier on the pooled feature of a vision encoder.
+
+That is the class token's, or its head's, and FAMILYForImageClassification of transformers averages
+the patches in place of it. Open it by
 AutoModelForImageClassification.from_pretrained(DIRECTORY, trust_remote_code=True).
 """
 
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import FAMILYVisionConfig, FAMILYVisionModel
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
+from transformers.models.MODULE.modeling_MODULE import FAMILYPreTrainedModel
 
 
-class {_CLASS}(CLIPPreTrainedModel):
+class FAMILYVisionClassifier(FAMILYPreTrainedModel):
     """The encoder, its projection to unit length (for zero-shot heads), and a linear layer."""
 
-    config_class = CLIPVisionConfig
+    config_class = FAMILYVisionConfig
     main_input_name = "pixel_values"
 
     def __init__(self, config):
         super().__init__(config)
-        encoder = CLIPVisionModel(config)
+        encoder = FAMILYVisionModel(config)
         self.vision_model = getattr(encoder, "vision_model", encoder)  # transformers 4, and 5
         width = config.hidden_size
         self.visual_projection = None
-        if config.{_PROJECTED}:
+        if config.projects_features:
             self.visual_projection = nn.Linear(width, config.projection_dim, bias=False)
             width = config.projection_dim
         self.classifier = nn.Linear(width, config.num_labels)
@@ -60,7 +71,11 @@ class {_CLASS}(CLIPPreTrainedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 '''
-"""What transformers needs to open the classifier of a CLIP, which it has no class for."""
+
+
+def code_for(family: str) -> str:
+    """Return what transformers needs to open a classifier that it has no class for."""
+    return _CODE.replace("FAMILY", _PREFIXES[family]).replace("MODULE", family)
 
 
 @dataclass(frozen=True)
@@ -75,31 +90,33 @@ class Classifier:
         found = {KERNEL: self.head.kernel, BIAS: self.head.bias, PROJECTION: self.head.projection}
         return {path: np.asarray(leaf) for path, leaf in found.items() if leaf is not None}
 
-    def config(self, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    def config(self, model: ModelConfig, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a model's `config.json` with the classifier in it.
 
         A CLIP becomes that of its vision encoder: of the whole one, transformers would make a
         classifier on other features without a word.
         """
-        names = dict(enumerate(self.labels))
-        about = {
-            "id2label": {str(number): name for number, name in names.items()},
-            "label2id": {name: number for number, name in names.items()},
+        about: dict[str, Any] = {
+            "id2label": {str(number): name for number, name in enumerate(self.labels)},
+            "label2id": {name: number for number, name in enumerate(self.labels)},
         }
-        if kind == "vit":
-            return {**config, **about, "architectures": ["ViTForImageClassification"]}
-        vision = config
-        if kind == "clip":
+        family, vision = model.family, {**config}
+        if model.kind == family and family not in VITS:
             vision = {**(config.get("vision_config_dict") or config.get("vision_config") or {})}
+        if family in VITS or model.vision.pool == "mean":
+            if model.kind != family:
+                config = {"vision_config": vision}
+            return {**config, **about, "model_type": family, "architectures": [_NATIVE[family]]}
         if self.head.projection is not None:
             about["projection_dim"] = int(self.head.projection.shape[-1])
+        name = f"{_PREFIXES[family]}VisionClassifier"
         return {
             **vision,
             **about,
-            "model_type": "clip_vision_model",
-            "architectures": [_CLASS],
+            "model_type": f"{family}_vision_model",
+            "architectures": [name],
             "auto_map": {
-                "AutoModelForImageClassification": f"{CODE_FILE.removesuffix('.py')}.{_CLASS}"
+                "AutoModelForImageClassification": f"{CODE_FILE.removesuffix('.py')}.{name}"
             },
             _PROJECTED: self.head.projection is not None,
         }
@@ -108,7 +125,8 @@ class Classifier:
 def read_classifier(found: Pretrained) -> Classifier:
     """Return the classifier of a checkpoint, on the features of its image tower.
 
-    That is of `ViTForImageClassification`, or of a directory that `rmtllmf export` wrote.
+    That is of `ViTForImageClassification` and those of DeiT, DINOv2 and SigLIP (without its head),
+    or of a directory that `rmtllmf export` wrote.
 
     **Raises:** `InputError` that names the file if there is none, if it reads other features than
     ours, or if names and weights disagree.
@@ -119,10 +137,12 @@ def read_classifier(found: Pretrained) -> Classifier:
             f"{found.origin}: no classifier (classifier.weight); expected a Hugging Face "
             "ViTForImageClassification, or a directory that `rmtllmf export` wrote for one task."
         )
-    if found.config.kind != "vit" and _PROJECTED not in config:
+    native = found.config.family in VITS or found.config.vision.pool == "mean"
+    if not native and _PROJECTED not in config:
         raise InputError(
             f"{found.origin}: its classifier reads the mean of the patches "
-            "(CLIPForImageClassification), and the features here are those of the class token."
+            f"({_PREFIXES[found.config.family]}ForImageClassification), and the features here are "
+            "those of the class token, or of the head that attends to the patches."
         )
     projected = config.get(_PROJECTED, False)
     wanted = [KERNEL, *([PROJECTION] if projected else [])]
@@ -132,7 +152,7 @@ def read_classifier(found: Pretrained) -> Classifier:
     classes = kernel.shape[-1]
     tensors = {path: found.tensors[path] for path in wanted}
     tensors[BIAS] = found.tensors.get(BIAS, np.zeros(classes, np.float32))
-    inputs = tensors[PROJECTION].shape[-1] if projected else found.config.vision.width
+    inputs = tensors[PROJECTION].shape[-1] if projected else found.config.vision.features
     if kernel.shape != (inputs, classes) or tensors[BIAS].shape != (classes,):
         raise InputError(
             f"{found.origin}: a classifier of {inputs} features needs weights ({inputs}, classes) "

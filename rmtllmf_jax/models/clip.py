@@ -1,23 +1,24 @@
-"""CLIP as Flax linen modules whose parameters carry Hugging Face names.
+"""CLIP and SigLIP's vision encoder in Flax, with parameters of Hugging Face's names.
 
 A leaf's path is the checkpoint's key with ``/`` for ``.`` and flax's names for ``weight``
 (``kernel``, ``scale``, ``embedding``), for example
 ``vision_model/encoder/layers/0/self_attn/q_proj/kernel``: the layout of ``flax_model.msgpack``.
 
-Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-ICML 2021.
+References: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+ICML 2021. Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.layers import (
+    MLP,
     Embedding,
     LayerNorm,
     Layers,
@@ -50,19 +51,6 @@ class Attention(nn.Module):
         return project(name="out_proj")(attend(query, key, value, self.shape.heads, self.causal))
 
 
-class MLP(nn.Module):
-    """Two dense layers with the activation in between."""
-
-    shape: TransformerShape
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        x = ACTIVATIONS[self.shape.activation](
-            dense(self.shape, self.shape.mlp_width, name="fc1")(x)
-        )
-        return dense(self.shape, self.shape.width, name="fc2")(x)
-
-
 class Layer(nn.Module):
     """One pre-norm transformer block; returns all tokens, or only the first one."""
 
@@ -86,7 +74,7 @@ class CausalLayer(Layer):
 
 
 class VisionEmbeddings(nn.Module):
-    """Patch embeddings behind the class token, plus position embeddings."""
+    """Patch embeddings behind the class token, if there is one, plus position embeddings."""
 
     shape: ViTShape
 
@@ -94,21 +82,55 @@ class VisionEmbeddings(nn.Module):
     def __call__(
         self, images: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch tokens width"]:
-        shape = self.shape
-        token = self.param("class_embedding", _INIT, (shape.width,))
-        patches = PatchProjection(
-            shape.width, shape.patch_size, shape.dtype, use_bias=False, name="patch_embedding"
+        shape, siglip = self.shape, not self.shape.class_tokens
+        embedded = PatchProjection(
+            shape.width, shape.patch_size, shape.dtype, use_bias=siglip, name="patch_embedding"
         )(images)
-        positions = Embedding(shape.grid**2 + 1, shape.width, name="position_embedding")()
-        tokens = jnp.broadcast_to(in_dtype(token, shape.dtype), (len(images), 1, shape.width))
-        embedded = jnp.concatenate([tokens, patches], axis=1)
+        positions = Embedding(shape.tokens, shape.width, name="position_embedding")()
+        if not siglip:
+            token = self.param("class_embedding", _INIT, (shape.width,))
+            tokens = jnp.broadcast_to(in_dtype(token, shape.dtype), (len(images), 1, shape.width))
+            embedded = jnp.concatenate([tokens, embedded], axis=1)
         return embedded + in_dtype(positions, shape.dtype)
 
 
-class CLIPVision(nn.Module):
-    """Normalised images in, the class token's feature after the last LayerNorm out.
+class QueryAttention(nn.Module):
+    """Attention of one query to all tokens, with torch's leaves of `MultiheadAttention`."""
 
-    That is the `pooler_output` of `CLIPVisionModel`: before the projection into the shared space.
+    shape: ViTShape
+
+    @nn.compact
+    def __call__(
+        self, query: Float[Array, "batch 1 width"], x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch 1 width"]:
+        width = self.shape.width
+        kernel = self.param("in_proj_weight", _INIT, (3 * width, width))
+        bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * width,))
+        kernels, biases = jnp.split(kernel, 3), jnp.split(bias, 3)
+        q, k, v = (y @ w.T + b for y, w, b in zip((query, x, x), kernels, biases, strict=True))
+        return nn.Dense(width, name="out_proj")(attend(q, k, v, self.shape.heads))
+
+
+class AttentionPool(nn.Module):
+    """SigLIP's head: what a learned query attends to, and an MLP beside it."""
+
+    shape: ViTShape
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        shape = replace(self.shape, dtype="float32")  # a query per image costs nothing
+        probe = self.param("probe", _INIT, (1, 1, shape.width))
+        query = jnp.broadcast_to(probe, (len(x), 1, shape.width))
+        x = QueryAttention(shape, name="attention")(query, x)
+        norm = LayerNorm(epsilon=shape.layer_norm_eps, name="layernorm")
+        return (x + MLP(shape, name="mlp")(norm(x)))[:, 0]
+
+
+class CLIPVision(nn.Module):
+    """Normalised images in, a feature (`ViTShape.pool`) after the last LayerNorm out.
+
+    That is the `pooler_output` of `CLIPVisionModel`: the class token's, before the projection into
+    the shared space; and that of `SiglipVisionModel`.
     """
 
     shape: ViTShape
@@ -118,11 +140,17 @@ class CLIPVision(nn.Module):
         self, images: Float[Array, "batch size size channels"]
     ) -> Float[Array, "batch width"]:
         norm = partial(LayerNorm, epsilon=self.shape.layer_norm_eps)
+        first_only = self.shape.pool == "class"  # then only the class token is read
         x = VisionEmbeddings(self.shape, name="embeddings")(images)
-        x = norm(name="pre_layrnorm")(x)  # the spelling of every checkpoint
-        # Only the class token is read.
-        x = Level(partial(Layers, self.shape, Layer, True, name="layers"), name="encoder")(x)
-        return norm(name="post_layernorm")(in_full(x[:, 0]))
+        if self.shape.class_tokens:
+            x = norm(name="pre_layrnorm")(x)  # the spelling of every checkpoint
+        x = Level(partial(Layers, self.shape, Layer, first_only, name="layers"), name="encoder")(x)
+        if first_only:
+            return norm(name="post_layernorm")(in_full(x[:, 0]))
+        x = norm(name="post_layernorm")(in_full(x))
+        if self.shape.pool == "mean":
+            return jnp.mean(x, axis=1)
+        return AttentionPool(self.shape, name="head")(x)
 
 
 class TextEmbeddings(nn.Module):

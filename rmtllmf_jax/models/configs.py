@@ -13,7 +13,10 @@ from rmtllmf_jax.models import open_clip
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
 
-KINDS = ("vit", "clip", "clip_vision_model")
+VITS = ("vit", "deit", "dinov2")
+"""Hugging Face's `model_type` of the models that are flags of `vit.VisionTransformer`."""
+
+KINDS = (*VITS, "clip", "clip_vision_model", "siglip", "siglip_vision_model")
 """Hugging Face's `model_type` of the models that can be loaded."""
 
 _PUBLISHED: dict[str, dict[str, Any]] = {
@@ -53,6 +56,11 @@ class ModelConfig:
     vision: ViTShape
     text: TextShape | None = None
     projection: int | None = None
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of the whole model that the image tower is of."""
+        return self.kind.removesuffix("_vision_model")
 
     def clip(self, path: Path) -> CLIPShape:
         """Return both towers.
@@ -117,18 +125,31 @@ def read_config(path: Path) -> ModelConfig:
     if kind not in KINDS:
         raise InputError(
             f"{path}: model_type is {kind!r}; expected one of {', '.join(KINDS)} (a Hugging Face "
-            "ViTModel, ViTForImageClassification, CLIPModel or CLIPVisionModel)."
+            "ViTModel, ViTForImageClassification, CLIPModel, CLIPVisionModel, and those of DeiT, "
+            "DINOv2 and SigLIP)."
         )
     from huggingface_hub.errors import StrictDataclassError
     from transformers import (  # a second of import, paid only when a model is loaded
         CLIPConfig,
         CLIPVisionConfig,
+        DeiTConfig,
+        Dinov2Config,
+        SiglipConfig,
+        SiglipVisionConfig,
         ViTConfig,
     )
 
     # Long tables of class names; transformers compares them with a count that may be missing.
     content = {k: v for k, v in content.items() if k not in ("id2label", "label2id")}
-    reader = {"vit": ViTConfig, "clip": CLIPConfig, "clip_vision_model": CLIPVisionConfig}[kind]
+    reader = {
+        "vit": ViTConfig,
+        "deit": DeiTConfig,
+        "dinov2": Dinov2Config,
+        "clip": CLIPConfig,
+        "clip_vision_model": CLIPVisionConfig,
+        "siglip": SiglipConfig,
+        "siglip_vision_model": SiglipVisionConfig,
+    }[kind]
     try:
         full = reader.from_dict(content)
     except (StrictDataclassError, TypeError, AttributeError, ValueError) as error:
@@ -137,7 +158,11 @@ def read_config(path: Path) -> ModelConfig:
         raise InputError(
             f"{path}: num_attention_heads of a tower must be a whole number >= 1, got 0."
         ) from error
-    return _both_towers(full, path) if kind == "clip" else ModelConfig(kind, _vision(full, path))
+    if kind == "clip":
+        return _both_towers(full, path)
+    if kind == "siglip":
+        return ModelConfig(kind, _vision(full.vision_config, path, "vision_config."))
+    return ModelConfig(kind, _vision(full, path))
 
 
 def _both_towers(full: Any, path: Path) -> ModelConfig:
@@ -161,9 +186,26 @@ def _both_towers(full: Any, path: Path) -> ModelConfig:
 
 
 def _vision(config: Any, path: Path, where: str = "") -> ViTShape:
+    flags: dict[str, Any] = {}
+    if config.model_type == "deit":
+        flags = {"class_tokens": 2}
+    elif config.model_type == "siglip_vision_model":
+        pool = "attention" if config.vision_use_head else "mean"
+        flags = {"class_tokens": 0, "pool": pool}
+    elif config.model_type == "dinov2":
+        hidden = int(config.hidden_size * config.mlp_ratio)
+        if config.use_swiglu_ffn:  # two thirds, up to a multiple of 8
+            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        config.intermediate_size = hidden
+        flags = {
+            "layer_scale": True,
+            "swiglu": config.use_swiglu_ffn,
+            "pool": "class_and_mean",
+        }
     _require_sizes(config, (*_SIZES, *_IMAGE_SIZES), path, where)
     return ViTShape(
         **_transformer(config, path, where),
+        **flags,
         image_size=config.image_size,
         patch_size=config.patch_size,
         channels=config.num_channels,

@@ -22,7 +22,8 @@ from rmtllmf_jax.fusion import leaves_by_path, require_same_structure
 from rmtllmf_jax.fusion.files.carried import tokenizer_files
 from rmtllmf_jax.fusion.files.configuration import CONFIG
 from rmtllmf_jax.models.checkpoint import SAFETENSORS
-from rmtllmf_jax.models.classifier import CODE, CODE_FILE, Classifier
+from rmtllmf_jax.models.classifier import CODE_FILE, Classifier, code_for
+from rmtllmf_jax.models.configs import VITS
 from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.decoder_configs import read_decoder_config
 from rmtllmf_jax.models.hub import local_directory
@@ -35,6 +36,9 @@ _CARRIED = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
+
+_UNUSED = "embeddings/mask_token"
+"""A leaf of DINOv2 that pretraining alone reads, and transformers expects in the file."""
 
 GENERATION = "generation_config.json"
 """How transformers generates text unless it is told otherwise."""
@@ -60,8 +64,9 @@ def export_model(
 
     With a `classifier` the directory holds the image tower and it alone, and
     ``transformers.pipeline("image-classification", folder)`` answers with its labels: of a ViT as
-    `ViTForImageClassification`; of CLIP, whose class token no class of transformers reads, by
-    code beside the weights, for which one gives ``trust_remote_code=True``.
+    `ViTForImageClassification`; of CLIP, whose class token no class of transformers reads (nor
+    what SigLIP's head attends to), by code beside the weights, for which one gives
+    ``trust_remote_code=True``.
 
     **Arguments:**
 
@@ -85,9 +90,9 @@ def export_model(
             save_file(_torch_tensors(base, tower, classifier), temporary, {"format": "pt"})
         config = _with_image_size(base.content, base.config.kind, image_size)
         if classifier is not None:
-            config = classifier.config(base.config.kind, config)
+            config = classifier.config(base.config, config)
             if "auto_map" in config:
-                (part / CODE_FILE).write_text(CODE)
+                (part / CODE_FILE).write_text(code_for(base.config.family))
         write_json(part / CONFIG, config)
         said = processor.description(base.config.kind, image_size)
         write_json(part / PLAIN, said)
@@ -156,22 +161,25 @@ def _appearing(folder: Path) -> Iterator[Path]:
 def _torch_tensors(
     base: Pretrained, tower: PyTree, classifier: Classifier | None
 ) -> dict[str, np.ndarray]:
-    is_vit = base.config.kind == "vit"
+    kind, is_vit = base.config.kind, base.config.kind in VITS
     leaves = {("" if is_vit else VISION) + p: leaf for p, leaf in leaves_by_path(tower).items()}
-    others = base.tensors if classifier is None else classifier.tensors()
+    others = base.tensors
+    if classifier is not None:
+        kept = {path: leaf for path, leaf in others.items() if path.startswith(_UNUSED)}
+        others = kept | classifier.tensors()
     paths = others | {path: np.asarray(leaf) for path, leaf in leaves.items()}
-    classifies = any(path.startswith("classifier/") for path in paths)
+    classifies = any("classifier/" in path for path in paths)
     tensors = {}
     for path, leaf in paths.items():
         key, tensor = to_torch(path, np.asarray(leaf))
-        if is_vit and classifies and not path.startswith("classifier/"):
-            key = f"vit.{key}"
+        if is_vit and classifies and "classifier/" not in path:
+            key = f"{kind}.{key}"
         tensors[key] = tensor
     return tensors
 
 
 def _with_image_size(config: dict[str, Any], kind: str, image_size: int) -> dict[str, Any]:
-    if kind != "clip":
+    if kind not in ("clip", "siglip"):
         return config | {"image_size": image_size}
     # Old configurations state it twice, and transformers uses the second one.
     sections = [name for name in ("vision_config", "vision_config_dict") if config.get(name)]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.shapes import TransformerShape
 
 
@@ -102,6 +103,19 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
         return self.make()(x)
+
+
+class MLP(nn.Module):
+    """Two dense layers with the activation in between."""
+
+    shape: TransformerShape
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch read width"]) -> Float[Array, "batch read width"]:
+        x = ACTIVATIONS[self.shape.activation](
+            dense(self.shape, self.shape.mlp_width, name="fc1")(x)
+        )
+        return dense(self.shape, self.shape.width, name="fc2")(x)
 
 
 def in_dtype(x: Array, dtype: str) -> Array:

@@ -17,8 +17,10 @@ from rmtllmf_jax.fusion.files.names import to_torch as to_torch
 VISION = "vision_model/"
 """Prefix of the paths of CLIP's vision encoder."""
 
-_VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/")
-_VIT_BLOCK = re.compile(r"layers/(\d+)/(.*)/(\w+)")
+_VITS = ("vit", "deit", "dinov2")
+
+_VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/", "head/")
+_VIT_BLOCK = re.compile(r"(?:layers|encoder/layer)/(\d+)/(.*)/(\w+)")
 _TABLES = ("token_embedding/weight", "position_embedding/weight", "embed_tokens/weight")
 _TRUNK = ("embed_tokens/", "layers/", "norm/")
 
@@ -29,26 +31,45 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
     Takes the layouts of `CLIPModel`, of `CLIPVisionModel` with the prefix ``vision_model.``
     (transformers 4) and without (5), of `CLIPVisionModelWithProjection`, and of `ViTModel` with and
     without ``vit.``, by the names of `save_pretrained` and by those of a state dict of transformers
-    5 (``layers.0.mlp.fc1``); buffers (``position_ids``) are left out.
+    5 (``layers.0.mlp.fc1``); buffers (``position_ids``) are left out. DeiT, DINOv2 and SigLIP are
+    named alike.
     """
+    is_vit = kind in _VITS
     renamed = {}
     for key, tensor in tensors.items():
         path = key.replace(".", "/") if torch else key
         if path.endswith("position_ids"):
             continue
-        for prefix in ("vit/", "clip/"):
+        for prefix in (f"{each}/" for each in (*_VITS, "clip")):
             path = path.removeprefix(prefix)
-        if kind != "vit" and path.startswith(_VISION_PARTS):
+        if not is_vit and path.startswith(_VISION_PARTS):
             path = VISION + path
-        if kind == "vit" and (block := _VIT_BLOCK.fullmatch(path)):
+        if is_vit and (block := _VIT_BLOCK.fullmatch(path)):
             number, module, leaf = block.groups()
-            path = f"encoder/layer/{number}/{VIT_MODULES.get(module, module)}/{leaf}"
+            if kind != "dinov2" or module.startswith("attention/"):  # its MLP is named alike
+                module = VIT_MODULES.get(module, module)
+            path = f"encoder/layer/{number}/{module}/{leaf}"
         if torch:
             path, tensor = _from_torch(path, tensor)
-        if path == "logit_scale":
+        if path == "logit_scale" and kind == "clip":
             tensor = tensor.reshape(())
         renamed[path] = tensor
-    return renamed
+    return _gated(renamed) if kind == "dinov2" else renamed
+
+
+def _gated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return tensors in which gate and value of a SwiGLU are one leaf, as files have it."""
+    found = {}
+    for path, tensor in tensors.items():
+        if "/mlp/up_proj/" in path:
+            continue
+        if "/mlp/gate_proj/" in path:
+            other = tensors.get(path.replace("gate_proj", "up_proj"))
+            if other is not None:
+                path = path.replace("gate_proj", "weights_in")
+                tensor = np.concatenate([tensor, other], axis=-1)
+        found[path.replace("/mlp/down_proj/", "/mlp/weights_out/")] = tensor
+    return found
 
 
 def to_decoder_paths(

@@ -43,6 +43,29 @@ _TYPES: dict[str, dict[str, Any]] = {
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.5, 0.5, 0.5),
     },
+    "SiglipImageProcessor": {
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "resample": RESAMPLES.index("bicubic"),
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    },
+    "DeiTImageProcessor": {
+        "size": {"height": 256, "width": 256},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "resample": RESAMPLES.index("bicubic"),
+        "image_mean": (0.485, 0.456, 0.406),
+        "image_std": (0.229, 0.224, 0.225),
+    },
+    "BitImageProcessor": {  # DINOv2's
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "resample": RESAMPLES.index("bicubic"),
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    },
 }
 """The known types and their defaults, for fields that a file leaves out."""
 
@@ -106,12 +129,23 @@ class ImageProcessor:
 
 
 def _default_type(kind: str) -> str:
+    """Return the type that a kind's images are described by."""
     return "ViTImageProcessor" if kind == "vit" else "CLIPImageProcessor"
+
+
+_DEFAULTS = {
+    "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "DeiTImageProcessor",  # whose mean and std, of ImageNet, are those of DINOv2
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
+}
+"""Whose mean and std a kind has that has no file; others have CLIP's."""
 
 
 def default_processor(kind: str) -> ImageProcessor:
     """Return the defaults of a kind: mean, std (OpenAI's or, for a ViT, 0.5), `crop`, `bicubic`."""
-    preset = _TYPES[_default_type(kind)]
+    preset = _TYPES[_DEFAULTS.get(kind, "CLIPImageProcessor")]
     return ImageProcessor(preset["image_mean"], preset["image_std"])
 
 
@@ -128,7 +162,7 @@ def read_processor(directory: Path, kind: str) -> ImageProcessor:
     if found is None:
         return default_processor(kind)
     path, said = found
-    default = _default_type(kind)
+    default = _DEFAULTS.get(kind, "CLIPImageProcessor")
     # None stands for the default of the type, as in transformers.
     said = {name: value for name, value in said.items() if value is not None}
     name = str(said.get("image_processor_type", said.get("feature_extractor_type", default)))
@@ -147,7 +181,7 @@ def read_processor(directory: Path, kind: str) -> ImageProcessor:
             f"{path}: resample must be the number of one of Pillow's filters, 0 to "
             f"{len(RESAMPLES) - 1}, got {number!r}."
         )
-    fit, unfit = _fit(full, both_sides=name == "ViTImageProcessor")
+    fit, unfit = _fit(full, both_sides=name not in ("CLIPImageProcessor", "BitImageProcessor"))
     return ImageProcessor(*_statistics(full, path), fit, RESAMPLES[number], unfit, path)
 
 

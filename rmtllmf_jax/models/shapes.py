@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.rotary import Rotary
+
+Pool = Literal["class", "class_and_mean", "mean", "attention"]
+"""The class token; it and the mean of the patches, side by side; that mean; or what a learned query
+attends to among the patches."""
 
 DTYPES = ("float32", "bfloat16")
 """Compute types of a tower; parameters keep their own."""
@@ -37,17 +42,35 @@ class TransformerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTShape(TransformerShape):
-    """An image tower: Hugging Face's `ViTConfig` and `CLIPVisionConfig`."""
+    """An image tower: ViT, CLIP's, DeiT, DINOv2 and SigLIP's differ by these flags."""
 
     image_size: int
     patch_size: int
     channels: int = 3
     qkv_bias: bool = True
+    class_tokens: int = 1
+    """Tokens before the patches: 2 of DeiT (class and distillation), 0 of SigLIP."""
+    layer_scale: bool = False
+    """Whether the branches of a block are scaled by a vector each, as DINOv2's are."""
+    swiglu: bool = False
+    """Whether the MLP is gated: `mlp_width` is then that of gate and value each."""
+    pool: Pool = "class"
+    """What a feature is, after the last LayerNorm."""
 
     @property
     def grid(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        return self.grid**2 + self.class_tokens
+
+    @property
+    def features(self) -> int:
+        """Length of a feature."""
+        return self.width * (2 if self.pool == "class_and_mean" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

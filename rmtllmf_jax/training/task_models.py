@@ -217,7 +217,7 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
 def _tower_like(finetuned: str, base: str, origin: Pretrained, backbone: Backbone) -> PyTree:
     """Return the image tower of a model that was fine-tuned from the base."""
     other = read_pretrained(finetuned)
-    if (other.config.kind == "vit") != (origin.config.kind == "vit"):
+    if other.config.family != origin.config.family:
         raise InputError(
             f"{finetuned}: a {other.config.kind} model, and {base} is a {origin.config.kind} "
             "model; a task vector needs two of one architecture."
