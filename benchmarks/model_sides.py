@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmtllmf_jax.evaluation import Batch
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.heads import Head
@@ -111,8 +112,10 @@ class Training:
         """Put everything on the device; `params` are copied, as steps donate their state."""
         params = jax.tree.map(jnp.copy, params)
         self.state = {"params": params, "optimiser": RECIPE.optimiser().init(params)}
-        self.batch = jax.device_put((*batch_of(case, count), head_of(case)))
-        self.step = partial(train_step, backbone=backbone, recipe=RECIPE)
+        images, labels = batch_of(case, count)
+        batch = Batch({"images": images}, labels, np.ones(count, np.float32))
+        self.batch = jax.device_put((batch, head_of(case)))
+        self.step = partial(train_step, model=backbone, recipe=RECIPE)
 
     def __call__(self) -> tuple[Any, jax.Array]:
         """Take a step."""

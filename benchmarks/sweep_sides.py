@@ -183,7 +183,7 @@ class DictIdiom:
         right = 0
         for start in range(0, len(self.labels[user]), BATCH):
             images = self.images[user][start : start + BATCH]
-            features = self.side.features(images, self.inputs.backbone)
+            features = self.side.features(images, self.inputs.model)
             guess = (features @ self.heads[user]).argmax(dim=-1)
             right += int((guess == self.labels[user][start : start + BATCH]).sum())
         return right

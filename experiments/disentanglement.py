@@ -131,13 +131,13 @@ class Study:
         self.uplinks = Uplinks(inputs, settings)
         rows = [task.test for task in inputs.data]
         sets = evaluation_sets(rows, settings.eval_samples, settings)
-        self.samples = task_samples(sets, inputs.backbone.image_size)
+        self.samples = task_samples(sets, inputs.model.image_size)
         self.combinations = choose_combinations(
             inputs.tasks, options.combinations or None, options.seed
         )
         self.pairs = chosen_pairs(inputs.tasks, options)
         self.grid = np.linspace(options.lowest, options.highest, options.points, dtype=np.float32)
-        same = {"features": inputs.backbone.features, "distance": options.distance}
+        same = {"features": inputs.model.features, "distance": options.distance}
         self.pair_wde = jax.jit(partial(pair_wde, **same, batch_size=options.points_at_once))
         self.single_outputs = jax.jit(partial(single_outputs, **same))
         self.wde_terms = jax.jit(partial(wde_terms, **same))

@@ -170,15 +170,15 @@ def task_rows(
     test = inputs.data[user].test
     test = test.take(evaluation_subset(len(test), options.samples, options.seed))
     (batch,) = evaluation_set(test.images, test.labels, len(test)).batches
-    batch = batch.at_size(inputs.backbone.image_size)
+    batch = batch.at_size(inputs.model.image_size)
     what = (model.params, inputs.heads, jnp.asarray(user), batch)
-    logits = logit_jacobian_norms(*what, backbone=inputs.backbone, chunk=options.chunk)
-    margin = margin_jacobian_norms(*what, backbone=inputs.backbone)
+    logits = logit_jacobian_norms(*what, backbone=inputs.model, chunk=options.chunk)
+    margin = margin_jacobian_norms(*what, backbone=inputs.model)
     noise = model.unit_std * np.sqrt(np.array(options.mse))
     reference = model.unit_std * np.sqrt(options.reference_mse)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), _NOISE), options.draws)
     moved = hypothesis.disturbed_logits(
-        *what, jnp.asarray(noise, jnp.float32), keys, backbone=inputs.backbone
+        *what, jnp.asarray(noise, jnp.float32), keys, backbone=inputs.model
     )
     for level, (mse, std) in enumerate(zip(options.mse, noise.tolist(), strict=True)):
         yield {

@@ -198,7 +198,7 @@ def accuracy(inputs: SweepInputs, params: Any, task: str, split: str = "test") -
     rows: Rows = getattr(data, split)
     images = np.zeros((40, 16, 16, 3), np.uint8)
     images[: len(rows)] = rows.images
-    features = np.asarray(_features(inputs.backbone, params, images))[: len(rows)]
+    features = np.asarray(_features(inputs.model, params, images))[: len(rows)]
     classes = len(data.classes)
     kernel, bias = np.asarray(inputs.heads.kernel)[user], np.asarray(inputs.heads.bias)[user]
     guess = np.argmax(features @ kernel[:, :classes] + bias[:classes], axis=1)

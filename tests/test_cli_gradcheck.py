@@ -20,7 +20,7 @@ from rmtllmf_jax.cli.gradcheck import starting_values
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.gradients import Agreement, Objective, Parameters
 from rmtllmf_jax.gradients.link import user_mse
-from rmtllmf_jax.runs.config import load_manifest
+from rmtllmf_jax.runs.manifest import load_manifest
 from rmtllmf_jax.runs.random_users import TASKS, random_inputs
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.objective import objective_of

@@ -35,7 +35,8 @@ from rmtllmf_jax.defences import PROTECTIONS, REPAIRS
 from rmtllmf_jax.evaluation import METRICS
 from rmtllmf_jax.sweep.devices import Devices, Speed
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.plan import TaskSize, plan
+from rmtllmf_jax.sweep.plan import plan
+from rmtllmf_jax.sweep.plan_parts import TaskSize
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES
 from rmtllmf_jax.uplink import ESTIMATORS, POISONS, TRANSPORTS

@@ -94,7 +94,7 @@ def test_they_are_what_the_functions_give(measured: Path, cache_dir: Path):
     images = jnp.asarray(task.train.take(evaluation_subset(len(task.train), 6, 0)).images)
     grams = stored("grams", inputs, "mnist", 6, 0)
     assert grams is not None
-    for path, gram in input_grams(run.finetuned("mnist"), images, run.backbone).items():
+    for path, gram in input_grams(run.finetuned("mnist"), images, run.model).items():
         np.testing.assert_allclose(grams[path], gram, rtol=1e-5)
     head = jax.tree.map(lambda leaf: leaf[0], inputs.heads)
     wider = head.__class__(
@@ -104,7 +104,7 @@ def test_they_are_what_the_functions_give(measured: Path, cache_dir: Path):
     )
     two = (
         fisher_information(run.finetuned("mnist"), h, images, jax.random.key(1), backbone=b)
-        for h, b in ((head, run.backbone), (wider, run.backbone))
+        for h, b in ((head, run.model), (wider, run.model))
     )
     for one, other in zip(*map(jax.tree.leaves, two), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-9)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.discrete import discrete
+from rmtllmf_jax.evaluation.known import get_metric
 from rmtllmf_jax.evaluation.metrics import (
     METRICS,
     Accuracy,
@@ -21,7 +22,6 @@ from rmtllmf_jax.evaluation.metrics import (
     Margin,
     PerSample,
     SoftAccuracy,
-    get_metric,
 )
 from rmtllmf_jax.models.heads import PADDED_LOGIT
 

@@ -17,6 +17,7 @@ import pytest
 from conftest import plain_environment
 from cost_fixtures import B16
 
+from rmtllmf_jax.evaluation import Batch
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.clip import CLIPVision
@@ -74,12 +75,13 @@ def main() -> None:
     base = random_params(backbone)
     random, size = np.random.default_rng(2), SHAPE.image_size
     images = random.integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
-    labels, head = np.arange(BATCH), zero_shot_like_head()
+    batch = Batch({"images": images}, np.arange(BATCH), np.ones(BATCH, np.float32))
+    head = zero_shot_like_head()
     params = jax.tree.map(jnp.copy, base)
     state = {"params": params, "optimiser": RECIPE.optimiser().init(params)}
     losses, gradients = [], {}
     for step in range(STEPS):
-        state, loss = train_step(state, images, labels, head, backbone=backbone, recipe=RECIPE)
+        state, loss = train_step(state, batch, head, model=backbone, recipe=RECIPE)
         losses.append(float(loss))
         if step == 0:  # the first moment is then a tenth of the clipped gradient
             moments = leaves_by_path(optax.tree.get(state["optimiser"], "mu"))

@@ -373,8 +373,8 @@ def test_a_vector_of_another_base_or_damaged_is_refused(
 def test_a_user_may_have_an_adapter_for_a_task_vector(clip: Path):
     """The fine-tuned tower is the base's and the adapter's product."""
     backbone, base = load_backbone(clip / "base")
-    grid, base_hash = backbone.module.shape.grid, weights_hash(clip / "base")
-    models = Imported(base, str(clip / "base"), base_hash, grid, clip / "vectors")
+    base_hash = weights_hash(clip / "base")
+    models = Imported(base, str(clip / "base"), base_hash, backbone, clip / "vectors")
     task = create_autospec(TaskData, instance=True)
     task.name = "svhn"
     tower = models.params(task, create_autospec(Head, instance=True), clip)

@@ -98,5 +98,5 @@ def test_embedded_users_are_fine_tuned_once(tmp_path: Path, monkeypatch: pytest.
     chosen = evaluation_subset(len(again.tasks[0].test), 40, 0)
     rows = again.tasks[0].test.take(chosen)
     head = jax.tree.map(lambda leaf: leaf[0], again.heads)
-    logits = head(again.backbone.features(again.finetuned("digits"), jax.device_put(rows.images)))
+    logits = head(again.model.features(again.finetuned("digits"), jax.device_put(rows.images)))
     assert found == {"digits": np.mean(np.argmax(logits, axis=-1) == rows.labels)}

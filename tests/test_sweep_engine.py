@@ -215,7 +215,7 @@ def device(limit: int | None, platform: str = "gpu") -> Any:
 
 
 def test_as_many_cells_as_there_is_room_for(sweep_inputs: SweepInputs) -> None:
-    costs, batch = tower_costs(sweep_inputs.backbone), SETTINGS.eval_batch_size
+    costs, batch = tower_costs(sweep_inputs.model), SETTINGS.eval_batch_size
     images = sum(len(task.test) for task in sweep_inputs.data) * 16 * 16 * 3
     evaluating = costs.temporaries(batch, training=False)
     realign = costs.temporaries(SETTINGS.realign.batch_size, training=True)
@@ -251,6 +251,6 @@ def test_room_is_asked_of_accelerators_that_know_it(sweep_inputs: SweepInputs) -
         assert memory_limit(unknown) is None
     assert memory_limit(device(10**12, "tpu")) == 10**12
     assert cells_that_fit(sweep_inputs, SETTINGS, None) == 1
-    room = 3 * tower_costs(sweep_inputs.backbone).temporaries(4096, training=False)
+    room = 3 * tower_costs(sweep_inputs.model).temporaries(4096, training=False)
     whole, few = (replace(SETTINGS, eval_batch_size=each) for each in (4096, 16))
     assert cells_that_fit(sweep_inputs, whole, room) < cells_that_fit(sweep_inputs, few, room)

@@ -142,7 +142,7 @@ def test_weights_are_learned_from_the_test_images_of_the_combination(engine: Eng
     by_hand = [
         rules.prediction_entropy(
             jax.tree.map(lambda leaf, user=seen.task[row]: leaf[user], inputs.heads)(
-                inputs.backbone.features(inputs.base, seen.images[row][None])
+                inputs.model.features(inputs.base, seen.images[row][None])
             )
         )
         for row in rows[0]

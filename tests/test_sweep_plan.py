@@ -30,7 +30,8 @@ from rmtllmf_jax.sweep.devices import (
 )
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.memory import training_memory
-from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize, Work, plan
+from rmtllmf_jax.sweep.plan import Plan, plan
+from rmtllmf_jax.sweep.plan_parts import Needed, TaskSize, Work
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RUN_RECIPES, Recipe, RunRecipe
 from rmtllmf_jax.uplink import Analogue, Shrink

@@ -177,10 +177,12 @@ def test_control_is_the_base_realigned(results: pd.DataFrame, sweep_inputs: Swee
         lambda path, _: "embeddings" in fusion.leaf_path(path), inputs.base
     )
     trainable = jax.tree.map(lambda flag: jnp.asarray(not flag), frozen)
-    train = jax.jit(partial(realign, backbone=inputs.backbone, recipe=RECIPE))
+    train = jax.jit(partial(realign, model=inputs.model, recipe=RECIPE))
     for combination in GRID.combinations:
         for seed in range(2):
-            pool, places = shot_pool(inputs.data, SETTINGS.shots, SETTINGS.seed + seed, 16)
+            pool, places = shot_pool(
+                inputs.data, SETTINGS.shots, SETTINGS.seed + seed, inputs.model
+            )
             chosen = [places[TASKS.index(task)] for task in combination]
             batches = balanced_batches(chosen, 5, 8, SETTINGS.seed + seed)
             model, _ = train(inputs.base, trainable, inputs.heads, pool, jnp.asarray(batches))

@@ -19,15 +19,17 @@ from conftest import assert_trees_equal, write_task
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import file_hash
+from rmtllmf_jax.data.cache import Images
 from rmtllmf_jax.data.sources.folder import DataFolder
-from rmtllmf_jax.data.task_data import TaskData, load_task
+from rmtllmf_jax.data.task_data import Rows, TaskData, load_task
 from rmtllmf_jax.defences.repairs import frozen_leaves
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
-from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
+from rmtllmf_jax.runs.config import RunConfig, UserRecord
+from rmtllmf_jax.runs.manifest import load_manifest
 from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
 from rmtllmf_jax.training import task_heads, task_models
@@ -142,19 +144,24 @@ def test_training_lowers_the_loss_and_reports_it_before_the_step(tiny: Tiny):
     expected = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), labels])
     state, losses = start(params), []
     for _ in range(5):
-        state, loss = train_step(state, images, labels, head, backbone=backbone, recipe=RECIPE)
+        state, loss = train_step(
+            state, batch_of(images, labels), head, model=backbone, recipe=RECIPE
+        )
         losses.append(float(loss))
     np.testing.assert_allclose(losses[0], expected, rtol=1e-4)
     assert losses[4] < 0.9 * losses[0]
+
+
+def batch_of(images: Any, labels: Any) -> Batch:
+    return Batch({"images": images}, labels, jnp.ones(len(labels)))
 
 
 def run_finetune(tiny: Tiny, checkpoints: Path, **options: Any) -> dict:
     backbone, params = tiny
     images, labels = samples(21)
     arguments = {"recipe": RECIPE, "seed": 4, "every": 2} | options
-    return finetune(
-        backbone, params, some_head(3), images, labels, checkpoints=checkpoints, **arguments
-    )
+    rows = Rows(Images(images, labels, ("a", "b", "c"), ""), np.arange(21))
+    return finetune(backbone, params, some_head(3), rows, checkpoints=checkpoints, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +235,7 @@ def test_the_gradient_is_taken_at_noisy_weights_and_the_step_from_the_others(tin
     noise, head = WeightNoise(0.02, jax.random.key(3)), some_head(3)
     # Clipped below Adam's epsilon, as a step of Adam is the sign of the gradient, zero or not.
     recipe = replace(RECIPE, warmup=0.0, clip_norm=1e-8)
-    options = {"backbone": backbone, "recipe": recipe}
+    options = {"model": backbone, "recipe": recipe}
     noisy = noise.added_to(params)
     moved = [noisy_leaf - leaf for noisy_leaf, leaf in zip(*map(jax.tree.leaves, (noisy, params)))]
     std = np.concatenate([np.ravel(leaf) for leaf in moved]).std()
@@ -240,7 +247,9 @@ def test_the_gradient_is_taken_at_noisy_weights_and_the_step_from_the_others(tin
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(noisy)
     updates, _ = recipe.optimiser().update(gradient, start(params, recipe)["optimiser"], params)
-    state, found = train_step(start(params, recipe), images, labels, head, noise, **options)
+    state, found = train_step(
+        start(params, recipe), batch_of(images, labels), head, noise, **options
+    )
     assert float(found) == pytest.approx(float(value), rel=1e-5)
     expected = leaves_by_path(optax.apply_updates(params, updates))
     for path, leaf in leaves_by_path(state["params"]).items():
@@ -290,7 +299,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
 # Realignment
 
 # A second trace anywhere in these tests is an error.
-realign_once = jax.jit(chex.assert_max_traces(realign, n=1), static_argnames=("backbone", "recipe"))
+realign_once = jax.jit(chex.assert_max_traces(realign, n=1), static_argnames=("model", "recipe"))
 # Gradients clipped far below Adam's epsilon: updates show how much was clipped.
 REALIGN_TINY = Recipe(4, 6, 1e-2, 0.1, clip_norm=1e-7)
 HEADS = [some_head(2, 1), some_head(4, 2)]
@@ -315,7 +324,7 @@ def run_realign(tiny: Tiny, flags: dict) -> tuple[dict, jax.Array]:
     backbone, params = tiny
     heads, pool = stack_heads(HEADS), shot_pool()
     return realign_once(
-        params, flags, heads, pool, shot_batches(), backbone=backbone, recipe=REALIGN_TINY
+        params, flags, heads, pool, shot_batches(), model=backbone, recipe=REALIGN_TINY
     )
 
 
@@ -373,8 +382,8 @@ def test_realignment_may_average_the_last_weights(tiny: Tiny, average: float, co
     flags, batches = trainable(params), shot_batches()
     shared = (flags, stack_heads(HEADS), shot_pool())
     recipe = replace(REALIGN_TINY, clip_norm=1.0)
-    run = jax.jit(realign, static_argnames=("backbone", "recipe", "average"))
-    options = {"backbone": backbone, "recipe": recipe}
+    run = jax.jit(realign, static_argnames=("model", "recipe", "average"))
+    options = {"model": backbone, "recipe": recipe}
     # The schedule is the recipe's, whatever the number of batches.
     iterates = [run(params, *shared, batches[:n], **options)[0] for n in range(1, 5)]
     found, losses = run(params, *shared, batches, average=average, **options)
@@ -397,7 +406,7 @@ def test_one_trace_serves_all_combinations_and_frozen_leaves(tiny: Tiny):
         heads = stack_heads([some_head(2, seed), some_head(4, seed + 7)])
         batches = shot_batches(seed)
         realigned, _ = realign_once(
-            params, flags, heads, shot_pool(), batches, backbone=backbone, recipe=REALIGN_TINY
+            params, flags, heads, shot_pool(), batches, model=backbone, recipe=REALIGN_TINY
         )
     token, before = (tree["embeddings"]["cls_token"] for tree in (realigned, params))
     assert not np.array_equal(token, before)

@@ -13,7 +13,17 @@ import numpy as np
 import optax
 import pytest
 from conftest import TinyRun, assert_trees_equal, command
-from test_training import RECIPE, Tiny, counted, run_finetune, samples, some_head, start, tiny  # noqa: F401
+from test_training import (  # noqa: F401
+    RECIPE,
+    Tiny,
+    batch_of,
+    counted,
+    run_finetune,
+    samples,
+    some_head,
+    start,
+    tiny,
+)
 
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.common.errors import InputError
@@ -82,8 +92,9 @@ def test_gradients_are_those_of_all_parameters_by_the_chain_rule(tiny: Tiny):  #
     }
     updates, _ = recipe.optimiser().update(chained, start(factors, recipe)["optimiser"], factors)
     expected = leaves_by_path(optax.apply_updates(factors, updates))
-    options = {"backbone": backbone, "recipe": recipe, "lora": LORA}
-    state, found = train_step(start(factors, recipe), images, labels, head, None, base, **options)
+    options = {"model": backbone, "recipe": recipe, "lora": LORA}
+    batch = batch_of(images, labels)
+    state, found = train_step(start(factors, recipe), batch, head, None, base, **options)
     assert float(found) == pytest.approx(float(value), rel=1e-5)
     for path, leaf in leaves_by_path(state["params"]).items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)

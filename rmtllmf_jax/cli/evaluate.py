@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Evaluate(Configured):
-    """Print the score of a model on a run folder's tasks, under their frozen heads.
+    """Print the score of a model on a run folder's tasks, of images under their frozen heads.
 
     Without --directory and --configuration: of each task's own fine-tuned model.
 
@@ -31,27 +31,29 @@ class Evaluate(Configured):
     """
 
     directory: Place | None = None
-    """A model directory, as `export` and `fuse` write it, whose image tower is evaluated."""
+    """A model directory, as `export` and `fuse` write it: its image tower, or language model, is
+    evaluated."""
     tasks: tuple[str, ...] = ()
     """Tasks; none means all of the run folder, or of the configuration."""
     split: Literal["test", "validation"] = "test"
-    """Images to evaluate on: as many as the settings of the last sweep say; all without one."""
-    metric: MetricText = "accuracy"
+    """Samples to evaluate on: as many as the settings of the last sweep say; all without one."""
+    metric: MetricText = None
     json: bool = False
     """Print JSON and nothing else: an object of `model`, `metric` and `tasks`, by task an object of
-    score, base_score, finetuned_score, normalised and images."""
+    score, base_score, finetuned_score, normalised and images, or rows of texts."""
 
     def run(self) -> None:
         """Run the sub-command."""
         from rmtllmf_jax.common.values import described
-        from rmtllmf_jax.evaluation.metrics import get_metric
+        from rmtllmf_jax.evaluation.known import get_metric
         from rmtllmf_jax.sweep.configuration import engine_of
 
-        metric = get_metric(self.metric)
+        metric = None if self.metric is None else get_metric(self.metric)
         if self.directory is not None and self.configuration:
             raise InputError("--directory and --configuration are two models: give one of them.")
         use_compilation_cache(self.cache_dir)
         run = self.swept()
+        metric = metric or get_metric(run.config.metric)
         engine = engine_of(run, metric)
         name, params, tasks = self._model(run, engine)
         found = {}
@@ -64,12 +66,12 @@ class Evaluate(Configured):
                 "base_score": base,
                 "finetuned_score": tuned,
                 "normalised": metric.normalised(reached, tuned) if tuned else math.nan,
-                "images": engine.samples(task, self.split).count,
+                run.config.samples: engine.samples(task, self.split).count,
             }
         if self.json:
             print_as_json({"model": name, "metric": described(metric), "tasks": found})
         else:
-            _print(f"{name}, {self.split} images", found, metric)
+            _print(f"{name}, {self.split} {run.config.samples}", run.config.samples, found, metric)
 
     def _model(self, run: Run, engine: Engine) -> tuple[str, PyTree | None, tuple[str, ...]]:
         """Return a model's name, its parameters, and the tasks; none for the fine-tuned ones."""
@@ -83,30 +85,15 @@ class Evaluate(Configured):
             chosen = self.tasks or job.cell.combination
             return " ".join(self.configuration), model_of(engine, job), chosen
         if self.directory is not None:
-            return self.directory, _tower(run, self.directory), tasks
+            config: Any = run.config
+            params = config.load_like(self.directory, run.model, run.base)
+            return self.directory, params, tasks
         return "fine-tuned models", None, tasks
 
 
-def _tower(run: Run, directory: str) -> PyTree:
-    """Return the image tower of a directory, at the image size of a run.
-
-    **Raises:** `InputError` if it is not of the run's architecture.
-    """
-    from rmtllmf_jax import fusion
-    from rmtllmf_jax.models.backbone import load_backbone
-
-    config = run.config
-    other, params = load_backbone(directory, config.image_size, normalised=config.normalise)
-    fusion.require_same_structure(run.base, params, ("the run's model", directory))
-    if (other.mean, other.std) != (run.backbone.mean, run.backbone.std):
-        raise InputError(
-            f"{directory}: its image processor normalises by mean {other.mean} and std {other.std},"
-            f" and the run's by {run.backbone.mean} and {run.backbone.std}."
-        )
-    return params
-
-
-def _print(title: str, found: Mapping[str, Mapping[str, Any]], metric: Metric) -> None:
+def _print(
+    title: str, samples: str, found: Mapping[str, Mapping[str, Any]], metric: Metric
+) -> None:
     from rmtllmf_jax.report.sheets import percent
 
     def text(name: str, value: float) -> str:
@@ -114,8 +101,8 @@ def _print(title: str, found: Mapping[str, Mapping[str, Any]], metric: Metric) -
 
     names = ("score", "normalised", "base_score", "finetuned_score")
     rows = [
-        [task, *(text(name, row[name]) for name in names), f"{row['images']:,}"]
+        [task, *(text(name, row[name]) for name in names), f"{row[samples]:,}"]
         for task, row in found.items()
     ]
-    header = ["task", metric.label, "normalised", "base", "fine-tuned", "images"]
+    header = ["task", metric.label, "normalised", "base", "fine-tuned", samples]
     print_table(title, header, rows)

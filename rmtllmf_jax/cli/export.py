@@ -45,24 +45,13 @@ class Export(Configured):
     def run(self) -> None:
         """Run the sub-command."""
         from rmtllmf_jax.models.classifier import CODE_FILE
-        from rmtllmf_jax.models.export import export_model
-        from rmtllmf_jax.models.pretrained import read_pretrained
 
         if self.configuration and (self.tasks or self.scale is not None):
             raise InputError("--configuration says tasks and scale: leave out --tasks and --scale.")
         require_absent(self.to)
-        run, tasks, tower, what = self._received() if self.configuration else self._sum()
+        run, tasks, params, what = self._received() if self.configuration else self._sum()
         classifier = self._classifier(run, tasks)
-        config = run.config
-        export_model(
-            self.to,
-            read_pretrained(config.model),
-            tower,
-            config.image_size,
-            fit=config.fit,
-            normalised=config.normalise,
-            classifier=classifier,
-        )
+        run.config.export(self.to, params, classifier)
         print(f"{self.to}: {what}")
         if classifier is not None and (self.to / CODE_FILE).exists():
             print(
@@ -72,8 +61,8 @@ class Export(Configured):
             )
 
     def _classifier(self, run: Run, tasks: tuple[str, ...]) -> Classifier | None:
-        """Return the head that goes with the model, if one does."""
-        if self.classifier == _NONE:
+        """Return the head that goes with the model, if one does; a language model has none."""
+        if self.classifier == _NONE or (self.classifier is None and run.heads is None):
             return None
         if self.classifier is not None:
             return run.classifier(require_known("--classifier", self.classifier, run.names))
@@ -86,14 +75,10 @@ class Export(Configured):
         run = self.swept()
         rows = self.rows(run)
         job = job_of(rows)
-        tower = model_of(engine_of(run), job)
+        params = model_of(engine_of(run), job)
         score = rows["normalised"].mean()
-        return (
-            run,
-            job.cell.combination,
-            tower,
-            f"{' '.join(self.configuration)}, normalised score {score:.1%}",
-        )
+        what = f"{' '.join(self.configuration)}, normalised score {score:.1%}"
+        return run, job.cell.combination, params, what
 
     def _sum(self) -> tuple[Run, tuple[str, ...], PyTree, str]:
         """Return base + scale * sum of the task vectors."""
@@ -110,5 +95,4 @@ class Export(Configured):
         total = fusion.TaskVector.between(run.base, run.base)
         for name in run.names:
             total = total + fusion.TaskVector.between(run.finetuned(name), run.base)
-        tower = run.base + scale * total
-        return run, run.names, tower, what
+        return run, run.names, run.base + scale * total, what

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from rmtllmf_jax.cli.help_text import BothWays, Place
-from rmtllmf_jax.cli.options import RunOptions, print_table, taken
+from rmtllmf_jax.cli.options import RunOptions, default_of, print_table, taken
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
@@ -20,9 +20,24 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from rmtllmf_jax.models.backbone import Backbone
-    from rmtllmf_jax.runs.config import RunConfig, UserRecord
+    from rmtllmf_jax.models.shared import SharedModel
+    from rmtllmf_jax.runs.config import RunConfig
+    from rmtllmf_jax.runs.manifest import AnyConfig, AnyRecord
     from rmtllmf_jax.training.lora import Lora
     from rmtllmf_jax.training.task_models import TaskModels
+
+
+@dataclass(kw_only=True)
+class TextOptions:
+    """The texts of a language model."""
+
+    group: ClassVar[str] = "texts"
+
+    texts: Place | None = None
+    """Tasks of texts for a language model, in place of images: a file in YAML or JSON, or the name
+    of a set that comes with the package. docs/language_models.md says what is in it."""
+    length: int = 256
+    """Tokens per row of texts; longer ones are cut into rows."""
 
 
 @dataclass(kw_only=True)
@@ -40,8 +55,10 @@ class ModelOptions:
     data: Path | None = None
     """Folder of the images: <task>/train.parquet, test.parquet and classes.json, or
     <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""
-    tasks: tuple[str, ...] = TASK_NAMES
-    """Tasks; user q of every channel draw sends the q-th in alphabetical order."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; user q of every channel draw sends the q-th in alphabetical order. None means the
+    eight of the literature (cars, dtd, eurosat, gtsrb, mnist, resisc45, sun397 and svhn), or all of
+    --texts."""
     task_vectors: Place | None = None
     """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or one of
     LoRA adapters by task (PEFT's directories), or tanganke (the published models of CLIP ViT-B/16,
@@ -62,7 +79,8 @@ class ModelOptions:
     """Rescale and normalise images as the model's image processor says (--normalise), or leave
     pixels in [0, 1] (--no-normalise)."""
     validation_fraction: float = 0.1
-    """Share of each class of train that is set aside for validation."""
+    """Share of each class of train that is set aside for validation; of texts that of each part
+    which a task does not have."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +92,7 @@ class TrainingOptions:
     steps: int = FINETUNE.steps
     """Fine-tuning steps per task."""
     batch_size: int = FINETUNE.batch_size
-    """Images per fine-tuning step."""
+    """Images, or rows of texts, per fine-tuning step."""
     learning_rate: float = FINETUNE.learning_rate
     """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
     weight_decay: float = FINETUNE.weight_decay
@@ -112,17 +130,18 @@ class ComputeOptions:
     group: ClassVar[str] = "speed and memory"
 
     dtype: str = "auto"
-    """Compute type of the vision encoder: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
+    """Compute type of the model: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
     accelerators). Parameters stay in float32."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
 
 
 @dataclass(kw_only=True)
-class Finetune(RunOptions, ModelOptions, TrainingOptions, LoraOptions, ComputeOptions):
+class Finetune(RunOptions, ModelOptions, TextOptions, TrainingOptions, LoraOptions, ComputeOptions):
     """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
 
-    Example: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn
+    Examples: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn;
+    rmtllmf finetune --model DECODER --texts tasks.yaml --length 256 --out runs/b
     """
 
     def run(self) -> None:
@@ -139,28 +158,63 @@ def recipe_of(options: Finetune) -> Recipe:
 
 def finetune(options: Finetune) -> None:
     """Get what models are not there yet, then print what the task vectors look like."""
-    from rmtllmf_jax.runs.config import configure
     from rmtllmf_jax.runs.users import train_users
 
     _require_trained_here(options)
     lora = _lora(options)
-    config = configure(**taken(options, configure))
-    _require_vectors(options, config)
-    backbone, base = config.load_tower(options.remat)
-    _print_notes(config, backbone, options.tasks)
-    data = config.load_tasks(options.tasks, options.cache_dir)
-    models = _task_models(options, config, backbone, base, lora)
+    config, names = _configured(options)
+    _require_vectors(options, config.model_hash, names)
+    model, base = config.load_model(options.remat)
+    if options.texts is None:
+        _print_notes(cast("RunConfig", config), cast("Backbone", model), names)
+    data = config.load_tasks(names, options.cache_dir)
+    models = _task_models(options, config, names, model, base, lora)
 
-    def report(task: str, record: UserRecord) -> None:
-        print(
-            f"{task}: validation accuracy {100 * record.base_validation_accuracy:.1f} % "
-            f"(head on the base) -> {100 * record.finetuned_validation_accuracy:.1f} % "
-            "(fine-tuned)",
-            flush=True,
+    def report(task: str, record: AnyRecord) -> None:
+        print(f"{task}: {record.reached}", flush=True)
+
+    records = train_users(model, base, data, config, models, options.out, report)
+    _print_vectors(options.out, model, base, records)
+
+
+def _configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
+    """Return the configuration of the run and the tasks, of images or texts.
+
+    **Raises:** `InputError` for options of the other kind, or a model of it.
+    """
+    from rmtllmf_jax.data.texts.sets import text_tasks
+    from rmtllmf_jax.models.configs import config_file
+    from rmtllmf_jax.models.decoder_configs import is_decoder
+    from rmtllmf_jax.models.hub import local_directory
+    from rmtllmf_jax.runs.config import configure
+    from rmtllmf_jax.runs.texts import configure_texts
+
+    decodes = is_decoder(config_file(local_directory(options.model)))
+    if options.texts is None:
+        if decodes:
+            raise InputError(
+                f"{options.model} is a language model: give the --texts that it is fine-tuned on."
+            )
+        return configure(**taken(options, configure)), options.tasks or TASK_NAMES
+    if not decodes:
+        raise InputError(
+            f"{options.model} is a model of images, and --texts are for language models: leave "
+            "--texts out, or name a decoder such as a LlamaForCausalLM."
         )
+    _require_no_images(options)
+    config = configure_texts(**taken(options, configure_texts))
+    return config, options.tasks or tuple(task.name for task in text_tasks(config.data))
 
-    records = train_users(backbone, base, data, config, models, options.out, report)
-    _print_vectors(options.out, backbone, base, records)
+
+def _require_no_images(options: Finetune) -> None:
+    """Refuse options of images beside `--texts`."""
+    shared = ("model", "tasks", "validation_fraction", "task_vectors")
+    for option in fields(ModelOptions):
+        if option.name not in shared and getattr(options, option.name) != default_of(option):
+            raise InputError(
+                f"--{option.name.replace('_', '-')} is for images, and --texts are given: leave "
+                "one of the two out."
+            )
 
 
 def _require_trained_here(options: Finetune) -> None:
@@ -187,18 +241,18 @@ def _lora(options: Finetune) -> Lora | None:
     return None
 
 
-def _require_vectors(options: Finetune, config: RunConfig) -> None:
-    """Check that there is a vector of this base model for every task, before images are decoded."""
+def _require_vectors(options: Finetune, model_hash: str, tasks: tuple[str, ...]) -> None:
+    """Check that there is a vector of this base model for every task, before data is read."""
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
     from rmtllmf_jax.training.task_models import require_vector
 
     if (folder := options.task_vectors) is None:
         return
-    for task in options.tasks:
-        if folder == PUBLISHED:
+    for task in tasks:
+        if folder == PUBLISHED and options.texts is None:
             published(task)
         else:
-            require_vector(config.model_hash, task, Path(folder))
+            require_vector(model_hash, task, Path(folder))
 
 
 def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) -> None:
@@ -219,23 +273,28 @@ def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) 
 
 
 def _task_models(
-    options: Finetune, config: RunConfig, backbone: Backbone, base: PyTree, lora: Lora | None
+    options: Finetune,
+    config: AnyConfig,
+    tasks: tuple[str, ...],
+    model: SharedModel,
+    base: PyTree,
+    lora: Lora | None,
 ) -> TaskModels:
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, import_published
     from rmtllmf_jax.training.task_models import FineTuned, Imported
 
     if options.task_vectors is None:
         chosen = recipe_of(options), config.seed, options.weight_noise, lora
-        return FineTuned(backbone, base, *chosen)
+        return FineTuned(model, base, *chosen)
     folder = Path(options.task_vectors)
-    if options.task_vectors == PUBLISHED:
+    if options.task_vectors == PUBLISHED and options.texts is None:
         folder = options.out / "task_vectors"
-        import_published(config, options.tasks, folder)
-    return Imported(base, config.model, config.model_hash, backbone.module.shape.grid, folder)
+        import_published(cast("RunConfig", config), tasks, folder)
+    return Imported(base, config.model, config.model_hash, model, folder)
 
 
 def _print_vectors(
-    out: Path, backbone: Backbone, base: PyTree, records: Mapping[str, UserRecord]
+    out: Path, model: SharedModel, base: PyTree, records: Mapping[str, AnyRecord]
 ) -> None:
     """Print norms, rms and cosines of the task vectors, and draw the cosines layer by layer."""
     from rmtllmf_jax import fusion
@@ -245,7 +304,7 @@ def _print_vectors(
 
     vectors = []
     for record in records.values():
-        finetuned, _ = load_user(out, record, base, backbone.width)
+        finetuned, _ = load_user(out, record, base, model.width)
         vectors.append(fusion.TaskVector.between(finetuned, base))
     stacked = fusion.stack([vector.tree for vector in vectors])
     cosines = fusion.exact_cosines(stacked)

@@ -158,7 +158,7 @@ def _checked(options: Gradcheck) -> Settings:
     **Raises:** `InputError` that names the option.
     """
     from rmtllmf_jax.channel import Link
-    from rmtllmf_jax.evaluation.metrics import get_metric
+    from rmtllmf_jax.evaluation.known import get_metric
     from rmtllmf_jax.gradients import Parameters
     from rmtllmf_jax.sweep.settings import Settings
     from rmtllmf_jax.uplink import Scenario

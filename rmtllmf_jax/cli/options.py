@@ -33,10 +33,11 @@ def default_of(option: Field[Any]) -> Any:
 
 
 MetricText = Annotated[
-    str,
+    str | None,
     tyro.conf.arg(
         help="What models are scored by: accuracy, soft_accuracy(temperature=1.0), cross_entropy "
-        "or margin."
+        "or margin; of language models perplexity, negative_log_likelihood or bits_per_byte, or of "
+        "next tokens those before. By default accuracy, or perplexity of language models."
     ),
 ]
 
@@ -84,14 +85,15 @@ class RunOptions:
 
 @dataclass(kw_only=True)
 class Relocated:
-    """Where model and images of a run folder are now."""
+    """Where model and data of a run folder are now."""
 
     group: ClassVar[str] = "places"
 
     model: Place | None = None
     """Where the pretrained model of the run is now, if it was moved since `finetune`."""
     data: Path | None = None
-    """Where the images of the run are now, if they were moved since `finetune`."""
+    """Where the images of the run are now, or the file of its text tasks, if they were moved since
+    `finetune`."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def opened(self, folder: Path, tasks: tuple[str, ...] = (), **options: Any) -> Run:
@@ -236,7 +238,7 @@ class MergeOptions:
     """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
     validation (the best on validation samples)."""
     validation_samples: int = 200
-    """Validation images per task for --scale validation; 0 is all."""
+    """Validation images per task, or rows, for --scale validation; 0 is all."""
     statistics_samples: int = 128
     """Training images per task, without labels, for the merge methods fisher and regmean; 0 is
     all."""
@@ -248,9 +250,9 @@ class EvaluationOptions:
 
     group: ClassVar[str] = "evaluation"
 
-    metric: MetricText = "accuracy"
+    metric: MetricText = None
     eval_samples: int = 0
-    """Test images per task; 0 is all."""
+    """Test images per task, or rows of texts; 0 is all."""
 
 
 @dataclass(kw_only=True)
@@ -260,14 +262,15 @@ class RealignOptions:
     group: ClassVar[str] = "realignment"
 
     shots: int = 10
-    """Samples per class for realignment."""
+    """Samples per class for realignment, or texts per task of a language model."""
     frozen: tuple[str, ...] = ()
     """Regular expressions for whole paths of the leaves that freeze and r-mtllmf take from the
-    base model; by default class, position and patch embeddings and CLIP's pre-LayerNorm."""
+    base model; by default class, position and patch embeddings and CLIP's pre-LayerNorm, or the
+    table of tokens."""
     realign_steps: int = REALIGN.steps
     """Realignment steps."""
     realign_batch_size: int = REALIGN.batch_size
-    """Images per realignment step; the tasks of the combination take turns."""
+    """Images, or texts, per realignment step; the tasks of the combination take turns."""
     realign_learning_rate: float = REALIGN.learning_rate
     """Peak learning rate of realignment."""
     control_learning_rate: float | None = None
@@ -282,7 +285,7 @@ class SpeedOptions:
     group: ClassVar[str] = "speed and memory"
 
     eval_batch_size: int = 128
-    """Images per step of evaluation; changes only speed and memory."""
+    """Images, or rows of texts, per step of evaluation; changes only speed and memory."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
     cells_at_once: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from rich.console import Console
@@ -18,6 +18,7 @@ from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.sources import get_source
 from rmtllmf_jax.data.sources import hub as data_hub
+from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.models import hub
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone
@@ -28,7 +29,7 @@ from rmtllmf_jax.report.terminal import print_sheet
 from rmtllmf_jax.runs import Run, SweepInputs
 from rmtllmf_jax.runs.config import compute_dtype
 from rmtllmf_jax.runs.environment import memory_of
-from rmtllmf_jax.sweep.cost import clip_bytes, tower_costs
+from rmtllmf_jax.sweep.cost import clip_bytes, row_length, tower_costs
 from rmtllmf_jax.sweep.devices import (
     UTILISATION,
     Devices,
@@ -38,7 +39,8 @@ from rmtllmf_jax.sweep.devices import (
     named_devices,
 )
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.plan import Needed, Plan, TaskSize, plan
+from rmtllmf_jax.sweep.plan import Plan, plan
+from rmtllmf_jax.sweep.plan_parts import Needed, TaskSize
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RunRecipe
 
@@ -95,26 +97,26 @@ def sweep_dry_run(
     *,
     as_json: bool = False,
 ) -> None:
-    """Print the plan of `rmtllmf sweep`, on the models and images of its run folder."""
-    tasks = tuple(
-        TaskSize(
-            task.name,
-            task.classes,
-            len(task.train) + len(task.validation),
-            len(task.test),
-            task.test.split.images.shape[1],
-        )
-        for task in inputs.data
-    )
+    """Print the plan of `rmtllmf sweep`, on the models and samples of its run folder."""
     numbers = plan(
-        inputs.backbone,
-        tasks,
+        inputs.model,
+        tuple(map(_size_there, inputs.data)),
         grid,
         settings,
         validation_fraction=run.config.validation_fraction,
         cells_at_once=cells_at_once,
+        length=row_length(inputs),
     )
     _show(numbers, machine, as_json)
+
+
+def _size_there(task: Any) -> TaskSize:
+    """Return the size of a task of a run folder."""
+    train, test = len(task.train) + len(task.validation), len(task.test)
+    if isinstance(task, TaskData):
+        return TaskSize(task.name, task.classes, train, test, task.test.split.images.shape[1])
+    validation, each = len(task.validation), task.test.bytes_each()
+    return TaskSize(task.name, ("",), train, test, validation=validation, bytes_each=each)
 
 
 def devices_of(options: DryRunOptions) -> tuple[Devices, Speed | None]:
@@ -266,9 +268,11 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
     """Yield what the tables rest on, and what stands in the way."""
     counts = [count for found in plan.cells.values() for count in found.values()]
     yield f"Grid: {sum(counts):,} cells."
+    what = "Image tower" if plan.samples == "images" else "Language model"
+    again = ", blocks rematerialised" if plan.remat else ""
     yield (
-        f"Image tower: {plan.parameters:,} parameters, {plan.forward_flops / 1e9:.3g} GFLOP per "
-        f"image, computed in {plan.dtype}{', blocks rematerialised' if plan.remat else ''}. "
+        f"{what}: {plan.parameters:,} parameters, {plan.forward_flops / 1e9:.3g} GFLOP per "
+        f"{plan.samples.removesuffix('s')}, computed in {plan.dtype}{again}. "
         "Operations and memory are those of the programs' traces, before compilation."
     )
     yield _device_sentence(plan, devices, speed)
@@ -277,7 +281,7 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
         if devices.memory is not None and wanted > devices.memory:
             yield (
                 f"{phase} may not fit: about {_size(wanted)}, and a device has "
-                f"{_size(devices.memory)}. Smaller batches, bfloat16 or fewer test images "
+                f"{_size(devices.memory)}. Smaller batches, bfloat16 or fewer test {plan.samples} "
                 "take less."
             )
     if plan.missing:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rmtllmf_jax.cli.options import default_of
-from rmtllmf_jax.common.errors import InputError, first_line, require_known
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.mappings import read_mapping
 from rmtllmf_jax.common.values import converted, described
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def read_recipe(path: Path, kind: type[Fuse]) -> tuple[Fuse, Variations]:
 
     **Raises:** `InputError` that names file and key.
     """
-    content = _load(path)
+    content = read_mapping(path, "recipe", "options by name, as in `method: ties`")
     if isinstance(content.get(_RECORD), Mapping) and "versions" in content:
         content = dict(content[_RECORD])
     elif "merge_method" in content:
@@ -99,38 +100,6 @@ def _relative(path: Path, out: Path) -> str:
     if path.expanduser().exists():
         return os.path.relpath(path.expanduser(), out)
     return hub_name(safetensors_place(path)) or str(path)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    from yaml import YAMLError, load
-
-    try:
-        content = load(path.expanduser().read_text(), _loader())
-    except OSError as error:
-        raise InputError(f"{path}: no recipe can be read there ({error.strerror}).") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: neither YAML nor JSON ({first_line(error)}).") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{path}: expected options by name, as in `method: ties`.")
-    return content
-
-
-def _loader() -> Any:
-    from yaml import MappingNode, SafeLoader
-    from yaml.constructor import ConstructorError
-
-    class Loader(SafeLoader):
-        """Refuses keys that are there twice, of which YAML's takes the last."""
-
-        def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    raise ConstructorError(None, None, f"{key.value!r} is there twice")
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    return Loader
 
 
 def _place(text: str, path: Path) -> Path:

@@ -14,6 +14,7 @@ from rmtllmf_jax.cli.options import DryRunOptions, SweepOptions
 from rmtllmf_jax.cli.report import report
 from rmtllmf_jax.cli.sweep import check, sweep
 from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
 from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
@@ -39,7 +40,7 @@ c0 is the most noise, in whole dB, at which R-MTLLMF does not measurably lose to
 either attack with eight tasks (experiments/noise_scale.py); at -30 dB it does.
 """
 
-VIT_IMAGES: dict[str, Any] = {"image_size": 64}
+VIT_IMAGES: dict[str, Any] = {"image_size": 64, "tasks": TASK_NAMES}
 """What the recipe `vit-tiny` sets."""
 
 QUICK: dict[str, Any] = {

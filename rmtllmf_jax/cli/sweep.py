@@ -68,7 +68,7 @@ class Sweep(SweepOptions, ProcessOptions, DryRunOptions, Relocated):
         from rmtllmf_jax.sweep.memory import cells_that_fit
 
         machine, run = devices_of(self), self._run()
-        settings, grid = check(self, run.names)
+        settings, grid = check(self, run.names, run.config.metric)
         inputs = run.inputs()
         if self.elsewhere:
             at_once = self.cells_at_once or cells_that_fit(inputs, settings, machine[0].memory)
@@ -115,8 +115,12 @@ def join(options: Sweep) -> tuple[int, int]:
     return global_state.process_id, global_state.num_processes
 
 
-def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid]:
+def check(
+    options: SweepOptions, tasks: tuple[str, ...], metric: str = "accuracy"
+) -> tuple[Settings, Grid]:
     """Return settings and grid; bad options are refused before any long work begins.
+
+    **Arguments:** `metric`: what models are scored by, unless the options say it.
 
     **Raises:** `InputError` for an unknown name or number, for what the preset cannot have, or for
     an empty grid.
@@ -137,6 +141,7 @@ def check(options: SweepOptions, tasks: tuple[str, ...]) -> tuple[Settings, Grid
         REALIGN.weight_decay,
     )
     others = {"c0_db": options.c0, "frozen": options.frozen or EMBEDDINGS, "realign": realign}
+    others["metric"] = options.metric or metric
     settings = Settings(**{**taken(options, Settings), **others})
     grid = Grid(
         choose_combinations(tasks, _per_size(options.combinations), options.seed, options.sizes),
@@ -196,7 +201,7 @@ def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> N
 
     started = time.time()
     out = run.path
-    settings, grid = check(options, run.names)
+    settings, grid = check(options, run.names, run.config.metric)
     inputs = run.inputs()
     root = options.store or str(out / "sweep")
     key = store_key(inputs, settings)

@@ -12,6 +12,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.data.cache import Images, load_split
 from rmtllmf_jax.data.registry import task_facts
+from rmtllmf_jax.data.samples import SampleArrays
 from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Source
 from rmtllmf_jax.data.splits import few_shot, split_validation
 from rmtllmf_jax.data.tasks import TASK_NAMES
@@ -39,9 +40,17 @@ class Rows:
         """Images of the rows, read from disk now."""
         return self.split.images[self.indices]
 
+    def bytes_each(self) -> int:
+        """Return the bytes of an image."""
+        return self.split.images[0].nbytes
+
     def take(self, rows: Int64[np.ndarray, " m"]) -> Rows:
         """Return some of these rows."""
         return Rows(self.split, self.indices[rows])
+
+    def arrays(self) -> SampleArrays:
+        """Return images and labels, which all count the same."""
+        return SampleArrays({"images": self.images}, self.labels, np.ones(len(self), np.float32))
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,14 @@ class TaskData:
             return few_shot(self.train.labels, per_class, seed, classes=self.classes)
         except InputError as error:
             raise InputError(f"shots of task {self.name!r}: {error}") from error
+
+    def few(self, count: int, seed: int) -> Rows:
+        """Return `shots` themselves."""
+        return self.train.take(self.shots(count, seed))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return hashes of the images; that of train covers those for validation."""
+        return {"train": self.fingerprint, "test": self.test.split.fingerprint}
 
 
 def load_task(

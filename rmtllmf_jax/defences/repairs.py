@@ -21,13 +21,14 @@ from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import by_name
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.fusion import leaf_path, leaves_by_path
-from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.training.realign import realign
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
 
-EMBEDDINGS = ("embeddings/.*", "pre_layrnorm/.*")
-"""Class, position and patch embeddings, and the pre-LayerNorm that belongs to CLIP's."""
+EMBEDDINGS = ("embeddings/.*", "pre_layrnorm/.*", "model/embed_tokens/.*")
+"""Class, position and patch embeddings, and the pre-LayerNorm that belongs to CLIP's; of a language
+model the table of tokens, which is also the last layer where the two are tied."""
 
 
 def frozen_patterns(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
@@ -83,7 +84,7 @@ class Model(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["base", "heads", "shots", "rows", "key"],
-    meta_fields=["backbone"],
+    meta_fields=["model"],
 )
 @dataclass(frozen=True)
 class Context:
@@ -91,15 +92,15 @@ class Context:
 
     base: PyTree[Array]
     """The pretrained parameters."""
-    heads: Head
-    """Frozen heads, stacked over the tasks."""
+    heads: Head | None
+    """Frozen heads, stacked over the tasks; `None` of texts."""
     shots: Batch | None
     """The few-shot pool of all tasks; `None` for repairs that ask for no shots."""
     rows: Int[Array, "steps batch"] | None
     """Per step, the places of its samples in the pool: tasks of the combination take turns."""
     key: Key[Array, ""]
     """Of the configuration's seed."""
-    backbone: Backbone
+    model: SharedModel
 
 
 @runtime_checkable
@@ -154,11 +155,13 @@ class Reload:
 class Realign:
     """Train the leaves that are not kept on a few samples per class, each task under its own head.
 
+    Of language models, on a few texts per task.
+
     AdamW by a `Recipe` (`training.recipes.REALIGN`); tasks take turns sample by sample.
     """
 
     shots: int = 10
-    """Samples per class."""
+    """Samples per class, or texts per task."""
     steps: int = REALIGN.steps
     batch_size: int = REALIGN.batch_size
     learning_rate: float = REALIGN.learning_rate
@@ -212,7 +215,7 @@ class Realign:
             context.heads,
             context.shots,
             context.rows,
-            backbone=context.backbone,
+            model=context.model,
             recipe=self.recipe,
             average=self.average,
         )

@@ -2,6 +2,7 @@ from .batches import Batch, EvaluationSet, evaluation_set
 from .classify import Predictions, classify
 from .disentanglement import combination_wde, pair_wde
 from .hypothesis import margin_spread, ratio_spread, rejection_rate, threshold
+from .known import get_metric
 from .language import (
     LANGUAGE_METRICS,
     AnswerAccuracy,
@@ -23,7 +24,6 @@ from .metrics import (
     Metric,
     PerSample,
     SoftAccuracy,
-    get_metric,
 )
 from .statistics import Unlabelled, fisher_information, input_grams
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int, Real, Shaped, UInt8
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.samples import SampleArrays, Samples
 from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.models.shared import SharedModel
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +31,10 @@ class Batch:
     """Labels."""
     weight: Real[Array, "*batch"]
     """What each target counts; 0 for padding."""
+
+    def prepared(self, model: SharedModel) -> Batch:
+        """Return the batch as a model takes it, see `SharedModel.prepared`."""
+        return replace(self, inputs=model.prepared(self.inputs))
 
     def at_size(self, image_size: int) -> Batch:
         """Return the batch with images of another size in pixels, resized on the device."""
@@ -72,21 +78,52 @@ def evaluation_set(
 
     **Raises:** `InputError` if there is no sample.
     """
-    if len(labels) == 0:
+    weight = np.ones(len(labels), np.float32)
+    return cut(SampleArrays({"images": images}, labels, weight), batch_size)
+
+
+def cut(arrays: SampleArrays, batch_size: int) -> EvaluationSet:
+    """Cut samples, images or texts, into batches of one size on the device.
+
+    **Raises:** `InputError` if there is no sample.
+    """
+    count = len(arrays.target)
+    if count == 0:
         raise InputError("there is no sample to evaluate on.")
-    batches = []
-    for start in range(0, len(labels), batch_size):
-        rows = labels[start : start + batch_size]
-        missing = batch_size - len(rows)
-        padding = ((0, missing), (0, 0), (0, 0), (0, 0))
-        batches.append(
-            Batch(
-                {"images": jnp.asarray(np.pad(images[start : start + batch_size], padding))},
-                jnp.asarray(np.pad(rows, (0, missing))),
-                (jnp.arange(batch_size) < len(rows)).astype(jnp.float32),
-            )
+    return EvaluationSet(tuple(_cut(arrays, batch_size)), count)
+
+
+def _cut(arrays: SampleArrays, batch_size: int) -> Iterator[Batch]:
+    for start in range(0, len(arrays.target), batch_size):
+        part = slice(start, start + batch_size)
+        yield padded_batch(
+            SampleArrays(
+                {name: each[part] for name, each in arrays.inputs.items()},
+                arrays.target[part],
+                arrays.weight[part],
+            ),
+            batch_size,
         )
-    return EvaluationSet(tuple(batches), len(labels))
+
+
+def batches_of(samples: Samples, batch_size: int) -> Iterator[Batch]:
+    """Yield samples in batches of one size, the last one padded; they are read one by one."""
+    for start in range(0, len(samples), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(samples)))
+        yield padded_batch(samples.take(rows).arrays(), batch_size)
+
+
+def padded_batch(arrays: SampleArrays, batch_size: int) -> Batch:
+    """Return samples on the device as one batch; those that pad it have weight 0."""
+    missing = batch_size - len(arrays.target)
+
+    def padded(rows: np.ndarray) -> Array:
+        if missing:
+            rows = np.pad(rows, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
+        return jnp.asarray(rows)
+
+    inputs = {name: padded(rows) for name, rows in arrays.inputs.items()}
+    return Batch(inputs, padded(arrays.target), padded(arrays.weight))
 
 
 def samples_of(

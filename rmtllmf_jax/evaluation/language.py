@@ -17,7 +17,7 @@ from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import by_name
 from rmtllmf_jax.data.texts.packing import PackedTexts
 from rmtllmf_jax.data.texts.questions import Questions
-from rmtllmf_jax.evaluation.batches import Batch
+from rmtllmf_jax.evaluation.batches import Batch, batches_of
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.evaluation.metrics import CrossEntropy, Metric, Outputs, PerSample
 from rmtllmf_jax.models.decoder import Decoder
@@ -102,6 +102,7 @@ class BitsPerByte(TokenLoss):
     0.707
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("bytes",)
     title: ClassVar[str] = "Bits per byte"
     unit: ClassVar[str] = "bits"
 
@@ -129,6 +130,7 @@ class AnswerAccuracy(Metric):
     per: Literal["answer", "byte", "token"] = "answer"
     """What the logarithm of an answer's likelihood is divided by."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("next", "counts", "bytes")
     title: ClassVar[str] = "Answers"
     unit: ClassVar[str] = "%"
     differentiable: ClassVar[bool] = False
@@ -166,14 +168,7 @@ def text_batches(texts: PackedTexts, batch_size: int) -> Iterator[Batch]:
     **Raises:** `InputError` if there is no row.
     """
     require_at_least("rows of tokens", len(texts), 1)
-    for start in range(0, len(texts), batch_size):
-        part = slice(start, start + batch_size)
-        tokens, following, segments, scored, sizes = (
-            _padded(getattr(texts, name)[part], batch_size)
-            for name in ("tokens", "following", "segments", "scored", "sizes")
-        )
-        inputs = {"tokens": tokens, "segments": segments, "bytes": sizes}
-        yield Batch(inputs, following, scored.astype(jnp.float32))
+    yield from batches_of(texts, batch_size)
 
 
 def question_batches(questions: Questions, batch_size: int) -> Iterator[Batch]:
@@ -200,18 +195,9 @@ def _padded(rows: np.ndarray, count: int) -> Array:
 def language_outputs(decoder: Decoder, params: PyTree) -> Outputs:
     """Return a decoder as what a metric calls: the logits of the tokens after `inputs["tokens"]`.
 
-    Axes before the last one are rows; `inputs["segments"]` says which text a token is of.
+    See `Decoder.outputs`.
     """
-
-    def outputs(batch: Batch) -> Float[Array, "*rows tokens vocabulary"]:
-        tokens, segments = batch.inputs["tokens"], batch.inputs.get("segments")
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        apart = None if segments is None else segments.reshape(flat.shape)
-        logits = decoder.apply({"params": params}, flat, apart)
-        assert isinstance(logits, jax.Array)  # apply's type allows for mutable collections
-        return logits.reshape(*tokens.shape, -1)
-
-    return outputs
+    return lambda batch: decoder.outputs(params, None, batch.inputs)
 
 
 def evaluate(metric: Metric, decoder: Decoder, params: PyTree, batches: Iterable[Batch]) -> float:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.values import Known, by_name, parse
+from rmtllmf_jax.common.values import by_name
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.discrete import discrete
 
@@ -37,6 +37,8 @@ class Metric:
     """Of the score; of "%" the score is a fraction, which is printed in percent."""
     higher_is_better: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """What of a batch's inputs the metric looks at by itself."""
 
     def __call__(self, model: Outputs, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Return the weighted sum over a batch, and the weight; not finite if the outputs are."""
@@ -104,8 +106,8 @@ class Accuracy(PerSample):
     differentiable: ClassVar[bool] = False
 
     def per_sample(
-        self, logits: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+        self, logits: Float[Array, "*batch classes"], target: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """Return 1 where the decision is right."""
         instead = "take the metric SoftAccuracy, which tends to it as the temperature falls"
         guess = jnp.argmax(discrete("hard accuracy (the largest logit)", logits, instead), axis=-1)
@@ -159,8 +161,8 @@ class SoftAccuracy(_AtTemperature):
     unit: ClassVar[str] = "%"
 
     def per_sample(
-        self, logits: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+        self, logits: Float[Array, "*batch classes"], target: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """Return the probability of the label."""
         return jnp.exp(-CrossEntropy(self.temperature).per_sample(logits, target))
 
@@ -178,10 +180,10 @@ class Margin(_AtTemperature):
     title: ClassVar[str] = "Margin"
 
     def per_sample(
-        self, logits: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+        self, logits: Float[Array, "*batch classes"], target: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """Return the margin."""
-        here = jnp.arange(logits.shape[-1]) == target[:, None]
+        here = jnp.arange(logits.shape[-1]) == target[..., None]
         others = jnp.max(jnp.where(here, -jnp.inf, logits), axis=-1)
         return (_at(logits, target) - others) / self.temperature
 
@@ -191,18 +193,4 @@ def _at(logits: Array, target: Array) -> Array:
 
 
 METRICS = by_name(Accuracy, SoftAccuracy, CrossEntropy, Margin)
-"""Metrics by the names that the command line knows."""
-
-
-def get_metric(metric: str | Any, known: Known = METRICS) -> Metric:
-    """Return the metric that a text describes, of those in `known`; a value is itself.
-
-    **Raises:** `InputError` for an unknown name or option, or for what is no metric.
-
-    >>> get_metric("soft_accuracy(temperature=0.5)")
-    SoftAccuracy(temperature=0.5)
-    """
-    found = parse(metric, known, "metric") if isinstance(metric, str) else metric
-    if not isinstance(found, Metric):
-        raise InputError(f"metric: expected a value such as Accuracy(), got {metric!r}.")
-    return found
+"""Metrics of labels by the names that the command line knows, see `evaluation.known`."""

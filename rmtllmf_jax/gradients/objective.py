@@ -22,7 +22,8 @@ from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import described, name_of
 from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.disentanglement import Features
-from rmtllmf_jax.evaluation.metrics import Metric, get_metric
+from rmtllmf_jax.evaluation.known import get_metric
+from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.merge import one_per_user
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method, fact
 from rmtllmf_jax.gradients.accumulate import accumulated_sum

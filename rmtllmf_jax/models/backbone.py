@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.configs import VITS, ModelConfig, config_file
-from rmtllmf_jax.models.images import cubic, normalise
+from rmtllmf_jax.models.heads import Head, logits_by_task
+from rmtllmf_jax.models.images import cubic, normalise, resize
 from rmtllmf_jax.models.layouts import VISION
 from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
 from rmtllmf_jax.models.processor import read_processor
@@ -77,6 +80,26 @@ class Backbone:
         features = self.module.apply({"params": params}, normalised)
         assert isinstance(features, jax.Array)  # apply's type allows for mutable collections
         return features
+
+    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return inputs with images of the model's size, resized on the device."""
+        images = inputs["images"]
+        if images.shape[1:3] == (self.image_size, self.image_size):
+            return dict(inputs)  # even a call that does nothing costs time, beside a small model
+        return {**inputs, "images": resize(images, self.image_size)}
+
+    def outputs(
+        self, params: PyTree, head: Head | None, inputs: Mapping[str, Array]
+    ) -> Float[Array, "batch classes"]:
+        """Return the logits of `inputs["images"]` under the task's head.
+
+        With `inputs["task"]`, under the head of each sample's task among stacked ones.
+        """
+        assert head is not None
+        features = self.features(params, inputs["images"])
+        if "task" in inputs:
+            return logits_by_task(head, features, inputs["task"])
+        return head(features)
 
 
 def load_backbone(

@@ -9,8 +9,10 @@ Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.models.activations import ACTIVATIONS
+from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.layers import Embedding, dense, grouped_attention, in_dtype, in_full
 from rmtllmf_jax.models.rotary import rotate
 from rmtllmf_jax.models.shapes import DecoderShape
@@ -206,6 +210,36 @@ class Decoder(nn.Module):
         seen = jnp.arange(capacity) <= positions[:, :, None]
         features, table, cache = self.model(tokens, Place(positions, seen), cache)
         return self._logits(features, table), cache
+
+    @property
+    def width(self) -> int:
+        """Length of a feature."""
+        return self.shape.width
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what logits depend on besides parameters, tokens and compute type."""
+        shape = asdict(self.shape)
+        del shape["dtype"], shape["remat"]
+        return content_hash({**shape, "rotary": repr(self.shape.rotary)})
+
+    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs: rows of tokens are taken as they are."""
+        return dict(inputs)
+
+    def outputs(
+        self, params: PyTree, head: Head | None, inputs: Mapping[str, Array]
+    ) -> Float[Array, "*rows tokens vocabulary"]:
+        """Return the logits of the tokens after `inputs["tokens"]`; tasks have no `head`.
+
+        Axes before the last one are rows; `inputs["segments"]` says which text a token is of.
+        """
+        tokens, segments = inputs["tokens"], inputs.get("segments")
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        apart = None if segments is None else segments.reshape(flat.shape)
+        logits = self.apply({"params": params}, flat, apart)
+        assert isinstance(logits, jax.Array)  # apply's type allows for mutable collections
+        return logits.reshape(*tokens.shape, -1)
 
     def require_length(self, tokens: int) -> None:
         """Check that attention sees texts of a length in full.

@@ -21,6 +21,15 @@ _SIZES = (
 _SCALINGS = ("default", "linear", "llama3")
 
 
+def is_decoder(path: Path) -> bool:
+    """Whether a `config.json` is of one of `DECODERS`.
+
+    **Raises:** `InputError` if it cannot be read.
+    """
+    content = read_json(path)
+    return isinstance(content, dict) and content.get("model_type") in DECODERS
+
+
 def read_decoder_config(path: Path) -> DecoderShape:
     """Read the `config.json` of a decoder.
 

@@ -6,6 +6,7 @@ Every name of a column that a sweep writes and a report needs stands here.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,9 @@ RESULTS += ["kappa", "mse", "mse_mean", "score", "finetuned_score", "base_score"
 SCALES = ["combination", "size", "scale", "normalised"]
 COSINES = ["scenario", "draw", "seed", "protection", "task_a", "task_b", "cosine"]
 SAID = ["scenario", "protection", "task", "number", "given", "text"]
+
+_NATS = {"negative_log_likelihood": 1.0, "bits_per_byte": math.log(2)}
+"""Metrics that are logarithms of likelihoods, each with its unit in nats."""
 
 _NAMES = {*CELL, "task", "task_a", "task_b"} - {"level", "draw", "seed"}
 _WHOLE = {"size", "draw", "seed", "number"}
@@ -81,9 +85,7 @@ def read_results(path: Path) -> pd.DataFrame:
     """
     keys = [*CELL, "task"]
     table = _read(path, RESULTS, keys)
-    expected = table["score"] / table["finetuned_score"].replace(0, np.nan)
-    if lower_is_better(table):
-        expected = 1 / expected
+    expected = normalised(table, "score")
     own = [
         f"+{task}+" in f"+{tasks}+"
         for task, tasks in zip(table["task"], table["combination"], strict=True)
@@ -97,7 +99,8 @@ def read_results(path: Path) -> pd.DataFrame:
         (
             np.isclose(table["normalised"], expected, rtol=1e-6),
             "normalised is {normalised} where score / finetuned_score is {score} / "
-            "{finetuned_score}; expected the quotient",
+            "{finetuned_score}; expected the quotient"
+            + (", in nats the exponential of the difference" if metric_of(table) in _NATS else ""),
         ),
         (own, "the task {task} is none of the combination"),
         (
@@ -151,10 +154,24 @@ def read_said(path: Path) -> pd.DataFrame:
 
 
 def lower_is_better(results: pd.DataFrame) -> bool:
-    """Whether scores are normalised by the inverse quotient, as of cross-entropy."""
+    """Whether scores are losses, as cross-entropy is; most are normalised by the inverse."""
     if metric_of(results) == "accuracy":
         return False
+    if metric_of(results) in _NATS:
+        return True
     return bool(np.allclose(results["normalised"] * results["score"], results["finetuned_score"]))
+
+
+def normalised(results: pd.DataFrame, score: str) -> pd.Series:
+    """Return the column `score` relative to the fine-tuned models': 1 is as good, more is better.
+
+    The quotient or its inverse; of what is in nats or bits, the exponential of the difference.
+    """
+    own, tuned = results[score], results["finetuned_score"]
+    if (nats := _NATS.get(metric_of(results))) is not None:
+        return np.exp(nats * (tuned - own))
+    quotient = own / tuned.replace(0, np.nan)
+    return 1 / quotient if lower_is_better(results) else quotient
 
 
 def metric_of(results: pd.DataFrame) -> str:

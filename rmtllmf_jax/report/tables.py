@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from rmtllmf_jax.report.intervals import interval
-from rmtllmf_jax.report.io import CELL, completed, lower_is_better, metric_of
+from rmtllmf_jax.report.io import CELL, completed, lower_is_better, metric_of, normalised
 from rmtllmf_jax.report.labels import AXES, RULES, arrange, file_stem, in_order, rule_name
 
 SETTING = ["rule", "axis", "level"]
 """Columns that are never averaged over."""
 
 LEAST_GAIN = 0.02
-"""A fine-tuned model has to be this much better (in accuracy) than the head on the base model."""
+"""A fine-tuned model has to be this much better (in accuracy, or nats) than the base model is."""
 
 
 def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
@@ -45,8 +45,7 @@ def _base(results: pd.DataFrame) -> pd.DataFrame:
     If the seeds are of several fine-tunings, the mean over them of its normalised scores.
     """
     once = results.drop_duplicates(["combination", "task", "seed"])
-    own = once["base_score"] / once["finetuned_score"]
-    own = 1 / own if lower_is_better(results) else own
+    own = normalised(once, "base_score")
     rows = once.assign(
         normalised=own.groupby([once["combination"], once["task"]]).transform("mean"),
         rule=arrange(results["rule"], RULES)[0],
@@ -99,6 +98,8 @@ def weak_tasks(results: pd.DataFrame) -> list[str]:
     Fine-tuning failed to teach them: normalising by them says nothing about merging.
     """
     alone = models_alone(results)
+    if metric_of(results) == "perplexity":
+        alone = np.log(alone)
     gain = alone["finetuned_score"] - alone["base_score"]
     return sorted(alone.index[(-gain if lower_is_better(results) else gain) < LEAST_GAIN])
 
@@ -116,9 +117,10 @@ def versions(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def caveat(results: pd.DataFrame) -> str | None:
     """Return a sentence that names the weak tasks and their accuracies, `None` without any."""
     alone = models_alone(results)
+    base = "head on the base" if is_share(results) else "base"
     named = ", ".join(
         f"{task} ({shown(results, alone['finetuned_score'][task], '%')} fine-tuned, "
-        f"{shown(results, alone['base_score'][task], '%')} head on the base)"
+        f"{shown(results, alone['base_score'][task], '%')} {base})"
         for task in weak_tasks(results)
     )
     if not named:

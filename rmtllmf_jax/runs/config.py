@@ -1,24 +1,28 @@
-"""What the users of a run folder share, what each of them has, and the manifest of both."""
+"""What the users of a run folder of images share, and what each of them has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.files import file_hash, read_json, write_json
+from rmtllmf_jax.common.files import file_hash, read_json
 from rmtllmf_jax.data.registry import PROMPTS
 from rmtllmf_jax.data.sources import SOURCES, get_source
 from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.data.tasks import validate_tasks
+from rmtllmf_jax.fusion import require_same_structure
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone, load_backbone
 from rmtllmf_jax.models.checkpoint import weights_hash
+from rmtllmf_jax.models.classifier import Classifier
 from rmtllmf_jax.models.configs import config_file, read_config
+from rmtllmf_jax.models.export import export_model
 from rmtllmf_jax.models.hub import local_directory
+from rmtllmf_jax.models.pretrained import read_pretrained
 from rmtllmf_jax.models.processor import (
     PLAIN,
     Fit,
@@ -28,8 +32,6 @@ from rmtllmf_jax.models.processor import (
 )
 from rmtllmf_jax.models.shapes import DTYPES
 from rmtllmf_jax.training.task_heads import Lda, TaskHeads, head_text, parse_head
-
-MANIFEST = "finetuned.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class RunConfig:
     tower: str = ""
     """`Backbone.fingerprint`: what else features depend on; empty in runs that predate it."""
 
+    metric: ClassVar[str] = "accuracy"
+    """What models are scored by, unless a command says otherwise."""
+    samples: ClassVar[str] = "images"
+    """What the samples are called."""
+
     def key(self) -> dict[str, Any]:
         """Return what the numbers depend on: contents, not locations.
 
@@ -84,7 +91,7 @@ class RunConfig:
         """Where the frozen heads come from."""
         return parse_head(self.head)
 
-    def load_tower(self, remat: bool = False) -> tuple[Backbone, PyTree]:
+    def load_model(self, remat: bool = False) -> tuple[Backbone, PyTree]:
         """Return the image tower and its pretrained parameters.
 
         **Raises:** `InputError` as `load_backbone`.
@@ -117,19 +124,48 @@ class RunConfig:
             for name in validate_tasks(names, source.tasks())
         )
 
+    def require_data(self) -> None:
+        """Check that the images are where they were.
+
+        **Raises:** `InputError` if they are not.
+        """
+        if self.data is not None and not Path(self.data).exists():
+            raise InputError(
+                f"{self.data}: no such folder; the run's images were there: give their new place "
+                "with --data."
+            )
+
+    def load_like(self, directory: str, model: Backbone, base: PyTree) -> PyTree:
+        """Return the image tower of another model of this architecture, at this image size.
+
+        **Raises:** `InputError` if it is not.
+        """
+        other, params = load_backbone(directory, self.image_size, normalised=self.normalise)
+        require_same_structure(base, params, ("the run's model", directory))
+        if (other.mean, other.std) != (model.mean, model.std):
+            raise InputError(
+                f"{directory}: its image processor normalises by mean {other.mean} and std "
+                f"{other.std}, and the run's by {model.mean} and {model.std}."
+            )
+        return params
+
+    def export(self, folder: Path, params: PyTree, classifier: Classifier | None = None) -> None:
+        """Write an image tower, with all else of the model or a classifier, as a directory.
+
+        **Raises:** `InputError` as `export_model`.
+        """
+        pretrained, size = read_pretrained(self.model), self.image_size
+        how: Any = {"fit": self.fit, "normalised": self.normalise, "classifier": classifier}
+        export_model(folder, pretrained, params, size, **how)
+
     def require_same_weights(self) -> None:
         """Check that the model's weights are those that the users were fine-tuned from.
 
         **Raises:** `InputError` if they are not.
         """
-        directory = local_directory(self.model)
-        if weights_hash(directory) != self.model_hash:
-            raise InputError(
-                f"{directory}: not the weights that the run was fine-tuned from; put those back, "
-                "or run `rmtllmf finetune` again."
-            )
+        require_weights(self.model, self.model_hash)
 
-    def require_same_tower(self, backbone: Backbone) -> None:
+    def require_same_model(self, backbone: Backbone) -> None:
         """Check that configuration and image processor are those that the users were trained with.
 
         **Raises:** `InputError` if they are not.
@@ -174,45 +210,32 @@ class UserRecord:
         """
         return cls(**content | {"labels": tuple(content.get("labels", ()))})
 
+    @property
+    def reached(self) -> str:
+        """What fine-tuning did, in words."""
+        return (
+            f"validation accuracy {100 * self.base_validation_accuracy:.1f} % (head on the base) "
+            f"-> {100 * self.finetuned_validation_accuracy:.1f} % (fine-tuned)"
+        )
+
+    def require_same(self, task: Any) -> None:
+        """Check that a task's images may be those of the fine-tuning.
+
+        **Raises:** `InputError` if they are not.
+        """
+        if len(task.classes) != self.classes:
+            raise InputError(
+                f"task {task.name!r} has {len(task.classes)} classes, and the run was "
+                f"fine-tuned on {self.classes}: these are other images; name the place of the "
+                "run's own."
+            )
+
     def hashes(self, run: Path) -> dict[str, str]:
         """Return the checksums of head and fine-tuned model, computed where none are stored."""
         return {
             "head": self.head_sha256 or file_hash(run / self.head),
             "finetuned": self.finetuned_sha256 or file_hash(run / self.finetuned),
         }
-
-
-def load_manifest(run: Path) -> tuple[RunConfig, dict[str, UserRecord]]:
-    """Return the configuration and users that `train_users` finished in a run folder.
-
-    **Raises:** `InputError` if there are none, or the manifest cannot be used.
-    """
-    path = run / MANIFEST
-    if not path.exists():
-        raise InputError(f"{path}: no such file; run `rmtllmf finetune --out {run}` first.")
-    try:
-        content = read_json(path)
-        users = {task: UserRecord.of(record) for task, record in content["users"].items()}
-        setting = dict(content["setting"])
-        if (shots := setting.pop("head_shots", None)) is not None:  # a setting of its own before
-            setting["head"] = head_text(Lda(shots))
-        return RunConfig(**setting), users
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a manifest of this version ({error}).") from error
-
-
-def write_manifest(run: Path, setting: RunConfig, new: dict[str, UserRecord]) -> None:
-    """Add records to the manifest; a different setting starts a new one."""
-    users: dict[str, UserRecord] = {}
-    if (run / MANIFEST).exists():
-        before, known = load_manifest(run)
-        users = known if before.key() == setting.key() else {}
-    users = dict(sorted((users | new).items()))
-    content = {
-        "setting": asdict(setting),
-        "users": {task: asdict(record) for task, record in users.items()},
-    }
-    write_json(run / MANIFEST, content)
 
 
 def configure(
@@ -260,6 +283,19 @@ def configure(
         resample=processor.resample,
         tower=tower.fingerprint,
     )
+
+
+def require_weights(model: str, sha256: str) -> None:
+    """Check the weights of a run's model.
+
+    **Raises:** `InputError` if they have another hash.
+    """
+    directory = local_directory(model)
+    if weights_hash(directory) != sha256:
+        raise InputError(
+            f"{directory}: not the weights that the run was fine-tuned from; put those back, "
+            "or run `rmtllmf finetune` again."
+        )
 
 
 def compute_dtype(name: str) -> str:

@@ -45,7 +45,7 @@ def embedded_run(
         seed=seed,
     )
     with working_in(folder):
-        backbone, base = config.load_tower()
+        backbone, base = config.load_model()
         models = FineTuned(backbone, base, DEMO.finetune, seed)
         data = config.load_tasks(names, cache)
         train_users(backbone, base, data, config, models, folder)

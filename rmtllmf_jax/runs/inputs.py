@@ -8,9 +8,9 @@ from pathlib import Path
 from jaxtyping import Array, Float, PyTree
 
 from rmtllmf_jax import fusion
-from rmtllmf_jax.data.task_data import TaskData
-from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.data.samples import Task
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.shared import SharedModel
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,12 @@ class SweepInputs:
     """Arrays of a sweep; task q of `tasks` is the user q of every channel draw."""
 
     tasks: tuple[str, ...]
-    backbone: Backbone
+    model: SharedModel
     base: PyTree
     vectors: PyTree[Float[Array, "users ..."]]
-    heads: Head
-    data: tuple[TaskData, ...]
+    heads: Head | None
+    """Stacked over the users; `None` of texts."""
+    data: tuple[Task, ...]
     fingerprint: dict[str, object]
     """Hashes of the contents that the results depend on."""
     statistics: Path | None = None

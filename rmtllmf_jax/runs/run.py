@@ -14,18 +14,21 @@ from jaxtyping import Array, Float, PyTree
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.data.samples import Task
 from rmtllmf_jax.data.splits import evaluation_subset
-from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.data.tasks import validate_tasks
-from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.classifier import Classifier
+from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
+from rmtllmf_jax.models.shared import SharedModel, images_only
 from rmtllmf_jax.models.zero_shot import head_classes
-from rmtllmf_jax.runs.config import RunConfig, UserRecord, load_manifest
+from rmtllmf_jax.runs.config import UserRecord
 from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.runs.folder import RUN, STATISTICS
 from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.runs.manifest import AnyConfig, AnyRecord, load_manifest
+from rmtllmf_jax.runs.texts import nats
 from rmtllmf_jax.runs.users import accuracy, load_user
 
 
@@ -38,12 +41,13 @@ class Run:
     """
 
     path: Path
-    config: RunConfig
-    """The settings that all users share, with the current locations of model and data."""
-    users: Mapping[str, UserRecord]
+    config: AnyConfig
+    """The settings that all users share, with the current locations of model and data: a
+    `RunConfig` of images, or a `TextRunConfig`."""
+    users: Mapping[str, AnyRecord]
     """The users by task, sorted: user q of every channel draw sends the q-th."""
     cache_dir: Path
-    """Folder of decoded images."""
+    """Folder of decoded images, and of tokens."""
     remat: bool = False
     """Recompute activations in the backward pass."""
 
@@ -53,27 +57,22 @@ class Run:
         return tuple(self.users)
 
     @property
-    def backbone(self) -> Backbone:
-        """The image tower without its parameters."""
-        return self._tower[0]
+    def model(self) -> SharedModel:
+        """The image tower, or the decoder of texts, without its parameters."""
+        return self._model[0]
 
     @property
     def base(self) -> PyTree:
-        """The pretrained parameters of the image tower."""
-        return self._tower[1]
+        """The pretrained parameters."""
+        return self._model[1]
 
     @cached_property
-    def tasks(self) -> tuple[TaskData, ...]:
-        """The images of every task, memory-mapped."""
-        self._require_images()
+    def tasks(self) -> tuple[Task, ...]:
+        """The images or texts of every task, memory-mapped."""
+        self.config.require_data()
         found = self.config.load_tasks(self.names, self.cache_dir)
         for task in found:
-            if len(task.classes) != (known := self.users[task.name].classes):
-                raise InputError(
-                    f"task {task.name!r} has {len(task.classes)} classes, and the run was "
-                    f"fine-tuned on {known}: these are other images; name the place of the run's "
-                    "own."
-                )
+            self.users[task.name].require_same(task)
         return found
 
     @cached_property
@@ -83,9 +82,10 @@ class Run:
         return fusion.stack([between(model, self.base).tree for model, _ in self._models])
 
     @property
-    def heads(self) -> Head:
-        """The frozen heads, padded and stacked over the users."""
-        return stack_heads([head for _, head in self._models])
+    def heads(self) -> Head | None:
+        """The frozen heads, padded and stacked over the users; `None` of texts."""
+        found = [head for _, head in self._models if head is not None]
+        return stack_heads(found) if found else None
 
     @property
     def provenance(self) -> dict[str, Any] | None:
@@ -107,6 +107,8 @@ class Run:
         Runs that predate it have the spelling of the head's prompts.
         """
         user, head = self.users[task], self._models[self.names.index(task)][1]
+        if head is None or not isinstance(user, UserRecord):
+            raise InputError("a classifier is of images, and this run is of texts.")
         return Classifier(head, user.labels or head_classes(self.path / user.head))
 
     def accuracies(self, params: PyTree, samples: int = 0) -> dict[str, float]:
@@ -116,28 +118,46 @@ class Run:
 
         - `params`: of the image tower, as `base` has them; a merged model, for instance.
         - `samples`: images per task, a seeded subset; 0 is all.
+
+        **Raises:** `InputError` of texts, see `nats`.
         """
-        found = {}
-        for task, (_, head) in zip(self.tasks, self._models, strict=True):
+        backbone, found = images_only(self.model, "accuracies under heads"), {}
+        tasks: tuple[Any, ...] = self.tasks
+        for task, (_, head) in zip(tasks, self._models, strict=True):
             rows = task.test.take(evaluation_subset(len(task.test), samples, self.config.seed))
-            found[task.name] = accuracy(self.backbone, params, head, rows, f"test {task.name}")
+            assert head is not None
+            found[task.name] = accuracy(backbone, params, head, rows, f"test {task.name}")
         return found
+
+    def nats(self, params: PyTree, samples: int = 0) -> dict[str, float]:
+        """Return a decoder's nats per token on the test texts of every task.
+
+        **Arguments:**
+
+        - `params`: as `base` has them; a merged model, for instance.
+        - `samples`: rows per task, a seeded subset; 0 is all.
+
+        **Raises:** `InputError` of images, see `accuracies`.
+        """
+        if not isinstance(self.model, Decoder):
+            raise InputError("nats per token: for language models; this run's is of images.")
+        return {
+            task.name: nats(self.model, params, task.test.take(rows))
+            for task in self.tasks
+            for rows in (evaluation_subset(len(task.test), samples, self.config.seed),)
+        }
 
     def inputs(self) -> SweepInputs:
         """Return everything in the form that sweeps and objectives take."""
-        self._require_images()  # cheap checks first
-        _, tasks = self._tower, self.tasks
+        self.config.require_data()  # cheap checks first
+        _, tasks = self._model, self.tasks
         users = {
-            task.name: {
-                **self.users[task.name].hashes(self.path),
-                "train": task.fingerprint,
-                "test": task.test.split.fingerprint,
-            }
+            task.name: {**self.users[task.name].hashes(self.path), **task.fingerprints()}
             for task in tasks
         }
         return SweepInputs(
             self.names,
-            self.backbone,
+            self.model,
             self.base,
             self.vectors,
             self.heads,
@@ -146,29 +166,22 @@ class Run:
             self.path / STATISTICS,
         )
 
-    def _require_images(self) -> None:
-        data = self.config.data
-        if data is not None and not Path(data).exists():
-            raise InputError(
-                f"{data}: no such folder; the run's images were there: give their new place with "
-                "--data."
-            )
-
     @cached_property
-    def _tower(self) -> tuple[Backbone, PyTree]:
+    def _model(self) -> tuple[SharedModel, PyTree]:
         try:
             local_directory(self.config.model)
         except InputError as error:
             moved = "If it was moved, give its new place with --model."
             raise InputError(f"{error} {moved}") from error
-        self.config.require_same_weights()
-        backbone, base = self.config.load_tower(self.remat)
-        self.config.require_same_tower(backbone)
-        return backbone, base
+        config: Any = self.config
+        config.require_same_weights()
+        model, base = config.load_model(self.remat)
+        config.require_same_model(model)
+        return model, base
 
     @cached_property
-    def _models(self) -> list[tuple[PyTree, Head]]:
-        width = self.backbone.width
+    def _models(self) -> list[tuple[PyTree, Head | None]]:
+        width = self.model.width
         return [load_user(self.path, user, self.base, width) for user in self.users.values()]
 
 
@@ -187,9 +200,10 @@ def open_run(
     **Arguments:**
 
     - `tasks`: names; none means all that were fine-tuned.
-    - `model`, `data`: their current locations, if they were moved.
-    - `dtype`: compute type of the image tower, in place of that of the fine-tuning.
-    - `cache_dir`: folder of decoded images; by default the user's cache folder.
+    - `model`, `data`: their current locations, if they were moved; of texts, `data` is the file
+      of the tasks.
+    - `dtype`: compute type of the model, in place of that of the fine-tuning.
+    - `cache_dir`: folder of decoded images and of tokens; by default the user's cache folder.
 
     **Raises:** `InputError` if the folder has no users, or a task is unknown or named twice.
     """

@@ -16,15 +16,14 @@ from rmtllmf_jax.common.errors import InputError, require_at_least, require_know
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.splits import evaluation_subset
-from rmtllmf_jax.data.task_data import TaskData
 from rmtllmf_jax.evaluation.statistics import fisher_information, input_grams
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.fusion.files.statistics import KINDS, open_statistic, write_statistic
-from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.models.layouts import VISION, to_paths, to_torch
+from rmtllmf_jax.models.shared import SharedModel, images_only
 from rmtllmf_jax.models.weights import assign
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.runs.run import Run
@@ -35,10 +34,10 @@ _LABELS = 2  # folded into the root key, beside those of `sweep.uplinks`
 
 def measure(
     kind: str,
-    task: TaskData,
-    backbone: Backbone,
+    task: Any,
+    model: SharedModel,
     params: PyTree,
-    head: Head,
+    head: Head | None,
     samples: int,
     seed: int,
 ) -> PyTree:
@@ -49,8 +48,12 @@ def measure(
     - `kind`: `fishers` (`evaluation.statistics.fisher_information`) or `grams` (`input_grams`).
     - `samples`: images; 0 is all.
     - `seed`: of which images, and of the labels that `fishers` draw.
+
+    **Raises:** `InputError` for an unknown kind, or of a language model.
     """
     require_known("statistic", kind, KINDS)
+    backbone = images_only(model, f"{kind} (the merge methods fisher and regmean)")
+    assert head is not None
     rows = evaluation_subset(len(task.train), samples, seed)
     images = resize(task.train.take(rows).images, backbone.image_size)
     if kind == "grams":
@@ -105,7 +108,7 @@ def stored(kind: str, inputs: SweepInputs, task: str, samples: int, seed: int) -
             f"{place.path}: statistics of another model, of other images or of another kind; "
             "delete it, and `rmtllmf statistics` makes it again."
         )
-    tower = "clip" if _is_clip(inputs.backbone) else "vit"
+    tower = "clip" if _is_clip(inputs.model) else "vit"
     paths = to_paths(found.tensors(), tower, torch=True)
     tensors = {path.removeprefix(VISION): tensor for path, tensor in paths.items()}
     if kind == "fishers":
@@ -136,8 +139,8 @@ def collect(run: Run, kinds: Sequence[str], samples: int, seed: int) -> Iterator
                 assert place is not None
                 known = stored(kind, inputs, task.name, samples, seed) is not None
                 if not known:
-                    found = measure(kind, task, run.backbone, params, head, samples, seed)
-                    _keep(place, found, params, _is_clip(run.backbone))
+                    found = measure(kind, task, run.model, params, head, samples, seed)
+                    _keep(place, found, params, _is_clip(run.model))
                 advance(1)
                 yield place, known
 
@@ -154,5 +157,5 @@ def _keep(place: Kept, found: PyTree, params: PyTree, clip: bool) -> None:
     write_statistic(place.path, place.kind, numbers, model, place.facts)
 
 
-def _is_clip(backbone: Backbone) -> bool:
-    return isinstance(backbone.module, CLIPVision)
+def _is_clip(model: SharedModel) -> bool:
+    return isinstance(getattr(model, "module", None), CLIPVision)

@@ -1,4 +1,4 @@
-"""The users' side: one frozen head and one fine-tuned model per task, kept in a run folder."""
+"""The users' side: one fine-tuned model per task, of images with its head, kept in a run folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,13 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, file_hash, read_json, write_json
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.task_data import Rows, TaskData
+from rmtllmf_jax.data.texts.task import TextData
 from rmtllmf_jax.fusion.files.vectors import FACTORS, TRAINED
 from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.features import extract_features
 from rmtllmf_jax.models.heads import Head, stack_heads
+from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.models.weights import (
     assign,
     load_tree,
@@ -30,50 +33,163 @@ from rmtllmf_jax.models.weights import (
     require_finite,
     save_tree,
 )
-from rmtllmf_jax.runs.config import (
+from rmtllmf_jax.runs.config import RunConfig, UserRecord
+from rmtllmf_jax.runs.manifest import (
     MANIFEST,
-    RunConfig,
-    UserRecord,
+    AnyConfig,
+    AnyRecord,
     load_manifest,
     write_manifest,
 )
+from rmtllmf_jax.runs.texts import TextRunConfig, TextUserRecord, nats
 from rmtllmf_jax.training.lora import Lora, lora_of
 from rmtllmf_jax.training.task_heads import HeadContext
 from rmtllmf_jax.training.task_models import TaskModels
 
 
+@runtime_checkable
+class Kind(Protocol):
+    """What differs between users of images and of texts."""
+
+    def heads(self, tasks: Sequence[Any]) -> list[tuple[Head | None, dict[str, Any]]]:
+        """Return every task's head, and what its artefact depends on besides model and options."""
+        ...
+
+    def read(self, content: dict[str, Any]) -> Any:
+        """Return a record from its file.
+
+        **Raises:** `TypeError` for one of another version.
+        """
+        ...
+
+    def stands(self, record: Any) -> bool:
+        """Whether what a record was made with is still there."""
+        ...
+
+    def record(self, task: Any, head: Head | None, params: PyTree, made: dict[str, Any]) -> Any:
+        """Return the record of a new model; `made` are `finetuned`, its checksum, `recipe`."""
+        ...
+
+
 def train_users(
-    backbone: Backbone,
+    model: SharedModel,
     base: PyTree,
-    tasks: Sequence[TaskData],
-    config: RunConfig,
+    tasks: Sequence[Any],
+    config: AnyConfig,
     models: TaskModels,
     run: Path,
-    report: Callable[[str, UserRecord], None] = lambda task, record: None,
-) -> dict[str, UserRecord]:
-    """Build a head and get a fine-tuned model for each task; finished ones are kept.
+    report: Callable[[str, Any], None] = lambda task, record: None,
+) -> dict[str, Any]:
+    """Get a fine-tuned model for each task, of images under its head; finished ones are kept.
 
     Artefacts carry a hash of everything they depend on, so a changed option makes new ones;
     `run/finetuned.json` names those in use. `report` is called after each task.
 
+    **Arguments:** `tasks`: `TaskData` or `TextData`, as the configuration is of images or texts.
+
     **Raises:** `InputError` from training or importing, or that names a damaged artefact.
     """
-    context = HeadContext(
-        backbone, base, config.model, config.prompts, config.seed, config.key(), run / "heads"
-    )
-    make = config.heads.maker(context)
-    heads = {task.name: make(task) for task in tasks}
-    # Padded to one shape, so that one compiled step serves every task.
-    stacked = stack_heads([head for head, _ in heads.values()])
+    kind: Kind
+    if isinstance(config, TextRunConfig):
+        kind = TextUsers(cast(Decoder, model), base)
+    else:
+        kind = ImageUsers(cast(Backbone, model), base, config, run)
     records = {}
-    for index, task in enumerate(tasks):
-        head = jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
-        head_path = heads[task.name][1]
-        record = _train_user(backbone, base, task, head, head_path, config, models, run)
+    for task, (head, depends) in zip(tasks, kind.heads(tasks), strict=True):
+        key = {**depends, **models.key(task.name), **config.key()}
+        record = _train_user(kind, model, base, task, head, key, config, models, run)
         records[task.name] = record
         write_manifest(run, config, {task.name: record})
         report(task.name, record)
     return records
+
+
+@dataclass
+class ImageUsers:
+    """Users of images: a frozen head per task, and validation accuracies."""
+
+    backbone: Backbone
+    base: PyTree
+    config: RunConfig
+    run: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    """The files of heads, by task."""
+
+    def heads(self, tasks: Sequence[TaskData]) -> list[tuple[Head | None, dict[str, Any]]]:
+        """Return the heads, padded to one shape, so that one compiled step serves every task."""
+        config, folder = self.config, self.run / "heads"
+        about = (config.model, config.prompts, config.seed, config.key(), folder)
+        make = config.heads.maker(HeadContext(self.backbone, self.base, *about))
+        made = [make(task) for task in tasks]
+        stacked = stack_heads([head for head, _ in made])
+        found = []
+        for place, task in enumerate(tasks):
+            head = jax.tree.map(lambda leaf, place=place: leaf[place], stacked)
+            # The name of a head that is made from the training images covers them.
+            data = {} if config.heads.sees_images else {"data": task.fingerprint}
+            self.files[task.name] = made[place][1]
+            found.append((head, {"head": made[place][1].name, **data}))
+        return found
+
+    def read(self, content: dict[str, Any]) -> UserRecord:
+        """Return a record from its file."""
+        return UserRecord.of(content)
+
+    def stands(self, record: UserRecord) -> bool:
+        """Whether the head is the one that the model was trained under, not lost and rebuilt."""
+        return record.head_sha256 == file_hash(self.run / record.head)
+
+    def record(
+        self, task: TaskData, head: Head | None, params: PyTree, made: dict[str, Any]
+    ) -> UserRecord:
+        """Return the record of a new model, with accuracies on the validation part."""
+        assert head is not None
+        path = self.files[task.name]
+        return UserRecord(
+            head=str(path.relative_to(self.run)),
+            classes=len(task.classes),
+            base_validation_accuracy=accuracy(self.backbone, self.base, head, task.validation),
+            finetuned_validation_accuracy=accuracy(self.backbone, params, head, task.validation),
+            head_sha256=file_hash(path),
+            labels=task.classes,
+            **made,
+        )
+
+
+@dataclass(frozen=True)
+class TextUsers:
+    """Users of texts: no head, and nats on the validation and the test part."""
+
+    decoder: Decoder
+    base: PyTree
+
+    def heads(self, tasks: Sequence[TextData]) -> list[tuple[Head | None, dict[str, Any]]]:
+        """Return that there is none, and the fingerprints of the texts."""
+        return [(None, {"texts": task.fingerprints()}) for task in tasks]
+
+    def read(self, content: dict[str, Any]) -> TextUserRecord:
+        """Return a record from its file."""
+        return TextUserRecord.of(content)
+
+    def stands(self, record: TextUserRecord) -> bool:
+        """Whether what the model was trained with is there: its name has all of it."""
+        return True
+
+    def record(
+        self, task: TextData, head: Head | None, params: PyTree, made: dict[str, Any]
+    ) -> TextUserRecord:
+        """Return the record of a new model."""
+        parts = {"validation": task.validation, "test": task.test}
+
+        def on_parts(params: PyTree) -> dict[str, float]:
+            return {name: nats(self.decoder, params, rows) for name, rows in parts.items()}
+
+        return TextUserRecord(
+            texts=task.fingerprints(),
+            base_nats=on_parts(self.base),
+            finetuned_nats=on_parts(params),
+            **made,
+        )
 
 
 def _load_head_of(path: Path, width: int, classes: int) -> Head:
@@ -87,22 +203,22 @@ def _load_head_of(path: Path, width: int, classes: int) -> Head:
     return Head(**assign(tensors, like, path))
 
 
-def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[PyTree, Head]:
-    """Return a user's fine-tuned parameters and frozen head.
+def load_user(run: Path, record: AnyRecord, base: PyTree, width: int) -> tuple[PyTree, Head | None]:
+    """Return a user's fine-tuned parameters, and the frozen head of one of images.
 
     **Raises:** `InputError` that names a missing or damaged file: one that cannot be read, holds
     values that are not finite, or does not match its checksum.
     """
-    head = _load_head_of(run / record.head, width, record.classes)
+    head, files = None, [(record.finetuned, record.finetuned_sha256)]
+    if isinstance(record, UserRecord):
+        head = _load_head_of(run / record.head, width, record.classes)
+        files.insert(0, (record.head, record.head_sha256))
     lora, path = lora_of(record.recipe), run / record.finetuned
     if lora is None:
         params = load_tree(path, base)
     else:
         params = lora.applied(base, load_tree(path, lora.shapes(base)))
-    for name, sha256 in (
-        (record.head, record.head_sha256),
-        (record.finetuned, record.finetuned_sha256),
-    ):
+    for name, sha256 in files:
         if sha256 and file_hash(run / name) != sha256:
             raise InputError(
                 f"{run / name}: damaged, its checksum is another than when it was made; delete it, "
@@ -112,57 +228,47 @@ def load_user(run: Path, record: UserRecord, base: PyTree, width: int) -> tuple[
 
 
 def _train_user(
-    backbone: Backbone,
+    kind: Kind,
+    model: SharedModel,
     base: PyTree,
-    task: TaskData,
-    head: Head,
-    head_path: Path,
-    config: RunConfig,
+    task: Any,
+    head: Head | None,
+    depends: dict[str, Any],
+    config: AnyConfig,
     models: TaskModels,
     run: Path,
-) -> UserRecord:
-    made_from = models.key(task.name)
-    # The name of a head that is made from the training images covers them.
-    data = {} if config.heads.sees_images else {"data": task.fingerprint}
-    key = content_hash({"head": head_path.name, **data, **made_from, **config.key()})
+) -> Any:
+    key = content_hash(depends)
     path = run / "finetuned" / f"{task.name}-{key}.safetensors"
     summary = path.with_suffix(".json")
     if path.exists() and summary.exists():
         try:
-            record = UserRecord.of(read_json(summary))
+            record = kind.read(read_json(summary))
         except TypeError as error:
             raise InputError(
                 f"{summary}: not a record of this version ({error}); delete it, and `rmtllmf "
                 "finetune` makes it again."
             ) from error
-        if record.head_sha256 == file_hash(head_path):  # else the head was lost and rebuilt
-            load_user(run, record, base, backbone.width)  # damage is named here, not in a sweep
+        if kind.stands(record):
+            load_user(run, record, base, model.width)  # damage is named here, not in a sweep
             return record
     checkpoints = run / "training" / f"{task.name}-{key}"
     _note_another(run, task.name)
     made = models.params(task, head, checkpoints)
     require_finite(made, f"{task.name}: the fine-tuned model")
-    lora = lora_of(made_from["recipe"])
+    lora = lora_of(depends["recipe"])
     # A single entry: safetensors writes several in random order, which would change the hash.
     save_tree(path, made, {TRAINED: path.stem} if lora is None else {FACTORS: _about(lora, config)})
     params = made if lora is None else lora.applied(base, made)
-    record = UserRecord(
-        head=str(head_path.relative_to(run)),
-        finetuned=str(path.relative_to(run)),
-        classes=len(task.classes),
-        recipe=made_from["recipe"],
-        base_validation_accuracy=accuracy(backbone, base, head, task.validation),
-        finetuned_validation_accuracy=accuracy(backbone, params, head, task.validation),
-        head_sha256=file_hash(head_path),
-        finetuned_sha256=file_hash(path),
-        labels=task.classes,
-    )
+    about = {"finetuned": str(path.relative_to(run)), "recipe": depends["recipe"]}
+    about |= {"finetuned_sha256": file_hash(path)}
+    record = kind.record(task, head, params, about)
     write_json(summary, asdict(record))
     shutil.rmtree(checkpoints, ignore_errors=True)  # the result is safe on disk
     return record
 
 
-def _about(lora: Lora, config: RunConfig) -> str:
+def _about(lora: Lora, config: AnyConfig) -> str:
     """Return what `rmtllmf fuse` has to know of factors, as JSON."""
     base = {"base": config.model_hash, "base_origin": Path(config.model).name}
     return json.dumps({"scale": lora.scale, **base})
@@ -173,7 +279,7 @@ def _note_another(run: Path, task: str) -> None:
     before = load_manifest(run)[1].get(task) if (run / MANIFEST).exists() else None
     if before is not None and (run / before.finetuned).exists():
         note(
-            f"{task}: fine-tuning again: head, base model, images or options are not those of "
+            f"{task}: fine-tuning again: base model, data, head or options are not those of "
             f"{before.finetuned}."
         )
 

@@ -6,17 +6,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from jaxtyping import PyTree
 
 from rmtllmf_jax.models.backbone import Backbone, abstract_params
 from rmtllmf_jax.models.clip import CLIP, CLIPText
+from rmtllmf_jax.models.decoder import Decoder
+from rmtllmf_jax.models.pretrained import abstract_decoder
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape
+from rmtllmf_jax.models.shared import SharedModel
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.runs.inputs import SweepInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +38,11 @@ class Costs:
     function: Callable[[PyTree, Any], jax.Array]
     params: PyTree[jax.ShapeDtypeStruct]
     example: jax.ShapeDtypeStruct
+
+    @property
+    def samples(self) -> str:
+        """What the inputs are called: images, or rows of tokens."""
+        return "images" if self.example.dtype == jnp.uint8 else "rows"
 
     @property
     def parameters(self) -> int:
@@ -77,6 +89,30 @@ def tower_costs(backbone: Backbone) -> Costs:
     shape = backbone.module.shape
     image = jax.ShapeDtypeStruct((shape.image_size, shape.image_size, shape.channels), jnp.uint8)
     return Costs(backbone.features, abstract_params(backbone), image)
+
+
+def decoder_costs(decoder: Decoder, length: int) -> Costs:
+    """Return what asks for the costs of a decoder on rows of so many tokens."""
+    row = jax.ShapeDtypeStruct((length,), jnp.int32)
+
+    def logits(params: PyTree, tokens: Any) -> Any:
+        return decoder.outputs(params, None, {"tokens": tokens})
+
+    return Costs(logits, abstract_decoder(decoder), row)
+
+
+def model_costs(model: SharedModel, length: int | None = None) -> Costs:
+    """Return what asks for the costs of a model: of texts, on rows of so many tokens."""
+    if isinstance(model, Decoder):
+        assert length is not None
+        return decoder_costs(model, length)
+    return tower_costs(cast(Backbone, model))
+
+
+def row_length(inputs: SweepInputs) -> int | None:
+    """Return the tokens per row of a sweep's samples, `None` of images."""
+    some = inputs.data[0].test.take(np.arange(1)).arrays().inputs
+    return some["tokens"].shape[1] if "tokens" in some else None
 
 
 def text_costs(shape: TextShape) -> Costs:

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Float64, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.data.task_data import Rows
+from rmtllmf_jax.data.samples import Samples
 from rmtllmf_jax.defences.protection import Protection, Split, protection_name, split
 from rmtllmf_jax.defences.repairs import Realign, Reload, Repair, frozen_leaves
 from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
-from rmtllmf_jax.evaluation.metrics import get_metric
+from rmtllmf_jax.evaluation.known import get_metric, require_inputs
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job
@@ -50,7 +50,9 @@ class Engine:
         self.uplinks = Uplinks(inputs, settings)
         self.needs = Needs(inputs, settings, layout.put)
         self.metric = get_metric(settings.metric)
-        self.programs = build_programs(inputs.backbone, layout, jit)
+        for task in inputs.data[:1]:
+            require_inputs(self.metric, task.test.take(np.arange(1)).arrays().inputs)
+        self.programs = build_programs(inputs.model, layout, jit)
         self._sources: tuple[tuple, PyTree] | None = None
         self._seed_keys: dict[int, Key[Array, " cells"]] = {}
         self._frozen: dict[tuple[str, ...], PyTree] = {}
@@ -118,7 +120,7 @@ class Engine:
         models = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.layout.chunk), params)
         total, weight = self._sums(self.layout.put(models, CELLS), [task], split)[task][0].tolist()
         if not math.isfinite(total):
-            raise InputError(f"a model's outputs are not finite on images of {task}.")
+            raise InputError(f"a model's outputs are not finite on samples of {task}.")
         return self.metric.score(total, weight)
 
     def samples(self, task: str, split: str) -> EvaluationSet:
@@ -166,7 +168,7 @@ class Engine:
         without = [task.name for task in self.inputs.data if not len(task.validation)]
         if without:
             raise InputError(
-                f"no validation image of {', '.join(without)}, and --scale validation needs some: "
+                f"no validation sample of {', '.join(without)}, and --scale validation needs some: "
                 "fine-tune with a --validation-fraction above 0, or choose another --scale."
             )
         rows = [task.validation for task in self.inputs.data]
@@ -174,7 +176,7 @@ class Engine:
 
     @cached_property
     def _batch_size(self) -> int:
-        """Images a batch in both splits, hence one compiled program."""
+        """Samples a batch in both splits, hence one compiled program."""
         settings, devices = self.settings, self.layout.image_devices
         if settings.eval_batch_size % devices:
             raise InputError(
@@ -185,7 +187,7 @@ class Engine:
         validations = [len(task.validation) for task in self.inputs.data]
         return settings.batch_size(tests, validations, devices)
 
-    def _placed(self, rows: list[Rows], samples: int) -> list[EvaluationSet]:
+    def _placed(self, rows: list[Samples], samples: int) -> list[EvaluationSet]:
         sets = evaluation_sets(rows, samples, self.settings, self._batch_size)
         return [
             EvaluationSet(tuple(self.layout.put(b, IMAGES) for b in each.batches), each.count)
@@ -225,12 +227,12 @@ class Engine:
         self, models: PyTree, tasks: Sequence[str], split: str
     ) -> dict[str, Float64[np.ndarray, "cells 2"]]:
         """Return the metric's sum and weight of each task and model."""
-        heads, size = self.arrays["heads"], self.inputs.backbone.image_size
+        heads, model = self.arrays["heads"], self.inputs.model
 
         def start(task: str) -> list[Float[Array, "cells 2"]]:
             user = np.asarray(self.inputs.tasks.index(task))
             return [
-                self.programs.evaluate(self.metric, models, heads, user, batch.at_size(size))
+                self.programs.evaluate(self.metric, models, heads, user, batch.prepared(model))
                 for batch in self.samples(task, split).batches
             ]
 
@@ -271,16 +273,12 @@ class Engine:
         }
         for seed, name, shots in sorted(wanted):
             task = self.inputs.data[self.inputs.tasks.index(name)]
-            task.shots(shots, self.settings.root(seed))
+            task.few(shots, self.settings.root(seed))
 
     def _pool(self, seed: int, shots: int) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
         if (seed, shots) not in self._pools:
-            pool, places = shot_pool(
-                self.inputs.data,
-                shots,
-                self.settings.root(seed),
-                self.inputs.backbone.image_size,
-            )
+            root = self.settings.root(seed)
+            pool, places = shot_pool(self.inputs.data, shots, root, self.inputs.model)
             self._pools[seed, shots] = self.layout.put(pool), places
         return self._pools[seed, shots]
 
@@ -362,7 +360,7 @@ def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
     level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
     return (
         f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "
-        f"seed {cell.seed}: the model's outputs are not finite on images of "
+        f"seed {cell.seed}: the model's outputs are not finite on samples of "
         f"{', '.join(tasks)}, so that it has no score. Look at "
         f"{' and '.join(suspects) or 'the weights'}; finished cells are kept."
     )

@@ -12,7 +12,7 @@ import jax
 
 from rmtllmf_jax.evaluation.statistics import input_grams
 from rmtllmf_jax.models.backbone import Backbone
-from rmtllmf_jax.sweep.cost import Costs, tower_costs, tree_bytes
+from rmtllmf_jax.sweep.cost import Costs, model_costs, row_length, tower_costs, tree_bytes
 from rmtllmf_jax.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def sweep_memory(
         f"{users} task vectors": vectors,
         "noise of a draw": vectors,
         merged: model.bytes * cells_at_once,
-        "test images": test_bytes,
+        f"test {model.samples}": test_bytes,
         "few-shot pool": shot_bytes,
         **({"what merge methods need": needs_bytes} if needs_bytes else {}),
         f"busiest step: {busiest}": steps[busiest],
@@ -116,12 +116,11 @@ def streams_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> in
 def _fitting(inputs: SweepInputs, settings: Settings, limit: int, most: int) -> int:
     memory = partial(
         sweep_memory,
-        tower_costs(inputs.backbone),
+        model_costs(inputs.model, row_length(inputs)),
         len(inputs.tasks),
         eval_batch=settings.eval_batch_size,
         test_bytes=sum(
-            min(settings.eval_samples or len(task.test), len(task.test))
-            * task.test.split.images[0].nbytes
+            min(settings.eval_samples or len(task.test), len(task.test)) * task.test.bytes_each()
             for task in inputs.data
         ),
         realign=settings.realign,

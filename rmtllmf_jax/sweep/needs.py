@@ -18,6 +18,7 @@ from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.evaluation.statistics import Unlabelled
 from rmtllmf_jax.fusion.rules import Method, fact
 from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.models.shared import SharedModel, images_only
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.runs.statistics import measure, stored
 from rmtllmf_jax.sweep.settings import Settings
@@ -45,7 +46,7 @@ def _statistics(kind: str, inputs: SweepInputs, settings: Settings) -> PyTree:
             measured.append(task.name)
             head = jax.tree.map(lambda leaf, user=user: leaf[user], inputs.heads)
             params = inputs.finetuned(user)
-            known = measure(kind, task, inputs.backbone, params, head, samples, seed)
+            known = measure(kind, task, inputs.model, params, head, samples, seed)
         found.append(known)
     if measured and inputs.statistics is not None:
         note(
@@ -57,13 +58,14 @@ def _statistics(kind: str, inputs: SweepInputs, settings: Settings) -> PyTree:
 
 def entropy(inputs: SweepInputs, settings: Settings) -> Unlabelled:
     """Return the entropy of predictions for the test images that are evaluated, of all tasks."""
-    size = inputs.backbone.image_size
+    backbone = images_only(inputs.model, "unlabelled images (the merge method adamerging)")
+    assert inputs.heads is not None
     parts = [
-        resize(task.test.take(rows).images, size)
+        resize(task.test.take(rows).arrays().inputs["images"], backbone.image_size)
         for task, rows in zip(inputs.data, _evaluated(inputs, settings), strict=True)
     ]
     owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return Unlabelled(inputs.backbone, inputs.heads, jnp.concatenate(parts), jnp.asarray(owner))
+    return Unlabelled(backbone, inputs.heads, jnp.concatenate(parts), jnp.asarray(owner))
 
 
 NEEDS: dict[str, Callable[[SweepInputs, Settings], Any]] = {
@@ -94,6 +96,16 @@ def require_met(method: Method) -> None:
             f"the merge method {name_of(method)} needs batches: give it the fields steps and "
             f"batch_size, which say how many of which size; it has no {' and no '.join(lacking)}."
         )
+
+
+def require_looked_at(methods: Sequence[Any], model: SharedModel) -> None:
+    """Check that merge methods which look at samples can look at those of a model.
+
+    **Raises:** `InputError` that names one that cannot: they look at images.
+    """
+    for method in methods:
+        if set(fact(method, "needs")) & set(NEEDS):
+            images_only(model, f"the merge method {name_of(method)}")
 
 
 class Needs:

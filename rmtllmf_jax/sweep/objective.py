@@ -10,9 +10,11 @@ from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Attack, ChannelPreset, Link
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.values import described
+from rmtllmf_jax.evaluation.known import get_metric, require_inputs
 from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.rules import TASK_ARITHMETIC, Method
 from rmtllmf_jax.gradients import Objective, Setting, samples_of
+from rmtllmf_jax.models.shared import images_only
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.samples import evaluation_sets
 from rmtllmf_jax.sweep.settings import Settings
@@ -64,6 +66,9 @@ def objective_of(
             "the coefficient of an objective is a number, power-law, 1/N or 1/sqrt(N), got "
             "validation: give the number that a sweep found (scales.parquet)."
         )
+    backbone = images_only(inputs.model, "derivatives of a score")
+    assert inputs.heads is not None
+    require_inputs(get_metric(metric), ["images"])
     members = jnp.array([not combination or task in combination for task in inputs.tasks])
     count = int(members.sum())
     kappa = user_kappa(inputs, settings)
@@ -73,7 +78,7 @@ def objective_of(
     rows = [task.validation if split == "validation" else task.test for task in inputs.data]
     return Objective(
         setting=Setting(
-            inputs.backbone.features,
+            backbone.features,
             link,
             metric,
             channel_draws,
@@ -84,7 +89,7 @@ def objective_of(
         vectors=inputs.vectors,
         heads=inputs.heads,
         samples=samples_of(
-            evaluation_sets(rows, wanted, settings), inputs.backbone.image_size, members / count
+            evaluation_sets(rows, wanted, settings), backbone.image_size, members / count
         ),
         kappa=kappa,
         scale=fusion.scale_of(settings.scale, count, method),

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, cast
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.registry import SINGLE_PROMPT, TaskFacts
 from rmtllmf_jax.defences.protection import protection_name, repairs_of, split
 from rmtllmf_jax.fusion import candidate_scales
 from rmtllmf_jax.fusion.rules import fact, methods_of
 from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.shapes import CLIPShape
-from rmtllmf_jax.sweep.cost import Costs, text_costs, tower_costs
-from rmtllmf_jax.sweep.devices import UTILISATION, Speed
+from rmtllmf_jax.models.shared import SharedModel
+from rmtllmf_jax.sweep.cost import Costs, model_costs, text_costs, tree_bytes
+from rmtllmf_jax.sweep.devices import Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
+from rmtllmf_jax.sweep.needs import require_looked_at
+from rmtllmf_jax.sweep.plan_parts import File, Needed, TaskSize, Work
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import RunRecipe
 from rmtllmf_jax.uplink import is_of_mse, is_surrogate
@@ -25,61 +28,6 @@ from rmtllmf_jax.uplink import is_of_mse, is_surrogate
 _FLOAT = 4  # bytes of a number of a head
 _PASSES = 20  # over the vectors, of a code or an estimator
 _CHECKPOINTS = 3  # of a training state on disk: two are kept, the next is written before one goes
-
-
-@dataclass(frozen=True)
-class TaskSize:
-    """What a plan has to know of a task: class names, prompts and numbers of images.
-
-    `pixels` is the side of the images where all of them are squares of one small size.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: int
-    test: int
-    pixels: int | None = None
-    prompts: tuple[str, ...] = (SINGLE_PROMPT,)
-
-    @classmethod
-    def of(cls, facts: TaskFacts) -> TaskSize:
-        """Return the sizes of a task of the registry."""
-        return cls(facts.name, facts.classes, facts.train, facts.test, facts.pixels, facts.prompts)
-
-
-@dataclass(frozen=True)
-class Needed:
-    """Something that comes from outside: `size` in bytes, `None` where it is not known."""
-
-    what: str
-    where: str
-    size: int | None
-    present: bool
-
-
-@dataclass(frozen=True)
-class File:
-    """Something that the run writes: `where` is the cache or the run folder, `size` in bytes."""
-
-    what: str
-    where: Literal["cache", "run"]
-    size: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """A part of the run: so many `units`, `amount` operations (or bytes moved) in all."""
-
-    what: str
-    count: int
-    units: str
-    amount: float
-    kind: Literal["train", "forward", "memory"]
-
-    def hours(self, speed: Speed, dtype: str) -> float:
-        """Return the hours that one device takes, at the assumed share of its peak."""
-        peak = speed.bandwidth if self.kind == "memory" else speed.peak(dtype)
-        return self.amount / (peak * UTILISATION[self.kind]) / 3600
 
 
 @dataclass(frozen=True)
@@ -98,6 +46,8 @@ class Plan:
     sweep: dict[str, int]
     files: tuple[File, ...]
     needed: tuple[Needed, ...]
+    samples: str = "images"
+    """What is counted: images, or rows of tokens."""
 
     @property
     def flops(self) -> float:
@@ -120,7 +70,7 @@ class Plan:
 
 
 def plan(
-    backbone: Backbone,
+    model: SharedModel,
     tasks: Sequence[TaskSize],
     grid: Grid,
     settings: Settings,
@@ -131,6 +81,7 @@ def plan(
     validation_fraction: float = 0.1,
     needed: tuple[Needed, ...] = (),
     cells_at_once: int = 1,
+    length: int | None = None,
 ) -> Plan:
     """Return the plan of fine-tuning, sweep and evaluation on one device; nothing is computed.
 
@@ -144,11 +95,15 @@ def plan(
     - `validation_fraction`: share of each training split that is set aside.
     - `needed`: what comes from outside; passed on.
     - `cells_at_once`: cells that a device computes side by side.
+    - `length`: tokens per row, of a decoder of texts; its tasks have a single class.
 
-    **Raises:** `InputError` if the grid has a task that is not among `tasks`.
+    **Raises:** `InputError` if the grid has a task that is not among `tasks`, or of texts a merge
+    method that looks at images.
     """
     _require_tasks(grid, tasks)
-    tower, shape = tower_costs(backbone), backbone.module.shape
+    of_texts = isinstance(model, Decoder)
+    shape = model.shape if isinstance(model, Decoder) else cast(Backbone, model).module.shape
+    tower = model_costs(model, length)
     recipe = None if made_by is None or ready_vectors else made_by.finetune
     repaired = any(split(repairs_of(protection)).rest for _, protection in grid.counts())
     realign = settings.realign if repaired else None
@@ -156,6 +111,7 @@ def plan(
     batch = _batch_size(tasks, settings, validation_fraction)
     forward = tower.flops()
     needs = _needs(grid)
+    require_looked_at(_methods(grid), model)
     training = tower.flops(training=True) if recipe or realign or needs else 0.0
     parts = []
     if made_by:
@@ -170,7 +126,7 @@ def plan(
         shape.dtype,
         shape.remat,
         _count_cells(grid),
-        tuple(work for work in parts if work.count),
+        tuple(_renamed(work, of_texts) for work in parts if work.count),
         training_memory(tower, recipe) if recipe else None,
         sweep_memory(
             tower,
@@ -181,18 +137,25 @@ def plan(
                 for task in tasks
             ),
             realign=realign,
-            shot_bytes=shots * math.prod(tower.example.shape),
+            shot_bytes=shots * tree_bytes(tower.example),
             cells_at_once=cells_at_once,
-            needs_bytes=needs_bytes(
+            needs_bytes=0
+            if of_texts
+            else needs_bytes(
                 needs,
-                backbone,
+                cast(Backbone, model),
                 len(tasks),
                 sum(_subset(settings.eval_samples, task.test) for task in tasks),
             ),
         ),
         _files(tower, clip, tasks, training=recipe is not None) if made_by else (),
         needed,
+        tower.samples,
     )
+
+
+def _renamed(work: Work, of_texts: bool) -> Work:
+    return replace(work, units="rows") if of_texts and work.units == "images" else work
 
 
 def _count_cells(grid: Grid) -> dict[str, dict[str, int]]:
@@ -363,7 +326,7 @@ def _evaluation(what: str, images: int, forward: float) -> Work:
 
 
 def _validation(task: TaskSize, fraction: float) -> int:
-    return round(fraction * task.train)
+    return round(fraction * task.train) if task.validation is None else task.validation
 
 
 def _subset(samples: int, there: int) -> int:
@@ -381,6 +344,8 @@ def _padded(images: int, batch: int) -> int:
 
 
 def _pixels(task: TaskSize, tower: Costs) -> int:
-    """Return the bytes of an image as cached: its own small size, or the model's."""
+    """Return the bytes of a sample as cached: of images, its own small size, or the model's."""
+    if task.bytes_each is not None:
+        return task.bytes_each
     size, _, channels = tower.example.shape
     return min(task.pixels or size, size) ** 2 * channels

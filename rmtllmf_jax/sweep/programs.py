@@ -2,8 +2,8 @@
 
 What differs between cells is data: a combination is a vector of weights and a table of sample
 indices, a channel is the factor of the users' errors, reloading is a flag, a task is an index into
-padded heads. Each program compiles once per merge method (`merge`), set of repairs (`repair`) or
-metric (`evaluate`).
+padded heads (of images; texts have none). Each program compiles once per merge method (`merge`),
+set of repairs (`repair`) or metric (`evaluate`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rmtllmf_jax.evaluation.batches import Batch
 from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion.merge import one_per_user
 from rmtllmf_jax.fusion.rules import Method, fact
-from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
 
 
@@ -97,7 +97,7 @@ class Programs:
 
 
 @cache
-def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) -> Programs:
+def build_programs(model: SharedModel, layout: Layout, jit: Callable[..., Any]) -> Programs:
     """Return the programs of a sweep, compiled by `jit`, which may count traces besides.
 
     Sweeps that differ in neither model nor layout share what is compiled.
@@ -127,27 +127,25 @@ def build_programs(backbone: Backbone, layout: Layout, jit: Callable[..., Any]) 
         keys: Key[Array, " cells"],
         frozen: PyTree,
         base: PyTree,
-        heads: Head,
+        heads: Head | None,
         shots: Batch | None,
     ) -> PyTree:
         def one(each: tuple[PyTree, Array, tuple[Array | None, ...], Array]) -> PyTree:
             params, keep, rows, key = each
-            model = Model(params, jax.tree.map(lambda flag: flag & keep, frozen))
+            repaired = Model(params, jax.tree.map(lambda flag: flag & keep, frozen))
             for act, mine in zip(repairs, rows, strict=True):
-                model = act(model, Context(base, heads, shots, mine, key, backbone))
-            return model.params
+                repaired = act(repaired, Context(base, heads, shots, mine, key, model))
+            return repaired.params
 
         return over_cells(one, (models, reload, rows, keys), at_once)
 
     def evaluate(
-        metric: Metric, models: PyTree, heads: Head, task: Int[Array, ""], batch: Batch
+        metric: Metric, models: PyTree, heads: Head | None, task: Int[Array, ""], batch: Batch
     ) -> Float[Array, "cells 2"]:
         head = jax.tree.map(lambda leaf: leaf[task], heads)
 
         def one(params: PyTree) -> Float[Array, " 2"]:
-            return jnp.stack(
-                metric(lambda b: head(backbone.features(params, b.inputs["images"])), batch)
-            )
+            return jnp.stack(metric(lambda b: model.outputs(params, head, b.inputs), batch))
 
         found = over_cells(one, models, at_once)
         return found if layout.mesh is None else jax.lax.psum(found, IMAGES)

@@ -10,11 +10,13 @@ from typing import Any
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.protection import protection_name, repairs_of, split
+from rmtllmf_jax.fusion.rules import methods_of
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Cell, Grid
 from rmtllmf_jax.sweep.job import Job, base_job
+from rmtllmf_jax.sweep.needs import require_looked_at
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.references import finetuned_score, reference_jobs
@@ -54,6 +56,7 @@ def run_grid(
     """
     grid.require_fitting(engine.settings, len(engine.inputs.tasks))
     require_chosen(grid, engine.settings.scale)
+    require_looked_at([m for rule in grid.rules for m in methods_of(rule)], engine.inputs.model)
     engine.settings.root(grid.seeds - 1)
     cells = grid.cells()
     engine.uplinks.require_fitting(cells)

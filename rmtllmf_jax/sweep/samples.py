@@ -2,55 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int64
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.samples import Samples, Task
 from rmtllmf_jax.data.splits import evaluation_subset
-from rmtllmf_jax.data.task_data import Rows, TaskData
-from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, evaluation_set, even_batch
-from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet, cut, even_batch, padded_batch
+from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.sweep.settings import Settings
 
 
 def evaluation_sets(
-    rows: list[Rows], samples: int, settings: Settings, batch_size: int | None = None
+    rows: Sequence[Samples], samples: int, settings: Settings, batch_size: int | None = None
 ) -> list[EvaluationSet]:
     """Return each task's seeded subset on the device.
 
-    Batches have `batch_size` images, unless given the even one (`even_batch`) of these subsets
+    Batches have `batch_size` samples, unless given the even one (`even_batch`) of these subsets
     within the settings' `eval_batch_size`.
     """
     chosen = [evaluation_subset(len(part), samples, settings.seed) for part in rows]
     size = batch_size or even_batch([len(each) for each in chosen], settings.eval_batch_size)
-    subsets = [part.take(each) for part, each in zip(rows, chosen, strict=True)]
-    return [evaluation_set(subset.images, subset.labels, size) for subset in subsets]
+    return [cut(part.take(each).arrays(), size) for part, each in zip(rows, chosen, strict=True)]
 
 
 def shot_pool(
-    data: tuple[TaskData, ...], per_class: int, seed: int, image_size: int
+    data: Sequence[Task], shots: int, seed: int, model: SharedModel
 ) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
     """Return the few-shot samples of all tasks as one pool, and each task's places in it.
 
-    A task with too few training images has no place. Images come at `image_size` pixels, whatever
-    size the tasks are kept in.
+    A task with too few training samples has no place. Samples come as the model takes them
+    (`SharedModel.prepared`), whatever size images are kept in; `inputs["task"]` is their task's
+    place.
 
     **Raises:** `InputError` of the last task if none has enough.
     """
-    parts, lacking = [], None
+    found: list[Samples | None] = []
+    lacking = None
     for task in data:
-        rows = np.arange(0)
         try:
-            rows = task.shots(per_class, seed)
+            found.append(task.few(shots, seed))
         except InputError as error:
+            found.append(None)
             lacking = error
-        parts.append(task.train.take(rows))
-    if lacking is not None and not any(map(len, parts)):
+    parts = [(place, part) for place, part in enumerate(found) if part is not None]
+    if lacking is not None and not parts:
         raise lacking
-    ends = np.cumsum([len(part) for part in parts])
-    places = [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
-    images = jnp.concatenate([resize(part.images, image_size) for part in parts if len(part)])
-    owner = jnp.asarray(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
-    labels = jnp.asarray(np.concatenate([part.labels for part in parts]))
-    return Batch({"images": images, "task": owner}, labels, jnp.ones(len(owner))), places
+    sizes = [0 if part is None else len(part) for part in found]
+    ends = np.cumsum(sizes)
+    places = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    batches = [_of_task(part, place, model) for place, part in parts]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches), places
+
+
+def _of_task(part: Samples, place: int, model: SharedModel) -> Batch:
+    batch = padded_batch(part.arrays(), len(part)).prepared(model)
+    task = jnp.full(len(part), place)
+    return replace(batch, inputs=batch.inputs | {"task": task})

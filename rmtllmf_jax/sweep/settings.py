@@ -31,7 +31,8 @@ from rmtllmf_jax.common.values import described
 from rmtllmf_jax.defences.protection import Protection, Stages, named, stages_of
 from rmtllmf_jax.defences.repairs import EMBEDDINGS, Realign, Reload, Repair
 from rmtllmf_jax.evaluation.batches import even_batch
-from rmtllmf_jax.evaluation.metrics import Metric, get_metric
+from rmtllmf_jax.evaluation.known import get_metric
+from rmtllmf_jax.evaluation.metrics import Metric
 from rmtllmf_jax.fusion import SCALES
 from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
@@ -80,7 +81,7 @@ class Settings:
     statistics_samples: int = 128
     """Training images per task for merge methods that look at data, without labels; 0 is all."""
     shots: int = 10
-    """Samples per class for realignment."""
+    """Samples per class for realignment, or texts per task."""
     frozen: tuple[str, ...] = EMBEDDINGS
     """Leaves that `freeze` and `r-mtllmf` take from the base and keep: regular expressions that
     match whole paths."""
@@ -252,6 +253,8 @@ class Settings:
         if preset is self.preset or isinstance(preset, Matrices):  # a file may change
             values["preset"] = described(preset)
         values["error_model"] = parse_error_model(self.error_model)
+        if self.frozen == EMBEDDINGS:
+            values["frozen"] = EMBEDDINGS[:2]  # finished cells are older than language models
         if self.control_learning_rate is None:  # finished cells are older than these two choices
             del values["control_learning_rate"]
         if self.transporting == GAUSSIAN:

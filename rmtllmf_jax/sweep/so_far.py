@@ -9,7 +9,7 @@ import pandas as pd
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
-from rmtllmf_jax.evaluation.metrics import get_metric
+from rmtllmf_jax.evaluation.known import get_metric
 from rmtllmf_jax.fusion.rules import methods_of, parse_method
 from rmtllmf_jax.sweep.parts import read_parts
 

@@ -1,4 +1,4 @@
-"""Fine-tune a backbone on one task under its frozen head; resumes after kill -9."""
+"""Fine-tune a model on one task, images under its frozen head or texts; resumes after kill -9."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.interrupts import interrupts_held
 from rmtllmf_jax.common.progress import progress_bar
-from rmtllmf_jax.models.backbone import Backbone
+from rmtllmf_jax.data.samples import Samples
+from rmtllmf_jax.evaluation.batches import Batch, padded_batch
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.models.images import resize
+from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.training.batches import epoch_batch
 from rmtllmf_jax.training.lora import Lora
 from rmtllmf_jax.training.recipes import Recipe
@@ -42,16 +43,23 @@ class WeightNoise(NamedTuple):
         return jax.tree.map(jnp.add, params, noise)
 
 
-@partial(jax.jit, static_argnames=("backbone", "recipe", "lora"), donate_argnames="state")
+def mean_loss(logits: Float[Array, "*batch classes"], batch: Batch) -> Float[Array, ""]:
+    """Return the mean cross-entropy of a batch in nats, by its weights: tokens count one each."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target)
+    # A padded row has weight 0, and may be anything.
+    total = jnp.sum(jnp.where(batch.weight > 0, batch.weight * losses, 0.0))
+    return total / jnp.sum(batch.weight)
+
+
+@partial(jax.jit, static_argnames=("model", "recipe", "lora"), donate_argnames="state")
 def train_step(
     state: PyTree,
-    images: UInt8[Array, "batch size size channels"],
-    labels: Int[Array, " batch"],
-    head: Head,
+    batch: Batch,
+    head: Head | None = None,
     noise: WeightNoise | None = None,
     base: PyTree = None,
     *,
-    backbone: Backbone,
+    model: SharedModel,
     recipe: Recipe,
     lora: Lora | None = None,
 ) -> tuple[PyTree, Float[Array, ""]]:
@@ -66,18 +74,16 @@ def train_step(
     def loss(params: PyTree) -> Float[Array, ""]:
         params = params if lora is None else lora.applied(base, params)
         params = params if noise is None else noise.added_to(params)
-        logits = head(backbone.features(params, images))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return mean_loss(model.outputs(params, head, batch.inputs), batch)
 
     return gradient_step(state, loss, recipe)
 
 
 def finetune(
-    backbone: Backbone,
+    model: SharedModel,
     base: PyTree,
-    head: Head,
-    images: UInt8[np.ndarray, "n size size channels"],
-    labels: Int[np.ndarray, " n"],
+    head: Head | None,
+    samples: Samples,
     recipe: Recipe,
     seed: int,
     checkpoints: Path,
@@ -88,13 +94,13 @@ def finetune(
     name: str = "",
     lora: Lora | None = None,
 ) -> PyTree:
-    """Fine-tune all parameters of the backbone on one task, or the factors of a LoRA; return them.
+    """Fine-tune all parameters of a model on one task, or the factors of a LoRA; return them.
 
     **Arguments:**
 
-    - `base`: the pretrained parameters; `head`: frozen, possibly padded.
-    - `images`, `labels`: the training split; the images may be a memory map; those of another size
-      than the backbone's are resized on the device.
+    - `base`: the pretrained parameters; `head`: frozen, possibly padded; `None` of texts.
+    - `samples`: of the training split; images of another size than the model's are resized on the
+      device. A recipe's batch size counts rows of texts.
     - `seed`: seed of the sample order.
     - `checkpoints`: folder of orbax steps; training resumes from the newest, so that a killed run
       ends at the same parameters as one that was not interrupted.
@@ -119,11 +125,11 @@ def finetune(
         state, frozen = first_state(lora.first(base, key), recipe), base
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
-        batch = epoch_batch(len(labels), recipe.batch_size, step, seed)
-        square = resize(images[batch], backbone.image_size)
+        rows = epoch_batch(len(samples), recipe.batch_size, step, seed)
+        batch = padded_batch(samples.take(rows).arrays(), len(rows)).prepared(model)
         noise = WeightNoise(weight_noise, jax.random.fold_in(key, step)) if weight_noise else None
-        how = {"backbone": backbone, "recipe": recipe, "lora": lora}
-        return train_step(state, square, labels[batch], head, noise, frozen, **how)
+        how = {"model": model, "recipe": recipe, "lora": lora}
+        return train_step(state, batch, head, noise, frozen, **how)
 
     state = run_steps(state, take, recipe.steps, checkpoints, every=every, description=description)
     return state["params"]

@@ -1,4 +1,4 @@
-"""Realign a merged model on a few labelled samples of its tasks, each task under its own head."""
+"""Realign a merged model on a few samples of its tasks, images under their heads, or texts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rmtllmf_jax.evaluation.batches import Batch
-from rmtllmf_jax.models.backbone import Backbone
-from rmtllmf_jax.models.heads import Head, logits_by_task
+from rmtllmf_jax.models.heads import Head
+from rmtllmf_jax.models.shared import SharedModel
+from rmtllmf_jax.training.finetune import mean_loss
 from rmtllmf_jax.training.recipes import Recipe
 
 
 def realign(
     params: PyTree,
     trainable: PyTree[Bool[Array, ""]],
-    heads: Head,
+    heads: Head | None,
     shots: Batch,
     batches: Int[Array, "steps batch"],
     *,
-    backbone: Backbone,
+    model: SharedModel,
     recipe: Recipe,
     average: float = 0.0,
 ) -> tuple[PyTree, Float[Array, " steps"]]:
@@ -34,8 +35,8 @@ def realign(
 
     - `params`: the merged model.
     - `trainable`: a flag per leaf; leaves with `False` come back bitwise equal.
-    - `heads`: stacked, frozen; `shots`: the pool of all tasks, each with its
-      `task`; all weigh the same.
+    - `heads`: stacked, frozen; `None` of texts. `shots`: the pool of all tasks, images each with
+      its `task`; all weigh the same, or of texts all tokens that count.
     - `batches`: indices into the pool, one row per step (`batches.balanced_batches`); they select
       the combination.
     - `average`: the parameters returned are the mean of those after each of the last steps, this
@@ -46,11 +47,9 @@ def realign(
     averaged = max(1, round(average * steps)) if average else 0
     optimiser = recipe.optimiser()
 
-    def loss(params: PyTree, batch: Int[Array, " batch"]) -> Float[Array, ""]:
-        features = backbone.features(params, shots.inputs["images"][batch])
-        logits = logits_by_task(heads, features, shots.inputs["task"][batch])
-        labels = shots.target[batch]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def loss(params: PyTree, rows: Int[Array, " batch"]) -> Float[Array, ""]:
+        batch = jax.tree.map(lambda leaf: leaf[rows], shots)
+        return mean_loss(model.outputs(params, heads, batch.inputs), batch)
 
     def step(
         carry: tuple[PyTree, PyTree, PyTree], numbered: tuple[Array, Int[Array, " batch"]]

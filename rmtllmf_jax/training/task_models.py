@@ -13,10 +13,10 @@ from jaxtyping import PyTree
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.files import content_hash, file_hash
-from rmtllmf_jax.data.task_data import TaskData
+from rmtllmf_jax.data.samples import Task
 from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
 from rmtllmf_jax.fusion.files.vectors import VECTOR
-from rmtllmf_jax.models.adapters import adapter_vector
+from rmtllmf_jax.models.adapters import adapter_vector, of_decoder, of_tower
 from rmtllmf_jax.models.backbone import (
     Backbone,
     abstract_params,
@@ -25,9 +25,18 @@ from rmtllmf_jax.models.backbone import (
     with_positions,
 )
 from rmtllmf_jax.models.checkpoint import weights_hash
+from rmtllmf_jax.models.configs import config_file
+from rmtllmf_jax.models.decoder import Decoder
+from rmtllmf_jax.models.decoder_configs import is_decoder
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.models.hub import adapter_place
-from rmtllmf_jax.models.pretrained import Pretrained, read_pretrained
+from rmtllmf_jax.models.hub import adapter_place, local_directory
+from rmtllmf_jax.models.pretrained import (
+    Pretrained,
+    abstract_decoder,
+    load_decoder,
+    read_pretrained,
+)
+from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.models.weights import (
     assign,
     read_metadata,
@@ -48,7 +57,7 @@ class TaskModels(Protocol):
         """Return what the parameters depend on besides base model, data and head."""
         ...
 
-    def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
+    def params(self, task: Task, head: Head | None, folder: Path) -> PyTree:
         """Return the parameters, or the factors of the recipe's LoRA (`lora_of`).
 
         `folder` holds the checkpoints that training resumes from.
@@ -60,7 +69,7 @@ class TaskModels(Protocol):
 class FineTuned:
     """Models fine-tuned here, all by one recipe."""
 
-    backbone: Backbone
+    model: SharedModel
     base: PyTree
     recipe: Recipe
     seed: int
@@ -81,14 +90,13 @@ class FineTuned:
         lora = {"lora": asdict(self.lora)} if self.lora else {}
         return {"recipe": asdict(self.recipe) | noise | lora}
 
-    def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
+    def params(self, task: Task, head: Head | None, folder: Path) -> PyTree:
         """Fine-tune, or resume a killed run."""
         return finetune(
-            self.backbone,
+            self.model,
             self.base,
             head,
-            task.train.images,
-            task.train.labels,
+            task.train,
             self.recipe,
             self.seed,
             folder,
@@ -110,8 +118,8 @@ class Imported:
     base_model: str
     """Directory or hub id."""
     base_hash: str
-    grid: int
-    """Patches along one side of this run's images."""
+    model: SharedModel
+    """The run's; images may be of another size than the vectors were made at."""
     folder: Path
 
     def key(self, task: str) -> dict[str, Any]:
@@ -123,23 +131,22 @@ class Imported:
         path, about = require_imported(self.base_hash, task, self.folder)
         return {"recipe": {"imported": about["origin"], "sha256": file_hash(path)}}
 
-    def params(self, task: TaskData, head: Head, folder: Path) -> PyTree:
+    def params(self, task: Task, head: Head | None, folder: Path) -> PyTree:
         """Return base plus task vector.
 
         **Raises:** `InputError` if the vector belongs to another base model, or is damaged.
         """
         path, tensors = self._tensors(task.name)
-        # Linear: the resized vector is the difference of the two resized checkpoints.
-        tensors = with_positions(tensors, self.grid)
+        if isinstance(self.model, Backbone):
+            # Linear: the resized vector is the difference of the two resized checkpoints.
+            tensors = with_positions(tensors, self.model.module.shape.grid)
         return fusion.add_to_base(self.base, assign(tensors, self.base, path), 1.0)
 
     def _tensors(self, task: str) -> tuple[Path, dict[str, np.ndarray]]:
         """Return a task's vector by path, at the size of the base's own images."""
         path = self.folder / task
         if is_adapter(path):
-            origin = read_pretrained(self.base_model)
-            backbone, _ = load_backbone(origin)
-            vector = adapter_vector(path, origin, abstract_params(backbone))
+            vector = origin_of(self.base_model).adapted(path)
             return path, {name: np.asarray(leaf) for name, leaf in vector.by_leaf().items()}
         path, about = require_imported(self.base_hash, task, self.folder)
         tensors = read_safetensors(path)
@@ -186,22 +193,22 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
     """Write the task vector of a checkpoint that was fine-tuned elsewhere, and return it.
 
     `folder/<task>.safetensors` then holds fine-tuned minus base parameters of the image tower in
-    float32, by leaf path, at the checkpoints' own image size.
+    float32, by leaf path, at the checkpoints' own image size; or those of the language model.
 
     **Arguments:**
 
     - `base`, `finetuned`: directories or hub ids of one architecture, in any format that
-      `models.backbone.load_backbone` takes; or `finetuned` is a LoRA adapter to the base.
+      `models.backbone.load_backbone` or `models.pretrained.load_decoder` takes; or `finetuned` is a
+      LoRA adapter to the base.
 
     **Raises:** `InputError` that names the file, or every leaf in which the two differ.
     """
-    origin = read_pretrained(base)
-    backbone, before = load_backbone(origin)
+    origin = origin_of(base)
     adapter = adapter_place(finetuned)
     if adapter is None:
-        vector = fusion.TaskVector.between(_tower_like(finetuned, base, origin, backbone), before)
+        vector = fusion.TaskVector.between(origin.like(finetuned), origin.params)
     else:
-        vector = adapter_vector(adapter, origin, abstract_params(backbone))
+        vector = origin.adapted(adapter)
     about = {
         "task": task,
         "base": weights_hash(origin.directory),
@@ -214,20 +221,78 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
     return vector
 
 
-def _tower_like(finetuned: str, base: str, origin: Pretrained, backbone: Backbone) -> PyTree:
-    """Return the image tower of a model that was fine-tuned from the base."""
-    other = read_pretrained(finetuned)
-    if other.config.family != origin.config.family:
-        raise InputError(
-            f"{finetuned}: a {other.config.kind} model, and {base} is a {origin.config.kind} "
-            "model; a task vector needs two of one architecture."
-        )
-    try:
-        return assign(
-            tower_tensors(other.tensors, other.config), abstract_params(backbone), other.origin
-        )
-    except InputError as error:
-        raise InputError(f"{finetuned} is not of the architecture of {base}. {error}") from error
+@dataclass(frozen=True)
+class TowerOrigin:
+    """A model of images that others were fine-tuned from."""
+
+    name: str
+    pretrained: Pretrained
+    backbone: Backbone
+    params: PyTree
+
+    @property
+    def directory(self) -> Path:
+        """Where it lies."""
+        return self.pretrained.directory
+
+    def adapted(self, adapter: Path) -> fusion.TaskVector:
+        """Return the task vector of a LoRA adapter, see `adapter_vector`."""
+        like, to_tree = abstract_params(self.backbone), of_tower(self.pretrained.config)
+        return adapter_vector(adapter, self.directory, like, to_tree)
+
+    def like(self, finetuned: str) -> PyTree:
+        """Return the image tower of a model that was fine-tuned from this one."""
+        other, config = read_pretrained(finetuned), self.pretrained.config
+        if other.config.family != config.family:
+            raise InputError(
+                f"{finetuned}: a {other.config.kind} model, and {self.name} is a {config.kind} "
+                "model; a task vector needs two of one architecture."
+            )
+        tensors = tower_tensors(other.tensors, other.config)
+        try:
+            return assign(tensors, abstract_params(self.backbone), other.origin)
+        except InputError as error:
+            raise InputError(
+                f"{finetuned} is not of the architecture of {self.name}. {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class DecoderOrigin:
+    """A language model that others were fine-tuned from."""
+
+    name: str
+    directory: Path
+    decoder: Decoder
+    params: PyTree
+
+    def adapted(self, adapter: Path) -> fusion.TaskVector:
+        """Return the task vector of a LoRA adapter, see `adapter_vector`."""
+        like, to_tree = abstract_decoder(self.decoder), of_decoder(self.decoder.shape)
+        return adapter_vector(adapter, self.directory, like, to_tree)
+
+    def like(self, finetuned: str) -> PyTree:
+        """Return the parameters of a model that was fine-tuned from this one."""
+        other, params = load_decoder(finetuned)
+        if other.fingerprint != self.decoder.fingerprint:
+            raise InputError(
+                f"{finetuned} is not of the architecture of {self.name}: their configurations "
+                "differ."
+            )
+        fusion.require_same_structure(self.params, params, (self.name, finetuned))
+        return params
+
+
+def origin_of(model: str) -> TowerOrigin | DecoderOrigin:
+    """Return a pretrained model, of images or of texts.
+
+    **Raises:** `InputError` as `read_pretrained` and `load_decoder`.
+    """
+    directory = local_directory(model)
+    if is_decoder(config_file(directory)):
+        return DecoderOrigin(model, directory, *load_decoder(model))
+    pretrained = read_pretrained(model)
+    return TowerOrigin(model, pretrained, *load_backbone(pretrained))
 
 
 def is_imported(base_hash: str, task: str, folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.entries import Arrays, allocated, stored
+from rmtllmf_jax.data.samples import SampleArrays
 from rmtllmf_jax.data.texts.sources import Texts
 from rmtllmf_jax.data.texts.tokens import Pairs, tokenised
 
 FORMAT = 1
 """Version of the layout on disk; part of the cache key."""
+
+_FEW = 4  # a stream of random numbers beside those of `data.splits`
 
 _TYPES = {
     "tokens": np.int32,
@@ -55,6 +58,34 @@ class PackedTexts:
         """Return some of the rows, read from disk now."""
         arrays = {name: getattr(self, name)[rows] for name in _TYPES}
         return PackedTexts(**arrays, fingerprint=content_hash([self.fingerprint, rows.tolist()]))
+
+    def bytes_each(self) -> int:
+        """Return the bytes of a row."""
+        return sum(getattr(self, name)[0].nbytes for name in _TYPES)
+
+    def arrays(self) -> SampleArrays:
+        """Return the rows, with the tokens that follow as targets."""
+        inputs = {"tokens": self.tokens, "segments": self.segments, "bytes": self.sizes}
+        return SampleArrays(inputs, self.following, self.scored.astype(np.float32))
+
+    def few(self, count: int, seed: int) -> PackedTexts:
+        """Return rows of which one text each counts, drawn by a seed; what is cut is several texts.
+
+        Draws are nested: for one seed, that of 4 texts contains that of 2.
+
+        **Raises:** `InputError` if there are fewer texts.
+        """
+        # All that count, by row and number; a text's places are beside each other.
+        counted = self.segments * self.scored
+        rows, numbers = np.nonzero(
+            np.stack([(counted == n).any(axis=1) for n in range(1, counted.max() + 1)], axis=1)
+        )
+        if count > len(rows):
+            raise InputError(f"{count} texts are asked for, and there are {len(rows)}.")
+        chosen = np.random.default_rng([seed, _FEW]).permutation(len(rows))[:count]
+        taken = self.take(rows[chosen])
+        own = taken.segments == numbers[chosen, None] + 1
+        return replace(taken, scored=taken.scored * own.astype(np.uint8))
 
 
 def load_texts(texts: Texts, model: str | Path, length: int, cache_dir: Path) -> PackedTexts:

@@ -34,6 +34,21 @@ class TextData:
     validation: PackedTexts
     test: PackedTexts
 
+    def few(self, count: int, seed: int) -> PackedTexts:
+        """Return a few of the training texts, see `PackedTexts.few`.
+
+        **Raises:** `InputError` that names the task if there are fewer.
+        """
+        try:
+            return self.train.few(count, seed)
+        except InputError as error:
+            raise InputError(f"shots of task {self.name!r}: {error}") from error
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprints of the parts."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part.fingerprint for name, part in parts.items()}
+
 
 @dataclass(frozen=True)
 class Part:
