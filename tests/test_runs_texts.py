@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from rmtllmf_jax.report.io import read_results
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs import open_run
 from rmtllmf_jax.sweep.needs import require_looked_at
+from rmtllmf_jax.training import Recipe, import_vector
 from rmtllmf_jax.training.realign import realign
 
 LENGTH, STEPS = 32, 6
@@ -248,17 +248,15 @@ def test_checkpoints_made_elsewhere_are_imported(swept: Path, place: Path, tmp_p
     for name in run.names:
         for leaf, other in zip(*map(jax.tree.leaves, (run.finetuned(name), again.finetuned(name)))):
             np.testing.assert_allclose(leaf, other, atol=1e-6)
+    write_decoder(tmp_path / "other", rms_norm_eps=1e-3)
     with pytest.raises(InputError, match="their configurations differ"):
-        write_decoder(tmp_path / "other", rms_norm_eps=1e-3)
-        from rmtllmf_jax.training import import_vector
-
         import_vector(str(place / "model"), str(tmp_path / "other"), "x", tmp_path)
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_where_the_whole_one_does(place: Path, swept: Path, tmp_path: Path):
     run = tmp_path / "run"
-    start = command(*words(place, run)[0:1], *words(place, run)[1:], "--steps", "120")
+    start = command(*words(place, run), "--steps", "120")
     whole = command(*words(place, tmp_path / "whole"), "--steps", "120")
     subprocess.run(whole, env=environment(), check=True, stdout=subprocess.DEVNULL)
     stop(start, lambda: any((run / "training").glob("maths-*/50")))
@@ -420,12 +418,10 @@ def test_realignment_is_the_mean_over_tokens(swept: Path, place: Path):
     few = run.tasks[0].few(2, 0)
     (batch,) = batches_of(few, 2)
     flags = jax.tree.map(lambda _: jnp.array(True), run.base)
-    from rmtllmf_jax.training.recipes import Recipe
-
     recipe = Recipe(1, 2, 1e-3, 0.0)
     _, losses = realign(
         run.base, flags, None, batch, jnp.array([[0, 1]]), model=run.model, recipe=recipe
     )
-    own = evaluate(NegativeLogLikelihood(), run.model, run.base, [replace(batch)])
+    own = evaluate(NegativeLogLikelihood(), run.model, run.base, [batch])
     assert float(losses[0]) == pytest.approx(own, rel=1e-5)
     assert load_tree(run.path / run.users["maths"].finetuned, run.base)
