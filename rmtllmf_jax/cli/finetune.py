@@ -34,8 +34,9 @@ class TextOptions:
     group: ClassVar[str] = "texts"
 
     texts: Place | None = None
-    """Tasks of texts for a language model, in place of images: a file in YAML or JSON, or the name
-    of a set that comes with the package. docs/language_models.md says what is in it."""
+    """Tasks of texts for a language model, in place of images: a file in YAML or JSON, or
+    embedded, four small tasks that come with the package. docs/language_models.md says what is in
+    it."""
     length: int = 256
     """Tokens per row of texts; longer ones are cut into rows."""
 
@@ -167,7 +168,8 @@ def finetune(options: Finetune) -> None:
     model, base = config.load_model(options.remat)
     if options.texts is None:
         _print_notes(cast("RunConfig", config), cast("Backbone", model), names)
-    data = config.load_tasks(names, options.cache_dir)
+    aloud = {} if options.texts is None else {"quiet": False}
+    data = config.load_tasks(names, options.cache_dir, **aloud)
     models = _task_models(options, config, names, model, base, lora)
 
     def report(task: str, record: AnyRecord) -> None:

@@ -70,15 +70,19 @@ class TextRunConfig:
         """
         return load_decoder(self.model, dtype=self.dtype, remat=remat)
 
-    def load_tasks(self, names: Iterable[str], cache_dir: Path) -> tuple[TextData, ...]:
+    def load_tasks(
+        self, names: Iterable[str], cache_dir: Path, *, quiet: bool = True
+    ) -> tuple[TextData, ...]:
         """Return the texts of tasks, through the cache of tokens.
+
+        Unless it is `quiet`, a note says which parts of a task are made of its training texts.
 
         **Raises:** `InputError` for an unknown task, or texts that cannot be read.
         """
         known = {task.name: task for task in text_tasks(self.data)}
-        share, seed = self.validation_fraction, self.seed
+        how: Any = {"share": self.validation_fraction, "seed": self.seed, "quiet": quiet}
         return tuple(
-            load_text_task(known[name], self.model, self.length, cache_dir, share=share, seed=seed)
+            load_text_task(known[name], self.model, self.length, cache_dir, **how)
             for name in validate_tasks(names, known)
         )
 

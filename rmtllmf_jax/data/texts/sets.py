@@ -23,12 +23,13 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.mappings import read_mapping
+from rmtllmf_jax.data.texts.embedded import embedded_text_tasks
 from rmtllmf_jax.data.texts.sources import HubTexts, Texts, text_source
 from rmtllmf_jax.data.texts.task import TextTask
 
-TEXT_SETS: dict[str, Callable[[], tuple[TextTask, ...]]] = {}
+TEXT_SETS: dict[str, Callable[[], tuple[TextTask, ...]]] = {"embedded": embedded_text_tasks}
 """Sets that come with the package, by the names that `finetune --texts` knows: each returns its
-tasks, whose texts are any `Texts`. A set that is added here is found by name, and by nothing else.
+tasks, whose parts are any `Texts`. A set that is added here is found by name.
 """
 
 _PARTS = ("train", "validation", "test")
@@ -45,10 +46,8 @@ def text_tasks(name: str | Path) -> tuple[TextTask, ...]:
         return made()
     path = Path(name).expanduser()
     if not path.suffix and not path.exists():
-        known = ", ".join(TEXT_SETS)
         raise InputError(
-            f"{name}: no file of text tasks"
-            + (f", and no set of the package ({known})." if known else ".")
+            f"{name}: no file of text tasks, and no set of the package ({', '.join(TEXT_SETS)})."
         )
     content = read_mapping(path, "file of text tasks", "tasks by name, as in `maths: {train: ...}`")
     if not content:

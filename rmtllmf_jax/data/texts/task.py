@@ -89,11 +89,12 @@ def load_text_task(
     *,
     share: float = 0.1,
     seed: int = 0,
+    quiet: bool = False,
 ) -> TextData:
     """Load a task through the cache (`load_texts`).
 
     Splits are as given. Where validation or test is missing, `share` of the training texts is set
-    aside for each, and a note says so.
+    aside for each, and a note says so, unless it is `quiet`.
 
     **Raises:** `InputError` that names the task if `share` leaves a part without text, and as
     `load_texts`.
@@ -114,7 +115,9 @@ def load_text_task(
         parts[name] = Part(task.train, kept + place * share, kept + (place + 1) * share, seed)
     if missing:
         parts["train"] = Part(task.train, 0.0, kept, seed)
-        note(f"task {task.name}: {' and '.join(missing)} of {share:.0%} of the training texts each")
+        if not quiet:
+            made = " and ".join(missing)
+            note(f"task {task.name}: {made} of {share:.0%} of the training texts each")
     loaded = {}
     for name, texts in parts.items():
         try:

@@ -16,6 +16,11 @@ EMBEDDED_TEXTS: Mapping[str, StyledTask] = MappingProxyType(
 """The tasks by name."""
 
 
+def embedded_text_tasks(seed: int = 0) -> tuple[TextTask, ...]:
+    """Return all four, see `embedded_text_task`."""
+    return tuple(embedded_text_task(name, seed) for name in EMBEDDED_TEXTS)
+
+
 def embedded_text_task(name: str, seed: int = 0) -> TextTask:
     """Return an embedded task: 1,500 texts to learn, 200 to choose and 300 to judge by.
 
