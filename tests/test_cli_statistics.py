@@ -131,6 +131,7 @@ def test_fuse_merges_exported_models_with_them(
     """The tower that comes out is that of the method on the run's own task vectors."""
     for task in TASKS:
         words = ["export", measured, "--tasks", task, "--to", tmp_path / task]
+        words += ["--classifier", "none"]
         main([str(word) for word in (*words, "--cache-dir", cache_dir)])
     files = [next((measured / "statistics").glob(f"{task}-{kind}-*")) for task in TASKS]
     run = open_run(measured, TASKS, cache_dir=cache_dir)

@@ -358,3 +358,20 @@ def test_ctrl_c_is_not_held_outside_the_main_thread():
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def test_the_time_left_does_not_count_the_first_step(monkeypatch: pytest.MonkeyPatch):
+    """It compiles: a minute here, and a second for every other step."""
+    from rich.progress import Progress
+
+    now = [0.0]
+    bar = Progress(get_time=lambda: now[0])  # as `progress_bar` has it on a terminal
+    task = bar.add_task("steps", total=100)
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    rates = progress._Rates()  # and in a log
+    for step in range(11):
+        now[0] = 60.0 + step
+        bar.update(task, advance=1)
+        rates.add({"steps": 1})
+    assert bar.tasks[0].time_remaining == pytest.approx(89, abs=1)
+    assert rates.rates()["steps"] == pytest.approx(1)

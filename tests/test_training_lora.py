@@ -176,7 +176,8 @@ def test_a_run_keeps_the_factors_and_opens_as_any_other(finished: TinyRun, tmp_p
     assert {path.rpartition("/")[0] for path in stored} == set(KERNELS)
     # `fuse` takes the file as it takes the model that `export` makes of it, onto its base alone.
     file, whole = run / user["finetuned"], tmp_path / "whole"
-    main(["export", str(run), "--tasks", "mnist", "--to", str(whole)])
+    bare = ["--classifier", "none"]
+    main(["export", str(run), "--tasks", "mnist", "--to", str(whole), *bare])
     merged = []
     for model in (file, whole):
         out = tmp_path / f"merged-{model.stem}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from rmtllmf_jax.cli.help_text import BothWays, Place
+from rmtllmf_jax.cli.learned import CURVES
 from rmtllmf_jax.cli.options import RunOptions, default_of, print_table, taken
-from rmtllmf_jax.common.errors import InputError, require_non_negative
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -19,10 +20,12 @@ from rmtllmf_jax.training.recipes import FINETUNE, Recipe
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from rmtllmf_jax.data.samples import Task
     from rmtllmf_jax.models.backbone import Backbone
     from rmtllmf_jax.models.shared import SharedModel
     from rmtllmf_jax.runs.config import RunConfig
     from rmtllmf_jax.runs.manifest import AnyConfig, AnyRecord
+    from rmtllmf_jax.sweep.trackers import Tracker
     from rmtllmf_jax.training.lora import Lora
     from rmtllmf_jax.training.task_models import TaskModels
 
@@ -102,6 +105,20 @@ class TrainingOptions:
     """Share of the fine-tuning steps that warm up."""
     clip_norm: float | None = FINETUNE.clip_norm
     """Largest global gradient norm of fine-tuning; None does not clip."""
+    augment: tuple[str, ...] = ()
+    """Light augmentation of training images: crop (moved by up to an eighth of the side;
+    crop(share=0.1)), flip (left and right), or auto: crop, and flip for tasks whose mirrored images
+    are of the same class."""
+    keep: Literal["last", "best"] = "last"
+    """Which step is kept: the last, or the best on the validation part."""
+    patience: int | None = None
+    """Fine-tuning ends after that many validation scores in a row without a better one, by default
+    after all steps."""
+    validate_every: int = 50
+    """Steps between scores on the validation part, where --keep best or --patience want them, and
+    between checkpoints."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where else the progress is reported: tensorboard, wandb."""
     weight_noise: float = 0.0
     """Standard deviation of Gaussian noise on every parameter under which fine-tuning takes its
     gradients, for models that bear the uplink's errors: docs/cli.md says how to choose it."""
@@ -135,6 +152,12 @@ class ComputeOptions:
     accelerators). Parameters stay in float32."""
     remat: bool = False
     """Save memory: compute activations again in the backward pass."""
+    train_devices: int | None = None
+    """Devices of this process that share every fine-tuning batch, by default as many of an
+    accelerator's as divide it, and one CPU. Changes only speed and memory."""
+    accumulate: int = 1
+    """Save memory: parts of a fine-tuning batch that are computed one after another, their
+    gradients added up; --batch-size counts samples of all. Divides the batch."""
 
 
 @dataclass(kw_only=True)
@@ -147,9 +170,15 @@ class Finetune(RunOptions, ModelOptions, TextOptions, TrainingOptions, LoraOptio
 
     def run(self) -> None:
         """Run the sub-command."""
+        from rmtllmf_jax.cli.learned import print_test
+        from rmtllmf_jax.runs import open_run
+
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
-            finetune(self)
+            tasks = finetune(self)
+            if self.texts is None:
+                names = tuple(task.name for task in tasks)
+                print_test(open_run(self.out, names, cache_dir=self.cache_dir), tasks)
 
 
 def recipe_of(options: Finetune) -> Recipe:
@@ -157,9 +186,11 @@ def recipe_of(options: Finetune) -> Recipe:
     return Recipe(**taken(options, Recipe))
 
 
-def finetune(options: Finetune) -> None:
-    """Get what models are not there yet, then print what the task vectors look like."""
+def finetune(options: Finetune) -> tuple[Task, ...]:
+    """Get what models are not there yet, print what the task vectors are; return the tasks."""
+    from rmtllmf_jax.cli.learned import draw_curves
     from rmtllmf_jax.runs.users import train_users
+    from rmtllmf_jax.sweep.trackers import get_tracker
 
     _require_trained_here(options)
     lora = _lora(options)
@@ -170,13 +201,16 @@ def finetune(options: Finetune) -> None:
         _print_notes(cast("RunConfig", config), cast("Backbone", model), names)
     aloud = {} if options.texts is None else {"quiet": False}
     data = config.load_tasks(names, options.cache_dir, **aloud)
-    models = _task_models(options, config, names, model, base, lora)
 
     def report(task: str, record: AnyRecord) -> None:
         print(f"{task}: {record.reached}", flush=True)
 
-    records = train_users(model, base, data, config, models, options.out, report)
+    with get_tracker(options.trackers, options.out, {"setting": asdict(config)}) as tracker:
+        models = _task_models(options, config, names, model, base, lora, tracker)
+        records = train_users(model, base, data, config, models, options.out, report)
+    draw_curves(options.out, records)
     _print_vectors(options.out, model, base, records)
+    return tuple(data)
 
 
 def _configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
@@ -221,8 +255,19 @@ def _require_no_images(options: Finetune) -> None:
 
 def _require_trained_here(options: Finetune) -> None:
     """Check the options of training before images are decoded."""
+    from rmtllmf_jax.training.augment import parse_augmentations
+
+    if options.augment and options.texts is not None:
+        raise InputError(
+            "--augment is for images, and --texts are given: leave one of the two out."
+        )
     require_non_negative("--weight-noise", options.weight_noise)
-    given = {"--weight-noise": options.weight_noise, "--lora-rank": options.lora_rank}
+    given: dict[str, object] = {"--weight-noise": options.weight_noise}
+    given |= {"--lora-rank": options.lora_rank, "--augment": options.augment}
+    given |= {"--keep best": options.keep == "best", "--patience": options.patience}
+    for task in options.tasks or ("",):
+        parse_augmentations(options.augment, task)
+    require_at_least("--validate-every", options.validate_every, 1)
     for option, value in given.items():
         if value and options.task_vectors is not None:
             raise InputError(
@@ -281,13 +326,33 @@ def _task_models(
     model: SharedModel,
     base: PyTree,
     lora: Lora | None,
+    tracker: Tracker,
 ) -> TaskModels:
     from rmtllmf_jax.cli.import_task_vector import PUBLISHED, import_published
+    from rmtllmf_jax.training.parallel import Split
     from rmtllmf_jax.training.task_models import FineTuned, Imported
+    from rmtllmf_jax.training.watch import Choice
 
     if options.task_vectors is None:
-        chosen = recipe_of(options), config.seed, options.weight_noise, lora
-        return FineTuned(model, base, *chosen)
+
+        def tell(task: str, step: int, scores: Mapping[str, float]) -> None:
+            before = tasks.index(task) * options.steps  # trackers want steps that rise
+            tracker.log(before + step, {f"fine-tuning/{task}/{k}": x for k, x in scores.items()})
+
+        return FineTuned(
+            model,
+            base,
+            recipe_of(options),
+            config.seed,
+            options.weight_noise,
+            lora,
+            augment=options.augment,
+            choice=Choice(options.keep == "best", options.patience),
+            every=options.validate_every,
+            split=Split(options.train_devices, options.accumulate),
+            curves=options.out / CURVES,
+            tell=tell,
+        )
     folder = Path(options.task_vectors)
     if options.task_vectors == PUBLISHED and options.texts is None:
         folder = options.out / "task_vectors"

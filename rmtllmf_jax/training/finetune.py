@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +19,20 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.interrupts import interrupts_held
-from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.common.progress import note, progress_bar
 from rmtllmf_jax.data.samples import Samples
-from rmtllmf_jax.evaluation.batches import Batch, padded_batch
+from rmtllmf_jax.evaluation.batches import Batch, batches_of, padded_batch
 from rmtllmf_jax.models.heads import Head
 from rmtllmf_jax.models.shared import SharedModel
+from rmtllmf_jax.training.augment import Augmentation, augmented
 from rmtllmf_jax.training.batches import epoch_batch
 from rmtllmf_jax.training.lora import Lora
+from rmtllmf_jax.training.parallel import ONE_PART, Placement, Split, value_and_gradient
 from rmtllmf_jax.training.recipes import Recipe
+from rmtllmf_jax.training.watch import VALIDATION_ACCURACY, VALIDATION_LOSS, Score, Watch
 from rmtllmf_jax.uplink import noise_of_sum
+
+_AUGMENTATION = 2**31 - 1  # no step's number: noise has the keys of those
 
 
 class WeightNoise(NamedTuple):
@@ -43,15 +49,19 @@ class WeightNoise(NamedTuple):
         return jax.tree.map(jnp.add, params, noise)
 
 
-def mean_loss(logits: Float[Array, "*batch classes"], batch: Batch) -> Float[Array, ""]:
-    """Return the mean cross-entropy of a batch in nats, by its weights: tokens count one each."""
+def total_loss(logits: Float[Array, "*batch classes"], batch: Batch) -> Float[Array, ""]:
+    """Return the cross-entropy of a batch in nats, times its weights: tokens count one each."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target)
     # A padded row has weight 0, and may be anything.
-    total = jnp.sum(jnp.where(batch.weight > 0, batch.weight * losses, 0.0))
-    return total / jnp.sum(batch.weight)
+    return jnp.sum(jnp.where(batch.weight > 0, batch.weight * losses, 0.0))
 
 
-@partial(jax.jit, static_argnames=("model", "recipe", "lora"), donate_argnames="state")
+def mean_loss(logits: Float[Array, "*batch classes"], batch: Batch) -> Float[Array, ""]:
+    """Return the mean cross-entropy of a batch in nats, by its weights."""
+    return total_loss(logits, batch) / jnp.sum(batch.weight)
+
+
+@partial(jax.jit, static_argnames=("model", "recipe", "lora", "parts"), donate_argnames="state")
 def train_step(
     state: PyTree,
     batch: Batch,
@@ -62,21 +72,42 @@ def train_step(
     model: SharedModel,
     recipe: Recipe,
     lora: Lora | None = None,
+    parts: int = 1,
 ) -> tuple[PyTree, Float[Array, ""]]:
     """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
 
     `state` is that of `first_state`; `head` may be padded, so that all tasks share one
     compiled step. Under `noise` loss and gradient are those at the parameters plus it, and the step
     is taken from the parameters without it. With a `lora` the state is that of the factors, and
-    `base` what they are applied to.
+    `base` what they are applied to. The gradient is summed over `parts` of the batch, computed one
+    after another.
     """
+    weight = jnp.sum(batch.weight)
 
-    def loss(params: PyTree) -> Float[Array, ""]:
+    def loss(params: PyTree, part: Batch) -> Float[Array, ""]:
         params = params if lora is None else lora.applied(base, params)
         params = params if noise is None else noise.added_to(params)
-        return mean_loss(model.outputs(params, head, batch.inputs), batch)
+        return total_loss(model.outputs(params, head, part.inputs), part) / weight
 
-    return gradient_step(state, loss, recipe)
+    value, gradient = value_and_gradient(loss, state["params"], batch, parts)
+    return descended(state, gradient, recipe), value
+
+
+@partial(jax.jit, static_argnames=("model", "lora"))
+def _scored(
+    trained: PyTree,
+    batch: Batch,
+    head: Head | None,
+    base: PyTree,
+    *,
+    model: SharedModel,
+    lora: Lora | None,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Return a batch's loss, its hits, and what they count together."""
+    params = trained if lora is None else lora.applied(base, trained)
+    logits = model.outputs(params, head, batch.inputs)
+    hits = jnp.sum(batch.weight * (jnp.argmax(logits, axis=-1) == batch.target))
+    return total_loss(logits, batch), hits, jnp.sum(batch.weight)
 
 
 def finetune(
@@ -93,6 +124,9 @@ def finetune(
     weight_noise: float = 0.0,
     name: str = "",
     lora: Lora | None = None,
+    augmentations: tuple[Augmentation, ...] = (),
+    split: Split = ONE_PART,
+    watch: Watch | None = None,
 ) -> PyTree:
     """Fine-tune all parameters of a model on one task, or the factors of a LoRA; return them.
 
@@ -112,27 +146,63 @@ def finetune(
     - `name`: the task's; others have other noise, or it would add up in the merge of task vectors,
       and other first factors.
     - `lora`: the base stays as it is, and the optimiser has a state for the factors alone.
+    - `augmentations`: of the training images (`training.augment`), other ones at every step.
+    - `split`: the devices and parts that a batch is computed on and in.
+    - `watch`: writes the curve, and says which step is kept and when training ends early.
 
     **Raises:** `InputError` if the loss stops being finite, for a noise below 0, or as
     `Lora.kernels`.
     """
     require_non_negative("weight noise", weight_noise)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    drawn = jax.random.fold_in(key, _AUGMENTATION)
     if lora is None:
         # donate_argnames would otherwise free the caller's base parameters.
         state, frozen = first_state(jax.tree.map(jnp.copy, base), recipe), None
     else:
         state, frozen = first_state(lora.first(base, key), recipe), base
+    place = Placement(split.devices(recipe.batch_size))
+    state, frozen, head = place.everywhere((state, frozen, head))
 
     def take(state: PyTree, step: int) -> tuple[PyTree, Float[Array, ""]]:
         rows = epoch_batch(len(samples), recipe.batch_size, step, seed)
         batch = padded_batch(samples.take(rows).arrays(), len(rows)).prepared(model)
+        if augmentations:
+            inputs, of_step = batch.inputs, jax.random.fold_in(drawn, step)
+            images = augmented(inputs["images"], of_step, augmentations=augmentations)
+            batch = replace(batch, inputs={**inputs, "images": images})
         noise = WeightNoise(weight_noise, jax.random.fold_in(key, step)) if weight_noise else None
-        how = {"model": model, "recipe": recipe, "lora": lora}
-        return train_step(state, batch, head, noise, frozen, **how)
+        how = {"model": model, "recipe": recipe, "lora": lora, "parts": split.parts}
+        return train_step(state, place.cut(batch), head, noise, frozen, **how)
 
-    state = run_steps(state, take, recipe.steps, checkpoints, every=every, description=description)
-    return state["params"]
+    how: dict[str, Any] = {"every": every, "description": description, "watch": watch}
+    state = run_steps(state, take, recipe.steps, checkpoints, **how)
+    last = place.together(state["params"])
+    return last if watch is None else watch.chosen(last)
+
+
+def validation_score(
+    model: SharedModel,
+    base: PyTree,
+    head: Head | None,
+    samples: Samples,
+    batch_size: int,
+    lora: Lora | None = None,
+) -> Score:
+    """Return the score of what is trained, parameters or factors, on validation samples."""
+    frozen = None if lora is None else base
+
+    def score(trained: PyTree) -> dict[str, float]:
+        sums = np.zeros(3)
+        for batch in batches_of(samples, batch_size):
+            how = {"model": model, "lora": lora}
+            sums += np.array(_scored(trained, batch.prepared(model), head, frozen, **how))
+        loss, hits, weight = sums.tolist()
+        return {VALIDATION_LOSS: loss / weight} | (
+            {} if head is None else {VALIDATION_ACCURACY: hits / weight}
+        )
+
+    return score
 
 
 def first_state(params: PyTree, recipe: Recipe) -> Any:
@@ -145,8 +215,13 @@ def gradient_step(
 ) -> tuple[Any, Float[Array, ""]]:
     """Take one optimiser step; returns the state and the loss before it. Pure."""
     value, gradient = jax.value_and_grad(loss)(state["params"])
+    return descended(state, gradient, recipe), value
+
+
+def descended(state: PyTree, gradient: PyTree, recipe: Recipe) -> Any:
+    """Return the state after the optimiser's step along a gradient. Pure."""
     updates, optimiser = recipe.optimiser().update(gradient, state["optimiser"], state["params"])
-    return {"params": optax.apply_updates(state["params"], updates), "optimiser": optimiser}, value
+    return {"params": optax.apply_updates(state["params"], updates), "optimiser": optimiser}
 
 
 def run_steps(
@@ -157,6 +232,7 @@ def run_steps(
     *,
     every: int,
     description: str,
+    watch: Watch | None = None,
 ) -> PyTree:
     """Return the state after all steps; a killed run resumes and ends in the same state.
 
@@ -167,6 +243,7 @@ def run_steps(
     - `take`: `(state, step) -> (state, loss)`; it may donate its state.
     - `checkpoints`: folder of orbax steps; the run resumes from the newest undamaged one.
     - `every`: steps between checkpoints.
+    - `watch`: sees every step, and the state at checkpoints and at the end; it may end training.
 
     **Raises:** `InputError` if the loss stops being finite; `OSError` that names the folder if a
     step cannot be written.
@@ -189,25 +266,38 @@ def run_steps(
             with interrupts_held():
                 state = manager.restore(first, args=ocp.args.StandardRestore(abstract))
             logging.getLogger(__name__).info("resuming from step %d of %s", first, checkpoints)
+        if watch is not None:
+            watch.resume(first)
         loss = jnp.zeros(())
         with progress_bar(description, steps, first) as advance:
             done = first
             try:
                 for step in range(first, steps):
+                    if watch is not None and watch.stops:
+                        note(f"{description}: ends after step {step}, see --patience.")
+                        break
                     with interrupts_held():  # a step consumes the previous state
                         state, loss = take(state, step)
                         done = step + 1
                     advance(1)
+                    if watch is not None:
+                        watch.saw(done, loss)
                     if done % every == 0:
                         _require_finite(loss, step, description)
+                        if watch is not None:
+                            watch.look(done, state["params"])
                         with interrupts_held():
                             manager.save(done, args=ocp.args.StandardSave(state))
             except KeyboardInterrupt:
                 if done > (manager.latest_step() or 0) and np.isfinite(loss):
                     with interrupts_held():
+                        if watch is not None:
+                            watch.write()
                         manager.save(done, args=ocp.args.StandardSave(state), force=True)
                 raise
     _require_finite(loss, steps - 1, description)
+    if watch is not None and done % every:
+        watch.look(done, state["params"])
     return state
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +15,7 @@ from jaxtyping import PyTree
 from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError, require_non_negative
 from rmtllmf_jax.common.files import content_hash, file_hash
+from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.samples import Task
 from rmtllmf_jax.fusion.files.adapters import is_adapter, open_adapter
 from rmtllmf_jax.fusion.files.vectors import VECTOR
@@ -44,9 +47,12 @@ from rmtllmf_jax.models.weights import (
     save_tree,
     tree_hash,
 )
-from rmtllmf_jax.training.finetune import finetune
+from rmtllmf_jax.training.augment import Augmentation, parse_augmentations
+from rmtllmf_jax.training.finetune import finetune, validation_score
 from rmtllmf_jax.training.lora import Lora
+from rmtllmf_jax.training.parallel import ONE_PART, Split
 from rmtllmf_jax.training.recipes import Recipe
+from rmtllmf_jax.training.watch import LAST, Choice, Scores, Watch
 
 
 @runtime_checkable
@@ -77,6 +83,19 @@ class FineTuned:
     """Standard deviation of the noise on every parameter, see `training.finetune.finetune`."""
     lora: Lora | None = None
     """Trains its factors in place of all parameters."""
+    augment: tuple[str, ...] = ()
+    """Augmentations of the training images, as `training.augment.parse_augmentations` reads
+    them."""
+    choice: Choice = LAST
+    """Which step is kept, and when training ends early."""
+    every: int = 50
+    """Steps between checkpoints, and between scores on the validation part."""
+    split: Split = ONE_PART
+    """Devices and parts that a batch is computed on and in."""
+    curves: Path | None = None
+    """Folder of the learning curves; `None` keeps none."""
+    tell: Callable[[str, int, Scores], None] = lambda task, step, scores: None
+    """Called with a task's losses and scores by step, for trackers."""
 
     def __post_init__(self) -> None:
         """Check the number, and that the base has what a LoRA updates."""
@@ -88,7 +107,11 @@ class FineTuned:
         """Return the recipe, and noise and LoRA where there are some: older models have none."""
         noise = {"weight_noise": self.weight_noise} if self.weight_noise else {}
         lora = {"lora": asdict(self.lora)} if self.lora else {}
-        return {"recipe": asdict(self.recipe) | noise | lora}
+        changes = parse_augmentations(self.augment, task)
+        augment = {"augment": [described(each) for each in changes]} if changes else {}
+        chosen = {"choice": asdict(self.choice), "every": self.every}
+        choice = chosen if self.choice.needs_scores else {}
+        return {"recipe": asdict(self.recipe) | noise | lora | augment | choice}
 
     def params(self, task: Task, head: Head | None, folder: Path) -> PyTree:
         """Fine-tune, or resume a killed run."""
@@ -104,6 +127,31 @@ class FineTuned:
             weight_noise=self.weight_noise,
             name=task.name,
             lora=self.lora,
+            augmentations=self._augmentations(task),
+            split=self.split,
+            every=self.every,
+            watch=self._watch(task, head, folder),
+        )
+
+    def _augmentations(self, task: Task) -> tuple[Augmentation, ...]:
+        if self.augment and not isinstance(self.model, Backbone):
+            raise InputError("--augment is for images, and these are texts: leave it out.")
+        return parse_augmentations(self.augment, task.name)
+
+    def _watch(self, task: Task, head: Head | None, folder: Path) -> Watch | None:
+        """Return what sees the training, if anything is to be seen of it."""
+        if self.curves is None and not self.choice.needs_scores:
+            return None
+        score = None
+        if self.choice.needs_scores and len(task.validation):
+            batch, how = self.recipe.batch_size, self.lora
+            score = validation_score(self.model, self.base, head, task.validation, batch, how)
+        return Watch(
+            (folder if self.curves is None else self.curves / folder.name).with_suffix(".csv"),
+            folder / "best.safetensors",
+            score,
+            self.choice,
+            partial(self.tell, task.name),
         )
 
 
