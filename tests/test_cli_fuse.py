@@ -71,8 +71,10 @@ def test_the_last_line_says_what_was_done(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     fuse(models, tmp_path / "out", method="average")
-    lacks, last = capsys.readouterr().out.splitlines()
-    assert last == (
+    lacks, said, last = capsys.readouterr().out.splitlines()
+    weights = tmp_path / "out" / "model.safetensors"
+    assert last == f"Next: safetensors.numpy.load_file({str(weights)!r}) reads it."
+    assert said == (
         f"{tmp_path / 'out'}: base + 1 * average(one.safetensors, three.safetensors); "
         "2 tensors merged, 1 copied, 0.000 GB in 1 file"
     )

@@ -51,7 +51,10 @@ def test_the_same_command_goes_on(
     files[0].unlink()
     collect(measured, cache_dir)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4
+    assert len(printed) == 5
+    assert (
+        printed[-1] == f"Next: merge by them: rmtllmf sweep --out {measured} --rules fisher regmean"
+    )
     assert sum("(there already)" in line for line in printed) == 3
     now = {path: path.stat().st_mtime_ns for path in (measured / "statistics").iterdir()}
     assert set(now) == set(before)

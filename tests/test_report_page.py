@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from email.message import Message
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,10 +21,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.report import about
+from rmtllmf_jax.report.about import definitions, glance
+from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.plates import Plate, plates
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.sheets import all_sheets
-from rmtllmf_jax.report.tables import summary
+from rmtllmf_jax.report.tables import cell_scores, summary
 from rmtllmf_jax.report.terminal import print_summary
 from rmtllmf_jax.report.verdict import replication, verdict
 from rmtllmf_jax.report.write import Report, html_page, markdown_page, write_report
@@ -144,7 +148,7 @@ def test_a_screen_reader_finds_its_way(page: Page):
     assert page.elements[0] == ("html", {"lang": "en"})
     assert not page.open
     pictures = [held for tag, held in page.elements if tag == "svg"]
-    assert len(pictures) == len(FIGURES)
+    assert len(pictures) == len(FIGURES) + 1  # figure 2 has another one for phones
     assert all(held["role"] == "img" and held["aria-label"] for held in pictures)
     heads = [held.get("scope") for tag, held in page.elements if tag == "th"]
     assert set(heads) == {"row", "col"}
@@ -173,6 +177,42 @@ def test_the_pages_say_what_the_tables_say(report: Path, page: Page, results: pd
     assert "published fit 1.13 N^-0.655 0.72 0.55" in page.text
     assert "| settings.preset | paper |" in markdown
     assert "alert" not in markdown
+
+
+def test_the_page_begins_with_what_was_done(page: Page, results: pd.DataFrame):
+    tasks = sorted(results["task"].unique())
+    assert f"What was done {len(tasks)} users fine-tuned" in page.text
+    assert f"one task each: {', '.join(tasks[:-1])} and {tasks[-1]}." in page.text
+    (sheet,) = glance(results)
+    assert sheet.header == ["method", "Ideal (no attack)", "Sum-rate attack"]
+    cells = cell_scores(results)
+    own = cells[(cells["protection"] == "r-mtllmf") & (cells["scenario"] == "sum_rate")]
+    (row,) = [row for row in sheet.rows if row[0] == "R-MTLLMF"]
+    assert row[2] == interval(own).text()
+    assert f"{own.groupby('size')['score'].mean().mean():.0%}" == f"{row[2].split()[0]}%"
+    (base,) = [row for row in sheet.rows if row[0] == "Base model"]
+    assert base[1] == base[2]  # which nothing is sent for
+    assert " ".join(row) in page.text
+    defined = dict(definitions(results, made.RUN))
+    assert {"Sum-rate attack", "R-MTLLMF", "Base model", "N"} <= set(defined)
+    assert "Strongest-user attack" not in defined
+    assert all(f"{term} {text}" in page.text for term, text in defined.items())
+
+
+def test_tables_by_number_of_tasks_are_folded_away(page: Page, results: pd.DataFrame):
+    folded = sum(tag == "details" for tag, _ in page.elements)
+    assert folded == len(all_sheets(results, spread=True)) + 2  # coefficients and run.json
+
+
+def test_links_lead_to_the_owners_pages(monkeypatch: pytest.MonkeyPatch):
+    def named(address: str) -> str | None:
+        found = Message()
+        found["Project-URL"] = f"Documentation, {address}"
+        monkeypatch.setattr(about, "metadata", lambda _: found)
+        return about.documentation()
+
+    assert named("https://OWNER.example/rmtllmf-jax") is None
+    assert named("https://somebody.example/docs/") == "https://somebody.example/docs"
 
 
 def test_what_a_run_lacks_is_said_and_its_old_figures_go(tmp_path: Path):
@@ -215,8 +255,9 @@ def test_names_of_somebody_elses_table_stay_names(tmp_path: Path):
     assert len(set(files)) == 2
     assert {file.parent for file in files} == {here}
     said, sheets = [rule, "![x](http://y)"], all_sheets(table, spread=True)
-    report = Report(rule, said, [], found, [], sheets, sheets[0], {})
-    svg = {plate.stem: '<svg viewBox="0 0 1 1"></svg>' for plate in found}
+    report = Report(rule, rule, sheets, [(rule, rule)], said, [], found, [], sheets, sheets[0], {})
+    names = [f"{plate.stem}{ending}" for plate in found for ending in ("", "-narrow")]
+    svg = dict.fromkeys(names, '<svg viewBox="0 0 1 1"></svg>')
     for text in (markdown_page(report), html_page(report, svg)):
         assert "<script" not in text.replace("&lt;script", "")
     assert "![x](" not in markdown_page(report)
@@ -276,7 +317,7 @@ def test_an_inline_figure_keeps_its_own_names():
         '<g clip-path="url(#p)"/></svg>\n'
     )
     plates = [Plate(stem, Figure(), 'a "b"', "c") for stem in ("f", "g")]
-    report = Report("run", [], [], plates, [], [], Sheet("t", ["a", "b"], []), {})
+    report = Report("run", "", [], [], [], [], plates, [], [], Sheet("t", ["a", "b"], []), {})
     found = html_page(report, {"f": svg, "g": svg})
     for name in ("f", "g"):
         assert (
@@ -290,13 +331,23 @@ def test_an_inline_figure_keeps_its_own_names():
         html_page(report, {"f": "<svg></svg>", "g": svg})
 
 
-_PICTURES = """[...document.querySelectorAll("svg")].map(svg => {
+_PICTURES = """[...document.querySelectorAll("svg")].filter(
+  each => each.checkVisibility()
+).map(svg => {
   const outer = svg.getBoundingClientRect(), inner = svg.getBBox();
   return [outer.width, outer.height, inner.width, inner.height, svg.querySelectorAll("path").length]
 })"""
+# How far what must be seen at once reaches beyond the right end of the window.
+_BEYOND = """[...document.querySelectorAll("table.glance, #figure_2 svg")]
+  .filter(each => each.checkVisibility())
+  .map(each => each.getBoundingClientRect().right - document.documentElement.clientWidth)"""
+_LIGHT = """[document.body, document.querySelector(".picture")].map(each => {
+  const style = getComputedStyle(each);
+  return [style.backgroundColor, style.filter];
+})"""
 
 
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("width", [1200, 768, 390])
 def test_a_browser_draws_every_figure_without_a_word(report: Path, tmp_path: Path, width: int):
     binary = chromium_path()
     if binary is None:
@@ -310,6 +361,18 @@ def test_a_browser_draws_every_figure_without_a_word(report: Path, tmp_path: Pat
         overflow = browser.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
+        beyond = browser.evaluate(_BEYOND)
+        looks = []
+        for scheme in ("light", "dark"):
+            chosen = {"name": "prefers-color-scheme", "value": scheme}
+            browser.call("Emulation.setEmulatedMedia", features=[chosen])
+            looks.append(browser.evaluate(_LIGHT))
+    assert len(beyond) == 2
+    assert max(beyond) <= 0  # the attack is not beside the screen
+    assert looks[0][0][0] == "rgb(255, 255, 255)"
+    assert looks[0][1][1] == "none"
+    assert max(map(int, re.findall(r"\d+", looks[1][0][0]))) < 64
+    assert looks[1][1][1].startswith("invert(")
     assert len(pictures) == len(FIGURES)
     for outer_width, outer_height, inner_width, inner_height, paths in pictures:
         assert outer_width > 200

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -412,6 +414,19 @@ def test_nothing_missing_is_said():
         paper_plan(), needed=tuple(replace(each, present=True) for each in paper_needs())
     )
     assert "Nothing is missing offline." in list(plan_sentences(result, H100, None))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_dry_run_fails_where_images_are_missing(tmp_path: Path, capsys, there: bool):
+    for task in ("mnist", "dtd") if there else ("mnist",):
+        (tmp_path / task).mkdir()
+    words = ["reproduce", "demo", "--out", "run", "--source", "folder", "--data", str(tmp_path)]
+    words += ["--tasks", "mnist", "dtd", "--combinations", "all", "--sizes", "2", "--dry-run"]
+    with nullcontext() if there else pytest.raises(SystemExit, match="1"):
+        parse(words).run()
+    said = "Nothing is missing" if there else f"Missing offline (1 of 3): {tmp_path / 'dtd'}"
+    assert "".join(said.split()) in "".join(capsys.readouterr().out.split())
+    parse([*words, "--for", "h100"]).run()  # where nobody knows what there is
 
 
 def test_a_dry_run_counts_tasks_that_the_registry_does_not_know(capsys):

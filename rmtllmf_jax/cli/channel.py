@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json, print_table
+from rmtllmf_jax.cli.options import Cache, ChannelOptions, print_as_json, print_table, suggest
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_seed
 from rmtllmf_jax.common.extras import MissingExtra, needed_by
 from rmtllmf_jax.common.progress import note
@@ -119,6 +120,9 @@ class Channel(ChannelOptions):
             write_bytes(out / f"{name}.png", image_bytes(figure))
             if not self.json:
                 print(out / f"{name}.png")
+        if not self.json:
+            preset, run = quote(self.preset), "runs/on_this_channel"
+            suggest(f"merge over it: rmtllmf reproduce demo --preset {preset} --out {run}")
 
     def _note(self, link: Link) -> str:
         receiver = [_title(link.receiver)] * link.preset.has_channel

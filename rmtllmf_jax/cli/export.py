@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
-from rmtllmf_jax.cli.options import Configured
+from rmtllmf_jax.cli.options import Configured, suggest
 from rmtllmf_jax.common.errors import InputError, require_known, require_non_negative
 from rmtllmf_jax.common.files import require_absent
 
@@ -59,6 +60,8 @@ class Export(Configured):
                 f'pipeline("image-classification", "{self.to}", trust_remote_code=True), with the '
                 f"class in {CODE_FILE}, which transformers has not; `rmtllmf predict` needs none."
             )
+        folder, to = quote(str(self.run_folder)), quote(str(self.to))
+        suggest(f"score it: rmtllmf evaluate {folder} --directory {to}")
 
     def _classifier(self, run: Run, tasks: tuple[str, ...]) -> Classifier | None:
         """Return the head that goes with the model, if one does; a language model has none."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from rmtllmf_jax.cli.help_text import BothWays, Place
 from rmtllmf_jax.cli.learned import CURVES
-from rmtllmf_jax.cli.options import RunOptions, default_of, print_table, taken
+from rmtllmf_jax.cli.options import RunOptions, default_of, print_table, suggest, taken
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
@@ -179,6 +180,7 @@ class Finetune(RunOptions, ModelOptions, TextOptions, TrainingOptions, LoraOptio
             if self.texts is None:
                 names = tuple(task.name for task in tasks)
                 print_test(open_run(self.out, names, cache_dir=self.cache_dir), tasks)
+        suggest(f"send and merge them: rmtllmf sweep --out {quote(str(self.out))}")
 
 
 def recipe_of(options: Finetune) -> Recipe:

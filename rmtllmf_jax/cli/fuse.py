@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from rmtllmf_jax.cli.link import LinkOptions
-from rmtllmf_jax.cli.options import default_of, print_table
+from rmtllmf_jax.cli.options import default_of, print_table, suggest
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.extras import MissingExtra, needed_by
 from rmtllmf_jax.common.progress import note
@@ -160,6 +160,7 @@ class Fuse(LinkOptions):
         if energies:
             _show_energy(energies)
         print(f"{out}: {_summary(plan)}")
+        suggest(_opening(out, self.as_adapter is not None))
 
     def _recipe(self, variations: tuple[Variation, ...]) -> Recipe:
         from rmtllmf_jax.common.values import parse
@@ -243,6 +244,15 @@ def _show_energy(energies: dict[str, list[float]]) -> None:
     rows = [[key, f"{shares['tensors'][key]:.2%}"] for key in lost[:_SHOWN]]
     print_table("Energy of the merged vector in the adapter", ["tensor", "kept"], rows)
     note(f"the adapter has {shares['overall']:.4%} of the merged vector's energy.")
+
+
+def _opening(out: Path, adapter: bool) -> str:
+    """Return how an output is opened."""
+    if adapter:
+        return f"PeftModel.from_pretrained(BASE_MODEL, {str(out)!r}) of peft opens it on its base."
+    if (out / "config.json").is_file():
+        return f"AutoModel.from_pretrained({str(out)!r}) of transformers opens it."
+    return f"safetensors.numpy.load_file({str(next(out.glob('*.safetensors')))!r}) reads it."
 
 
 def _summary(plan: Plan) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import tyro
 
+from rmtllmf_jax.cli.options import suggest
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.data.tasks import TASK_NAMES
@@ -45,7 +47,10 @@ class ImportTaskVector:
             raise InputError(f"--task must be a name without slashes, got {self.task!r}.")
         finetuned = published(self.task) if self.finetuned == PUBLISHED else self.finetuned
         vector = import_vector(self.base, finetuned, self.task, self.out)
-        print(f"{self.out / self.task}.safetensors: {_summary(vector)}")
+        path = self.out / f"{self.task}.safetensors"
+        print(f"{path}: {_summary(vector)}")
+        words = quote(self.base), quote(str(path)), quote(self.task)
+        suggest("add it to its base: rmtllmf apply-task-vector {} {} --out {}".format(*words))
 
 
 def published(task: str) -> str:

@@ -1,6 +1,6 @@
 """The entry point: parse, run, and turn bad input into one clear line.
 
-Exit codes: 0 done, 1 `doctor` found an error or `gradcheck` a gradient that differs, 2 bad input or
+Exit codes: 0 done, 1 `doctor`, `gradcheck` or a dry run found something wrong, 2 bad input or
 usage, a full disk, or no device, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP, 141 nobody
 reads what is printed any more (`| head`). Anything else is a bug and keeps its traceback.
 """
@@ -134,9 +134,9 @@ _OVERVIEW = """usage: rmtllmf COMMAND [--quiet] [OPTIONS]
  ------------------------------------------------------------------------------
 {}
 
- Exit codes: 0 done, 1 doctor or gradcheck found something wrong, 2 bad input or
- usage, a full disk or no device, 130 stopped by Ctrl-C (143 by SIGTERM, 129 by
- SIGHUP), 141 nobody reads what is printed any more."""
+ Exit codes: 0 done, 1 doctor, gradcheck or a dry run found something wrong, 2
+ bad input or usage, a full disk or no device, 130 stopped by Ctrl-C (143 by
+ SIGTERM, 129 by SIGHUP), 141 nobody reads what is printed any more."""
 
 _QUIET = "--quiet"
 _QUIET_HELP = "Print only results and errors: no progress, notes or warnings."

@@ -14,6 +14,7 @@ import tyro
 
 from rmtllmf_jax.cli.help_text import Place
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.training.recipes import REALIGN
 
@@ -60,6 +61,11 @@ def print_as_json(value: Any) -> None:
         return None if isinstance(each, float) and not math.isfinite(each) else each
 
     print(json.dumps(known(value), indent=2, allow_nan=False))
+
+
+def suggest(step: str) -> None:
+    """Print, as the last line of a command, what to do with what it made."""
+    note(f"Next: {step}")
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

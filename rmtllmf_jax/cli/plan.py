@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     """Print the plan of `rmtllmf reproduce`: at full size, if the images are not here to count.
 
+    Exits with 1 if something that the run reads is missing on this machine, unless the plan is for
+    another one.
+
     **Raises:** `InputError` if the model's sizes cannot be known without downloading it, or for a
     task that neither the registry nor the source knows.
     """
@@ -85,6 +89,8 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     _show(numbers, machine, options.json)
     if options.source not in ("hub", "embedded") and not options.json:
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
+    if numbers.missing and not options.elsewhere:
+        sys.exit(1)
 
 
 def sweep_dry_run(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from rmtllmf_jax.cli.options import suggest
+
 
 @dataclass
 class Report:
@@ -62,5 +64,7 @@ def report(run: Path, out: Path | None = None) -> None:
 
     results = read_results(run / "results.parquet")
     print_summary(results)
-    for path in write_report(run, out, results):
+    written = write_report(run, out, results)
+    for path in written:
         print(path)
+    suggest(f"open {written[-1]} in a browser.")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import tyro
 
-from rmtllmf_jax.cli.options import Relocated
+from rmtllmf_jax.cli.options import Relocated, suggest
 from rmtllmf_jax.runs.folder import working_in
+
+_USERS = {"fishers": "fisher", "grams": "regmean"}
+"""The merge method that each kind is for."""
 
 
 @dataclass(kw_only=True)
@@ -46,3 +50,5 @@ class Statistics(Relocated):
             for place, known in collect(run, self.kinds, self.samples, self.seed):
                 there = " (there already)" if known else ""
                 print(f"{place.path}: {place.kind} of {place.task}{there}", flush=True)
+        rules = " ".join(_USERS[kind] for kind in self.kinds)
+        suggest(f"merge by them: rmtllmf sweep --out {quote(str(self.run_folder))} --rules {rules}")

@@ -6,9 +6,10 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rmtllmf_jax.cli.options import DryRunOptions, Relocated, SweepOptions, taken
+from rmtllmf_jax.cli.options import DryRunOptions, Relocated, SweepOptions, suggest, taken
 from rmtllmf_jax.common.errors import InputError, first_line
 from rmtllmf_jax.common.progress import note
 from rmtllmf_jax.runs.environment import provenance, use_compilation_cache
@@ -59,6 +60,8 @@ class Sweep(SweepOptions, ProcessOptions, DryRunOptions, Relocated):
         place = join(self)
         with working_in(self.out) if place[0] == 0 else nullcontext():
             sweep(self, self._run(), place)
+        if place[0] == 0:
+            suggest(f"figures and a page: rmtllmf report {quote(str(self.out))}")
 
     def _run(self) -> Run:
         return self.opened(self.out, self.tasks, remat=self.remat)
@@ -244,4 +247,4 @@ def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> N
     configuration["seconds"] = round(time.time() - started, 1)
     write_json(out / "run.json", configuration)
     (out / UNDER_WAY).unlink(missing_ok=True)
-    print(f"{out / 'run.json'}: how they came about; `rmtllmf report {out}` draws them")
+    print(f"{out / 'run.json'}: how they came about")

@@ -29,16 +29,20 @@ _REFERENCES = {
     "base": ("#4d4d4d", (0, (1.0, 1.2)), 1.6),
 }
 
+_PHONE = 4.2
+"""Inches that are shown on a phone's width without becoming illegible."""
+
 Line = tuple[np.ndarray, np.ndarray]
 
 
-def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
+def figure_2(results: pd.DataFrame, note: str = "", *, narrow: bool = False) -> Figure:
     """Draw the average normalised accuracy (%) against the number of tasks, one panel per scenario.
 
     One line per protection: mean over combinations, draws and seeds; the band (a bar where there is
     only one size) is its 95 % interval (`intervals.interval`). Two lines need no uplink and are the
     same in every panel: the mean of the control (dashed) and the base model under the tasks' own
-    heads (dotted). `note` is added to the title.
+    heads (dotted). `note` is added to the title; a `narrow` figure has its panels one below the
+    other.
 
     **Raises:** `InputError` if `results` holds only controls, or several merge methods or levels of
     an axis, which have no common mean.
@@ -68,7 +72,8 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     ]
     band = "shading" if len(sizes) > 1 else "bar"
     title = f"{joined(_FUSED.format(metric_of(results).capitalize()), note)}\n{_OVER}; {band}"
-    figure, axes = _draw_scores(panels, 3.0, title, _SCORE.format(metric_of(results)))
+    score = _SCORE.format(metric_of(results))
+    figure, axes = _draw_scores(panels, 3.0, title, score, narrow=narrow)
     for panel in axes:
         panel.set_xlabel("Number of fused tasks")
         panel.set_xticks(sizes)
@@ -77,14 +82,16 @@ def figure_2(results: pd.DataFrame, note: str = "") -> Figure:
     return figure
 
 
-def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
+def axis_figure(
+    results: pd.DataFrame, axis: str, note: str = "", *, narrow: bool = False
+) -> Figure:
     """Draw the average normalised accuracy (%) against the level of an axis.
 
     One line per protection: mean over combinations, draws and seeds; the band is its 95 % interval
     (`intervals.interval`). Several scenarios have one panel each (the mean over the sizes), a
     single scenario one panel per number of tasks. The control (dashed) and the base model under its
     own heads (dotted) need no uplink and no level. The axis `mse` is logarithmic. `note` is added
-    to the title.
+    to the title; a `narrow` figure has its panels one below the other.
 
     **Raises:** `InputError` if no row has that axis, or if those that have it were merged by
     several rules, which have no common mean.
@@ -115,7 +122,8 @@ def axis_figure(results: pd.DataFrame, axis: str, note: str = "") -> Figure:
     title = (
         f"{joined(_FUSED.format(metric_of(results).capitalize()), note)}\n{_OVER}; shading (bar)"
     )
-    figure, axes = _draw_scores(panels, 3.2, title, _SCORE.format(metric_of(results)), axis)
+    score = _SCORE.format(metric_of(results))
+    figure, axes = _draw_scores(panels, 3.2, title, score, axis, narrow=narrow)
     for panel in axes:
         panel.set_xlabel(AXES.get(axis, axis), fontsize=9)
     _set_top(axes[0], pd.concat([lines for _, lines, _ in panels]))
@@ -146,11 +154,15 @@ def _draw_scores(
     title: str,
     score: str,
     axis: str = "",
+    *,
+    narrow: bool,
 ) -> tuple[Figure, list[Axes]]:
     """Draw panels side by side: title, lines of the protections, and those without an uplink."""
-    columns = min(len(panels), 4)
+    columns = 1 if narrow else min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     size = max(1.2 + side * columns, 6.5), 1.5 + 2.9 * rows
+    if narrow:
+        size = _PHONE, 1.5 + 2.2 * rows
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     for panel in axes[len(panels) :]:
@@ -166,7 +178,10 @@ def _draw_scores(
         tidy(panel, name)
     figure.supylabel(score, fontsize=10)
     drawn = list(axes[: len(panels)])
-    _finish(figure, drawn, 6 if columns > 2 else 3, title)
+    if narrow:  # whose page says the rest
+        add_legend(figure, drawn, 2, fontsize=8)
+    else:
+        _finish(figure, drawn, 6 if columns > 2 else 3, title)
     return figure, drawn
 
 

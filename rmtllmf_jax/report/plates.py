@@ -58,6 +58,8 @@ class Plate:
     figure: Figure
     title: str
     caption: str
+    narrow: Figure | None = None
+    """The same with its panels one below the other, for a phone."""
 
 
 def plates(
@@ -104,9 +106,14 @@ def _accuracies(part: Part, along_an_axis: bool) -> Iterator[Plate | str]:
     caption = f"Average normalised {metric} by {by}, one panel per {panel}. {_LINES}"
     for note, results in versions(part.results).items():
         named = joined(part.title, note)
-        drawn = axis_figure(results, part.axis, named) if part.axis else figure_2(results, named)
+        wide, narrow = (
+            axis_figure(results, part.axis, named, narrow=narrow)
+            if part.axis
+            else figure_2(results, named, narrow=narrow)
+            for narrow in (False, True)
+        )
         ending = "_informative" if note else ""
-        yield Plate(f"{stem}{part.stem}{ending}", drawn, joined(title, named), caption)
+        yield Plate(f"{stem}{part.stem}{ending}", wide, joined(title, named), caption, narrow)
 
 
 def _cosines(stem: str, scenario: str, cosines: pd.DataFrame | None) -> Plate | str:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from rmtllmf_jax.common.files import write_bytes
+from rmtllmf_jax.report.about import definitions, documentation, done, glance
 from rmtllmf_jax.report.io import (
     find,
     read_configuration,
@@ -47,6 +48,16 @@ a { color: var(--link); }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-style: none; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
 .picture { background: #fff; padding: .5rem; }
+.narrow { display: none; }
+@media (max-width: 40rem) { .wide { display: none; } .narrow { display: block; } }
+@media (prefers-color-scheme: dark) { .picture { filter: invert(.9) hue-rotate(180deg); } }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; }
+@media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .5rem 1rem; }
+  .glance { table-layout: fixed; width: 100%; font-size: .75rem; overflow-wrap: anywhere; }
+  .glance .number { white-space: normal; } .glance th, .glance td { padding: .25rem .2rem; }
+  .glance thead th { font-size: .7rem; } .glance th:first-child { width: 26%; } }
+summary { cursor: pointer; padding: .25rem 0; }
 svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figure { margin: 0 0 2rem; } figcaption, caption { font-size: .9rem; padding: .4rem 0; }
 caption { text-align: left; padding: .5rem; font-weight: 600; }
@@ -89,11 +100,15 @@ def write_report(
     )
     configuration = read_configuration(run)
 
+    text = done(results, configuration)
     sentences = verdict(results)
     if so_far := find(configuration, "so_far"):
         sentences.insert(0, f"The sweep is not finished: everything below covers {so_far}.")
     report = Report(
         run.resolve().name,
+        text,
+        glance(results),
+        list(definitions(results, configuration)),
         sentences,
         replication(results),
         *plates(results, cosines, scales, find(configuration, "shots")),
@@ -107,6 +122,9 @@ def write_report(
         for kind in KINDS:
             files[f"{plate.stem}.{kind}"] = image_bytes(plate.figure, kind)
     svg = {plate.stem: files[f"{plate.stem}.svg"].decode() for plate in report.plates}
+    for plate in report.plates:
+        if plate.narrow is not None:
+            svg[_narrow(plate)] = image_bytes(plate.narrow, "svg").decode()
     files["summary.md"] = markdown_page(report).encode()
     files["summary.csv"] = (
         summary(results, "size").to_csv(index=False, lineterminator="\n").encode()
@@ -129,8 +147,14 @@ class Report:
     """What the pages of a run say."""
 
     name: str
+    done: str
+    """What was done, as sentences."""
+    glance: Sequence[Sheet]
+    """The scores, method by scenario."""
+    definitions: Sequence[tuple[str, str]]
+    """The words of these tables, each with what it means."""
     verdict: Sequence[str]
-    """Sentences, at the top of the page."""
+    """Sentences."""
     replication: Sequence[str]
     """What the intervals are, and what they resample."""
     plates: Sequence[Plate]
@@ -147,7 +171,12 @@ class Report:
 
 def markdown_page(report: Report) -> str:
     """Return the report in markdown; the PNG files of its figures lie beside the page."""
-    parts = [f"# Report of {one_line(report.name)}", "## Verdict", _items(report.verdict)]
+    parts = [f"# Report of {one_line(report.name)}", one_line(report.done)]
+    for sheet in report.glance:
+        parts += [f"**{one_line(sheet.title)}**", markdown_table(sheet)]
+    if report.definitions:
+        parts.append(_items([f"{term}: {text}" for term, text in report.definitions]))
+    parts += ["## Verdict", _items(report.verdict)]
     parts.append("\n\n".join(map(one_line, report.replication)))
     for sheet in (*report.said, *report.sheets, report.paper):
         parts += [f"## {one_line(sheet.title)}", markdown_table(sheet)]
@@ -167,8 +196,12 @@ def _items(lines: Sequence[str]) -> str:
 
 def html_page(report: Report, svg: Mapping[str, str]) -> str:
     """Return the report as one HTML page; `svg` holds the file of each figure, by its stem."""
-    figures = [_figure(plate, svg[plate.stem]) for plate in report.plates]
+    figures = [_figure(plate, svg) for plate in report.plates]
     sections = {
+        "What was done": f"<p>{escape(report.done)}</p>\n"
+        + "\n".join(_table(sheet, "glance") for sheet in report.glance)
+        + _definitions(report.definitions)
+        + _read_more(),
         "Verdict": _list(report.verdict)
         + "".join(f"<p>{escape(line)}</p>" for line in report.replication),
         "Figures": "\n".join(figures) + (_list(report.skipped) if report.skipped else ""),
@@ -177,7 +210,7 @@ def html_page(report: Report, svg: Mapping[str, str]) -> str:
             "<p>Ours: mean over the numbers of tasks of the means at each, with its 95 % "
             "interval.</p>" + _table(report.paper)
         ),
-        "Tables": "\n".join(map(_table, report.sheets)),
+        "Tables": "\n".join(map(_folded, report.sheets)),
         "Configuration and provenance": _configuration(report.run),
     }
     sections = {title: text for title, text in sections.items() if text}
@@ -198,23 +231,36 @@ def html_page(report: Report, svg: Mapping[str, str]) -> str:
     )
 
 
-def _figure(plate: Plate, svg: str) -> str:
+def _figure(plate: Plate, svg: Mapping[str, str]) -> str:
     title, caption = escape(plate.title), f"caption-{plate.stem}"
-    picture = _inline(svg, plate.stem, f'aria-label="{title}" aria-describedby="{caption}"')
+    described = f'aria-label="{title}" aria-describedby="{caption}"'
+    wide = "picture" if plate.narrow is None else "picture wide"
+    pictures = (
+        f'<div class="scroll {wide}" tabindex="0" role="group" aria-label="{title}">'
+        f"{_inline(svg[plate.stem], plate.stem, described)}</div>"
+    )
+    if plate.narrow is not None:
+        name = _narrow(plate)
+        narrow = _inline(svg[name], name, described, least=0.0)
+        pictures += f'\n<div class="picture narrow">{narrow}</div>'
     files = ", ".join(f'<a href="{plate.stem}.{kind}">{kind.upper()}</a>' for kind in KINDS)
     return (
-        f'<figure id="{plate.stem}"><h3>{title}</h3>\n'
-        f'<div class="scroll picture" tabindex="0" role="group" aria-label="{title}">{picture}'
-        f'</div>\n<figcaption id="{caption}">{escape(plate.caption)} As a file: {files}.'
+        f'<figure id="{plate.stem}"><h3>{title}</h3>\n{pictures}\n'
+        f'<figcaption id="{caption}">{escape(plate.caption)} As a file: {files}.'
         "</figcaption></figure>"
     )
 
 
-def _inline(svg: str, name: str, described: str) -> str:
+def _narrow(plate: Plate) -> str:
+    return f"{plate.stem}-narrow"
+
+
+def _inline(svg: str, name: str, described: str, least: float = 560.0) -> str:
     """Return the `<svg>` element of a file that matplotlib wrote, for use in a page.
 
     Its ids begin with `name`, so that several figures can share a page; its metadata is left out,
-    its size is given by the view box (points, 3/4 of a CSS pixel).
+    its size is given by the view box (points, 3/4 of a CSS pixel); it is not made narrower than
+    `least` pixels.
     """
     found = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     if found is None:
@@ -225,17 +271,18 @@ def _inline(svg: str, name: str, described: str) -> str:
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
     return (
         f'<svg viewBox="0 0 {found[1]} {found[2]}" style="width:{width:.0f}px;'
-        f'min-width:{min(width, 560):.0f}px;aspect-ratio:{width:.0f}/{height:.0f}" role="img" '
+        f'min-width:{min(width, least):.0f}px;aspect-ratio:{width:.0f}/{height:.0f}" role="img" '
         f'{described} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{body}'
     ).rstrip()
 
 
-def _table(sheet: Sheet) -> str:
+def _table(sheet: Sheet, look: str = "") -> str:
     """Return a sheet with its column and row headers; a wide one scrolls on its own."""
     words = len(sheet.header) == sheet.names
     heads = 1 if words else sheet.names
     kinds = [""] * sheet.names + [' class="number"'] * (len(sheet.header) - sheet.names)
-    title, look = escape(sheet.title), ' class="words"' if words else ""
+    title, look = escape(sheet.title), "words" if words else look
+    look = f' class="{look}"' if look else ""
     header = "".join(
         f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, sheet.header)
     )
@@ -250,6 +297,27 @@ def _table(sheet: Sheet) -> str:
         f"<table{look}><caption>{title}</caption>\n"
         f"<thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
+
+
+def _folded(sheet: Sheet) -> str:
+    return f"<details><summary>{escape(sheet.title)}</summary>\n{_table(sheet)}</details>"
+
+
+def _definitions(entries: Sequence[tuple[str, str]]) -> str:
+    listed = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>\n" for term, text in entries)
+    return f"<dl>{listed}</dl>" if listed else ""
+
+
+def _read_more() -> str:
+    """Return where the words and the tables are explained."""
+    root, pages = documentation(), {"report": "this page", "glossary": "all words"}
+    links = [
+        f"{what}: <code>docs/{name}.md</code>"
+        if root is None
+        else f'<a href="{escape(root)}/{name}.html">{what}</a>'
+        for name, what in pages.items()
+    ]
+    return f"\n<p>More on {' and '.join(links)}.</p>"
 
 
 def _configuration(run: Mapping[str, Any]) -> str:
