@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from rmtllmf_jax.data.texts.questions import Questions
 from rmtllmf_jax.evaluation.batches import Batch, batches_of
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.evaluation.metrics import CrossEntropy, Metric, Outputs, PerSample
-from rmtllmf_jax.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.models.decoder import Decoder
 
 
 class TokenLoss(PerSample):

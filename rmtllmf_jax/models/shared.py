@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.models.backbone import Backbone
-from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.heads import Head
+
+if TYPE_CHECKING:
+    from rmtllmf_jax.models.backbone import Backbone
 
 
 @runtime_checkable
@@ -58,6 +59,8 @@ def images_only(model: Any, what: str) -> Backbone:
 
     **Raises:** `InputError` that says what is for images alone.
     """
+    from rmtllmf_jax.models.decoder import Decoder  # which needs flax
+
     if isinstance(model, Decoder):
         raise InputError(f"{what}: for models of images; this run's is a language model.")
     found: Backbone = model
