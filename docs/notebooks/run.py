@@ -2,8 +2,8 @@
 
     python docs/notebooks/run.py [NAME ...]
 
-Code is run as a notebook runs it: one namespace, a cell's last expression is shown, lines that begin
-with `!` go to a shell. What goes to standard error is not kept.
+Code is run as a notebook runs it: one namespace, a cell's last expression is shown, lines that
+begin with `!` go to a shell. What goes to standard error is not kept.
 """
 
 from __future__ import annotations
