@@ -32,6 +32,7 @@ from rmtllmf_jax.runs import open_run
 from rmtllmf_jax.sweep.needs import require_looked_at
 from rmtllmf_jax.training import Recipe, import_vector
 from rmtllmf_jax.training.realign import realign
+from rmtllmf_jax.training.watch import read_curve
 
 LENGTH, STEPS = 32, 6
 TASKS = """
@@ -104,6 +105,22 @@ def test_users_have_their_nats_and_what_they_were_made_of(swept: Path, place: Pa
     )
     with pytest.raises(InputError, match="accuracies under heads: for models of images"):
         run.accuracies(base)
+
+
+def test_the_best_step_of_texts_is_that_of_the_lowest_loss(place: Path, tmp_path: Path):
+    """In parts, too; they have no accuracy."""
+    more = ["--keep", "best", "--validate-every", 2, "--accumulate", 2, "--tasks", "maths"]
+    more += ["--learning-rate", 0.3]  # too much: the last step is not the best
+    main(words(place, tmp_path / "run", *more))
+    (curve,) = (tmp_path / "run" / "curves").glob("maths-*.csv")
+    rows = read_curve(curve)
+    losses = {step: row["validation_loss"] for step, row in rows.items() if len(row) > 1}
+    assert sorted(losses) == [2, 4, 6]
+    assert not any("validation_accuracy" in row for row in rows.values())
+    user = opened(tmp_path / "run", place).users["maths"]
+    assert user.finetuned_nats["validation"] == pytest.approx(min(losses.values()), rel=1e-5)
+    with pytest.raises(SystemExit):
+        main(words(place, tmp_path / "other", "--augment", "flip"))
 
 
 def test_what_is_finished_is_not_done_again(

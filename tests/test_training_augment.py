@@ -60,6 +60,13 @@ def test_auto_mirrors_no_digits():
     assert parse_augmentations((), "sun397") == ()
 
 
+def test_values_are_taken_as_they_are():
+    def own(images: jax.Array, key: jax.Array) -> jax.Array:
+        return images
+
+    assert parse_augmentations((Flip(), own, "crop"), "mnist") == (Flip(), own, Crop())
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -90,19 +90,23 @@ MIRRORED = (
 know."""
 
 
-def parse_augmentations(texts: Sequence[str], task: str) -> tuple[Augmentation, ...]:
-    """Return the augmentations that texts describe, for a task.
+def parse_augmentations(
+    chosen: Sequence[str | Augmentation], task: str
+) -> tuple[Augmentation, ...]:
+    """Return augmentations, values as they are and texts as they describe them, for a task.
 
     `auto` is `crop`, and `flip` for tasks whose mirrored images are of the same class (`MIRRORED`).
 
     **Raises:** `InputError` that names what is unknown, and the known ones.
     """
     found: list[Augmentation] = []
-    for text in texts:
-        if text.strip() == AUTO:
+    for each in chosen:
+        if not isinstance(each, str):
+            found.append(each)
+        elif each.strip() == AUTO:
             found += [Crop(), Flip()] if task in MIRRORED else [Crop()]
         else:
-            found.append(parse(text, AUGMENTATIONS | {AUTO: Crop}, "augmentation"))
+            found.append(parse(each, AUGMENTATIONS | {AUTO: Crop}, "augmentation"))
     return tuple(found)
 
 

@@ -83,8 +83,8 @@ class FineTuned:
     """Standard deviation of the noise on every parameter, see `training.finetune.finetune`."""
     lora: Lora | None = None
     """Trains its factors in place of all parameters."""
-    augment: tuple[str, ...] = ()
-    """Augmentations of the training images, as `training.augment.parse_augmentations` reads
+    augment: tuple[str | Augmentation, ...] = ()
+    """Augmentations of the training images, as `training.augment.parse_augmentations` takes
     them."""
     choice: Choice = LAST
     """Which step is kept, and when training ends early."""
