@@ -112,6 +112,10 @@ def test_run_json_says_how_the_tables_came_about(
         "resample": "bicubic",
         "normalise": True,
         "dtype": "float32",
+        "resize_to": None,
+        "reading": {},
+        "skip_unreadable": 0,
+        "templates": [],
     }
     assert (run["users"]["recipe"]["steps"], run["users"]["recipe"]["batch_size"]) == (120, 8)
     assert (run["settings"]["seed"], run["settings"]["shots"]) == (0, 3)

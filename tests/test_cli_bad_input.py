@@ -314,6 +314,8 @@ def test_a_moved_model_and_moved_images(
         assert f"{tmp_path / 'gone'}: no such" in error
         assert f"new place with {option}" in error
         manifest["setting"][name] = str(tmp_path / "gone")
+    for user in manifest["users"].values():
+        user["images"]["data"] = str(tmp_path / "gone")
     (run / "finetuned.json").write_text(json.dumps(manifest))
     assert "with --data" in sweep()
     data = finished.users[finished.users.index("--data") + 1]

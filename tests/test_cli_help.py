@@ -108,7 +108,8 @@ def test_options_are_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     page = printed_help(capsys, "reproduce")
     titles = re.findall(r"^ (\S.*) (?:options|arguments)$|^ (options)$", page, re.MULTILINE)
     assert ["".join(title) for title in titles] == [
-        *("positional", "options", "model and images", "texts", "fine-tuning", "LoRA"),
+        *("positional", "options", "model and images", "columns and splits", "texts"),
+        *("fine-tuning", "LoRA"),
         "speed and memory",
         *("grid", "channel", "merging", "realignment", "evaluation", "dry run"),
     ]

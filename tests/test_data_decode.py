@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import encoded
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data.decode import decode_image
+from rmtllmf_jax.data.decode import decode_image, read_rgb
+from rmtllmf_jax.data.pixels import EIGHT_BITS, Stored, look_at
+from rmtllmf_jax.models.processor import RESAMPLES
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)
@@ -37,10 +39,55 @@ def test_resize_and_crop_are_pillows(
     np.testing.assert_array_equal(decode_image(encoded(image), size, "here"), expected)
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte() -> None:
-    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 77
-    decoded = decode_image(encoded(Image.fromarray(deep)), 20, "here")
-    np.testing.assert_array_equal(decoded, np.repeat(PIXELS[..., :1], 3, axis=2))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_grey_is_scaled_by_the_range_that_it_uses(bits: int, kind: str) -> None:
+    most = 2**bits - 1
+    deep = np.linspace(0, most, 400).round().astype(np.uint16).reshape(20, 20)
+    data = encoded(Image.fromarray(deep), kind)
+    expected = np.rint(deep * (255 / most)).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(data, 20, "here")[..., 1], expected)
+    assert look_at(data) == Stored(0, 1, most)
+    # Of a split with other images, its range counts.
+    whole = decode_image(data, 20, "here", bits=16)[..., 1]
+    np.testing.assert_array_equal(whole, np.rint(deep / 257).astype(np.uint8))
+
+
+def turned(how: int, kind: str, mode: str = "RGB") -> bytes:
+    """Return a file of `PIXELS` that EXIF says to turn."""
+    image = Image.fromarray(PIXELS[:13]).convert(mode)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = how
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    return encoded(image, kind, exif=exif, **lossless)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("how", range(1, 9))
+def test_images_are_set_upright(how: int, kind: str) -> None:
+    data = turned(how, kind)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert upright.size == ((20, 13) if how < 5 else (13, 20))
+    np.testing.assert_array_equal(np.asarray(read_rgb(data, "here")), np.asarray(upright))
+    assert look_at(data).turned == (how > 1)
+
+
+def test_turned_images_are_transformers_pipelines() -> None:
+    image_utils = pytest.importorskip("transformers.image_utils")
+    for how in range(1, 9):
+        theirs = image_utils.load_image(Image.open(io.BytesIO(turned(how, "JPEG"))))
+        ours = read_rgb(turned(how, "JPEG"), "here")
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_damaged_note_turns_nothing() -> None:
+    data = turned(6, "JPEG")
+    start = data.index(b"Exif\0\0") + 6
+    damaged = data[:start] + b"\xff" * 8 + data[start + 8 :]
+    np.testing.assert_array_equal(
+        np.asarray(read_rgb(damaged, "here")), np.asarray(Image.open(io.BytesIO(data)))
+    )
+    assert look_at(damaged) == EIGHT_BITS
 
 
 def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -79,9 +126,9 @@ def test_palette_colours_are_looked_up(transparency: int | bytes | None) -> None
 
 
 def test_a_transparent_grey_of_sixteen_bits_lies_on_white() -> None:
-    deep = PIXELS[..., 0].astype(np.uint16) * 256 + 77
+    deep = PIXELS[..., 0].astype(np.uint16) * 257
     data = encoded(Image.fromarray(deep), transparency=int(deep[2, 3]))
-    decoded = decode_image(data, 20, "here")[..., 0]
+    decoded = decode_image(data, 20, "here", bits=16)[..., 0]
     expected = np.where(deep == deep[2, 3], 255, PIXELS[..., 0])
     np.testing.assert_array_equal(decoded, expected)
 
@@ -149,9 +196,11 @@ def parity(shape: tuple[int, int], side: int, mode: str, **options: Any) -> None
     data = modes(*shape)[mode]
     processor = transformers.CLIPImageProcessorPil(do_rescale=False, do_normalize=False, **options)
     theirs = processor(Image.open(io.BytesIO(data)))["pixel_values"][0].transpose(1, 2, 0)
-    fit = "crop" if "crop_size" in options else "squash"
-    filters = {2: "bilinear", 3: "bicubic"}
-    ours = decode_image(data, side, "here", fit, filters[options.get("resample", 3)])
+    fit = "squash" if isinstance(options["size"], dict) and "height" in options["size"] else "crop"
+    resized = options["size"]
+    resized = next(iter(resized.values())) if isinstance(resized, dict) else resized
+    how = fit, RESAMPLES[options.get("resample", 3)]
+    ours = decode_image(data, side, "here", *how, resize_to=None if resized == side else resized)
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -166,6 +215,23 @@ def test_crop_and_squash_are_transformers(shape: tuple[int, int], size: int) -> 
 @pytest.mark.parametrize("mode", modes(1, 1))
 def test_every_mode_is_transformers(shape: tuple[int, int], mode: str) -> None:
     parity(shape, 33, mode, size=33, crop_size=33, resample=2)
+
+
+@pytest.mark.parametrize("resample", range(len(RESAMPLES)), ids=RESAMPLES)
+@pytest.mark.parametrize("shape", [(37, 91), (91, 37), (300, 200)])
+def test_every_filter_is_transformers(shape: tuple[int, int], resample: int) -> None:
+    parity(shape, 33, "RGB", size=33, crop_size=33, resample=resample)
+    both = {"height": 33, "width": 33}
+    parity(shape, 33, "RGB", size=both, do_center_crop=False, resample=resample)
+
+
+@pytest.mark.parametrize(("resized", "size"), [(256, 224), (40, 33), (37, 33)])
+@pytest.mark.parametrize("shape", [(37, 91), (91, 37), (300, 200)])
+def test_a_centre_smaller_than_the_image_is_transformers(
+    shape: tuple[int, int], resized: int, size: int
+) -> None:
+    parity(shape, size, "RGBA", size={"shortest_edge": resized}, crop_size=size)
+    parity(shape, size, "RGB", size={"height": resized, "width": resized}, crop_size=size)
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pictures import encoded, noise
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.doctor import Examination, examine
@@ -266,6 +266,26 @@ def test_a_planted_fault_is_found(pile: Pile, expected: str):
     assert len([line for line in lines if re.match(expected, line)]) == 1, lines
     # One planted error is one error; a shuffled order or a name given twice is not also another.
     assert len(errors(examination)) == expected.startswith("error")
+
+
+def test_turned_and_deep_images_are_reported():
+    pile = clean()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pile.train[2] = (encoded(Image.fromarray(noise(9, 20, 24, 3)), exif=exif), 2)
+    deep = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    pile.train[4] = (encoded(Image.fromarray(deep * 6)), 4)
+    pile.test[5] = (encoded(Image.fromarray(deep * 100)), 5)
+    examination = examine(pile, "dtd")
+    lines = [f"{x.level}: {x.check}: {x.what} -> {x.follows}" for x in examination.findings]
+    for expected in (
+        r"note: orientation: train: 1 of 94 .* images are turned: train row 2 -> .*upright",
+        r"note: 16-bit grey: train: 1 of 94 .* up to 3,594: read as 12-bit -> 4,095 becomes white",
+        r"note: 16-bit grey: test: 1 of 47 .* up to 59,900: read as 16-bit -> 65,535 becomes",
+        r"warning: 16-bit grey: train uses 12 bits and test uses 16 bits -> .*not equally bright",
+    ):
+        assert len([line for line in lines if re.match(expected, line)]) == 1, lines
+    assert not [line for line in lines if "unreadable" in line]
 
 
 def test_a_validation_split_is_checked_too():

@@ -1,4 +1,4 @@
-"""The registry of the eight tasks, against the literature's numbers and TFDS's own label files."""
+"""The registry, against the literature's numbers and TFDS's own label files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rmtllmf_jax.data.registry import (
     plain_name,
     prompt_classes,
     prompt_templates,
+    read_templates,
     task_facts,
 )
-from rmtllmf_jax.data.tasks import TASK_NAMES, validate_tasks
+from rmtllmf_jax.data.tasks import REGISTERED, SUITES, TASK_NAMES, expand_tasks, validate_tasks
 
 # Hub id and configuration, classes, images of train and test, prompts.
 FULL_SIZE = {
@@ -28,6 +29,18 @@ FULL_SIZE = {
     "gtsrb": ("tanganke/gtsrb", None, 43, 26_640, 12_630, 3),
     "mnist": ("ylecun/mnist", None, 10, 60_000, 10_000, 1),
     "dtd": ("tanganke/dtd", None, 47, 3_760, 1_880, 8),
+    "cifar10": ("uoft-cs/cifar10", None, 10, 50_000, 10_000, 18),
+    "cifar100": ("uoft-cs/cifar100", None, 100, 50_000, 10_000, 18),
+    "emnist_letters": ("tanganke/emnist_letters", "emnist-letters", 26, 124_800, 20_800, 1),
+    "fashion_mnist": ("zalando-datasets/fashion_mnist", None, 10, 60_000, 10_000, 2),
+    "fer2013": ("clip-benchmark/wds_fer2013", None, 7, 28_709, 7_178, 6),
+    "food101": ("ethz/food101", None, 101, 75_750, 25_250, 1),
+    "kmnist": ("tanganke/kmnist", "kmnist", 10, 60_000, 10_000, 1),
+    "oxford-iiit-pet": ("timm/oxford-iiit-pet", None, 37, 3_680, 3_669, 1),
+    "oxford_flowers102": ("dpdl-benchmark/oxford_flowers102", None, 102, 1_020, 6_149, 1),
+    "pcam": ("1aurent/PatchCamelyon", None, 2, 262_144, 32_768, 1),
+    "rendered-sst2": ("nateraw/rendered-sst2", None, 2, 6_920, 1_821, 1),
+    "stl10": ("tanganke/stl10", None, 10, 5_000, 8_000, 2),
 }
 
 # Labels that many public lists agree on.
@@ -44,6 +57,18 @@ SPOTS = {
     "resisc45": {0: "airplane", 23: "medium residential", 44: "wetland"},
     "sun397": {0: "abbey", 46: "beach", 396: "youth hostel"},
     "svhn": {0: "0", 9: "9"},
+    "cifar10": {0: "airplane", 1: "automobile", 9: "truck"},
+    "cifar100": {0: "apple", 26: "crab", 41: "lawn mower", 99: "worm"},
+    "emnist_letters": {0: "A", 25: "Z"},
+    "fashion_mnist": {0: "T - shirt / top", 9: "Ankle boot"},
+    "fer2013": {0: "angry", 4: "neutral", 6: "surprised"},
+    "food101": {0: "apple pie", 16: "cheesecake", 17: "cheese plate", 100: "waffles"},
+    "kmnist": {0: "お", 9: "を"},
+    "oxford-iiit-pet": {0: "abyssinian", 12: "english cocker spaniel", 36: "yorkshire terrier"},
+    "oxford_flowers102": {0: "pink primrose", 50: "petunia", 101: "blackberry lily"},
+    "pcam": {1: "lymph node containing metastatic tumor tissue"},
+    "rendered-sst2": {0: "negative", 1: "positive"},
+    "stl10": {0: "airplane", 2: "car", 7: "monkey"},
 }  # fmt: skip
 
 
@@ -64,7 +89,7 @@ def names_in(path: Path, variable: str) -> list[str]:
     raise AssertionError(f"{path} assigns no {variable}")
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("task", REGISTERED)
 def test_facts_are_those_of_the_literature_and_agree(task: str):
     facts = task_facts(task)
     sizes = len(facts.classes), facts.train, facts.test, len(facts.prompts)
@@ -76,12 +101,13 @@ def test_facts_are_those_of_the_literature_and_agree(task: str):
     for prompt in (*facts.prompts, SINGLE_PROMPT):
         assert prompt.count("{}") == 1
         assert "{" not in prompt.format("x")
-    assert (facts.tfds is None) == (task in ("cars", "gtsrb", "resisc45"))
+    without = ("cars", "gtsrb", "resisc45", "pcam", "fer2013", "emnist_letters", "rendered-sst2")
+    assert (facts.tfds is None) == (task in without)
     assert facts.tfds is not None or facts.hub.id in facts.tfds_note
     assert facts.finetuned == ("stanford-cars" if task == "cars" else task)
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("task", REGISTERED)
 def test_a_name_means_one_label_in_every_spelling(task: str):
     facts = task_facts(task)
     meant: dict[str, set[int]] = {}
@@ -93,7 +119,7 @@ def test_a_name_means_one_label_in_every_spelling(task: str):
     assert {name: labels for name, labels in meant.items() if len(labels) > 1} == {}
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("task", REGISTERED)
 def test_other_sizes_are_other_and_a_leak_is_an_error(task: str):
     facts = task_facts(task)
     levels = {(other.split, other.size): other.level for other in facts.other_sizes}
@@ -201,3 +227,33 @@ def test_the_eight_tasks() -> None:
 def test_tasks_that_a_run_cannot_use_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate_tasks(names, ("dtd", "eurosat"))
+
+
+def test_suites_are_spelt_out_and_the_default_is_the_eight():
+    assert [len(names) for names in SUITES.values()] == [8, 14, 20]
+    assert set(FULL_SIZE) == set(REGISTERED) == set(SUITES["tall20"])
+    assert expand_tasks((), REGISTERED) == TASK_NAMES
+    assert expand_tasks((), ("b", "a")) == ("b", "a")
+    assert expand_tasks(("tall14", "x"), REGISTERED) == (*SUITES["tall14"], "x")
+    assert expand_tasks(("tall8",), ("tall8",)) == ("tall8",)  # a folder of that name
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a photo of a {}.\n\n  {}, up close\n", ("a photo of a {}.", "{}, up close")),
+        ('["a {} thing"]', ("a {} thing",)),
+    ],
+)
+def test_templates_of_a_file(tmp_path: Path, content: str, expected: tuple[str, ...]):
+    path = tmp_path / "templates.txt"
+    path.write_text(content)
+    assert read_templates(path) == expected
+
+
+@pytest.mark.parametrize("content", ["a photo", "{} and {}", "a {} {x}", '["a {}", 3]', "", "[]"])
+def test_templates_that_cannot_be_used(tmp_path: Path, content: str):
+    path = tmp_path / "templates.txt"
+    path.write_text(content)
+    with pytest.raises(InputError, match=rf"{path}: (template \d needs|holds no template)"):
+        read_templates(path)

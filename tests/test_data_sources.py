@@ -21,7 +21,7 @@ from rmtllmf_jax.data.sources.embedded import EmbeddedSource
 from rmtllmf_jax.data.sources.folder import DataFolder
 from rmtllmf_jax.data.sources.hub import HubSource
 from rmtllmf_jax.data.sources.tfds import TfdsSource
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 
 def test_every_name_gives_its_source(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_columns_and_splits_are_told_of_sets(tmp_path: Path) -> None:
 
 def test_hub_and_tfds_need_no_folder() -> None:
     for name in ("hub", "tfds"):
-        assert get_source(name).tasks() == TASK_NAMES
+        assert get_source(name).tasks() == REGISTERED
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -21,7 +21,7 @@ from rmtllmf_jax.data.reading import Reading
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
 from rmtllmf_jax.data.source import Source
 from rmtllmf_jax.data.sources.tfds import TfdsSource
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
@@ -131,7 +131,7 @@ def test_split_strings_are_tfdss(prepared: Path) -> None:
 def test_any_other_set_that_is_prepared(prepared: Path) -> None:
     prepare(prepared, "beans", {"train": 3, "validation": 2, "test": 3})
     source = TfdsSource(prepared)
-    assert source.tasks() == (*TASK_NAMES, "beans")
+    assert source.tasks() == (*REGISTERED, "beans")
     assert source.classes("beans") == ("angular_leaf_spot", "bean_rust", "healthy")
     assert source.splits("beans") == ("train", "validation", "test")
     assert source.splits("mnist") == ("train", "test")
@@ -197,7 +197,13 @@ def test_tfdss_own_mock(tmp_path: Path) -> None:
         assert loaded.images.std() > 10
 
 
-@pytest.mark.parametrize("task", ["mnist", "svhn", "eurosat", "dtd", "sun397"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("mnist", "svhn", "eurosat", "dtd", "sun397", "oxford_flowers102"),
+        *("oxford-iiit-pet", "food101", "fashion_mnist", "kmnist"),
+    ],
+)
 def test_the_mock_of_every_builder_of_the_registry(task: str) -> None:
     with tfds.testing.mock_data(num_examples=3):
         source = TfdsSource(encoded=False)

@@ -83,14 +83,31 @@ def test_how_images_become_squares(tmp_path: Path, kind: str, said: dict, fit: s
 
 
 @pytest.mark.parametrize(
+    ("kind", "said", "fit"),
+    [
+        ("clip", {"size": {"shortest_edge": 256}}, "crop"),
+        ("vit", {"size": 256, "do_center_crop": True, "crop_size": 224}, "squash"),
+    ],
+    ids=str,
+)
+def test_a_centre_is_cut_out_of_a_larger_image(tmp_path: Path, kind: str, said: dict, fit: str):
+    found = read(tmp_path, kind, preprocessor=said)
+    assert (found.own_fit(), found.before_crop) == (fit, (256, 224))
+    assert [found.resize_to(size) for size in (224, 112, 64, 7)] == [256, 128, 73, 8]
+    again = read(tmp_path, kind, preprocessor=found.description(kind, 112))
+    assert (again.fit, again.before_crop) == (fit, (128, 112))
+
+
+@pytest.mark.parametrize(
     ("said", "named"),
     [
         ({"do_resize": False}, "do_resize: false"),
         ({"do_center_crop": False}, r"size \{'shortest_edge': 224\} with no do_center_crop"),
         (
-            {"size": {"shortest_edge": 256}},
-            r"'shortest_edge': 256\} with crop_size \{'height': 224",
+            {"size": {"shortest_edge": 200}},
+            r"'shortest_edge': 200\} with crop_size \{'height': 224",
         ),
+        ({"use_square_size": True}, "use_square_size: true"),
         ({"size": {"height": 32, "width": 48}}, "'width': 48"),
         ({"size": [32, 32]}, r"size \[32, 32\]"),
     ],
@@ -133,7 +150,7 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path: Path, said: Any, named
     [
         ("siglip", "SiglipImageProcessor", (0.5, 0.5, 0.5), "squash"),
         ("dinov2", "BitImageProcessor", (0.485, 0.456, 0.406), "crop"),
-        ("deit", "DeiTImageProcessor", (0.485, 0.456, 0.406), None),  # 256 pixels, then 224
+        ("deit", "DeiTImageProcessor", (0.485, 0.456, 0.406), "squash"),
     ],
 )
 def test_processors_of_other_models(tmp_path: Path, kind: str, name: str, mean: tuple, fit: object):
@@ -142,3 +159,4 @@ def test_processors_of_other_models(tmp_path: Path, kind: str, name: str, mean: 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     found = read_processor(tmp_path, kind)
     assert (found.mean, found.fit, found.resample) == (mean, fit, "bicubic")
+    assert found.resize_to(224) == (256 if kind == "deit" else None)

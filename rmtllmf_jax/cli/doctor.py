@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmtllmf_jax.cli.help_text import Place
+from rmtllmf_jax.cli.inputs import SetOptions
 from rmtllmf_jax.cli.options import print_as_json, print_table
 from rmtllmf_jax.common.errors import InputError
 
@@ -21,21 +21,21 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 @dataclass(kw_only=True)
-class Doctor:
-    """Check data sets against the eight tasks' registry, and a checkpoint against its config.
+class Doctor(SetOptions):
+    """Check data sets against the registry of 20 tasks, and a checkpoint against its config.
 
     Exit code 0 if no error was found, 1 if there was one.
 
     Example: rmtllmf doctor --data data --tasks dtd mnist --model models/vit
     """
 
-    data: Path | None = None
-    """Folder of the source; `hub` and `tfds` do without."""
+    data: Place | None = None
+    """Folder of the source; `hub` and `tfds` do without, or of `hub` any data set, owner/name."""
     source: str | None = None
     """Where the images come from: hub, tfds, folder, arrays or embedded; folder if --data is
     given."""
     tasks: tuple[str, ...] = ()
-    """Tasks; by default all that the source has."""
+    """Tasks; by default all that the source has, of hub and tfds the eight of the literature."""
     near: int | None = None
     """Also report test images that are nearly those of train: at most this many of 256 bits of a
     perceptual hash apart (10 is a good start)."""
@@ -74,12 +74,12 @@ class Doctor:
             return []
         from rmtllmf_jax.data.doctor import examine
         from rmtllmf_jax.data.sources import get_source
-        from rmtllmf_jax.data.tasks import validate_tasks
+        from rmtllmf_jax.data.tasks import expand_tasks, validate_tasks
 
-        source = get_source(self.source or "folder", self.data)
+        source = get_source(self.source or "folder", self.data, self.reading)
         known = source.tasks()
         examinations = []
-        for task in validate_tasks(self.tasks or known, known):
+        for task in validate_tasks(expand_tasks(self.tasks, known), known):
             examinations.append(examine(source, task, near=self.near))
             if not self.json:
                 _print_examination(examinations[-1])

@@ -8,12 +8,12 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from rmtllmf_jax.cli.help_text import BothWays, Place
+from rmtllmf_jax.cli.inputs import ModelOptions, SetOptions, TextOptions
 from rmtllmf_jax.cli.learned import CURVES
 from rmtllmf_jax.cli.options import RunOptions, default_of, print_table, suggest, taken
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
 from rmtllmf_jax.common.progress import note
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED, SUITES, expand_tasks
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
 from rmtllmf_jax.training.recipes import FINETUNE, Recipe
@@ -29,63 +29,6 @@ if TYPE_CHECKING:
     from rmtllmf_jax.sweep.trackers import Tracker
     from rmtllmf_jax.training.lora import Lora
     from rmtllmf_jax.training.task_models import TaskModels
-
-
-@dataclass(kw_only=True)
-class TextOptions:
-    """The texts of a language model."""
-
-    group: ClassVar[str] = "texts"
-
-    texts: Place | None = None
-    """Tasks of texts for a language model, in place of images: a file in YAML or JSON, or
-    embedded, four small tasks that come with the package. docs/language_models.md says what is in
-    it."""
-    length: int = 256
-    """Tokens per row of texts; longer ones are cut into rows."""
-
-
-@dataclass(kw_only=True)
-class ModelOptions:
-    """The pretrained model, the tasks, and how the model sees their images."""
-
-    group: ClassVar[str] = "model and images"
-
-    model: Place
-    """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
-    source: str = "folder"
-    """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
-    tfds (tensorflow-datasets), arrays (<task>.npz) or embedded (eight small tasks that come with
-    the package)."""
-    data: Path | None = None
-    """Folder of the images: <task>/train.parquet, test.parquet and classes.json, or
-    <task>/{train,test}/<class>/; of arrays; with hub and tfds, where downloads are kept."""
-    tasks: tuple[str, ...] = ()
-    """Tasks; user q of every channel draw sends the q-th in alphabetical order. None means the
-    eight of the literature (cars, dtd, eurosat, gtsrb, mnist, resisc45, sun397 and svhn), or all of
-    --texts."""
-    task_vectors: Place | None = None
-    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or one of
-    LoRA adapters by task (PEFT's directories), or tanganke (the published models of CLIP ViT-B/16,
-    which are then imported)."""
-    head: str | None = None
-    """Frozen heads: zero-shot (of CLIP's text tower), lda (closed form, from features; lda(shots=5)
-    of five training images per class), probe (a linear probe, probe=5) or own (the checkpoint's
-    own classifier); by default zero-shot where the model has a text tower, else lda."""
-    prompts: str = "ensemble"
-    """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
-    image_size: int | None = None
-    """Height and width in pixels, a multiple of the model's patch size; by default the model's
-    own."""
-    fit: Literal["crop", "squash"] | None = None
-    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size); by
-    default as the model's image processor does (crop, if it has none)."""
-    normalise: BothWays = True
-    """Rescale and normalise images as the model's image processor says (--normalise), or leave
-    pixels in [0, 1] (--no-normalise)."""
-    validation_fraction: float = 0.1
-    """Share of each class of train that is set aside for validation; of texts that of each part
-    which a task does not have."""
 
 
 @dataclass(kw_only=True)
@@ -162,11 +105,14 @@ class ComputeOptions:
 
 
 @dataclass(kw_only=True)
-class Finetune(RunOptions, ModelOptions, TextOptions, TrainingOptions, LoraOptions, ComputeOptions):
+class Finetune(
+    RunOptions, ModelOptions, SetOptions, TextOptions, TrainingOptions, LoraOptions, ComputeOptions
+):
     """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
 
     Examples: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn;
-    rmtllmf finetune --model DECODER --texts tasks.yaml --length 256 --out runs/b
+    rmtllmf finetune --model MODEL --source hub --data AI-Lab-Makerere/beans --out runs/b;
+    rmtllmf finetune --model DECODER --texts tasks.yaml --length 256 --out runs/c
     """
 
     def run(self) -> None:
@@ -233,7 +179,7 @@ def _configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
             raise InputError(
                 f"{options.model} is a language model: give the --texts that it is fine-tuned on."
             )
-        return configure(**taken(options, configure)), options.tasks or TASK_NAMES
+        return configure(**taken(options, configure)), tasks_of(options)
     if not decodes:
         raise InputError(
             f"{options.model} is a model of images, and --texts are for language models: leave "
@@ -247,12 +193,25 @@ def _configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
 def _require_no_images(options: Finetune) -> None:
     """Refuse options of images beside `--texts`."""
     shared = ("model", "tasks", "validation_fraction", "task_vectors")
-    for option in fields(ModelOptions):
+    for option in (*fields(ModelOptions), *fields(SetOptions)):
         if option.name not in shared and getattr(options, option.name) != default_of(option):
             raise InputError(
                 f"--{option.name.replace('_', '-')} is for images, and --texts are given: leave "
                 "one of the two out."
             )
+
+
+def tasks_of(options: Finetune) -> tuple[str, ...]:
+    """Return the tasks of a run: as told, the eight, or all that the source has.
+
+    **Raises:** `InputError` if the source cannot be opened, to see which these are.
+    """
+    from rmtllmf_jax.data.sources import get_source
+
+    if options.texts is not None or (options.tasks and not set(options.tasks) & set(SUITES)):
+        return options.tasks
+    known = get_source(options.source, options.data, options.reading).tasks()
+    return expand_tasks(options.tasks, known)
 
 
 def _require_trained_here(options: Finetune) -> None:
@@ -317,7 +276,7 @@ def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) 
             f"{backbone.std}, {config.fit} and {config.resample} are taken."
         )
     for task in tasks if config.source == "tfds" else ():
-        if task in TASK_NAMES and task_facts(task).tfds_note:
+        if task in REGISTERED and task_facts(task).tfds_note:
             note(f"{task}: {task_facts(task).tfds_note}")
 
 

@@ -12,14 +12,14 @@ import tyro
 from rmtllmf_jax.cli.options import suggest
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.common.progress import note
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 if TYPE_CHECKING:
     from rmtllmf_jax.fusion import TaskVector
     from rmtllmf_jax.runs.config import RunConfig
 
 PUBLISHED = "tanganke"
-"""Name of the eight published models fine-tuned from CLIP ViT-B/16, one per task."""
+"""Name of the published models fine-tuned from CLIP ViT-B/16, one per task of the registry."""
 
 
 @dataclass(kw_only=True)
@@ -56,11 +56,11 @@ class ImportTaskVector:
 def published(task: str) -> str:
     """Return the hub id of a task's published model.
 
-    **Raises:** `InputError` if the task is none of the eight.
+    **Raises:** `InputError` if the task is not in the registry.
     """
     from rmtllmf_jax.data.registry import task_facts
 
-    require_known("task", task, TASK_NAMES)
+    require_known("task", task, REGISTERED)
     return f"{PUBLISHED}/clip-vit-base-patch16_{task_facts(task).finetuned}"
 
 

@@ -17,10 +17,10 @@ from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
 from rmtllmf_jax.cli.options import DryRunOptions, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.data.registry import task_facts
-from rmtllmf_jax.data.sources import get_source
+from rmtllmf_jax.data.sources import get_source, hub_set
 from rmtllmf_jax.data.sources import hub as data_hub
 from rmtllmf_jax.data.task_data import TaskData
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 from rmtllmf_jax.models import hub
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone
 from rmtllmf_jax.models.configs import ModelConfig, config_file, published_config, read_config
@@ -158,9 +158,13 @@ def size_of_task(options: Reproduce, name: str) -> TaskSize:
 
     **Raises:** `InputError` if neither knows it.
     """
-    if name in TASK_NAMES and options.source != "embedded":
+    chosen = hub_set(options.data) if options.source == "hub" else None
+    if name in REGISTERED and options.source != "embedded" and chosen is None:
         return TaskSize.of(task_facts(name))
-    source = get_source(options.source, options.data)
+    for found in (chosen or {}).values():
+        if not data_hub.in_cache(found):
+            raise InputError(f"{found.id}: not on this machine, so its size is not known.")
+    source = get_source(options.source, options.data, options.reading)
     require_known("task", name, source.tasks())
     return TaskSize(
         name, source.classes(name), source.size(name, "train"), source.size(name, "test")
@@ -172,12 +176,14 @@ def images_needed(options: Reproduce, task: TaskSize) -> Needed:
     what = f"images {task.name}"
     if options.source == "embedded":
         return Needed(what, "comes with the package", None, present=True)
-    if options.source != "hub" and options.data is not None:
-        there = any(options.data.glob(f"{task.name}*"))
-        return Needed(what, str(options.data / task.name), None, there)
-    found = task_facts(task.name).hub
+    folder = None if options.data is None else Path(options.data)
+    if options.source != "hub" and folder is not None:
+        there = any(folder.glob(f"{task.name}*")) or folder.name == task.name
+        return Needed(what, str(folder / task.name), None, there)
+    chosen = hub_set(options.data) if options.source == "hub" else None
+    found = task_facts(task.name).hub if chosen is None else chosen[task.name]
     where = found.id if found.config is None else f"{found.id} ({found.config})"
-    here = options.source == "hub" and data_hub.in_cache(found, options.data)
+    here = options.source == "hub" and data_hub.in_cache(found, None if chosen else folder)
     return Needed(what, where, None, here)
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_origin, get_type_hints
 
 import tyro
 
-from rmtllmf_jax.cli.finetune import Finetune, finetune
+from rmtllmf_jax.cli.finetune import Finetune, finetune, tasks_of
 from rmtllmf_jax.cli.options import DryRunOptions, SweepOptions
 from rmtllmf_jax.cli.report import report
 from rmtllmf_jax.cli.sweep import check, sweep
@@ -75,6 +75,7 @@ class Reproduce(Finetune, SweepOptions, DryRunOptions):
     def run(self) -> None:
         """Run the sub-command."""
         self.require_dry_run()
+        self.tasks = tasks_of(self)
         settings, grid = check(self, self.tasks)
         if self.dry_run:
             from rmtllmf_jax.cli.plan import dry_run

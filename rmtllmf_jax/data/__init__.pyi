@@ -1,10 +1,11 @@
+from .reading import Reading
 from .source import Example, Source
 from .sources import SOURCES, get_source
 from .sources.arrays import ArraySource, TaskArrays
 from .sources.embedded import EMBEDDED, EmbeddedSource
 from .splits import evaluation_subset, few_shot, split_validation
 from .task_data import Rows, TaskData, load_task
-from .tasks import EMBEDDED_NAMES, TASK_NAMES, validate_tasks
+from .tasks import EMBEDDED_NAMES, REGISTERED, SUITES, TASK_NAMES, validate_tasks
 from .texts.beginnings import Beginning, beginnings
 from .texts.embedded import EMBEDDED_TEXTS, EmbeddedTexts, StyledTask, embedded_text_task
 from .texts.packing import PackedTexts, load_texts
@@ -24,7 +25,9 @@ __all__ = [
     "EMBEDDED",
     "EMBEDDED_NAMES",
     "EMBEDDED_TEXTS",
+    "REGISTERED",
     "SOURCES",
+    "SUITES",
     "TASK_NAMES",
     "ArraySource",
     "Beginning",
@@ -38,6 +41,7 @@ __all__ = [
     "PackedTexts",
     "ParquetTexts",
     "Questions",
+    "Reading",
     "Rows",
     "Source",
     "StyledTask",

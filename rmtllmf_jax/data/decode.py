@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.processor import RESAMPLES, Resample
@@ -27,15 +27,17 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def resize_rule(rule: Rule, resample: Resample) -> str:
+def resize_rule(rule: Rule, resample: Resample, resize_to: int | None = None) -> str:
     """Return a description of `decode_image`; change it whenever that gives other pixels.
 
-    It is part of the cache key.
+    It is part of the cache key. What concerns few images (`pixels.Stored`) is not in it.
     """
+    to, centre = "image_size", ""
+    if resize_to is not None:
+        to, centre = str(resize_to), "; centre crop, offsets rounded down"
     return {
-        "crop": f"{_RGB}; {resample}, shorter side to image_size; centre crop, offsets rounded "
-        "down",
-        "squash": f"{_RGB}; {resample}, both sides to image_size",
+        "crop": f"{_RGB}; {resample}, shorter side to {to}; centre crop, offsets rounded down",
+        "squash": f"{_RGB}; {resample}, both sides to {to}{centre}",
         "exact": f"{_RGB}; every image has image_size already",
     }[rule]
 
@@ -52,6 +54,9 @@ def decode_image(
     origin: str,
     fit: Rule = "crop",
     resample: Resample = "bicubic",
+    *,
+    resize_to: int | None = None,
+    bits: int | None = None,
 ) -> UInt8[np.ndarray, "s s 3"]:
     """Decode an image and make it a square of `image_size` pixels.
 
@@ -61,22 +66,29 @@ def decode_image(
     torchvision's `CenterCrop` cuts one pixel later where 3, 7, 11, ... pixels are cut off in all.
     `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
+    **Arguments:**
+
+    - `resize_to`: what sides are resized to, at least `image_size`, if it is not the same; the
+      centre is cut out then in any case.
+    - `bits`: of 16-bit grey values, as in `read_rgb`.
+
     **Returns:** (image_size, image_size, 3), RGB, 0 to 255.
 
     **Raises:** `InputError` that begins with `origin` (see `read_rgb`); `WrongSize` for `exact`.
     """
     try:
-        rgb, square = read_rgb(image, origin), (image_size, image_size)
+        rgb, square = read_rgb(image, origin, bits), (image_size, image_size)
         width, height = rgb.size
         if fit == "exact":
             if rgb.size != square:
                 seen = f"{width} x {height} pixels, expected {image_size} x {image_size}"
                 raise WrongSize(f"{origin}: {seen}.")
             return np.asarray(rgb)
-        if fit == "squash":
-            return np.asarray(rgb.resize(square, _FILTERS[resample]))
-        shorter = min(rgb.size)
-        width, height = (int(image_size * side / shorter) for side in rgb.size)
+        side_to = image_size if resize_to is None else resize_to
+        width = height = side_to
+        if fit == "crop":
+            shorter = min(rgb.size)
+            width, height = (int(side_to * side / shorter) for side in rgb.size)
         resized = rgb.resize((width, height), _FILTERS[resample])
         left, top = (width - image_size) // 2, (height - image_size) // 2
         return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
@@ -88,11 +100,12 @@ def decode_image(
         ) from error
 
 
-def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
+def read_rgb(image: bytes | np.ndarray, origin: str, bits: int | None = None) -> Image.Image:
     """Return an image in full size and RGB, from an image file's bytes or from its pixels.
 
-    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). Transparency becomes white, the EXIF
-    orientation is not applied, 16-bit grey values keep their upper eight bits.
+    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). Transparency becomes white; the orientation
+    that EXIF notes is applied; 16-bit grey values, of which `bits` are used, become 0 to 255. By
+    default `bits` is what the image's own largest value needs (`bits_used`).
 
     **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
     array has another type or shape.
@@ -101,7 +114,7 @@ def read_rgb(image: bytes | np.ndarray, origin: str) -> Image.Image:
         return _from_pixels(image, origin)
     try:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            return _to_rgb(opened)
+            return _to_rgb(_upright(opened), bits)
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise InputError(f"{origin}: not an image file of a known format ({known}).") from error
@@ -125,11 +138,41 @@ def _from_pixels(pixels: np.ndarray, origin: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def bits_used(largest: int) -> int:
+    """Return how many bits grey values have in a 16-bit file: 8, 10, 12, 14 or 16.
+
+    Scanners, microscopes and X-ray detectors store 10, 12 or 14 bits in files of 16.
+    """
+    return next(bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image is grey with 16 bits per pixel."""
+    return image.mode.startswith("I;16")
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation that EXIF notes, 1 to 8: 1 is upright, as is what cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged note, of which Pillow raises many types, turns nothing
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # which turns TIFF files by itself
+    if orientation(image) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     transparent = image.info.get("transparency")
-    if image.mode.startswith("I;16"):  # Pillow would clip these to white
+    if is_deep(image):  # Pillow would clip these to white
         values = np.asarray(image)
-        grey = (values >> 8).astype(np.uint8)
+        most = 2 ** (bits or bits_used(int(values.max()))) - 1
+        grey = np.rint(np.minimum(values, most) * (255 / most)).astype(np.uint8)
         return Image.fromarray(np.where(values == transparent, 255, grey)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no agreed range")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from rmtllmf_jax.common.errors import InputError
@@ -39,6 +39,11 @@ class Part:
     name: str
     start: str | None = None
     stop: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether they are all rows."""
+        return self.start is None and self.stop is None
 
     def rows(self, total: int) -> range:
         """Return the rows meant of a split of `total` rows."""
@@ -84,6 +89,16 @@ class Reading:
     train_split: str | None = None
     validation_split: str | None = None
     test_split: str | None = None
+
+    @classmethod
+    def of(cls, options: object) -> Reading:
+        """Return what options with these names say."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+    @property
+    def told(self) -> dict[str, str]:
+        """Everything that is told, by the names of the fields."""
+        return {name: text for name, text in asdict(self).items() if text is not None}
 
     @property
     def columns_given(self) -> dict[str, str]:

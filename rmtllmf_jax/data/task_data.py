@@ -15,7 +15,7 @@ from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.samples import SampleArrays
 from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Source
 from rmtllmf_jax.data.splits import few_shot, split_validation
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 from rmtllmf_jax.models.processor import Fit, Resample
 
 
@@ -101,20 +101,32 @@ def load_task(
     *,
     fit: Fit = "crop",
     resample: Resample = "bicubic",
+    resize_to: int | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
+    skip_unreadable: int = 0,
 ) -> TaskData:
     """Load a task through the cache, with its own validation split where it has one.
 
     Otherwise `validation_fraction` of each class of train is set aside, which `seed` chooses. Sets
-    of small square images are kept in their own size (`load_split`).
+    of small square images are kept in their own size, and up to `skip_unreadable` images per split
+    are left out (`load_split`).
 
     **Raises:** `InputError` that names the file, row or option (`load_split`, `split_validation`).
     """
-    native = task_facts(task).pixels if task in TASK_NAMES else None
+    native = task_facts(task).pixels if task in REGISTERED else None
     splits = {
         split: load_split(
-            source, task, split, image_size, cache_dir, fit=fit, resample=resample, native=native
+            source,
+            task,
+            split,
+            image_size,
+            cache_dir,
+            fit=fit,
+            resample=resample,
+            resize_to=resize_to,
+            native=native,
+            skip_unreadable=skip_unreadable,
         )
         for split in ALL_SPLITS
         if split in SPLITS or split in source.splits(task)

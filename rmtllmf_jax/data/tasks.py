@@ -1,4 +1,4 @@
-"""The eight image-classification tasks of the literature, and the eight that are embedded."""
+"""The image-classification tasks of the literature, and the eight that are embedded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from rmtllmf_jax.common.errors import InputError, require_known
 
 TASK_NAMES = ("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn")
 """Ilharco et al., "Editing Models with Task Arithmetic" (2023), in alphabetical order."""
+
+_FOURTEEN = ("cifar100", "fer2013", "oxford-iiit-pet", "oxford_flowers102", "pcam", "stl10")
+_TWENTY = ("cifar10", "emnist_letters", "fashion_mnist", "food101", "kmnist", "rendered-sst2")
+
+REGISTERED = (*TASK_NAMES, *_FOURTEEN, *_TWENTY)
+"""The tasks that the registry knows: the eight, and those that make them fourteen and twenty in
+Wang et al., "Localizing Task Information for Improved Model Merging and Compression" (2024)."""
+
+SUITES = {
+    "tall8": TASK_NAMES,
+    "tall14": (*TASK_NAMES, *_FOURTEEN),
+    "tall20": REGISTERED,
+}
+"""Names that stand for several tasks."""
 
 EMBEDDED_NAMES = (
     "colours",
@@ -20,6 +34,18 @@ EMBEDDED_NAMES = (
     "textures",
 )
 """The small tasks that come with the package (`data.sources.embedded`)."""
+
+
+def expand_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` with those of `SUITES` spelt out; by default the tasks of the source.
+
+    By default means the eight, if `available` has them all, or else all of it.
+    """
+    known, chosen = tuple(available), tuple(names)
+    if not chosen:
+        return TASK_NAMES if set(TASK_NAMES) <= set(known) else known
+    found = (SUITES[name] if name not in known and name in SUITES else (name,) for name in chosen)
+    return tuple(name for each in found for name in each)
 
 
 def validate_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:

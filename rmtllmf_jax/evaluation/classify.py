@@ -65,4 +65,5 @@ def _decoded(path: Path, size: int, processor: ImageProcessor) -> np.ndarray:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
-    return decode_image(content, size, str(path), processor.own_fit(), processor.resample)
+    how = processor.own_fit(), processor.resample
+    return decode_image(content, size, str(path), *how, resize_to=processor.resize_to(size))

@@ -51,6 +51,7 @@ def export_model(
     image_size: int,
     *,
     fit: Fit | None = None,
+    resize_to: int | None = None,
     normalised: bool = True,
     classifier: Classifier | None = None,
 ) -> None:
@@ -72,7 +73,8 @@ def export_model(
 
     - `tower`: parameters of the image tower (`backbone.load_backbone`).
     - `image_size`: side in pixels of the tower's input images.
-    - `fit`: how images become square; `None` keeps the pretrained model's way.
+    - `fit`: how images become square; `None` keeps the pretrained model's way. `resize_to` is what
+      they are resized to before that, if it is not `image_size`.
     - `normalised`: whether they are normalised, or stay in 0..1.
     - `classifier`: a task's head, and the names of its classes.
 
@@ -81,7 +83,9 @@ def export_model(
     """
     require_absent(folder)
     processor = read_processor(base.directory, base.config.kind)
-    processor = replace(processor, fit=fit or processor.own_fit())
+    if fit is not None:
+        sides = None if resize_to is None else (resize_to, image_size)
+        processor = replace(processor, fit=fit, before_crop=sides)
     if not normalised:
         ones = (1.0,) * len(processor.std)
         processor = replace(processor, mean=(0.0,) * len(ones), std=ones)

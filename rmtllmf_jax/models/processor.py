@@ -85,8 +85,9 @@ class ImageProcessor:
 
     `mean` and `std`, per channel, are for images in 0..1: ``(images / 255 - mean) / std`` covers
     rescaling and normalising together, either alone, and neither. `fit` is `None` where images
-    become square in a way that is not implemented, which `unfit` names. `origin` is the file,
-    `None` where the model has none.
+    become square in a way that is not implemented, which `unfit` names. `before_crop` are the sides
+    to which images are resized and which are then cut out, (256, 224), where they are not the same.
+    `origin` is the file, `None` where the model has none.
     """
 
     mean: tuple[float, ...]
@@ -95,6 +96,7 @@ class ImageProcessor:
     resample: Resample = "bicubic"
     unfit: str = ""
     origin: Path | None = None
+    before_crop: tuple[int, int] | None = None
 
     def own_fit(self) -> Fit:
         """Return how images become square.
@@ -108,17 +110,31 @@ class ImageProcessor:
             )
         return self.fit
 
+    def resize_to(self, image_size: int) -> int | None:
+        """Return what images are resized to before squares of `image_size` pixels are cut out.
+
+        `None` is `image_size`; at other sizes than the model's own, the share that is cut off is
+        kept.
+        """
+        if self.before_crop is None:
+            return None
+        resized, cut = self.before_crop
+        found = round(image_size * resized / cut)
+        return None if found == image_size else found
+
     def description(self, kind: str, image_size: int) -> dict[str, Any]:
         """Return its `preprocessor_config.json` for squares of `image_size` pixels.
 
         **Raises:** as `own_fit`.
         """
         square = {"height": image_size, "width": image_size}
-        crops = self.own_fit() == "crop"
+        resized = self.resize_to(image_size)
+        shorter = self.own_fit() == "crop"
+        crops, side = shorter or resized is not None, resized or image_size
         return {
             "image_processor_type": _default_type(kind),
             **_COMMON,
-            "size": {"shortest_edge": image_size} if crops else square,
+            "size": {"shortest_edge": side} if shorter else {"height": side, "width": side},
             "do_center_crop": crops,
             **({"crop_size": square} if crops else {}),
             "do_convert_rgb": True,
@@ -181,8 +197,10 @@ def read_processor(directory: Path, kind: str) -> ImageProcessor:
             f"{path}: resample must be the number of one of Pillow's filters, 0 to "
             f"{len(RESAMPLES) - 1}, got {number!r}."
         )
-    fit, unfit = _fit(full, both_sides=name not in ("CLIPImageProcessor", "BitImageProcessor"))
-    return ImageProcessor(*_statistics(full, path), fit, RESAMPLES[number], unfit, path)
+    shorter = ("CLIPImageProcessor", "BitImageProcessor")
+    fit, unfit, before_crop = _fit(full, both_sides=name not in shorter)
+    mean, std = _statistics(full, path)
+    return ImageProcessor(mean, std, fit, RESAMPLES[number], unfit, path, before_crop)
 
 
 def _find_processor(directory: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -227,10 +245,13 @@ def _statistics(full: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tu
     return tuple(x / (255 * factor) for x in mean), tuple(x / (255 * factor) for x in std)
 
 
-def _fit(full: dict[str, Any], *, both_sides: bool) -> tuple[Fit | None, str]:
-    """Return how images become square, or which step is not implemented."""
-    if not full["do_resize"]:
-        return None, "do_resize: false"
+def _fit(
+    full: dict[str, Any], *, both_sides: bool
+) -> tuple[Fit | None, str, tuple[int, int] | None]:
+    """Return how images become square, or which step is not implemented, and `before_crop`."""
+    for step, wanted in (("do_resize", True), ("use_square_size", False)):
+        if full.get(step, wanted) != wanted:
+            return None, f"{step}: {str(full[step]).lower()}", None
     size, crop = full["size"], full.get("crop_size")
     if isinstance(size, int):
         size = dict.fromkeys(("height", "width") if both_sides else ("shortest_edge",), size)
@@ -238,9 +259,20 @@ def _fit(full: dict[str, Any], *, both_sides: bool) -> tuple[Fit | None, str]:
         crop = dict.fromkeys(("height", "width"), crop)
     said = size if isinstance(size, dict) else {}
     side, centre = said.get("height", said.get("shortest_edge")), full["do_center_crop"]
-    square = {"height": side, "width": side}
-    if size == square and (not centre or crop == square):
-        return "squash", ""
-    if size == {"shortest_edge": side} and centre and crop == square:
-        return "crop", ""
-    return None, f"size {size} with " + (f"crop_size {crop}" if centre else "no do_center_crop")
+    cut = crop.get("height") if isinstance(crop, dict) else None
+    square = {"height": cut, "width": cut}
+    fits: dict[Fit, dict[str, Any]] = {
+        "squash": {"height": side, "width": side},
+        "crop": {"shortest_edge": side},
+    }
+    for fit, wanted_size in fits.items():
+        if size == wanted_size and isinstance(side, int):
+            if not centre and fit == "squash":
+                return fit, "", None
+            if centre and isinstance(cut, int) and crop == square and cut <= side:
+                return fit, "", None if cut == side else (side, cut)
+    return (
+        None,
+        f"size {size} with " + (f"crop_size {crop}" if centre else "no do_center_crop"),
+        None,
+    )

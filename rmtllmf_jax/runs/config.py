@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import PyTree
 
-from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
 from rmtllmf_jax.common.files import file_hash, read_json
-from rmtllmf_jax.data.registry import PROMPTS
-from rmtllmf_jax.data.sources import SOURCES, get_source
+from rmtllmf_jax.data.reading import AS_USUAL, Reading
+from rmtllmf_jax.data.registry import PROMPTS, read_templates
+from rmtllmf_jax.data.sources import SOURCES, get_source, hub_set
 from rmtllmf_jax.data.task_data import TaskData, load_task
 from rmtllmf_jax.data.tasks import validate_tasks
 from rmtllmf_jax.fusion import require_same_structure
@@ -31,7 +32,7 @@ from rmtllmf_jax.models.processor import (
     read_processor,
 )
 from rmtllmf_jax.models.shapes import DTYPES
-from rmtllmf_jax.training.task_heads import Lda, TaskHeads, head_text, parse_head
+from rmtllmf_jax.training.task_heads import Lda, TaskHeads, ZeroShot, head_text, parse_head
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,17 @@ class RunConfig:
     """Compute type of the image tower, one of `models.shapes.DTYPES`."""
     resample: Resample = "bicubic"
     """Resampling filter for images."""
+    resize_to: int | None = None
+    """Side in pixels to which images are resized before the centre is cut out; `None` is
+    `image_size`."""
     tower: str = ""
     """`Backbone.fingerprint`: what else features depend on; empty in runs that predate it."""
+    reading: dict[str, str] = field(default_factory=dict)
+    """What is told of columns and splits (`data.reading.Reading.told`)."""
+    skip_unreadable: int = 0
+    """Images of a split that may be left out."""
+    templates: tuple[str, ...] = ()
+    """Prompts of zero-shot heads, in place of `prompts`."""
 
     metric: ClassVar[str] = "accuracy"
     """What models are scored by, unless a command says otherwise."""
@@ -75,21 +85,27 @@ class RunConfig:
         Options younger than existing artefacts are left out at their defaults.
         """
         values = asdict(self)
-        del values["model"], values["data"], values["source"]
+        for name in ("model", "templates", *self.images()):  # hashes of contents cover them
+            del values[name]
         if self.head != "zero-shot":
             del values["prompts"]
         if isinstance(self.heads, Lda):  # as when the shots were a setting of their own
             del values["head"]
             values |= {} if self.heads.shots is None else {"head_shots": self.heads.shots}
-        for field in fields(self):
-            if field.default is not MISSING and values.get(field.name) == field.default:
-                del values[field.name]
+        for each in fields(self):
+            if each.default is not MISSING and values.get(each.name) == each.default:
+                del values[each.name]
         return values
 
     @property
     def heads(self) -> TaskHeads:
         """Where the frozen heads come from."""
         return parse_head(self.head)
+
+    def images(self) -> dict[str, Any]:
+        """Return the settings that say where images are, which each user has of its own."""
+        names = ("source", "data", "reading", "skip_unreadable")
+        return {name: getattr(self, name) for name in names}
 
     def load_model(self, remat: bool = False) -> tuple[Backbone, PyTree]:
         """Return the image tower and its pretrained parameters.
@@ -109,7 +125,7 @@ class RunConfig:
 
         **Raises:** `InputError` for an unknown task, or images that cannot be read.
         """
-        source = get_source(self.source, None if self.data is None else Path(self.data))
+        source = get_source(self.source, self.data, Reading(**self.reading))
         return tuple(
             load_task(
                 source,
@@ -118,8 +134,10 @@ class RunConfig:
                 cache_dir,
                 fit=self.fit,
                 resample=self.resample,
+                resize_to=self.resize_to,
                 validation_fraction=self.validation_fraction,
                 seed=self.seed,
+                skip_unreadable=self.skip_unreadable,
             )
             for name in validate_tasks(names, source.tasks())
         )
@@ -129,7 +147,8 @@ class RunConfig:
 
         **Raises:** `InputError` if they are not.
         """
-        if self.data is not None and not Path(self.data).exists():
+        named = self.source == "hub" and hub_set(self.data) is not None
+        if self.data is not None and not named and not Path(self.data).exists():
             raise InputError(
                 f"{self.data}: no such folder; the run's images were there: give their new place "
                 "with --data."
@@ -156,6 +175,7 @@ class RunConfig:
         """
         pretrained, size = read_pretrained(self.model), self.image_size
         how: Any = {"fit": self.fit, "normalised": self.normalise, "classifier": classifier}
+        how |= {"resize_to": self.resize_to}
         export_model(folder, pretrained, params, size, **how)
 
     def require_same_weights(self) -> None:
@@ -201,6 +221,8 @@ class UserRecord:
     finetuned_sha256: str = ""
     labels: tuple[str, ...] = ()
     """The task's own names of its classes; empty in runs that predate them."""
+    images: dict[str, Any] = field(default_factory=dict)
+    """`RunConfig.images` of the fine-tuning; empty in runs that predate it."""
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> UserRecord:
@@ -241,10 +263,13 @@ class UserRecord:
 def configure(
     model: str,
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     source: str = "folder",
+    reading: Reading = AS_USUAL,
+    skip_unreadable: int = 0,
     head: str | None = None,
     prompts: str = "ensemble",
+    templates: Path | None = None,
     image_size: int | None = None,
     fit: Fit | None = None,
     normalise: bool = True,
@@ -263,6 +288,9 @@ def configure(
     has_text = config.text is not None
     heads = parse_head(head or ("zero-shot" if has_text else "lda"))
     heads.require(config, model)
+    if templates is not None and not isinstance(heads, ZeroShot):
+        raise InputError("--templates are prompts of zero-shot heads: take one, or leave them out.")
+    require_at_least("--skip-unreadable", skip_unreadable, 0)
     processor = read_processor(directory, config.kind)
     tower = describe_backbone(directory, config, image_size, normalised=normalise)
     here = Path(model).expanduser()
@@ -270,7 +298,7 @@ def configure(
         # Absolute paths: valid from every folder.
         model=str(here.absolute()) if here.is_dir() else model,
         model_hash=weights_hash(directory),
-        data=None if data is None else str(data.expanduser().absolute()),
+        data=_data_of(source, data),
         image_size=tower.image_size,
         validation_fraction=validation_fraction,
         seed=seed,
@@ -281,7 +309,11 @@ def configure(
         normalise=normalise,
         dtype=compute_dtype(dtype),
         resample=processor.resample,
+        resize_to=processor.resize_to(tower.image_size) if fit is None else None,
         tower=tower.fingerprint,
+        reading=reading.told,
+        skip_unreadable=skip_unreadable,
+        templates=() if templates is None else read_templates(templates),
     )
 
 
@@ -296,6 +328,15 @@ def require_weights(model: str, sha256: str) -> None:
             f"{directory}: not the weights that the run was fine-tuned from; put those back, "
             "or run `rmtllmf finetune` again."
         )
+
+
+def _data_of(source: str, data: str | Path | None) -> str | None:
+    """Return a folder that is valid from everywhere, or the id of a data set as it is."""
+    if data is None:
+        return None
+    if source == "hub" and hub_set(data) is not None:
+        return str(data)
+    return str(Path(data).expanduser().absolute())
 
 
 def compute_dtype(name: str) -> str:

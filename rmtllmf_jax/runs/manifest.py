@@ -35,6 +35,8 @@ def load_manifest(run: Path) -> tuple[AnyConfig, dict[str, AnyRecord]]:
         users = {task: record.of(about) for task, about in content["users"].items()}
         if (shots := setting.pop("head_shots", None)) is not None:  # a setting of its own before
             setting["head"] = head_text(Lda(shots))
+        if "templates" in setting:
+            setting["templates"] = tuple(setting["templates"])
         return config(**setting), users
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a manifest of this version ({error}).") from error

@@ -15,6 +15,7 @@ from rmtllmf_jax import fusion
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.data.samples import Task
+from rmtllmf_jax.data.sources import hub_set
 from rmtllmf_jax.data.splits import evaluation_subset
 from rmtllmf_jax.data.tasks import validate_tasks
 from rmtllmf_jax.models.classifier import Classifier
@@ -69,8 +70,12 @@ class Run:
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """The images or texts of every task, memory-mapped."""
-        self.config.require_data()
-        found = self.config.load_tasks(self.names, self.cache_dir)
+        self._require_data()
+        found = tuple(
+            task
+            for name, config in self._configs().items()
+            for task in config.load_tasks((name,), self.cache_dir)
+        )
         for task in found:
             self.users[task.name].require_same(task)
         return found
@@ -149,7 +154,7 @@ class Run:
 
     def inputs(self) -> SweepInputs:
         """Return everything in the form that sweeps and objectives take."""
-        self.config.require_data()  # cheap checks first
+        self._require_data()  # cheap checks first
         _, tasks = self._model, self.tasks
         users = {
             task.name: {**self.users[task.name].hashes(self.path), **task.fingerprints()}
@@ -165,6 +170,19 @@ class Run:
             {"setting": self.config.key(), "tasks": users},
             self.path / STATISTICS,
         )
+
+    def _configs(self) -> dict[str, AnyConfig]:
+        """Return the settings of each task, whose images may be in a place of their own."""
+        return {
+            name: replace(self.config, **user.images)
+            if isinstance(user, UserRecord)
+            else self.config
+            for name, user in self.users.items()
+        }
+
+    def _require_data(self) -> None:
+        for config in self._configs().values():
+            config.require_data()
 
     @cached_property
     def _model(self) -> tuple[SharedModel, PyTree]:
@@ -213,6 +231,12 @@ def open_run(
     changes |= {} if data is None else {"data": str(data.expanduser())}
     changes |= {} if dtype is None else {"dtype": dtype}
     names = sorted(validate_tasks(tuple(tasks) or tuple(records), records))
+    for name, record in records.items():
+        if "data" not in changes or not isinstance(record, UserRecord):
+            continue
+        at = record.images.get("data")
+        if at is not None and hub_set(at) is None:
+            records[name] = replace(record, images=record.images | {"data": changes["data"]})
     return Run(
         folder,
         replace(config, **changes),

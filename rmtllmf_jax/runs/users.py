@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -119,7 +119,7 @@ class ImageUsers:
         """Return the heads, padded to one shape, so that one compiled step serves every task."""
         config, folder = self.config, self.run / "heads"
         about = (config.model, config.prompts, config.seed, config.key(), folder)
-        make = config.heads.maker(HeadContext(self.backbone, self.base, *about))
+        make = config.heads.maker(HeadContext(self.backbone, self.base, *about, config.templates))
         made = [make(task) for task in tasks]
         stacked = stack_heads([head for head, _ in made])
         found = []
@@ -133,7 +133,7 @@ class ImageUsers:
 
     def read(self, content: dict[str, Any]) -> UserRecord:
         """Return a record from its file."""
-        return UserRecord.of(content)
+        return replace(UserRecord.of(content), images=self.config.images())
 
     def stands(self, record: UserRecord) -> bool:
         """Whether the head is the one that the model was trained under, not lost and rebuilt."""
@@ -152,6 +152,7 @@ class ImageUsers:
             finetuned_validation_accuracy=accuracy(self.backbone, params, head, task.validation),
             head_sha256=file_hash(path),
             labels=task.classes,
+            images=self.config.images(),
             **made,
         )
 

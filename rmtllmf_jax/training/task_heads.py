@@ -30,7 +30,7 @@ from rmtllmf_jax.data.registry import (
     task_facts,
 )
 from rmtllmf_jax.data.task_data import TaskData
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.classifier import Classifier, read_classifier
 from rmtllmf_jax.models.configs import ModelConfig
@@ -66,6 +66,8 @@ class HeadContext:
     """What features depend on (`RunConfig.key`)."""
     folder: Path
     """Where heads are kept, under hashes of what they depend on."""
+    templates: tuple[str, ...] = ()
+    """Prompts of zero-shot heads in place of these."""
 
     def kept(self, task: TaskData, make: Callable[[], Head]) -> tuple[Head, Path]:
         """Return a task's head of its file, or make it and write the file."""
@@ -125,7 +127,7 @@ class ZeroShot:
         tokenizer = load_tokenizer(model, clip.shape.text)
 
         def make(task: TaskData) -> tuple[Head, Path]:
-            templates = prompt_templates(task.name, context.prompts)
+            templates = context.templates or prompt_templates(task.name, context.prompts)
             classes = prompt_classes(task.name, task.classes)
             return cached_zero_shot_head(
                 context.folder, clip, params, tokenizer, classes, templates
@@ -255,7 +257,7 @@ def own_head(classifier: Classifier, task: str, classes: Sequence[str]) -> Head:
 
 def _spellings(task: str, name: str) -> set[str]:
     found = {plain_name(name)}
-    if task in TASK_NAMES and (label := task_facts(task).labels_of([name])[0]) is not None:
+    if task in REGISTERED and (label := task_facts(task).labels_of([name])[0]) is not None:
         found.add(f"class {label}")
     return found
 

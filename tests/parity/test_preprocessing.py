@@ -90,11 +90,19 @@ CROP = {"size": {"shortest_edge": 24}, "crop_size": SQUARE}
         ("ViT", {"size": SQUARE}),
         ("ViT", {"size": SQUARE, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.7, 0.8, 0.9]}),
         ("ViT", CROP | {"do_center_crop": True, "do_convert_rgb": True}),
+        ("CLIP", {"size": {"shortest_edge": 32}, "crop_size": SQUARE}),
+        ("ViT", {"size": {"height": 29, "width": 29}, "crop_size": SQUARE, "do_center_crop": True}),
+        ("ViT", {"size": SQUARE, "resample": 0, "do_rescale": False, "do_normalize": False}),
+        ("ViT", {"size": SQUARE, "resample": 5}),
+        ("DeiT", {"size": {"height": 28, "width": 28}, "crop_size": SQUARE}),
+        ("Bit", {"size": {"shortest_edge": 28}, "crop_size": SQUARE}),
+        ("Siglip", {"size": SQUARE}),
     ],
     ids=str,
 )
 def test_a_saved_processor_is_read_and_described(tmp_path: Path, kind: str, options: dict):
     image, classes = Image.fromarray(photo(37, 91)), {"CLIP": "clip", "ViT": "vit"}
+    classes |= {"DeiT": "deit", "Bit": "dinov2", "Siglip": "siglip"}
     theirs = getattr(transformers, f"{kind}ImageProcessorPil")(**options)
     theirs.save_pretrained(tmp_path)
 
@@ -102,7 +110,10 @@ def test_a_saved_processor_is_read_and_described(tmp_path: Path, kind: str, opti
         return np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0)
 
     ours = read_processor(tmp_path, classes[kind])
-    pixels = decode_image(np.asarray(image), 24, "here", ours.own_fit(), ours.resample)
+    how = ours.own_fit(), ours.resample
+    pixels = decode_image(np.asarray(image), 24, "here", *how, resize_to=ours.resize_to(24))
+    whole = theirs.__class__(**options | {"do_rescale": False, "do_normalize": False})
+    np.testing.assert_array_equal(pixels, values(whole))  # not one grey level apart
     np.testing.assert_allclose(
         normalise(jnp.asarray(pixels), ours.mean, ours.std), values(theirs), rtol=1e-5, atol=1e-5
     )

@@ -11,7 +11,7 @@ from rmtllmf_jax.data.doctor.checks import LEVELS, Finding, class_counts
 from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, scan_split
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
 from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Source
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
     Against the registry: split sizes, class names, their order, published numbers per class, image
     sizes. Against itself: labels outside the classes, classes without images, imbalance, test
     images that are in train (equal pixels, however encoded), equal images with different labels,
-    repeated, unreadable, tiny and odd-sized images. Bad content raises nothing: a truncated file
-    becomes a finding that names it, and everything else is still checked.
+    repeated, unreadable, tiny, odd-sized, turned and 16-bit images. Bad content raises nothing: a
+    truncated file becomes a finding that names it, and everything else is still checked.
 
     **Arguments:**
 
@@ -63,7 +63,7 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
     known = source.tasks()
     if task not in known:
         raise InputError(f"the source has no task {task!r}. It has: {', '.join(known)}.")
-    facts = task_facts(task) if task in TASK_NAMES else None
+    facts = task_facts(task) if task in REGISTERED else None
     findings: list[Finding] = []
     classes: tuple[str, ...] | None = None
     try:
@@ -84,7 +84,7 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
     }
     findings += checks.check_reading(scans)
     if facts is None:
-        what = f"{task!r} is not in the registry, which has {', '.join(TASK_NAMES)}"
+        what = f"{task!r} is not in the registry, which has {', '.join(REGISTERED)}"
         follows = "split sizes and class names could not be checked"
         findings.append(Finding("note", "registry", what, follows))
     else:
@@ -97,6 +97,7 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
         train, test = (scans[split] for split in SPLITS)
         findings += checks.check_near_duplicates(task, train, test, near)
     findings += checks.check_image_sizes(scans, facts)
+    findings += checks.check_storage(scans)
     return Examination(
         task,
         None if classes is None else len(classes),

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from rmtllmf_jax.common.progress import progress_bar
+from rmtllmf_jax.data.decode import bits_used
 from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, Seen
 from rmtllmf_jax.data.registry import TaskFacts
 
@@ -287,6 +288,31 @@ def nearest_hashes(
             nearest[block], distances[block] = apart.argmin(axis=1), apart.min(axis=1)
             advance(len(apart))
     return nearest, distances
+
+
+def check_storage(scans: Mapping[str, Scan]) -> Iterator[Finding]:
+    """Report images that EXIF turns, and 16-bit grey ones with the range that they use."""
+    used = {}
+    for split, scan in scans.items():
+        turned = [image for image in scan.readable if image.stored.turned]
+        if turned:
+            shown = _some([image.origin for image in turned])
+            what = f"{split}: {_share(len(turned), len(scan.readable))} images are turned: {shown}"
+            follows = "they are set upright, as EXIF notes; loaders that do not see them lying"
+            yield Finding("note", "orientation", what, follows)
+        deep = [image.stored.largest for image in scan.readable if image.stored.deep]
+        if deep:
+            used[split] = bits_used(max(deep))
+            what = (
+                f"{split}: {_share(len(deep), len(scan.readable))} images are 16-bit grey, with "
+                f"values up to {max(deep):,}: read as {used[split]}-bit"
+            )
+            follows = f"{2 ** used[split] - 1:,} becomes white; other loaders clip above 255"
+            yield Finding("note", "16-bit grey", what, follows)
+    if len(set(used.values())) > 1:
+        what = " and ".join(f"{split} uses {bits} bits" for split, bits in used.items())
+        follows = "the splits are not equally bright: rescale the images to one range yourself"
+        yield Finding("warning", "16-bit grey", what, follows)
 
 
 def check_image_sizes(scans: Mapping[str, Scan], facts: TaskFacts | None) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from PIL import Image
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.decode import in_threads, read_rgb
+from rmtllmf_jax.data.pixels import EIGHT_BITS, Stored, look_at
 from rmtllmf_jax.data.source import Example, Source
 
 _SIDE = 16  # side of the grey image behind a perceptual hash
@@ -27,7 +28,8 @@ class Seen:
     """One image: where it came from and what it is.
 
     `digest` is equal for images of equal size and pixels (RGB), however they were encoded; it is
-    empty where the image could not be decoded, and `fault` says why.
+    empty where the image could not be decoded, and `fault` says why. `stored` says whether it is
+    turned, or grey with 16 bits.
     `perceptual` is the 256-bit `perceptual_hash`, `None` unless requested.
     """
 
@@ -38,6 +40,7 @@ class Seen:
     width: int = 0
     perceptual: UInt64[np.ndarray, "4"] | None = None
     fault: str = ""
+    stored: Stored = EIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ def _look_at(example: Example, perceptual: bool) -> Seen:
     size = f"{image.width} {image.height} ".encode()
     digest = hashlib.blake2b(size + image.tobytes(), digest_size=16).digest()
     bits = perceptual_hash(image) if perceptual else None
-    return Seen(example.label, example.origin, digest, image.height, image.width, bits)
+    size_of = image.height, image.width
+    stored = look_at(example.image)
+    return Seen(example.label, example.origin, digest, *size_of, bits, stored=stored)
 
 
 def perceptual_hash(image: Image.Image) -> UInt64[np.ndarray, "4"]:

@@ -1,4 +1,4 @@
-"""Facts about the eight tasks: class names, prompts, split sizes and where to get them."""
+"""Facts about the tasks of the literature: class names, prompts, split sizes, sources."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
-from rmtllmf_jax.common.errors import require_known
+from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.data.reading import AS_USUAL, Reading
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 SINGLE_PROMPT = "a photo of a {}"
 """The prompt of recipes without an ensemble; `{}` stands for the class name."""
@@ -67,7 +69,8 @@ class TaskFacts:
     `dataset_classes` are the names of the data set itself and `other_classes` further spellings of
     all classes; each is in label order. A prompt holds `{}` once. `train` and `test` are numbers of
     images, `train_counts` and `test_counts` those of each class where they distinguish classes;
-    `pixels` is the side of the images where all of them are squares of one small size.
+    `pixels` is the side of the images where all of them are squares of one small size, and
+    `validation` the number of validation images where the set has some of its own.
     `tfds_note` says why there is no `tfds`, or what to know about it.
     `finetuned` is the suffix of the published models `tanganke/clip-vit-base-patch16_<suffix>`.
     `note` describes the label order, and where other copies of the set differ.
@@ -89,6 +92,7 @@ class TaskFacts:
     note: str
     other_sizes: tuple[OtherSize, ...]
     other_classes: tuple[tuple[str, ...], ...]
+    validation: int | None = None
 
     def labels_of(self, names: Iterable[str]) -> tuple[int | None, ...]:
         """Return this task's label for each class name, None for an unknown name.
@@ -116,9 +120,9 @@ def plain_name(name: str) -> str:
 def task_facts(name: str) -> TaskFacts:
     """Return what is known about a task.
 
-    **Raises:** `InputError` for a name that is not in `TASK_NAMES`, with the nearest one.
+    **Raises:** `InputError` for a name that is not in `REGISTERED`, with the nearest one.
     """
-    require_known("task", name, TASK_NAMES)
+    require_known("task", name, REGISTERED)
     path = files(__name__) / f"{name}.json"
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     facts |= {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
@@ -136,9 +140,29 @@ def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
     **Raises:** `InputError` if `prompts` is not one of `PROMPTS`.
     """
     require_known("prompts", prompts, PROMPTS)
-    if prompts == "single" or task not in TASK_NAMES:
+    if prompts == "single" or task not in REGISTERED:
         return (SINGLE_PROMPT,)
     return task_facts(task).prompts
+
+
+def read_templates(path: Path) -> tuple[str, ...]:
+    """Return the templates in a text file, a line each, or in a JSON list.
+
+    **Raises:** `InputError` that names the file and a line without exactly one `{}`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip().startswith("["):
+        lines = read_json(path)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, str) or line.count("{}") != 1 or "{" in line.replace("{}", ""):
+            raise InputError(f"{path}: template {number} needs {{}} once, got {line!r}.")
+    if not lines:
+        raise InputError(f"{path}: holds no template.")
+    return tuple(lines)
 
 
 def prompt_classes(task: str, classes: Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +171,7 @@ def prompt_classes(task: str, classes: Sequence[str]) -> tuple[str, ...]:
     A name that the registry knows, in any of its spellings, becomes CLIP's (`AnnualCrop` is
     "annual crop land"); any other keeps the data's spelling, with spaces for underscores.
     """
-    if task not in TASK_NAMES:
+    if task not in REGISTERED:
         return tuple(name.replace("_", " ") for name in classes)
     facts = task_facts(task)
     return tuple(

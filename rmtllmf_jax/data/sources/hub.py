@@ -18,12 +18,12 @@ from rmtllmf_jax.data.registry import HubSet, task_facts
 from rmtllmf_jax.data.source import Example
 from rmtllmf_jax.data.sources.contents import examples_hash, file_hashes
 from rmtllmf_jax.data.sources.stored import StoredSource
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 
 def registered_sets() -> Mapping[str, HubSet]:
     """Return the registry's data sets by task."""
-    return {task: task_facts(task).hub for task in TASK_NAMES}
+    return {task: task_facts(task).hub for task in REGISTERED}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class HubTask:
         """
         train = names_in(self.reading.split("train", self.splits(), self.place))
         _, label = self._columns(train[0])
-        known = task_facts(self.task).dataset_classes if self.task in TASK_NAMES else None
+        known = task_facts(self.task).dataset_classes if self.task in REGISTERED else None
         if not self._numbered(train[0]):
             names = names_of(x for part in train for x in self.loaded[part].unique(label))
         else:
@@ -148,7 +148,7 @@ class HubTask:
     def _numbered(self, split: str) -> bool:
         """Return whether labels are indices of classes, not their names."""
         kind = self._there(split)[self._columns(split)[1]].kind
-        return kind == "classes" or (kind == "numbers" and self.task in TASK_NAMES)
+        return kind == "classes" or (kind == "numbers" and self.task in REGISTERED)
 
     def _columns(self, split: str) -> tuple[str, str]:
         return self.reading.columns(self._there(split), self.hub.id)

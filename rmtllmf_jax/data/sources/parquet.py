@@ -12,7 +12,7 @@ from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.data.reading import AS_USUAL, Reading
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.sources.tables import TableTask
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5,})-of-(?P<count>\d{5,})(-\w+)?\.parquet")
 _NUMBER = re.compile(r"\d{4,}\.parquet")
@@ -48,7 +48,7 @@ class ParquetTask(TableTask):
         if not sets:
             plain = self.folder / f"{split}.parquet"
             raise InputError(f"{plain}: no such file, and no {split}-00000-of-*.parquet either.")
-        if len(sets) > 1 and not any(map(Path.is_file, sets)) and name in TASK_NAMES:
+        if len(sets) > 1 and not any(map(Path.is_file, sets)) and name in REGISTERED:
             config = self.folder / (task_facts(name).hub.config or "")
             sets = {config: sets[config]} if config in sets and config != self.folder else sets
         if len(sets) > 1:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.common.files import content_hash
-from rmtllmf_jax.data.reading import Reading, parts_of
+from rmtllmf_jax.data.reading import Part, Reading, parts_of
 from rmtllmf_jax.data.source import ALL_SPLITS, Example
 
 
@@ -69,24 +69,31 @@ class StoredSource:
 
     def size(self, task: str, split: str) -> int:
         """Return the number of images in a split."""
-        return sum(len(rows) for _, _, rows in self._parts(task, split))
+        stored, parts = self._parts(task, split)
+        return sum(len(part.rows(stored.size(part.name))) for part in parts)
 
     def fingerprint(self, task: str, split: str) -> str:
         """Return a hash of the content of a split: of every byte, not of sizes and times."""
-        whole, prints = True, []
-        for stored, name, rows in self._parts(task, split):
-            whole = whole and len(rows) == stored.size(name)
-            prints.append([stored.fingerprint(name), rows.start, rows.stop])
-        return str(prints[0][0]) if whole and len(prints) == 1 else content_hash({"parts": prints})
+        stored, parts = self._parts(task, split)
+        if [part.whole for part in parts] == [True]:
+            return stored.fingerprint(parts[0].name)
+        prints = []
+        for part in parts:
+            rows = part.rows(stored.size(part.name))
+            prints.append([stored.fingerprint(part.name), rows.start, rows.stop])
+        return content_hash({"parts": prints})
 
     def examples(self, task: str, split: str) -> Iterator[Example]:
         """Yield the images of a split, as they are stored and in that order."""
-        for stored, name, rows in self._parts(task, split):
-            yield from islice(stored.examples(name), rows.start, rows.stop)
+        stored, parts = self._parts(task, split)
+        for part in parts:
+            examples = stored.examples(part.name)
+            if not part.whole:
+                rows = part.rows(stored.size(part.name))
+                examples = islice(examples, rows.start, rows.stop)
+            yield from examples
 
-    def _parts(self, task: str, split: str) -> Iterator[tuple[Stored, str, range]]:
+    def _parts(self, task: str, split: str) -> tuple[Stored, tuple[Part, ...]]:
         require_known("split", split, ALL_SPLITS)
         stored = self.stored(task)
-        text = stored.reading.split(split, stored.splits(), stored.place)
-        for part in parts_of(text):
-            yield stored, part.name, part.rows(stored.size(part.name))
+        return stored, parts_of(stored.reading.split(split, stored.splits(), stored.place))

@@ -18,7 +18,7 @@ from rmtllmf_jax.common.files import content_hash
 from rmtllmf_jax.data.reading import Column, Kind, Reading, names_in, names_of, numbered
 from rmtllmf_jax.data.source import Example
 from rmtllmf_jax.data.sources.contents import file_hashes, read_class_names
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 _BATCH_ROWS = 64
 
@@ -69,7 +69,7 @@ class TableTask:
             with opened(file) as table:
                 column = table.columns(self.reading)[1]
                 numbers = table.there[column].kind == "numbers"
-                if numbers and self.folder.name in TASK_NAMES:
+                if numbers and self.folder.name in REGISTERED:
                     raise InputError(
                         f"{self.folder / 'classes.json'}: no such file, and the files note no "
                         "class names, without which it cannot be checked what a label means."
@@ -114,9 +114,9 @@ class TableTask:
 
     def _are_labels(self, table: Table, column: str) -> bool:
         """Return whether a column holds indices of classes, not their names."""
-        listed = (self.folder / "classes.json").exists()
         kind = table.there[column].kind
-        return kind == "classes" or (kind == "numbers" and listed)
+        known = self.folder.name in REGISTERED or (self.folder / "classes.json").exists()
+        return kind == "classes" or (kind == "numbers" and known)
 
 
 class Table:

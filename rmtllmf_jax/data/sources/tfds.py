@@ -15,7 +15,7 @@ from rmtllmf_jax.data.reading import AS_USUAL, Column, Kind, Reading
 from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, plain_name, task_facts
 from rmtllmf_jax.data.source import ALL_SPLITS, Example
 from rmtllmf_jax.data.sources.contents import examples_hash
-from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.tasks import REGISTERED
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,24 @@ class TfdsSource:
         """Return the registry's tasks (using one without a builder is an error), and what else is
         prepared in the folder, as `builder` or `builder-config`.
         """
-        return (*TASK_NAMES, *self._prepared())
+        return (*REGISTERED, *self._prepared())
 
     def _prepared(self) -> dict[str, str]:
         """Return the prepared builders that are not the registry's, by task."""
         folder = self.data_dir or Path("~/tensorflow_datasets").expanduser()
-        known = {facts.tfds.builder for facts in map(self.facts, TASK_NAMES) if facts.tfds}
+        known = {facts.tfds.builder for facts in map(self.facts, REGISTERED) if facts.tfds}
         found = {}
         for pattern in ("*/*", "*/*/*"):
             for path in sorted(folder.glob(f"{pattern}/dataset_info.json")):
                 builder = path.relative_to(folder).parents[1].as_posix()
                 task = builder.replace("/", "-")
-                if builder not in known and task not in TASK_NAMES:
+                if builder not in known and task not in REGISTERED:
                     found[task] = builder
         return found
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Return the class names: the registry's, checked against TFDS's own, or the latter."""
-        if task in TASK_NAMES:
+        if task in REGISTERED:
             self._labels(task)
             return self.facts(task).dataset_classes
         return tuple(self._names(task))
@@ -117,14 +117,14 @@ class TfdsSource:
         return known.tfds
 
     def _builder_name(self, task: str) -> str:
-        if task in TASK_NAMES:
+        if task in REGISTERED:
             return self._registered(task).builder
         require_known("task", task, self.tasks())
         return self._prepared()[task]
 
     def _splits(self, task: str) -> dict[str, str]:
         """Return the split strings of train, validation and test, without those that lack."""
-        if task in TASK_NAMES:
+        if task in REGISTERED:
             known = self._registered(task)
             found = {split: getattr(known, split) for split in ALL_SPLITS}
             return {split: text for split, text in found.items() if text is not None}
@@ -135,7 +135,7 @@ class TfdsSource:
         """Return the names of the features of images and labels."""
         features, place = self._builder(task).info.features, f"tfds {self._builder_name(task)}"
         there = {name: Column(_kind(feature), feature) for name, feature in features.items()}
-        told = AS_USUAL if task in TASK_NAMES else self.reading
+        told = AS_USUAL if task in REGISTERED else self.reading
         image, label = told.columns(there, place)
         if there[label].kind != "classes":
             raise InputError(f"{place}: feature {label!r} has no class names.")
@@ -183,7 +183,7 @@ class TfdsSource:
                     f"{place}, split {wanted!r}: cannot be opened ({first_line(error)})."
                 ) from error
             folder, option, hub = "TFDS's own folder", "", ""
-            if task in TASK_NAMES:
+            if task in REGISTERED:
                 hub = f" Or use --source hub ({self.facts(task).hub.id})."
             if self.data_dir is not None:
                 folder, option = str(self.data_dir), f", data_dir={str(self.data_dir)!r}"
@@ -199,7 +199,7 @@ class TfdsSource:
     def _labels(self, task: str) -> list[int]:
         """Return the label of each of TFDS's: the registry's, by comparing names (`plain_name`)."""
         names, place = self._names(task), f"tfds {self._builder_name(task)}"
-        if task not in TASK_NAMES:
+        if task not in REGISTERED:
             return list(range(len(names)))
         classes = self.facts(task).dataset_classes
         wanted = {plain_name(name): position for position, name in enumerate(classes)}
