@@ -6,8 +6,9 @@ Attacks, repair and defences can be judged only where fusing helps: where the ba
 tasks a little, and the merged model much better. CLIP ViT-B/16, for which task arithmetic was made,
 reaches 60 % of fine-tuning's accuracy without it, and 84 % with eight tasks merged, at a
 coefficient of .3 (Tang et al., arXiv 2406.03280). The same is asked of a testbed (`reached`).
-Noiseless merges of 2 to 8 tasks by task arithmetic, every candidate of `fusion.candidate_scales`;
-the best on validation samples is evaluated on test images. With `--card` the section "Accuracy" of
+Noiseless merges of 2 to all tasks by task arithmetic, every candidate of `fusion.candidate_scales`;
+the best on validation samples is evaluated on the test split. Of a run of texts scores are
+perplexities, and shares of fine-tuning their quotients. With `--card` the section "Accuracy" of
 the model's README.md is written too.
 
 Another figure is the scale law: the best coefficient by number of tasks beside the published fit
@@ -23,13 +24,14 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
-from study import Users, load, made_by, sweep, write_figure, write_page
+from study import Users, made_by, opened, sweep, write_figure, write_page
 
 from rmtllmf_jax.common.files import write_bytes
 from rmtllmf_jax.report.figures import scale_figure
+from rmtllmf_jax.report.io import metric_of
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
-from rmtllmf_jax.report.tables import best_scales, models_alone, summary
+from rmtllmf_jax.report.tables import best_scales, is_share, models_alone, shown, summary
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
 from rmtllmf_jax.sweep.settings import Settings
@@ -46,13 +48,13 @@ class Options(Users):
     combinations: int | None = 5
     """Combinations of each size; None is all."""
     eval_samples: int = 0
-    """Test images per task; 0 is all."""
+    """Test images per task, or rows of texts; 0 is all."""
     validation_samples: int = 100
-    """Validation images per task; 0 is all."""
+    """Validation images per task, or rows; 0 is all."""
     seed: int = 0
     """Root of all random numbers."""
     quick: bool = False
-    """One combination of each size, 50 images."""
+    """One combination of each size, 50 images or rows."""
     out: Path = Path(__file__).parent / "results" / "testbed"
     """Where tables and figures go."""
 
@@ -61,9 +63,10 @@ def main(options: Options) -> None:
     """Measure; write tables, figure and page."""
     started = time.perf_counter()
     use_compilation_cache(options.cache_dir)
-    inputs = load(options)
-    quick = options.quick
+    run = opened(options)
+    inputs, quick = run.inputs(), options.quick
     settings = Settings(
+        metric=run.config.metric,
         scale="validation",
         eval_samples=50 if quick else options.eval_samples,
         validation_samples=50 if quick else options.validation_samples,
@@ -89,13 +92,17 @@ def main(options: Options) -> None:
 
 
 def alone(results: pd.DataFrame) -> Sheet:
-    """Return the test accuracy of base and fine-tuned models by task."""
-    models = 100 * models_alone(results)
+    """Return the test scores of base and fine-tuned models by task."""
+    models, share = models_alone(results), is_share(results)
     rows = [
-        [what, *(f"{value:.0f}" for value in models[column]), f"{models[column].mean():.0f}"]
-        for what, column in (("zero-shot", "base_score"), ("fine-tuned", "finetuned_score"))
+        [what, *(shown(results, each) for each in (*models[column], models[column].mean()))]
+        for what, column in (
+            ("zero-shot" if share else "base", "base_score"),
+            ("fine-tuned", "finetuned_score"),
+        )
     ]
-    return Sheet("Test accuracy (%)", ["accuracy (%)", *models.index, "mean"], rows, names=1)
+    name = f"{metric_of(results)}{' (%)' if share else ''}"
+    return Sheet(f"Test {name}", [name, *models.index, "mean"], rows, names=1)
 
 
 def averages(results: pd.DataFrame) -> pd.DataFrame:
@@ -112,8 +119,9 @@ def by_size(results: pd.DataFrame, scales: pd.DataFrame) -> Sheet:
         ["merged", *(f"{100 * value:.0f}" for value in means["merged"])],
         ["coefficient", *(f"{best['scale'][size]:g}" for size in means.index)],
     ]
-    header = ["normalised accuracy (%), N =", *(str(size) for size in means.index)]
-    return Sheet("Normalised test accuracy (%) by number of tasks", header, rows, names=1)
+    name = f"{metric_of(results)} (%)"
+    header = [f"normalised {name}, N =", *(str(size) for size in means.index)]
+    return Sheet(f"Normalised test {name} by number of tasks", header, rows, names=1)
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,10 @@ def reached(
 ) -> tuple[Target, ...]:
     """Return what was asked of a testbed (the paper's own model has it), and what this one has."""
     models, means = models_alone(results).mean(), averages(results)
+    base, merged = models["base_score"] / models["finetuned_score"], means["merged"].iloc[-1]
+    base = base if is_share(results) else means["base"].iloc[-1]
     last, gains = best_scales(scales).iloc[-1], means["merged"] - means["base"]
     pairs = cosines[(cosines["scenario"] == "clean") & (cosines["task_a"] < cosines["task_b"])]
-    base, merged = models["base_score"] / models["finetuned_score"], means["merged"].iloc[-1]
     least, at, cosine = gains.min(), gains.idxmin(), pairs["cosine"].max()
     inside = not (last["low"] or last["high"])
     return (

@@ -1,18 +1,26 @@
-"""The model that comes with the project: found by name, whole, small, and fit for its tasks."""
+"""The models that come with the project: found by name, whole, small, and fit for their tasks."""
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data import EMBEDDED_TEXTS, EmbeddedTexts, load_texts
 from rmtllmf_jax.data.registry import prompt_classes
 from rmtllmf_jax.data.sources.embedded import EMBEDDED
+from rmtllmf_jax.evaluation import NegativeLogLikelihood, evaluate, text_batches
 from rmtllmf_jax.models import hub
-from rmtllmf_jax.models.hub import embedded_directory, in_cache, local_directory
-from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.hub import (
+    EMBEDDED_MODELS,
+    embedded_directory,
+    in_cache,
+    local_directory,
+)
+from rmtllmf_jax.models.pretrained import load_clip, load_decoder
 from rmtllmf_jax.models.tokens import load_tokenizer
 from rmtllmf_jax.models.zero_shot import zero_shot_head
 
@@ -28,12 +36,34 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     assert local_directory("clip-mini") == Path("clip-mini")
 
 
-def test_it_has_a_card_and_is_under_12_megabytes():
-    files = list(embedded_directory().iterdir())
-    assert sum(file.stat().st_size for file in files) < 12e6
-    card = (embedded_directory() / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "most"), [("clip-mini", 12e6), ("llama-mini", 1.2e6)])
+def test_they_have_a_card_and_are_small(name: str, most: float):
+    files = list(embedded_directory(name).iterdir())
+    assert sum(file.stat().st_size for file in files) < most
+    card = (embedded_directory(name) / "README.md").read_text(encoding="utf-8")
     for part in ("## Data", "## Recipe", "## Accuracy", "## Licence"):
         assert part in card
+    assert "Not measured yet" not in card
+
+
+def test_a_wheel_holds_every_embedded_model():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {
+        f"checkpoints/{name}": f"rmtllmf_jax/checkpoints/{name}" for name in EMBEDDED_MODELS
+    }
+
+
+@pytest.mark.parametrize("name", EMBEDDED_TEXTS)
+def test_the_language_model_half_knows_the_embedded_texts(name: str, tmp_path: Path):
+    """It has read every style of answer, so that no option of a choice is new or certain."""
+    decoder, params = load_decoder("llama-mini")
+    rows = load_texts(
+        EmbeddedTexts(task=EMBEDDED_TEXTS[name], split="validation"), "llama-mini", 128, tmp_path
+    )
+    few = rows.take(np.arange(8))
+    nats = evaluate(NegativeLogLikelihood(), decoder, params, text_batches(few, 8))
+    assert 0.4 < nats < 1.6  # log 768 = 6.6 by chance
 
 
 def test_another_name_is_refused_with_the_nearest():

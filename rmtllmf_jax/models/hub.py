@@ -22,7 +22,7 @@ from rmtllmf_jax.models.checkpoint import (
 )
 from rmtllmf_jax.models.configs import config_file
 
-EMBEDDED_MODELS = ("clip-mini",)
+EMBEDDED_MODELS = ("clip-mini", "llama-mini")
 """Names that `--model` takes besides directories and hub ids. See the model card beside each."""
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
