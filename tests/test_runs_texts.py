@@ -21,12 +21,13 @@ from tiny_decoder import write_decoder
 from rmtllmf_jax import fusion
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.data import TextFile, TextTask
+from rmtllmf_jax.data import TextFile, TextTask, beginnings
 from rmtllmf_jax.data.texts import sets
 from rmtllmf_jax.evaluation import BitsPerByte, NegativeLogLikelihood, Perplexity, evaluate
 from rmtllmf_jax.evaluation.batches import batches_of
 from rmtllmf_jax.models import export_decoder, load_decoder, load_tree, read_tokenizer
-from rmtllmf_jax.report.io import read_results
+from rmtllmf_jax.report.io import read_results, read_said
+from rmtllmf_jax.report.said import ALONE
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs import open_run
 from rmtllmf_jax.sweep.needs import require_looked_at
@@ -181,6 +182,51 @@ def test_realignment_sees_the_texts_that_are_drawn_and_no_other(swept: Path, pla
         np.testing.assert_array_equal(four.scored[:3], few.scored)
         with pytest.raises(InputError, match=f"shots of task {task.name!r}: {len(segments) + 1} "):
             task.few(len(segments) + 1, 0)
+
+
+def test_what_models_say_is_what_they_say_by_hand(swept: Path, place: Path):
+    """Against greedy decoding that computes every token anew; on the page too."""
+    run, said = opened(swept, place), read_said(swept / "said.parquet")
+    results = pd.read_parquet(swept / "results.parquet")
+    names = results["combination"].iloc[0].split("+")
+    scale = results.loc[results["protection"] == "none", "scale"].iloc[0]
+    vectors = [fusion.TaskVector.between(run.finetuned(name), run.base) for name in names]
+    merged = run.base + scale * (vectors[0] + vectors[1])
+    tokenizer, room = read_tokenizer(place / "model"), run.model.shape.positions
+
+    @jax.jit
+    def next_token(params: Any, tokens: Any, last: Any) -> Any:
+        return jnp.argmax(run.model.apply({"params": params}, tokens)[0, last])
+
+    def greedy(params: Any, given: tuple[int, ...], count: int) -> str:
+        tokens = list(given)
+        while len(tokens) < len(given) + count:
+            padded = jnp.asarray([tokens + [0] * (room - len(tokens))])
+            token = int(next_token(params, padded, len(tokens) - 1))
+            if token == tokenizer.eos_token_id:
+                break
+            tokens.append(token)
+        return tokenizer.decode(tokens[len(given) :], skip_special_tokens=True)
+
+    prompts = {task.name: beginnings(task.test, 3) for task in run.tasks if task.name in names}
+    longest = max(len(each.rest) for own in prompts.values() for each in own)
+    count = min(longest + 8, room - max(len(e.given) for own in prompts.values() for e in own))
+    for task, own in prompts.items():
+        models = {"base": run.base, "fine-tuned": run.finetuned(task), "none": merged}
+        for number, each in enumerate(own):
+            here = said[(said["scenario"] == "clean") & (said["task"] == task)]
+            here = here[here["number"] == number]
+            rows = here.set_index("protection")["text"]
+            for name, params in models.items():
+                assert rows[name] == greedy(params, each.given, count)
+            whole = tokenizer.decode(each.rest, skip_special_tokens=True)
+            assert rows["as in the test split"] == whole
+            assert set(here["given"]) == {tokenizer.decode(each.given, skip_special_tokens=True)}
+    models = set(zip(said["scenario"], said["protection"]))
+    swept_models = set(zip(results["scenario"], results["protection"]))
+    assert models == swept_models | {("clean", name) for name in ALONE}
+    page = (swept / "report" / "index.html").read_text()
+    assert all(f"What the models say: {name}" in page for name in names)
 
 
 def test_the_reported_table_is_read_and_averaged(swept: Path):

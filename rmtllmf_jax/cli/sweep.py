@@ -197,8 +197,12 @@ def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> N
     """Run the grid on a run folder's users and write its tables, as one process of `place`."""
     from rmtllmf_jax.common.credentials import without_credentials
     from rmtllmf_jax.common.files import write_json
+    from rmtllmf_jax.models.decoder import Decoder
+    from rmtllmf_jax.models.hub import local_directory
+    from rmtllmf_jax.models.text import read_tokenizer
     from rmtllmf_jax.sweep.engine import Engine
     from rmtllmf_jax.sweep.run import run_grid, store_key
+    from rmtllmf_jax.sweep.said import said_rows
     from rmtllmf_jax.sweep.tables import write_table
     from rmtllmf_jax.sweep.trackers import get_tracker
 
@@ -229,10 +233,14 @@ def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> N
     if layout.process == 0:
         write_json(out / UNDER_WAY, configuration)  # for `rmtllmf report --so-far`
     trackers = options.trackers if layout.process == 0 else ()
+    engine = Engine(inputs, settings, layout)
     with get_tracker(trackers, out, configuration) as tracker:
-        tables = run_grid(Engine(inputs, settings, layout), grid, store, tracker)
+        tables = run_grid(engine, grid, store, tracker)
     if layout.process:
         return  # the first process writes the tables of all
+    if isinstance(inputs.model, Decoder):
+        tokenizer = read_tokenizer(local_directory(run.config.model))
+        tables["said"] = said_rows(engine, tokenizer, tables["results"])
     configuration["computed_by"] = tables.pop("programs")
     if (before := set_aside(out, configuration)) is not None:
         print(f"{before}: tables and report of the sweep before, which had another configuration")
