@@ -97,7 +97,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         names = getattr(item, "fixturenames", ())
         shared = next(
-            (name for name in ("finished", "demo", "sweep_engine") if name in names), None
+            (name for name in ("finished", "demo", "demo_lm", "sweep_engine") if name in names),
+            None,
         )
         item.add_marker(pytest.mark.xdist_group(shared or item.path.name))
 
@@ -300,4 +301,15 @@ def demo(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(words, env=plain_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_lm(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo of language models as the docs have it: its run folder."""
+    folder = tmp_path_factory.mktemp("demo-lm") / "runs" / "demo-lm"
+    words = command("reproduce", "demo-lm", "--out", folder, "--cache-dir", cache_dir)
+    environment = plain_environment() | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return folder

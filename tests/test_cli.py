@@ -19,6 +19,7 @@ from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.reproduce import QUICK, Reproduce, recipe_options
 from rmtllmf_jax.cli.sweep import check
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.data.texts.embedded import EMBEDDED_TEXTS
 from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.fusion.scale import SUM_SCALES
 from rmtllmf_jax.runs.folder import set_aside
@@ -413,6 +414,41 @@ def test_a_recipe_sets_its_defaults_wherever_it_stands(before: list[str]) -> Non
         given |= {word[2:]: True for word in before if word == "--normalise"}
         if not (name == "steps" and "--quick" in before) and name not in QUICK:
             assert options[name] == given.get(name, value), name
+
+
+def test_the_demo_of_language_models_sets_texts_and_no_option_of_images() -> None:
+    options = parse(["reproduce", "demo-lm", "--out", "o", "--steps", "7"])
+    assert (options.model, options.texts, options.length) == ("llama-mini", "embedded", 128)
+    assert (options.steps, options.realign_steps, options.shots) == (7, 20, 16)
+    assert options.tasks == tuple(EMBEDDED_TEXTS)
+    images = {"source", "prompts", "image_size", "fit", "normalise", "head"}
+    assert not images & set(recipe_options("demo-lm"))
+
+
+def test_a_dry_run_counts_the_rows_of_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path), "--dry-run", "--json"]
+    main(["reproduce", "demo-lm", *words])
+    found = json.loads(capsys.readouterr().out)
+    work = {part["what"]: part for part in found["work"]}
+    assert found["parameters"] == 480_096
+    assert work["fine-tuning"]["count"] == 4 * 60 * 8
+    assert work["fine-tuning"]["units"] == "rows"
+    assert "heads" not in work
+    assert found["cells"]["sum_rate"] == {
+        "none": 12,
+        "realign": 6,
+        "r-mtllmf": 6,
+        "phy": 12,
+        "holistic": 6,
+    }
+    assert {file["what"] for file in found["files"]} == {
+        *(f"rows {name}" for name in EMBEDDED_TEXTS),
+        *("fine-tuned models", "training state, while it runs"),
+    }
+    assert [item["present"] for item in found["needed"]] == [True]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_recipe_that_is_not_seen_is_no_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def finetune(options: Finetune) -> tuple[Task, ...]:
 
     _require_trained_here(options)
     lora = _lora(options)
-    config, names = _configured(options)
+    config, names = configured(options)
     _require_vectors(options, config.model_hash, names)
     model, base = config.load_model(options.remat)
     if options.texts is None:
@@ -161,7 +161,7 @@ def finetune(options: Finetune) -> tuple[Task, ...]:
     return tuple(data)
 
 
-def _configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
+def configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
     """Return the configuration of the run and the tasks, of images or texts.
 
     **Raises:** `InputError` for options of the other kind, or a model of it.

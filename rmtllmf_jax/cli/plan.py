@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 from rich.filesize import decimal
 
-from rmtllmf_jax.cli.finetune import recipe_of
+from rmtllmf_jax.cli.finetune import configured, recipe_of
 from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
 from rmtllmf_jax.cli.options import DryRunOptions, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_known
@@ -24,13 +24,15 @@ from rmtllmf_jax.data.tasks import REGISTERED
 from rmtllmf_jax.models import hub
 from rmtllmf_jax.models.backbone import Backbone, describe_backbone
 from rmtllmf_jax.models.configs import ModelConfig, config_file, published_config, read_config
+from rmtllmf_jax.models.decoder import Decoder
+from rmtllmf_jax.models.decoder_configs import read_decoder_config
 from rmtllmf_jax.models.shapes import CLIPShape
 from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.terminal import print_sheet
-from rmtllmf_jax.runs import Run, SweepInputs
+from rmtllmf_jax.runs import Run, SweepInputs, TextRunConfig
 from rmtllmf_jax.runs.config import compute_dtype
 from rmtllmf_jax.runs.environment import memory_of
-from rmtllmf_jax.sweep.cost import clip_bytes, row_length, tower_costs
+from rmtllmf_jax.sweep.cost import clip_bytes, model_costs, row_length, tower_costs
 from rmtllmf_jax.sweep.devices import (
     UTILISATION,
     Devices,
@@ -59,6 +61,9 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     task that neither the registry nor the source knows.
     """
     machine = devices_of(options)
+    if options.texts is not None:
+        _show(_plan_of_texts(options, settings, grid), machine, options.json)
+        return
     config = _config_of(options.model)
     auto = options.dtype == "auto" and options.elsewhere
     backbone = describe_backbone(
@@ -91,6 +96,29 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         print("Images are counted as in the full sets of the registry; smaller sets take less.")
     if numbers.missing and not options.elsewhere:
         sys.exit(1)
+
+
+def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid) -> Plan:
+    """Return the plan of a run of texts, whose rows are tokenised to be counted."""
+    config, names = configured(options)
+    assert isinstance(config, TextRunConfig)
+    directory = hub.local_directory(config.model)
+    shape = read_decoder_config(directory / "config.json")
+    auto = options.dtype == "auto" and options.elsewhere
+    dtype = "bfloat16" if auto else config.dtype
+    decoder = Decoder(replace(shape, dtype=dtype, remat=options.remat))
+    size = model_costs(decoder, config.length).bytes
+    return plan(
+        decoder,
+        tuple(map(_size_there, config.load_tasks(names, options.cache_dir))),
+        grid,
+        settings,
+        RunRecipe(recipe_of(options)),
+        ready_vectors=options.task_vectors is not None,
+        validation_fraction=options.validation_fraction,
+        needed=(Needed("model", options.model, size, hub.in_cache(options.model)),),
+        length=config.length,
+    )
 
 
 def sweep_dry_run(

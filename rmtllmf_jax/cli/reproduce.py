@@ -15,13 +15,15 @@ from rmtllmf_jax.cli.report import report
 from rmtllmf_jax.cli.sweep import check, sweep
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.data.tasks import TASK_NAMES
+from rmtllmf_jax.data.texts.embedded import EMBEDDED_TEXTS
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
-from rmtllmf_jax.training.recipes import DEMO, RUN_RECIPES
+from rmtllmf_jax.training.recipes import DEMO, DEMO_LM, RUN_RECIPES, RunRecipe, TextRecipe
 
 _OF_RECIPE = ("model", "source", "tasks", "prompts", "image_size", "fit", "normalise")
-DEMO_NAME, VIT = "demo", "vit-tiny"
-RECIPES = (DEMO_NAME, VIT, *RUN_RECIPES)
+_OF_TEXTS = ("model", "texts", "length")
+DEMO_NAME, DEMO_LM_NAME, VIT = "demo", "demo-lm", "vit-tiny"
+RECIPES = (DEMO_NAME, DEMO_LM_NAME, VIT, *RUN_RECIPES)
 
 DEMO_SWEEP: dict[str, Any] = {
     "combinations": "2",
@@ -39,6 +41,22 @@ DEMO_SWEEP: dict[str, Any] = {
 c0 is the most noise, in whole dB, at which R-MTLLMF does not measurably lose to the control under
 either attack with eight tasks (experiments/noise_scale.py); at -30 dB it does.
 """
+
+DEMO_LM_SWEEP: dict[str, Any] = {
+    "tasks": tuple(EMBEDDED_TEXTS),
+    "combinations": "2",
+    "sizes": (2, 4),
+    "protections": ("none", "realign", "r-mtllmf", "phy", "holistic", "control"),
+    "draws": 4,
+    "repaired_draws": 2,
+    "c0": -22.0,
+    "shots": 16,
+    "scale": "validation",
+    "validation_samples": 24,
+    "eval_samples": 32,
+    "eval_batch_size": 32,
+}
+"""What the recipe `demo-lm` sets besides its `TextRecipe`."""
 
 VIT_IMAGES: dict[str, Any] = {"image_size": 64, "tasks": TASK_NAMES}
 """What the recipe `vit-tiny` sets."""
@@ -59,15 +77,17 @@ class Reproduce(Finetune, SweepOptions, DryRunOptions):
     """Fine-tune, transmit, merge, protect, evaluate and report; resumes where it was stopped.
 
     Examples: rmtllmf reproduce demo --out runs/demo;
+    rmtllmf reproduce demo-lm --out runs/demo-lm;
     rmtllmf reproduce paper --out runs/paper;
     rmtllmf reproduce vit-tiny --model MODEL --data DATA --out runs/a --quick
     """
 
     recipe: tyro.conf.Positional[str]
     """What to reproduce: demo (the small CLIP and the eight small tasks that come with the program:
-    minutes, no download), paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight
-    tasks from the Hugging Face hub, by the recipe of that name), or vit-tiny (a Hugging Face ViT
-    with closed-form heads). The recipe sets the defaults of the options below."""
+    minutes, no download), demo-lm (the same of a small language model and four tasks of texts),
+    paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight tasks from the Hugging
+    Face hub, by the recipe of that name), or vit-tiny (a Hugging Face ViT with closed-form heads).
+    The recipe sets the defaults of the options below."""
     quick: bool = False
     """Use fewer steps, samples and combinations: ends within 30 minutes on two cores with a
     ViT-Ti. Options that are given keep their values."""
@@ -75,14 +95,16 @@ class Reproduce(Finetune, SweepOptions, DryRunOptions):
     def run(self) -> None:
         """Run the sub-command."""
         self.require_dry_run()
+        from rmtllmf_jax.runs import RunConfig, TextRunConfig, open_run
+
         self.tasks = tasks_of(self)
-        settings, grid = check(self, self.tasks)
+        of = RunConfig if self.texts is None else TextRunConfig
+        settings, grid = check(self, self.tasks, of.metric)
         if self.dry_run:
             from rmtllmf_jax.cli.plan import dry_run
 
             dry_run(self, settings, grid)
             return
-        from rmtllmf_jax.runs import open_run
 
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
@@ -124,8 +146,10 @@ def recipe_options(name: str) -> dict[str, Any]:
     """Return the options that a recipe sets."""
     if name == VIT:
         return VIT_IMAGES
-    recipe = DEMO if name == DEMO_NAME else RUN_RECIPES[name]
-    options = {option: getattr(recipe, option) for option in _OF_RECIPE} | asdict(recipe.finetune)
+    known: dict[str, RunRecipe | TextRecipe] = {DEMO_NAME: DEMO, DEMO_LM_NAME: DEMO_LM}
+    recipe = (known | RUN_RECIPES)[name]
+    chosen = _OF_TEXTS if name == DEMO_LM_NAME else _OF_RECIPE
+    options = {option: getattr(recipe, option) for option in chosen} | asdict(recipe.finetune)
     for option in ("steps", "batch_size", "learning_rate"):
         options[f"realign_{option}"] = getattr(recipe.realign, option)
-    return options | (DEMO_SWEEP if name == DEMO_NAME else {})
+    return options | {DEMO_NAME: DEMO_SWEEP, DEMO_LM_NAME: DEMO_LM_SWEEP}.get(name, {})

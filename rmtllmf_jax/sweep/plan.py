@@ -116,9 +116,10 @@ def plan(
     parts = []
     if made_by:
         text = text_costs(clip.text).flops() if clip else None
-        parts += _users_work(
+        users = _users_work(
             made_by, tasks, validation_fraction, ready_vectors, forward, training, text
         )
+        parts += users[1:] if of_texts else users  # texts have no heads
     parts += _sweep_work(tower, tasks, grid, settings, validation_fraction, batch, training)
     return Plan(
         tower.parameters,
@@ -302,11 +303,12 @@ def _files(
 ) -> tuple[File, ...]:
     width, classes = clip.projection if clip else tower.width, sum(len(t.classes) for t in tasks)
     heads = (width + 1) * classes + (len(tasks) * clip.vision.width * width if clip else 0)
+    each = f"{tower.samples} {{}}"
     files = [
-        File(f"images {task.name}", "cache", (task.train + task.test) * _pixels(task, tower))
+        File(each.format(task.name), "cache", (task.train + task.test) * _pixels(task, tower))
         for task in tasks
     ]
-    files += [File("heads", "run", _FLOAT * heads)]
+    files += [File("heads", "run", _FLOAT * heads)] if tower.samples == "images" else []
     files += [File("fine-tuned models", "run", len(tasks) * tower.bytes)]
     if training:  # parameters and two moments, of one task at a time
         files.append(File("training state, while it runs", "run", _CHECKPOINTS * 3 * tower.bytes))

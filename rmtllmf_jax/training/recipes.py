@@ -1,8 +1,8 @@
 """How models are trained: frozen dataclasses, and the optimiser that they describe.
 
 `RUN_RECIPES` are for CLIP at full size; their numbers are those of the public code or paper that
-each is named after. `DEMO` is for the model and the tasks that come with the project. All of them
-train every parameter of the vision encoder and freeze the zero-shot head.
+each is named after. `DEMO` and `DEMO_LM` are for the models and the tasks that come with the
+project. Those of images train every parameter of the vision encoder and freeze the zero-shot head.
 """
 
 from __future__ import annotations
@@ -150,3 +150,28 @@ DEMO = RunRecipe(
     tasks=EMBEDDED_NAMES,
 )
 """Minutes on two cores, without a download."""
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """The recipe of a whole run of texts."""
+
+    finetune: Recipe
+    """Its batches are of rows."""
+    realign: Recipe
+    """Its batches are of texts."""
+    model: str
+    texts: str
+    """A set of tasks, one of `data.texts.sets.TEXT_SETS`."""
+    length: int
+    """Tokens per row."""
+
+
+DEMO_LM = TextRecipe(
+    Recipe(60, 8, 1e-3, 0.1),
+    realign=Recipe(20, 8, 1e-3, 0.0),
+    model="llama-mini",
+    texts="embedded",
+    length=128,
+)
+"""The demo of language models: minutes on two cores, without a download."""
