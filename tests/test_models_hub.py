@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -89,6 +90,39 @@ def test_one_format_of_the_weights_is_downloaded(cache: Path, monkeypatch: pytes
     assert "flax_model.msgpack" in asked[0]
     assert "*.json" in asked[0]
     assert not {"pytorch_model.bin", "tf_model.h5", "*.bin"} & set(asked[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        (["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], 1),
+        (["open_clip_model.safetensors", "pytorch_model.bin"], 1),  # needs no torch
+        (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"], 2),
+    ],
+)
+def test_weights_of_open_clip_and_shards_are_downloaded(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], wanted: int
+):
+    """What is then in the cache is complete, with open_clip's configuration alone."""
+    files = [*weights, "open_clip_config.json", "merges.txt", "vocab.json", "README.md"]
+    local = huggingface_hub.snapshot_download
+
+    def download(name: str, **options: object) -> str:
+        if options.get("local_files_only"):
+            return local(name, **options)
+        folder = put(cache)
+        for path in folder.iterdir():
+            path.unlink()
+        for file in files:
+            if any(fnmatch(file, pattern) for pattern in options["allow_patterns"]):
+                (folder / file).write_text(json.dumps({"weight_map": {"a": weights[-1]}}))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    names = {path.name for path in hub.local_directory(ID).iterdir()}
+    assert names == {*weights[:wanted], "open_clip_config.json", "merges.txt", "vocab.json"}
+    assert hub.in_cache(ID)
 
 
 @pytest.mark.parametrize(

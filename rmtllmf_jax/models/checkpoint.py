@@ -21,8 +21,8 @@ MSGPACK = "flax_model.msgpack"
 TORCH = "pytorch_model.bin"
 TORCH_SHARDS = "pytorch_model.bin.index.json"
 FORMATS = (
-    *(SAFETENSORS, SHARDS, MSGPACK, TORCH, TORCH_SHARDS),
-    *(open_clip.SAFETENSORS, open_clip.TORCH),
+    *(SAFETENSORS, SHARDS, MSGPACK, open_clip.SAFETENSORS),
+    *(TORCH, TORCH_SHARDS, open_clip.TORCH),
 )
 """Files that hold weights, or indices of such files; the first that exists is read."""
 

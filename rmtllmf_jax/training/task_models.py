@@ -147,7 +147,7 @@ class FineTuned:
             batch, how = self.recipe.batch_size, self.lora
             score = validation_score(self.model, self.base, head, task.validation, batch, how)
         return Watch(
-            (folder if self.curves is None else self.curves / folder.name).with_suffix(".csv"),
+            (folder.parent if self.curves is None else self.curves) / f"{folder.name}.csv",
             folder / "best.safetensors",
             score,
             self.choice,
