@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import command, environment
+from safetensors.numpy import save_file
 from test_kill import files, stop
 from tiny_decoder import write_decoder
 
@@ -314,6 +315,32 @@ def test_checkpoints_made_elsewhere_are_imported(swept: Path, place: Path, tmp_p
     write_decoder(tmp_path / "other", rms_norm_eps=1e-3)
     with pytest.raises(InputError, match="their configurations differ"):
         import_vector(str(place / "model"), str(tmp_path / "other"), "x", tmp_path)
+
+
+def test_an_adapter_is_a_task_vector(place: Path, tmp_path: Path):
+    """As PEFT saves it: alpha / r times B A, transposed, and nothing elsewhere."""
+    random = np.random.default_rng(0)
+    factors = {"lora_A": (2, 16), "lora_B": (16, 2)}
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{prefix}.{name}.weight": random.normal(size=shape).astype(np.float32)
+        for name, shape in factors.items()
+    }
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    (tmp_path / "prose").mkdir()
+    (tmp_path / "prose" / "adapter_config.json").write_text(json.dumps(about))
+    save_file(tensors, tmp_path / "prose" / "adapter_model.safetensors")
+    model, adapter = str(place / "model"), str(tmp_path / "prose")
+    found = import_vector(model, adapter, "prose", tmp_path / "vectors").by_leaf()
+    a, b = tensors.values()
+    kernel = found.pop("model/layers/0/self_attn/q_proj/kernel")
+    np.testing.assert_allclose(kernel, 3 * (b @ a).T, rtol=1e-5)
+    assert not any(np.asarray(leaf).any() for leaf in found.values())
+    main(words(place, tmp_path / "run", "--task-vectors", tmp_path, "--tasks", "prose"))
+    tuned = fusion.leaves_by_path(opened(tmp_path / "run", place).finetuned("prose"))
+    base = fusion.leaves_by_path(load_decoder(place / "model")[1])
+    place_of = "model/layers/0/self_attn/q_proj/kernel"
+    np.testing.assert_allclose(tuned[place_of] - base[place_of], kernel, atol=1e-6)
 
 
 @pytest.mark.slow
