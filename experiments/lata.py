@@ -76,7 +76,7 @@ TASKS, REFERENCE = ("code", "maths", "wiki"), "instructions"
 PLAIN = "task_arithmetic"
 LATAS = ("lata", "lata(weighting=logarithmic)", "lata(weighting=threshold, sigma=[0.0, 0.2, 0.4])")
 RULES = (PLAIN, "ties(density=[0.1, 0.2, 0.5])", "dare(drop=[0.5, 0.9])", *LATAS)
-SENT = (PLAIN, "ties(density=0.2)", *LATAS[:2])
+SENT = (PLAIN, "ties", *LATAS[:2])
 FORGOTTEN, KEPT = ("maths", "code"), ("stories", "wiki")
 RISES = (0.25, 0.5, 1.0)
 """Nats by which a task's loss has risen where utilities are compared."""
