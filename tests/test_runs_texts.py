@@ -480,14 +480,14 @@ def test_methods_and_metrics_that_look_at_images_are_refused(
         with pytest.raises(InputError, match="for models of images; this run's is a language"):
             require_looked_at([method], run.model)
     require_looked_at([fusion.Ties()], run.model)
-    for option, said in (
-        (("--metric", "answer_accuracy"), "looks at next, counts of a sample"),
-        (("--rules", "fisher"), "the merge method fisher: for models of images"),
+    sweep = ("sweep", "--out", str(swept), *GRID)
+    for given, said in (
+        ((*sweep, "--metric", "answer_accuracy"), "looks at next, counts of a sample"),
+        ((*sweep, "--rules", "fisher"), "the merge method fisher: for models of images"),
+        (("statistics", str(swept)), "merge methods fisher and regmean: for models of images"),
     ):
         with pytest.raises(SystemExit):
-            main(
-                ["sweep", "--out", str(swept), *GRID, *option, "--cache-dir", str(place / "cache")]
-            )
+            main([*given, "--cache-dir", str(place / "cache")])
         assert said in capsys.readouterr().err
 
 

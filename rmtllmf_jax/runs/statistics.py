@@ -121,13 +121,14 @@ def collect(run: Run, kinds: Sequence[str], samples: int, seed: int) -> Iterator
 
     **Returns:** where each is, and whether it was there before.
 
-    **Raises:** `InputError` for an unknown kind, a number of samples or a seed that cannot be, and
-    as `Run`'s attributes do.
+    **Raises:** `InputError` for an unknown kind, a number of samples or a seed that cannot be, of a
+    language model, and as `Run`'s attributes do.
     """
     for kind in kinds:
         require_known("statistic", kind, KINDS)
     require_at_least("samples", samples, 0)
     require_seed("seed", seed)
+    images_only(run.model, "statistics for the merge methods fisher and regmean")
     inputs = run.inputs()
     total = len(kinds) * len(inputs.tasks)
     with progress_bar("statistics", total, unit="models") as advance:

@@ -35,6 +35,7 @@ class Stage:
         )
         self._poll = _POLL * every / 10
         self._steps = 0
+        self._samples = "rows" if engine.inputs.heads is None else "images"
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
 
     def __enter__(self) -> Stage:
@@ -65,7 +66,7 @@ class Stage:
                         images += sum(self.engine.samples(t, job.split).count for t in sums)
                     self.parts.add_all(finished)
                 seen += len(chunk)
-                bar(len(chunk), images=images - before)
+                bar(len(chunk), **{self._samples: images - before})
                 self._tell(description, len(chunk), seen, images, started)
         self.parts.flush()
         self._wait(jobs, description)
@@ -86,7 +87,7 @@ class Stage:
             return
         self._steps += cells
         seconds = time.monotonic() - started
-        speeds = {"cells a second": seen / seconds, "images a second": images / seconds}
+        speeds = {"cells a second": seen / seconds, f"{self._samples} a second": images / seconds}
         self.tracker.log(self._steps, {f"{description}/{k}": v for k, v in speeds.items()})
 
     def _wait(self, jobs: Sequence[Job], description: str) -> None:
