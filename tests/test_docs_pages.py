@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from chromium import Chromium, chromium_path
 
 from rmtllmf_jax.fusion import METHODS
 
@@ -75,6 +77,28 @@ def test_built_pages_load_nothing_from_other_hosts(site: Path):
             r"<(?:script|img|link|iframe)\b[^>]*(?:src|href)=\"([^\"]+)", page.read_text()
         )
         assert [each for each in loaded if re.match(r"(https?:)?//", each)] == [], page
+
+
+@pytest.mark.slow
+def test_pages_are_searched_from_the_disk(site: Path, tmp_path: Path):
+    """Where browsers refuse workers (`docs/iframe-worker.js`) and requests."""
+    if (binary := chromium_path()) is None:
+        pytest.skip("no chromium on the PATH")
+    look_up = """(() => {
+      const field = document.querySelector("input[name=query]");
+      field.focus();
+      field.value = "jammer";
+      field.dispatchEvent(new KeyboardEvent("keyup", { bubbles: true }));
+      return document.querySelectorAll(".md-search-result__item").length;
+    })()"""
+    with Chromium(binary, tmp_path / "profile") as browser:
+        browser.open((site / "tutorials" / "fuse.html").as_uri())
+        end = time.monotonic() + 30
+        while not (found := browser.evaluate(look_up)) and time.monotonic() < end:
+            time.sleep(0.5)
+        assert found > 0
+        asked = {event["request"]["url"] for event in browser.said("Network.requestWillBeSent")}
+    assert {url for url in asked if not url.startswith(("file:", "data:"))} == set()
 
 
 def test_links_outside_of_the_docs_lead_somewhere():

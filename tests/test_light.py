@@ -34,7 +34,7 @@ class Without(MetaPathFinder):
 
 sys.meta_path.insert(0, Without())
 """
-_WITH_MODELS = ("models", "data", "training", "defences", "runs", "sweep", "report")
+_WITH_MODELS = ("models", "data", "training", "runs", "sweep", "report")
 _COMMAND = "from rmtllmf_jax.cli.main import main\nmain(sys.argv[1:])"
 
 
@@ -96,7 +96,7 @@ def test_the_others_name_the_extra():
 import importlib
 from rmtllmf_jax.common.extras import MissingExtra
 
-for room in ("models", "data", "training", "defences", "runs", "sweep", "report"):
+for room in ("models", "data", "training", "runs", "sweep", "report"):
     face = importlib.import_module(f"rmtllmf_jax.{room}")
     lacking = 0
     for name in face.__all__:

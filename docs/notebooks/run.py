@@ -50,7 +50,7 @@ def executed(notebook: Notebook) -> Notebook:
 
 
 def _outputs(code: str, names: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    code = re.sub(r"^!(.*)$", lambda line: f"_shell({line[1]!r})", code, flags=re.MULTILINE)
+    code = re.sub(r"^!((?:.*\\\n)*.*)$", lambda found: f"_shell({found[1]!r})", code, flags=re.M)
     tree = ast.parse(code)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr):
