@@ -53,8 +53,8 @@ def test_its_outputs_are_kept(path: Path):
     assert kept["cells"][0]["source"][0].startswith("# ")
 
 
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 4
+def test_there_are_five():
+    assert len(NOTEBOOKS) == 5
 
 
 def test_cells_share_names_and_show_their_last_expression(tmp_path: Path, monkeypatch: Any):
