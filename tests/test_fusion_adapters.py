@@ -376,7 +376,7 @@ def test_a_user_may_have_an_adapter_for_a_task_vector(clip: Path):
     base_hash = weights_hash(clip / "base")
     models = Imported(base, str(clip / "base"), base_hash, backbone, clip / "vectors")
     task = create_autospec(TaskData, instance=True)
-    task.name = "svhn"
+    task.name, task.train, task.validation, task.test = "svhn", None, None, None
     tower = models.params(task, create_autospec(Head, instance=True), clip)
     factors = load_file(clip / "vectors" / "svhn" / "adapter_model.safetensors")
     a, b = (factors[f"{PREFIX}{TOWER}.q_proj.lora_{side}.weight"] for side in "AB")

@@ -168,7 +168,7 @@ def test_configurations_that_differ_are_compared_by_their_defaults(tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "package"),
     [
-        (("reproduce", "demo", "--out", "out"), "flax"),
+        (("reproduce", "demo", "--out", "out"), "PIL"),
         (("report", "run"), "pandas"),
         (("fuse", "--base", "an/id", "--models", "an/other", "--out", "out"), "huggingface_hub"),
     ],

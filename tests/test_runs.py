@@ -42,7 +42,7 @@ def test_a_run_has_what_finetune_made(finished: TinyRun, cache_dir: Path):
     run = open_run(str(finished.folder), ("svhn", "dtd"), cache_dir=cache_dir)
     assert run.names == ("dtd", "svhn")  # sorted: user q sends the q-th
     assert run.provenance is not None
-    assert run.provenance["users"] == run.summary()
+    assert run.provenance["users"] == json.loads(json.dumps(run.summary()))
     whole = open_run(finished.folder, cache_dir=cache_dir)
     assert_trees_equal(whole.finetuned("svhn"), run.finetuned("svhn"))
     assert whole.inputs().fingerprint["setting"] == run.inputs().fingerprint["setting"]

@@ -58,7 +58,7 @@ FORWARD, TRAIN = TOWER.flops(), TOWER.flops(training=True)
 
 
 def tiny_plan(**changes: Any) -> Plan:
-    arguments = {"backbone": backbone_of(TINY), "clip": TINY_CLIP, "tasks": TASKS, "grid": GRID}
+    arguments = {"model": backbone_of(TINY), "clip": TINY_CLIP, "tasks": TASKS, "grid": GRID}
     return plan(**{**arguments, "settings": SETTINGS, "made_by": RECIPE, **changes})
 
 
@@ -122,7 +122,7 @@ def test_the_single_prompt_makes_fewer_texts():
 
 
 def test_a_plain_vits_heads_come_from_training_images():
-    result = tiny_plan(backbone=plain(TINY), clip=None)
+    result = tiny_plan(model=plain(TINY), clip=None)
     assert amounts(result)["heads"] == (18 + 36, 54 * FORWARD)
 
 

@@ -218,7 +218,7 @@ def test_validation_without_validation_images_is_refused(
         replace(d, validation=d.validation.take(np.arange(0))) for d in sweep_engine.inputs.data
     ]
     bare = engine_like(sweep_engine, VALIDATION, replace(sweep_engine.inputs, data=tuple(data)))
-    with pytest.raises(InputError, match="no validation image of dtd, mnist, svhn"):
+    with pytest.raises(InputError, match="no validation sample of dtd, mnist, svhn"):
         tables_of(bare, GRID, tmp_path)
 
 

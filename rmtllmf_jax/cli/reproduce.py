@@ -14,8 +14,7 @@ from rmtllmf_jax.cli.options import DryRunOptions, SweepOptions
 from rmtllmf_jax.cli.report import report
 from rmtllmf_jax.cli.sweep import check, sweep
 from rmtllmf_jax.common.errors import require_known
-from rmtllmf_jax.data.tasks import TASK_NAMES
-from rmtllmf_jax.data.texts.embedded import EMBEDDED_TEXTS
+from rmtllmf_jax.data.tasks import TASK_NAMES, TEXT_NAMES
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.runs.folder import working_in
 from rmtllmf_jax.training.recipes import DEMO, DEMO_LM, RUN_RECIPES, RunRecipe, TextRecipe
@@ -43,7 +42,7 @@ either attack with eight tasks (experiments/noise_scale.py); at -30 dB it does.
 """
 
 DEMO_LM_SWEEP: dict[str, Any] = {
-    "tasks": tuple(EMBEDDED_TEXTS),
+    "tasks": TEXT_NAMES,
     "combinations": "2",
     "sizes": (2, 4),
     "protections": ("none", "realign", "r-mtllmf", "phy", "holistic", "control"),

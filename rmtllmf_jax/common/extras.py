@@ -42,6 +42,9 @@ _EXTRA_OF = {
 class MissingExtra(InputError, ImportError):
     """A package that one of this package's extras installs is not there; the message names both."""
 
+    by_name = False
+    """Whether it says no more than which name was asked for: a command knows what for."""
+
 
 @contextmanager
 def needed_by(what: str) -> Iterator[None]:
@@ -51,14 +54,17 @@ def needed_by(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, MissingExtra) as error:
         module = (error.name or "").partition(".")[0]
-        if (extra := _EXTRA_OF.get(module)) is None:
+        told = isinstance(error, MissingExtra) and not error.by_name
+        if told or (extra := _EXTRA_OF.get(module)) is None:
             raise
-        raise MissingExtra(
+        missing = MissingExtra(
             f"{what} needs the package {module}, which is not installed: "
             f"pip install 'rmtllmf-jax[{extra}]'."
-        ) from error
+        )
+        missing.name = module
+        raise missing from error
 
 
 def attach(
@@ -72,7 +78,11 @@ def attach(
     load, names, offered = lazy_loader.attach_stub(package, file)
 
     def get(name: str) -> object:
-        with needed_by(f"{package}.{name}"):
-            return load(name)
+        try:
+            with needed_by(f"{package}.{name}"):
+                return load(name)
+        except MissingExtra as error:
+            error.by_name = True
+            raise
 
     return get, names, offered

@@ -23,6 +23,9 @@ SUITES = {
 }
 """Names that stand for several tasks."""
 
+TEXT_NAMES = ("dates", "queries", "stories", "sums")
+"""The tasks of texts that are embedded."""
+
 EMBEDDED_NAMES = (
     "colours",
     "counts",
