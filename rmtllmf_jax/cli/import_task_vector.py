@@ -24,7 +24,7 @@ PUBLISHED = "tanganke"
 
 @dataclass(kw_only=True)
 class ImportTaskVector:
-    """Write fine-tuned minus base parameters of the image tower as a task vector.
+    """Write fine-tuned minus base parameters (of an image tower or a decoder) as a task vector.
 
     Example: rmtllmf import-task-vector openai/clip-vit-base-patch16 tanganke --task dtd
     """
