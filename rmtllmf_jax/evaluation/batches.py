@@ -90,10 +90,11 @@ def cut(arrays: SampleArrays, batch_size: int) -> EvaluationSet:
     count = len(arrays.target)
     if count == 0:
         raise InputError("there is no sample to evaluate on.")
-    return EvaluationSet(tuple(_cut(arrays, batch_size)), count)
+    return EvaluationSet(tuple(in_batches(arrays, batch_size)), count)
 
 
-def _cut(arrays: SampleArrays, batch_size: int) -> Iterator[Batch]:
+def in_batches(arrays: SampleArrays, batch_size: int) -> Iterator[Batch]:
+    """Yield samples in batches of one size on the device, the last one padded."""
     for start in range(0, len(arrays.target), batch_size):
         part = slice(start, start + batch_size)
         yield padded_batch(

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rmtllmf_jax.common.errors import InputError, require_at_least
 from rmtllmf_jax.common.values import by_name
+from rmtllmf_jax.data.samples import SampleArrays
 from rmtllmf_jax.data.texts.packing import PackedTexts
 from rmtllmf_jax.data.texts.questions import Questions
-from rmtllmf_jax.evaluation.batches import Batch, batches_of
+from rmtllmf_jax.evaluation.batches import Batch, batches_of, in_batches
 from rmtllmf_jax.evaluation.discrete import discrete
 from rmtllmf_jax.evaluation.metrics import CrossEntropy, Metric, Outputs, PerSample
 
@@ -180,18 +181,9 @@ def question_batches(questions: Questions, batch_size: int) -> Iterator[Batch]:
     """
     require_at_least("questions", len(questions), 1)
     names = {"tokens": "tokens", "next": "following", "counts": "scored", "bytes": "sizes"}
-    for start in range(0, len(questions), batch_size):
-        part = slice(start, start + batch_size)
-        inputs = {
-            name: _padded(getattr(questions, field)[part], batch_size)
-            for name, field in names.items()
-        }
-        weight = (jnp.arange(batch_size) < len(questions) - start).astype(jnp.float32)
-        yield Batch(inputs, _padded(questions.label[part], batch_size), weight)
-
-
-def _padded(rows: np.ndarray, count: int) -> Array:
-    return jnp.asarray(np.pad(rows, ((0, count - len(rows)), *((0, 0),) * (rows.ndim - 1))))
+    inputs = {name: getattr(questions, field) for name, field in names.items()}
+    weight = np.ones(len(questions), np.float32)
+    yield from in_batches(SampleArrays(inputs, questions.label, weight), batch_size)
 
 
 def language_outputs(decoder: Decoder, params: PyTree) -> Outputs:

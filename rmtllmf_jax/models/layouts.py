@@ -13,11 +13,10 @@ import numpy as np
 
 from rmtllmf_jax.fusion.files.names import VIT_MODULES
 from rmtllmf_jax.fusion.files.names import to_torch as to_torch
+from rmtllmf_jax.models.configs import VITS
 
 VISION = "vision_model/"
 """Prefix of the paths of CLIP's vision encoder."""
-
-_VITS = ("vit", "deit", "dinov2")
 
 _VISION_PARTS = ("embeddings/", "encoder/", "pre_layrnorm/", "post_layernorm/", "head/")
 _VIT_BLOCK = re.compile(r"(?:layers|encoder/layer)/(\d+)/(.*)/(\w+)")
@@ -34,13 +33,13 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
     5 (``layers.0.mlp.fc1``); buffers (``position_ids``) are left out. DeiT, DINOv2 and SigLIP are
     named alike.
     """
-    is_vit = kind in _VITS
+    is_vit = kind in VITS
     renamed = {}
     for key, tensor in tensors.items():
         path = key.replace(".", "/") if torch else key
         if path.endswith("position_ids"):
             continue
-        for prefix in (f"{each}/" for each in (*_VITS, "clip")):
+        for prefix in (f"{each}/" for each in (*VITS, "clip")):
             path = path.removeprefix(prefix)
         if not is_vit and path.startswith(_VISION_PARTS):
             path = VISION + path

@@ -178,13 +178,6 @@ class RunConfig:
         how |= {"resize_to": self.resize_to}
         export_model(folder, pretrained, params, size, **how)
 
-    def require_same_weights(self) -> None:
-        """Check that the model's weights are those that the users were fine-tuned from.
-
-        **Raises:** `InputError` if they are not.
-        """
-        require_weights(self.model, self.model_hash)
-
     def require_same_model(self, backbone: Backbone) -> None:
         """Check that configuration and image processor are those that the users were trained with.
 
@@ -293,10 +286,8 @@ def configure(
     require_at_least("--skip-unreadable", skip_unreadable, 0)
     processor = read_processor(directory, config.kind)
     tower = describe_backbone(directory, config, image_size, normalised=normalise)
-    here = Path(model).expanduser()
     return RunConfig(
-        # Absolute paths: valid from every folder.
-        model=str(here.absolute()) if here.is_dir() else model,
+        model=place_of(model),
         model_hash=weights_hash(directory),
         data=_data_of(source, data),
         image_size=tower.image_size,
@@ -317,8 +308,14 @@ def configure(
     )
 
 
+def place_of(model: str) -> str:
+    """Return a model's directory as a path that is valid from every folder, or its hub id."""
+    here = Path(model).expanduser()
+    return str(here.absolute()) if here.is_dir() else model
+
+
 def require_weights(model: str, sha256: str) -> None:
-    """Check the weights of a run's model.
+    """Check that a model's weights are those that a run's users were fine-tuned from.
 
     **Raises:** `InputError` if they have another hash.
     """

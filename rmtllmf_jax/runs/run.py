@@ -24,7 +24,7 @@ from rmtllmf_jax.models.heads import Head, stack_heads
 from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.shared import SharedModel, images_only
 from rmtllmf_jax.models.zero_shot import head_classes
-from rmtllmf_jax.runs.config import UserRecord
+from rmtllmf_jax.runs.config import UserRecord, require_weights
 from rmtllmf_jax.runs.environment import default_cache
 from rmtllmf_jax.runs.folder import RUN, STATISTICS
 from rmtllmf_jax.runs.inputs import SweepInputs
@@ -192,7 +192,7 @@ class Run:
             moved = "If it was moved, give its new place with --model."
             raise InputError(f"{error} {moved}") from error
         config: Any = self.config
-        config.require_same_weights()
+        require_weights(config.model, config.model_hash)
         model, base = config.load_model(self.remat)
         config.require_same_model(model)
         return model, base

@@ -25,7 +25,7 @@ from rmtllmf_jax.models.export import export_decoder
 from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.pretrained import load_decoder
 from rmtllmf_jax.models.text import tokenizer_hash
-from rmtllmf_jax.runs.config import compute_dtype, require_weights
+from rmtllmf_jax.runs.config import compute_dtype, place_of
 
 _ROWS = 16  # a batch of validation
 
@@ -96,13 +96,6 @@ class TextRunConfig:
                 f"{self.data}: no such file; the run's text tasks were there: give the new place "
                 "with --data."
             )
-
-    def require_same_weights(self) -> None:
-        """Check that the model's weights are those that the users were fine-tuned from.
-
-        **Raises:** `InputError` if they are not.
-        """
-        require_weights(self.model, self.model_hash)
 
     def require_same_model(self, model: Decoder) -> None:
         """Check that configuration and tokenizer are those that the users were trained with.
@@ -204,10 +197,8 @@ def configure_texts(
     directory = local_directory(model)
     shape = read_decoder_config(directory / "config.json")
     require_at_least("--length", length, 2, min(shape.positions, shape.window or shape.positions))
-    here = Path(model).expanduser()
     return TextRunConfig(
-        # Absolute paths: valid from every folder.
-        model=str(here.absolute()) if here.is_dir() else model,
+        model=place_of(model),
         model_hash=weights_hash(directory),
         tokenizer=tokenizer_hash(directory),
         tower=Decoder(shape).fingerprint,

@@ -39,6 +39,23 @@ class Files:
         """Return the image files of a split in their order."""
         raise NotImplementedError
 
+    def noted(self) -> tuple[str, ...]:
+        """Return the class names in label order, as the layout has them."""
+        raise NotImplementedError
+
+    @property
+    def listed(self) -> Path:
+        """The file of class names, which a folder may lack."""
+        return self.folder / "classes.json"
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names in label order."""
+        return read_class_names(self.listed) if self.listed.exists() else self.noted()
+
+    def directly(self) -> bool:
+        """Return whether the folder is a set, and no folder of sets."""
+        return True
+
     def size(self, split: str) -> int:
         """Return the number of image files in a split."""
         return len(self.images(split))
@@ -86,15 +103,8 @@ class ImageTask(Files):
             if self.reading.knows([path.name]) and any(x.is_dir() for x in _visible(path))
         )
 
-    def directly(self) -> bool:
-        """Return whether the folder is a set, and no folder of sets."""
-        return True
-
-    def classes(self) -> tuple[str, ...]:
-        """Return the class names in label order."""
-        listed = self.folder / "classes.json"
-        if listed.exists():
-            return read_class_names(listed)
+    def noted(self) -> tuple[str, ...]:
+        """Return the names of the class folders of train."""
         train = self.folder / self.reading.splits(self.splits(), self.folder).get("train", "train")
         names = tuple(path.name for path in _class_folders(train))
         if not names:
@@ -107,7 +117,7 @@ class ImageTask(Files):
         images = []
         for inside in _class_folders(self.folder / split):
             if inside.name not in labels:
-                known = "classes.json" if (self.folder / "classes.json").exists() else "train"
+                known = self.listed.name if self.listed.exists() else "train"
                 raise InputError(f"{inside}: class {inside.name!r} is not in {known}.")
             for path in _visible(inside):
                 if path.is_dir():

@@ -11,7 +11,6 @@ from typing import Any
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.reading import AS_USUAL, LABELS, Reading, names_in, names_of, numbered
-from rmtllmf_jax.data.sources.contents import read_class_names
 from rmtllmf_jax.data.sources.images import Files, Labelled
 
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".txt")
@@ -41,15 +40,8 @@ class ListTask(Files):
         """Return the names of the stored splits, sorted."""
         return tuple(sorted(self._lists()))
 
-    def directly(self) -> bool:
-        """Return whether the folder is a set, and no folder of sets."""
-        return True
-
-    def classes(self) -> tuple[str, ...]:
-        """Return the class names in label order."""
-        listed = self.folder / "classes.json"
-        if listed.exists():
-            return read_class_names(listed)
+    def noted(self) -> tuple[str, ...]:
+        """Return the labels of train."""
         train = self.reading.split("train", self.splits(), self.folder)
         return names_of(label for part in names_in(train) for _, label in self._rows(part))
 
@@ -57,7 +49,7 @@ class ListTask(Files):
         """Return the image files in the order of the list, with their labels."""
         classes = self.classes()
         names = {name: label for label, name in enumerate(classes)}
-        if (self.folder / "classes.json").exists():  # which numbers may refer to
+        if self.listed.exists():  # which numbers may refer to
             names |= {str(label): label for label in range(len(classes)) if str(label) not in names}
         list_ = self._lists()[split]
         return [
