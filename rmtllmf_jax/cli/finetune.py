@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from rmtllmf_jax.cli.inputs import ModelOptions, SetOptions, TextOptions
-from rmtllmf_jax.cli.learned import CURVES
+from rmtllmf_jax.cli.learned import CURVES, Trained
 from rmtllmf_jax.cli.options import RunOptions, default_of, print_table, suggest, taken
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_non_negative
 from rmtllmf_jax.common.progress import note
@@ -21,7 +21,6 @@ from rmtllmf_jax.training.recipes import FINETUNE, Recipe
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
-    from rmtllmf_jax.data.samples import Task
     from rmtllmf_jax.models.backbone import Backbone
     from rmtllmf_jax.models.shared import SharedModel
     from rmtllmf_jax.runs.config import RunConfig
@@ -118,14 +117,12 @@ class Finetune(
     def run(self) -> None:
         """Run the sub-command."""
         from rmtllmf_jax.cli.learned import print_test
-        from rmtllmf_jax.runs import open_run
 
         use_compilation_cache(self.cache_dir)
         with working_in(self.out):
-            tasks = finetune(self)
+            trained = finetune(self)
             if self.texts is None:
-                names = tuple(task.name for task in tasks)
-                print_test(open_run(self.out, names, cache_dir=self.cache_dir), tasks)
+                print_test(self.out, trained)
         suggest(f"send and merge them: rmtllmf sweep --out {quote(str(self.out))}")
 
 
@@ -134,8 +131,8 @@ def recipe_of(options: Finetune) -> Recipe:
     return Recipe(**taken(options, Recipe))
 
 
-def finetune(options: Finetune) -> tuple[Task, ...]:
-    """Get what models are not there yet, print what the task vectors are; return the tasks."""
+def finetune(options: Finetune) -> Trained:
+    """Get what models are not there yet, and print what the task vectors are."""
     from rmtllmf_jax.cli.learned import draw_curves
     from rmtllmf_jax.runs.users import train_users
     from rmtllmf_jax.sweep.trackers import get_tracker
@@ -158,7 +155,7 @@ def finetune(options: Finetune) -> tuple[Task, ...]:
         records = train_users(model, base, data, config, models, options.out, report)
     draw_curves(options.out, records)
     _print_vectors(options.out, model, base, records)
-    return tuple(data)
+    return Trained(model, base, tuple(data), records)
 
 
 def configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:

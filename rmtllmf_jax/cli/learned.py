@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
     from rmtllmf_jax.data.samples import Task
+    from rmtllmf_jax.models.shared import SharedModel
     from rmtllmf_jax.runs.manifest import AnyRecord
-    from rmtllmf_jax.runs.run import Run
 
 CURVES = "curves"
 """Folder of a run's learning curves: `step`, `loss` and validation scores as CSV, per model."""
 FIGURE = "learning_curves.png"
 _POINTS = 100  # of a curve in the figure, at most
+
+
+class Trained(NamedTuple):
+    """What a fine-tuning worked with, and what it made."""
+
+    model: SharedModel
+    base: PyTree
+    tasks: tuple[Task, ...]
+    records: Mapping[str, AnyRecord]
 
 
 def draw_curves(out: Path, records: Mapping[str, AnyRecord]) -> None:
@@ -40,15 +51,16 @@ def draw_curves(out: Path, records: Mapping[str, AnyRecord]) -> None:
     print(out / FIGURE)
 
 
-def print_test(run: Run, tasks: Iterable[Task]) -> None:
+def print_test(out: Path, trained: Trained) -> None:
     """Print what every task's model reaches on its test images, under its own head."""
     from rmtllmf_jax.models.shared import images_only
-    from rmtllmf_jax.runs.users import accuracy
+    from rmtllmf_jax.runs.users import accuracy, load_user
 
-    backbone = images_only(run.model, "accuracies under heads")
+    backbone = images_only(trained.model, "accuracies under heads")
     images: Any
-    for images in tasks:
+    for images in trained.tasks:
         name, rows = images.name, images.test
-        head = run.classifier(name).head
-        reached = accuracy(backbone, run.finetuned(name), head, rows, f"test {name}")
+        params, head = load_user(out, trained.records[name], trained.base, backbone.width)
+        assert head is not None
+        reached = accuracy(backbone, params, head, rows, f"test {name}")
         print(f"{name}: test accuracy {100 * reached:.1f} % (fine-tuned, {len(rows):,} images)")
