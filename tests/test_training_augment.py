@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.training.augment import Crop, Flip, augmented, parse_augmentations
+from rmtllmf_jax.data.tasks import EMBEDDED_NAMES, REGISTERED
+from rmtllmf_jax.training.augment import MIRRORED, Crop, Flip, augmented, parse_augmentations
 
 KEY = jax.random.key(3)
 
@@ -58,6 +59,10 @@ def test_auto_mirrors_no_digits():
     assert parse_augmentations(("auto",), "my-own") == (Crop(),)
     assert parse_augmentations(("auto",), "sun397") == (Crop(), Flip())
     assert parse_augmentations((), "sun397") == ()
+
+
+def test_tasks_that_may_be_mirrored_go_by_the_names_that_runs_know():
+    assert set(MIRRORED) - {*REGISTERED, *EMBEDDED_NAMES} == set()
 
 
 def test_values_are_taken_as_they_are():

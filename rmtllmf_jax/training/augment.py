@@ -82,8 +82,8 @@ AUGMENTATIONS = by_name(Crop, Flip)
 
 AUTO = "auto"
 MIRRORED = (
-    *("cars", "cifar10", "cifar100", "dtd", "eurosat", "fashion-mnist"),
-    *("fer2013", "flowers102", "food101", "pcam", "pets"),
+    *("cars", "cifar10", "cifar100", "dtd", "eurosat", "fashion_mnist"),
+    *("fer2013", "oxford_flowers102", "food101", "pcam", "oxford-iiit-pet"),
     *("photographs", "resisc45", "stl10", "sun397", "textures"),
 )
 """Tasks whose images may be mirrored; digits, letters and signs may not, and of others one does not
