@@ -206,7 +206,8 @@ def test_figures_beside_json(installed) -> None:
 def test_figures_by_default(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = run("--attack", "none", "none", "--draws", 3, "--order", "lmmse").splitlines()
-    assert set(lines[-4:]) == {f"runs/channel/{name}" for name in FIGURES}
+    assert set(lines[-5:-1]) == {f"runs/channel/{name}" for name in FIGURES}
+    assert lines[-1].startswith("Next: ")
     assert {path.name for path in Path("runs/channel").glob("*.png")} == FIGURES
 
 
