@@ -32,7 +32,7 @@ def test_what_it_links_to_is_there():
 
 
 ROWS = {
-    "base model as it is, nothing fused": ("clean", "base"),
+    "base model, nothing fused": ("clean", "base"),
     "base model realigned on the same shots (control)": ("clean", "control"),
     "fused, no noise": ("clean", "none"),
     "thermal noise: unprotected": ("ideal", "none"),
@@ -98,7 +98,7 @@ def test_the_tables_of_the_docs_on_defences_are_those_of_the_committed_page():
     means = 100 * cells.groupby("protection")["score"].mean()
     told = [f"{means[name]:.0f}" for name in ("r-mtllmf", "coded", "holistic")]
     assert re.search(rf"keeps {told[0]} %.*\n?.* leaves {told[1]}, and both {told[2]},", README)
-    assert re.search(r"more than 26 dB more to undo", README)
+    assert "to undo this an attacker needs more than 26 dB more" in README
     assert "more than 26 dB more against `holistic`" in page
 
 
@@ -136,7 +136,7 @@ def test_the_ten_lines_print_what_is_said(
     assert (
         [name for name, _ in printed]
         == [name for name, _ in said]
-        == ["sent as they are", "sent coded"]
+        == ["sent uncoded", "sent coded"]
     )
     for (_, expected), (_, reached) in zip(said, printed, strict=True):
         assert abs(int(expected) - int(reached)) <= 2  # another machine rounds sums differently
