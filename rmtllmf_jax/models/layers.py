@@ -169,16 +169,20 @@ def grouped_attention(
 ) -> Float[Array, "batch tokens heads part"]:
     """Attention in which ``heads / kv_heads`` queries in turn share a key; softmax as in `attend`.
 
-    A query sees the keys that `seen` marks, at least one.
+    A query sees the keys that `seen` marks, at least one. Keys are repeated and the mask is added:
+    with an axis of groups in the products and a mask by `where`, the forward pass of a layer takes
+    four to six times as long on a CPU (benchmarks/decoder.py).
     """
-    batch, tokens, heads, part = query.shape
     exact = jnp.promote_types(query.dtype, jnp.float32)
-    grouped = query.reshape(batch, tokens, key.shape[2], -1, part)
-    logits = jnp.einsum("btgrd,bsgd->bgrts", grouped, key, preferred_element_type=exact)
-    logits *= part**-0.5
-    logits = jnp.where(seen[:, None, None], logits, jnp.finfo(exact).min)
-    attended = jnp.einsum("bgrts,bsgd->btgrd", _softmax(logits).astype(value.dtype), value)
-    return attended.reshape(batch, tokens, heads, part)
+    shared = query.shape[2] // key.shape[2]
+    each, others, carried = (
+        jnp.repeat(x, times, axis=2).transpose(0, 2, 1, 3)
+        for x, times in ((query, 1), (key, shared), (value, shared))
+    )
+    logits = jnp.einsum("bhtd,bhsd->bhts", each, others, preferred_element_type=exact)
+    hidden = jnp.where(seen, 0, jnp.finfo(exact).min)[:, None]
+    shares = _softmax(logits * each.shape[-1] ** -0.5 + hidden).astype(value.dtype)
+    return jnp.einsum("bhts,bhsd->bhtd", shares, carried).transpose(0, 2, 1, 3)
 
 
 def _by_rows(

@@ -1,0 +1,151 @@
+"""Forward pass and training step of small Llamas, against transformers in torch.
+
+The same weights in both, one interleaved run after an equality check (logits, gradients, losses);
+prints medians, tokens a second and ratios. Needs the `parity` extra.
+
+    python benchmarks/decoder.py [--model stories260k|ten-million|all] [--rounds N]
+
+`stories260k` has the shape of the stories260K checkpoint (5 layers of width 64, 8 heads of 4 keys,
+512 tokens), `ten-million` 11.7 million parameters (8 layers of width 320, 10 heads of 5 keys, 8,192
+tokens). Rows are whole: 8 of 256 tokens. A training step is cross-entropy of the next token,
+clipping and AdamW on all parameters; torch runs eager with its own scaled-dot-product attention and
+its fused AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from timing import interleaved, machine
+
+from rmtllmf_jax.evaluation import Batch
+from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models import load_decoder
+from rmtllmf_jax.training.finetune import train_step
+from rmtllmf_jax.training.recipes import Recipe
+
+ROWS, TOKENS = 8, 256
+# So many steps that the cosine does not move: torch's side has a constant learning rate.
+RECIPE = Recipe(10**6, 1, learning_rate=1e-6, weight_decay=0.1, warmup=0.0, clip_norm=1.0)
+CASES: dict[str, dict[str, int]] = {
+    "stories260k": {
+        "hidden_size": 64,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 172,
+        "vocab_size": 512,
+    },
+    "ten-million": {
+        "hidden_size": 320,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "intermediate_size": 864,
+        "vocab_size": 8192,
+    },
+}
+
+
+def loaded(model: Any) -> tuple[Any, Any]:
+    """Return a torch model as our decoder and its parameters, by way of the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_decoder(Path(folder))
+
+
+def compare(name: str, rounds: int) -> None:
+    """Check and time the forward pass and the training step."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.LlamaConfig(
+        **CASES[name], max_position_embeddings=512, tie_word_embeddings=True
+    )
+    peer = transformers.LlamaForCausalLM(config)
+    decoder, params = loaded(peer)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{name}: {size:,} parameters, {ROWS} rows of {TOKENS} tokens")
+    random = np.random.default_rng(0)
+    text = random.integers(0, config.vocab_size, (ROWS, TOKENS + 1), dtype=np.int32)
+    tokens, following = text[:, :-1], text[:, 1:]
+    read, target = (torch.from_numpy(part.astype(np.int64)) for part in (tokens, following))
+
+    outputs = jax.jit(partial(decoder.outputs, head=None))
+    inputs = jax.device_put({"tokens": tokens})
+
+    @torch.inference_mode()
+    def forward() -> Any:
+        return peer(read).logits
+
+    calls: dict[str, Any] = {"ours": lambda: outputs(params, inputs=inputs), "torch": forward}
+    np.testing.assert_allclose(calls["ours"](), calls["torch"](), rtol=1e-4, atol=1e-5)
+    report("forward", interleaved(calls, rounds))
+
+    batch = jax.device_put(Batch({"tokens": tokens}, following, np.ones(text[:, 1:].shape, "f4")))
+    state = {"params": jax.tree.map(jnp.copy, params), "optimiser": RECIPE.optimiser().init(params)}
+
+    def ours() -> jax.Array:
+        nonlocal state
+        state, loss = train_step(state, batch, model=decoder, recipe=RECIPE)
+        return loss
+
+    parameters = list(peer.parameters())
+    optimiser = torch.optim.AdamW(
+        parameters, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay, fused=True
+    )
+
+    def theirs() -> Any:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(peer(read).logits.flatten(0, 1), target.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, RECIPE.clip_norm)
+        optimiser.step()
+        return loss.detach()
+
+    np.testing.assert_allclose(ours(), theirs(), rtol=1e-4)
+    moments = leaves_by_path(optax.tree.get(state["optimiser"], "mu"))
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(optimiser.state[parameter]["exp_avg"])
+    for path, expected in leaves_by_path(loaded(peer)[1]).items():
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(moments[path] / scale, expected / scale, atol=1e-3, err_msg=path)
+    peer.load_state_dict(transformers.LlamaForCausalLM(config).state_dict())  # not moments
+    report("train", interleaved({"ours": ours, "torch": theirs}, rounds))
+
+
+def report(what: str, medians: dict[str, float]) -> None:
+    """Print times, tokens a second and the ratio of speeds."""
+    for name, seconds in medians.items():
+        print(
+            f"  {what:8s} {name:6s} {1e3 * seconds:8.1f} ms {ROWS * TOKENS / seconds:9.0f} tokens/s"
+        )
+    print(f"  {what:8s} ours is {medians['torch'] / medians['ours']:.2f} times as fast")
+
+
+def main() -> None:
+    """Check, then time."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=(*CASES, "all"), default="all")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    print(machine("jax", "flax", "torch", "transformers"))
+    for name in CASES if options.model == "all" else [options.model]:
+        compare(name, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
