@@ -26,7 +26,7 @@ from rmtllmf_jax.report.tables import cell_scores, parts, versions
 
 _C0 = (
     "the SNR of the received parameters of a user whose mean squared error (MSE) on the channel "
-    "is 1: how much noise in the weights an error on the channel means."
+    "is 1. It sets how much noise a channel error causes in the weights."
 )
 
 
@@ -52,7 +52,7 @@ def done(results: pd.DataFrame, run: Mapping[str, Any]) -> str:
     score = metric_of(results)
     scored = f", on {samples} test samples per task" if samples else ""
     return (
-        f"{each}, one task each: {listed(tasks)}. What changed in each model, its task vector, "
+        f"{each}, one task each: {listed(tasks)}. The change in each model, its task vector, "
         f"{f'was sent {over}' if len(sent) else 'was merged without a channel'}; the vectors of "
         f"{combinations} of {sizes} tasks were merged by {rules}. Each merged model was scored on "
         f"the tasks of its combination{scored}. A score is a normalised {score}: relative to that "

@@ -36,19 +36,19 @@ PROTECTIONS = {
 
 MEANINGS = {
     "clean": "the task vectors arrive as they were sent.",
-    "ideal": "only the thermal noise of the receiver is on the channel.",
-    "strongest_user": "an attacker jams the direction of the user that is received best.",
-    "sum_rate": "an attacker shapes its noise so that the sum of all users' rates is smallest: the "
+    "ideal": "the only noise is the receiver's thermal noise.",
+    "strongest_user": "an attacker jams the direction of the user that is received most strongly.",
+    "sum_rate": "an attacker shapes its noise to minimise the sum of the users' rates: the "
     "worst that its power can do by that measure.",
-    "base": "the pretrained model as it is; nothing is merged, and nothing sent.",
-    "control": "the pretrained model, realigned on the images that R-MTLLMF is realigned on; "
+    "base": "the pretrained model; nothing is merged, and nothing is sent.",
+    "control": "the pretrained model, realigned on the same samples as R-MTLLMF; "
     "nothing is merged. What does not beat it is not worth sending.",
     "none": "merged as received.",
-    "freeze": "merged, then the embeddings set back to the base model's.",
-    "realign": "merged, then fine-tuned for a few steps on a few images per class.",
-    "r-mtllmf": "both of these: embeddings of the base model, which stay frozen, and realignment.",
-    "phy": "defences on the physical layer, and no repair of the model.",
-    "holistic": "defences on the physical layer, and R-MTLLMF behind them.",
+    "freeze": "merged, then the embeddings are reset to those of the base model.",
+    "realign": "merged, then fine-tuned for a few steps on a few samples.",
+    "r-mtllmf": "both: embeddings reset to the base model's and frozen, then realigned.",
+    "phy": "defences on the physical layer, without a repair of the model.",
+    "holistic": "defences on the physical layer, followed by R-MTLLMF.",
 }
 """What scenarios and protections mean, in a sentence for a reader of the report alone."""
 

@@ -56,7 +56,8 @@ dt { font-weight: 600; } dd { margin: 0; }
 @media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .5rem 1rem; }
   .glance { table-layout: fixed; width: 100%; font-size: .75rem; overflow-wrap: anywhere; }
   .glance .number { white-space: normal; } .glance th, .glance td { padding: .25rem .2rem; }
-  .glance thead th { font-size: .7rem; } .glance th:first-child { width: 26%; } }
+  .glance thead th { font-size: .65rem; overflow-wrap: normal; }
+  .glance th:first-child { width: 22%; } }
 summary { cursor: pointer; padding: .25rem 0; }
 svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figure { margin: 0 0 2rem; } figcaption, caption { font-size: .9rem; padding: .4rem 0; }

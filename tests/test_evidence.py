@@ -1,0 +1,114 @@
+"""docs/evidence.md: what stands behind the README, sentence by sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rmtllmf_jax.cli.reproduce import DEMO_SWEEP
+from rmtllmf_jax.fusion.files.plan import file_methods
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+
+
+def plain(text: str) -> str:
+    """Return Markdown on one line, without emphasis and with the words of its links alone."""
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", text)
+    return " ".join(re.sub(r"(?<!\w)\*+|\*+(?!\w)", "", text).split())
+
+
+README = (ROOT / "README.md").read_text("utf-8")
+PROSE = re.sub(r"```.*?```|^\|.*?$|^#.*?$|^!\[.*?$", "\n", README, flags=re.DOTALL | re.MULTILINE)
+SENTENCES = [
+    sentence
+    for block in re.split(r"\n\s*\n|^\* ", PROSE, flags=re.MULTILINE)
+    for sentence in re.split(r"(?<=\.) (?=[A-Z]|docs/)", plain(block))
+]
+ROWS = [
+    line.strip("| ").split(" | ")
+    for line in (ROOT / "docs" / "evidence.md").read_text("utf-8").splitlines()
+    if line.startswith("| ")
+][1:]
+
+
+def test_every_sentence_with_a_number_and_every_item_has_its_evidence():
+    items = [plain(item) for item in re.findall(r"^\* (.*(?:\n  .*)*)", README, re.MULTILINE)]
+    numbered = [each for each in SENTENCES if re.search(r"(?<![\w/.-])\d", each)]
+    assert len(items) >= 6
+    assert len(numbered) >= 5
+    said = {sentence for sentence, _ in ROWS}
+    assert [each for each in [*items, *numbered] if each not in said] == []
+
+
+def test_what_is_quoted_is_in_the_readme():
+    whole = plain(README)
+    quoted = [sentence for sentence, _ in ROWS if sentence != "The table by N"]
+    assert [each for each in quoted if each not in whole] == []
+
+
+@pytest.mark.parametrize(("sentence", "evidence"), ROWS, ids=[row[0][:30] for row in ROWS])
+def test_the_evidence_is_there(sentence: str, evidence: str):
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", evidence)
+    files = re.findall(r"`((?:docs|experiments)/[\w/.]+)`", evidence)
+    assert named or files, sentence
+    assert evidence.count("`") == 2 * (len(named) + len(files)), evidence
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text("utf-8"), test
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def means(table: Path) -> pd.Series:
+    """Return per cents by scenario and protection, of eight tasks."""
+    cells = pd.read_csv(table)
+    by = cells[cells["size"] == 8].groupby(["scenario", "protection"])
+    return 100 * by["mean" if "mean" in cells else "score"].mean()
+
+
+def test_the_lead_over_the_control_is_small():
+    demo = pd.read_csv(ROOT / "docs" / "demo" / "summary.csv")
+    by = demo.set_index(["scenario", "protection", "size"])["mean"].sort_index()
+    lead = 100 * (by["sum_rate", "r-mtllmf"] - by["clean", "control"])
+    assert {round(each) for each in lead} == {2, 3}
+    page = (RESULTS / "noise_scale" / "README.md").read_text("utf-8")
+    assert re.search(r"cannot be distinguished from the control at c0 = -29 dB \(", page)
+    assert re.search(r"20 channel realisations \(8 of R-MTLLMF\)", page)
+
+
+def test_what_is_kept_without_a_channel():
+    kept = means(RESULTS / "defences" / "by_n.csv")
+    assert f"against {kept['clean', 'r-mtllmf']:.0f} without any channel" in plain(README)
+
+
+@pytest.mark.parametrize("page", ["index.md", "tutorials/protect.md"])
+def test_the_figure_of_protections_says_what_its_table_has(page: str):
+    kept = means(RESULTS / "defences" / "by_n.csv")["sum_rate"]
+    names = ("none", "r-mtllmf", "coded", "holistic")
+    numbers = re.findall(
+        r"^!\[[^]]*: (\d+) %\D*, (\d+)\D*, (\d+)\D*, (\d+)\D*\]\(\S*protect.svg\)",
+        (ROOT / "docs" / page).read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert numbers == [tuple(f"{kept[name]:.0f}" for name in names)]
+
+
+def test_the_noise_scale_of_the_table_and_none_at_0_db():
+    assert f"({DEMO_SWEEP['c0']:.0f} dB in the table)" in plain(README)
+    at_0_db = means(RESULTS / "defences_c0" / "by_n.csv")
+    assert at_0_db["sum_rate", "none"] > at_0_db["clean", "none"] - 1
+
+
+def test_seventeen_methods_need_nothing_but_checkpoints():
+    assert len(file_methods()) == 17
+
+
+def test_what_users_write_has_about_ten_lines():
+    page = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    classes = re.findall(r"^>>> @dataclass.*\n((?:\.\.\..*\n)+)", page, re.MULTILINE)
+    assert len(classes) >= 6
+    lines = [sum(line != "..." for line in each.splitlines()) for each in classes]
+    assert max(lines) <= 12
+    assert sum(lines) / len(lines) <= 10
