@@ -1,12 +1,13 @@
 """Draws a figure for every tutorial: python docs/tutorials/figures.py [NAME ...].
 
-A figure is a function of the names that the page's first blocks of Python leave behind.
+A figure is a function of the names that the page's first blocks leave behind.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,15 +27,18 @@ from rmtllmf_jax.report.style import SEQUENCE, image_bytes, styles, tidy
 
 FOLDER = Path(__file__).parent
 TABLE = FOLDER.parents[1] / "experiments" / "results" / "defences" / "by_n.csv"
-_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def names_of(page: str, blocks: int) -> dict[str, Any]:
-    """Return what the first blocks of Python of a page define, run in a folder of their own."""
+    """Return what the first blocks of a page define, run in a folder of their own."""
     names: dict[str, Any] = {"__name__": page}
     with tempfile.TemporaryDirectory() as folder, chdir(folder), redirect_stdout(StringIO()):
-        for code in _BLOCK.findall((FOLDER / f"{page}.md").read_text())[:blocks]:
-            exec(compile(code, page, "exec"), names)
+        for kind, code in _BLOCK.findall((FOLDER / f"{page}.md").read_text())[:blocks]:
+            if kind == "bash":
+                subprocess.run(["bash", "-euc", code], check=True)
+            else:
+                exec(compile(code, page, "exec"), names)
     return names
 
 
@@ -191,33 +195,30 @@ def sweep_on_tpu() -> Figure:
 
 
 def lata() -> Figure:
-    """Cosine with the instruction vector, and the weight that follows from it, by layer."""
-    found = names_of("lata", 1)
-    tensors = {name: found[name] for name in ("pretrained", "instruct")}
-    for name in ("maths", "code"):  # the page draws them anew, in this order
-        tensors[name] = found["plus"](found["instruct"], found["normal"](0.3), found["skill"])
-    base = tensors["pretrained"]
-    iota = fusion.TaskVector.between(tensors["instruct"], base)
-    stacked = fusion.stack(
-        [fusion.TaskVector.between(tensors[name], base).tree for name in ("maths", "code")]
-    )
-    grams = fusion.rules.layer_grams(stacked, "block", iota.tree)
-    cosines = fusion.rules.reference_cosines(grams, users=2)
-    weights = fusion.rules.lata_weights(cosines, fusion.rules.Lata(weighting="linear"))
-    layers = sorted(weights, key=lambda layer: float(weights[layer][0]))
-    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
-    panel = figure.subplots()
-    rows = np.arange(len(layers))
-    for shift, values, label, (colour, _) in (
-        (-0.2, cosines, "cosine with the instruction vector", SEQUENCE[4]),
-        (0.2, weights, "weight (linear)", SEQUENCE[2]),
-    ):
-        widths = [float(values[layer][0]) for layer in layers]
-        panel.barh(rows + shift, widths, 0.38, color=colour, label=label)
-    panel.set_yticks(rows, layers, fontsize=8)
-    panel.invert_yaxis()
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    """The score by coefficient, and what forgetting a task costs the others, by method."""
+    found = names_of("lata", 5)
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    left, *others = figure.subplots(1, 3)
+    scales = np.arange(0.1, 1.3, 0.1)
+    for (name, method), (colour, marker) in zip(found["methods"].items(), SEQUENCE[1:]):
+        merged = method(found["run"].vectors)
+        scores = [
+            found["score"](fusion.add_to_base(found["run"].base, merged, scale)) for scale in scales
+        ]
+        left.plot(scales, scores, color=colour, marker=marker, ms=3, label=name)
+        for task, panel in zip(("queries", "sums"), others):
+            forgotten, kept = found["curves"][task, name]
+            panel.plot(forgotten, kept, color=colour, marker=marker, ms=3)
+            panel.set_xlabel(f"rise of the loss on {task} (nats)")
+    left.set_xlabel("merging coefficient")
+    left.set_ylabel("normalised score (%)")
+    for panel in others:
+        panel.set_xlim(0, 5)
+        panel.set_ylim(0, 0.8)
+    others[0].set_ylabel("rise of the others' losses (nats)")
+    for panel in (left, *others):
+        tidy(panel)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
