@@ -93,6 +93,7 @@ def test_a_dry_run_lists_every_tensor_and_writes_nothing(
     assert ["model.layers.0.weight", "2x3", "F32->F16", "12", "ties"] in lines
     assert ["text.position_ids", "4", "I64", "32", "from", "the", "base"] in lines
     assert "model-00001-of-00002.safetensors" in output
+    assert "holds 96 bytes of tensors at a time" in output  # 2 x 3 floats: base, two vectors, sum
     assert f"would write {tmp_path / 'out'}: base + 1 * ties(one" in output
     assert sorted(tmp_path.iterdir()) == before
 

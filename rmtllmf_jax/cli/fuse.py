@@ -299,4 +299,5 @@ def _listing(plan: Plan) -> Iterator[str]:
     yield from plan.notes
     if plan.code:
         yield plan.code
+    yield f"holds {plan.held:,} bytes of tensors at a time"
     yield f"would write {plan.out}: {_summary(plan)}"

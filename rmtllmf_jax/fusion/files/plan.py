@@ -157,6 +157,12 @@ class Plan:
         return labels(self.models)
 
     @property
+    def held(self) -> int:
+        """Bytes of tensors in memory at a time: of the largest one, base, task vectors and sum."""
+        merged = (self.base.entries[key] for key in self.matching.merged)
+        return 4 * (len(self.models) + 2) * max((prod(entry.shape) for entry in merged), default=0)
+
+    @property
     def code(self) -> str:
         """What becomes of the base's files of code, in one line; empty if it has none."""
         whole = self.recipe.as_adapter is None
