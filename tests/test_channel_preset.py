@@ -400,3 +400,16 @@ def test_presets_have_options_and_are_read_back(text: str, preset: Preset):
 def test_options_that_no_preset_has_are_said(text: str, said: str):
     with pytest.raises(InputError, match=re.escape(said)):
         get_preset(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "paper",
+        "uma_los(users=3)",
+        "free_space(users=2, antennas=32, distances_m=(10.0, 20.0))",
+        "paper(users=12, antennas=32, fading=rician(k_factor_db=9.0))",
+    ],
+)
+def test_a_preset_is_described_as_it_is_read(text: str):
+    assert described(channel.get_preset(text)) == text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -131,6 +131,21 @@ class ChannelPreset:
     def attack_budget(self) -> float:
         """P_N / n as a ratio."""
         return 10.0 ** (self.attack_budget_db / 10)
+
+    def described(self) -> str:
+        """Return the nearest of `PRESETS` with what differs, as `get_preset` reads it.
+
+        >>> ChannelPreset(users=12, fading=Rician(9.0)).described()
+        'paper(users=12, fading=rician(k_factor_db=9.0))'
+        """
+        own = {part.name: getattr(self, part.name) for part in fields(self)}
+        differing = {
+            name: {key: each for key, each in own.items() if each != getattr(preset, key)}
+            for name, preset in PRESETS.items()
+        }
+        nearest = min(differing, key=lambda name: len(differing[name]))
+        given = [f"{key}={described(each)}" for key, each in differing[nearest].items()]
+        return f"{nearest}({', '.join(given)})" if given else nearest
 
 
 @dataclass(frozen=True)
