@@ -194,7 +194,7 @@ def test_a_dry_run_says_what_the_models_come_over(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     fuse(models, tmp_path / "out", dry_run=True, protection="shrink")
-    line = "over an uplink: preset channel_preset, attack sum_rate, receiver sic, air once, "
+    line = "over an uplink: preset paper, attack sum_rate, receiver sic, air once, "
     assert line in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
