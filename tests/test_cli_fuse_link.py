@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_fusion_adapters import normal, write_adapter
 
 from rmtllmf_jax import fusion, uplink
 from rmtllmf_jax.channel import Link, Repeat, SumRate, get_preset
@@ -21,7 +22,7 @@ from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files import outputs
 from rmtllmf_jax.fusion.rules import Lata
-from rmtllmf_jax.uplink import Sparse
+from rmtllmf_jax.uplink import Adapter, Sparse
 from rmtllmf_jax.uplink.keys import channel_key, noise_key
 
 SHAPES = {
@@ -83,12 +84,17 @@ def received(models: list[Path], **how: Any) -> tuple[dict[str, Any], dict[str, 
             fusion.Median(),
         ),
         (
+            {"protection": "adapter(rank=2, targets=('mlp',))+shrink", "method": "ties"},
+            {"transport": Adapter(2, ("mlp",)), "estimators": (uplink.Shrink(),)},
+            fusion.Ties(),
+        ),
+        (
             {"link": "sum_rate+sign_flip(user=1)", "method": "lata"},
             {"poisons": (uplink.SignFlip(1),)},
             Lata(),
         ),
     ],
-    ids=["task_arithmetic", "repeat+shrink", "sparse", "lata"],
+    ids=["task_arithmetic", "repeat+shrink", "sparse", "adapter", "lata"],
 )
 def test_the_file_is_what_the_chain_in_memory_gives(
     models: list[Path], tmp_path: Path, options: dict[str, Any], how: dict[str, Any], method: Any
@@ -102,6 +108,40 @@ def test_the_file_is_what_the_chain_in_memory_gives(
     assert (record["seed"], record["draw"], record["attack"]) == (7, 2, "sum_rate")
     assert [user["mse"] for user in record["users"]] == pytest.approx(mse.tolist(), rel=1e-5)
     assert [user["model"] for user in record["users"]] == [path.name for path in models[1:]]
+
+
+@pytest.mark.parametrize("carrier", ["gaussian", "coded(uses=6.0)"])
+def test_users_of_lora_send_their_factors(tmp_path: Path, carrier: str):
+    """Adapters as PEFT saves them, at their own rank, at the uses that this saves."""
+    kinds = {"q_proj": (16, 16), "v_proj": (8, 16)}
+    modules = {f"layers.{n}.self_attn.{k}": shape for n in (0, 1) for k, shape in kinds.items()}
+    before = normal(0, {f"model.{k}.weight": v for k, v in modules.items()} | {"norm": (16,)})
+    save_file(before, tmp_path / "base.safetensors")
+    paths = [tmp_path / f"user-{user}" for user in range(USERS)]
+    vectors = [
+        write_adapter(path, 1 + user, {f"model.{k}": v for k, v in modules.items()})
+        for user, path in enumerate(paths)
+    ]
+    protection = f"repeat(times=3)+adapter(rank=2, carrier={carrier})"
+    out = tmp_path / "out"
+    found = fuse([tmp_path / "base.safetensors", *paths], out, protection=protection)
+    stacked = {k: jnp.stack([jnp.asarray(v[k], jnp.float32) for v in vectors]) for k in vectors[0]}
+    root, link = jax.random.key(7), Link(get_preset("paper"), SumRate(), air=Repeat(3))
+    mse, transport = link.mse(channel_key(root, 2))[:USERS], uplink.get_transport(protection[16:])
+    kappa = uplink.kappa_from_c0(stacked, -3.0)
+    arrived = uplink.deliver(stacked, mse, kappa, noise_key(root, 2), transport)
+    for name, leaf in arrived.items():
+        assert np.linalg.matrix_rank(np.asarray(leaf[0]), tol=1e-4) == 2
+        np.testing.assert_allclose(
+            found[name], before[name] + 0.4 * leaf.sum(axis=0), atol=2e-6, err_msg=name
+        )
+    np.testing.assert_array_equal(found["norm"], before["norm"])
+    users = json.loads((out / "fusion.json").read_text())["uplink"]["users"]
+    sizes = [(2 * (sum(shape)), shape[0] * shape[1]) for shape in kinds.values()]
+    share = sum(sent for sent, _ in sizes) / sum(whole for _, whole in sizes)
+    uses = 3 * share * (1 if carrier == "gaussian" else 6)
+    assert [user["uses"] for user in users] == pytest.approx([uses] * USERS)
+    assert [user["mse"] for user in users] == pytest.approx(mse.tolist(), rel=1e-5)
 
 
 def test_the_card_says_link_and_users(
@@ -169,6 +209,11 @@ def test_what_arrives_depends_on_every_option_and_nothing_of_before_is_kept(
         ({"protection": "r-mtllmf"}, r"reload: on files, .* --from-base"),
         ({"protection": "shrnk"}, r"unknown protection 'shrnk'\. Did you mean 'shrink'"),
         ({"protection": "shrink(per=user)"}, r"shrink\(per=user\) looks at all leaves"),
+        (
+            {"protection": "adapter(rank=2)"},
+            r"the target 'q_proj\|query' of adapter.* none of 3 mat",
+        ),
+        ({"protection": "adapter(rank=9, targets=('mlp',))"}, r"mlp.weight is a matrix of 8 x 12"),
         ({"protection": "qam+shrink"}, r"shrink needs errors of known variance, and qam sends"),
         (
             {"link": "ideal", "preset": "mse=.1,.2"},

@@ -158,6 +158,7 @@ CASES = {
         scale=[{"names": ".*mlp.*", "value": 0.123456789012345}, {"value": 1}],
     ),
     "linked": recipe("a", "b", **LINK, protection="repeat(times=2)+shrink"),
+    "factors": recipe("a", "b", **LINK, protection="adapter(rank=2, targets=('.*mlp',))"),
 }
 
 

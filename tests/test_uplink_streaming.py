@@ -16,6 +16,7 @@ from rmtllmf_jax.channel import ONCE, Harq, Link, Repeat, SumRate, get_preset, g
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.values import described
 from rmtllmf_jax.uplink import (
+    Adapter,
     Analogue,
     Coded,
     Qam,
@@ -26,8 +27,10 @@ from rmtllmf_jax.uplink import (
     SingularValues,
     Sparse,
     StreamedUplink,
+    factors,
     is_of_mse,
 )
+from rmtllmf_jax.uplink.factors import factors_of
 from rmtllmf_jax.uplink.keys import channel_key, noise_key
 
 USERS = 3
@@ -40,6 +43,7 @@ SHAPES = {
     "nothing": (0, 3),
 }
 LINK = Link(get_preset("paper"), SumRate())
+TARGETS = ("embed_tokens", "layers.[0-9]+.mlp")
 PART = Repeat(3, patterns=(r"model\.embed.*",))
 
 
@@ -58,8 +62,8 @@ def opened(how: StreamedUplink, sent: dict[str, np.ndarray]) -> Any:
         for name in sorted(sent):
             yield name, sent[name].copy()
 
-    sizes = {name: leaf[0].size for name, leaf in sent.items()}
-    return how.opened(sizes, len(next(iter(sent.values()))), leaves)
+    shapes = {name: leaf[0].shape for name, leaf in sent.items()}
+    return how.opened(shapes, len(next(iter(sent.values()))), leaves)
 
 
 def streamed(how: StreamedUplink, sent: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -117,6 +121,10 @@ def in_memory(how: StreamedUplink, sent: dict[str, np.ndarray]) -> dict[str, jax
         StreamedUplink(LINK, Coded(), (Reliability(),)),
         StreamedUplink(LINK, Coded(uses=12.0, plan=SumRate(), margin_db=1.0, block=50)),
         StreamedUplink(LINK, Coded(block=10, expected=True)),
+        StreamedUplink(LINK, Adapter(3, TARGETS), poisons=(SignFlip(2),)),
+        StreamedUplink(LINK, Adapter(3, TARGETS), (Shrink(), Reliability()), kappa=0.02),
+        StreamedUplink(LINK, Adapter(2, TARGETS, Sparse(0.4)), (Reliability(),), c0_db=-10.0),
+        StreamedUplink(replace(LINK, air=Repeat(4)), Adapter(2, TARGETS, Coded(uses=8.0))),
         StreamedUplink(LINK, Qam(16)),
         StreamedUplink(replace(LINK, air=Repeat(2)), Analogue("decisions"), poisons=(Scaled(2),)),
         StreamedUplink(Link(get_preset("mse=.1,.2,.3,.4"))),
@@ -141,6 +149,50 @@ def test_the_facts_are_what_the_users_suffer_and_spend(sent: dict[str, np.ndarra
     assert [user["mse"] for user in facts] == pytest.approx(expected.tolist(), rel=1e-5)
     assert [user["kappa"] for user in facts] == [0.5] * USERS
     assert list(opened(StreamedUplink(LINK, Qam()), sent).facts[0]) == ["mse", "uses"]
+
+
+def test_the_uses_of_an_adapter_are_those_of_its_factors(sent: dict[str, np.ndarray]):
+    facts = opened(StreamedUplink(replace(LINK, air=Repeat(2)), Adapter(3, TARGETS)), sent).facts
+    sent_numbers = 3 * (40 + 16 + 2 * (24 + 16))
+    size = sum(leaf[0].size for leaf in sent.values())
+    assert [user["uses"] for user in facts] == pytest.approx([2 * sent_numbers / size] * USERS)
+
+
+def test_factors_are_found_again_where_there_is_no_room_for_them(
+    sent: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
+    how = StreamedUplink(LINK, Adapter(3, TARGETS, Sparse(0.4)))
+    kept = streamed(how, sent)
+    monkeypatch.setattr(factors, "_ROOM", 4 * 3 * (40 + 16) * USERS)
+    for name, leaf in streamed(how, sent).items():
+        np.testing.assert_array_equal(leaf, kept[name])
+
+
+def test_a_large_matrix_of_a_low_rank_is_factored_soon(monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(0)
+    b, a = random.normal(size=(300, 5)), random.normal(size=(5, 260))
+    matrix = ((b * [9, 7, 5, 3, 1]) @ a).astype(np.float32)
+    u, s, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    sign = np.sign(np.take_along_axis(u, np.abs(u).argmax(axis=0)[None], axis=0))[0]
+    sides, solve = [], factors._balanced
+
+    def balanced(inner: Any, rank: int) -> Any:
+        sides.append(inner.shape)
+        return solve(inner, rank)
+
+    monkeypatch.setattr(factors, "_balanced", balanced)
+    for given, (rank, side) in (
+        (matrix, (3, 128)),
+        (matrix.T, (5, 128)),
+        (matrix + u[:, :1], (3, 260)),
+    ):
+        left, right = factors_of(np.ascontiguousarray(given), rank)
+        assert sides[-1] == (side, 300)
+        if side == 128:
+            left, right = (left, right) if given is matrix else (right.T, left.T)
+            root = np.sqrt(s[:rank]) * sign[:rank]
+            np.testing.assert_allclose(left, u[:, :rank] * root, atol=1e-4)
+            np.testing.assert_allclose(right, v[:rank] * root[:, None], atol=1e-4)
 
 
 def test_a_reference_behind_the_users_is_not_sent(sent: dict[str, np.ndarray]):
@@ -179,6 +231,11 @@ class Whole:
         ),
         ({"estimators": (Mine(),)}, r"mine looks at all leaves .*`by_leaf = True`"),
         ({"transport": Whole()}, r"the transport whole has no method `stream`"),
+        (
+            {"transport": Adapter(2), "estimators": (SingularValues(),)},
+            r"singular_values assumes white errors, and those of adapter",
+        ),
+        ({"link": replace(LINK, air=PART), "transport": Adapter(2)}, r"protects some leaves"),
         ({"transport": Qam(), "estimators": (Shrink(),)}, r"shrink needs errors of known variance"),
         ({"link": replace(LINK, air=PART), "transport": Coded()}, r"protects some leaves"),
         ({"draw": -1}, r"draw must be"),
@@ -201,4 +258,4 @@ def test_what_does_not_fit_the_files_is_refused(sent: dict[str, np.ndarray]):
 def test_more_entries_than_are_counted_are_refused(sent: dict[str, np.ndarray]):
     how = StreamedUplink(LINK, Sparse(0.1))
     with pytest.raises(InputError, match=r"3,000,000,000 entries are more than are counted"):
-        how.opened({"w": 3 * 10**9}, USERS, lambda what: iter(()))
+        how.opened({"w": (3, 10**9)}, USERS, lambda what: iter(()))

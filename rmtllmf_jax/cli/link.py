@@ -24,8 +24,8 @@ class LinkOptions(UplinkOptions):
     protection: str = "none"
     """With --link: what is done along the chain, with a plus between: a receiver, on the air
     repeat(times=2), harq, hop or schedule, a transport gaussian, sparse(share=0.1), coded,
-    qam(size=64) or analogue, estimators shrink, reliability(alpha=0.5) and singular_values, as in
-    'repeat(times=4)+shrink'."""
+    adapter(rank=16, targets=('q_proj', 'v_proj')), qam(size=64) or analogue, estimators shrink,
+    reliability(alpha=0.5) and singular_values, as in 'repeat(times=4)+shrink'."""
     draw: int = 0
     """With --link: which of the draws (channel realisations), from 0, those of a sweep."""
     seed: int = 0

@@ -18,11 +18,12 @@ from rmtllmf_jax.common.values import Known, by_name, described
 from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, leaf_path, leaves_by_path, widened
 from rmtllmf_jax.uplink.codes import Coded
-from rmtllmf_jax.uplink.eigen import eigh_in_turn
 from rmtllmf_jax.uplink.error_models import safe_sqrt
+from rmtllmf_jax.uplink.factors import FactorStream, Sizes, balanced
 from rmtllmf_jax.uplink.gaussian import GAUSSIAN, Gaussian
 from rmtllmf_jax.uplink.noise import per_user
 from rmtllmf_jax.uplink.sparse import Sparse
+from rmtllmf_jax.uplink.streams import Sending
 from rmtllmf_jax.uplink.vectors import Shapes, as_vectors, mean_squares, shapes_of
 
 Factors = dict[str, dict[str, Float[Array, "users ..."]]]
@@ -66,8 +67,9 @@ class Adapter:
     rank: int
     """Of the products."""
     targets: tuple[str, ...] = TARGETS
-    """Regular expressions of the modules whose matrices are sent, by the last names of their paths;
-    ``('.*',)`` is all. A matrix that no user changed is noise on the air: name the LoRA's."""
+    """Regular expressions of the modules whose matrices are sent, by the last names of their paths
+    (``layers/0/q_proj/kernel``, in files ``layers.0.q_proj.weight``); ``('.*',)`` is all. A matrix
+    that no user changed is noise on the air: name the LoRA's."""
     carrier: Any = GAUSSIAN
     """What carries the factors: a transport that needs the users' MSE alone."""
 
@@ -176,12 +178,16 @@ class Adapter:
         """Mean square of the products as sent, over all entries of a leaf."""
         return mean_squares(_products(self.factors(stacked), stacked))
 
-    def _sizes(self, shapes: Shapes) -> dict[str, tuple[int, int, int]]:
-        """Rows, rank and columns of the matrices that are sent."""
+    def stream(self, sending: Sending) -> FactorStream:
+        """Leaf by leaf, after one pass, or as many as the carrier needs, that finds the factors."""
+        return FactorStream(self._sizes(sending.shapes), self.carrier, sending)
+
+    def _sizes(self, shapes: Shapes) -> Sizes:
+        """The matrices that are sent."""
         matrices = {path: shape for path, shape in shapes.items() if len(shape) > 1}
         found: dict[str, tuple[int, int, int]] = {}
         for target in self.targets:
-            pattern = re.compile(f"(?:.*/)?(?:{target})(?:/kernel)?")
+            pattern = re.compile(rf"(?:.*[/.])?(?:{target})(?:/kernel|\.weight)?")
             own = [path for path in matrices if pattern.fullmatch(path)]
             if not own:
                 raise InputError(
@@ -213,27 +219,6 @@ class Adapter:
             jnp.mean(jnp.square(as_vectors(tree)), axis=1) for tree in (stacked, factors)
         )
         return factors, given * safe_sqrt(sent / jnp.where(whole > 0, whole, 1))
-
-
-def balanced(
-    matrix: Float[Array, "rows columns"], rank: int
-) -> tuple[Float[Array, "rows rank"], Float[Array, "rank columns"]]:
-    """Return b and a of the nearest product ``b a`` of a rank, with equal norms direction by
-    direction: singular vectors times the roots of singular values.
-
-    By the Gram matrix of the shorter side: singular values below 1e-3 of the largest are inexact
-    in float32.
-    """
-    rows, columns = matrix.shape
-    if rows > columns:
-        b, a = balanced(matrix.T, rank)
-        return a.T, b.T
-    with jax.default_matmul_precision("highest"):
-        _, basis = eigh_in_turn(matrix @ matrix.T)
-        left = basis[:, ::-1][:, :rank]
-        right = left.T @ matrix
-        root = jnp.sqrt(jnp.linalg.norm(right, axis=1))
-        return left * root, right / jnp.where(root > 0, root, 1)[:, None]
 
 
 def _products(factors: Factors, like: PyTree[Array]) -> PyTree[Array]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import prod
 from typing import Any
 
 import jax
@@ -34,7 +35,9 @@ from rmtllmf_jax.uplink.transports import (
     Transport,
     channel_uses,
     is_of_mse,
+    require_estimators,
 )
+from rmtllmf_jax.uplink.vectors import Shapes
 
 Leaves = Callable[[str], Iterator[tuple[str, Rows]]]
 
@@ -72,6 +75,7 @@ class StreamedUplink:
         if self.kappa is not None:
             require_non_negative("kappa", self.kappa, 1e6)
         require_fitting(self.link, self.transport, self.estimators)
+        require_estimators(self.transport, self.estimators)
         for value in (*self.estimators, *self.poisons):
             if not getattr(value, "by_leaf", False):
                 raise InputError(
@@ -81,7 +85,7 @@ class StreamedUplink:
         if not hasattr(self.transport, "stream"):
             raise InputError(
                 f"the transport {described(self.transport)} has no method `stream`, which sends "
-                "leaf by leaf: take gaussian, sparse, coded, qam or analogue."
+                "leaf by leaf: take gaussian, sparse, coded, adapter, qam or analogue."
             )
 
     def require_users(self, models: int) -> None:
@@ -114,12 +118,12 @@ class StreamedUplink:
             key |= {"c0_db": self.c0_db} if self.kappa is None else {"kappa": self.kappa}
         return key
 
-    def opened(self, sizes: Mapping[str, int], users: int, leaves: Leaves) -> OpenedUplink:
+    def opened(self, shapes: Shapes, users: int, leaves: Leaves) -> OpenedUplink:
         """Return the channel of the draw, ready to send leaves.
 
         **Arguments:**
 
-        - `sizes`: entries of each leaf that is sent, by name.
+        - `shapes`: of the leaves that are sent, by name, without the axis of users.
         - `users`: task vectors; the first so many users of the channel send them.
         - `leaves`: reads all of them, sorted by name, as often as it is called; takes a few words
           that say what for.
@@ -127,7 +131,7 @@ class StreamedUplink:
         **Raises:** `InputError` for fewer users than there are task vectors, or for patterns that
         no leaf matches.
         """
-        return OpenedUplink(self, sizes, users, leaves)
+        return OpenedUplink(self, shapes, users, leaves)
 
 
 class OpenedUplink:
@@ -136,21 +140,20 @@ class OpenedUplink:
     `facts` says what the users suffer and what they spend.
     """
 
-    def __init__(
-        self, how: StreamedUplink, sizes: Mapping[str, int], users: int, leaves: Leaves
-    ) -> None:
+    def __init__(self, how: StreamedUplink, shapes: Shapes, users: int, leaves: Leaves) -> None:
         how.require_users(users)
-        self._how, self._users, self._leaves, self._sizes = how, users, leaves, sizes
+        self._how, self._users, self._leaves, self._shapes = how, users, leaves, dict(shapes)
         root = jax.random.key(how.seed)
         self._draw = channel_key(root, how.draw)
         self._mse, self._air_uses = self._over(how.link)
         patterns = getattr(how.link.air, "patterns", ())
         self._patterns = [re.compile(pattern) for pattern in patterns]
+        sizes = {name: prod(shape) for name, shape in shapes.items()}
         protected = matching_paths(sizes, patterns) if patterns else set(sizes)
         self._share = sum(sizes[name] for name in protected) / sum(sizes.values())
         sending = Sending(
             users=users,
-            sizes=dict(sizes),
+            shapes=self._shapes,
             leaves=self._sent,
             mse=self._mse_of,
             all_mse=self._mse,
@@ -165,8 +168,7 @@ class OpenedUplink:
     @property
     def facts(self) -> list[dict[str, float]]:
         """MSE, channel uses per parameter and, for Gaussian errors, kappa of each user."""
-        shapes = {name: (size,) for name, size in self._sizes.items()}
-        how = self._how.transport, self._mse, self._air_uses, shapes, self._share
+        how = self._how.transport, self._mse, self._air_uses, self._shapes, self._share
         uses = channel_uses(*how)
         found = {"mse": self._mse, "uses": uses, "kappa": self._stream.kappa}
         there = {name: values for name, values in found.items() if values is not None}

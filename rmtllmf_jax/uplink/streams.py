@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -26,6 +27,7 @@ from rmtllmf_jax.uplink.magnitudes import (
     parted_bin,
 )
 from rmtllmf_jax.uplink.noise import name_number, noisy_leaf
+from rmtllmf_jax.uplink.vectors import Shapes
 
 Rows = Float[np.ndarray, "users ..."]
 _MOST = 2**31 - 1
@@ -55,8 +57,8 @@ class Sending:
     """What is known before the first leaf is sent."""
 
     users: int
-    sizes: dict[str, int]
-    """Entries of each leaf of a user; what is read may be less, as masks are no task vectors."""
+    shapes: Shapes
+    """Of the leaves of a user; what is read may be less, as masks are no task vectors."""
     leaves: Callable[[str], Iterator[tuple[str, Rows]]]
     """Reads all leaves as sent, sorted by name; takes what for, in words."""
     mse: Callable[[str], Float[np.ndarray, " users"]]
@@ -124,7 +126,7 @@ def whole_vectors(sending: Sending) -> WholeVectors:
 
     **Raises:** `InputError` for vectors of more entries than are counted.
     """
-    if (most_entries := sum(sending.sizes.values())) > _MOST:
+    if (most_entries := sum(map(prod, sending.shapes.values()))) > _MOST:
         raise InputError(
             f"{most_entries:,} entries are more than are counted to find the largest ({_MOST:,}): "
             "take the transport gaussian or qam."

@@ -131,7 +131,7 @@ class Fusing:
         if plan.transfer is None:
             return None
         keys = plan.matching.merged
-        sizes = {key: prod(plan.base.entries[key].shape) for key in keys}
+        shapes = {key: plan.base.entries[key].shape for key in keys}
 
         def leaves(what: str) -> Iterator[tuple[str, np.ndarray]]:
             inputs = plan.base, plan.models, keys
@@ -142,7 +142,7 @@ class Fusing:
                         yield key, rows
                     advance(1)
 
-        return plan.transfer.opened(sizes, len(plan.models), leaves)
+        return plan.transfer.opened(shapes, len(plan.models), leaves)
 
     @property
     def arrived(self) -> list[dict[str, Any]]:

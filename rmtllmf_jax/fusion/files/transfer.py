@@ -24,13 +24,13 @@ class Transfer(Protocol):
 
     def opened(
         self,
-        sizes: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
         users: int,
         leaves: Callable[[str], Iterator[tuple[str, Rows]]],
     ) -> Opened:
         """Return what lets tensors through, after as many passes over all of them as it needs.
 
-        **Arguments:** entries of each tensor by name, the number of task vectors, and what reads
+        **Arguments:** the shape of each tensor by name, the number of task vectors, and what reads
         the tensors that are merged, sorted by name; it takes a few words that say what for. They
         may be overwritten.
         """
