@@ -23,6 +23,7 @@ from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files import outputs
 from rmtllmf_jax.fusion.files.fusing import fusing
+from rmtllmf_jax.fusion.files.matching import Parts
 from rmtllmf_jax.fusion.files.plan import Recipe, plan_fusion
 from rmtllmf_jax.fusion.rules import TaskArithmetic
 
@@ -226,6 +227,24 @@ def test_an_input_that_changes_meanwhile_is_found(models: list[Path], tmp_path: 
     found = fuse(out, models)
     for key, value in content(7).items():
         np.testing.assert_allclose(found[key], value, atol=1e-5)
+
+
+@pytest.mark.parametrize("merged", ["a", "b"])
+def test_a_base_that_is_cut_meanwhile_is_named(tmp_path: Path, merged: str):
+    """What is merged and what is copied beside it are written by two threads: b lies last."""
+    paths = [tmp_path / "base.safetensors", tmp_path / "model.safetensors"]
+    for seed, path in enumerate(paths):
+        save_file({key: np.full(50_000, seed, np.float32) for key in "ab"}, path)
+    parts = Parts(only=(merged,))
+    plan = plan_fusion(
+        tmp_path / "out", paths[0], paths[1:], Recipe(TaskArithmetic(), 1.0, parts=parts)
+    )
+    assert [each.merged for each in plan.shards[0].tensors] == [merged == "a", merged == "b"]
+    os.truncate(paths[0], paths[0].stat().st_size - 4)
+    says = r"base.safetensors: ends within b; was it changed"
+    with pytest.raises(InputError, match=says), fusing(plan) as under_way:
+        under_way.merge(None)
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_one_process_at_a_time(models: list[Path], tmp_path: Path):

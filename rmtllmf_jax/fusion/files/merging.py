@@ -6,10 +6,12 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import accumulate, takewhile
 from math import prod
 from pathlib import Path
+from threading import Event
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,7 @@ from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.similarity import exact_gram
 
 LayerWeights = dict[str, Float[np.ndarray, " users"]]
+Write = Callable[[Tensor, Iterable[np.ndarray]], None]
 
 _ALIGNMENT = 64  # jax takes over memory that lies so, and copies other memory
 
@@ -134,31 +137,51 @@ def merge_shards(
 ) -> None:
     """Write shards into a folder, each of which appears when it is whole.
 
-    `advance` is called with 1 after each tensor, `tell` with name and facts of a shard before it
-    appears; task vectors go through `transfer` first.
+    `advance` is called with the number of tensors that are there, `tell` with name and facts of a
+    shard before it appears; task vectors go through `transfer` first. What is not merged is copied
+    beside the merge.
 
     **Raises:** `InputError` if an input holds NaN or is cut short, or if a number does not fit the
     type of the output; `OSError` if the disk is full, among others.
     """
-    merged = [each.base.key for shard in shards for each in shard.tensors if each.merged]
-    with Stack(base, models, merged, transfer) as stack:
+    keys = [each.base.key for shard in shards for each in shard.tensors if each.merged]
+    with Stack(base, models, keys, transfer) as stack, ThreadPoolExecutor(1) as pool:
         for shard in shards:
+            copies = [tensor for tensor in shard.tensors if not tensor.merged]
+            merged = [tensor for tensor in shard.tensors if tensor.merged]
             with _writing(folder / shard.name, shard) as write:
                 facts: Facts = {"masks": [], "kept": {}, "energy": {}}
-                for tensor in shard.tensors:
-                    for piece in _made(tensor, stack, merge, facts):
-                        write(piece)
-                    advance(1)
-                keys = [each.base.key for each in shard.tensors]
+                with _copying(pool, copies, write):
+                    for tensor in merged:
+                        write(tensor, _made(tensor, stack, merge, facts))
+                        advance(1)
+                advance(len(copies))
+                keys = [each.base.key for each in merged]
                 facts["kept"] = {key: merge.kept[key] for key in keys if key in merge.kept}
                 tell(shard.name, facts)
 
 
+@contextmanager
+def _copying(pool: ThreadPoolExecutor, tensors: Sequence[Tensor], write: Write) -> Iterator[None]:
+    """Copy the base's tensors while the body runs; neither outlives the other's failure."""
+    failed = Event()
+
+    def copy() -> None:
+        for tensor in tensors:
+            write(tensor, takewhile(lambda _: not failed.is_set(), _copied(tensor)))
+
+    copied = pool.submit(copy)
+    try:
+        yield
+        copied.result()
+    finally:
+        failed.set()
+        wait([copied])
+
+
 def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, facts: Facts) -> Iterable[np.ndarray]:
-    """Return a tensor of the output, in pieces where nothing is done to it."""
+    """Return a merged tensor of the output; a mask in pieces, as nothing is done to it."""
     key = tensor.base.key
-    if not tensor.merged:
-        return _copied(tensor)
     base, rows = stack.read(key)
     try:
         return tensor.made(base, merge(key, rows, base), facts)
@@ -181,23 +204,31 @@ def _copied(tensor: Tensor) -> Iterable[np.ndarray]:
 
 
 @contextmanager
-def _writing(path: Path, shard: Shard) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield what writes the shard's tensors, one by one in its order; the file appears when whole.
+def _writing(path: Path, shard: Shard) -> Iterator[Write]:
+    """Yield what writes the shard's tensors, in any order; the file appears when it is whole.
 
     If the disk is full, among others, nothing is at `path`.
     """
-    with replacing(path) as temporary:
-        with open(temporary, "wb", buffering=0) as file:
+    ends = list(accumulate([len(shard.header), *(tensor.size for tensor in shard.tensors)]))
+    places = {tensor.base.key: at for tensor, at in zip(shard.tensors, ends, strict=False)}
+    with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
 
-            def write(data: np.ndarray) -> None:
-                view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-                while view:
-                    view = view[file.write(view) :]
+        def put(data: np.ndarray, place: int) -> int:
+            view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+            while view:
+                done = os.pwrite(file.fileno(), view, place)
+                view, place = view[done:], place + done
+            return place
 
-            write(np.frombuffer(shard.header, np.uint8))
-            yield write
-        if temporary.stat().st_size != shard.size:
-            raise AssertionError(f"{shard.name}: not all of its tensors were written")
+        def write(tensor: Tensor, data: Iterable[np.ndarray]) -> None:
+            first = place = places[tensor.base.key]
+            for piece in data:
+                place = put(piece, place)
+            if place - first != tensor.size:
+                raise AssertionError(f"{shard.name}: {tensor.base.key} was not written whole")
+
+        put(np.frombuffer(shard.header, np.uint8), 0)
+        yield write
 
 
 def layer_grams(
