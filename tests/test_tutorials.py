@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.D
 # What runs in one folder, one after the other.
 QUICK = (("fuse.md",),)
 SLOW = (
-    ("lata.md",),
+    ("lata.md", "send_a_llama.md"),
     ("channel.md",),
     ("gradients.md",),
     ("protect.md",),
