@@ -16,6 +16,7 @@ from rmtllmf_jax.models.shapes import ViTShape
 from rmtllmf_jax.sweep.cost import Costs, clip_bytes, peak_bytes, text_costs, tower_costs
 from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
 from rmtllmf_jax.sweep.programs import Merges, receive_and_merge
+from rmtllmf_jax.training.parallel import value_and_gradient
 from rmtllmf_jax.training.recipes import Recipe
 
 
@@ -105,6 +106,30 @@ def test_training_memory_is_what_xla_allocates(shape: ViTShape, batch: int):
     memory = lowered(costs, batch, True).compile().memory_analysis()
     allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert 0.9 < costs.temporaries(batch, training=True) / allocated < 1.5
+
+
+def test_memory_of_a_batch_in_parts_is_what_xla_allocates():
+    """One part's activations, and the sum of the gradients beside them."""
+    costs, recipe = tower_costs(backbone_of(SMALL)), Recipe(3, 64, 1e-5, 0.1)
+
+    def program(params: Any, images: Any) -> Any:
+        def loss(p: Any, x: Any) -> Any:
+            return costs.function(p, x).sum()
+
+        return value_and_gradient(loss, params, images, 8)
+
+    images = jax.ShapeDtypeStruct((64, *costs.example.shape), costs.example.dtype)
+    memory = jax.jit(program).lower(costs.params, images).compile().memory_analysis()
+    allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    parts = training_memory(costs, recipe, parts=8)
+    found = parts["sum of gradients"] + parts["gradients and activations, batch 8"]
+    assert 0.9 < found / allocated < 1.5
+    assert sum(parts.values()) < 0.4 * sum(training_memory(costs, recipe).values())
+    # A share of four devices is what a part of four is, but for the sum that parts have.
+    over = training_memory(costs, recipe, devices=4, parts=2)
+    assert over == parts
+    alone = training_memory(costs, recipe, devices=8)
+    assert alone == {name: size for name, size in parts.items() if name != "sum of gradients"}
 
 
 def test_merging_memory_is_what_xla_allocates():

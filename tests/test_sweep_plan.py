@@ -116,6 +116,17 @@ def test_ready_vectors_leave_out_training():
     assert result.flops == tiny_plan().flops - 60 * TRAIN
 
 
+def test_devices_and_parts_share_the_batch_of_fine_tuning():
+    result = tiny_plan(train_devices=2, accumulate=3)
+    assert result.training == training_memory(TOWER, RECIPE.finetune, devices=2, parts=3)
+    assert "gradients and activations, batch 1" in result.training
+    assert amounts(result) == amounts(tiny_plan())  # the work is the same, on more devices
+    speed = Speed(4e12, 1e12, 1e11)
+    saved = tiny_plan().hours(speed) - result.hours(speed)
+    assert saved == pytest.approx(60 * TRAIN / 0.4e12 / 2 / 3600)
+    assert "fine-tuning's of 2 that share" in printed(result, H100, known_speed(H100.kind), 999)
+
+
 def test_the_single_prompt_makes_fewer_texts():
     result = tiny_plan(made_by=replace(RECIPE, prompts="single"))
     assert amounts(result)["heads"][0] == 5
@@ -427,6 +438,40 @@ def test_a_dry_run_fails_where_images_are_missing(tmp_path: Path, capsys, there:
     said = "Nothing is missing" if there else f"Missing offline (1 of 3): {tmp_path / 'dtd'}"
     assert "".join(said.split()) in "".join(capsys.readouterr().out.split())
     parse([*words, "--for", "h100"]).run()  # where nobody knows what there is
+
+
+@pytest.mark.parametrize(
+    ("words", "devices", "batch"),
+    [
+        ((), 1, 64),
+        (("--accumulate", "4"), 1, 16),
+        (("--for", "h100-8", "--accumulate", "2"), 8, 4),
+        (("--for", "h100-8", "--train-devices", "4"), 4, 16),
+    ],
+)
+def test_a_dry_run_shares_batches_as_fine_tuning_does(
+    words: tuple[str, ...], devices: int, batch: int, capsys: pytest.CaptureFixture[str]
+):
+    parse(["reproduce", "demo", "--out", "run", "--dry-run", "--json", *words]).run()
+    found = json.loads(capsys.readouterr().out)
+    assert f"gradients and activations, batch {batch}" in found["training"]
+    shared = {work["what"]: work["devices"] for work in found["work"] if work["devices"] > 1}
+    assert shared == ({"fine-tuning": devices} if devices > 1 else {})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--accumulate", "3"), "--batch-size 64 is no multiple of 1 devices"),
+        (
+            ("--for", "h100-8", "--train-devices", "9"),
+            r"--train-devices 9: a process sees 8 \(h100",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_fine_tuning_would(words: tuple[str, ...], message: str):
+    with pytest.raises(InputError, match=message):
+        parse(["reproduce", "demo", "--out", "run", "--dry-run", *words]).run()
 
 
 def test_a_dry_run_counts_tasks_that_the_registry_does_not_know(capsys):

@@ -45,6 +45,7 @@ from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.plan import Plan, plan
 from rmtllmf_jax.sweep.plan_parts import Needed, TaskSize
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.parallel import Split
 from rmtllmf_jax.training.recipes import RunRecipe
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     task that neither the registry nor the source knows.
     """
     machine = devices_of(options)
+    shared = _train_devices(options, machine[0])
     if options.texts is not None:
-        _show(_plan_of_texts(options, settings, grid), machine, options.json)
+        _show(_plan_of_texts(options, settings, grid, shared), machine, options.json)
         return
     config = _config_of(options.model)
     auto = options.dtype == "auto" and options.elsewhere
@@ -88,6 +90,8 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         ),
         clip=clip,
         ready_vectors=options.task_vectors is not None,
+        train_devices=shared,
+        accumulate=options.accumulate,
         validation_fraction=options.validation_fraction,
         needed=tuple(what_is_needed(options, backbone, clip, tasks)),
     )
@@ -98,7 +102,19 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         sys.exit(1)
 
 
-def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid) -> Plan:
+def _train_devices(options: Reproduce, devices: Devices) -> int:
+    """Return how many of the devices share a fine-tuning batch.
+
+    **Raises:** `InputError` if they cannot, as fine-tuning would.
+    """
+    if options.task_vectors is not None:
+        return 1
+    there = devices.count if options.elsewhere else len(jax.local_devices())
+    split = Split(options.train_devices, options.accumulate)
+    return split.devices_of(options.batch_size, there, "cpu" if devices.cpu else devices.kind)
+
+
+def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid, shared: int) -> Plan:
     """Return the plan of a run of texts, whose rows are tokenised to be counted."""
     config, names = configured(options)
     assert isinstance(config, TextRunConfig)
@@ -115,6 +131,8 @@ def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid) -> Plan:
         settings,
         RunRecipe(recipe_of(options)),
         ready_vectors=options.task_vectors is not None,
+        train_devices=shared,
+        accumulate=options.accumulate,
         validation_fraction=options.validation_fraction,
         needed=(Needed("model", options.model, size, hub.in_cache(options.model)),),
         length=config.length,
@@ -316,13 +334,17 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
         "Operations and memory are those of the programs' traces, before compilation."
     )
     yield _device_sentence(plan, devices, speed)
-    for phase, parts in (("Fine-tuning", plan.training), ("The sweep", plan.sweep)):
+    less = f"Smaller batches, bfloat16 or fewer test {plan.samples} take less."
+    phases = (
+        ("Fine-tuning", plan.training, "--accumulate, --remat or bfloat16 take less."),
+        ("The sweep", plan.sweep, less),
+    )
+    for phase, parts, remedy in phases:
         wanted = sum((parts or {}).values())
         if devices.memory is not None and wanted > devices.memory:
             yield (
                 f"{phase} may not fit: about {_size(wanted)}, and a device has "
-                f"{_size(devices.memory)}. Smaller batches, bfloat16 or fewer test {plan.samples} "
-                "take less."
+                f"{_size(devices.memory)}. {remedy}"
             )
     if plan.missing:
         names = ", ".join(item.where for item in plan.missing)
@@ -332,7 +354,6 @@ def plan_sentences(plan: Plan, devices: Devices, speed: Speed | None) -> Iterato
 
 
 def _device_sentence(plan: Plan, devices: Devices, speed: Speed | None) -> str:
-
     found = f"Devices: {devices.count} x {devices.kind}"
     if devices.memory is not None:
         found += f" with {_size(devices.memory)}"
@@ -340,8 +361,10 @@ def _device_sentence(plan: Plan, devices: Devices, speed: Speed | None) -> str:
         return f"{found}, whose speed is not known here: no hours. The operations are above."
     peak = speed.peak(plan.dtype) / 1e12
     train, forward = (f"{100 * UTILISATION[kind]:.0f} %" for kind in ("train", "forward"))
+    most = max((work.devices for work in plan.work), default=1)
+    shared = f", fine-tuning's of {most} that share every batch" if most > 1 else ""
     return (
-        f"{found}. Hours are of one device at {peak:.3g} TFLOP/s ({speed.source}); training is "
-        f"assumed to reach {train} of it and evaluation {forward}. Downloads and decoding come on "
-        "top."
+        f"{found}. Hours are of one device at {peak:.3g} TFLOP/s ({speed.source}){shared}; "
+        f"training is assumed to reach {train} of it and evaluation {forward}. Downloads and "
+        "decoding come on top."
     )

@@ -24,12 +24,19 @@ MOST = 8
 _SHARE = 0.8  # of the memory: the estimates are rough, and the allocator needs slack
 
 
-def training_memory(model: Costs, recipe: Recipe) -> dict[str, int]:
-    """Return the bytes on a device while one task is fine-tuned, part by part; their sum counts."""
-    batch = recipe.batch_size
+def training_memory(
+    model: Costs, recipe: Recipe, *, devices: int = 1, parts: int = 1
+) -> dict[str, int]:
+    """Return the bytes on a device while one task is fine-tuned, part by part; their sum counts.
+
+    A batch is computed by `devices` at once and in `parts` in turn (`parallel.Split`): activations
+    are those of one device's share of a part, and the sum of gradients so far is kept beside them.
+    """
+    batch = recipe.batch_size // (devices * parts)
     return {
         "base model": model.bytes,
         "parameters and moments": _state(model, recipe),
+        **({"sum of gradients": model.bytes} if parts > 1 else {}),
         f"gradients and activations, batch {batch}": model.temporaries(batch, training=True),
     }
 

@@ -65,7 +65,7 @@ class Plan:
         return tuple(item for item in self.needed if not item.present)
 
     def hours(self, speed: Speed) -> float:
-        """Return the hours of all parts on one device; downloads and decoding come on top."""
+        """Return the hours of all parts; downloads and decoding come on top."""
         return sum((work.hours(speed, self.dtype) for work in self.work), 0.0)
 
 
@@ -78,12 +78,16 @@ def plan(
     *,
     clip: CLIPShape | None = None,
     ready_vectors: bool = False,
+    train_devices: int = 1,
+    accumulate: int = 1,
     validation_fraction: float = 0.1,
     needed: tuple[Needed, ...] = (),
     cells_at_once: int = 1,
     length: int | None = None,
 ) -> Plan:
-    """Return the plan of fine-tuning, sweep and evaluation on one device; nothing is computed.
+    """Return the plan of fine-tuning, sweep and evaluation; nothing is computed.
+
+    All of it is on one device, but for fine-tuning on `train_devices`.
 
     **Arguments:**
 
@@ -92,6 +96,8 @@ def plan(
     - `clip`: with its text tower heads are zero-shot; else closed-form ones, from the features of
       the training images.
     - `ready_vectors`: published models are used, nothing is fine-tuned.
+    - `train_devices`, `accumulate`: devices and parts that a fine-tuning batch is cut into, which
+      it is a multiple of.
     - `validation_fraction`: share of each training split that is set aside.
     - `needed`: what comes from outside; passed on.
     - `cells_at_once`: cells that a device computes side by side.
@@ -117,7 +123,13 @@ def plan(
     if made_by:
         text = text_costs(clip.text).flops() if clip else None
         users = _users_work(
-            made_by, tasks, validation_fraction, ready_vectors, forward, training, text
+            made_by,
+            tasks,
+            validation_fraction,
+            0 if ready_vectors else train_devices,
+            forward,
+            training,
+            text,
         )
         parts += users[1:] if of_texts else users  # texts have no heads
     parts += _sweep_work(tower, tasks, grid, settings, validation_fraction, batch, training)
@@ -128,7 +140,7 @@ def plan(
         shape.remat,
         _count_cells(grid),
         tuple(_renamed(work, of_texts) for work in parts if work.count),
-        training_memory(tower, recipe) if recipe else None,
+        training_memory(tower, recipe, devices=train_devices, parts=accumulate) if recipe else None,
         sweep_memory(
             tower,
             len(tasks),
@@ -172,12 +184,15 @@ def _users_work(
     made_by: RunRecipe,
     tasks: Sequence[TaskSize],
     fraction: float,
-    ready: bool,
+    devices: int,
     forward: float,
     training: float,
     text: float | None,
 ) -> list[Work]:
-    """Return the work of heads, fine-tuning and its validation (before and after)."""
+    """Return the work of heads, fine-tuning and its validation (before and after).
+
+    `devices` share the batches of fine-tuning; 0 where nothing is fine-tuned.
+    """
     if text is not None:
         single = made_by.prompts == "single"
         texts = sum(len(task.classes) * (1 if single else len(task.prompts)) for task in tasks)
@@ -186,9 +201,9 @@ def _users_work(
         work = [
             _evaluation("heads", sum(t.train - _validation(t, fraction) for t in tasks), forward)
         ]
-    if not ready:
+    if devices:
         images = len(tasks) * made_by.finetune.steps * made_by.finetune.batch_size
-        work.append(Work("fine-tuning", images, "images", images * training, "train"))
+        work.append(Work("fine-tuning", images, "images", images * training, "train", devices))
     seen = 2 * sum(_validation(task, fraction) for task in tasks)
     return [*work, _evaluation("validation of the users", seen, forward)]
 

@@ -61,8 +61,10 @@ class Work:
     units: str
     amount: float
     kind: Literal["train", "forward", "memory"]
+    devices: int = 1
+    """Devices that share it."""
 
     def hours(self, speed: Speed, dtype: str) -> float:
-        """Return the hours that one device takes, at the assumed share of its peak."""
+        """Return the hours that its devices take, at the assumed share of their peak."""
         peak = speed.bandwidth if self.kind == "memory" else speed.peak(dtype)
-        return self.amount / (peak * UTILISATION[self.kind]) / 3600
+        return self.amount / (self.devices * peak * UTILISATION[self.kind]) / 3600

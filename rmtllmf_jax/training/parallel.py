@@ -36,26 +36,33 @@ class Split:
         require_at_least("--accumulate", self.parts, 1)
 
     def devices(self, batch_size: int) -> tuple[jax.Device, ...]:
-        """Return the devices that share batches of this size.
+        """Return the devices of this process that share batches of this size.
+
+        **Raises:** as `devices_of`.
+        """
+        found = jax.local_devices()
+        return tuple(found[: self.devices_of(batch_size, len(found), found[0].platform)])
+
+    def devices_of(self, batch_size: int, there: int, kind: str) -> int:
+        """Return how many devices share batches of this size where so many are `there`.
+
+        `kind` is what these are, of which ``cpu`` has a meaning.
 
         **Raises:** `InputError` if there are fewer, or the batch cannot be cut into equal parts.
         """
-        found = jax.local_devices()
         count = self.count
         if count is None:
-            most = 1 if found[0].platform == "cpu" else len(found)
+            most = 1 if kind == "cpu" else there
             fit = [n for n in range(1, most + 1) if batch_size % (n * self.parts) == 0]
             count = max(fit, default=1)
-        if count > len(found):
-            raise InputError(
-                f"--train-devices {count}: this process sees {len(found)} ({found[0].platform})."
-            )
+        if count > there:
+            raise InputError(f"--train-devices {count}: a process sees {there} ({kind}).")
         if batch_size % (count * self.parts):
             raise InputError(
                 f"--batch-size {batch_size} is no multiple of {count} devices (--train-devices) "
                 f"times {self.parts} parts (--accumulate)."
             )
-        return tuple(found[:count])
+        return count
 
 
 ONE_PART = Split()
