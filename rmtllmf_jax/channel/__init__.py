@@ -65,6 +65,7 @@ from rmtllmf_jax.channel.fading import (
     steering_vectors,
 )
 from rmtllmf_jax.channel.jammers import Jammer
+from rmtllmf_jax.channel.matrices import Matrices
 from rmtllmf_jax.channel.min_max_rate_attack import min_max_weights
 from rmtllmf_jax.channel.path_loss import (
     PLACEMENTS,
@@ -84,7 +85,6 @@ from rmtllmf_jax.channel.presets import (
     PRESETS,
     ChannelPreset,
     DirectPreset,
-    Matrices,
     Preset,
     get_preset,
     require_channel_preset,

@@ -19,7 +19,8 @@ from rmtllmf_jax.channel.attacks import (
 )
 from rmtllmf_jax.channel.equalise import ColouredNoise, Equaliser, coloured_noise
 from rmtllmf_jax.channel.errors import measured, mse_of, planned
-from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Matrices, Preset
+from rmtllmf_jax.channel.matrices import Matrices
+from rmtllmf_jax.channel.presets import PRESETS, DirectPreset, Preset
 from rmtllmf_jax.channel.realisation import draw_channel
 from rmtllmf_jax.channel.receivers import SIC, Receiver
 from rmtllmf_jax.common.errors import InputError, require_known

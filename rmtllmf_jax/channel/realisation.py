@@ -12,9 +12,10 @@ from jaxtyping import Array, Complex, Float, Integer, Key
 
 from rmtllmf_jax.channel.checks import require_channel
 from rmtllmf_jax.channel.linalg import product
+from rmtllmf_jax.channel.matrices import Matrices
 from rmtllmf_jax.channel.path_loss import PLACEMENTS, REFERENCE_DISTANCE_M
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
-from rmtllmf_jax.channel.presets import Matrices, Preset, get_preset, require_channel_preset
+from rmtllmf_jax.channel.presets import Preset, get_preset, require_channel_preset
 from rmtllmf_jax.common.errors import InputError, require_at_least
 
 # What a draw's key is folded with, so that neither part depends on how the other is drawn.
