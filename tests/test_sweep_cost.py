@@ -13,9 +13,17 @@ from cost_fixtures import B16, SMALL, TINY, TINY_CLIP, TINY_TEXT, backbone_of, p
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.models.shapes import ViTShape
-from rmtllmf_jax.sweep.cost import Costs, clip_bytes, peak_bytes, text_costs, tower_costs
+from rmtllmf_jax.sweep.cost import (
+    Costs,
+    clip_bytes,
+    lora_costs,
+    peak_bytes,
+    text_costs,
+    tower_costs,
+)
 from rmtllmf_jax.sweep.memory import sweep_memory, training_memory
 from rmtllmf_jax.sweep.programs import Merges, receive_and_merge
+from rmtllmf_jax.training.lora import Lora
 from rmtllmf_jax.training.parallel import value_and_gradient
 from rmtllmf_jax.training.recipes import Recipe
 
@@ -106,6 +114,24 @@ def test_training_memory_is_what_xla_allocates(shape: ViTShape, batch: int):
     memory = lowered(costs, batch, True).compile().memory_analysis()
     allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert 0.9 < costs.temporaries(batch, training=True) / allocated < 1.5
+
+
+def test_memory_of_a_lora_is_what_xla_allocates():
+    """Moments and gradients are the factors'; the base is held once."""
+    costs, recipe = tower_costs(backbone_of(SMALL)), Recipe(3, 16, 1e-5, 0.1)
+    adapted = lora_costs(costs, Lora(4, targets=("q_proj", "v_proj")))
+    factors = 4 * 2 * SMALL.depth * 2 * 4 * SMALL.width
+    found = training_memory(adapted, recipe)
+    assert found["base model"] == costs.bytes
+    assert found["factors and moments"] == pytest.approx(3 * factors, rel=0.01)
+    assert adapted.flops(training=True) < 0.75 * costs.flops(training=True)
+
+    gradient = jax.grad(lambda *given: adapted.function(*given).sum())
+    images = jax.ShapeDtypeStruct((16, *costs.example.shape), costs.example.dtype)
+    program = jax.jit(gradient).lower(adapted.params, images, costs.params)
+    memory = program.compile().memory_analysis()
+    allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert 0.9 < found["gradients and activations, batch 16"] / allocated < 1.5
 
 
 def test_memory_of_a_batch_in_parts_is_what_xla_allocates():

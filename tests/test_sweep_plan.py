@@ -22,7 +22,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.fusion.scale import SUM_SCALES
-from rmtllmf_jax.sweep.cost import text_costs, tower_costs
+from rmtllmf_jax.sweep.cost import lora_costs, text_costs, tower_costs
 from rmtllmf_jax.sweep.devices import (
     Devices,
     Speed,
@@ -35,6 +35,7 @@ from rmtllmf_jax.sweep.memory import training_memory
 from rmtllmf_jax.sweep.plan import Plan, plan
 from rmtllmf_jax.sweep.plan_parts import Needed, TaskSize, Work
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.lora import Lora
 from rmtllmf_jax.training.recipes import RUN_RECIPES, Recipe, RunRecipe
 from rmtllmf_jax.uplink import Analogue, Shrink
 
@@ -114,6 +115,16 @@ def test_ready_vectors_leave_out_training():
     assert "fine-tuning" not in amounts(result)
     assert "training state, while it runs" not in [file.what for file in result.files]
     assert result.flops == tiny_plan().flops - 60 * TRAIN
+
+
+def test_a_lora_keeps_and_trains_its_factors_alone():
+    lora = Lora(2, targets=("q_proj",))
+    result, factors = tiny_plan(lora=lora), 4 * 2 * 2 * 4  # a and b of one layer of width 4
+    assert result.training == training_memory(lora_costs(TOWER, lora), RECIPE.finetune)
+    sizes = {file.what: file.size for file in result.files}
+    assert sizes["fine-tuned models"] == 2 * factors
+    assert sizes["training state, while it runs"] == 3 * 3 * factors
+    assert result.sweep == tiny_plan().sweep  # the sweep is of whole vectors
 
 
 def test_devices_and_parts_share_the_batch_of_fine_tuning():

@@ -138,7 +138,7 @@ def finetune(options: Finetune) -> Trained:
     from rmtllmf_jax.sweep.trackers import get_tracker
 
     _require_trained_here(options)
-    lora = _lora(options)
+    lora = lora_of(options)
     config, names = configured(options)
     _require_vectors(options, config.model_hash, names)
     model, base = config.load_model(options.remat)
@@ -234,7 +234,7 @@ def _require_trained_here(options: Finetune) -> None:
             )
 
 
-def _lora(options: Finetune) -> Lora | None:
+def lora_of(options: Finetune) -> Lora | None:
     """Return the LoRA that the options describe."""
     from rmtllmf_jax.training.lora import Lora
 

@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 from rich.filesize import decimal
 
-from rmtllmf_jax.cli.finetune import configured, recipe_of
+from rmtllmf_jax.cli.finetune import configured, lora_of, recipe_of
 from rmtllmf_jax.cli.import_task_vector import PUBLISHED, published
 from rmtllmf_jax.cli.options import DryRunOptions, print_as_json
 from rmtllmf_jax.common.errors import InputError, require_known
@@ -90,6 +90,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         ),
         clip=clip,
         ready_vectors=options.task_vectors is not None,
+        lora=lora_of(options),
         train_devices=shared,
         accumulate=options.accumulate,
         validation_fraction=options.validation_fraction,
@@ -131,6 +132,7 @@ def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid, shared: i
         settings,
         RunRecipe(recipe_of(options)),
         ready_vectors=options.task_vectors is not None,
+        lora=lora_of(options),
         train_devices=shared,
         accumulate=options.accumulate,
         validation_fraction=options.validation_fraction,

@@ -21,6 +21,7 @@ from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.pretrained import abstract_decoder
 from rmtllmf_jax.models.shapes import CLIPShape, TextShape
 from rmtllmf_jax.models.shared import SharedModel
+from rmtllmf_jax.training.lora import Factors, Lora
 
 if TYPE_CHECKING:
     from rmtllmf_jax.runs.inputs import SweepInputs
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
 class Costs:
     """What a model costs; nothing is compiled, computed or allocated.
 
-    - `function`: of parameters and a batch, pure.
-    - `params`: shapes and types of its parameters.
+    - `function`: of parameters and a batch, and of `frozen` if there is any; pure.
+    - `params`: shapes and types of its parameters, by which it is differentiated.
     - `example`: shape and type of one input, without the batch axis.
+    - `frozen`: shapes and types of what training leaves as it is.
     """
 
-    function: Callable[[PyTree, Any], jax.Array]
+    function: Callable[..., jax.Array]
     params: PyTree[jax.ShapeDtypeStruct]
     example: jax.ShapeDtypeStruct
+    frozen: PyTree[jax.ShapeDtypeStruct] | None = None
 
     @property
     def samples(self) -> str:
@@ -80,8 +83,9 @@ class Costs:
 def _traced(costs: Costs, batch: int, training: bool) -> Jaxpr:
     function = costs.function
     if training:
-        function = jax.grad(lambda params, inputs: costs.function(params, inputs).sum())
-    return jax.make_jaxpr(function)(costs.params, _batch(costs.example, batch)).jaxpr
+        function = jax.grad(lambda *given: costs.function(*given).sum())
+    frozen = () if costs.frozen is None else (costs.frozen,)
+    return jax.make_jaxpr(function)(costs.params, _batch(costs.example, batch), *frozen).jaxpr
 
 
 def tower_costs(backbone: Backbone) -> Costs:
@@ -107,6 +111,18 @@ def model_costs(model: SharedModel, length: int | None = None) -> Costs:
         assert length is not None
         return decoder_costs(model, length)
     return tower_costs(cast(Backbone, model))
+
+
+def lora_costs(model: Costs, lora: Lora) -> Costs:
+    """Return what asks for the costs of a LoRA's factors on a frozen model.
+
+    **Raises:** `InputError` as `Lora.kernels`.
+    """
+
+    def adapted(factors: Factors, inputs: Any, base: PyTree) -> Any:
+        return model.function(lora.applied(base, factors), inputs)
+
+    return Costs(adapted, lora.shapes(model.params), model.example, model.params)
 
 
 def row_length(inputs: SweepInputs) -> int | None:

@@ -31,11 +31,13 @@ def training_memory(
 
     A batch is computed by `devices` at once and in `parts` in turn (`parallel.Split`): activations
     are those of one device's share of a part, and the sum of gradients so far is kept beside them.
+    Of a LoRA (`lora_costs`) the factors alone have moments and gradients.
     """
     batch = recipe.batch_size // (devices * parts)
+    trained = "parameters" if model.frozen is None else "factors"
     return {
-        "base model": model.bytes,
-        "parameters and moments": _state(model, recipe),
+        "base model": model.bytes if model.frozen is None else tree_bytes(model.frozen),
+        f"{trained} and moments": _state(model, recipe),
         **({"sum of gradients": model.bytes} if parts > 1 else {}),
         f"gradients and activations, batch {batch}": model.temporaries(batch, training=True),
     }

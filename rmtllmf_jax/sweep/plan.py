@@ -15,13 +15,14 @@ from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.shapes import CLIPShape
 from rmtllmf_jax.models.shared import SharedModel
-from rmtllmf_jax.sweep.cost import Costs, model_costs, text_costs, tree_bytes
+from rmtllmf_jax.sweep.cost import Costs, lora_costs, model_costs, text_costs, tree_bytes
 from rmtllmf_jax.sweep.devices import Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
 from rmtllmf_jax.sweep.needs import require_looked_at
 from rmtllmf_jax.sweep.plan_parts import File, Needed, TaskSize, Work
 from rmtllmf_jax.sweep.settings import Settings
+from rmtllmf_jax.training.lora import Lora
 from rmtllmf_jax.training.recipes import RunRecipe
 from rmtllmf_jax.uplink import is_of_mse, is_surrogate
 
@@ -78,6 +79,7 @@ def plan(
     *,
     clip: CLIPShape | None = None,
     ready_vectors: bool = False,
+    lora: Lora | None = None,
     train_devices: int = 1,
     accumulate: int = 1,
     validation_fraction: float = 0.1,
@@ -96,6 +98,7 @@ def plan(
     - `clip`: with its text tower heads are zero-shot; else closed-form ones, from the features of
       the training images.
     - `ready_vectors`: published models are used, nothing is fine-tuned.
+    - `lora`: its factors are fine-tuned, and not the whole model.
     - `train_devices`, `accumulate`: devices and parts that a fine-tuning batch is cut into, which
       it is a multiple of.
     - `validation_fraction`: share of each training split that is set aside.
@@ -104,12 +107,13 @@ def plan(
     - `length`: tokens per row, of a decoder of texts; its tasks have a single class.
 
     **Raises:** `InputError` if the grid has a task that is not among `tasks`, or of texts a merge
-    method that looks at images.
+    method that looks at images, or as `Lora.kernels`.
     """
     _require_tasks(grid, tasks)
     of_texts = isinstance(model, Decoder)
     shape = model.shape if isinstance(model, Decoder) else cast(Backbone, model).module.shape
     tower = model_costs(model, length)
+    trained = tower if lora is None else lora_costs(tower, lora)
     recipe = None if made_by is None or ready_vectors else made_by.finetune
     repaired = any(split(repairs_of(protection)).rest for _, protection in grid.counts())
     realign = settings.realign if repaired else None
@@ -118,7 +122,7 @@ def plan(
     forward = tower.flops()
     needs = _needs(grid)
     require_looked_at(_methods(grid), model)
-    training = tower.flops(training=True) if recipe or realign or needs else 0.0
+    training = tower.flops(training=True) if realign or needs else 0.0
     parts = []
     if made_by:
         text = text_costs(clip.text).flops() if clip else None
@@ -128,7 +132,7 @@ def plan(
             validation_fraction,
             0 if ready_vectors else train_devices,
             forward,
-            training,
+            trained.flops(training=True) if recipe else 0.0,
             text,
         )
         parts += users[1:] if of_texts else users  # texts have no heads
@@ -140,7 +144,9 @@ def plan(
         shape.remat,
         _count_cells(grid),
         tuple(_renamed(work, of_texts) for work in parts if work.count),
-        training_memory(tower, recipe, devices=train_devices, parts=accumulate) if recipe else None,
+        training_memory(trained, recipe, devices=train_devices, parts=accumulate)
+        if recipe
+        else None,
         sweep_memory(
             tower,
             len(tasks),
@@ -161,7 +167,7 @@ def plan(
                 sum(_subset(settings.eval_samples, task.test) for task in tasks),
             ),
         ),
-        _files(tower, clip, tasks, training=recipe is not None) if made_by else (),
+        _files(tower, clip, tasks, trained.bytes, training=recipe is not None) if made_by else (),
         needed,
         tower.samples,
     )
@@ -314,7 +320,7 @@ def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[W
 
 
 def _files(
-    tower: Costs, clip: CLIPShape | None, tasks: Sequence[TaskSize], *, training: bool
+    tower: Costs, clip: CLIPShape | None, tasks: Sequence[TaskSize], trained: int, *, training: bool
 ) -> tuple[File, ...]:
     width, classes = clip.projection if clip else tower.width, sum(len(t.classes) for t in tasks)
     heads = (width + 1) * classes + (len(tasks) * clip.vision.width * width if clip else 0)
@@ -324,9 +330,9 @@ def _files(
         for task in tasks
     ]
     files += [File("heads", "run", _FLOAT * heads)] if tower.samples == "images" else []
-    files += [File("fine-tuned models", "run", len(tasks) * tower.bytes)]
+    files += [File("fine-tuned models", "run", len(tasks) * trained)]
     if training:  # parameters and two moments, of one task at a time
-        files.append(File("training state, while it runs", "run", _CHECKPOINTS * 3 * tower.bytes))
+        files.append(File("training state, while it runs", "run", _CHECKPOINTS * 3 * trained))
     return tuple(files)
 
 
