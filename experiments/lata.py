@@ -20,7 +20,7 @@ exp(nats of the fine-tuned model - nats). Then, after Chen et al., arXiv 2502.20
 
 A claim is said to hold where all seeds agree. Finished pieces are kept in --work, and the same
 command resumes. Written to results/lata/: README.md, multi_task.csv, forgetting.csv, uplink.csv.
-Forty minutes on two idle cores.
+Twenty-two minutes on two busy cores.
 """
 
 from __future__ import annotations
