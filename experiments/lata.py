@@ -472,7 +472,7 @@ def _sent(options: Options, run: Run) -> pd.DataFrame:
 
 def main(options: Options) -> None:
     """Measure, print and write the page."""
-    started = time.perf_counter()
+    started, resumed = time.perf_counter(), (options.work / "pieces").is_dir()
     require_at_least("--seeds", options.seeds, 1)
     use_compilation_cache(options.cache_dir)
     tables = pieces(options, prepare(options.data, options.work))
@@ -502,7 +502,12 @@ def main(options: Options) -> None:
     ]
     lines = [
         "# LATA's claims on a very small language model",
-        made_by("lata.py", f"0 to {options.seeds - 1}", time.perf_counter() - started),
+        made_by(
+            "lata.py",
+            f"0 to {options.seeds - 1}",
+            time.perf_counter() - started,
+            resumed=resumed,
+        ),
         "\n".join(f"* {told}" for told in claims),
         "A claim holds where every seed says so, and does not where every seed says the opposite. "
         "LATA's best weighting is the best on the test texts themselves, which favours it.",
