@@ -73,7 +73,7 @@ FILES = {
 }
 """Training and test file of every task, in --data."""
 TASKS, REFERENCE = ("code", "maths", "wiki"), "instructions"
-PLAIN = "task_arithmetic"
+BASE, PLAIN = "base", "task_arithmetic"
 LATAS = ("lata", "lata(weighting=logarithmic)", "lata(weighting=threshold, sigma=[0.0, 0.2, 0.4])")
 RULES = (PLAIN, "ties(density=[0.1, 0.2, 0.5])", "dare(drop=[0.5, 0.9])", *LATAS)
 SENT = (PLAIN, "ties", *LATAS[:2])
@@ -258,6 +258,11 @@ class Bench:
             given["reference"] = jax.tree.map(lambda leaf: leaf[0], iota)
         return method(self.vectors(tasks), key, **given)
 
+    def unmerged(self, tasks: tuple[str, ...]) -> dict[str, Any]:
+        """Return what the base model has on test, as `multi_task` returns it."""
+        found = {"combination": "+".join(tasks), "size": len(tasks), "rule": BASE}
+        return found | {"score": self.normalised(self.run.base, tasks, "test")}
+
     def multi_task(self, tasks: tuple[str, ...], rule: str) -> dict[str, Any]:
         """Return what a rule reaches on test with what is best on validation."""
         best: tuple[float, Any, float, Any] = (-np.inf, None, 0.0, None)
@@ -356,7 +361,7 @@ def multi_task_claims(table: pd.DataFrame) -> list[str]:
     """Return a sentence per rival: whether LATA's best weighting is better at many tasks."""
     best = max(LATAS, key=lambda rule: float(by_seed(table, rule, "score").mean()))
     told = []
-    for rival in (rule for rule in RULES if rule not in LATAS):
+    for rival in (BASE, *(rule for rule in RULES if rule not in LATAS)):
         lead = by_seed(table, best, "score") - by_seed(table, rival, "score")
         told.append(
             f"Merged tasks: that LATA ({best}) beats {rival} {claim(lead)}: mean normalised score "
@@ -431,6 +436,8 @@ def pieces(options: Options, tasks: Path) -> dict[str, pd.DataFrame]:
 
             for size in range(2, len(TASKS) + 1):
                 for members in combinations(TASKS, size):
+                    row = piece(f"base {'+'.join(members)}", partial(bench.unmerged, members))
+                    found["multi_task"].append({"seed": seed, **row})
                     for rule in RULES:
                         compute = partial(bench.multi_task, members, rule)
                         row = piece(f"multi {'+'.join(members)} {rule}", compute)
