@@ -15,6 +15,7 @@ from PIL import Image
 
 import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.extras import MissingExtra
 from rmtllmf_jax.data.source import SPLITS, Source
 from rmtllmf_jax.data.sources.arrays import ArraySource
 from rmtllmf_jax.data.sources.embedded import (
@@ -212,11 +213,13 @@ def test_a_missing_file_or_package_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         photographs._photograph("none.png")
 
     def missing(name: str) -> Path:
-        raise ModuleNotFoundError(f"No module named {name!r}")
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(photographs, "files", missing)
     photographs._photograph.cache_clear()
-    with pytest.raises(InputError, match=r"No module named 'skimage'.*pip install"):
+    with pytest.raises(
+        MissingExtra, match=r"'photographs' needs the package skimage.*\[pipeline\]"
+    ):
         first("photographs")
 
 

@@ -16,6 +16,7 @@ from pictures import decoded, encoded, noise
 
 import rmtllmf_jax
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.extras import MissingExtra
 from rmtllmf_jax.data.cache import load_split
 from rmtllmf_jax.data.reading import Reading
 from rmtllmf_jax.data.registry import TaskFacts, task_facts
@@ -304,12 +305,13 @@ def test_without_the_extra_it_is_asked_for(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     def no_reader(*_: Any, **__: Any) -> None:
-        raise ModuleNotFoundError("No module named 'array_record'")
+        raise ModuleNotFoundError("No module named 'array_record'", name="array_record")
 
     if package == "array_record":
         builder = type(tfds.builder("mnist", data_dir=str(prepared)))
         monkeypatch.setattr(builder, "as_data_source", no_reader)
     else:
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"needs the packages .*pip install 'rmtllmf-jax\[tfds\]'"):
+    said = rf"'tfds' needs the package {package}, .*pip install 'rmtllmf-jax\[tfds\]'"
+    with pytest.raises(MissingExtra, match=said):
         TfdsSource(prepared).size("mnist", "train")

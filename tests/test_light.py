@@ -183,6 +183,17 @@ def test_commands_name_the_extra(tmp_path: Path, words: tuple[str, ...], package
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "extra"), [("google", "siglip"), ("skimage.data", "pipeline")])
+def test_what_a_library_makes_of_a_missing_module_is_seen_through(name: str, extra: str):
+    missing = ModuleNotFoundError(f"No module named {name!r}", name=name)
+    said = rf"this needs .*'rmtllmf-jax\[{extra}\]'"
+    with pytest.raises(MissingExtra, match=said), needed_by("this"):
+        raise ImportError("please install something") from missing
+    with pytest.raises(ImportError, match="cannot import name") as found, needed_by("this"):
+        from flax import no_such_name  # noqa: F401
+    assert not isinstance(found.value, MissingExtra)
+
+
 def test_other_modules_are_missed_as_they_are():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"), needed_by("this"):
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401

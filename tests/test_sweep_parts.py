@@ -415,11 +415,14 @@ def test_cells_tell_what_computed_them(folder: Path):
     ("url", "message"),
     [
         ("gz://a/b", r"gz://a/b: no such kind of storage .*Expected a local folder"),
-        ("gs://a/b", r"gs://a/b: needs a package .*gcsfs for gs://, s3fs for s3://"),
+        ("gs://a/b", r"gs://a/b needs the package gcsfs, .*pip install 'rmtllmf-jax\[gcs\]'"),
+        ("s3://a/b", r"s3://a/b needs the package s3fs, .*pip install 'rmtllmf-jax\[s3\]'"),
+        ("abfs://a/b", r"abfs://a/b: needs a package that is not installed \(.*adlfs"),
     ],
 )
 def test_urls_that_cannot_be_used_say_why(monkeypatch: pytest.MonkeyPatch, url: str, message: str):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for package in ("gcsfs", "s3fs", "adlfs"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=message):
         CellStore(url)
 

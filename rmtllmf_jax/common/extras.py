@@ -20,6 +20,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),
+    "siglip": ("sentencepiece", "protobuf"),
     "cuda12": ("jax-cuda12-plugin",),
     "cuda13": ("jax-cuda13-plugin",),
     "tpu": ("libtpu",),
@@ -31,6 +32,7 @@ _MODULES = {  # where a package's module has another name
     "pillow": "PIL",
     "scikit-learn": "sklearn",
     "scikit-image": "skimage",
+    "protobuf": "google.protobuf",
 }
 _EXTRA_OF = {
     _MODULES.get(package, package.replace("-", "_")): extra
@@ -50,21 +52,34 @@ class MissingExtra(InputError, ImportError):
 def needed_by(what: str) -> Iterator[None]:
     """Say which extra to install where a module of one is missing.
 
-    **Raises:** `MissingExtra`, in place of `ModuleNotFoundError`, for modules of `EXTRAS`.
+    **Raises:** `MissingExtra`, in place of `ModuleNotFoundError` or what a library makes of it, for
+    modules of `EXTRAS`.
     """
     try:
         yield
-    except (ModuleNotFoundError, MissingExtra) as error:
-        module = (error.name or "").partition(".")[0]
+    except ImportError as error:
         told = isinstance(error, MissingExtra) and not error.by_name
-        if told or (extra := _EXTRA_OF.get(module)) is None:
+        if told or (module := _lacking(error)) is None:
             raise
+        extra = _EXTRA_OF[module]
         missing = MissingExtra(
             f"{what} needs the package {module}, which is not installed: "
             f"pip install 'rmtllmf-jax[{extra}]'."
         )
         missing.name = module
         raise missing from error
+
+
+def _lacking(error: BaseException | None) -> str | None:
+    """Return the module of `EXTRAS` that an error, or one that caused it, did not find."""
+    while error is not None:
+        if isinstance(error, (ModuleNotFoundError, MissingExtra)) and error.name:
+            name = f"{error.name}."
+            for module in _EXTRA_OF:
+                if name.startswith(f"{module}.") or f"{module}.".startswith(name):
+                    return module
+        error = error.__cause__
+    return None
 
 
 def attach(

@@ -10,6 +10,7 @@ from typing import Any
 
 from rmtllmf_jax.common.credentials import without_credentials
 from rmtllmf_jax.common.errors import InputError, first_line
+from rmtllmf_jax.common.extras import MissingExtra, needed_by
 from rmtllmf_jax.common.files import write_bytes
 
 
@@ -81,8 +82,8 @@ Storage = Folder | Bucket
 def get_storage(folder: str | os.PathLike[str]) -> Storage:
     """Return what is at a path, or at a URL (`gs://...`, `s3://...`) as fsspec knows them.
 
-    **Raises:** `InputError` for a kind of URL that fsspec does not know, or whose package is not
-    installed.
+    **Raises:** `MissingExtra` where the package for a kind of URL is not installed; `InputError` if
+    it is of no extra, or fsspec does not know the kind.
     """
     if "://" not in (url := os.fspath(folder)):
         return Folder(Path(url))
@@ -91,11 +92,14 @@ def get_storage(folder: str | os.PathLike[str]) -> Storage:
     from fsspec.implementations.local import LocalFileSystem
 
     try:
-        system, root = url_to_fs(url)
+        with needed_by(url):
+            system, root = url_to_fs(url)
+    except MissingExtra:
+        raise
     except ImportError as error:
         raise InputError(
-            f"{url}: needs a package that is not installed ({first_line(error)}). Install it "
-            "(gcsfs for gs://, s3fs for s3://), or name a local folder."
+            f"{url}: needs a package that is not installed ({first_line(error)}). Install it, or "
+            "name a local folder."
         ) from error
     except ValueError as error:
         raise InputError(

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
-from rmtllmf_jax.common.extras import MissingExtra
+from rmtllmf_jax.common.extras import MissingExtra, needed_by
 from rmtllmf_jax.data.reading import AS_USUAL, Column, Kind, Reading
 from rmtllmf_jax.data.registry import TaskFacts, TfdsSet, plain_name, task_facts
 from rmtllmf_jax.data.source import ALL_SPLITS, Example
 from rmtllmf_jax.data.sources.contents import examples_hash
 from rmtllmf_jax.data.tasks import REGISTERED
+
+_SOURCE = "the source 'tfds'"
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,8 @@ class TfdsSource:
 
     def _builder(self, task: str) -> Any:
         name = self._builder_name(task)
-        try:
+        with needed_by(_SOURCE):
             import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise _missing_extra(error) from error
         directory = None if self.data_dir is None else str(self.data_dir)
         try:
             return tfds.builder(name, data_dir=directory)
@@ -173,10 +173,11 @@ class TfdsSource:
 
         decoders = {image: tfds.decode.SkipDecoding()} if self.encoded else None
         try:
-            opened = builder.as_data_source(split=wanted, decoders=decoders)
-            len(opened)
-        except ImportError as error:
-            raise _missing_extra(error) from error
+            with needed_by(_SOURCE):
+                opened = builder.as_data_source(split=wanted, decoders=decoders)
+                len(opened)
+        except MissingExtra:
+            raise
         except Exception as error:
             if not isinstance(error, NotImplementedError) and builder.is_prepared():
                 raise InputError(
@@ -221,10 +222,3 @@ def _kind(feature: Any) -> Kind:
     if isinstance(feature, tfds.features.Image):
         return "images"
     return "classes" if isinstance(feature, tfds.features.ClassLabel) else "other"
-
-
-def _missing_extra(error: ImportError) -> MissingExtra:
-    return MissingExtra(
-        "the source 'tfds' needs the packages tensorflow-datasets and array-record "
-        f"({first_line(error)}). Install them: pip install 'rmtllmf-jax[tfds]'."
-    )

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.common.extras import needed_by
 from rmtllmf_jax.data.sources.embedded.canvas import brightness, finish
 from rmtllmf_jax.data.sources.embedded.task import SIZE, EmbeddedTask, Item
 
@@ -82,9 +83,11 @@ def _piece(photograph: Image.Image, split: str, rng: np.random.Generator) -> np.
 @cache
 def _photograph(name: str) -> Image.Image:
     try:
-        with (files("skimage") / "data" / name).open("rb") as file, Image.open(file) as opened:
+        with needed_by("the embedded task 'photographs'"):
+            path = files("skimage") / "data" / name
+        with path.open("rb") as file, Image.open(file) as opened:
             return opened.convert("RGB")
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         raise InputError(
             f"the embedded task 'photographs' needs {name} of the package scikit-image "
             f"({error}). Install it again: pip install 'scikit-image>=0.25'."
