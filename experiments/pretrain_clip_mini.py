@@ -269,7 +269,7 @@ def main(options: Options) -> None:
     if not (options.out / "merges.txt").is_file():  # two trainings break ties differently
         write_tokenizer(options.out, texts, options.vocabulary)
     write_config(options.out)
-    clip = CLIP(read_config(options.out / "config.json").clip(options.out))
+    clip = CLIP(read_config(options.out / "config.json").towers(options.out))
     tokenizer = load_tokenizer(options.out, clip.shape.text)
     context = max(len(row) for row in tokenizer(texts)["input_ids"])
     tokens = dict(zip(texts, tokenise(texts, tokenizer, context), strict=True))

@@ -13,7 +13,7 @@ from rmtllmf_jax.models.vit import VisionTransformer
 
 _PAPER = published_config("openai/clip-vit-base-patch16")
 assert _PAPER is not None
-B16 = _PAPER.clip(Path("config.json"))
+B16 = _PAPER.towers(Path("config.json"))
 CONSTANTS: dict[str, Any] = {"activation": "quick_gelu", "layer_norm_eps": 1e-5}
 TINY = ViTShape(image_size=4, patch_size=2, width=4, depth=1, heads=2, mlp_width=8, **CONSTANTS)
 TINY_TEXT = TextShape(

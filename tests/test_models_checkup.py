@@ -11,7 +11,7 @@ from conftest import TINY_CONFIG, hugging_face_tensors, write_model
 from safetensors.numpy import load_file, save_file
 from tiny_clip import write_clip
 
-from rmtllmf_jax.models.checkup import check_model, check_tensors
+from rmtllmf_jax.models.checkup import check_model, check_tensors, prompt_reader
 
 KERNEL = "vit.encoder.layer.1.intermediate.dense.weight"
 LEAF = "encoder/layer/1/intermediate/dense/kernel"
@@ -60,6 +60,18 @@ def test_clip_without_its_text_tower_fits_as_an_image_tower_alone(tmp_path: Path
     assert (fault.level, fault.check) == ("warning", "fit")
     assert "missing: text_model/" in fault.what
     assert "zero-shot" in fault.follows
+
+
+def test_a_missing_tokenizer_costs_zero_shot_heads_alone(tmp_path: Path):
+    write_clip(tmp_path)
+    reader = prompt_reader(tmp_path)
+    assert reader is not None
+    assert reader(["a photo", "a cat photo"]).shape == (2, 16)
+    (tmp_path / "merges.txt").unlink()
+    (fault,) = check_model(tmp_path).faults
+    assert (fault.level, fault.check) == ("warning", "tokenizer")
+    assert "merges.txt" in fault.what
+    assert "no zero-shot heads" in fault.follows
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

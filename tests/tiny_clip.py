@@ -55,7 +55,7 @@ def write_clip(folder: Path, seed: int = 0, *, near: Path | None = None, **visio
     config["vision_config"] |= vision
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config))
-    clip = CLIP(read_config(folder / "config.json").clip(folder))
+    clip = CLIP(read_config(folder / "config.json").towers(folder))
     random = np.random.default_rng(seed)
     tensors = {}
     for path, leaf in leaves_by_path(abstract_clip(clip)).items():

@@ -54,9 +54,10 @@ class ModelOptions:
     LoRA adapters by task (PEFT's directories), or tanganke (the published models of CLIP ViT-B/16,
     which are then imported)."""
     head: str | None = None
-    """Frozen heads: zero-shot (of CLIP's text tower), lda (closed form, from features; lda(shots=5)
-    of five training images per class), probe (a linear probe, probe=5) or own (the checkpoint's
-    own classifier); by default zero-shot where the model has a text tower, else lda."""
+    """Frozen heads: zero-shot (of the text tower of a CLIP or SigLIP), lda (closed form, from
+    features; lda(shots=5) of five training images per class), probe (a linear probe, probe=5) or
+    own (the checkpoint's own classifier); by default zero-shot where the model has a text tower,
+    else lda."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
     templates: Path | None = None

@@ -26,7 +26,7 @@ from rmtllmf_jax.models.backbone import Backbone, describe_backbone
 from rmtllmf_jax.models.configs import ModelConfig, config_file, published_config, read_config
 from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.decoder_configs import read_decoder_config
-from rmtllmf_jax.models.shapes import CLIPShape
+from rmtllmf_jax.models.shapes import CLIPShape, SiglipShape
 from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.terminal import print_sheet
 from rmtllmf_jax.runs import Run, SweepInputs, TextRunConfig
@@ -77,8 +77,9 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         normalised=False,  # the processor need not be here, and costs nothing
     )
     clip = None
-    if config.text is not None and config.projection is not None:
-        clip = CLIPShape(backbone.module.shape, config.text, config.projection)
+    if config.text is not None:
+        towers = config.towers(Path(options.model))
+        clip = replace(towers, vision=backbone.module.shape)
     tasks = tuple(size_of_task(options, name) for name in options.tasks)
     numbers = plan(
         backbone,
@@ -236,7 +237,10 @@ def images_needed(options: Reproduce, task: TaskSize) -> Needed:
 
 
 def what_is_needed(
-    options: Reproduce, backbone: Backbone, clip: CLIPShape | None, tasks: tuple[TaskSize, ...]
+    options: Reproduce,
+    backbone: Backbone,
+    clip: CLIPShape | SiglipShape | None,
+    tasks: tuple[TaskSize, ...],
 ) -> Iterator[Needed]:
     """Yield what a run reads: models (sizes from their parameters) and data sets."""
     tower = tower_costs(backbone).bytes

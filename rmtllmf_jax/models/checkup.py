@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,11 @@ import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.models.backbone import load_backbone
-from rmtllmf_jax.models.clip import CLIP
-from rmtllmf_jax.models.configs import config_file
+from rmtllmf_jax.models.configs import config_file, read_config
+from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.pretrained import Pretrained, abstract_clip, read_pretrained
+from rmtllmf_jax.models.siglip import two_towers
+from rmtllmf_jax.models.tokens import load_tokenizer, prompt_tokens
 from rmtllmf_jax.models.weights import NotFinite, assign
 
 Level = Literal["error", "warning", "note"]
@@ -55,8 +58,29 @@ def check_model(model: str | Path) -> Checkup:
         found.config.kind,
         len(found.tensors),
         sum(tensor.size for tensor in found.tensors.values()),
-        (*_check_fit(found), *check_tensors(found.tensors)),
+        (*_check_fit(found), *_check_tokenizer(model), *check_tensors(found.tensors)),
     )
+
+
+def prompt_reader(model: str | Path) -> Callable[[Sequence[str]], np.ndarray] | None:
+    """Return what makes tokens of texts for a model's text tower; `None` if it has none.
+
+    **Raises:** `InputError` that names a tokenizer that cannot be read, or is of another model.
+    """
+    directory = local_directory(model)
+    text = read_config(config_file(directory)).text
+    if text is None:
+        return None
+    return partial(prompt_tokens, tokenizer=load_tokenizer(directory, text), text=text)
+
+
+def _check_tokenizer(model: str | Path) -> list[Fault]:
+    try:
+        prompt_reader(model)
+    except InputError as error:
+        follows = "no zero-shot heads can be made with it; its image tower can be used"
+        return [Fault("warning", "tokenizer", str(error), follows)]
+    return []
 
 
 def _check_fit(found: Pretrained) -> list[Fault]:
@@ -69,8 +93,8 @@ def _check_fit(found: Pretrained) -> list[Fault]:
         return [Fault("error", "fit", str(error), follows)]
     if found.config.text is not None:
         try:
-            shape = found.config.clip(config_file(found.directory))
-            assign(found.tensors, abstract_clip(CLIP(shape)), found.origin)
+            shape = found.config.towers(config_file(found.directory))
+            assign(found.tensors, abstract_clip(two_towers(shape)), found.origin)
         except InputError as error:
             follows = "its image tower can be used, but no zero-shot heads can be made with it"
             return [Fault("warning", "fit", str(error), follows)]

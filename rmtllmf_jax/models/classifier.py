@@ -19,7 +19,9 @@ KERNEL, BIAS, PROJECTION = "classifier/kernel", "classifier/bias", "visual_proje
 CODE_FILE = "modeling_classifier.py"
 """File of the class below, beside the weights of a CLIP's classifier."""
 
-_PROJECTED = "projects_features"
+_PROJECTED, _UNIT = "projects_features", "normalises_features"
+"""Fields of a `config.json` for the class below: `Head.projection` and `Head.unit`."""
+
 _PREFIXES = {"clip": "CLIP", "siglip": "Siglip"}
 """Of the names of transformers' classes, by family."""
 
@@ -45,7 +47,8 @@ from transformers.models.MODULE.modeling_MODULE import FAMILYPreTrainedModel
 
 
 class FAMILYVisionClassifier(FAMILYPreTrainedModel):
-    """The encoder, its projection to unit length (for zero-shot heads), and a linear layer."""
+    """The encoder, its projection and scaling to unit length (of zero-shot heads), and a linear
+    layer."""
 
     config_class = FAMILYVisionConfig
     main_input_name = "pixel_values"
@@ -66,6 +69,7 @@ class FAMILYVisionClassifier(FAMILYPreTrainedModel):
         features = self.vision_model(pixel_values=pixel_values).pooler_output
         if self.visual_projection is not None:
             features = self.visual_projection(features)
+        if self.config.normalises_features:
             features = features / features.norm(dim=-1, keepdim=True)
         logits = self.classifier(features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
@@ -119,6 +123,7 @@ class Classifier:
                 "AutoModelForImageClassification": f"{CODE_FILE.removesuffix('.py')}.{name}"
             },
             _PROJECTED: self.head.projection is not None,
+            _UNIT: self.head.projection is not None or self.head.unit,
         }
 
 
@@ -160,8 +165,9 @@ def read_classifier(found: Pretrained) -> Classifier:
         )
     require_finite(tensors, found.origin)
     leaves = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in tensors.items()}
+    unit = not projected and bool(config.get(_UNIT, False))
     return Classifier(
-        Head(leaves[KERNEL], leaves[BIAS], leaves.get(PROJECTION)),
+        Head(leaves[KERNEL], leaves[BIAS], leaves.get(PROJECTION), unit),
         _labels(config, classes, found),
     )
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from rmtllmf_jax.models.heads import Head, unit_length
 from rmtllmf_jax.models.layers import (
     MLP,
     Embedding,
@@ -29,7 +31,13 @@ from rmtllmf_jax.models.layers import (
     in_dtype,
     in_full,
 )
-from rmtllmf_jax.models.shapes import CLIPShape, TextShape, TransformerShape, ViTShape
+from rmtllmf_jax.models.shapes import (
+    CLIPShape,
+    SiglipTextShape,
+    TextShape,
+    TransformerShape,
+    ViTShape,
+)
 
 _INIT = nn.initializers.normal(0.02)
 _FIRST_LOGIT_SCALE = 2.6592  # log(1 / 0.07)
@@ -156,7 +164,7 @@ class CLIPVision(nn.Module):
 class TextEmbeddings(nn.Module):
     """Token embeddings plus position embeddings."""
 
-    shape: TextShape
+    shape: TextShape | SiglipTextShape
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
@@ -189,6 +197,8 @@ class CLIP(nn.Module):
     """Both towers, their projections into the shared space and the scale of the logits."""
 
     shape: CLIPShape
+    text_parts: ClassVar[tuple[str, ...]] = ("text_model", "text_projection", "logit_scale")
+    """Names of the parameters that a zero-shot head depends on, besides the projection."""
 
     def setup(self) -> None:
         """Name the parts as checkpoints do."""
@@ -210,12 +220,17 @@ class CLIP(nn.Module):
         """Return the projected features of texts, not of unit length."""
         return self.text_projection(self.text_model(tokens))
 
+    @nn.nowrap
+    def zero_shot(self, params: PyTree, directions: Float[Array, "classes projection"]) -> Head:
+        """Return the head of classes whose texts have these features, of unit length."""
+        kernel = jnp.exp(params["logit_scale"]).astype(jnp.float32) * directions.T
+        projection = jnp.asarray(params["visual_projection"]["kernel"], jnp.float32)
+        return Head(kernel, jnp.zeros(len(directions), jnp.float32), projection)
+
     def __call__(
         self, images: Float[Array, "images size size channels"], tokens: Int[Array, "texts tokens"]
     ) -> Float[Array, "images texts"]:
         """Return the logits: scaled cosines between images and texts."""
-        image, text = (
-            x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-            for x in (self.image_features(images), self.text_features(tokens))
-        )
+        features = self.image_features(images), self.text_features(tokens)
+        image, text = map(unit_length, features)
         return jnp.exp(self.logit_scale) * image @ text.T

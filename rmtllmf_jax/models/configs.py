@@ -11,7 +11,14 @@ from rmtllmf_jax.common.files import read_json
 from rmtllmf_jax.fusion.files.configuration import CONFIG
 from rmtllmf_jax.models import open_clip
 from rmtllmf_jax.models.activations import ACTIVATIONS
-from rmtllmf_jax.models.shapes import CLIPShape, TextShape, ViTShape
+from rmtllmf_jax.models.shapes import (
+    CLIPShape,
+    SiglipShape,
+    SiglipTextShape,
+    TextShape,
+    ViTShape,
+)
+from rmtllmf_jax.models.text import quiet_transformers
 
 VITS = ("vit", "deit", "dinov2")
 """Hugging Face's `model_type` of the models that are flags of `vit.VisionTransformer`."""
@@ -49,12 +56,13 @@ _TEXT_SIZES = ("vocab_size", "max_position_embeddings")
 class ModelConfig:
     """The content of a configuration: its `kind`, one of `KINDS`, and its towers.
 
-    `text` and `projection` are `None` where the model has no text tower.
+    `text` is `None` where the model has no text tower that shares a space with images, and
+    `projection` where there is none into such a space.
     """
 
     kind: str
     vision: ViTShape
-    text: TextShape | None = None
+    text: TextShape | SiglipTextShape | None = None
     projection: int | None = None
 
     @property
@@ -62,14 +70,17 @@ class ModelConfig:
         """The `model_type` of the whole model that the image tower is of."""
         return self.kind.removesuffix("_vision_model")
 
-    def clip(self, path: Path) -> CLIPShape:
+    def towers(self, path: Path) -> CLIPShape | SiglipShape:
         """Return both towers.
 
         **Raises:** `InputError` that names `path` if there is no usable text tower.
         """
+        if isinstance(self.text, SiglipTextShape):
+            return SiglipShape(self.vision, self.text)
         if self.text is None or self.projection is None:
             raise InputError(
-                f"{path}: model_type is {self.kind!r}, which has no text tower; expected 'clip'."
+                f"{path}: model_type is {self.kind!r}, which has no text tower that shares a space "
+                "with images; expected 'clip' or 'siglip'."
             )
         if not 0 <= self.text.end_token < self.text.vocabulary:
             raise InputError(
@@ -151,7 +162,8 @@ def read_config(path: Path) -> ModelConfig:
         "siglip_vision_model": SiglipVisionConfig,
     }[kind]
     try:
-        full = reader.from_dict(content)
+        with quiet_transformers():  # which warns of tokens that no SigLIP reads
+            full = reader.from_dict(content)
     except (StrictDataclassError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     except ZeroDivisionError as error:  # transformers divides before it checks
@@ -161,7 +173,7 @@ def read_config(path: Path) -> ModelConfig:
     if kind == "clip":
         return _both_towers(full, path)
     if kind == "siglip":
-        return ModelConfig(kind, _vision(full.vision_config, path, "vision_config."))
+        return _siglip_towers(full, path)
     return ModelConfig(kind, _vision(full, path))
 
 
@@ -182,6 +194,30 @@ def _both_towers(full: Any, path: Path) -> ModelConfig:
             end_token=end,
         ),
         full.projection_dim,
+    )
+
+
+def _siglip_towers(full: Any, path: Path) -> ModelConfig:
+    """Return SigLIP's towers: no text tower where images have no feature in its space."""
+    vision, text = _vision(full.vision_config, path, "vision_config."), full.text_config
+    if vision.pool != "attention":
+        return ModelConfig("siglip", vision)
+    _require_sizes(text, (*_SIZES, *_TEXT_SIZES, "projection_size"), path, "text_config.")
+    if text.projection_size != vision.features:
+        raise InputError(
+            f"{path}: features of texts have {text.projection_size} numbers "
+            f"(text_config.projection_size) and those of images {vision.features} "
+            "(vision_config.hidden_size); in a SigLIP they share a space."
+        )
+    return ModelConfig(
+        "siglip",
+        vision,
+        SiglipTextShape(
+            **_transformer(text, path, "text_config."),
+            vocabulary=text.vocab_size,
+            positions=text.max_position_embeddings,
+            features=text.projection_size,
+        ),
     )
 
 

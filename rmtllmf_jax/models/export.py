@@ -32,11 +32,6 @@ from rmtllmf_jax.models.pretrained import Pretrained, abstract_decoder
 from rmtllmf_jax.models.processor import NESTED, PLAIN, Fit, read_processor
 from rmtllmf_jax.models.shapes import DTYPES
 
-_CARRIED = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json"),
-)
-
 _UNUSED = "embeddings/mask_token"
 """A leaf of DINOv2 that pretraining alone reads, and transformers expects in the file."""
 
@@ -104,9 +99,8 @@ def export_model(
             write_json(
                 part / NESTED, read_json(base.directory / NESTED) | {"image_processor": said}
             )
-        for name in _CARRIED if classifier is None else ():
-            if (base.directory / name).is_file():
-                shutil.copyfile(base.directory / name, part / name)
+        if classifier is None:
+            _copy_tokenizer(base.directory, part)
 
 
 def export_decoder(
@@ -138,13 +132,17 @@ def export_decoder(
     with _appearing(folder) as part:
         config = {key: x for key, x in read_json(directory / CONFIG).items() if key != "dtype"}
         write_json(part / CONFIG, config | {"torch_dtype": dtype})  # which all versions read
-        for name in tokenizer_files(directory):
-            (part / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(directory / name, part / name)
+        _copy_tokenizer(directory, part)
         if (directory / GENERATION).is_file():
             shutil.copyfile(directory / GENERATION, part / GENERATION)
         with replacing(part / SAFETENSORS) as temporary:
             save_file(tensors, temporary, {"format": "pt"})
+
+
+def _copy_tokenizer(directory: Path, folder: Path) -> None:
+    for name in tokenizer_files(directory):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(directory / name, folder / name)
 
 
 @contextmanager

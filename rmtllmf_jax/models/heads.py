@@ -18,24 +18,29 @@ PADDED_LOGIT = -1e9
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["kernel", "bias", "projection"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["kernel", "bias", "projection"],
+    meta_fields=["unit"],
 )
 @dataclass(frozen=True)
 class Head:
     """``logits = features @ kernel + bias``. Stacked heads have a leading axis of tasks.
 
     With a `projection` (CLIP's, into the space shared with texts) the features are first projected
-    and scaled to unit length.
+    and scaled to unit length; with `unit` (SigLIP's) they are scaled as they are.
     """
 
     kernel: Float[Array, "*tasks inputs classes"]
     bias: Float[Array, "*tasks classes"]
     projection: Float[Array, "*tasks width inputs"] | None = None
+    unit: bool = False
 
     def __call__(self, features: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
         """Return the logits of one task's head."""
         if self.projection is not None:
             features = unit_length(features @ self.projection)
+        elif self.unit:
+            features = unit_length(features)
         return features @ self.kernel + self.bias
 
 
@@ -139,6 +144,7 @@ def stack_heads(heads: list[Head]) -> Head:
             jnp.pad(head.kernel, ((0, 0), (0, missing))),
             jnp.pad(head.bias, (0, missing), constant_values=PADDED_LOGIT),
             head.projection,
+            head.unit,
         )
 
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pad(head) for head in heads])
@@ -153,6 +159,7 @@ def logits_by_task(
     per sample would move far more memory.
     """
     if heads.projection is None:
+        features = unit_length(features) if heads.unit else features
         logits = jnp.einsum("bw,twc->btc", features, heads.kernel)
     else:
         inputs = unit_length(jnp.einsum("bw,twi->bti", features, heads.projection))

@@ -20,6 +20,7 @@ from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.decoder_configs import read_decoder_config
 from rmtllmf_jax.models.hub import local_directory
 from rmtllmf_jax.models.layouts import to_decoder_paths, to_paths
+from rmtllmf_jax.models.siglip import Siglip, two_towers
 from rmtllmf_jax.models.weights import assign
 
 
@@ -54,8 +55,8 @@ def read_pretrained(model: str | Path) -> Pretrained:
     return Pretrained(directory, config, tensors, checkpoint.origin)
 
 
-def load_clip(model: str | Path, *, dtype: str = "float32") -> tuple[CLIP, PyTree]:
-    """Load CLIP with both towers from a directory or by its hub id.
+def load_clip(model: str | Path, *, dtype: str = "float32") -> tuple[CLIP | Siglip, PyTree]:
+    """Load CLIP or SigLIP with both towers from a directory or by its hub id.
 
     `dtype` is the compute type of the towers; parameters are float32.
 
@@ -63,17 +64,15 @@ def load_clip(model: str | Path, *, dtype: str = "float32") -> tuple[CLIP, PyTre
     has no text tower.
     """
     found = read_pretrained(model)
-    shape = found.config.clip(config_file(found.directory))
-    clip = CLIP(
-        replace(
-            shape, vision=replace(shape.vision, dtype=dtype), text=replace(shape.text, dtype=dtype)
-        )
-    )
+    shape = found.config.towers(config_file(found.directory))
+    vision, text = replace(shape.vision, dtype=dtype), replace(shape.text, dtype=dtype)
+    changes: dict[str, Any] = {"vision": vision, "text": text}
+    clip = two_towers(replace(shape, **changes))
     return clip, assign(found.tensors, abstract_clip(clip), found.origin)
 
 
-def abstract_clip(clip: CLIP) -> Any:
-    """Return shapes and dtypes of the parameters of CLIP, without making them."""
+def abstract_clip(clip: CLIP | Siglip) -> Any:
+    """Return shapes and dtypes of the parameters of both towers, without making them."""
     vision = clip.shape.vision
     images = jax.ShapeDtypeStruct(
         (1, vision.image_size, vision.image_size, vision.channels), jnp.float32

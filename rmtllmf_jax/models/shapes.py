@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rmtllmf_jax.common.errors import require_known
 from rmtllmf_jax.models.activations import ACTIVATIONS
@@ -90,6 +90,17 @@ class TextShape(TransformerShape):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SiglipTextShape(TransformerShape):
+    """A text tower: Hugging Face's `SiglipTextConfig`."""
+
+    vocabulary: int
+    positions: int
+    """Length in tokens that every text is padded to."""
+    features: int
+    """Length of a text's feature, which is that of an image's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderShape(TransformerShape):
     """A decoder of text: Llama, Mistral, Qwen2 and Qwen3 differ by these flags.
 
@@ -121,3 +132,12 @@ class CLIPShape:
     vision: ViTShape
     text: TextShape
     projection: int
+
+
+@dataclass(frozen=True)
+class SiglipShape:
+    """Both towers, whose features share a space without a projection."""
+
+    vision: ViTShape
+    text: SiglipTextShape
+    projection: ClassVar[None] = None

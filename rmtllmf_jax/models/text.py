@@ -27,7 +27,7 @@ def read_tokenizer(directory: Path, shape: DecoderShape | None = None) -> Any:
     from transformers import AutoTokenizer  # seconds of import, paid only when texts are read
 
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # the tokenizers library raises no narrower class
         raise InputError(
@@ -59,8 +59,8 @@ def end_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from guessing aloud about a directory."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from guessing aloud about a directory or its configuration."""
     log = logging.getLogger("transformers")
     before = log.level
     log.setLevel(logging.ERROR)

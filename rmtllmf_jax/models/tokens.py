@@ -10,15 +10,24 @@ import numpy as np
 from jaxtyping import Int
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.models.shapes import TextShape
+from rmtllmf_jax.models.shapes import SiglipTextShape, TextShape
+from rmtllmf_jax.models.siglip_tokens import (
+    load_siglip_tokenizer,
+    require_siglip_tokenizer,
+    tokenise_padded,
+)
 
 TOKENIZER = "tokenizer.json"
 VOCABULARY = ("vocab.json", "merges.txt")
-"""Files of a tokenizer inside a Hugging Face directory: the first, or the other two."""
+"""Files of CLIP's tokenizer inside a Hugging Face directory: the first, or the other two."""
+
+_ROUND = 16  # texts are cut to a multiple of this many tokens, so that few programs are compiled
 
 
-def load_tokenizer(directory: Path, text: TextShape | None = None) -> Any:
-    """Return the `transformers.CLIPTokenizer` of a Hugging Face model directory, offline.
+def load_tokenizer(directory: Path, text: TextShape | SiglipTextShape | None = None) -> Any:
+    """Return the tokenizer of a Hugging Face model directory, offline.
+
+    That is `transformers.CLIPTokenizer`, or that of SigLIP's text tower (`siglip_tokens`).
 
     **Arguments:**
 
@@ -27,6 +36,8 @@ def load_tokenizer(directory: Path, text: TextShape | None = None) -> Any:
 
     **Raises:** `InputError` that names the missing or damaged file, or the numbers that differ.
     """
+    if isinstance(text, SiglipTextShape):
+        return load_siglip_tokenizer(directory, text)
     if not (directory / TOKENIZER).is_file():
         missing = [name for name in VOCABULARY if not (directory / name).is_file()]
         if missing:
@@ -85,6 +96,26 @@ def fill_templates(classes: Sequence[str], templates: Sequence[str]) -> list[str
                 "expected once, where the class name goes."
             )
     return [template.replace("{}", name) for name in classes for template in templates]
+
+
+def prompt_tokens(
+    texts: Sequence[str], tokenizer: Any, text: TextShape | SiglipTextShape
+) -> Int[np.ndarray, "texts tokens"]:
+    """Return what a text tower reads of texts, with its tokenizer.
+
+    Of CLIP's without the columns in which no text has a token: what follows the end token does not
+    matter, and prompts fill a fifth of its 77 positions. Of SigLIP's all of them.
+
+    **Raises:** `InputError` for a tokenizer of another model, or a text that cannot be read.
+    """
+    origin = tokenizer.name_or_path
+    if isinstance(text, SiglipTextShape):
+        require_siglip_tokenizer(tokenizer, text, origin)
+        return tokenise_padded(texts, tokenizer, text.positions)
+    require_tokenizer(tokenizer, text, origin)
+    tokens = tokenise(texts, tokenizer, text.positions)
+    longest = int(np.argmax(tokens == tokenizer.eos_token_id, axis=1).max()) + 1
+    return tokens[:, : min(text.positions, -(-longest // _ROUND) * _ROUND)]
 
 
 def tokenise(

@@ -1,4 +1,4 @@
-"""Zero-shot heads: a class is the mean direction of its prompts in CLIP's shared space."""
+"""Zero-shot heads: a class is the mean direction of its prompts in the towers' shared space."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.heads import Head
-from rmtllmf_jax.models.tokens import fill_templates, require_tokenizer, tokenise
+from rmtllmf_jax.models.siglip import Siglip
+from rmtllmf_jax.models.tokens import fill_templates, prompt_tokens
 from rmtllmf_jax.models.weights import read_metadata, read_safetensors, save_tree, tree_hash
 
-_TEXT_PARTS = ("text_model", "text_projection", "logit_scale")
 _METADATA = "head"
 _FORMAT = 1
 """Part of the cache key: increase it when the same inputs give another head."""
-_ROUND = 16  # texts are cut to a multiple of this many tokens, so that few programs are compiled
 
 
 def class_embeddings(
@@ -67,7 +66,7 @@ def _directions(vectors: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "
 
 @partial(jax.jit, static_argnames="clip")
 def _text_features(
-    params: PyTree, tokens: Int[Array, "batch tokens"], *, clip: CLIP
+    params: PyTree, tokens: Int[Array, "batch tokens"], *, clip: CLIP | Siglip
 ) -> Float[Array, "batch features"]:
     features = clip.apply({"params": params}, tokens, method="text_features")
     assert isinstance(features, jax.Array)  # apply's type allows for mutable collections
@@ -75,28 +74,21 @@ def _text_features(
 
 
 def _prompt_tokens(
-    clip: CLIP, tokenizer: Any, classes: Sequence[str], templates: Sequence[str]
+    clip: CLIP | Siglip, tokenizer: Any, classes: Sequence[str], templates: Sequence[str]
 ) -> Int[np.ndarray, "classes templates tokens"]:
-    """Tokenise all prompts and drop the columns in which no text has a token.
-
-    What follows the end token does not matter, and prompts fill a fifth of CLIP's 77 positions.
-    """
-    require_tokenizer(tokenizer, clip.shape.text, tokenizer.name_or_path)
-    context = clip.shape.text.positions
-    tokens = tokenise(fill_templates(classes, templates), tokenizer, context)
-    longest = int(np.argmax(tokens == tokenizer.eos_token_id, axis=1).max()) + 1
-    length = min(context, -(-longest // _ROUND) * _ROUND)
-    return tokens[:, :length].reshape(len(classes), len(templates), length)
+    """Tokenise all prompts."""
+    tokens = prompt_tokens(fill_templates(classes, templates), tokenizer, clip.shape.text)
+    return tokens.reshape(len(classes), len(templates), -1)
 
 
-def _in_float32(clip: CLIP) -> CLIP:
-    """Return CLIP with a text tower whose results are independent of speed options."""
-    text = replace(clip.shape.text, dtype="float32", remat=False)
-    return CLIP(replace(clip.shape, text=text))
+def _in_float32(clip: CLIP | Siglip) -> Any:
+    """Return the model with a text tower whose results are independent of speed options."""
+    text: Any = replace(clip.shape.text, dtype="float32", remat=False)
+    return clip.clone(shape=replace(clip.shape, text=text))
 
 
 def zero_shot_head(
-    clip: CLIP,
+    clip: CLIP | Siglip,
     params: PyTree,
     tokenizer: Any,
     classes: Sequence[str],
@@ -104,38 +96,36 @@ def zero_shot_head(
     *,
     batch_size: int = 64,
 ) -> Head:
-    """Return CLIP's head for classes known only by name.
+    """Return CLIP's or SigLIP's head for classes known only by name.
 
-    Its logits are ``exp(logit_scale)`` times the cosine of the projected image feature and the
-    class's direction (`class_embeddings`). The text tower computes in float32 at full precision,
-    whatever the compute type of `clip`.
+    Its logits are ``exp(logit_scale)`` times the cosine of the image feature (CLIP's: projected)
+    and the class's direction (`class_embeddings`), and SigLIP's ``logit_bias`` more. The text tower
+    computes in float32 at full precision, whatever the compute type of `clip`.
 
     **Arguments:**
 
-    - `params`: of `clip`, both towers and projections.
+    - `params`: of `clip`, both towers and what is between them.
     - `tokenizer`: that of the model (`tokens.load_tokenizer`).
     - `classes`: names as used in a prompt, in the order of the labels.
     - `templates`: such as ``"a photo of a {}."``; several of them are an ensemble.
     - `batch_size`: prompts per call of the text tower.
 
-    **Returns:** a head with kernel (features, classes), no bias, and the visual projection
-    (width, features).
+    **Returns:** a head with kernel (features, classes), of CLIP with the visual projection (width,
+    features).
 
     **Raises:** `InputError` for templates, texts or weights that cannot be used.
     """
     tokens = _prompt_tokens(clip, tokenizer, classes, templates)
-    text = {part: params[part] for part in _TEXT_PARTS}
+    text = {part: params[part] for part in clip.text_parts}
     encode = partial(_text_features, text, clip=_in_float32(clip))
     with jax.default_matmul_precision("highest"):
         embeddings = class_embeddings(encode, tokens, batch_size=batch_size)
-    kernel = jnp.exp(params["logit_scale"]).astype(jnp.float32) * embeddings.T
-    projection = jnp.asarray(params["visual_projection"]["kernel"], jnp.float32)
-    return Head(kernel, jnp.zeros(len(classes), jnp.float32), projection)
+    return clip.zero_shot(params, jnp.asarray(embeddings))
 
 
 def cached_zero_shot_head(
     folder: Path,
-    clip: CLIP,
+    clip: CLIP | Siglip,
     params: PyTree,
     tokenizer: Any,
     classes: Sequence[str],
@@ -149,7 +139,9 @@ def cached_zero_shot_head(
     **Raises:** what `zero_shot_head` raises, and `InputError` that names a damaged file.
     """
     tokens = _prompt_tokens(clip, tokenizer, classes, templates)
-    parts = {part: params[part] for part in (*_TEXT_PARTS, "visual_projection")}
+    parts = {
+        part: params[part] for part in (*clip.text_parts, "visual_projection") if part in params
+    }
     key = content_hash(
         {
             "format": _FORMAT,
@@ -176,14 +168,24 @@ def save_head(path: Path, head: Head, classes: Sequence[str]) -> None:
     _require_count(head, classes, path)
     names = json.dumps(list(classes))
     tensors = leaves_by_path(head)
-    about = {"classes": list(classes), "sha256": tree_hash(tensors, names)}
+    about: dict[str, Any] = {"classes": list(classes), "sha256": tree_hash(tensors, names)}
+    about |= {"unit": True} if head.unit else {}
     # A single entry: safetensors writes several in random order, which would change the hash.
     save_tree(path, tensors, {_METADATA: json.dumps(about)})
 
 
+def _about(path: Path) -> dict[str, Any]:
+    return json.loads(read_metadata(path).get(_METADATA, "{}"))
+
+
 def head_classes(path: Path) -> tuple[str, ...]:
     """Return the names of the classes of a head that `save_head` wrote."""
-    return tuple(json.loads(read_metadata(path).get(_METADATA, "{}")).get("classes", ()))
+    return tuple(_about(path).get("classes", ()))
+
+
+def is_unit_head(path: Path) -> bool:
+    """Return whether a head that `save_head` wrote scales features without a projection."""
+    return bool(_about(path).get("unit", False))
 
 
 def load_head(path: Path, classes: Sequence[str]) -> Head:
@@ -194,16 +196,16 @@ def load_head(path: Path, classes: Sequence[str]) -> Head:
     """
     again = "Delete it, and it is made again."
     try:
-        tensors, metadata = read_safetensors(path), read_metadata(path)
+        tensors, about = read_safetensors(path), _about(path)
     except InputError as error:
         raise InputError(f"{error} {again}") from error
-    about = json.loads(metadata.get(_METADATA, "{}"))
     names = about.get("classes", [])
     if about.get("sha256") != tree_hash(tensors, json.dumps(names)):
         raise InputError(
             f"{path}: a damaged head: its content is not what its checksum says. {again}"
         )
-    head = Head(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    leaves: dict[str, Any] = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    head = Head(**leaves, unit=is_unit_head(path))
     _require_count(head, classes, path)
     for index, (name, expected) in enumerate(zip(names, classes)):
         if name != expected:

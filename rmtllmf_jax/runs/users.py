@@ -33,6 +33,7 @@ from rmtllmf_jax.models.weights import (
     require_finite,
     save_tree,
 )
+from rmtllmf_jax.models.zero_shot import is_unit_head
 from rmtllmf_jax.runs.config import RunConfig, UserRecord
 from rmtllmf_jax.runs.manifest import (
     MANIFEST,
@@ -201,7 +202,7 @@ def _load_head_of(path: Path, width: int, classes: int) -> Head:
     shapes = {"kernel": (inputs, classes), "bias": (classes,)}
     shapes |= {"projection": (width, inputs)} if projected else {}
     like: Any = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
-    return Head(**assign(tensors, like, path))
+    return Head(**assign(tensors, like, path), unit=is_unit_head(path))
 
 
 def load_user(run: Path, record: AnyRecord, base: PyTree, width: int) -> tuple[PyTree, Head | None]:

@@ -16,11 +16,11 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from jaxtyping import PyTree
 
 from rmtllmf_jax.models.backbone import Backbone, abstract_params
-from rmtllmf_jax.models.clip import CLIP, CLIPText
 from rmtllmf_jax.models.decoder import Decoder
 from rmtllmf_jax.models.pretrained import abstract_decoder
-from rmtllmf_jax.models.shapes import CLIPShape, TextShape
+from rmtllmf_jax.models.shapes import CLIPShape, SiglipShape, SiglipTextShape, TextShape
 from rmtllmf_jax.models.shared import SharedModel
+from rmtllmf_jax.models.siglip import text_tower, two_towers
 from rmtllmf_jax.training.lora import Factors, Lora
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ def row_length(inputs: SweepInputs) -> int | None:
     return some["tokens"].shape[1] if "tokens" in some else None
 
 
-def text_costs(shape: TextShape) -> Costs:
+def text_costs(shape: TextShape | SiglipTextShape) -> Costs:
     """Return what asks for the costs of a text tower on padded texts."""
-    module, text = CLIPText(shape), jax.ShapeDtypeStruct((shape.positions,), jnp.int32)
+    module, text = text_tower(shape), jax.ShapeDtypeStruct((shape.positions,), jnp.int32)
 
     def features(params: PyTree, tokens: Any) -> Any:
         return module.apply({"params": params}, tokens)
@@ -141,11 +141,11 @@ def text_costs(shape: TextShape) -> Costs:
     return Costs(features, _params(module, _batch(text, 1)), text)
 
 
-def clip_bytes(shape: CLIPShape) -> int:
-    """Return the bytes of a whole CLIP, which is what a download holds."""
+def clip_bytes(shape: CLIPShape | SiglipShape) -> int:
+    """Return the bytes of a whole CLIP or SigLIP, which is what a download holds."""
     size, tokens = shape.vision.image_size, jax.ShapeDtypeStruct((1, shape.text.positions), "int32")
     images = jax.ShapeDtypeStruct((1, size, size, shape.vision.channels), jnp.float32)
-    return tree_bytes(_params(CLIP(shape), images, tokens))
+    return tree_bytes(_params(two_towers(shape), images, tokens))
 
 
 def _params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree[jax.ShapeDtypeStruct]:

@@ -13,7 +13,7 @@ from rmtllmf_jax.fusion import candidate_scales
 from rmtllmf_jax.fusion.rules import fact, methods_of
 from rmtllmf_jax.models.backbone import Backbone
 from rmtllmf_jax.models.decoder import Decoder
-from rmtllmf_jax.models.shapes import CLIPShape
+from rmtllmf_jax.models.shapes import CLIPShape, SiglipShape
 from rmtllmf_jax.models.shared import SharedModel
 from rmtllmf_jax.sweep.cost import Costs, lora_costs, model_costs, text_costs, tree_bytes
 from rmtllmf_jax.sweep.devices import Speed
@@ -77,7 +77,7 @@ def plan(
     settings: Settings,
     made_by: RunRecipe | None = None,
     *,
-    clip: CLIPShape | None = None,
+    clip: CLIPShape | SiglipShape | None = None,
     ready_vectors: bool = False,
     lora: Lora | None = None,
     train_devices: int = 1,
@@ -320,10 +320,16 @@ def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[W
 
 
 def _files(
-    tower: Costs, clip: CLIPShape | None, tasks: Sequence[TaskSize], trained: int, *, training: bool
+    tower: Costs,
+    clip: CLIPShape | SiglipShape | None,
+    tasks: Sequence[TaskSize],
+    trained: int,
+    *,
+    training: bool,
 ) -> tuple[File, ...]:
-    width, classes = clip.projection if clip else tower.width, sum(len(t.classes) for t in tasks)
-    heads = (width + 1) * classes + (len(tasks) * clip.vision.width * width if clip else 0)
+    projection = clip.projection if clip else None
+    width, classes = projection or tower.width, sum(len(task.classes) for task in tasks)
+    heads = (width + 1) * classes + (len(tasks) * tower.width * width if projection else 0)
     each = f"{tower.samples} {{}}"
     files = [
         File(each.format(task.name), "cache", (task.train + task.test) * _pixels(task, tower))

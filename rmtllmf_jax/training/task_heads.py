@@ -116,8 +116,8 @@ class ZeroShot:
         """Check that there is a text tower."""
         if config.text is None:
             raise InputError(
-                f"--head zero-shot needs a text tower, and {model} has none that is read "
-                "here: take --head lda, or a CLIP model."
+                f"--head zero-shot needs a text tower, and {model} has none that shares a "
+                "space with its images: take --head lda, or a CLIP or SigLIP model."
             )
 
     def maker(self, context: HeadContext) -> MakeHead:

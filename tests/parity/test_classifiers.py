@@ -14,6 +14,7 @@ import transformers
 from conftest import TINY_CONFIG, write_model
 from PIL import Image
 from tiny_clip import write_clip
+from tiny_siglip import write_siglip
 from transformers.utils import hub as transformers_hub
 
 from rmtllmf_jax.cli.main import main
@@ -44,6 +45,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     return {
         "clip": write_clip(tmp_path / "clip"),
         "vit": write_model(tmp_path / "vit", TINY_CONFIG | {"id2label": names}),
+        "siglip": write_siglip(tmp_path / "siglip"),
     }
 
 
@@ -59,6 +61,7 @@ def answers(folder: Path, images: list[Image.Image], **how: Any) -> list[dict[st
     [
         ("clip", "zero-shot", "svhn"),
         ("clip", "probe=4", "dtd"),
+        ("siglip", "zero-shot", "svhn"),
         ("vit", "own", "svhn"),
         ("vit", "lda", "dtd"),
     ],
@@ -79,7 +82,7 @@ def test_the_pipeline_answers_as_our_table_does(
     run("finetune", *words, "--out", out, "--cache-dir", cache_dir)
     run("export", out, "--to", folder, "--cache-dir", cache_dir)
     images, labels = images_of(tiny_data / task)
-    how = {"trust_remote_code": True} if model == "clip" else {}
+    how = {} if model == "vit" else {"trust_remote_code": True}
     found = answers(folder, images, **how)
     names = json.loads((tiny_data / task / "classes.json").read_text())["classes"]
     assert set(found[0]) == set(names)
