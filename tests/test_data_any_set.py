@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pictures import encoded, noise
 
@@ -353,6 +355,68 @@ def test_a_validation_split_is_used_and_covered_by_the_hash(tmp_path: Path) -> N
     assert own.fingerprint != cut.fingerprint
     other = load(validation_split="test[:2]", test_split="test[2:]")
     assert len({own.fingerprint, cut.fingerprint, other.fingerprint}) == 3
+
+
+# Pixels as arrays
+
+
+def deep(seed: int, bits: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**bits, (6, 6)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("stored", ["lists", "parquet", "save_to_disk", "hub"])
+def test_columns_of_pixels_are_images(tmp_path: Path, stored: str) -> None:
+    """Grey of 16 bits is scaled by the range of its split: 12 bits in train, 14 in test."""
+    datasets = pytest.importorskip("datasets")
+    pixels = {"train": [deep(i, 12) for i in range(4)], "test": [deep(i, 14) for i in range(2)]}
+    for images, most in zip(pixels.values(), (4095, 16383), strict=True):
+        images[1][2, 3] = most
+    labels = {split: [i % 2 for i in range(len(images))] for split, images in pixels.items()}
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    source: Source
+    if stored == "lists":
+        kind = pa.list_(pa.list_(pa.uint16()))
+        for split, images in pixels.items():
+            columns = {"image": pa.array([x.tolist() for x in images], kind)}
+            columns["label"] = pa.array(labels[split])
+            pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+        (folder / "classes.json").write_text('["a", "b"]')
+        source = DataFolder(folder)
+    else:
+        names = datasets.ClassLabel(names=["a", "b"])
+        kinds = datasets.Features({"image": datasets.Array2D((6, 6), "uint16"), "label": names})
+        rows = datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_dict(
+                    {"image": images, "label": labels[split]}, features=kinds
+                )
+                for split, images in pixels.items()
+            }
+        )
+        if stored == "save_to_disk":
+            rows.save_to_disk(folder)
+        else:
+            for split, part in rows.items():
+                part.to_parquet(folder / f"{split}.parquet")
+        found = HubSource(tmp_path / "d", {"scans": HubSet(str(folder))})
+        source = found if stored == "hub" else DataFolder(folder)
+    assert source.classes("scans") == ("a", "b")
+    task = load_task(source, "scans", 6, tmp_path / "cache", validation_fraction=0.0)
+    for split, most in (("train", 4095), ("test", 16383)):
+        expected = np.rint(np.stack(pixels[split])[..., None] * (255 / most)) * np.ones(3)
+        np.testing.assert_array_equal(getattr(task, split).images, expected)
+    assert source.fingerprint("scans", "train") != source.fingerprint("scans", "test")
+
+
+def test_rows_of_pixels_that_are_no_image(tmp_path: Path) -> None:
+    kind = pa.list_(pa.list_(pa.uint8()))
+    columns = {"image": pa.array([[[1, 2], [3]]], kind), "label": pa.array(["a"])}
+    for split in ("train", "test"):
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    said = r"train\.parquet: row 0: its rows of pixels are no image \("
+    with pytest.raises(InputError, match=said):
+        list(DataFolder(tmp_path).examples(tmp_path.name, "train"))
 
 
 # The hub

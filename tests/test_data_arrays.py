@@ -48,6 +48,25 @@ def test_arrays_come_out_as_they_went_in(tmp_path: Path, shape: tuple[int, ...])
     assert list(source.examples("owls", "test"))[1].origin == "owls: test_images[1]"
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
+def test_deep_grey_is_scaled_by_the_range_of_its_split(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """Twelve bits of train make 4,095 white in all of its images, and 14 bits of test 16,383."""
+    train = RNG.integers(0, 200, (6, *shape), dtype=np.uint16)
+    train[3].flat[5] = 4000
+    test = RNG.integers(0, 2**14, (3, *shape), dtype=np.uint16)
+    values = arrays(shape, train_images=train, test_images=test)
+    np.savez(tmp_path / "scans.npz", **values)
+    source = ArraySource.from_npz(tmp_path)
+    for split, images, most in (("train", train, 4095), ("test", test, 16383)):
+        loaded = load_split(source, "scans", split, 8, tmp_path / "cache")
+        expected = np.rint(images.reshape(-1, 8, 8, 1) * (255 / most))
+        np.testing.assert_array_equal(loaded.images, expected * np.ones(3))
+    same = ArraySource({"scans": TaskArrays(**values | {"train_images": train.astype(np.uint8)})})
+    assert same.fingerprint("scans", "train") != source.fingerprint("scans", "train")
+
+
 def test_fingerprints_follow_images_labels_and_shape() -> None:
     values = arrays()
 

@@ -244,6 +244,14 @@ def test_arrays_give_the_pixels_of_their_files(fit: Any) -> None:
     from_file = decode_image(encoded(Image.fromarray(grey)), 8, "here", fit)
     for same in (grey, grey[..., None], colour[..., 0]):
         np.testing.assert_array_equal(decode_image(same, 8, "here", fit), from_file)
+    for bits in (10, 16):
+        deep = grey.astype(np.uint16) << (bits - 8)
+        file = encoded(Image.fromarray(deep))
+        for said in (None, 12):
+            from_file = decode_image(file, 8, "here", fit, bits=said)
+            for same in (deep, deep[..., None]):
+                found = decode_image(same, 8, "here", fit, bits=said)
+                np.testing.assert_array_equal(found, from_file)
 
 
 @pytest.mark.parametrize(
@@ -255,10 +263,13 @@ def test_arrays_give_the_pixels_of_their_files(fit: Any) -> None:
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros((16,), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.uint16),  # of which nobody says how bright it is
+        np.zeros((0, 4), np.uint16),
+        np.zeros((4, 4), np.int16),
     ],
 )
 def test_arrays_that_are_no_image(pixels: np.ndarray) -> None:
-    with pytest.raises(InputError, match=r"^there: expected uint8 pixels .* got (float32|uint8) "):
+    with pytest.raises(InputError, match=r"^there: expected uint8 pixels .* got \w+\d+ \("):
         decode_image(pixels, 8, "there")
 
 

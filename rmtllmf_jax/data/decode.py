@@ -103,15 +103,15 @@ def decode_image(
 def read_rgb(image: bytes | np.ndarray, origin: str, bits: int | None = None) -> Image.Image:
     """Return an image in full size and RGB, from an image file's bytes or from its pixels.
 
-    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w). Transparency becomes white; the orientation
-    that EXIF notes is applied; 16-bit grey values, of which `bits` are used, become 0 to 255. By
-    default `bits` is what the image's own largest value needs (`bits_used`).
+    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w), or uint16 of grey. Transparency becomes white;
+    the orientation that EXIF notes is applied; 16-bit grey values, of which `bits` are used, become
+    0 to 255. By default `bits` is what the image's own largest value needs (`bits_used`).
 
     **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
     array has another type or shape.
     """
     if isinstance(image, np.ndarray):
-        return _from_pixels(image, origin)
+        return _from_pixels(image, origin, bits)
     try:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             return _to_rgb(_upright(opened), bits)
@@ -126,15 +126,17 @@ class WrongSize(InputError):
     """An image does not have the size expected of all images of its set."""
 
 
-def _from_pixels(pixels: np.ndarray, origin: str) -> Image.Image:
+def _from_pixels(pixels: np.ndarray, origin: str, bits: int | None) -> Image.Image:
     grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
     colour = pixels.ndim == 3 and pixels.shape[2] == 3
-    if pixels.dtype != np.uint8 or not (grey or colour) or 0 in pixels.shape:
+    shallow, deep = pixels.dtype == np.uint8, pixels.dtype == np.uint16 and grey
+    if not (shallow or deep) or not (grey or colour) or 0 in pixels.shape:
         raise InputError(
-            f"{origin}: expected uint8 pixels of shape (h, w, 3), (h, w, 1) or (h, w), "
-            f"got {pixels.dtype} {pixels.shape}."
+            f"{origin}: expected uint8 pixels of shape (h, w, 3), (h, w, 1) or (h, w), or uint16 "
+            f"of the latter two, got {pixels.dtype} {pixels.shape}."
         )
     plane = pixels.reshape(pixels.shape[:2]) if grey else pixels
+    plane = _in_eight_bits(plane, bits) if deep else plane
     return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
 
 
@@ -171,9 +173,8 @@ def _to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     transparent = image.info.get("transparency")
     if is_deep(image):  # Pillow would clip these to white
         values = np.asarray(image)
-        most = 2 ** (bits or bits_used(int(values.max()))) - 1
-        grey = np.rint(np.minimum(values, most) * (255 / most)).astype(np.uint8)
-        return Image.fromarray(np.where(values == transparent, 255, grey)).convert("RGB")
+        grey = np.where(values == transparent, 255, _in_eight_bits(values, bits))
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no agreed range")
     if transparent is None and "A" not in image.getbands() and "a" not in image.getbands():
@@ -181,6 +182,12 @@ def _to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _in_eight_bits(values: np.ndarray, bits: int | None) -> UInt8[np.ndarray, "h w"]:
+    """Return 16-bit grey (h, w) as 0 to 255, by the range of `bits` or of its largest value."""
+    most = 2 ** (bits or bits_used(int(values.max()))) - 1
+    return np.rint(np.minimum(values, most) * (255 / most)).astype(np.uint8)
 
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:

@@ -85,7 +85,8 @@ def stored_pixels(
 def look_at(image: bytes | np.ndarray) -> Stored:
     """Return how one image is stored: counts of 0 or 1."""
     if isinstance(image, np.ndarray):
-        return EIGHT_BITS
+        deep = image.dtype == np.uint16 and image.size > 0
+        return Stored(0, 1, int(image.max())) if deep else EIGHT_BITS
     noted = image.startswith(_TIFF) or _NOTES.search(image) is not None
     try:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:

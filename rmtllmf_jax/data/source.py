@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
 SPLITS = ("train", "test")
 """The splits that every task has."""
@@ -21,11 +21,17 @@ class Example:
     """One image with its label.
 
     `image` is an image file as stored, or its pixels from 0 to 255: (h, w, 3) RGB, or (h, w, 1) or
-    (h, w) grey. `label` is an index into the task's classes; `origin` names file and row in error
-    messages.
+    (h, w) grey, which may have 16 bits (`decode.bits_used`). `label` is an index into the task's
+    classes; `origin` names file and row in error messages.
     """
 
-    image: bytes | UInt8[np.ndarray, "h w c"] | UInt8[np.ndarray, "h w"]
+    image: (
+        bytes
+        | UInt8[np.ndarray, "h w c"]
+        | UInt8[np.ndarray, "h w"]
+        | UInt16[np.ndarray, "h w c"]
+        | UInt16[np.ndarray, "h w"]
+    )
     label: int
     origin: str
 

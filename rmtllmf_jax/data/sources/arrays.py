@@ -21,7 +21,8 @@ _OPTIONAL = ("validation_images", "validation_labels")
 class TaskArrays:
     """One task: images uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), labels integers (n,).
 
-    Without validation images, some of train are taken.
+    Grey images may be uint16: they are scaled by the range that a split uses, as those of files
+    are. Without validation images, some of train are taken.
 
     **Raises:** `InputError` that names the array if its type or shape is wrong, if a label is not
     an index into `classes`, or if `classes` is empty or holds a name twice.
@@ -102,7 +103,8 @@ class ArraySource:
     def fingerprint(self, task: str, split: str) -> str:
         """Return the SHA-256 of the images' and labels' shapes and values."""
         images, labels = self._split(task, split)
-        digest = hashlib.sha256(f"{images.shape}\n".encode())
+        deep = " 16 bits" if images.dtype == np.uint16 else ""
+        digest = hashlib.sha256(f"{images.shape}{deep}\n".encode())
         digest.update(np.ascontiguousarray(images).data)
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
         return digest.hexdigest()
@@ -147,11 +149,13 @@ def _read_npz(path: Path) -> TaskArrays:
 
 
 def _check(split: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    grey = images.ndim == 3
-    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] in (1, 3))):
+    grey = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1)
+    colour = images.ndim == 4 and images.shape[3] == 3
+    shallow, deep = images.dtype == np.uint8, images.dtype == np.uint16 and grey
+    if not (shallow or deep) or not (grey or colour):
         raise InputError(
-            f"{split}_images: expected uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), "
-            f"got {images.dtype} {images.shape}."
+            f"{split}_images: expected uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), or uint16 of "
+            f"the latter two, got {images.dtype} {images.shape}."
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise InputError(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rmtllmf_jax.common.errors import InputError, first_line, require_known
 from rmtllmf_jax.common.extras import needed_by
 from rmtllmf_jax.common.files import content_hash
@@ -18,6 +20,7 @@ from rmtllmf_jax.data.registry import HubSet, task_facts
 from rmtllmf_jax.data.source import Example
 from rmtllmf_jax.data.sources.contents import examples_hash, file_hashes
 from rmtllmf_jax.data.sources.stored import StoredSource
+from rmtllmf_jax.data.sources.tables import as_image, pixel_type
 from rmtllmf_jax.data.tasks import REGISTERED
 
 
@@ -112,7 +115,8 @@ class HubTask:
 
         rows, doing = self._rows(split), f"hashing {self.task} {split}"
         image, label = self._columns(split)
-        stored = [pc.struct_field(part, "bytes") for part in rows.data.column(image).chunks]
+        chunks = rows.data.column(image).chunks
+        stored = chunks if self._pixels(split) else [pc.struct_field(x, "bytes") for x in chunks]
         files = [Path(file["filename"]) for file in rows.cache_files]
         columns = {"image": image, "label": label}
         if files and not any(part.null_count for part in stored):
@@ -129,21 +133,15 @@ class HubTask:
         names = None
         if not self._numbered(split):
             names = {name: label for label, name in enumerate(self.classes())}
+        pixels = self._pixels(split)
         for row, item in enumerate(self._rows(split)):
-            image, label = item[image_column] or {}, item[label_column]
-            data, path = image.get("bytes"), image.get("path")
+            stored, label = item[image_column], item[label_column]
+            path = stored.get("path") if isinstance(stored, dict) else None
             origin = f"{self.hub.id}: {split} row {row}" + (f" ({path})" if path else "")
             if label is None:
                 raise InputError(f"{origin}: column {label_column!r} is null.")
-            if data is None:
-                if path is None:
-                    raise InputError(f"{origin}: column {image_column!r} holds no image.")
-                try:
-                    data = Path(path).read_bytes()
-                except OSError as error:
-                    text = f"{origin}: the image file cannot be read ({error})."
-                    raise InputError(text) from error
-            yield Example(data, label if names is None else numbered(label, names, origin), origin)
+            image = _image(stored, pixels, origin, image_column)
+            yield Example(image, label if names is None else numbered(label, names, origin), origin)
 
     def _numbered(self, split: str) -> bool:
         """Return whether labels are indices of classes, not their names."""
@@ -157,15 +155,37 @@ class HubTask:
         features = self.loaded[split].features
         return {name: Column(_kind(feature), feature) for name, feature in features.items()}
 
+    def _pixels(self, split: str) -> Any:
+        """Return the type of pixels where images are stored as arrays, `None` for files."""
+        image, _ = self._columns(split)
+        return pixel_type(self.loaded[split].features.arrow_schema.field(image).type)
+
     def _rows(self, split: str) -> Any:
-        """Return the two columns of a split as a `datasets.Dataset` with undecoded images."""
+        """Return the two columns of a split as a `datasets.Dataset`; files are not decoded."""
         import datasets
 
         if split not in self._opened:
             image, label = self._columns(split)
             kept = self.loaded[split].select_columns([image, label])
-            self._opened[split] = kept.cast_column(image, datasets.Image(decode=False))
+            if not self._pixels(split):
+                kept = kept.cast_column(image, datasets.Image(decode=False))
+            self._opened[split] = kept
         return self._opened[split]
+
+
+def _image(stored: Any, pixels: Any, origin: str, column: str) -> bytes | np.ndarray:
+    """Return an image file's bytes, or pixels of this type, of what a row has in a column."""
+    if isinstance(stored, list):
+        return as_image(stored, pixels, origin)
+    found = stored or {}
+    if (data := found.get("bytes")) is not None:
+        return data
+    if (path := found.get("path")) is None:
+        raise InputError(f"{origin}: column {column!r} holds no image.")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{origin}: the image file cannot be read ({error}).") from error
 
 
 def _kind(feature: Any) -> Kind:
@@ -173,6 +193,8 @@ def _kind(feature: Any) -> Kind:
 
     dtype = str(getattr(feature, "dtype", ""))
     if isinstance(feature, datasets.Image) or dtype in ("binary", "large_binary"):
+        return "images"
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D)) and dtype in ("uint8", "uint16"):
         return "images"
     if isinstance(feature, datasets.ClassLabel):
         return "classes"

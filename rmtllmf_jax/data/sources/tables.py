@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,9 +27,10 @@ _BATCH_ROWS = 64
 class TableTask:
     """One task, stored as files with a row per image; a layout says which files are a split.
 
-    A file has a column of images (files' bytes, or the struct `{bytes, path}` of Hugging Face
-    `datasets`) and one of labels: numbers from 0, class names, or other whole numbers, which are
-    then the names; optionally `id` (string), for messages.
+    A file has a column of images (files' bytes, the struct `{bytes, path}` of Hugging Face
+    `datasets`, or pixels as nested lists of uint8 or uint16, as its `Array2D` has them) and one of
+    labels: numbers from 0, class names, or other whole numbers, which are then the names;
+    optionally `id` (string), for messages.
     """
 
     folder: Path
@@ -100,6 +102,7 @@ class TableTask:
         for path in self.files(split):
             with opened(path) as table:
                 image_column, label_column = table.columns(self.reading)
+                pixels = pixel_type(table.schema.field(image_column).type)
                 if names is None and not self._are_labels(table, label_column):
                     names = {name: label for label, name in enumerate(self.classes())}
                 for row, (image, label, name) in enumerate(table.read(image_column, label_column)):
@@ -110,7 +113,7 @@ class TableTask:
                         raise InputError(f"{origin}: column {label_column!r} is null.")
                     if names is not None or isinstance(label, str):
                         label = numbered(label, names or {}, origin)
-                    yield Example(image, label, origin)
+                    yield Example(as_image(image, pixels, origin), label, origin)
 
     def _are_labels(self, table: Table, column: str) -> bool:
         """Return whether a column holds indices of classes, not their names."""
@@ -162,7 +165,8 @@ class Table:
         content = field.type
         in_struct = pa.types.is_struct(content) and content.get_field_index("bytes") >= 0
         content = content.field("bytes").type if in_struct else content
-        if pa.types.is_binary(content) or pa.types.is_large_binary(content):
+        is_file = pa.types.is_binary(content) or pa.types.is_large_binary(content)
+        if is_file or pixel_type(content) is not None:
             return "images"
         if pa.types.is_integer(content) or pa.types.is_boolean(content):
             return "numbers" if self.names(field.name) is None else "classes"
@@ -188,8 +192,8 @@ class Table:
 
     def read(
         self, image: str, label: str
-    ) -> Iterator[tuple[bytes | None, int | str | None, str | None]]:
-        """Yield the image, label and name (where there is one) of each row."""
+    ) -> Iterator[tuple[bytes | list[Any] | None, int | str | None, str | None]]:
+        """Yield the image (pixels as lists), label and name (where there is one) of each row."""
         kind = self.schema.field(image).type
         in_struct = pa.types.is_struct(kind)
         wanted = [name for name in (image, label, "id") if name in self.schema.names]
@@ -201,6 +205,7 @@ class Table:
                     names = batch.column("id").to_pylist()
                 elif in_struct and kind.get_field_index("path") >= 0:
                     names = pc.struct_field(stored, "path").to_pylist()
+                stored = stored.storage if isinstance(stored, pa.ExtensionArray) else stored
                 encoded = (pc.struct_field(stored, "bytes") if in_struct else stored).to_pylist()
                 labels = batch.column(label).to_pylist()
             yield from zip(encoded, labels, names, strict=True)
@@ -222,6 +227,30 @@ class Table:
             self._memory.seek(0)
             for batch in pa.ipc.open_stream(self._memory):
                 yield batch.select(columns)
+
+
+def pixel_type(content: pa.DataType) -> Any:
+    """Return the type of pixels in a column of nested lists, (h, w) or (h, w, c), or `None`."""
+    depth = 0
+    content = content.storage_type if isinstance(content, pa.ExtensionType) else content
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    while any(is_list(content) for is_list in lists):
+        content, depth = content.value_type, depth + 1
+    kinds = {pa.uint8(): np.uint8, pa.uint16(): np.uint16}
+    return kinds.get(content) if depth in (2, 3) else None
+
+
+def as_image(stored: bytes | list[Any], pixels: Any, origin: str) -> bytes | np.ndarray:
+    """Return an image file's bytes as they are, and nested lists as an array of the type `pixels`.
+
+    **Raises:** `InputError` that begins with `origin` if rows are not equally long, or lack pixels.
+    """
+    if isinstance(stored, bytes):
+        return stored
+    try:
+        return np.array(stored, pixels)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{origin}: its rows of pixels are no image ({error}).") from error
 
 
 @contextmanager
