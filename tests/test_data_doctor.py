@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,11 +17,18 @@ from PIL import ExifTags, Image
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.doctor import Examination, examine
-from rmtllmf_jax.data.doctor.checks import Finding, check_labels, nearest_hashes
+from rmtllmf_jax.data.doctor.checks import (
+    Finding,
+    check_labels,
+    check_prompts,
+    check_sizes,
+    nearest_hashes,
+)
 from rmtllmf_jax.data.doctor.scan import Scan, Seen, perceptual_hash
 from rmtllmf_jax.data.registry import task_facts
 from rmtllmf_jax.data.source import Example, Source
 from rmtllmf_jax.data.sources.folder import DataFolder
+from rmtllmf_jax.data.tasks import REGISTERED
 
 DTD = task_facts("dtd").classes
 Rows = dict[int, bytes | np.ndarray]
@@ -456,6 +463,54 @@ def test_the_nearest_hash_is_that_of_a_plain_search():
         plain = [apart(each, other) for other in others]
         assert distances[row] == min(plain)
         assert nearest[row] == plain.index(min(plain))
+
+
+@pytest.mark.parametrize("task", REGISTERED)
+def test_sizes_and_prompts_of_every_task_of_the_registry_are_checked(task: str):
+    facts = task_facts(task)
+
+    def said(train: int, test: int) -> list[str]:
+        scans = {"train": Scan((), train, ""), "test": Scan((), test, "")}
+        return [finding.what for finding in check_sizes(facts, scans)]
+
+    assert said(facts.train, facts.test) == []
+    assert said(facts.train - 1, facts.test + 1) == [
+        f"train has {facts.train - 1:,} images, the reference has {facts.train:,}",
+        f"test has {facts.test + 1:,} images, the reference has {facts.test:,}",
+    ]
+    asked: list[str] = []
+
+    def tokens(texts: Sequence[str]) -> np.ndarray:
+        asked.extend(texts)
+        return np.array([[ord(letter) for letter in text.ljust(200)] for text in texts])
+
+    for names in (facts.classes, facts.dataset_classes):
+        asked.clear()
+        assert list(check_prompts(task, names, tokens)) == []
+        wanted = {prompt.format(name) for prompt in facts.prompts for name in facts.classes}
+        assert set(asked) == wanted
+
+
+def test_prompts_that_do_not_tell_classes_apart_are_found():
+    names = ("red_fox", "red fox", "Owl!", "owl", "猫")
+    pile = named("zoo", names)
+
+    def tokens(texts: Sequence[str]) -> np.ndarray:
+        """Of a tokenizer of lower letters, as SigLIP's."""
+        if any("猫" in text for text in texts):
+            raise InputError(f"the text {texts[0]!r} holds characters that the vocabulary lacks.")
+        codes = ["".join(filter(str.isalpha, text.lower())).ljust(30) for text in texts]
+        return np.array([[ord(letter) for letter in code] for code in codes])
+
+    said = [x for x in examine(pile, "zoo", tokens=tokens).findings if x.check == "prompts"]
+    assert [x.level for x in said] == ["error", "warning", "warning"]
+    assert said[0].what.startswith("1 of 4 classes cannot be read by the model: the text 'a photo")
+    assert said[1].what == "the same in prompts: 'red_fox' and 'red fox'"
+    assert said[2].what == "the same tokens in every prompt: 'Owl!' and 'owl'"
+    alone = [x.what for x in examine(pile, "zoo").findings if x.check == "prompts"]
+    assert alone == [said[1].what]
+    clean = examine(named("zoo", ("a", "b")), "zoo", tokens=tokens)
+    assert not [x for x in clean.findings if x.check == "prompts"]
 
 
 def test_findings_come_gravest_first():

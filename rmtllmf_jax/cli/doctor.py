@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ class Doctor(SetOptions):
     """Also report test images that are nearly those of train: at most this many of 256 bits of a
     perceptual hash apart (10 is a good start)."""
     model: Place | None = None
-    """Checkpoint to check: a Hugging Face directory (config.json and weights), or a hub id."""
+    """Checkpoint to check: a Hugging Face directory (config.json and weights), or a hub id. With
+    data: whether its text tower reads the prompts of their classes, too."""
     json: bool = False
     """Print JSON and nothing else: an object of `tasks` (a list of task, classes, splits and
     findings) and `model` (kind, tensors, parameters and faults; null without --model). A finding
@@ -76,11 +78,17 @@ class Doctor(SetOptions):
         from rmtllmf_jax.data.sources import get_source
         from rmtllmf_jax.data.tasks import expand_tasks, validate_tasks
 
+        tokens = None
+        if self.model is not None:
+            from rmtllmf_jax.models.checkup import prompt_reader
+
+            with suppress(InputError):  # a fault of the model, which `check_model` reports
+                tokens = prompt_reader(self.model)
         source = get_source(self.source or "folder", self.data, self.reading)
         known = source.tasks()
         examinations = []
         for task in validate_tasks(expand_tasks(self.tasks, known), known):
-            examinations.append(examine(source, task, near=self.near))
+            examinations.append(examine(source, task, near=self.near, tokens=tokens))
             if not self.json:
                 _print_examination(examinations[-1])
         return examinations

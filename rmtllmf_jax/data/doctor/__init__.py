@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.data.doctor import checks
@@ -42,19 +44,28 @@ class Examination:
     findings: tuple[Finding, ...]
 
 
-def examine(source: Source, task: str, *, near: int | None = None) -> Examination:
+def examine(
+    source: Source,
+    task: str,
+    *,
+    near: int | None = None,
+    tokens: Callable[[Sequence[str]], np.ndarray] | None = None,
+) -> Examination:
     """Check one task of a source.
 
     Against the registry: split sizes, class names, their order, published numbers per class, image
     sizes. Against itself: labels outside the classes, classes without images, imbalance, test
     images that are in train (equal pixels, however encoded), equal images with different labels,
-    repeated, unreadable, tiny, odd-sized, turned and 16-bit images. Bad content raises nothing: a
+    repeated, unreadable, tiny, odd-sized, turned and 16-bit images, classes whose prompts are the
+    same. Bad content raises nothing: a
     truncated file becomes a finding that names it, and everything else is still checked.
 
     **Arguments:**
 
     - `near`: also report test images whose perceptual hash (256 bits) differs in at most this many
       bits from that of a train image.
+    - `tokens`: also report classes whose prompts a model does not read, or reads alike: its tokens
+      of texts, a row each (`models.checkup.prompt_reader`).
 
     **Raises:** `InputError` if the source has no such task, or if `near` is not in 0..256.
     """
@@ -92,6 +103,7 @@ def examine(source: Source, task: str, *, near: int | None = None) -> Examinatio
         findings += checks.check_classes(facts, classes) if classes else []
     if classes:
         findings += checks.check_labels(classes, scans, facts)
+        findings += checks.check_prompts(task, classes, tokens)
     findings += checks.check_overlap(scans)
     if near is not None:
         train, test = (scans[split] for split in SPLITS)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.data.decode import bits_used
 from rmtllmf_jax.data.doctor.scan import HASH_BITS, Scan, Seen
-from rmtllmf_jax.data.registry import TaskFacts
+from rmtllmf_jax.data.registry import TaskFacts, prompt_classes, prompt_templates
 
 Level = Literal["error", "warning", "note"]
 
@@ -129,6 +130,46 @@ def check_classes(facts: TaskFacts, names: tuple[str, ...]) -> Iterator[Finding]
         what = f"{len(counts)} of the {total} classes"
         follows = f"an easier task: {_NOT_COMPARABLE}, and published heads do not fit"
         yield Finding("warning", "class names", what, follows)
+
+
+def check_prompts(
+    task: str, names: Sequence[str], tokens: Callable[[Sequence[str]], np.ndarray] | None
+) -> Iterator[Finding]:
+    """Report classes whose prompts are the same, or that a model's tokenizer does not read.
+
+    `tokens` returns those of texts, a row each, or raises `InputError`.
+    """
+    classes, templates = prompt_classes(task, names), prompt_templates(task, "ensemble")
+    spelt: dict[str, list[str]] = {}
+    for given, name in zip(names, classes, strict=True):
+        spelt.setdefault(name, []).append(given)
+    read: dict[tuple[bytes, tuple[int, ...]], list[str]] = {}
+    wrong = []
+    for name in spelt:
+        if tokens is None:
+            break
+        try:
+            rows = tokens([template.replace("{}", name) for template in templates])
+        except InputError as error:
+            wrong.append(str(error))
+        else:
+            read.setdefault((rows.tobytes(), rows.shape), []).append(name)
+    alike = [" and ".join(map(repr, each)) for each in spelt.values() if len(each) > 1]
+    if alike:
+        follows = "a zero-shot head cannot tell them apart; give them other names"
+        yield Finding("warning", "prompts", f"the same in prompts: {_some(alike)}", follows)
+    alike = [" and ".join(map(repr, each)) for each in read.values() if len(each) > 1]
+    if alike:
+        what = f"the same tokens in every prompt: {_some(alike)}"
+        follows = "this model's zero-shot head cannot tell them apart; give them other names"
+        yield Finding("warning", "prompts", what, follows)
+    if wrong:
+        what = f"{len(wrong)} of {len(spelt)} classes cannot be read by the model: {_some(wrong)}"
+        follows = (
+            "a zero-shot head stops here; give them other names, or take other --templates or "
+            "another --head"
+        )
+        yield Finding("error", "prompts", what, follows)
 
 
 def check_labels(
