@@ -7,11 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pictures import encoded, noise
+from tiny_clip import write_clip
 
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.data.sources import hub
+from rmtllmf_jax.models.pretrained import load_clip
+from rmtllmf_jax.models.tokens import load_tokenizer
+from rmtllmf_jax.models.zero_shot import zero_shot_head
 from rmtllmf_jax.runs import open_run
 
 NAMES = ("lynx", "owl")
@@ -80,6 +85,34 @@ def test_another_validation_split_makes_another_model(tmp_path: Path, words: lis
         main(["finetune", "--out", str(out), *words, "--data", str(zoo), *share, *told])
         made.add(json.loads((out / "finetuned.json").read_text())["users"]["zoo"]["finetuned"])
     assert len(made) == 3
+
+
+def test_prompts_of_a_file_and_images_that_cannot_be_read(
+    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image folder of which one file is damaged, under heads of prompts of one's own."""
+    for seed in range(16):
+        place = tmp_path / "zoo" / ("test" if seed < 4 else "train") / NAMES[seed % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{seed:02d}.png").write_bytes(encoded(noise(seed, 16, 16, 3)))
+    (tmp_path / "zoo" / "train" / "owl" / "07.png").write_bytes(b"no image")
+    model = write_clip(tmp_path / "clip")
+    (tmp_path / "prompts.txt").write_text("a photo of a wild {}\n{} at night\n")
+    words = ["finetune", "--model", model, "--data", tmp_path / "zoo", "--steps", 1]
+    words += ["--batch-size", 4, "--validation-fraction", 0, "--cache-dir", cache_dir]
+    words += ["--out", tmp_path / "run", "--templates", tmp_path / "prompts.txt"]
+    with pytest.raises(SystemExit):
+        main([str(word) for word in words])
+    assert "train/owl/07.png: not an image file" in capsys.readouterr().err
+    main([str(word) for word in (*words, "--skip-unreadable", 1)])
+    assert re.search(r"zoo train: 1 images left out: \S*owl/07.png", capsys.readouterr().out)
+    opened = open_run(tmp_path / "run", cache_dir=cache_dir)
+    assert len(opened.tasks[0].train) == 11
+    clip, params = load_clip(model)
+    templates = ("a photo of a wild {}", "{} at night")
+    head = zero_shot_head(clip, params, load_tokenizer(model), NAMES, templates)
+    assert opened.heads is not None
+    np.testing.assert_array_equal(opened.heads.kernel[0], head.kernel)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from test_sweep_trackers import FakeWandb
 
 from rmtllmf_jax.cli.main import main
 from rmtllmf_jax.common.errors import InputError
@@ -43,16 +45,29 @@ def curve_of(out: Path, task: str) -> dict[int, dict[str, float]]:
 
 
 def test_curves_and_test_accuracies_are_shown(
-    words: list[object], cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[object],
+    cache_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    out = tmp_path / "run"
-    printed = run(capsys, *words, "--out", out, "--steps", 7, "--trackers", "tensorboard")
+    out, wandb = tmp_path / "run", FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trackers = ["--trackers", "tensorboard", "wandb"]
+    printed = run(capsys, *words, "--out", out, "--steps", 7, *trackers)
+    logged = [(step, values) for name, values, step in wandb.calls[1:-1] if name == "log"]
+    assert [step for step, _ in logged] == sorted(step for step, _ in logged)
+    told = {"mnist": 0, "svhn": 7}  # where the steps of each begin
     opened = open_run(out, cache_dir=cache_dir)
     for place, task in enumerate(("mnist", "svhn")):
         rows = curve_of(out, task)
         assert list(rows) == list(range(1, 8))
         assert all(set(row) == {"loss"} for row in rows.values())  # no score was asked for
         assert all(row["loss"] > 0 for row in rows.values())
+        losses = {step: x[key] for step, x in logged if (key := f"fine-tuning/{task}/loss") in x}
+        assert losses
+        for step, loss in losses.items():
+            assert loss == pytest.approx(rows[step - told[task]]["loss"])
         said = re.search(
             rf"^{task}: test accuracy ([\d.]+) % \(fine-tuned, (\d+) im", printed, re.M
         )
@@ -105,7 +120,7 @@ def test_options_that_cannot_be_are_refused(
     assert "unknown augmentation 'flop'" in refused(capsys, *words, "--augment", "flop")
     error = refused(capsys, *words, "--accumulate", 3)
     assert "--batch-size 8 is no multiple of 1 devices (--train-devices) times 3 parts" in error
-    assert "--train-devices 99: this" in refused(capsys, *words, "--train-devices", 99)
+    assert "--train-devices 99: a process" in refused(capsys, *words, "--train-devices", 99)
     error = refused(capsys, *words, "--keep", "best", "--validation-fraction", 0)
     assert "there is no validation part: set one aside" in error
     error = refused(capsys, *words, "--task-vectors", tmp_path, "--patience", 2)

@@ -28,7 +28,7 @@ from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.heads import Head, lda_head, stack_heads
 from rmtllmf_jax.models.zero_shot import load_head, save_head
-from rmtllmf_jax.runs.config import RunConfig, UserRecord
+from rmtllmf_jax.runs.config import RunConfig, UserRecord, compute_dtype
 from rmtllmf_jax.runs.manifest import load_manifest
 from rmtllmf_jax.runs.users import load_user, train_users
 from rmtllmf_jax.training import finetune as finetune_module
@@ -219,6 +219,28 @@ def test_an_interrupted_run_ends_bitwise_where_the_whole_one_does(
     taken = counted(monkeypatch)
     assert_trees_equal(run_finetune(tiny, tmp_path), uninterrupted)
     assert len(taken) == left
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_parameters_in_float32(
+    tiny: Tiny, uninterrupted: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As accelerators do unless told otherwise: the same training up to rounding."""
+    for backend, expected in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert compute_dtype("auto") == expected
+        assert compute_dtype("float32") == "float32"
+    monkeypatch.undo()
+    backbone, params = tiny
+    shape = replace(backbone.module.shape, dtype="bfloat16")
+    half = replace(backbone, module=type(backbone.module)(shape))
+    found = leaves_by_path(run_finetune((half, params), tmp_path / "checkpoints"))
+    whole, before = leaves_by_path(uninterrupted), leaves_by_path(params)
+    assert {leaf.dtype for leaf in found.values()} == {jnp.dtype("float32")}
+    moved = np.concatenate([np.ravel(whole[path] - before[path]) for path in whole])
+    rounded = np.concatenate([np.ravel(found[path] - before[path]) for path in whole])
+    assert not np.array_equal(moved, rounded)
+    cosine = moved @ rounded / np.linalg.norm(moved) / np.linalg.norm(rounded)
+    assert cosine > 0.9
 
 
 def test_the_seed_orders_the_samples(tiny: Tiny, uninterrupted: dict, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Checkpoints by open_clip's names, and other wrappings of weights, against transformers.
 
-open_clip itself is not needed: its names and layouts are those of its published source.
+open_clip itself is not needed: its names and layouts are those of its published source. Where it is
+installed, what it writes is read, too.
 """
 
 from __future__ import annotations
@@ -147,6 +148,31 @@ def test_open_clip_is_the_same_model(tmp_path: Path, write: Callable, names: Cal
     with torch.no_grad():
         again = run(opened, images, ids)
     np.testing.assert_array_equal(array(again.logits_per_image), array(theirs.logits_per_image))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("custom", [False, True])
+def test_what_open_clip_itself_writes_is_the_same_model(tmp_path: Path, safe: bool, custom: bool):
+    open_clip = pytest.importorskip("open_clip", exc_type=ImportError)
+    hub = pytest.importorskip("open_clip.push_to_hf_hub")
+    torch.manual_seed(0)
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    model = kind(**CONFIG["model_cfg"]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    open_clip.model.set_model_preprocess_cfg(model, CONFIG["preprocess_cfg"])
+    tokenizer = type("Tokenizer", (), {"save_pretrained": lambda self, folder: None})()
+    hub.save_for_hf(model, tokenizer, CONFIG["model_cfg"], tmp_path, safe_serialization=safe)
+    images, ids = pixels(24), tokens(12, 98)
+    with torch.no_grad():
+        image = model.encode_image(as_torch(images), normalize=True)
+        text = model.encode_text(torch.from_numpy(np.array(ids)), normalize=True)
+        theirs = array(model.logit_scale.exp() * image @ text.T)
+    assert np.ptp(theirs) > 0.5
+    clip, params = load_clip(tmp_path)
+    close(jax.jit(clip.apply)({"params": params}, images, ids), theirs)
+    assert list(read_processor(tmp_path, "clip").mean) == MEAN
 
 
 @pytest.mark.parametrize(
