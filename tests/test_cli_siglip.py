@@ -108,9 +108,6 @@ def test_a_plan_counts_the_text_tower(models: Path):
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_is_named(
-    models: Path,
-    tiny_data: Path,
-    cache_dir: Path,
     tmp_path: Path,
     capsys,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,12 +121,12 @@ def test_a_tokenizer_that_cannot_be_read_is_named(
         (model / "spiece.model").write_bytes(b"no model")
     else:
         monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    words = ["finetune", "--model", model, "--data", tiny_data, "--tasks", "mnist"]
-    words += ["--out", tmp_path / "run", "--cache-dir", cache_dir]
+    words = ["finetune", "--model", model, "--data", tmp_path, "--tasks", "mnist"]
+    words += ["--out", tmp_path / "run"]
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
     assert stop.value.code == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert said in " ".join(capsys.readouterr().err.split())  # before images are looked for
 
 
 def test_texts_that_cannot_be_read_are_named(models: Path):

@@ -113,15 +113,16 @@ class ZeroShot:
     sees_images: ClassVar[bool] = False
 
     def require(self, config: ModelConfig, model: str) -> None:
-        """Check that there is a text tower."""
+        """Check that there is a text tower, and a tokenizer that fits it."""
         if config.text is None:
             raise InputError(
                 f"--head zero-shot needs a text tower, and {model} has none that shares a "
                 "space with its images: take --head lda, or a CLIP or SigLIP model."
             )
+        load_tokenizer(local_directory(model), config.text)
 
     def maker(self, context: HeadContext) -> MakeHead:
-        """Return the maker; `InputError` if the model has no text tower or no tokenizer."""
+        """Return the maker; it raises `InputError` for a text that the tower cannot read."""
         model = local_directory(context.model)
         clip, params = load_clip(model)
         tokenizer = load_tokenizer(model, clip.shape.text)
