@@ -63,12 +63,16 @@ QUICK = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
 
 
 def known_to_xla(flags: tuple[str, ...]) -> list[str]:
-    """Return the flags that this XLA has; one that it has not would end the process."""
+    """Return the flags that this XLA has; one that it lacks would end the process.
+
+    Their names are whole strings of the library. Those of former flags are parts of others.
+    """
     library = Path(jaxlib.__file__).parent / "libjax_common.so"
     if not library.exists():
         return []
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
-        return [f"--{flag}" for flag in flags if code.find(flag.partition("=")[0].encode()) >= 0]
+        names = {flag: f"\0{flag.partition('=')[0]}\0".encode() for flag in flags}
+        return [f"--{flag}" for flag, name in names.items() if code.find(name) >= 0]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -41,18 +41,18 @@ class Channel(ChannelOptions):
     min_max_rate, sum_mse, towards(user=0), jammer(antennas=2, covariance=worst), guessed(csi=0.5);
     by default none, strongest_user and sum_rate."""
     draws: int = 20_000
-    """Channel realisations that every number is a mean or percentile of."""
+    """Channel realisations over which means and percentiles are taken."""
     seed: int = 0
     """Root of all random numbers."""
     json: bool = False
-    """Print JSON and nothing else; figures only where --out is given. A list with one object an
-    attack, of these names: preset, receiver, draws, seed, attack; mse_mean (over users and draws),
-    mse_standard_error (of it), mse_attacked (mean over the strongest users of the draws), sum_rate
-    (nats per channel use), percentiles ("5", "50" and "95", of a draw's mean MSE),
+    """Print JSON and nothing else; figures only if --out is given. A list with one object per
+    attack, with these names: preset, receiver, draws, seed, attack; mse_mean (over users and
+    draws), mse_standard_error (of it), mse_attacked (mean over the strongest users of the draws),
+    sum_rate (nats per channel use), percentiles ("5", "50" and "95", of a draw's mean MSE),
     worst_user_snr_db (of the parameters, where an MSE of 1 has c0_db), c0_db, user_mse and
-    user_rate (weakest received power first). null is what is infinite or undefined."""
+    user_rate (weakest received power first). null means infinite or undefined."""
     out: Path | None = None
-    """Folder of the figures (of a channel preset); runs/channel unless --json is given."""
+    """Folder for the figures (of a channel preset); runs/channel unless --json is given."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:

@@ -31,15 +31,17 @@ class Doctor(SetOptions):
     """
 
     data: Place | None = None
-    """Folder of the source; `hub` and `tfds` do without, or of `hub` any data set, owner/name."""
+    """Folder of the source; optional for `hub` and `tfds`; for `hub` it may be any data set,
+    owner/name."""
     source: str | None = None
     """Where the images come from: hub, tfds, folder, arrays or embedded; folder if --data is
     given."""
     tasks: tuple[str, ...] = ()
-    """Tasks; by default all that the source has, of hub and tfds the eight of the literature."""
+    """Tasks; by default all that the source has, or for hub and tfds the eight of the
+    literature."""
     near: int | None = None
-    """Also report test images that are nearly those of train: at most this many of 256 bits of a
-    perceptual hash apart (10 is a good start)."""
+    """Also report near duplicates of training images in test: perceptual hashes of 256 bits that
+    differ in at most this many bits (10 is a good start)."""
     model: Place | None = None
     """Checkpoint to check: a Hugging Face directory (config.json and weights), or a hub id. With
     data: whether its text tower reads the prompts of their classes, too."""

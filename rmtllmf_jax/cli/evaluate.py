@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Evaluate(Configured):
-    """Print the score of a model on a run folder's tasks, of images under their frozen heads.
+    """Print the score of a model on a run folder's tasks, for images with their frozen heads.
 
-    Without --directory and --configuration: of each task's own fine-tuned model.
+    Without --directory and --configuration, each task's fine-tuned model is scored.
 
     Examples: rmtllmf evaluate runs/a --directory merged --tasks mnist;
     rmtllmf evaluate runs/a --configuration combination=dtd+mnist scenario=sum_rate
     """
 
     directory: Place | None = None
-    """A model directory, as `export` and `fuse` write it: its image tower, or language model, is
+    """A model directory, as written by `export` and `fuse`: its image tower, or language model, is
     evaluated."""
     tasks: tuple[str, ...] = ()
-    """Tasks; none means all of the run folder, or of the configuration."""
+    """Tasks; by default all of the run folder, or of the configuration."""
     split: Literal["test", "validation"] = "test"
-    """Samples to evaluate on: as many as the settings of the last sweep say; all without one."""
+    """Samples to evaluate on: as many as in the last sweep's settings; all if there was none."""
     metric: MetricText = None
     json: bool = False
-    """Print JSON and nothing else: an object of `model`, `metric` and `tasks`, by task an object of
-    score, base_score, finetuned_score, normalised and images, or rows of texts."""
+    """Print JSON and nothing else: an object of `model`, `metric` and `tasks`; per task an object
+    of score, base_score, finetuned_score, normalised and images, or rows of texts."""
 
     def run(self) -> None:
         """Run the sub-command."""

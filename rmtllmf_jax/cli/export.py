@@ -24,8 +24,8 @@ _NONE = "none"
 class Export(Configured):
     """Write a model of a run folder as a directory that transformers opens.
 
-    Any configuration of results.parquet, received and repaired as it was evaluated; or a fine-tuned
-    model, or the noiseless sum of several. The model of one task is an image classifier.
+    It writes any configuration of results.parquet, received and repaired as it was evaluated; or a
+    fine-tuned model, or the noiseless sum of several. A single-task model is an image classifier.
 
     Examples: rmtllmf export runs/a --configuration combination=dtd+mnist draw=0 --to out;
     rmtllmf export runs/a --tasks mnist svhn dtd --scale 0.3 --to merged
@@ -34,14 +34,14 @@ class Export(Configured):
     to: Path
     """The directory to write; it must not exist."""
     tasks: tuple[str, ...] = ()
-    """Tasks to merge, or one; none means all of the run folder."""
+    """One or more tasks to merge; by default all of the run folder."""
     scale: float | None = None
     """Merging coefficient: base + scale * sum of the task vectors. By default 1 for one task (the
-    fine-tuned model itself), and the power law of the number of tasks for several."""
+    fine-tuned model itself), and the power law in the number of tasks for several."""
     classifier: str | None = None
     """Task whose head is written as the classifier, so that transformers'
-    pipeline("image-classification") answers with its labels; by default that of the one task, if
-    there is no other. `none`: the whole pretrained model, with its text tower, and no head."""
+    pipeline("image-classification") answers with its labels; by default the only task, if there is
+    just one. `none`: the whole pretrained model, with its text tower, and no head."""
 
     def run(self) -> None:
         """Run the sub-command."""

@@ -39,32 +39,32 @@ class TrainingOptions:
     steps: int = FINETUNE.steps
     """Fine-tuning steps per task."""
     batch_size: int = FINETUNE.batch_size
-    """Images, or rows of texts, per fine-tuning step."""
+    """Images (or rows of texts) per fine-tuning step."""
     learning_rate: float = FINETUNE.learning_rate
     """Peak learning rate of fine-tuning (AdamW, warm-up, cosine)."""
     weight_decay: float = FINETUNE.weight_decay
     """Decoupled weight decay of fine-tuning."""
     warmup: float = FINETUNE.warmup
-    """Share of the fine-tuning steps that warm up."""
+    """Share of the fine-tuning steps used for warm-up."""
     clip_norm: float | None = FINETUNE.clip_norm
     """Largest global gradient norm of fine-tuning; None does not clip."""
     augment: tuple[str, ...] = ()
-    """Light augmentation of training images: crop (moved by up to an eighth of the side;
-    crop(share=0.1)), flip (left and right), or auto: crop, and flip for tasks whose mirrored images
-    are of the same class."""
+    """Light augmentation of training images: crop (shifted by up to an eighth of the side;
+    crop(share=0.1)), flip (left-right), or auto: crop, and flip for tasks whose mirrored images
+    keep their class."""
     keep: Literal["last", "best"] = "last"
-    """Which step is kept: the last, or the best on the validation part."""
+    """Which step to keep: the last, or the best on the validation part."""
     patience: int | None = None
-    """Fine-tuning ends after that many validation scores in a row without a better one, by default
-    after all steps."""
+    """Stop fine-tuning after this many consecutive validation scores without improvement; by
+    default only after all steps."""
     validate_every: int = 50
-    """Steps between scores on the validation part, where --keep best or --patience want them, and
-    between checkpoints."""
+    """Steps between checkpoints, and between scores on the validation part if --keep best or
+    --patience need them."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where else the progress is reported: tensorboard, wandb."""
+    """Additional places to report progress: tensorboard, wandb."""
     weight_noise: float = 0.0
-    """Standard deviation of Gaussian noise on every parameter under which fine-tuning takes its
-    gradients, for models that bear the uplink's errors: docs/cli.md says how to choose it."""
+    """Standard deviation of the Gaussian noise added to every parameter when computing gradients,
+    for models that tolerate the uplink's errors: docs/cli.md says how to choose it."""
 
 
 @dataclass(kw_only=True)
@@ -74,14 +74,15 @@ class LoraOptions:
     group: ClassVar[str] = "LoRA"
 
     lora_rank: int | None = None
-    """Fine-tune by LoRA: rank of the updates of some kernels, whose factors alone are trained and
-    stored; the base stays as it is. Wants a higher learning rate."""
+    """Fine-tune by LoRA: rank of the updates of some kernels. Only their factors are trained and
+    stored; the base is frozen. Needs a higher learning rate."""
     lora_alpha: float | None = None
     """The updates are alpha / rank times the product of their factors; by default the rank."""
     lora_targets: tuple[str, ...] = ("q_proj|query", "v_proj|value")
-    """Modules whose kernels are updated, as regular expressions of their last names."""
+    """Modules whose kernels are updated, as regular expressions for the last part of their
+    names."""
     lora_init: Literal["gaussian", "kaiming"] = "gaussian"
-    """How the first factor begins, as PEFT has it; the second one begins at zero."""
+    """Initialisation of the first factor, as in PEFT; the second is initialised to zero."""
 
 
 @dataclass(kw_only=True)
@@ -94,20 +95,20 @@ class ComputeOptions:
     """Compute type of the model: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on
     accelerators). Parameters stay in float32."""
     remat: bool = False
-    """Save memory: compute activations again in the backward pass."""
+    """Save memory: recompute activations in the backward pass."""
     train_devices: int | None = None
-    """Devices of this process that share every fine-tuning batch, by default as many of an
-    accelerator's as divide it, and one CPU. Changes only speed and memory."""
+    """Devices of this process that share every fine-tuning batch; by default as many accelerators
+    as divide it, or one CPU. Affects only speed and memory."""
     accumulate: int = 1
-    """Save memory: parts of a fine-tuning batch that are computed one after another, their
-    gradients added up; --batch-size counts samples of all. Divides the batch."""
+    """Save memory: compute a fine-tuning batch in this many parts, one after another, and add up
+    their gradients; --batch-size counts the samples of all parts. Must divide the batch."""
 
 
 @dataclass(kw_only=True)
 class Finetune(
     RunOptions, ModelOptions, SetOptions, TextOptions, TrainingOptions, LoraOptions, ComputeOptions
 ):
-    """Fine-tune one model per task under its frozen head; print task vectors' norms and cosines.
+    """Fine-tune one model per task with a frozen head; print task vectors' norms and cosines.
 
     Examples: rmtllmf finetune --model MODEL --data DATA --out runs/a --tasks mnist svhn;
     rmtllmf finetune --model MODEL --source hub --data AI-Lab-Makerere/beans --out runs/b;

@@ -37,15 +37,15 @@ class Fuse(LinkOptions):
     """
 
     recipe: tyro.conf.Positional[Path | None] = None
-    """A recipe in place of the other options: these in YAML, the fusion.json of an output, or a
-    file of mergekit's; --out and --dry-run go with it."""
+    """A recipe instead of the other options: the options in YAML, the fusion.json of an output, or
+    a mergekit file; it can be combined with --out and --dry-run."""
     base: Path | None = None
     """The model that the others were fine-tuned from: a Hugging Face directory or hub id
     (owner/name or owner/name@revision), whose configuration and tokenizer go into the output; or a
     safetensors file, or an index of shards."""
     models: tuple[Path, ...] = ()
-    """The fine-tuned models, each a directory, a hub id, a file or an index; or a LoRA adapter to
-    the base, the directory that PEFT saved."""
+    """The fine-tuned models, each a directory, a hub id, a file or an index; or a LoRA adapter for
+    the base, as the directory that PEFT saved."""
     out: Path | None = None
     """The directory to write; it must not exist."""
     method: str = "task_arithmetic"
@@ -62,38 +62,40 @@ class Fuse(LinkOptions):
     fisher(floor=1e-06) and regmean(off_diagonal=0.9, ridge=1e-06, input_axis=none). All take
     weights=(1, 0.5), one number per model."""
     options: tuple[str, ...] = ()
-    """The method's options as NAME=VALUE, as earlier versions had them; better in brackets."""
+    """The method's options as NAME=VALUE, as in earlier versions; prefer brackets."""
     scale: str | None = None
-    """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model
-    and power-law, which is 1 for methods that average (average, ties, della, slerp, multi_slerp,
-    model_stock, tsv_merge, median, trimmed_mean, fisher, regmean). A negative one forgets."""
+    """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N). By default 1 for a single model,
+    otherwise power-law, which is 1 for methods that average (average, ties, della, slerp,
+    multi_slerp, model_stock, tsv_merge, median, trimmed_mean, fisher, regmean). A negative
+    coefficient makes the model forget."""
     reference: Path | None = None
-    """For lata: the model whose difference from the base the layers are compared to (instruct where
-    the base is pretrained). By default, for each model, the mean of the other task vectors."""
+    """For lata: the model whose difference from the base is the reference for the layers (the
+    instruct model if the base is pretrained). By default, for each model, the mean of the other
+    task vectors."""
     statistics: tuple[Path, ...] = ()
-    """For fisher and regmean: the files that `rmtllmf statistics` wrote, one for each model, in the
+    """For fisher and regmean: the files written by `rmtllmf statistics`, one per model, in the
     order of --models."""
     only: tuple[str, ...] = ()
-    """Merge only tensors whose names match one of these regular expressions (the whole of the
-    name, as 'vision_model.*' does); the others are the base's."""
+    """Merge only tensors whose whole names match one of these regular expressions, such as
+    'vision_model.*'; the others are taken from the base."""
     from_base: tuple[str, ...] = ()
-    """Take tensors that match from the base, such as 'classifier.*' where heads differ; those that
-    it has not are left out."""
+    """Take matching tensors from the base, such as 'classifier.*' if heads differ; those that the
+    base lacks are left out."""
     tokenizer: str | None = None
-    """Whose tokens the output has, where models have tokens that the base has not: base, union (all
-    tokens), or one of the models. Rows of embeddings go by token, not by number."""
+    """The output's vocabulary if models have tokens that the base lacks: base, union (all tokens),
+    or one of the models. Embedding rows are matched by token, not by number."""
     accept: tuple[str, ...] = ()
-    """Fields of config.json that may differ although they change what weights mean, such as
-    rope_theta; the output has the base's."""
+    """Fields of config.json that may differ although they change the meaning of weights, such as
+    rope_theta; the output has the base's values."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Type of the merged tensors in the output; keep is that of the base, tensor by tensor."""
+    """Type of the merged tensors in the output; keep means the base's type, tensor by tensor."""
     as_adapter: int | None = None
-    """Write a LoRA adapter of this rank, which PEFT opens on the base, in place of a whole model;
-    how much of the merged vector it holds is said for each tensor."""
+    """Write a LoRA adapter of this rank, which PEFT opens on the base, instead of a whole model;
+    the share of the merged vector that it keeps is printed for each tensor."""
     shard_size: str = "5GB"
-    """Largest size of a file of the output, such as 5GB or 500MiB."""
+    """Largest size of an output file, such as 5GB or 500MiB."""
     carry_code: bool = False
-    """Copy the *.py files of the base into the output too, code that trust_remote_code runs."""
+    """Also copy the base's *.py files, which trust_remote_code runs, into the output."""
     dry_run: bool = False
     """Only print what would be merged: every tensor with its shape, type, size and method."""
 

@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Generate:
-    """Print prompts and how a language model goes on: Llama, Mistral, Qwen2 or Qwen3.
+    """Print prompts and their continuation by a language model: Llama, Mistral, Qwen2 or Qwen3.
 
     Example: rmtllmf generate merged "Once upon a time" "One day" --tokens 40
     """
 
     directory: tyro.conf.Positional[Place]
-    """The model with its tokenizer: a Hugging Face directory, as `fuse` writes it, or a hub id."""
+    """The model with its tokenizer: a Hugging Face directory, as from `fuse`, or a hub id."""
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts to continue."""
     tokens: int = 64
-    """Tokens to add to each prompt, at most."""
+    """Maximum number of tokens to add to each prompt."""
     temperature: float = 0.0
-    """0 takes the most probable token each time; above, tokens are drawn from the softmax of the
-    logits over it."""
+    """0 always takes the most probable token; above 0, tokens are drawn from the softmax of the
+    logits divided by it."""
     top_k: int | None = None
-    """Draw from that many tokens, the most probable ones."""
+    """Draw from this many of the most probable tokens."""
     top_p: float = 1.0
-    """Draw from the fewest tokens that together have this probability."""
+    """Draw from the smallest set of tokens whose total probability reaches this value."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; bfloat16 is for accelerators."""
     cache_dir: Cache = field(default_factory=default_cache)

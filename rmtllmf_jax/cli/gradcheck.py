@@ -51,9 +51,9 @@ _MEANINGS = {
 class Gradcheck(UplinkOptions, Relocated):
     """Compare the gradient of the fused model's score with finite differences.
 
-    Every parameter is moved along a random direction from the values of the preset, with the same
-    channels and noise at every step. SIC order and strongest user stay as they are at the start.
-    The model computes in float32. Without --out, the model is a small one with random weights.
+    Every parameter is moved along a random direction from the preset's values, with the same
+    channels and noise at every step. SIC order and strongest user are fixed at the start. The model
+    computes in float32. Without --out, a small model with random weights is used.
 
     Exit code 0 if nothing differs, 1 if something does, 2 for bad input.
 
@@ -61,42 +61,43 @@ class Gradcheck(UplinkOptions, Relocated):
     """
 
     out: Path | None = None
-    """Run folder whose users are fused; nothing is written there. Without it, a random model."""
+    """Run folder whose users are fused; nothing is written there. By default a random model."""
     combination: str = ""
-    """Tasks that are fused, as a+b; by default all of the run folder."""
+    """Tasks to fuse, as a+b; by default all of the run folder."""
     parameters: tuple[str, ...] = ()
-    """What the score is differentiated in: powers, distances, positions, path_loss_exponent,
-    budget, attack (a free one, from white noise on; with the scenario ideal), mse, mse_factor,
-    scale. By default all that act under the preset and the scenario, but for a free attack."""
+    """Parameters to differentiate by: powers, distances, positions, path_loss_exponent, budget,
+    attack (a free attack, starting from white noise; with the scenario ideal), mse, mse_factor,
+    scale. By default all that have an effect under the preset and the scenario, except a free
+    attack."""
     scenario: str = "sum_rate"
     """Channel scenario: clean (no channel), ideal (only thermal noise), or an attacker: white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0),
     min_max_rate, sum_mse, jammer(antennas=2), guessed(of=sum_rate, csi=0.0)."""
     metric: Annotated[str, tyro.conf.arg(aliases=["--score"])] = "soft_accuracy"
-    """Metric that is differentiated: soft_accuracy, which tends to the accuracy as its temperature
-    falls, as in 'soft_accuracy(temperature=0.5)', cross_entropy or margin."""
+    """Metric to differentiate: soft_accuracy, which tends to the accuracy as its temperature falls,
+    as in 'soft_accuracy(temperature=0.5)', cross_entropy or margin."""
     channel_draws: int = 1
-    """Channels that the score is averaged over; the users keep their positions in all."""
+    """Channels over which the score is averaged; the users keep their positions in all of them."""
     noise_draws: int = 2
-    """Draws of the parameters' noise for every channel."""
+    """Draws of the parameter noise per channel."""
     eval_samples: int = 64
-    """Test images per task (nothing is tuned on them); 0 is all."""
+    """Test images per task (nothing is tuned on them); 0 means all."""
     eval_batch_size: int = 64
-    """Images per step of evaluation; changes only speed and memory."""
+    """Images per evaluation step; affects only speed and memory."""
     scale: str = "power-law"
     """Merging coefficient at the start: a number, power-law, 1/N or 1/sqrt(N)."""
     tolerance: float = 1e-3
-    """Relative error that is allowed, beside what the finite differences are off by themselves."""
+    """Allowed relative error, in addition to the uncertainty of the finite differences."""
     hessian: bool = False
     """Check second derivatives: the curvature along each direction against differences of the
     slope."""
     seed: int = 0
-    """Root of channels, noise, directions, evaluation subsets and of the random model."""
+    """Root of channels, noise, directions, evaluation subsets and the random model."""
     json: bool = False
     """Print JSON and nothing else: an object of the options, `model` (the run folder or random),
     `images`, `value` (the score at the start) and `parameters`: a list of objects of parameter,
     gradient, difference, relative_error, uncertainty (of the difference) and verdict (agrees,
-    differs, too small to tell). A number that is not finite is null."""
+    differs, too small to tell). Numbers that are not finite are null."""
 
     def run(self) -> None:
         """Run the sub-command."""

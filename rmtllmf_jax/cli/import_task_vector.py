@@ -32,8 +32,8 @@ class ImportTaskVector:
     base: tyro.conf.Positional[str]
     """The pretrained model: a Hugging Face directory or hub id."""
     finetuned: tyro.conf.Positional[str]
-    """The model that was fine-tuned from it: a directory, a hub id, or tanganke for the published
-    model of the task; or a LoRA adapter to it, as PEFT saved it."""
+    """The model that was fine-tuned from it: a directory, a hub id, or tanganke for the task's
+    published model; or a LoRA adapter for it, as saved by PEFT."""
     task: str
     """Name of the task; the file is named after it."""
     out: Path = Path("task_vectors")

@@ -37,7 +37,7 @@ _GIVEN = "command line"
 
 @dataclass(kw_only=True)
 class Info:
-    """Print versions, devices, caches, and where the defaults of a run come from.
+    """Print versions, devices, caches, and the source of a run's defaults.
 
     Example: rmtllmf info --recipe paper
     """
@@ -45,9 +45,9 @@ class Info:
     recipe: str = "demo"
     """Recipe of `reproduce` whose defaults are listed."""
     json: bool = False
-    """Print JSON and nothing else: an object of versions and extras (by package; null is not
-    installed), backend, devices (memory in bytes), folders (size in bytes; null is not there),
-    variables (null is not set), embedded_model and defaults (of --recipe; by option, value and
+    """Print JSON and nothing else: an object of versions and extras (by package; null means not
+    installed), backend, devices (memory in bytes), folders (size in bytes; null means missing),
+    variables (null means not set), embedded_model and defaults (of --recipe; by option, value and
     from)."""
     cache_dir: Cache = field(default_factory=default_cache)
 

@@ -19,11 +19,10 @@ class TextOptions:
     group: ClassVar[str] = "texts"
 
     texts: Place | None = None
-    """Tasks of texts for a language model, in place of images: a file in YAML or JSON, or
-    embedded, four small tasks that come with the package. docs/language_models.md says what is in
-    it."""
+    """Text tasks for a language model, instead of images: a YAML or JSON file, or embedded, four
+    small tasks that come with the package. docs/language_models.md describes the file."""
     length: int = 256
-    """Tokens per row of texts; longer ones are cut into rows."""
+    """Tokens per row of texts; longer texts are split over rows."""
 
 
 @dataclass(kw_only=True)
@@ -35,53 +34,53 @@ class ModelOptions:
     model: Place
     """Pretrained model: a Hugging Face directory (config.json and weights), or a hub id."""
     source: str = "folder"
-    """Where the images come from: folder (parquet or image folders), hub (Hugging Face datasets),
+    """Source of the images: folder (parquet or image folders), hub (Hugging Face datasets),
     tfds (tensorflow-datasets), arrays (<task>.npz) or embedded (eight small tasks that come with
     the package)."""
     data: Place | None = None
-    """Folder of the images, of one task or with one folder per task: parquet files, what
-    save_to_disk of datasets wrote, <split>/<class>/<image>, or lists of images; of arrays; with
-    hub any data set of the Hugging Face hub, as owner/name, owner/name@revision:config or
-    TASK=owner/name; or with hub and tfds the folder of downloads. A set that finetune is given
-    later joins the others of the run folder."""
+    """Folder of the images, of one task or with one folder per task: parquet files, a data set
+    written by save_to_disk of datasets, <split>/<class>/<image>, or lists of images; or of arrays;
+    with hub any data set of the Hugging Face hub, as owner/name, owner/name@revision:config or
+    TASK=owner/name; or with hub and tfds the download folder. Later finetune runs add their data
+    sets to those of the run folder."""
     tasks: tuple[str, ...] = ()
     """Tasks; user q of every channel draw sends the q-th in alphabetical order. By default the
     eight of the literature if the source has them all (cars, dtd, eurosat, gtsrb, mnist, resisc45,
-    sun397, svhn), or else all that it has, and all of --texts; tall14 and tall20 are the 14 and 20
-    of Wang et al. (2024)."""
+    sun397, svhn), otherwise all that it has; with --texts all of them; tall14 and tall20 are the 14
+    and 20 tasks of Wang et al. (2024)."""
     task_vectors: Place | None = None
-    """Ready task vectors in place of fine-tuning: a folder that import-task-vector wrote, or one of
-    LoRA adapters by task (PEFT's directories), or tanganke (the published models of CLIP ViT-B/16,
-    which are then imported)."""
+    """Existing task vectors instead of fine-tuning: a folder written by import-task-vector, or one
+    of LoRA adapters by task (PEFT's directories), or tanganke (the published models of CLIP
+    ViT-B/16, which are then imported)."""
     head: str | None = None
-    """Frozen heads: zero-shot (of the text tower of a CLIP or SigLIP), lda (closed form, from
-    features; lda(shots=5) of five training images per class), probe (a linear probe, probe=5) or
-    own (the checkpoint's own classifier); by default zero-shot where the model has a text tower,
-    else lda."""
+    """Frozen heads: zero-shot (from the text tower of CLIP or SigLIP), lda (closed form, from
+    features; lda(shots=5) from five training images per class), probe (a linear probe, probe=5) or
+    own (the checkpoint's classifier); by default zero-shot if the model has a text tower, otherwise
+    lda."""
     prompts: str = "ensemble"
     """Prompts of zero-shot heads: ensemble (the task's templates) or single (a photo of a ...)."""
     templates: Path | None = None
-    """File with the prompts of zero-shot heads in place of these, a line each, where {} stands for
-    the class name."""
+    """File with other prompts for zero-shot heads, one per line, where {} stands for the class
+    name."""
     image_size: int | None = None
     """Height and width in pixels, a multiple of the model's patch size; by default the model's
     own."""
     fit: Literal["crop", "squash"] | None = None
-    """Images to squares: crop (shorter side to size, centre) or squash (both sides to size); by
-    default as the model's image processor does (crop, if it has none)."""
+    """How images become square: crop (shorter side to size, centre) or squash (both sides to size);
+    by default as the model's image processor does it (crop, if it has none)."""
     normalise: BothWays = True
     """Rescale and normalise images as the model's image processor says (--normalise), or leave
     pixels in [0, 1] (--no-normalise)."""
     validation_fraction: float = 0.1
-    """Share of each class of train that is set aside for validation, where a task has no
-    validation split of its own; of texts that of each part which a task does not have."""
+    """Share of each training class that is set aside for validation if a task has no validation
+    split; for texts, the share set aside for each missing part."""
     skip_unreadable: int = 0
-    """Leave out up to this many images per split that cannot be read, and say which."""
+    """Leave out up to this many unreadable images per split, and list them."""
 
 
 @dataclass(kw_only=True)
 class SetOptions:
-    """What a data set calls its columns and splits."""
+    """The names of a data set's columns and splits."""
 
     group: ClassVar[str] = "columns and splits"
 
@@ -94,10 +93,10 @@ class SetOptions:
     """Name of the split, or parts of several (train[:80%], train+validation); by default train or
     training, in any case."""
     validation_split: str | None = None
-    """By default val, valid, validation or dev, if there is one. The name of the train split means
-    that a share of it is set aside in any case."""
+    """By default val, valid, validation or dev, if there is one. With the name of the train split,
+    a share of it is always set aside."""
     test_split: str | None = None
-    """By default test or testing. Where the test split has no labels: validation."""
+    """By default test or testing. If the test split has no labels, use validation."""
 
     @property
     def reading(self) -> Reading:

@@ -17,17 +17,18 @@ class LinkOptions(UplinkOptions):
     """The link that task vectors come over before they are merged."""
 
     link: str | None = None
-    """Merge what a base station would receive: each model's task vector goes over the uplink, model
-    q as user q of --preset, under this attack: ideal (only thermal noise), sum_rate,
-    strongest_user, ... and what users send in its place, as 'sum_rate+sign_flip(user=0)'; as
-    --scenarios of `rmtllmf sweep`. By default the task vectors arrive as they are."""
+    """Merge what a base station would receive: each model's task vector is sent over the uplink,
+    model q as user q of --preset, under this attack: ideal (only thermal noise), sum_rate,
+    strongest_user, ...; users may send poison instead, as in 'sum_rate+sign_flip(user=0)'. The
+    names are those of --scenarios in `rmtllmf sweep`. By default the task vectors arrive without
+    errors."""
     protection: str = "none"
-    """With --link: what is done along the chain, with a plus between: a receiver, on the air
+    """With --link: choices along the chain, joined by plus signs: a receiver, on the air
     repeat(times=2), harq, hop or schedule, a transport gaussian, sparse(share=0.1), coded,
     adapter(rank=16, targets=('q_proj', 'v_proj')), qam(size=64) or analogue, estimators shrink,
     reliability(alpha=0.5) and singular_values, as in 'repeat(times=4)+shrink'."""
     draw: int = 0
-    """With --link: which of the draws (channel realisations), from 0, those of a sweep."""
+    """With --link: number of the draw (channel realisation), from 0, as in a sweep."""
     seed: int = 0
     """Root of all random numbers: the masks of dare and della, channel and noise of --link."""
 

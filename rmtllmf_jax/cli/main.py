@@ -1,8 +1,8 @@
 """The entry point: parse, run, and turn bad input into one clear line.
 
 Exit codes: 0 done, 1 `doctor`, `gradcheck` or a dry run found something wrong, 2 bad input or
-usage, a full disk, or no device, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP, 141 nobody
-reads what is printed any more (`| head`). Anything else is a bug and keeps its traceback.
+usage, a full disk, or no device, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and SIGHUP, 141 the
+reader of the output closed it (`| head`). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -136,14 +136,14 @@ _OVERVIEW = """usage: rmtllmf COMMAND [--quiet] [OPTIONS]
 
  Exit codes: 0 done, 1 doctor, gradcheck or a dry run found something wrong, 2
  bad input or usage, a full disk or no device, 130 stopped by Ctrl-C (143 by
- SIGTERM, 129 by SIGHUP), 141 nobody reads what is printed any more."""
+ SIGTERM, 129 by SIGHUP), 141 the reader of the output closed it."""
 
 _QUIET = "--quiet"
 _QUIET_HELP = "Print only results and errors: no progress, notes or warnings."
 _OPTIONS = {
     "-h, --help": "Show this page. rmtllmf COMMAND --help has the options of a command, their "
     "defaults and units, and examples.",
-    "--version": "Print which version this is.",
+    "--version": "Print the version.",
     _QUIET: _QUIET_HELP,
 }
 _DOWNLOADS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")

@@ -36,9 +36,9 @@ def default_of(option: Field[Any]) -> Any:
 MetricText = Annotated[
     str | None,
     tyro.conf.arg(
-        help="What models are scored by: accuracy, soft_accuracy(temperature=1.0), cross_entropy "
-        "or margin; of language models perplexity, negative_log_likelihood or bits_per_byte, or of "
-        "next tokens those before. By default accuracy, or perplexity of language models."
+        help="Metric for scoring models: accuracy, soft_accuracy(temperature=1.0), cross_entropy "
+        "or margin; for language models perplexity, negative_log_likelihood or bits_per_byte, or "
+        "the former applied to next tokens. By default accuracy, or perplexity for language models."
     ),
 ]
 
@@ -83,7 +83,7 @@ class RunOptions:
     """The run folder that a command fills."""
 
     out: Path
-    """Run folder: everything is kept there, and resumed from."""
+    """Run folder: everything is stored there, and runs resume from it."""
     seed: int = 0
     """Root of all random numbers."""
     cache_dir: Cache = field(default_factory=default_cache)
@@ -96,10 +96,10 @@ class Relocated:
     group: ClassVar[str] = "places"
 
     model: Place | None = None
-    """Where the pretrained model of the run is now, if it was moved since `finetune`."""
+    """Current location of the run's pretrained model, if it was moved since `finetune`."""
     data: Path | None = None
-    """Where the images of the run are now, or the file of its text tasks, if they were moved since
-    `finetune`."""
+    """Current location of the run's images, or of the file of its text tasks, if they were moved
+    since `finetune`."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def opened(self, folder: Path, tasks: tuple[str, ...] = (), **options: Any) -> Run:
@@ -119,10 +119,10 @@ class Configured(Relocated):
     """A run folder, and a configuration of its results."""
 
     run_folder: tyro.conf.Positional[Path]
-    """Run folder that `finetune` or `reproduce` made; its heads and images are used."""
+    """Run folder from `finetune` or `reproduce`; its heads and images are used."""
     configuration: tuple[str, ...] = ()
     """A configuration of results.parquet as NAME=VALUE, by the columns combination, scenario, axis,
-    level, draw, seed, protection and rule; what the table has one of may be left out."""
+    level, draw, seed, protection and rule; columns with a single value may be left out."""
 
     def swept(self) -> Run:
         """Return the run with the tasks of its last sweep, as configurations depend on them."""
@@ -156,8 +156,8 @@ class ChannelOptions:
     receiver: Annotated[str, tyro.conf.arg(aliases=["--order"])] = "sic"
     """Receiver: sic (weakest_first), sic(strongest_first), lmmse (joint), matched_filter, unaware
     of the attacker, estimated(snapshots=128, shrinkage=oas), which measures the noise, powered
-    (knows its power), projected(rank=2), sensed(angles=(0, 30)), which take of=lmmse and the like;
-    and minimax. A decoding order means SIC in it."""
+    (knows its power), projected(rank=2), sensed(angles=(0, 30)); these take another receiver as
+    of=lmmse; and minimax. A decoding order alone means SIC in that order."""
 
 
 @dataclass(kw_only=True)
@@ -185,11 +185,11 @@ class TransmissionOptions(UplinkOptions):
     base)."""
     transport: str = "gaussian"
     """What carries the task vectors: gaussian (errors of variance kappa^2 mu on the parameters), or
-    symbols over the channel of the draw: qam(size=64, cancellation=genie, clip=none), uncoded, one
-    parameter per symbol; analogue, two per symbol. sparse(share=0.1) sends the largest entries
-    alone, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link,
-    adapter(rank=4) two factors of the matrices of queries and values. --c0 and --kappa are for
-    gaussian, sparse and adapter."""
+    symbols over the draw's channel: qam(size=64, cancellation=genie, clip=none), uncoded, one
+    parameter per symbol; analogue, two per symbol. sparse(share=0.1) sends only the largest
+    entries, coded(gap_db=3, plan=sum_rate) the best quantised ones at the rate of the link,
+    adapter(rank=4) two factors of the query and value matrices. --c0 and --kappa apply to gaussian,
+    sparse and adapter."""
 
 
 @dataclass(kw_only=True)
@@ -199,33 +199,34 @@ class GridOptions:
     group: ClassVar[str] = "grid"
 
     combinations: str = "all"
-    """`all`, or how many combinations of each size from 2 on."""
+    """`all`, or the number of combinations of each size from 2 up."""
     sizes: tuple[int, ...] = ()
-    """Numbers of tasks to fuse, as far as there are so many; by default 2 to all."""
+    """Numbers of tasks to fuse, up to the number of tasks there are; by default 2 to all."""
     scenarios: tuple[str, ...] = ("clean", "ideal", "strongest_user", "sum_rate")
     """Channel scenarios: clean (no channel), ideal (only thermal noise), and the attackers white,
     white_in_range, sum_rate, sum_rate_floor_aware, strongest_user, towards(user=0), min_max_rate,
     sum_mse, jammer(antennas=2, angles=(0, 30), covariance=worst) and guessed(of=sum_rate, csi=0.5).
-    With a plus behind, users send poison: 'ideal+sign_flip(user=0)', 'clean+scaled(factor=10)'."""
+    A plus sign adds a user that sends poison: 'ideal+sign_flip(user=0)',
+    'clean+scaled(factor=10)'."""
     protections: tuple[str, ...] = ("none", "freeze", "realign", "r-mtllmf", "control")
     """Protections: none, freeze, realign, r-mtllmf, phy (the physical layer alone), holistic
-    (both), control (the base model realigned without any task vector; added where another one
-    realigns); or what is chosen along the chain with a plus between: a receiver, on the air once,
+    (both), control (the base model realigned without any task vector; added if another one
+    realigns); or choices along the chain, joined by plus signs: a receiver, on the air once,
     repeat(times=2), harq(rounds=4), hop(bands=8) or schedule(groups=2), a transport, estimators
     shrink(per=leaf), reliability(alpha=0.5) and singular_values, and repairs from_base,
     reload(patterns=(...)) and realign(shots=5), as in
     'repeat(times=4)+sparse(share=0.15)+shrink+r-mtllmf'."""
     axis: str = ""
-    """Levels in place of the preset's: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the attacker's
-    power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db, correlation
-    or c0_db. The noise of a draw is the same at all."""
+    """Levels that replace the preset's value: snr_db=0,5,10 (edge SNR), budget_db=10,20 (the
+    attacker's power over the noise), mse=.01,.1 (every user's), users, antennas, k_factor_db,
+    correlation or c0_db. The noise of a draw is the same at every level."""
     draws: int = 1
     """Channel realisations."""
     repaired_draws: int | None = None
-    """Channel realisations where a model is realigned, which costs a hundred times what evaluation
-    does; by default all of --draws."""
+    """Channel realisations with realigned models, which cost a hundred times as much as evaluation;
+    by default all of --draws."""
     seeds: int = 1
-    """Repetitions with other parameter noise and other few-shot samples."""
+    """Repetitions with different parameter noise and few-shot samples."""
 
 
 @dataclass(kw_only=True)
@@ -237,16 +238,16 @@ class MergeOptions:
     rules: tuple[str, ...] = ("task_arithmetic",)
     """Merge methods, with options in brackets as in `rmtllmf fuse`: task_arithmetic, average, ties,
     dare, dare_ties, della, della_linear, breadcrumbs, consensus_ta, slerp (two tasks), multi_slerp,
-    model_stock, tsv_merge, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that
-    look at data: fisher, regmean (training images of each task) and adamerging (test images,
-    without labels). Of ties(density=[0.1, 0.2]) --scale validation chooses the density, too."""
+    model_stock, tsv_merge, median, trimmed_mean, clipped_norm, layer_wise, lata, and those that use
+    data: fisher, regmean (training images of each task) and adamerging (test images, without
+    labels). With ties(density=[0.1, 0.2]), --scale validation also chooses the density."""
     scale: str = "power-law"
-    """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) by the number of tasks, or
-    validation (the best on validation samples)."""
+    """Merging coefficient: a number, power-law, 1/N or 1/sqrt(N) for N tasks, or validation (the
+    best on validation samples)."""
     validation_samples: int = 200
-    """Validation images per task, or rows, for --scale validation; 0 is all."""
+    """Validation images (or rows of texts) per task for --scale validation; 0 means all."""
     statistics_samples: int = 128
-    """Training images per task, without labels, for the merge methods fisher and regmean; 0 is
+    """Training images per task, without labels, for the merge methods fisher and regmean; 0 means
     all."""
 
 
@@ -258,7 +259,7 @@ class EvaluationOptions:
 
     metric: MetricText = None
     eval_samples: int = 0
-    """Test images per task, or rows of texts; 0 is all."""
+    """Test images (or rows of texts) per task; 0 means all."""
 
 
 @dataclass(kw_only=True)
@@ -270,18 +271,18 @@ class RealignOptions:
     shots: int = 10
     """Samples per class for realignment, or texts per task of a language model."""
     frozen: tuple[str, ...] = ()
-    """Regular expressions for whole paths of the leaves that freeze and r-mtllmf take from the
-    base model; by default class, position and patch embeddings and CLIP's pre-LayerNorm, or the
-    table of tokens."""
+    """Regular expressions that match the whole paths of the leaves that freeze and r-mtllmf take
+    from the base model; by default class, position and patch embeddings and CLIP's pre-LayerNorm,
+    or the token embeddings."""
     realign_steps: int = REALIGN.steps
     """Realignment steps."""
     realign_batch_size: int = REALIGN.batch_size
-    """Images, or texts, per realignment step; the tasks of the combination take turns."""
+    """Images (or texts) per realignment step; the combination's tasks take turns."""
     realign_learning_rate: float = REALIGN.learning_rate
     """Peak learning rate of realignment."""
     control_learning_rate: float | None = None
-    """Peak learning rate of the control, which is a rival only at its own best; by default that of
-    realignment."""
+    """Peak learning rate of the control, which is a fair rival only at its best rate; by default
+    that of realignment."""
 
 
 @dataclass(kw_only=True)
@@ -291,12 +292,12 @@ class SpeedOptions:
     group: ClassVar[str] = "speed and memory"
 
     eval_batch_size: int = 128
-    """Images, or rows of texts, per step of evaluation; changes only speed and memory."""
+    """Images (or rows of texts) per evaluation step; affects only speed and memory."""
     remat: bool = False
-    """Save memory: compute activations again in the backward pass."""
+    """Save memory: recompute activations in the backward pass."""
     cells_at_once: int | None = None
     """Cells that a device computes side by side; by default as many as its memory holds, one on a
-    CPU. Changes only speed and memory."""
+    CPU. Affects only speed and memory."""
     image_devices: int = 1
     """Devices that share the evaluation batches of a cell; the others take other cells."""
 
@@ -314,10 +315,10 @@ class SweepOptions(
     """Which cells a sweep covers, and what they depend on."""
 
     store: Place | None = None
-    """Where finished cells are kept, as a folder or a URL (gs://..., s3://...); by default in the
-    run folder. All processes of a sweep write there."""
+    """Folder or URL (gs://..., s3://...) for finished cells; by default in the run folder. All
+    processes of a sweep write there."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where else the progress is reported: tensorboard, wandb."""
+    """Additional places to report progress: tensorboard, wandb."""
 
 
 @dataclass(kw_only=True)
@@ -327,19 +328,20 @@ class DryRunOptions:
     group: ClassVar[str] = "dry run"
 
     dry_run: bool = False
-    """Print what the run needs and takes (cells, files, memory, operations, hours, what is missing
+    """Print what the run needs and costs (cells, files, memory, operations, hours, what is missing
     offline) on the devices found, and stop."""
     target: Annotated[str | None, tyro.conf.arg(name="for")] = None
-    """With --dry-run: another machine than this one: h100, h200, a100, a100-40gb, rtx-4090,
-    tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e, or so many devices of it (h100-8, tpu-v5e-8)."""
+    """With --dry-run: plan for another machine: h100, h200, a100, a100-40gb, rtx-4090, tpu-v4,
+    tpu-v5e, tpu-v5p, tpu-v6e, or several devices of a kind (h100-8, tpu-v5e-8)."""
     tflops: float | None = None
-    """With --dry-run and --memory: peak of a device in TFLOP/s, in place of --for."""
+    """With --dry-run and --memory: peak of a device in TFLOP/s, instead of --for."""
     memory: float | None = None
-    """With --dry-run and --tflops: memory of a device in GB, in place of --for."""
+    """With --dry-run and --tflops: memory of a device in GB, instead of --for."""
     json: bool = False
     """With --dry-run: print JSON and nothing else, an object of cells (by scenario and protection),
     work (parts with their operations and hours), training and sweep (memory by part), files and
-    needed (sizes), flops, disk, hours, devices and speed. Sizes are in bytes; null is not known."""
+    needed (sizes), flops, disk, hours, devices and speed. Sizes are in bytes; null means
+    unknown."""
 
     def require_dry_run(self) -> None:
         """Check that the options go together.

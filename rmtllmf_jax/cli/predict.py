@@ -15,9 +15,9 @@ from rmtllmf_jax.runs.environment import default_cache, use_compilation_cache
 
 @dataclass(kw_only=True)
 class Predict:
-    """Print the most probable classes of images, by the model of one task that `export` wrote.
+    """Print the most probable classes of images, by a single-task model from `export`.
 
-    Any Hugging Face ViTForImageClassification will do, too.
+    Any Hugging Face ViTForImageClassification works as well.
 
     Examples: rmtllmf predict mnist-model digits/ seven.png;
     rmtllmf predict mnist-model digits/ --top 1 --json
@@ -26,13 +26,13 @@ class Predict:
     directory: tyro.conf.Positional[Place]
     """The classifier: a Hugging Face directory, or a hub id."""
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files, or folders of them, which are read in the order of their names."""
+    """Image files, or folders of them, read in the order of their names."""
     top: int = 3
-    """Classes per image, the most probable first: how many at most."""
+    """Maximum number of classes per image, the most probable first."""
     batch_size: int = 64
-    """Images per step; changes only speed and memory."""
+    """Images per step; affects only speed and memory."""
     json: bool = False
-    """Print JSON and nothing else: by file an object of label and probability."""
+    """Print JSON and nothing else: per file an object of label and probability."""
     cache_dir: Cache = field(default_factory=default_cache)
 
     def run(self) -> None:

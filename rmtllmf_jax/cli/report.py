@@ -12,9 +12,9 @@ from rmtllmf_jax.cli.options import suggest
 
 @dataclass
 class Report:
-    """Make a page with figures and tables from the tables of a run folder alone.
+    """Write a page with figures and tables from the results in a run folder.
 
-    The page is index.html in the folder of the report.
+    The page is index.html in the report folder.
 
     Example: rmtllmf report runs/a
     """
@@ -22,12 +22,12 @@ class Report:
     run_folder: tyro.conf.Positional[Path]
     """Run folder with results.parquet."""
     out: Path | None = None
-    """Folder of the report; by default the folder report in the run folder. For a run folder that
-    may be read alone."""
+    """Folder of the report; by default the folder report in the run folder. Use it for a read-only
+    run folder."""
 
     so_far: bool = False
-    """Report on the finished cells of a sweep that is not at its end, running or stopped; tables
-    and report go into the folder so_far in the run folder."""
+    """Report on the finished cells of an incomplete sweep, running or stopped; tables and report
+    are written to the folder so_far in the run folder."""
 
     def run(self) -> None:
         """Run the sub-command."""

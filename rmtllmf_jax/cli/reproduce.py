@@ -73,7 +73,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(kw_only=True)
 class Reproduce(Finetune, SweepOptions, DryRunOptions):
-    """Fine-tune, transmit, merge, protect, evaluate and report; resumes where it was stopped.
+    """Fine-tune, transmit, merge, protect, evaluate and report; resumes where it stopped.
 
     Examples: rmtllmf reproduce demo --out runs/demo;
     rmtllmf reproduce demo-lm --out runs/demo-lm;
@@ -83,13 +83,13 @@ class Reproduce(Finetune, SweepOptions, DryRunOptions):
 
     recipe: tyro.conf.Positional[str]
     """What to reproduce: demo (the small CLIP and the eight small tasks that come with the program:
-    minutes, no download), demo-lm (the same of a small language model and four tasks of texts),
+    minutes, no download), demo-lm (the same with a small language model and four text tasks),
     paper, task_vectors, fusion_bench or peta (CLIP ViT-B/16 and the eight tasks from the Hugging
     Face hub, by the recipe of that name), or vit-tiny (a Hugging Face ViT with closed-form heads).
     The recipe sets the defaults of the options below."""
     quick: bool = False
-    """Use fewer steps, samples and combinations: ends within 30 minutes on two cores with a
-    ViT-Ti. Options that are given keep their values."""
+    """Use fewer steps, samples and combinations: at most 30 minutes on two cores with a ViT-Ti.
+    Options given explicitly keep their values."""
 
     def run(self) -> None:
         """Run the sub-command."""

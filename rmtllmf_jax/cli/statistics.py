@@ -21,23 +21,23 @@ class Statistics(Relocated):
     """Measure each fine-tuned model of a run folder on training images of its task.
 
     fishers is the diagonal Fisher information, for the merge method fisher; grams are the Gram
-    matrices of the inputs of layers, for regmean. A sweep with the same samples and seed reads them
-    from there; rmtllmf fuse --statistics merges exported models with them. The same command resumes
+    matrices of layer inputs, for regmean. A sweep with the same samples and seed reads them from
+    there; rmtllmf fuse --statistics merges exported models with them. The same command resumes
     after an interruption.
 
     Example: rmtllmf statistics runs/a --kinds grams --samples 256
     """
 
     run_folder: tyro.conf.Positional[Path]
-    """Run folder that `finetune` or `reproduce` made; files go into its folder statistics."""
+    """Run folder from `finetune` or `reproduce`; files are written to its folder statistics."""
     tasks: tuple[str, ...] = ()
-    """Tasks whose models are measured; none means all of the run folder."""
+    """Tasks whose models are measured; by default all of the run folder."""
     kinds: tuple[Literal["fishers", "grams"], ...] = ("fishers", "grams")
-    """What is measured."""
+    """What to measure."""
     samples: int = 128
-    """Training images per task, without labels; 0 is all."""
+    """Training images per task, without labels; 0 means all."""
     seed: int = 0
-    """Root of all random numbers: which images, and the labels drawn for fishers."""
+    """Root of all random numbers: the choice of images, and the labels drawn for fishers."""
 
     def run(self) -> None:
         """Run the sub-command."""

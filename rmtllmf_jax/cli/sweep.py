@@ -30,14 +30,14 @@ class ProcessOptions:
     group: ClassVar[str] = "processes"
 
     process: int | None = None
-    """Which of several processes this is, from 0, with --processes: each takes a share of the
-    cells, the first one writes the tables. They share the run folder and --store and nothing else,
-    so that each may be stopped and restarted on its own."""
+    """Number of this process, from 0, with --processes: each takes a share of the cells, and the
+    first one writes the tables. They share only the run folder and --store, so each may be stopped
+    and restarted on its own."""
     processes: int | None = None
-    """How many processes there are, with --process."""
+    """Total number of processes, with --process."""
     distributed: bool = False
-    """Let JAX find out which process of how many this is: on a TPU slice, or a cluster that
-    jax.distributed knows. All have to be started, and meet once."""
+    """Let JAX determine the number of this process and the total: on a TPU slice, or a cluster that
+    jax.distributed supports. All processes must be started, and connect once."""
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ class Sweep(SweepOptions, ProcessOptions, DryRunOptions, Relocated):
     """
 
     tasks: tuple[str, ...] = ()
-    """Tasks; none means all that were fine-tuned in the run folder."""
+    """Tasks; by default all that were fine-tuned in the run folder."""
 
     def run(self) -> None:
         """Run the sub-command."""
