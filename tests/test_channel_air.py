@@ -268,7 +268,7 @@ def test_what_cannot_go_together_is_refused():
         Repeat(2, "independent")(h, SumRate(), BUDGET)
     with pytest.raises(InputError, match="is for one array"):
         Repeat(2, "independent")(drawn(2), SumRate(), BUDGET, 1.0, Sensed((0.0,)))
-    with pytest.raises(InputError, match="given as they are"):
+    with pytest.raises(InputError, match="are given: use fading=same"):
         Link(channel.Matrices(np.asarray(h)[None]), air=Repeat(2, "independent"))
     with pytest.raises(InputError, match="the air repeat needs a channel"):
         Link(channel.DirectPreset(mse=(0.1,)), air=Repeat())

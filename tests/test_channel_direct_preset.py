@@ -45,10 +45,10 @@ def test_a_sweep_takes_a_direct_preset():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("mse=", "'' is no number"),
-        ("mse=.1,", "'' is no number"),
-        ("mse=.1;.2", "'.1;.2' is no number"),
-        ("mse=.1,x", "'x' is no number"),
+        ("mse=", "'' is not a number"),
+        ("mse=.1,", "'' is not a number"),
+        ("mse=.1;.2", "'.1;.2' is not a number"),
+        ("mse=.1,x", "'x' is not a number"),
         ("mse=1.5", "mse must be finite and >= 0 and <= 1, got 1.5"),
         ("mse=-.5", "got -0.5"),
         ("mse=nan", "got nan"),

@@ -117,7 +117,7 @@ def test_their_mse_has_a_derivative_in_powers_and_budget() -> None:
 @pytest.mark.parametrize("name", ["distances", "positions", "path_loss_exponent"])
 def test_an_objective_refuses_places(name: str) -> None:
     objective = tiny_objective("sum_rate", preset=Matrices(BATCH))
-    with pytest.raises(InputError, match=f"are given as they are, without {name}"):
+    with pytest.raises(InputError, match=f"are given, without {name}"):
         value_and_gradient(objective, parameters_of(name), KEY)
 
 

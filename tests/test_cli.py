@@ -360,7 +360,7 @@ def test_noise_on_the_weights_is_recorded_and_makes_models_of_its_own(
     assert "weight_noise" not in users["svhn"]["recipe"]
     for wrong, said in (
         (("-1",), "--weight-noise must be a finite number >= 0, got -1.0"),
-        (("0.01", "--task-vectors", "elsewhere"), "leave one of the two out"),
+        (("0.01", "--task-vectors", "elsewhere"), "leave out one of them"),
     ):
         done = subprocess.run(command(*words, "--weight-noise", *wrong), capture_output=True)
         assert done.returncode == 2

@@ -142,7 +142,7 @@ def rewrite(path: Path, **columns: list[object]) -> None:
         ("--preset mse=.1,.2", "the attack strongest_user needs a channel"),
         ("--preset mse=.1,.2 --scenarios clean sum_mse", "the attack sum_mse needs"),
         ("--preset mse=.1,.2 --order lmmse", "the receiver lmmse needs a channel"),
-        ("--preset mse=.1,.2,", "'' is no number"),
+        ("--preset mse=.1,.2,", "'' is not a number"),
         ("--preset snr_db=10", "2 tasks need as many users; the channel preset 'snr_db=10'"),
         ("--model /no/where", "/no/where: no such directory"),
         ("--data nowhere", "nowhere: no such folder"),

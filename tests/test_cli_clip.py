@@ -173,7 +173,7 @@ def test_an_adapter_is_no_model(models: Path, tmp_path: Path, capsys, config: bo
     words = ["--task", "dtd", "--out", tmp_path / "out"]
     for pair in ([models / "base", adapter], [adapter, models / "base"]):
         error = refused(capsys, "import-task-vector", *pair, *words)
-        assert f"{adapter}: an adapter (LoRA or the like: " in error
+        assert f"{adapter}: an adapter (LoRA or similar: " in error
     assert not (tmp_path / "out").exists()
 
 

@@ -119,7 +119,7 @@ def test_options_that_cannot_be_are_refused(
     words = [*words, "--out", tmp_path / "run"]
     assert "unknown augmentation 'flop'" in refused(capsys, *words, "--augment", "flop")
     error = refused(capsys, *words, "--accumulate", 3)
-    assert "--batch-size 8 is no multiple of 1 devices (--train-devices) times 3 parts" in error
+    assert "--batch-size 8 is not a multiple of 1 devices (--train-devices) times 3 parts" in error
     assert "--train-devices 99: a process" in refused(capsys, *words, "--train-devices", 99)
     error = refused(capsys, *words, "--keep", "best", "--validation-fraction", 0)
     assert "there is no validation part: set one aside" in error

@@ -111,7 +111,7 @@ def test_a_dry_run_lists_every_tensor_and_writes_nothing(
         ({"scale": "big"}, r"unknown scale 'big'"),
         ({"scale": "nan"}, r"the scale must be a finite number"),
         ({"shard_size": "5 apples"}, r"a size must be a number with a unit"),
-        ({"models": ()}, r"there is no model to merge"),
+        ({"models": ()}, r"there are no models to merge"),
         ({"reference": Path("x")}, r"the method task_arithmetic takes no reference"),
         ({"base": Path("nowhere")}, r"nowhere: no such file or directory"),
     ],
@@ -170,7 +170,7 @@ def adapters(tmp_path: Path) -> dict[str, Path]:
 def test_a_base_is_no_adapter_and_an_adapter_has_its_configuration(
     adapters: dict[str, Path], tmp_path: Path, base: str, models: list[str], named: str, sign: str
 ):
-    says = rf"^\S*/{named}\S*: an adapter \(LoRA or the like: {sign}.*\), whose factors .* merge it"
+    says = rf"^\S*/{named}\S*: an adapter \(LoRA or similar: {sign}.*\), whose factors .* merge it"
     words = ["--base", tmp_path / base, "--models", *(tmp_path / model for model in models)]
     words += ["--out", tmp_path / "out"]
     with pytest.raises(InputError, match=says) as caught:

@@ -200,14 +200,14 @@ def test_what_arrives_depends_on_every_option_and_nothing_of_before_is_kept(
     ("options", "message"),
     [
         ({"link": "sum_rat"}, r"unknown scenario 'sum_rat'\. Did you mean 'sum_rate'"),
-        ({"link": "clean"}, r"--link clean: clean is no channel: take ideal"),
-        ({"link": None}, r"--c0 is of a link: give --link"),
-        ({"link": None, "c0": -31.0, "draw": 1}, r"--draw is of a link"),
+        ({"link": "clean"}, r"--link clean: clean has no channel: use ideal"),
+        ({"link": None}, r"--c0 needs a link: give --link"),
+        ({"link": None, "c0": -31.0, "draw": 1}, r"--draw needs a link"),
         ({"link": None, "c0": -31.0, "draw": 0, "protection": "shrink"}, r"--protection is of a"),
         ({"protection": "realign"}, r"realign needs samples and a model that runs"),
         ({"protection": "r-mtllmf"}, r"reload: on files, .* --from-base"),
         ({"protection": "shrnk"}, r"unknown protection 'shrnk'\. Did you mean 'shrink'"),
-        ({"protection": "shrink(per=user)"}, r"shrink\(per=user\) looks at all leaves"),
+        ({"protection": "shrink(per=user)"}, r"shrink\(per=user\) needs all leaves"),
         (
             {"protection": "adapter(rank=2)"},
             r"the target 'q_proj\|query' of adapter.* none of 3 mat",

@@ -226,7 +226,10 @@ def pair(first: dict[str, Any], second: dict[str, Any] | None = None) -> list[An
         ),
         ({"base": 5}, r"base must be a text"),
         ({"base": "../models/nowhere.safetensors"}, r"nowhere.safetensors: no such file"),
-        ({"method": "lata", "parameters": {"weight": 1}}, r"weight: lata has weights by layer"),
+        (
+            {"method": "lata", "parameters": {"weight": 1}},
+            r"weight: lata sets its own weights by layer",
+        ),
         ({"models": pair({"density": 1})}, r"density is given for some models"),
         (
             {"models": pair({"normalise": True}, {"normalise": False})},
@@ -237,7 +240,7 @@ def pair(first: dict[str, Any], second: dict[str, Any] | None = None) -> list[An
             r"t of slerp is one for all models",
         ),
         ({"models": pair({"scale": 1})}, r"scale is one for all"),
-        ({"c0": -3.0}, r"--c0 is of a link"),
+        ({"c0": -3.0}, r"--c0 needs a link"),
     ],
 )
 def test_what_a_recipe_cannot_say_is_refused(folder: Path, changes: dict[str, Any], message: str):

@@ -328,7 +328,7 @@ def test_other_choices_agree(run: Callable, options: tuple[str, ...]) -> None:
         ("--tolerance -1", "--tolerance must be a finite number >= 0, got -1.0"),
         ("--noise-draws 0", "--noise-draws must be at least 1, got 0"),
         ("--channel-draws 0", "--channel-draws must be at least 1, got 0"),
-        ("--scale validation", "--scale validation is for a sweep to search"),
+        ("--scale validation", "--scale validation needs a sweep"),
         ("--seed -1", "--seed must be at least 0, got -1"),
         ("--out nowhere", "nowhere/finetuned.json: no such file"),
     ],

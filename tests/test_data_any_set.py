@@ -304,7 +304,7 @@ def test_lists_that_name_what_is_not_there(tmp_path: Path) -> None:
     path = folder / "test.tsv"
     text = path.read_text()
     path.write_text(text.replace("201.png", "210.png"))
-    with pytest.raises(InputError, match=r"test\.tsv: '210\.png': no such file beside the list"):
+    with pytest.raises(InputError, match=r"test\.tsv: '210\.png': no such file next to the list"):
         DataFolder(folder).size("zoo", "test")
     path.write_text(text.replace("owl", "emu"))
     with pytest.raises(InputError, match=r"label 'emu' is none of the 3 classes of train"):

@@ -299,10 +299,10 @@ def test_questions_hold_prompt_and_answers(model: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"label": 3}, "line 1: the label 3 is no choice; expected 0 to 2, or one of 'end'"),
-        ({"label": -1}, "the label -1 is no choice"),
-        ({"label": True}, "the label True is no choice"),
-        ({"label": "see"}, "the label 'see' is no choice"),
+        ({"label": 3}, "line 1: the label 3 is not a choice; expected 0 to 2, or one of 'end'"),
+        ({"label": -1}, "the label -1 is not a choice"),
+        ({"label": True}, "the label True is not a choice"),
+        ({"label": "see"}, "the label 'see' is not a choice"),
         ({"choices": ["end"]}, "list of two texts or more, got"),
         ({"choices": ["end", ""]}, "list of two texts or more, got"),
         ({"choices": "end"}, "list of two texts or more, got"),

@@ -50,7 +50,7 @@ def test_batches_have_one_size_and_mark_their_padding(count: int, batch_size: in
 
 def test_nothing_cannot_be_evaluated():
     images, labels = samples(2)
-    with pytest.raises(InputError, match="no sample to evaluate on"):
+    with pytest.raises(InputError, match="no samples to evaluate on"):
         evaluation_set(images[:0], labels[:0], 4)
 
 

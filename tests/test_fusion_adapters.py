@@ -279,9 +279,18 @@ Q = f"{PREFIX}model.layers.0.q_proj"
             "1 of 3 tensors that it changes are not in BASE (--from-base leaves them out): "
             "model.layers.9.q_proj.weight (did you mean model.layers.1.q_proj.weight?)",
         ),
-        ({f"{Q}.lora_magnitude_vector": (8,)}, "lora_magnitude_vector is of no plain LoRA"),
-        ({f"{PREFIX}model.layers.0.q_proj.hada_w1_a": (8, 2)}, "hada_w1_a is of no plain LoRA"),
-        ({f"{PREFIX}model.embed.weight": (31, 8)}, "is of a model of other sizes than BASE, where"),
+        (
+            {f"{Q}.lora_magnitude_vector": (8,)},
+            "lora_magnitude_vector does not belong to a plain LoRA",
+        ),
+        (
+            {f"{PREFIX}model.layers.0.q_proj.hada_w1_a": (8, 2)},
+            "hada_w1_a does not belong to a plain LoRA",
+        ),
+        (
+            {f"{PREFIX}model.embed.weight": (31, 8)},
+            "belongs to a model of other sizes than BASE: it",
+        ),
     ],
 )
 def test_tensors_that_fit_no_base_are_named(
@@ -301,7 +310,7 @@ def test_files_and_bases_that_are_not_there_are_named(
     for seed, folder in enumerate(adapters):
         write_adapter(folder, seed, ONE, base_model_name_or_path="owner/other")
     words = ["--models", *adapters, "--out", tmp_path / "out"]
-    assert "one: an adapter (LoRA or the like: " in refused(
+    assert "one: an adapter (LoRA or similar: " in refused(
         capsys, "fuse", "--base", adapters[0], *words
     )
     main([str(word) for word in ("fuse", "--base", base, *words)])

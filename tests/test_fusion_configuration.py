@@ -176,7 +176,7 @@ def test_all_files_of_a_model_are_carried_and_nothing_wrong(tmp_path: Path):
 
 def test_modules_that_lie_elsewhere_are_refused(tmp_path: Path):
     base = write(tmp_path / "base", 0, **{"modules.json": '[{"path": "../secret"}]'})
-    with pytest.raises(InputError, match=r"modules.json: ../secret is not a folder beside it"):
+    with pytest.raises(InputError, match=r"modules.json: ../secret is not a folder next to it"):
         fuse(base, write(tmp_path / "one"), tmp_path / "out")
 
 

@@ -482,7 +482,7 @@ def test_models_of_one_name_are_told_apart_in_the_card(tmp_path: Path):
         ("shard", r"index.json: 1 of 2 shards are missing: model-2.safetensors"),
         ("index", r"a: names keys that no shard holds: more"),
         ("twice", r"logit_scale is in model-1.safetensors and in model-2.safetensors"),
-        ("escape", r"logit_scale must name a file beside the index, got '../x.safetensors'"),
+        ("escape", r"logit_scale must name a file next to the index, got '../x.safetensors'"),
     ],
 )
 def test_an_unreadable_checkpoint_is_named(

@@ -119,7 +119,7 @@ def test_statistics_of_something_else_are_refused(folder: Path, tmp_path: Path):
     assert "of each of the 2 models, got 1 files" in refused(Fisher(), "a-fishers")
     assert "holds grams, and the method needs fishers" in refused(Fisher(), "a-grams", "b-grams")
     assert "and the method needs no statistics" in refused(TaskArithmetic(), "a-grams", "b-grams")
-    assert "a/model.safetensors: no statistics of a model" in refused(
+    assert "a/model.safetensors: not a file of statistics" in refused(
         Fisher(), "a/model", "b/model"
     )
     with pytest.raises(InputError, match="`rmtllmf statistics` makes them"):
@@ -128,7 +128,7 @@ def test_statistics_of_something_else_are_refused(folder: Path, tmp_path: Path):
     path = tmp_path / "odd.safetensors"
     some = {key: value for key, value in fishers_of(tensors(2), 2).items() if "mlp" in key}
     for numbers, message in (
-        (some, "knows other tensors than"),
+        (some, "has other tensors than"),
         (
             fishers_of(tensors(2), 2) | {"model.norm.weight": np.ones(5, np.float32)},
             "has the shape",
@@ -151,7 +151,7 @@ def test_damaged_numbers_are_named(folder: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"a-fishers.*: model.norm.weight holds NaN or infinite"):
         merged(tmp_path, tmp_path / "out", Fisher(), "fishers")
     save_file({"w": np.ones(2, np.float32)}, path, {"statistics": "{}"})
-    with pytest.raises(InputError, match="no statistics of a model"):
+    with pytest.raises(InputError, match="not a file of statistics"):
         open_statistic(path)
 
 

@@ -92,7 +92,7 @@ def test_an_expression_of_ones_own():
         assert groups == {"stage1": PATHS[1:3], "stage2": PATHS[3:], "stem": PATHS[:1]}
     with pytest.raises(InputError, match=r"'stufe' matches no leaf from the start .*stem/kernel"):
         layers_of(PATHS, Layers("stufe"))
-    with pytest.raises(InputError, match="is no regular expression"):
+    with pytest.raises(InputError, match="is not a regular expression"):
         Layers("stage(")
 
 

@@ -179,7 +179,7 @@ def test_wrong_input_is_refused(name: str):
         merge(name, stacked | {"norm": {"scale": jnp.ones((3, 5), jnp.int32)}})
     with pytest.raises(InputError, match="one common leading axis"):
         method({"a": jnp.zeros((2, 3)), "b": jnp.zeros((3, 3))}, KEY, **needs)
-    with pytest.raises(InputError, match="no task vector to merge"):
+    with pytest.raises(InputError, match="no task vectors to merge"):
         method({"a": jnp.zeros((0, 3))}, KEY, **needs)
 
 

@@ -113,7 +113,7 @@ def test_the_entropy_is_that_of_the_predictions():
     ("change", "message"),
     [
         ({"base": {"layers/0/bias": jnp.zeros(4)}}, r"layers/1/scale: only in task vectors"),
-        ({"batches": jnp.zeros((0, 4))}, r"there is no batch to learn the weights from"),
+        ({"batches": jnp.zeros((0, 4))}, r"there are no batches to learn the weights from"),
         ({"options": {"granularity": "layer"}}, r"unknown granularity 'layer'"),
         ({"options": {"learning_rate": -1.0}}, r"learning_rate must be a finite number >= 0"),
         ({"options": {"initial": 1.5}}, r"initial must be at most 1 where weights are clipped"),
@@ -211,10 +211,10 @@ def test_regmean_averages_inputs_that_no_task_sees(dead: slice):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grams": {"kernal": jnp.ones((3, 4, 4))}}, r"kernal is no leaf of the task vectors"),
+        ({"grams": {"kernal": jnp.ones((3, 4, 4))}}, r"kernal is not a leaf of the task vectors"),
         (
             {"grams": {"bias": jnp.ones((3, 2, 2))}},
-            r"bias has the shape \(2,\), which is no matrix",
+            r"bias has the shape \(2,\), which is not a matrix",
         ),
         ({"grams": {"kernel": jnp.ones((3, 2, 2))}}, r"kernel needs the shape \(3, 4, 4\)"),
         (

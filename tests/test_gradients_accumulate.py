@@ -143,13 +143,13 @@ def test_derivatives_in_what_is_constant_are_refused(derive: Callable, which: st
         rest = (given, xs) if which == "constants" else (constants, given)
         return accumulated_sum(term, parameters, *rest)
 
-    with pytest.raises(InputError, match="derivatives in its parameters alone"):
+    with pytest.raises(InputError, match="derivatives only in its parameters"):
         derive(moved)(constants if which == "constants" else xs)
 
 
 def test_a_constant_that_moves_beside_the_parameters_is_refused():
     parameters, constants, xs = numbers()
-    with pytest.raises(InputError, match="derivatives in its parameters alone"):
+    with pytest.raises(InputError, match="derivatives only in its parameters"):
         jax.grad(lambda s: accumulated_sum(term, {**parameters, "b": s}, s * constants, xs))(
             parameters["b"]
         )

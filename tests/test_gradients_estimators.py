@@ -166,5 +166,5 @@ def test_errors():
         score_function(small_objective(), SMALL, keys)
     with pytest.raises(InputError, match="'powers' must have shape"):
         pathwise(tiny_objective(), Parameters(powers=jnp.ones(2)), keys)
-    with pytest.raises(InputError, match="beside that of the scenario 'white'"):
+    with pytest.raises(InputError, match="in addition to that of the scenario 'white'"):
         pathwise(tiny_objective("white"), parameters_of("attack"), keys)

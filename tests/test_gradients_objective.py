@@ -199,7 +199,7 @@ def test_what_a_method_does_not_have_is_refused():
     objective = tiny_objective(method=Average())
     with pytest.raises(InputError, match="one merging coefficient per task is for task arithmetic"):
         value(objective, parameters_of("scale_per_task"), KEY)
-    with pytest.raises(InputError, match="the noise of a merge by average is no sum over users"):
+    with pytest.raises(InputError, match="the noise of a merge by average is not a sum over users"):
         objective.noise(NOTHING, jnp.ones(3), KEY)
 
 
@@ -408,7 +408,7 @@ ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "two attacks": (
         {"scenario": "sum_rate"},
         {"attack": jnp.ones((2, 6, 6))},
-        "beside that of the scenario 'sum_rate'",
+        "in addition to that of the scenario 'sum_rate'",
     ),
     "mse and channel": (
         {},
@@ -447,7 +447,7 @@ ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "angles twice": (
         {"preset": replace(PRESET, fading=channel.Rician(3.0, angles_deg=[1.0, 2.0, 3.0, 4.0]))},
         {"positions": OWN["positions"]},
-        "angles_deg of its own",
+        "fading sets angles_deg",
     ),
     "a negative error": ({}, {"mse": jnp.array([0.1, -0.1, 1, 1])}, "'mse' .* >= 0, got -0.1"),
     "too few users": ({"preset": replace(PRESET, users=2)}, {}, "2"),

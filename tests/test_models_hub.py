@@ -149,7 +149,7 @@ def test_what_the_hub_says_is_explained(
     ("file", "says"),
     [
         ("README.md", r"no weights that can be read.*found README\.md"),
-        ("adapter_config.json", r"an adapter \(LoRA or the like: adapter_config"),
+        ("adapter_config.json", r"an adapter \(LoRA or similar: adapter_config"),
     ],
 )
 def test_a_repository_without_weights_is_refused(

@@ -120,7 +120,7 @@ def test_what_is_not_replicated_has_no_interval():
     assert interval(once.head(1)).text() == "10"
     assert interval(once.head(0)).text() == "-"
     assert np.isnan(interval(cells, clusters=("seed",)).low)
-    with pytest.raises(InputError, match="column score: a mean is of finite values"):
+    with pytest.raises(InputError, match="column score: a mean needs finite values"):
         interval(cells.assign(score=np.nan))
 
 

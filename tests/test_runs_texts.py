@@ -383,7 +383,7 @@ def test_a_set_of_tasks_is_found_by_name(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["--data", "d"], "--data is for images, and --texts are given"),
+        (["--data", "d"], "--data is for images, but --texts is given"),
         (["--head", "lda"], "--head is for images"),
         (["--texts", "none.yaml"], "no file of text tasks can be read there"),
         (["--texts", "none"], "none: no file of text tasks"),
@@ -413,7 +413,7 @@ def test_images_and_texts_are_not_confused(
 ):
     model = ["--model", str(place / "model"), "--out", str(tmp_path / "run")]
     for given, said in (
-        (model, "is a language model: give the --texts"),
+        (model, "is a language model: give --texts"),
         (["--model", "clip-mini", "--texts", str(place / "tasks.yaml"), *model[2:]], "of images"),
     ):
         with pytest.raises(SystemExit):
@@ -432,7 +432,7 @@ def test_images_and_texts_are_not_confused(
         ("a/b: {train: a.txt}", "expected a name of letters"),
         ("a: {train: [a.txt]}", "expected a file, or a mapping"),
         ("a: {train: {hub: x}}", "needs a split"),
-        ("a: {train: {path: a.txt, split: test}}", "split is of a data set of the hub"),
+        ("a: {train: {path: a.txt, split: test}}", "split belongs to a data set of the hub"),
         ("a: {train: a.csv}", "ends in .txt, .jsonl or .parquet"),
         ("a: {train: a.jsonl, template: 3}", "template must be a text"),
         ("a: {train: a.jsonl, template: x}", "names no field"),

@@ -493,7 +493,7 @@ def test_a_full_disk_keeps_what_is_there_and_goes_on(
             write(folder, content, every=0.0)
     assert str(caught.value) == (
         f"{folder}: cannot be written (No space left on device). The 2 cells stored there are "
-        "kept, the last 1 are not. Make room, and give the same command again."
+        "kept, the last 1 are not. Free some space, and run the same command again."
     )
     assert "No space left" in caplog.text  # closing tried once more
     assert len(names(folder)) == 2

@@ -65,7 +65,9 @@ def test_one_device_is_left_alone():
 
 
 def test_what_does_not_divide_is_refused():
-    with pytest.raises(InputError, match=r"--batch-size 10 is no multiple of 1 devices .* 4 parts"):
+    with pytest.raises(
+        InputError, match=r"--batch-size 10 is not a multiple of 1 devices .* 4 parts"
+    ):
         Split(1, 4).devices(10)
     with pytest.raises(InputError, match=r"--train-devices 99: a process sees \d+ \(cpu\)"):
         Split(99).devices(99)

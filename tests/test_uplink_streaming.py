@@ -229,7 +229,7 @@ class Whole:
             {"estimators": (Shrink("user"),)},
             r"shrink\(per=user\) looks at .*leaf by leaf",
         ),
-        ({"estimators": (Mine(),)}, r"mine looks at all leaves .*`by_leaf = True`"),
+        ({"estimators": (Mine(),)}, r"mine needs all leaves .*`by_leaf = True`"),
         ({"transport": Whole()}, r"the transport whole has no method `stream`"),
         (
             {"transport": Adapter(2), "estimators": (SingularValues(),)},

@@ -59,8 +59,8 @@ class Link:
         if self.preset.has_channel:
             if isinstance(self.preset, Matrices) and self.air.blocks > 1:
                 raise InputError(
-                    f"{described(self.air)} draws the fading anew, and the channels of "
-                    f"{described(self.preset)} are given as they are: take fading=same."
+                    f"{described(self.air)} draws new fading, but the channels of "
+                    f"{described(self.preset)} are given: use fading=same."
                 )
             return
         chosen = {"attack": self.attack, "receiver": self.receiver, "air": self.air}

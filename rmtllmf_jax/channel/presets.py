@@ -267,8 +267,8 @@ def get_preset(name: str | Preset) -> Preset:
             values.append(float(text))
         except ValueError:
             raise InputError(
-                f"preset {name!r}: {text!r} is no number; give one per user, separated by commas, "
-                f"as in {kind.strip()}=0.5,0.25."
+                f"preset {name!r}: {text!r} is not a number; give one per user, separated by "
+                f"commas, as in {kind.strip()}=0.5,0.25."
             ) from None
     return DirectPreset(**{kind.strip(): tuple(values)})
 
@@ -282,7 +282,7 @@ def require_channel_preset(preset: Preset | str) -> ChannelPreset:
     if not isinstance(found, ChannelPreset):
         has = "the channels themselves" if found.has_channel else "no channel to draw"
         raise InputError(
-            f"{described(found)} has {has}, and no places of users: take a channel preset "
+            f"{described(found)} has {has}, and no user positions: use a channel preset "
             f"({', '.join(PRESETS)})."
         )
     return found

@@ -27,7 +27,9 @@ def as_now(argv: Sequence[str]) -> list[str]:
     if _HEAD in words[:-1]:
         at = words.index(_HEAD)
         if words[at + 1] != "lda":
-            raise InputError(f"{_SHOTS} is of {_HEAD} lda: leave it out, or write {_HEAD} '{now}'.")
+            raise InputError(
+                f"{_SHOTS} belongs to {_HEAD} lda: leave it out, or write {_HEAD} '{now}'."
+            )
         del words[at : at + 2]
     note(f"{_SHOTS} is now {_HEAD} '{now}'.")
     return [*words, _HEAD, now]

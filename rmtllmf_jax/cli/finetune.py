@@ -175,12 +175,12 @@ def configured(options: Finetune) -> tuple[AnyConfig, tuple[str, ...]]:
     if options.texts is None:
         if decodes:
             raise InputError(
-                f"{options.model} is a language model: give the --texts that it is fine-tuned on."
+                f"{options.model} is a language model: give --texts, the data to fine-tune it on."
             )
         return configure(**taken(options, configure)), tasks_of(options)
     if not decodes:
         raise InputError(
-            f"{options.model} is a model of images, and --texts are for language models: leave "
+            f"{options.model} is an image model, but --texts is for language models: leave "
             "--texts out, or name a decoder such as a LlamaForCausalLM."
         )
     _require_no_images(options)
@@ -194,8 +194,8 @@ def _require_no_images(options: Finetune) -> None:
     for option in (*fields(ModelOptions), *fields(SetOptions)):
         if option.name not in shared and getattr(options, option.name) != default_of(option):
             raise InputError(
-                f"--{option.name.replace('_', '-')} is for images, and --texts are given: leave "
-                "one of the two out."
+                f"--{option.name.replace('_', '-')} is for images, but --texts is given: leave "
+                "out one of them."
             )
 
 
@@ -217,9 +217,7 @@ def _require_trained_here(options: Finetune) -> None:
     from rmtllmf_jax.training.augment import parse_augmentations
 
     if options.augment and options.texts is not None:
-        raise InputError(
-            "--augment is for images, and --texts are given: leave one of the two out."
-        )
+        raise InputError("--augment is for images, but --texts is given: leave out one of them.")
     require_non_negative("--weight-noise", options.weight_noise)
     given: dict[str, object] = {"--weight-noise": options.weight_noise}
     given |= {"--lora-rank": options.lora_rank, "--augment": options.augment}
@@ -230,8 +228,8 @@ def _require_trained_here(options: Finetune) -> None:
     for option, value in given.items():
         if value and options.task_vectors is not None:
             raise InputError(
-                f"{option} is for models that are fine-tuned here, and --task-vectors are ready "
-                "ones: leave one of the two out."
+                f"{option} is for models that are fine-tuned here, but --task-vectors names "
+                "existing ones: leave out one of them."
             )
 
 
@@ -243,7 +241,7 @@ def lora_of(options: Finetune) -> Lora | None:
         about = options.lora_alpha, options.lora_targets, options.lora_init
         return Lora(options.lora_rank, *about)
     if options.lora_alpha is not None:
-        raise InputError("--lora-alpha is of a LoRA: give its --lora-rank, or leave it out.")
+        raise InputError("--lora-alpha needs --lora-rank: give both, or leave it out.")
     return None
 
 
@@ -270,8 +268,8 @@ def _print_notes(config: RunConfig, backbone: Backbone, tasks: tuple[str, ...]) 
     directory = local_directory(config.model)
     if config.normalise and not any((directory / name).is_file() for name in (NESTED, PLAIN)):
         note(
-            f"{config.model}: no {PLAIN} says how it wants its images; mean {backbone.mean}, std "
-            f"{backbone.std}, {config.fit} and {config.resample} are taken."
+            f"{config.model}: no {PLAIN} describes how images are prepared; mean {backbone.mean}, "
+            f"std {backbone.std}, {config.fit} and {config.resample} are used."
         )
     for task in tasks if config.source == "tfds" else ():
         if task in REGISTERED and task_facts(task).tfds_note:

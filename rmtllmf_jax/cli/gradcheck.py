@@ -176,7 +176,7 @@ def _checked(options: Gradcheck) -> Settings:
     settings = Settings(**taken(options, Settings), c0_db=options.c0)
     if options.scale == "validation":
         raise InputError(
-            "--scale validation is for a sweep to search; give the number that it found (`scales` "
+            "--scale validation needs a sweep; give the number that a sweep found (`scales` "
             "in run.json), or power-law."
         )
     preset = settings.channel(1)

@@ -48,7 +48,7 @@ class LinkOptions(UplinkOptions):
         scenario = Scenario(self.link)
         if scenario.attack is None:
             raise InputError(
-                f"--link {self.link}: clean is no channel: take ideal (only thermal noise), an "
+                f"--link {self.link}: clean has no channel: use ideal (only thermal noise), an "
                 "attack, or leave --link out."
             )
         stages = stages_of(parse_protection(self.protection))
@@ -79,7 +79,7 @@ class LinkOptions(UplinkOptions):
             if changed and option.name not in ("link", "seed"):
                 name = option.name.replace("_", "-")
                 raise InputError(
-                    f"--{name} is of a link: give --link, such as --link sum_rate, or leave it out."
+                    f"--{name} needs a link: give --link, such as --link sum_rate, or leave it out."
                 )
 
 
@@ -94,6 +94,6 @@ def _refuse(repair: object) -> None:
             "--from-base PATTERN; leave it out of --protection."
         )
     raise InputError(
-        f"{described(repair)} needs samples and a model that runs, and there are files alone: "
+        f"{described(repair)} needs samples and a running model, but there are only files: "
         "leave it out, or use `rmtllmf sweep`."
     )

@@ -89,7 +89,7 @@ def cut(arrays: SampleArrays, batch_size: int) -> EvaluationSet:
     """
     count = len(arrays.target)
     if count == 0:
-        raise InputError("there is no sample to evaluate on.")
+        raise InputError("there are no samples to evaluate on.")
     return EvaluationSet(tuple(in_batches(arrays, batch_size)), count)
 
 

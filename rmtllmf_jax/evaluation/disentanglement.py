@@ -156,7 +156,7 @@ def pair_wde(
     distance.
     """
     if _require_tasks(pair, heads, samples) != 2:
-        raise InputError(f"a heat map is of 2 tasks, got {fusion.stack_size(pair)}.")
+        raise InputError(f"a heat map needs exactly 2 tasks, got {fusion.stack_size(pair)}.")
     model = _Model(features, get_distance(distance), heads, samples)
     received = _received(pair, noise)
     rows, columns = len(first), len(second)

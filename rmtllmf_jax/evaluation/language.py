@@ -206,7 +206,7 @@ def evaluate(metric: Metric, decoder: Decoder, params: PyTree, batches: Iterable
     if not weight:
         raise InputError("there is nothing to evaluate on: no token, byte or question counts.")
     if not math.isfinite(total):
-        raise InputError("the logits are not finite; look at the weights of the model.")
+        raise InputError("the logits are not finite; check the weights of the model.")
     return metric.score(total, weight)
 
 

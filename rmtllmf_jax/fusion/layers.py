@@ -42,7 +42,7 @@ class Layers:
             re.compile(self.pattern)
         except re.error as error:
             raise InputError(
-                f"pattern: {self.pattern!r} is no regular expression ({error})."
+                f"pattern: {self.pattern!r} is not a regular expression ({error})."
             ) from None
 
     def __call__(self, path: str) -> str | None:

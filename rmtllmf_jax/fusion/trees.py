@@ -161,7 +161,7 @@ def stack(trees: list[PyTree]) -> PyTree:
     [[0.0, 0.0], [1.0, 1.0]]
     """
     if not trees:
-        raise InputError("there is no tree to stack: the list is empty.")
+        raise InputError("there are no trees to stack: the list is empty.")
     for index, tree in enumerate(trees):
         require_same_structure(trees[0], tree, ("tree 0", f"tree {index}"))
         for path, leaf in leaves_by_path(tree).items():
@@ -207,5 +207,5 @@ def check_stacked(stacked: PyTree) -> int:
     require_floats(stacked, "task vectors")
     users = stack_size(stacked)
     if users == 0:
-        raise InputError("there is no task vector to merge: the leading axis has length 0.")
+        raise InputError("there are no task vectors to merge: the leading axis has length 0.")
     return users

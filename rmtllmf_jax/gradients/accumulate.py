@@ -67,7 +67,7 @@ def _sum_jvp(whole: _Whole, primals: tuple, tangents: tuple) -> tuple[Array, Arr
     slopes, *others = tangents
     if any(_moves(slope) for part in others for slope in part):
         raise InputError(
-            "accumulated_sum has derivatives in its parameters alone: what is to be differentiated "
+            "accumulated_sum has derivatives only in its parameters: values to differentiate by "
             "cannot be among the constants or the terms' own data."
         )
     moving = [place for place, slope in enumerate(slopes) if _moves(slope)]

@@ -268,8 +268,8 @@ class Objective:
         """
         if not self.setting.linear:
             raise InputError(
-                f"the noise of a merge by {name_of(self.setting.method)} is no sum over users: it "
-                "is for task arithmetic."
+                f"the noise of a merge by {name_of(self.setting.method)} is not a sum over users: "
+                "it is for task arithmetic."
             )
         return uplink.noise_of_sum(
             self.vectors,

@@ -161,12 +161,12 @@ def require_place(names: Iterable[str], link: Link | None) -> None:
         _require_drawn(given, preset)
     elif places := [name for name in PLACES if name in given]:
         raise InputError(
-            f"the channels of {described(preset)} are given as they are, without "
+            f"the channels of {described(preset)} are given, without "
             f"{', '.join(places)}: leave it out, or take a channel preset."
         )
     if "attack" in given and attack != NO_ATTACK:
         raise InputError(
-            "parameters give an attack of their own beside that of the scenario "
+            "parameters give an attack in addition to that of the scenario "
             f"{Scenario(attack)!r}: "
             "take the scenario 'ideal'."
         )
@@ -180,8 +180,7 @@ def _require_drawn(given: set[str], preset: ChannelPreset) -> None:
         raise InputError("parameters give both distances and positions: leave one out.")
     if "positions" in given and getattr(preset.fading, "angles_deg", None):
         raise InputError(
-            "parameters give positions, and the preset's fading has angles_deg of its own: "
-            "leave one out."
+            "parameters give positions, and the preset's fading sets angles_deg: leave one out."
         )
     if "powers" in given and preset.power_control != "none":
         raise InputError(

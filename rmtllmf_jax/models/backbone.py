@@ -150,7 +150,7 @@ def _require_positions(tensors: dict[str, np.ndarray], found: Pretrained) -> Non
                 f"{found.origin}: {patches} position embeddings of patches ({path}), "
                 f"and {config_file(found.directory).name} says image_size {shape.image_size} and "
                 f"patch_size {shape.patch_size}, that is {shape.grid**2}: configuration and "
-                "weights are of different models. Another size of images is --image-size."
+                "weights belong to different models. To use another image size, give --image-size."
             )
 
 

@@ -112,7 +112,7 @@ def hugging_face_config(content: Mapping[str, Any], path: Path) -> dict[str, Any
     _require_plain(vision, _VISION, path, "vision_cfg")
     _require_plain(text, _TEXT, path, "text_cfg")
     if isinstance(vision["layers"], list):
-        raise InputError(f"{path}: vision_cfg is of a ResNet; expected a Vision Transformer.")
+        raise InputError(f"{path}: vision_cfg describes a ResNet; expected a Vision Transformer.")
     activation = "quick_gelu" if cfg.get("quick_gelu") else "gelu"
     heads = vision["width"] // vision.get("head_width", 64)
     return {

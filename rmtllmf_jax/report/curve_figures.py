@@ -33,7 +33,7 @@ def learning_curves(curves: Mapping[str, Curve]) -> Figure:
     **Raises:** `InputError` if there is no curve.
     """
     if not curves:
-        raise InputError("there is no learning curve to draw.")
+        raise InputError("there are no learning curves to draw.")
     across = min(_ACROSS, len(curves))
     down = math.ceil(len(curves) / across)
     figure = Figure(figsize=(2.6 * across + 0.6, 2.1 * down + 0.7), layout="constrained")

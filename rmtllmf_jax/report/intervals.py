@@ -86,7 +86,7 @@ def interval(
     """
     values = cells[column].to_numpy(float)
     if not np.isfinite(values).all():
-        raise InputError(f"column {column}: a mean is of finite values alone.")
+        raise InputError(f"column {column}: a mean needs finite values.")
     if not len(values):
         return Interval(np.nan)
     sizes = cells["size"].to_numpy() if "size" in cells else np.zeros(len(cells))

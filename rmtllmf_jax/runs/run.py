@@ -113,7 +113,7 @@ class Run:
         """
         user, head = self.users[task], self._models[self.names.index(task)][1]
         if head is None or not isinstance(user, UserRecord):
-            raise InputError("a classifier is of images, and this run is of texts.")
+            raise InputError("a classifier needs images, but this run is of texts.")
         return Classifier(head, user.labels or head_classes(self.path / user.head))
 
     def accuracies(self, params: PyTree, samples: int = 0) -> dict[str, float]:
@@ -145,7 +145,9 @@ class Run:
         **Raises:** `InputError` of images, see `accuracies`.
         """
         if not isinstance(self.model, Decoder):
-            raise InputError("nats per token: for language models; this run's is of images.")
+            raise InputError(
+                "nats per token need a language model; this run's model is for images."
+            )
         return {
             task.name: nats(self.model, params, task.test.take(rows))
             for task in self.tasks

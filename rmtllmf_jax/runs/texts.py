@@ -130,7 +130,7 @@ class TextRunConfig:
         **Raises:** `InputError` as `export_decoder`, or for a classifier, which is of images.
         """
         if classifier is not None:
-            raise InputError("a classifier is of images, and this run is of texts.")
+            raise InputError("a classifier needs images, but this run is of texts.")
         export_decoder(folder, self.model, params)
 
 

@@ -110,7 +110,7 @@ class Axis:
         if isinstance(preset, Matrices) and self.name not in _GIVEN:
             raise InputError(
                 f"the axis {self.name} changes how channels are drawn, and those of "
-                f"{described(preset)} are given as they are: choose the axis budget_db, mse or "
+                f"{described(preset)} are given: choose the axis budget_db, mse or "
                 "c0_db, or a channel preset."
             )
         if self.name in _STATIC and preset.has_channel:

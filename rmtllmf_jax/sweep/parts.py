@@ -206,7 +206,7 @@ class CellStore:
         except InputError as error:
             raise InputError(
                 f"{error} The {len(self._where):,} cells stored there are kept, the last "
-                f"{len(self._waiting):,} are not. Make room, and give the same command again."
+                f"{len(self._waiting):,} are not. Free some space, and run the same command again."
             ) from error
         self._waiting.clear()
         self._take(_Part(name, self._program, table))

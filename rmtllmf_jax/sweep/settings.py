@@ -274,7 +274,7 @@ def _require_correlations(preset: Preset, receiver: Receiver) -> None:
         )
     if isinstance(receiver, Sic):
         raise InputError(
-            "the error model 'lmmse' is that of the joint LMMSE receiver, and this one cancels "
+            "the error model 'lmmse' belongs to the joint LMMSE receiver, but this one cancels "
             f"users one by one ({receiver.order}), which leaves their errors uncorrelated: use the "
             "error model independent, or the receiver lmmse."
         )

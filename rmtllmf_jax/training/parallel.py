@@ -59,7 +59,7 @@ class Split:
             raise InputError(f"--train-devices {count}: a process sees {there} ({kind}).")
         if batch_size % (count * self.parts):
             raise InputError(
-                f"--batch-size {batch_size} is no multiple of {count} devices (--train-devices) "
+                f"--batch-size {batch_size} is not a multiple of {count} devices (--train-devices) "
                 f"times {self.parts} parts (--accumulate)."
             )
         return count

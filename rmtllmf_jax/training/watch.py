@@ -80,7 +80,7 @@ class Watch:
         """Check that there is a score where one is needed."""
         if self.choice.needs_scores and self.score is None:
             raise InputError(
-                "the best step and an early end follow from validation scores, and there is no "
+                "the best step and early stopping need validation scores, but there is no "
                 "validation part: set one aside (--validation-fraction), or train to the end."
             )
         self._rows: dict[int, dict[str, float]] = {}

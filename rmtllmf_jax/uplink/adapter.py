@@ -210,7 +210,7 @@ class Adapter:
         """The factors, and the noise scale of their entries."""
         if not jax.tree_util.all_leaves([mse]) and not isinstance(mse, list | tuple):
             raise InputError(
-                f"{described(self)}: mse must be one number per user, got a tree: factors are no "
+                f"{described(self)}: mse must be one number per user, got a tree: factors are not "
                 "leaves of the model; repeat all of them, without patterns."
             )
         factors = self.factors(stacked)

@@ -79,7 +79,7 @@ class StreamedUplink:
         for value in (*self.estimators, *self.poisons):
             if not getattr(value, "by_leaf", False):
                 raise InputError(
-                    f"{described(value)} looks at all leaves of a user at once, and files are read "
+                    f"{described(value)} needs all leaves of a user at once, but files are read "
                     "leaf by leaf (it does not say `by_leaf = True`): leave it out."
                 )
         if not hasattr(self.transport, "stream"):

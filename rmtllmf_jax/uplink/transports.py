@@ -286,5 +286,5 @@ def require_estimators(transport: object, estimators: tuple[Any, ...]) -> None:
         if getattr(estimator, "white", False):
             raise InputError(
                 f"{described(estimator)} assumes white errors, and those of {described(transport)} "
-                "are not: leave one of the two out."
+                "are not: leave out one of them."
             )

@@ -182,7 +182,7 @@ def test_what_open_clip_itself_writes_is_the_same_model(tmp_path: Path, safe: bo
             {"vision_cfg": {"timm_model_name": "vit_base"}},
             "vision_cfg has timm_model_name",
         ),
-        ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "vision_cfg is of a ResNet"),
+        ({"vision_cfg": {"layers": [3, 4, 6, 3]}}, "vision_cfg describes a ResNet"),
         (
             {"vision_cfg": {"global_average_pool": True}},
             "vision_cfg has global_average",

@@ -122,7 +122,7 @@ def _file(list_: Path, name: str) -> Path:
     for folder in (list_.parent, list_.parent / "images"):
         if name and (folder / name).is_file():
             return folder / name
-    raise InputError(f"{list_}: {name!r}: no such file beside the list, nor below images.")
+    raise InputError(f"{list_}: {name!r}: no such file next to the list or below images.")
 
 
 def _column(rows: list[Row], usual: tuple[str, ...], told: str | None) -> str | None:

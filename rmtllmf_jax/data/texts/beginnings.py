@@ -37,7 +37,7 @@ def beginnings(
     segments = np.asarray(texts.segments)
     places = [(row, text) for row, own in enumerate(segments) for text in range(1, own.max() + 1)]
     if not places:
-        raise InputError("there is no text to go on from.")
+        raise InputError("there is no text to continue.")
     order = np.random.default_rng(seed).permutation(len(places))
     return [_cut(texts, places[place], longest) for place in order[:count]]
 

@@ -119,6 +119,6 @@ def _label(choices: Choices, row: Mapping[str, Any], answers: list[str], origin:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(answers):
         return label
     raise InputError(
-        f"{origin}: the label {label!r} is no choice; expected 0 to {len(answers) - 1}, or one of "
-        f"{', '.join(map(repr, answers))}."
+        f"{origin}: the label {label!r} is not a choice; expected 0 to {len(answers) - 1}, or one "
+        f"of {', '.join(map(repr, answers))}."
     )

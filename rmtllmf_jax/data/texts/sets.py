@@ -93,7 +93,9 @@ def _part(path: Path, about: Any, shared: Mapping[str, Any], where: str) -> Text
                 raise InputError("a data set of the hub needs a split.")
             return HubTexts(id=of_hub.pop("hub"), **of_hub, **how)
         if of_hub:
-            raise InputError(f"{next(iter(of_hub))} is of a data set of the hub, not of a file.")
+            raise InputError(
+                f"{next(iter(of_hub))} belongs to a data set of the hub, not to a file."
+            )
         return text_source(path.parent / Path(given["path"]).expanduser(), **how)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

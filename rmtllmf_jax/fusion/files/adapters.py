@@ -95,7 +95,7 @@ def open_adapter(path: Path) -> Adapter:
     whole = sorted(file.name for file in folder.glob("*.safetensors") if file != weights)
     if path.is_dir() and whole:
         raise InputError(
-            f"{folder}: an adapter (LoRA or the like: {LORA_CONFIG}) beside {', '.join(whole)}; "
+            f"{folder}: an adapter (LoRA or similar: {LORA_CONFIG}) next to {', '.join(whole)}; "
             "name the file that is meant."
         )
     settings = read_lora_settings(folder / LORA_CONFIG)
@@ -132,8 +132,8 @@ def _updates(
             factors.setdefault(match["module"], {})[match["side"]] = entry
         elif _FOREIGN.match(name):
             raise InputError(
-                f"{path}: {entry.key} is of no plain LoRA (lora_A and lora_B of each layer); "
-                f"{MERGE_FIRST} and name that."
+                f"{path}: {entry.key} does not belong to a plain LoRA (lora_A and lora_B of each "
+                f"layer); {MERGE_FIRST} and name that."
             )
         else:
             add(name, Whole(entry))

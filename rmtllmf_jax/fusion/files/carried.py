@@ -69,7 +69,7 @@ def _module_files(directory: Path | None) -> list[Path]:
     except (TypeError, KeyError) as error:
         raise InputError(f"{directory / MODULES}: expected a list of modules.") from error
     if wrong := [name for name in folders if Path(name).name != name]:
-        raise InputError(f"{directory / MODULES}: {wrong[0]} is not a folder beside it.")
+        raise InputError(f"{directory / MODULES}: {wrong[0]} is not a folder next to it.")
     paths = (path for name in folders for path in (directory / name).rglob("*"))
     found = sorted(path.relative_to(directory) for path in paths if path.is_file())
     return [name for name in found if not _any(name, (f"*/{_CODE}",))]

@@ -102,7 +102,7 @@ class Changes:
         ]
         if misfit:
             raise InputError(
-                f"{self.given}: is of a model of other sizes than {base.given}, where it does not "
+                f"{self.given}: belongs to a model of other sizes than {base.given}: it does not "
                 f"fit {', '.join(misfit[:_SHOWN])}."
             )
         return self.laid(base)

@@ -251,7 +251,7 @@ def shards_of(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
         raise InputError(f"{index}: expected an object `weight_map` from keys to files.")
     for key, name in names.items():
         if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index}: {key} must name a file beside the index, got {name!r}.")
+            raise InputError(f"{index}: {key} must name a file next to the index, got {name!r}.")
     shards = tuple(index.parent / name for name in sorted(set(names.values())))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
@@ -283,7 +283,7 @@ def require_no_adapter(origin: Path | str, names: Iterable[str]) -> None:
     found = next((name for name in names if _ADAPTER.match(name)), None)
     if found is not None:
         raise InputError(
-            f"{origin}: an adapter (LoRA or the like: {found}), whose factors cannot be added up; "
+            f"{origin}: an adapter (LoRA or similar: {found}), whose factors cannot be added up; "
             "it is a model only as PEFT saves it (adapter_config.json, adapter_model.safetensors) "
             "and beside a whole base; or merge it into its base (PEFT's merge_and_unload(), then "
             "save_pretrained) and name that."

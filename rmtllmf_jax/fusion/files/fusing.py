@@ -237,7 +237,7 @@ class Fusing:
             if checkpoint.fingerprint() != before:
                 raise InputError(
                     f"{checkpoint.given}: was changed while it was being merged; nothing was "
-                    "written. Start again when its files stay as they are."
+                    "written. Start again when its files no longer change."
                 )
         return found
 

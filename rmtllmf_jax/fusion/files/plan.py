@@ -208,7 +208,7 @@ def plan_fusion(
     require_absent(out)
     require_method(recipe.method, bool(statistics))
     if not models:
-        raise InputError("there is no model to merge: name at least one.")
+        raise InputError("there are no models to merge: name at least one.")
     method = recipe.method
     compares = isinstance(method, LayerWeighted) and method.compares
     if reference is not None and not compares:
@@ -237,7 +237,7 @@ def plan_fusion(
     if isinstance(method, LayerWeighted) and not compares:
         method.by_layer(matching.merged, by_user)  # refuses names of layers that are not there
     if carry_code and recipe.as_adapter is not None:
-        raise InputError("--carry-code: an adapter has no code of its own; leave it out.")
+        raise InputError("--carry-code: an adapter contains no code; leave it out.")
     if recipe.as_adapter is None:
         shards = _plan_shards(matching, recipe.dtype, shard_bytes)
     else:

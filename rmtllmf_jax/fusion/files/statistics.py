@@ -95,7 +95,7 @@ def open_statistic(path: Path) -> Statistic:
         if kind not in KINDS or set(hashes) != set(checkpoint.entries):
             raise KeyError(kind)
     except (KeyError, ValueError, AttributeError, TypeError):
-        raise InputError(f"{path}: no statistics of a model; {_MADE}.") from None
+        raise InputError(f"{path}: not a file of statistics; {_MADE}.") from None
     return Statistic(checkpoint, kind, record, hashes)
 
 
@@ -170,7 +170,7 @@ def _checked(
     for file in files:
         if differing := sorted(set(file.hashes) ^ set(files[0].hashes)):
             raise InputError(
-                f"{file.path}: knows other tensors than {files[0].path}: {differing[0]}, of "
+                f"{file.path}: has other tensors than {files[0].path}: {differing[0]}, of "
                 f"{len(differing)}."
             )
     every = {_key_of(name, keys, files[0].path): name for name in files[0].hashes}
@@ -195,8 +195,8 @@ def _key_of(name: str, keys: Collection[str], path: Path) -> str:
 def _check(kind: str, file: Statistic, name: str, model: Model, key: str) -> None:
     if not isinstance(model, Checkpoint):
         raise InputError(
-            f"{model.given}: statistics are of full models, and this is an adapter: merge it into "
-            "its base first."
+            f"{model.given}: statistics belong to full models, but this is an adapter: merge it "
+            "into its base first."
         )
     entry = model.entries[key]
     if _hash(_read(entry)) != file.hashes[name]:

@@ -171,5 +171,5 @@ def require_variable(method: Method, variations: tuple[Variation, ...]) -> None:
     names = [each.option for each in variations if each.option != SCALE]
     if names and isinstance(method, LayerWeighted):
         raise InputError(
-            f"{', '.join(names)}: {name_of(method)} has weights by layer of its own: leave it out."
+            f"{', '.join(names)}: {name_of(method)} sets its own weights by layer: leave it out."
         )

@@ -127,7 +127,9 @@ class AdaMerging(MergeMethod):
         one = jax.tree.map(lambda leaf: leaf[0], stacked)
         require_same_structure(one, base, ("task vectors", "base"))
         if stack_size(batches) == 0:
-            raise InputError("there is no batch to learn the weights from: the leading axis is 0.")
+            raise InputError(
+                "there are no batches to learn the weights from: the leading axis has length 0."
+            )
         if jax.tree_util.all_leaves([entropy]):  # a plain function is static
             entropy = Partial(entropy)
         by_user = user_weights((), stack_size(stacked), weights)

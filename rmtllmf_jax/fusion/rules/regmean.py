@@ -106,11 +106,11 @@ class RegMean(MergeMethod):
         for path, gram in grams.items():
             if path not in leaves:
                 raise InputError(
-                    f"grams: {path} is no leaf of the task vectors: {', '.join(leaves)}."
+                    f"grams: {path} is not a leaf of the task vectors: {', '.join(leaves)}."
                 )
             shape = leaves[path].shape
             if len(shape) != 3:
-                raise InputError(f"grams: {path} has the shape {shape[1:]}, which is no matrix.")
+                raise InputError(f"grams: {path} has the shape {shape[1:]}, which is not a matrix.")
             inputs = shape[1 + self._axis(path)]
             if gram.shape != (users, inputs, inputs):
                 raise InputError(
