@@ -157,7 +157,7 @@ def test_lines_run_on_and_arguments_have_names(
     (text,) = [
         text for name, text in helps(printed_help(capsys, "sweep")).items() if "axis" in name
     ]
-    assert text.endswith("The noise of a draw is the same at all. (optional)")
+    assert text.endswith("The noise of a draw is the same at every level. (optional)")
     lines = [line.strip() for line in printed_help(capsys, "sweep").splitlines()]
     assert "white," not in [line.split()[-1] for line in lines if line]
     usage = printed_help(capsys, "import-task-vector").splitlines()[0]

@@ -28,7 +28,7 @@ class LinkOptions(UplinkOptions):
     adapter(rank=16, targets=('q_proj', 'v_proj')), qam(size=64) or analogue, estimators shrink,
     reliability(alpha=0.5) and singular_values, as in 'repeat(times=4)+shrink'."""
     draw: int = 0
-    """With --link: number of the draw (channel realisation), from 0, as in a sweep."""
+    """With --link: which of the draws (channel realisations) to use, from 0, as in a sweep."""
     seed: int = 0
     """Root of all random numbers: the masks of dare and della, channel and noise of --link."""
 
