@@ -227,7 +227,7 @@ class Whole:
     [
         (
             {"estimators": (Shrink("user"),)},
-            r"shrink\(per=user\) looks at .*leaf by leaf",
+            r"shrink\(per=user\) needs all .*leaf by leaf",
         ),
         ({"estimators": (Mine(),)}, r"mine needs all leaves .*`by_leaf = True`"),
         ({"transport": Whole()}, r"the transport whole has no method `stream`"),
