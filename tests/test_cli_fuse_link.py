@@ -203,7 +203,10 @@ def test_what_arrives_depends_on_every_option_and_nothing_of_before_is_kept(
         ({"link": "clean"}, r"--link clean: clean has no channel: use ideal"),
         ({"link": None}, r"--c0 needs a link: give --link"),
         ({"link": None, "c0": -31.0, "draw": 1}, r"--draw needs a link"),
-        ({"link": None, "c0": -31.0, "draw": 0, "protection": "shrink"}, r"--protection needs a link"),
+        (
+            {"link": None, "c0": -31.0, "draw": 0, "protection": "shrink"},
+            r"--protection needs a link",
+        ),
         ({"protection": "realign"}, r"realign needs samples and a running model"),
         ({"protection": "r-mtllmf"}, r"reload: on files, .* --from-base"),
         ({"protection": "shrnk"}, r"unknown protection 'shrnk'\. Did you mean 'shrink'"),
