@@ -473,7 +473,7 @@ def test_a_dry_run_shares_batches_as_fine_tuning_does(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--accumulate", "3"), "--batch-size 64 is no multiple of 1 devices"),
+        (("--accumulate", "3"), "--batch-size 64 is not a multiple of 1 devices"),
         (
             ("--for", "h100-8", "--train-devices", "9"),
             r"--train-devices 9: a process sees 8 \(h100",
