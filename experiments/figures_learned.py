@@ -42,7 +42,7 @@ def _strips(rows: pd.DataFrame, column: str, cluster: str) -> Figure:
         panel.hlines(place, 100 * found.low, 100 * found.high, color=colour)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
-    panel.set_xlabel(f"Accuracy of the fused model (%), mean and 95 % interval over {cluster}s")
+    panel.set_xlabel(f"accuracy of the fused model (%)\nmean and 95 % interval over {cluster}s")
     panel.spines[["top", "right"]].set_visible(False)
     return figure
 
