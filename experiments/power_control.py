@@ -13,8 +13,9 @@ one for their sum.
 Written to results/power_control/: README.md, powers.csv (a row per cell, channel and control), the
 figure. What is finished is kept in the run folder.
 
-8 minutes on two busy cores for three cells, 15 steps on 4 channels and four tasks of a ViT-Ti/16;
-results/power_control_total/ holds half of the power to share (--total 2).
+The pages are of the demo's run folder with `--scale 0.6 --c0 -26 --steps 15 --tuning-channels 4`:
+four minutes on two busy cores for five cells and eight tasks. results/power_control_total/ has half
+of the power to share (`--total 4`).
 """
 
 from __future__ import annotations

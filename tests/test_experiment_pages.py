@@ -32,17 +32,9 @@ from rmtllmf_jax.report.intervals import Interval
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
-OLDER = (
-    "power_control",
-    "power_control_total",
-)
-"""Pages that an earlier version of their script wrote."""
-
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/README.md")))
 def test_a_page_says_under_its_command_what_it_shows(name: str):
-    if name in OLDER:
-        pytest.skip("of an earlier version")
     page = (RESULTS / name / "README.md").read_text("utf-8")
     assert "docstring of the script" not in page
     title, made, *rest = page.split("\n\n")
@@ -50,10 +42,6 @@ def test_a_page_says_under_its_command_what_it_shows(name: str):
     assert "`python experiments/" in made
     before = list(itertools.takewhile(lambda part: part[:1] not in ("#", "|", "!"), rest))
     assert before, "no paragraph before the first table"
-
-
-def test_older_pages_are_there():
-    assert {name for name in OLDER if not (RESULTS / name / "README.md").exists()} == set()
 
 
 # What the conclusions share
