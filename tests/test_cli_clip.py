@@ -221,7 +221,9 @@ def test_zero_shot_heads_need_a_text_tower(tiny_model: Path, tiny_data: Path, tm
     error = refused(capsys, *words, "--head-shots", "1")
     assert "shots of an lda head must be at least 2, got 1" in error
     error = refused(capsys, *words, "--head", "zero-shot", "--head-shots", "5")
-    assert "--head-shots is of --head lda: leave it out, or write --head 'lda(shots=5)'" in error
+    assert (
+        "--head-shots belongs to --head lda: leave it out, or write --head 'lda(shots=5)'" in error
+    )
     error = refused(capsys, *words, "--head", "prob")
     assert "unknown --head 'prob'. Did you mean 'probe'?" in error
     error = refused(capsys, *words, "--head", "lda=1")

@@ -156,5 +156,5 @@ def test_every_tutorial_has_its_figure(monkeypatch: pytest.MonkeyPatch):
     for name, page in pages.items():
         assert f"]({name}.svg)" in page, name
         assert (DOCS / "tutorials" / f"{name}.svg").stat().st_size < 100_000
-    for name in ("own_model_and_data", "protect", "sweep_on_tpu"):
+    for name in ("own_model_and_data", "protect", "send_a_llama", "sweep_on_tpu"):
         assert figures[name]().axes

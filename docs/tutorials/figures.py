@@ -222,6 +222,31 @@ def lata() -> Figure:
     return figure
 
 
+def send_a_llama() -> Figure:
+    """Memory of fine-tuning and of the sweep, from the page's table, and that of an H100."""
+    page = (FOLDER / "send_a_llama.md").read_text()
+    rows = re.findall(r"^\| memory of (?:the )?(\S+) \|(.*)\|$", page, re.MULTILINE)
+    figure = Figure(figsize=(6.4, 2.4), layout="constrained")
+    panel = figure.subplots()
+    places = np.arange(4)
+    for number, (name, cells) in enumerate(rows):
+        sizes = [float(cell.split()[0]) for cell in cells.split("|")]
+        bars = panel.barh(
+            places + 0.4 * (number - 0.5), sizes, 0.38, color=SEQUENCE[number + 1][0], label=name
+        )
+        text = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        panel.bar_label(bars, fmt="%.0f", padding=3, fontsize=9, bbox=text)
+    panel.axvline(80, ls=":", color="0.3", label="one H100")
+    panel.set_yticks(places, ["1.1 B", "1.1 B, LoRA", "6.7 B", "6.7 B, LoRA"])
+    panel.invert_yaxis()
+    panel.set_xscale("log")
+    panel.set_xlim(4, 700)
+    panel.set_xlabel("memory (GB)")
+    panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "fuse": fuse,
     "channel": channel_,
@@ -230,6 +255,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "own_model_and_data": own_model_and_data,
     "sweep_on_tpu": sweep_on_tpu,
     "lata": lata,
+    "send_a_llama": send_a_llama,
 }
 """By tutorial; the file is `<tutorial>.svg` beside it."""
 

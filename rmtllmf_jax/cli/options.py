@@ -356,9 +356,7 @@ class DryRunOptions:
         if (self.tflops is None) != (self.memory is None):
             raise InputError("--tflops and --memory go together: give both, or --for.")
         if self.target is not None and self.tflops is not None:
-            raise InputError(
-                "--for names a machine, --tflops and --memory describe one: give one or the other."
-            )
+            raise InputError("--for names a machine, --tflops and --memory describe one: not both.")
 
     @property
     def elsewhere(self) -> bool:
