@@ -342,7 +342,7 @@ def test_parts_of_different_tasks_are_refused(case: Case):
         )
     with pytest.raises(InputError, match="a weight for each of 3 tasks, got 2"):
         combination_wde(*three, jnp.ones((1, 2)), FIRST, features=case.features)
-    with pytest.raises(InputError, match="of 2 tasks, got 3"):
+    with pytest.raises(InputError, match="exactly 2 tasks, got 3"):
         pair_wde(*three, FIRST, SECOND, features=case.features)
     with pytest.raises(InputError, match="Did you mean 'kl'"):
         pair_wde(**parts, first=FIRST, second=SECOND, features=case.features, distance="kll")
