@@ -28,7 +28,8 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from fusion import process, remove, report, tensors_of
+from fusion import report, tensors_of
+from processes import cleared, process
 from safetensors.numpy import save_file
 from timing import interleaved, machine
 
@@ -191,7 +192,6 @@ def main() -> None:
         peaks: dict[str, float] = {}
 
         def call(side: str) -> None:
-            remove(outs[side])
             process(commands[side], outs[side], peaks, side)
 
         calls = {side: partial(call, side) for side in commands}
@@ -202,7 +202,7 @@ def main() -> None:
         report(
             f"{options.adapters} adapters of rank {options.rank} to {', '.join(options.targets)} "
             f"of {count / 1e6:.1f} M parameters in bfloat16, disk to disk",
-            interleaved(calls, options.rounds),
+            interleaved(calls, options.rounds, before=lambda side: cleared(outs[side])),
             peaks,
         )
         for out in outs.values():

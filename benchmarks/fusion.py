@@ -52,7 +52,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from model_sides import CASES
-from processes import process
+from processes import cleared, process
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from timing import interleaved, machine
@@ -225,7 +225,6 @@ def from_disk_to_disk(
         print("mergekit: no --mergekit, left out")
 
     def call(name: str) -> None:
-        remove(outs[name])
         process(commands[name], outs[name], peaks, name)
 
     calls = {name: partial(call, name) for name in commands}
@@ -236,14 +235,8 @@ def from_disk_to_disk(
     title = (
         f"{vectors} vectors of {count(vit_b16()) / 1e6:.1f} M parameters, disk to disk, {method}"
     )
-    report(title, interleaved(calls, rounds), peaks)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
+    medians = interleaved(calls, rounds, before=lambda name: cleared(outs[name]))
+    report(title, medians, peaks)
 
 
 def compare(outs: dict[str, Path], may_differ: float) -> None:

@@ -16,16 +16,21 @@ import jax
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]], rounds: int, repeats: int = 1
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    repeats: int = 1,
+    before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, float]:
     """Return the median seconds of each call; a round takes all of them in turn.
 
     Every call should have run once before, so that nothing is compiled here. A round times
-    `repeats` calls that are waited for at the end alone, as a training loop does on a GPU.
+    `repeats` calls that are waited for at the end alone, as a training loop does on a GPU. `before`
+    is called with a call's name ahead of it, and not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            before(name)
             start = time.perf_counter()
             for _ in range(repeats):
                 result = call()
