@@ -19,6 +19,9 @@ from rmtllmf_jax.common.errors import InputError
 _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _log = logging.getLogger(__name__)
 
+STEP = 2**16
+"""Bytes that are written at a time."""
+
 
 def require_absent(out: Path) -> None:
     """Check that nothing is at a path.
@@ -117,6 +120,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_at(file: int, data: bytes | memoryview, place: int) -> None:
+    """Write bytes into an open file, from a place on.
+
+    In small steps: for large ones Linux looks for large pages, which cost a virtual machine five
+    times as much where its host has taken the memory back.
+    """
+    rest = memoryview(data)
+    while rest:
+        done = os.pwrite(file, rest[:STEP], place)
+        rest, place = rest[done:], place + done
 
 
 def read_json(path: Path) -> Any:

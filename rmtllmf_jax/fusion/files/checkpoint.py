@@ -18,7 +18,7 @@ import safetensors
 from jaxtyping import Float
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.common.files import STEP, read_json, write_at
 from rmtllmf_jax.fusion.files.places import snapshot
 
 SINGLE = "model.safetensors"
@@ -98,15 +98,28 @@ class Entry:
         """
         return self.read(np.empty(self.size, np.uint8))
 
-    def pieces(self, size: int = 2**23) -> Iterator[np.ndarray]:
-        """Yield the bytes in pieces, each of which the next overwrites.
+    def copy(self, file: int, place: int) -> None:
+        """Write the bytes into an open file, from a place on; the kernel does it where it can.
 
-        **Raises:** as `read`.
+        **Raises:** as `read`; `OSError` if the file cannot be written.
         """
-        memory = np.empty(min(size, self.size), np.uint8)
-        for first in range(0, self.size, size):
-            count = min(size, self.size - first)
-            yield Entry.read(replace(self, start=self.start + first, size=count), memory[:count])
+        done = self._copied_by_kernel(file, place) if hasattr(os, "copy_file_range") else 0
+        while done < self.size:  # also where something is wrong, which is named then
+            size = min(STEP, self.size - done)
+            part = replace(self, start=self.start + done, size=size)
+            write_at(file, part.raw().data, place + done)
+            done += size
+
+    def _copied_by_kernel(self, file: int, place: int) -> int:
+        """Return how many bytes were copied until there were none, or it failed."""
+        done = 0
+        with suppress(OSError), open(self.path, "rb", buffering=0) as source:
+            while done < self.size:
+                where = self.size - done, self.start + done, place + done
+                if not (count := os.copy_file_range(source.fileno(), file, *where)):
+                    break
+                done += count
+        return done
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from jaxtyping import Array, Float, Float64, Key
 from threadpoolctl import ThreadpoolController
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.files import replacing
+from rmtllmf_jax.common.files import replacing, write_at
 from rmtllmf_jax.fusion.files.checkpoint import (
     FLOATS,
     Checkpoint,
+    Entry,
     fill,
     is_finite,
     require_finite,
@@ -40,7 +41,9 @@ from rmtllmf_jax.fusion.rules.leaves import user_weights
 from rmtllmf_jax.fusion.similarity import exact_gram
 
 LayerWeights = dict[str, Float[np.ndarray, " users"]]
-Write = Callable[[Tensor, Iterable[np.ndarray]], None]
+Piece = np.ndarray | Entry
+"""What is written: numbers, or the place of numbers that are copied."""
+Write = Callable[[Tensor, Iterable[Piece]], None]
 
 _ALIGNMENT = 64  # jax takes over memory that lies so, and copies other memory
 
@@ -167,8 +170,8 @@ def _copying(pool: ThreadPoolExecutor, tensors: Sequence[Tensor], write: Write) 
     failed = Event()
 
     def copy() -> None:
-        for tensor in tensors:
-            write(tensor, takewhile(lambda _: not failed.is_set(), _copied(tensor)))
+        for tensor in takewhile(lambda _: not failed.is_set(), tensors):
+            write(tensor, [_copied(tensor)])
 
     copied = pool.submit(copy)
     try:
@@ -179,8 +182,8 @@ def _copying(pool: ThreadPoolExecutor, tensors: Sequence[Tensor], write: Write) 
         wait([copied])
 
 
-def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, facts: Facts) -> Iterable[np.ndarray]:
-    """Return a merged tensor of the output; a mask in pieces, as nothing is done to it."""
+def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, facts: Facts) -> Iterable[Piece]:
+    """Return a merged tensor of the output; of a mask the base's, as nothing is done to it."""
     key = tensor.base.key
     base, rows = stack.read(key)
     try:
@@ -189,18 +192,18 @@ def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, facts: Facts) -> Ite
         if not stack.is_mask(key):
             raise
         facts["masks"].append(key)
-        return _copied(tensor)
+        return [_copied(tensor)]
 
 
-def _copied(tensor: Tensor) -> Iterable[np.ndarray]:
+def _copied(tensor: Tensor) -> Piece:
     """Return the base's tensor, in the type of the output."""
     entry = tensor.base
     if tensor.dtype == entry.dtype:
-        return entry.pieces()
+        return entry
     found = entry.read(np.empty(entry.shape, FLOATS[entry.dtype]))
     if is_finite(found):
-        return [stored(found, tensor.dtype, entry.key)]
-    return [found.astype(FLOATS[tensor.dtype])]
+        return stored(found, tensor.dtype, entry.key)
+    return found.astype(FLOATS[tensor.dtype])
 
 
 @contextmanager
@@ -213,21 +216,20 @@ def _writing(path: Path, shard: Shard) -> Iterator[Write]:
     places = {tensor.base.key: at for tensor, at in zip(shard.tensors, ends, strict=False)}
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
 
-        def put(data: np.ndarray, place: int) -> int:
-            view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-            while view:
-                done = os.pwrite(file.fileno(), view, place)
-                view, place = view[done:], place + done
-            return place
-
-        def write(tensor: Tensor, data: Iterable[np.ndarray]) -> None:
+        def write(tensor: Tensor, pieces: Iterable[Piece]) -> None:
             first = place = places[tensor.base.key]
-            for piece in data:
-                place = put(piece, place)
+            for piece in pieces:
+                if isinstance(piece, Entry):
+                    piece.copy(file.fileno(), place)
+                    place += piece.size
+                else:
+                    data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+                    write_at(file.fileno(), data.data, place)
+                    place += data.size
             if place - first != tensor.size:
                 raise AssertionError(f"{shard.name}: {tensor.base.key} was not written whole")
 
-        put(np.frombuffer(shard.header, np.uint8), 0)
+        write_at(file.fileno(), shard.header, 0)
         yield write
 
 

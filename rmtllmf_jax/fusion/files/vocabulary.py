@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rmtllmf_jax.common.errors import InputError, require_known
-from rmtllmf_jax.common.files import read_json
+from rmtllmf_jax.common.files import read_json, write_at
 from rmtllmf_jax.fusion.files.checkpoint import FLOATS, Checkpoint, Entry
 from rmtllmf_jax.fusion.files.places import labels
 
@@ -99,9 +99,9 @@ class Gathered(Entry):
             out[missing] = total / np.maximum(count, 1).reshape(-1, *[1] * (total.ndim - 1))
         return into
 
-    def pieces(self, size: int = 0) -> Iterator[np.ndarray]:
-        """Yield the bytes: in one piece, as rows lie anywhere."""
-        yield self.raw()
+    def copy(self, file: int, place: int) -> None:
+        """Write the rows into an open file, from a place on."""
+        write_at(file, self.raw().data, place)
 
 
 def _values(entry: Entry) -> np.ndarray:
