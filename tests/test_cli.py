@@ -437,11 +437,11 @@ def test_a_dry_run_counts_the_rows_of_texts(
     assert work["fine-tuning"]["units"] == "rows"
     assert "heads" not in work
     assert found["cells"]["sum_rate"] == {
-        "none": 12,
-        "realign": 6,
-        "r-mtllmf": 6,
-        "phy": 12,
-        "holistic": 6,
+        "none": 18,
+        "realign": 15,
+        "r-mtllmf": 15,
+        "phy": 18,
+        "holistic": 15,
     }
     assert {file["what"] for file in found["files"]} == {
         *(f"rows {name}" for name in EMBEDDED_TEXTS),
