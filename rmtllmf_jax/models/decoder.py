@@ -90,7 +90,7 @@ class Attention(nn.Module):
                 old.at[rows, place.positions].set(new, mode="drop")
                 for old, new in zip(cached, (key, value))
             )
-        attended = grouped_attention(query, key, value, place.seen)
+        attended = grouped_attention(query, key, value, place.seen, causal=cached is None)
         joined = attended.reshape(*x.shape[:2], -1)
         out = _dense(shape, shape.width, use_bias=shape.out_bias, name="o_proj")(joined)
         return out, (key, value)

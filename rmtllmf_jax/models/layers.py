@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float
 from rmtllmf_jax.models.activations import ACTIVATIONS
 from rmtllmf_jax.models.shapes import TransformerShape
 
+# Of causal attention: no more blocks of queries, which are unrolled, and none smaller.
+_BLOCKS, _BLOCK = 4, 32
+
 
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, with flax's parameter names ``scale`` and ``bias``.
@@ -166,23 +169,32 @@ def grouped_attention(
     key: Float[Array, "batch keys kv_heads part"],
     value: Float[Array, "batch keys kv_heads part"],
     seen: Bool[Array, "batch tokens keys"],
+    causal: bool = False,
 ) -> Float[Array, "batch tokens heads part"]:
     """Attention in which ``heads / kv_heads`` queries in turn share a key; softmax as in `attend`.
 
-    A query sees the keys that `seen` marks, at least one. Keys are repeated and the mask is added:
-    with an axis of groups in the products and a mask by `where`, the forward pass of a layer takes
-    four to six times as long on a CPU (benchmarks/decoder.py).
+    A query sees the keys that `seen` marks, at least one; none behind its own if `causal`, so that
+    the first of a few blocks of queries need not look at the keys of the others. Keys are repeated
+    and the mask is added: with an axis of groups in the products and a mask by `where`, the forward
+    pass of a layer takes four to six times as long on a CPU (benchmarks/decoder.py).
     """
+    tokens, shared = query.shape[1], query.shape[2] // key.shape[2]
     exact = jnp.promote_types(query.dtype, jnp.float32)
-    shared = query.shape[2] // key.shape[2]
     each, others, carried = (
         jnp.repeat(x, times, axis=2).transpose(0, 2, 1, 3)
         for x, times in ((query, 1), (key, shared), (value, shared))
     )
-    logits = jnp.einsum("bhtd,bhsd->bhts", each, others, preferred_element_type=exact)
-    hidden = jnp.where(seen, 0, jnp.finfo(exact).min)[:, None]
-    shares = _softmax(logits * each.shape[-1] ** -0.5 + hidden).astype(value.dtype)
-    return jnp.einsum("bhts,bhsd->bhtd", shares, carried).transpose(0, 2, 1, 3)
+    size = max(_BLOCK, -(-tokens // _BLOCKS)) if causal else tokens
+    attended = []
+    for first in range(0, tokens, size):
+        block = slice(first, first + size)
+        keys = slice(first + size if causal else None)
+        products = (each[:, :, block], others[:, :, keys])
+        logits = jnp.einsum("bhtd,bhsd->bhts", *products, preferred_element_type=exact)
+        hidden = jnp.where(seen[:, block, keys], 0, jnp.finfo(exact).min)[:, None]
+        shares = _softmax(logits * each.shape[-1] ** -0.5 + hidden).astype(value.dtype)
+        attended.append(jnp.einsum("bhts,bhsd->bhtd", shares, carried[:, :, keys]))
+    return jnp.concatenate(attended, axis=2).transpose(0, 2, 1, 3)
 
 
 def _by_rows(
