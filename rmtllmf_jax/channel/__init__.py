@@ -1,14 +1,13 @@
 """The uplink: positions -> H, p -> attack -> the MSE that each user's transmission suffers.
 
-Small complex arrays and nothing else. H~ = H diag(sqrt p) holds path loss, fading and powers; from
-there on all is a function of K = H~^H H~ (users x users). Powers are in units of the thermal noise
-power per antenna, rates in nats, results in user order::
+Small complex arrays and nothing else. H~ = H diag(sqrt p) holds path loss, fading and powers;
+everything after it is a function of K = H~^H H~ (users x users). Powers are in units of the thermal
+noise power per antenna, rates in nats, results in user order::
 
     mse = Link(PRESETS["paper"], SumRate(), Sic()).mse(jax.random.key(0))      # (users,)
 
-Modules with names of their own: `air`, `attacks`, `receivers`, `fading`, `path_loss`,
-`power_control`, `modem`, `quantise`, `link` (the uplink symbol by symbol), and `snr` (what SNR can
-mean).
+Modules to use by name: `air`, `attacks`, `receivers`, `fading`, `path_loss`, `power_control`,
+`modem`, `quantise`, `link` (the uplink symbol by symbol), and `snr` (what SNR can mean).
 """
 
 from rmtllmf_jax.channel import (

@@ -1,9 +1,9 @@
 """What the users do on the air besides sending once: repeat, hop, take turns, as values.
 
-A value is called `air(h_tilde, attack, budget, noise, receiver, key, powers) -> Sent`, as
-`channel.errors.user_errors` is, and says in `uses` what it costs. Whatever it does, the attacker
-knows it and answers (Kerckhoffs): it solves its attack against what the base station combines.
-Where `blocks` is more than 1 the channel has a leading axis of so many independently fading blocks.
+A value is called as `air(h_tilde, attack, budget, noise, receiver, key, powers) -> Sent`, like
+`channel.errors.user_errors`, and gives its cost in `uses`. The attacker knows the scheme and
+responds to it (Kerckhoffs): it solves its attack against what the base station combines. Where
+`blocks` is more than 1, the channel has a leading axis of that many independently fading blocks.
 """
 
 from __future__ import annotations
@@ -79,12 +79,13 @@ class _Known:
         key: Key[Array, ""] | None = None,
         powers: Powers | None = None,
     ) -> Sent:
-        """What the users suffer, and what it costs.
+        """The users' errors and the channel uses spent.
 
-        **Arguments:** as `user_errors` has them; `h_tilde` has a leading axis of `blocks` where
-        there are several.
+        **Arguments:** those of `user_errors`; `h_tilde` has a leading axis of `blocks` where there
+        are several.
 
-        **Raises:** `InputError` for a channel of other blocks, and as `user_errors` does.
+        **Raises:** `InputError` for a channel with another number of blocks, and as `user_errors`
+        does.
         """
         expected = (self.blocks,) if self.blocks > 1 else ()
         if h_tilde.ndim != len(expected) + 2 or h_tilde.shape[:-2] != expected:
@@ -120,11 +121,11 @@ class _Over:
         return user_errors(h, self.attack, budget, self.noise, self.receiver, self.key, powers)
 
     def combined(self, times: int, budget: Any) -> Array:
-        """Return the errors of `times` receptions combined, the budget being that of each.
+        """Return the errors of `times` combined receptions; the budget applies to each of them.
 
-        Of one channel: maximum ratio combining gives sqrt(T) H~ and the mean covariance, which the
-        attacker chooses. Of several, as of all their antennas together: the effective Gram matrices
-        add, and the attacker solves each block.
+        Over one channel, maximum ratio combining gives sqrt(T) H~ and the mean covariance, which
+        the attacker chooses. Several channels act as all their antennas together: the effective
+        Gram matrices add, and the attacker solves each block.
         """
         if self.h.ndim == 2:
             return self.errors(_combining(self.h, times), budget)
@@ -163,7 +164,7 @@ class Once(_Known):
         return _costing(over, over.errors(over.h, over.budget), 1.0)
 
     def equivalent(self, h: Array, budget: Any) -> tuple[Array, Any]:
-        """Return the channel and the budget that one transmission of symbols has."""
+        """Return the channel and the budget of one transmission of symbols."""
         return h, budget
 
 
@@ -174,11 +175,12 @@ ONCE = Once()
 class Repeat(_Known):
     """All users repeat their symbols in step, and the receptions are combined.
 
-    - `times`: T, how often a symbol is sent; spreading by a code of length T is the same.
+    - `times`: T, how often a symbol is sent; spreading by a code of length T is equivalent.
     - `fading`: `same` channel each time, or `independent` small-scale fading each time (diversity).
-    - `budget`: whether the attacker has its budget in `each` repetition, or `shared` by all.
-    - `patterns`: regular expressions; only leaves of the task vector whose whole paths match one
-      are repeated (unequal error protection), all if there are none.
+    - `budget`: whether the attacker has its full budget in `each` repetition or one budget `shared`
+      by all of them.
+    - `patterns`: regular expressions; only leaves of the task vector with a path that fully matches
+      one are repeated (unequal error protection). Without patterns, all are.
 
     Chase combining, exact: the effective Gram matrices of the blocks add.
     """
@@ -201,7 +203,7 @@ class Repeat(_Known):
         return _costing(over, errors, float(self.times))
 
     def equivalent(self, h: Array, budget: Any) -> tuple[Array, Any]:
-        """Return the channel and the budget that the combined symbols have.
+        """Return the channel and the budget of the combined symbols.
 
         **Raises:** `InputError` for blocks that fade independently.
         """
@@ -213,7 +215,7 @@ class Repeat(_Known):
         return _combining(h, self.times), self._each(budget)
 
     def _each(self, budget: Any) -> Any:
-        """Return what the attacker has in one repetition."""
+        """Return the attacker's budget in one repetition."""
         return budget / self.times if self.budget == "shared" else budget
 
 
@@ -221,9 +223,10 @@ class Repeat(_Known):
 class Harq(_Known):
     """Hybrid ARQ: all repeat until a user's MSE is at most `target`, or `rounds` are over.
 
-    User q keeps what it has after its own last round, whose number is its `uses`; the errors of
-    different users are taken as uncorrelated. Needs a bit of feedback per user and round. The
-    attacker has its budget in every round. Piecewise smooth: constant where no round is added.
+    User q keeps its result after its own last round, and the number of that round is its `uses`.
+    The errors of different users are taken to be uncorrelated. Needs one bit of feedback per user
+    and round. The attacker has its full budget in every round. Piecewise smooth: constant where no
+    round is added.
     """
 
     rounds: int = 4
@@ -253,10 +256,10 @@ class Harq(_Known):
 class Hop(_Known):
     """Hop over `bands` by a sequence that the attacker does not know, parameters interleaved.
 
-    It spreads its budget over J of the F bands, J being the number that hurts most (or `jammed`):
-    the MSE of each user is J/F of that under budget / J and 1 - J/F of that without it. `shared`:
-    others use the bands in the meantime, so that hopping costs no channel use; else it costs F.
-    Needs a shared secret.
+    The attacker spreads its budget over J of the F bands, where J is the number that hurts most (or
+    `jammed`). The MSE of each user is J/F times that under budget / J plus 1 - J/F times that
+    without an attack. `shared`: others use the bands in the meantime, so that hopping costs no
+    extra channel uses; otherwise it costs F. Needs a shared secret.
     """
 
     bands: int = 8
@@ -287,8 +290,8 @@ class Hop(_Known):
 class Schedule(_Known):
     """The users take turns in `groups` slots, user q in slot q modulo groups.
 
-    Each slot is a smaller multiple access channel with the same attacker, whose budget is that of
-    every slot. It takes as many channel uses as there are groups.
+    Each slot is a smaller multiple access channel with the same attacker, who has its full budget
+    in every slot. It takes as many channel uses as there are groups.
     """
 
     groups: int = 2
@@ -314,7 +317,7 @@ class Schedule(_Known):
 
 
 def _combining(h: Array, times: int) -> Array:
-    """Return the channel of so many receptions combined, the noise being that of one."""
+    """Return the channel of that many combined receptions, with the noise of one."""
     return jnp.sqrt(jnp.asarray(times, h.real.dtype)) * h
 
 

@@ -37,8 +37,8 @@ class Informed:
     ) -> Complex[Array, "antennas antennas"]:
         """The attacker's own covariance, of trace `budget`.
 
-        `noise` matters to those that count the floor. `power`: received powers by which a discrete
-        choice is made, left out those of the channel.
+        `noise` matters only to attacks that account for the floor. `power`: received powers on
+        which a discrete choice is based, by default those of the channel.
 
         **Raises:** `InputError` for more users than antennas where the attack has no answer, and
         outside jit for a channel that is not finite, a negative budget or a noise that is not

@@ -1,9 +1,9 @@
 """Attacks: jammers of a given power that know the channel, as values.
 
-An attack is called `attack(h_tilde, budget, noise) -> C`, its own covariance over the antennas, of
-trace `budget`, without the thermal floor `noise` on every antenna. All three share one unit;
-scaling them together changes nothing. An attack may offer `from_gram` or `from_channel`, shortcuts
-to what the users suffer that need no C. A class with `__call__` alone works everywhere too::
+An attack is called as `attack(h_tilde, budget, noise) -> C` and returns its own covariance over the
+antennas, of trace `budget`, without the thermal floor `noise` on every antenna. All three share one
+unit; scaling them together changes nothing. An attack may offer `from_gram` or `from_channel`,
+shortcuts to the users' errors that need no C. A class with `__call__` alone works everywhere too::
 
     @dataclass(frozen=True)
     class FirstAntenna:
@@ -147,7 +147,7 @@ class SumRate(_Spectral):
 
 @dataclass(frozen=True)
 class SumRateFloorAware(_Spectral):
-    """Minimises the sum rate and counts the floor: [sigma_i - noise]_+ on each eigendirection.
+    """Minimises the sum rate, floor included: [sigma_i - noise]_+ on each eigendirection.
 
     Never above `SumRate` in sum rate. Non-smooth also where a direction is cut off.
     """
@@ -158,9 +158,9 @@ class SumRateFloorAware(_Spectral):
 
 @dataclass(frozen=True)
 class SumMse(_Spectral):
-    """Maximises tr (I + G)^-1, the sum of the LMMSE errors; counts the floor.
+    """Maximises tr (I + G)^-1, the sum of the LMMSE errors, floor included.
 
-    Strong directions are not worth their price and very weak ones are lost anyway: it attacks those
+    Strong directions cost too much and very weak ones are lost anyway, so it attacks those in
     between. Non-smooth where a direction begins to be attacked.
     """
 
@@ -195,7 +195,7 @@ class _TowardsOne(Informed):
 
 @dataclass(frozen=True)
 class Towards(_TowardsOne):
-    """All power along the channel of one `user`, by number from 0. Smooth."""
+    """All power along the channel of one `user`, numbered from 0. Smooth."""
 
     user: int = 0
     title: ClassVar[str] = "Attack on one user"
@@ -210,9 +210,9 @@ class Towards(_TowardsOne):
 class StrongestUser(_TowardsOne):
     """All power along the strongest user's channel.
 
-    R-MTLLMF (arXiv 2411.18220), problem P2 with the solution as printed. It minimises that one
-    user's rate only and does not solve the printed min-max; and being of rank one it needs the
-    thermal floor, without which all other users have rate infinity. Non-smooth where the strongest
+    R-MTLLMF (arXiv 2411.18220), problem P2 with the solution as printed. It minimises only that one
+    user's rate and does not solve the printed min-max problem. As it has rank one, it needs the
+    thermal floor, without which all other users have infinite rate. Non-smooth where the strongest
     user changes (a tie of the largest received powers).
     """
 
@@ -262,12 +262,13 @@ _KINDS = by_name(
 
 @dataclass(frozen=True)
 class Guessed:
-    """The attack `of` by one who knows the channel in part: it is solved for H' and applied to H.
+    """The attack `of` with partial knowledge of the channel: solved for H', applied to H.
 
-    H' = rho H + sqrt(1 - rho^2) W for `csi` = rho in [0, 1], with W drawn anew, independent
-    CN(0, p_q) where p_q = ||h_q||^2 / N is the mean power of user q over the antennas of this very
-    channel: what it always knows is how loud each user is. rho = 1 is `of` itself; rho = 0 that of
-    hopping in frequency, or of pilots that it cannot read. Draws W from the key.
+    H' = rho H + sqrt(1 - rho^2) W for `csi` = rho in [0, 1], with W drawn afresh, independent
+    CN(0, p_q), where p_q = ||h_q||^2 / N is the mean power of user q over the antennas of this
+    particular channel: the attacker always knows how loud each user is. rho = 1 is `of` itself;
+    rho = 0 is the case of frequency hopping, or of pilots that it cannot read. Draws W from the
+    key.
     """
 
     of: Attack = SumRate()
@@ -300,9 +301,9 @@ class Guessed:
     def believed(
         self, h_tilde: Complex[Array, "antennas users"], key: Key[Array, ""] | None = None
     ) -> Complex[Array, "antennas users"]:
-        """H', what the attacker takes for the channel.
+        """H', what the attacker believes the channel to be.
 
-        **Raises:** `InputError` without a `key`, unless it knows all.
+        **Raises:** `InputError` without a `key`, unless it knows the channel exactly.
         """
         require_channel(h_tilde)
         if self.csi == 1:
@@ -322,7 +323,7 @@ ATTACKS: Mapping[str, type] = MappingProxyType({**_KINDS, **by_name(Guessed)})
 
 
 def choice(value: object, powers: Powers | None) -> dict[str, Array]:
-    """Return the argument `power` for what makes a discrete choice, nothing for what does not."""
+    """Return the argument `power` for a value that makes a discrete choice, else nothing."""
     name = getattr(value, "chooses", "")
     return {"power": powers(name)} if name and powers is not None else {}
 
@@ -335,9 +336,9 @@ def attacked_gram(
     powers: Powers | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Complex[Array, "users users"]:
-    """G = H~^H (C + noise I)^-1 H~ under any attack, by its `from_gram` where it has one.
+    """G = H~^H (C + noise I)^-1 H~ under any attack, through its `from_gram` if it has one.
 
-    `key`: that of the draw, for attacks that draw something.
+    `key`: that of the draw, for random attacks.
 
     **Raises:** `InputError` as the attack does.
 

@@ -44,10 +44,10 @@ def user_rates(mse: Float[Array, "*batch"], unit: str = "nats") -> Float[Array, 
 class Link:
     """What the users send through. Hashable: equal links share a compiled program.
 
-    The scenario `clean` is no link, and `ideal` one without an attack.
+    The scenario `clean` has no link; `ideal` has one without an attack.
 
-    **Raises:** `InputError` for an attack, a receiver or anything done on the air on a preset
-    without a channel, and for independent fading where the channels are given.
+    **Raises:** `InputError` for an attack, a receiver or an `air` scheme on a preset without a
+    channel, and for independent fading where the channels are given.
     """
 
     preset: Preset
@@ -73,10 +73,10 @@ class Link:
                 )
 
     def draw(self, key: Key[Array, ""]) -> Blocks:
-        """H~ of the draw of `key`, with a leading axis where `air` takes several blocks.
+        """H~ drawn from `key`, with a leading axis where `air` takes several blocks.
 
-        Links share the draw: one key is one channel, whoever attacks it. The first block is that of
-        a link with one.
+        Links share the draw: one key is one channel, whatever the attack. The first block is the
+        channel of a link with one block.
         """
         if self.air.blocks == 1:
             return draw_channel(self.preset, key)
@@ -110,7 +110,7 @@ class Link:
         budget: Real[ArrayLike, ""] | None = None,
         powers: Powers | None = None,
     ) -> Sent:
-        """What is sent over a given channel (see `draw`), in units of the noise.
+        """What a transmission over a given channel (see `draw`) yields, in units of the noise.
 
         The `budget` is the preset's; `key` is that of the draw.
         """
@@ -125,9 +125,9 @@ class Link:
     ) -> tuple[Complex[Array, "antennas users"], ColouredNoise, Equaliser]:
         """The channel of the combined symbols, all noise, and the receiver's filters for it.
 
-        What symbols go through (`channel.link.send`); `over` says what errors they suffer.
+        This is what symbols pass through (`channel.link.send`); `over` gives their errors.
 
-        **Raises:** `InputError` where the air combines what symbols cannot be sent through.
+        **Raises:** `InputError` where symbols cannot be sent through what the air combines.
         """
         power = self.preset.attack_budget if budget is None else budget
         if not hasattr(self.air, "equivalent"):

@@ -1,6 +1,6 @@
 """Checks of numbers that are known before a program is compiled, and `check_uplink` for later.
 
-Traced values pass unseen: inside `jax.jit`, `jax.vmap` and `jax.grad` there is nothing to look at.
+Traced values pass unchecked: inside `jax.jit`, `jax.vmap` and `jax.grad` they have no numbers yet.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def require_within(name: str, values: Any, least: float, most: float) -> None:
 
 
 def require_decibels(name: str, values: Any) -> None:
-    """Check that all `values` in dB are ratios that a float can hold, see `require_within`."""
+    """Check that a float can hold the ratios of all `values` in dB, see `require_within`."""
     require_within(name, values, -300.0, 300.0)
 
 
@@ -81,8 +81,8 @@ def require_channel(h_tilde: Any) -> None:
 def require_hermitian(name: str, matrix: Any, tolerance: float | None = None) -> None:
     """Check that a matrix is square, finite and Hermitian to rounding.
 
-    `tolerance` bounds the difference of two entries; left out, it is the rounding of a matrix
-    product, with room. The shape of a traced matrix is checked too.
+    `tolerance` bounds the difference of two entries; by default it is the rounding error of a
+    matrix product, with some margin. The shape of a traced matrix is checked too.
 
     **Raises:** `InputError` that names it and what was seen.
     """

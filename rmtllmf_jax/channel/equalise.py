@@ -1,9 +1,8 @@
 """Noise of any covariance over a thermal floor, and the MMSE receivers as filters.
 
-Whoever forms A + n I in float32 loses the floor once the attacker is 60 dB above it, and with the
-floor all that nulling the attacker leaves. Here attack and floor stay apart, C = A + n I in the
-eigenbasis of A, which tells the directions that the attacker is in from those that hold the floor
-alone.
+Forming A + n I in float32 loses the floor once the attacker is 60 dB above it, and with the floor
+everything that nulling the attacker leaves. Here attack and floor stay apart: C = A + n I in the
+eigenbasis of A, which separates the attacker's directions from those that hold the floor alone.
 
 The filters are applied to the antennas' signal Y = H~ X + Z. Whitened, A = W H~ with W^H W = C^-1.
 With the users ordered so that the last one decoded comes first, M = I + A^H A = L L^H and D =
@@ -11,8 +10,8 @@ diag(L), successive interference cancellation is a decision-feedback equaliser,
 
     X^ = D^-1 (L^-1 A^H W Y - (L^H - D) X_cancelled),
 
-one feedforward filter and one strictly triangular feedback filter. Where the symbols cancelled are
-the true ones the error is D^-1 L^-1 (A^H w - X), w white, of covariance D^-1 L^-1 M L^-H D^-1 =
+one feedforward filter and one strictly triangular feedback filter. If the cancelled symbols are the
+true ones, the error is D^-1 L^-1 (A^H w - X), w white, of covariance D^-1 L^-1 M L^-H D^-1 =
 D^-2: uncorrelated between users, with the mu_q = 1 / L_kk^2 of `rates.sic_mse`. Without
 cancellation, X^ = M^-1 A^H W Y has the error covariance M^-1.
 """
@@ -35,13 +34,13 @@ from rmtllmf_jax.common.errors import InputError
 
 
 class ColouredNoise(NamedTuple):
-    """C = V D V^H of all noise, floor included; D is diagonal but for its derivative."""
+    """C = V D V^H of all noise, floor included; D is diagonal except for its derivative."""
 
     vectors: Complex[Array, "antennas antennas"]
     powers: Complex[Array, "antennas antennas"]
 
     def whiten(self, right: Complex[Array, "antennas m"]) -> Complex[Array, "antennas m"]:
-        """D^(-1/2) V^H B: noise seen so has covariance I."""
+        """D^(-1/2) V^H B, which turns the noise into noise of covariance I."""
         root = reciprocal(square_root(self.powers))
         return product(root, product(self.vectors.conj().T, right))
 
@@ -50,7 +49,7 @@ class ColouredNoise(NamedTuple):
         return product(self.vectors, product(square_root(self.powers), white))
 
     def behind(self, filters: Complex[Array, "users antennas"]) -> Complex[Array, "users users"]:
-        """F C F^H, what the noise becomes behind filters F."""
+        """F C F^H, the covariance of the noise behind filters F."""
         seen = product(filters, self.vectors)
         return product(product(seen, self.powers), seen.conj().T)
 
@@ -62,12 +61,12 @@ def coloured_noise(
 ) -> ColouredNoise:
     """The noise of an attacker's covariance over the floor `noise` > 0, on the channel `h_tilde`.
 
-    Of `attack`, what lies below the rounding of its trace counts as none: in float32 a covariance
-    cannot say more, and 60 dB down that would be a jammer in every direction. Differentiable in
-    both.
+    Parts of `attack` below the rounding error of its trace count as zero: a float32 covariance
+    cannot represent more, and 60 dB down they would be a jammer in every direction. Differentiable
+    in both.
 
-    **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit if it
-    is not Hermitian or positive semidefinite or the floor not positive.
+    **Raises:** `InputError` if the size of `attack` does not match the channel, and outside jit if
+    it is not Hermitian or positive semidefinite or the floor is not positive.
     """
     require_channel(h_tilde)
     antennas = h_tilde.shape[0]
@@ -89,7 +88,7 @@ def noise_of_root(
 ) -> ColouredNoise:
     """`coloured_noise` of the attack ``budget R R^H`` from its lower triangular root.
 
-    Nothing is lost to rounding: R is its own record of directions far below the largest.
+    Nothing is lost to rounding: R itself records directions far below the largest.
     """
     values, vectors = eigh_of_root(root)
     attack = jnp.asarray(budget, values.dtype) * product(root, root.conj().T)
@@ -106,7 +105,7 @@ def effective_gram(
 
     Differentiable in all arrays.
 
-    **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit
+    **Raises:** `InputError` if the size of `attack` does not match the channel, and outside jit
     if it is not Hermitian or positive semidefinite.
 
     >>> attack = jnp.diag(jnp.array([3.0 + 0j, 0.0]))
@@ -131,7 +130,7 @@ class Equaliser(NamedTuple):
     - `feedback`: applied to the cancelled symbols and subtracted; row q is zero at user q itself
       and at those decoded after it. All zero for joint MMSE.
     - `mse`: mu_q of the (biased) estimates where cancellation is perfect.
-    - `sequence`: users as they are decoded.
+    - `sequence`: users in decoding order.
     """
 
     feedforward: Complex[Array, "users antennas"]
@@ -151,10 +150,10 @@ def mmse_equaliser(
 
     The noise has the covariance C = `attack` + `noise` I, a positive semidefinite matrix and a
     floor > 0 in the unit of |h~|^2. The order follows the received powers before the attack, or
-    `power` where given. Smooth but where two of them tie.
+    `power` if given. Smooth except where two of them tie.
 
     **Raises:** `InputError` for an unknown order, for an `attack` of another size, and outside jit
-    for one that is no covariance or a floor that is not positive.
+    for one that is not a covariance or a floor that is not positive.
     """
     effective, matched = _matched(h_tilde, attack, noise)
     users = len(effective)
@@ -210,8 +209,8 @@ def error_covariance_of(
 ) -> Complex[Array, "users users"]:
     """E[e e^H] of the estimates that given filters make of unit-power symbols.
 
-    Holds for any filters, also those designed for another covariance than the `attack` and the
-    floor `noise` here; cancellation is perfect. The diagonal is the users' MSE.
+    Holds for any filters, including those designed for a covariance other than that of the `attack`
+    and floor `noise` given here. Cancellation is perfect. The diagonal is the users' MSE.
     """
     eye = jnp.eye(h_tilde.shape[1], dtype=h_tilde.dtype)
     left = product(equaliser.feedforward, h_tilde) - equaliser.feedback - eye

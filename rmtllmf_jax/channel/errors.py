@@ -37,14 +37,14 @@ def user_errors(
     **Arguments:**
 
     - `h_tilde`: H diag(sqrt p); `budget` >= 0 and `noise` > 0 in the unit of |h~|^2.
-    - `attack`, `receiver`: of `channel.attacks` and `channel.receivers`, or of your own.
-    - `key`: that of the draw, for attacks that draw something and receivers that measure.
-    - `powers`: the received powers by which discrete choices are made, by the name of the choice
-      (`chooses`); left out, those of the channel.
+    - `attack`, `receiver`: from `channel.attacks` and `channel.receivers`, or your own.
+    - `key`: that of the draw, for random attacks and for receivers that measure.
+    - `powers`: the received powers on which discrete choices are based, by the name of the choice
+      (`chooses`); by default those of the channel.
 
     Differentiable in channel, budget and noise except where two received powers tie (the SIC order
-    swaps, the strongest user changes), where the channel loses rank, and where an attack that
-    counts the floor begins to spend on a direction.
+    swaps, the strongest user changes), where the channel loses rank, and where a floor-aware attack
+    begins to spend power on a direction.
 
     **Raises:** `InputError` outside jit for a channel that is not finite, a negative budget or
     noise that is not positive (inside: `channel.check_uplink`).
@@ -93,5 +93,5 @@ def planned(receiver: object, budget: ArrayLike) -> dict[str, Any]:
 
 
 def measured(key: Key[Array, ""] | None) -> Key[Array, ""] | None:
-    """Return the key of what a receiver measures in the draw of `key`."""
+    """Return the key for a receiver's measurements in the draw of `key`."""
     return None if key is None else jax.random.fold_in(key, _MEASURED)

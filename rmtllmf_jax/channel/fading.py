@@ -34,8 +34,8 @@ _ANGLES, _SCATTERED = 0, 1
 class Fading(Protocol):
     """`(key, antennas, users, dtype) -> H` with E|h|^2 = 1.
 
-    One with a line of sight says ``has_angles = True`` and takes `angles` (users,) too, in radians
-    from broadside, where the users have positions.
+    A fading with a line of sight sets ``has_angles = True`` and also takes `angles` (users,), in
+    radians from broadside, where the users have positions.
     """
 
     def __call__(
@@ -49,8 +49,8 @@ def rayleigh(
 ) -> Complex[Array, "antennas users"]:
     """Independent CN(0, 1) coefficients: rich scattering, no line of sight, E|h|^2 = 1.
 
-    `dtype` is complex64 or complex128 and follows jax's default float when left out. A key gives
-    other numbers in the other precision.
+    `dtype` is complex64 or complex128; by default it follows jax's default float. A key gives
+    different numbers in the two precisions.
 
     **Raises:** `InputError` for no antennas or no users.
     """
@@ -82,11 +82,11 @@ def rician(
 
     `k_factor` is K >= 0, line of sight over scattered power as a ratio, for all or per user;
     a(angle) the `steering_vectors`, whose first antenna has phase 0: a common phase of a user's
-    coefficients changes no rate. E|h|^2 = 1. `angles` in radians from broadside; left out, they
-    are drawn uniformly from the half plane before the array. Differentiable in angles and in
-    K > 0.
+    coefficients changes no rate. E|h|^2 = 1. `angles` are in radians from broadside; by default
+    they are drawn uniformly from the half plane in front of the array. Differentiable in angles and
+    in K > 0.
 
-    **Raises:** `InputError` for a K below zero or other than one angle a user.
+    **Raises:** `InputError` for a K below zero or anything but one angle per user.
     """
     require_within("k_factor", k_factor, 0.0, math.inf)
     scattered = rayleigh(jax.random.fold_in(key, _SCATTERED), antennas, users, dtype)
@@ -104,7 +104,7 @@ def rician(
 
 
 def exponential_correlation(n: int, coefficient: float | Float[Array, ""]) -> Float[Array, "n n"]:
-    """R_ij = r^|i - j| with -1 < r < 1: the correlation of antennas in a row fades geometrically.
+    """R_ij = r^|i - j| with -1 < r < 1: correlation along a row of antennas decays geometrically.
 
     S. Loyka, "Channel capacity of MIMO architecture using the exponential correlation matrix",
     IEEE Communications Letters 5(9), 2001.
@@ -130,10 +130,10 @@ def kronecker(
     """H = R_r^(1/2) W R_t^(H/2) with W ~ CN(0, 1): E[h_iq conj h_jp] = (R_r)_ij (R_t)_pq.
 
     Correlation matrices are Hermitian, positive semidefinite and have ones on the diagonal, so
-    that E|h|^2 = 1. Users apart from each other have R_t = I. Differentiable in both matrices
-    where they have full rank.
+    that E|h|^2 = 1. Well-separated users have R_t = I. Differentiable in both matrices where they
+    have full rank.
 
-    **Raises:** `InputError` for a matrix that is no correlation matrix.
+    **Raises:** `InputError` for a matrix that is not a correlation matrix.
     """
     require_correlation("receive_correlation", receive_correlation)
     require_correlation("transmit_correlation", transmit_correlation)
@@ -149,7 +149,7 @@ def kronecker(
 def require_correlation(name: str, matrix: Inexact[Array, "rows columns"]) -> None:
     """Check that `matrix` is Hermitian positive semidefinite with ones on its diagonal.
 
-    Traced values pass unseen.
+    Traced values pass unchecked.
 
     **Raises:** `InputError` that says which property fails, and by how much.
     """
@@ -208,7 +208,7 @@ class Rician:
         dtype: DTypeLike | None = None,
         angles: Float[Array, " users"] | None = None,
     ) -> Complex[Array, "antennas users"]:
-        """One draw of H, at `angles` in radians where they are given."""
+        """One draw of H, at `angles` in radians if given."""
         if angles is None and self.angles_deg is not None:
             angles = jnp.deg2rad(jnp.array(self.angles_deg))
         return rician(key, antennas, users, 10 ** (self.k_factor_db / 10), angles, dtype)

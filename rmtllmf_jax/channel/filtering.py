@@ -1,11 +1,12 @@
 """Receivers that know the noise, and what all receivers share, see `receivers`.
 
-A receiver is called `receiver(h_tilde, attack, noise, key) -> E`, the covariance E[e e^H] of the
-errors of the users' unit-power symbols under an attacker's covariance and the floor `noise`; its
-diagonal is their MSE. It may offer `from_gram(gram_eff, power)`, where all follows from the
-effective Gram matrix. `filters` are the filters themselves. Pure; under `jit`, `vmap` and `grad`.
+A receiver is called as `receiver(h_tilde, attack, noise, key) -> E` and returns the covariance
+E[e e^H] of the errors of the users' unit-power symbols under an attacker's covariance and the floor
+`noise`; its diagonal is their MSE. It may offer `from_gram(gram_eff, power)` if the effective Gram
+matrix determines everything. `filters` are the filters themselves. Pure; works under `jit`, `vmap`
+and `grad`.
 
-A class with `plans = True` plans with the attacker's total power and is called with `budget=` too.
+A class with `plans = True` plans with the attacker's total power and also takes `budget=`.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class Receiver(Protocol):
 
 
 class Filtering:
-    """What the receivers of this module share: the errors of filters, under the true noise.
+    """What the receivers of this module share: the errors of filters under the true noise.
 
-    One that knows the noise has `from_gram(gram_eff, power)`, as its errors follow from G and the
-    powers received before the attack.
+    A receiver that knows the noise has `from_gram(gram_eff, power)`, as its errors follow from G
+    and the powers received before the attack.
     """
 
     chooses: ClassVar[str] = ""
@@ -88,13 +89,14 @@ class Filtering:
         power: Float[Array, " users"] | None = None,
         budget: Real[ArrayLike, ""] | None = None,
     ) -> Complex[Array, "users users"]:
-        """E[e e^H] of the users' errors, cancellation being perfect; the diagonal is the MSE.
+        """E[e e^H] of the users' errors with perfect cancellation; the diagonal is the MSE.
 
-        `power`: the received powers that order the users, left out those of the channel. `budget`:
-        the attacker's total power, in the unit of `noise`, for those that plan with it.
+        `power`: the received powers that order the users, by default those of the channel.
+        `budget`: the attacker's total power, in the unit of `noise`, for receivers that plan with
+        it.
 
-        **Raises:** `InputError` if `attack` is of another size than the channel, and outside jit
-        if it is not Hermitian or positive semidefinite, or the floor not positive.
+        **Raises:** `InputError` if the size of `attack` does not match the channel, and outside jit
+        if it is not Hermitian or positive semidefinite, or the floor is not positive.
 
         >>> import jax.numpy as jnp
         >>> from rmtllmf_jax.channel.receivers import Unaware
@@ -115,7 +117,7 @@ class Filtering:
     def _believed(
         self, h: Array, attack: Array, noise: Any, key: Any, budget: Any
     ) -> tuple[Array, Any]:
-        """The attacker's covariance and the floor that the filters are made for."""
+        """The attacker's covariance and the floor that the filters are designed for."""
         return attack, noise
 
     def _design(self, h: Array, attack: Array, noise: Any, power: Power) -> Equaliser:
@@ -174,14 +176,14 @@ INNER = by_name(Sic, Lmmse, MatchedFilter)
 
 
 class Around(Filtering):
-    """Filters made as those of the receiver `of`, for noise that is not known."""
+    """Filters designed like those of the receiver `of`, for noise that is not known."""
 
     of: Inner
     choices: ClassVar[Mapping[str, Known]] = {"of": INNER}
 
     @property
     def chooses(self) -> str:  # type: ignore[override]
-        """The choice of the receiver within."""
+        """The choice that the inner receiver makes."""
         return self.of.chooses
 
     def _design(self, h: Array, attack: Array, noise: Any, power: Power) -> Equaliser:

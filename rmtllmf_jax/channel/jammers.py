@@ -1,19 +1,20 @@
-"""A jammer with a body: few antennas, and so a covariance of low rank.
+"""A physical jammer: few antennas, and hence a covariance of low rank.
 
-With an orthonormal basis U of what the jammer reaches at the base station, S = U^H H~ of the users
-is within reach and H~ - U S out of it. Its covariance is A = U B U^H, and with the floor n
+With an orthonormal basis U of the subspace that the jammer reaches at the base station, the part
+S = U^H H~ of the users' channels is within reach and H~ - U S is out of it. The jammer's covariance
+is A = U B U^H, and with the floor n
 
     G = (H~ - U S)^H (H~ - U S) / n + S^H (n I + B)^-1 S:
 
-no matrix as large as the antennas is inverted, and nothing cancels, so that float32 does at any
-power. The B of a given trace that leaves the least sum rate follows from a determinant: log det(I
-+ G) is, up to what B does not change, log det(I + (n I + B)^-1 L) with
+no matrix as large as the number of antennas is inverted, and nothing cancels, so float32 suffices
+at any power. The B of a given trace that leaves the least sum rate follows from a determinant: log
+det(I + G) is, up to terms that B does not change, log det(I + (n I + B)^-1 L) with
 
     L = S (I + (H~ - U S)^H (H~ - U S) / n)^-1 S^H,
 
-what the users have within reach that the other antennas do not know already. That is the problem
-of the floor-aware sum-rate attack with the Gram matrix L: B has the eigenvectors of L and the
-powers [sigma_i - n]_+ of `floor_aware_powers`. Exact, with its derivatives.
+the part of the users' signals within reach that the other antennas do not know already. This is the
+problem of the floor-aware sum-rate attack with the Gram matrix L: B has the eigenvectors of L and
+the powers [sigma_i - n]_+ of `floor_aware_powers`. Exact, including derivatives.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _COVARIANCES = ("barrage", "worst")
 
 
 class _Answer(NamedTuple):
-    """The attack U B U^H in the eigenbasis of B, and the channel as it is seen from there."""
+    """The attack U B U^H in the eigenbasis of B, and the channel in that basis."""
 
     basis: Complex[Array, "antennas sources"]
     powers: Complex[Array, "sources sources"]
@@ -52,17 +53,17 @@ class Jammer:
     """A jammer with few antennas, received as A = J R J^H of rank at most their number.
 
     - `antennas`: columns of J, drawn from the key as independent CN(0, 1).
-    - `angles`: in place of a draw, directions in degrees from broadside, one an antenna (or one a
-      jammer, if they are several): `fading.steering_vectors`, half a wavelength apart. They set the
-      number of antennas.
+    - `angles`: in place of a draw, directions in degrees from broadside, one per antenna (or one
+      per jammer, if there are several): `fading.steering_vectors`, half a wavelength apart. They
+      set the number of antennas.
     - `covariance`: "barrage", R a multiple of I; or "worst", the R >= 0 that minimises the sum rate
-      log det(I + G), by one who knows all channels and the floor.
+      log det(I + G), chosen with knowledge of all channels and the floor.
 
-    As for every attack, the budget is the power received over all antennas, tr A: its distance is
-    in it, and so is what R and J have of scale. The sum rate is never below that under
-    `SumRateFloorAware`, which "worst" is with as many antennas as the base station has. Non-smooth
-    where a direction begins to be attacked; directions so close that rounding does not tell them
-    apart count as one.
+    As for every attack, the budget is the power received over all antennas, tr A: it includes the
+    jammer's distance and the scale of R and J. The sum rate is never below that under
+    `SumRateFloorAware`, which "worst" equals with as many antennas as the base station. Non-smooth
+    where a direction begins to be attacked; directions too close for rounding to tell apart count
+    as one.
     """
 
     antennas: int = 2

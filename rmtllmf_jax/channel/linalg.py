@@ -1,12 +1,12 @@
-"""Small Hermitian factorisations that are written over the batch.
+"""Small Hermitian factorisations, vectorised over the batch.
 
-`jax.numpy.linalg` calls LAPACK once a matrix on a CPU. Jaxlib's kernels split a batch of such calls
-over XLA's thread pool and wait for the parts on a thread of that pool: with jaxlib 0.10.2 on two
-cores, a program with several independent batched `cholesky` or `eigh` calls (the scenarios of one
-cell are such calls) hangs for ever. Hence plain elimination, and a Jacobi eigensolver whose every
-operation runs over all matrices at once. It is also more accurate: near and far users make K a
-graded matrix, whose small eigenvalues LAPACK knows to eps * lambda_max only and Jacobi's method to
-eps of themselves (Demmel and Veselic, Jacobi's method is more accurate than QR, 1992).
+`jax.numpy.linalg` calls LAPACK once per matrix on a CPU. Jaxlib's kernels split a batch of such
+calls over XLA's thread pool and wait for the parts on a thread of that pool: with jaxlib 0.10.2 on
+two cores, a program with several independent batched `cholesky` or `eigh` calls (the scenarios of
+one configuration are such calls) hangs forever. Hence plain elimination, and a Jacobi eigensolver
+in which every operation runs over all matrices at once. It is also more accurate: near and far
+users make K a graded matrix. LAPACK finds its small eigenvalues only to eps * lambda_max, Jacobi's
+method to eps of themselves (Demmel and Veselic, Jacobi's method is more accurate than QR, 1992).
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def cholesky(
 def correlation_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
     """L with L L^H = R for a correlation matrix R, singular ones included, by outer products.
 
-    Smooth at full rank, at repeated eigenvalues too. A rank-deficient R is met up to the root of
-    the rounding error only.
+    Smooth at full rank, even at repeated eigenvalues. A rank-deficient R is reproduced only up to
+    the root of the rounding error.
     """
     least = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
 
@@ -124,11 +124,12 @@ def correlation_root(matrix: Inexact[Array, "n n"]) -> Inexact[Array, "n n"]:
 def eigh(
     matrix: Complex[Array, "n n"],
 ) -> tuple[Float[Array, " n"], Complex[Array, "n n"]]:
-    """Eigenvalues in no certain order, and eigenvectors as columns, of a Hermitian PSD matrix.
+    """Eigenvalues in no particular order, and eigenvectors as columns, of a Hermitian PSD matrix.
 
     Every eigenvalue of a well-scaled graded matrix D A D is right to a few eps of itself. Those
-    below eps^3 times the mean come out about there, with eigenvectors that complete the basis, so
-    that rank-deficient matrices need no care. A constant for derivatives: none goes through.
+    below eps^3 times the mean come out at about that size, with eigenvectors that complete the
+    basis, so rank-deficient matrices need no special care. Constant for differentiation: no
+    derivative passes through.
     """
     values, vectors = _eigh_of_batch(jax.lax.stop_gradient(matrix)[None])
     return values[0], vectors[0]
@@ -140,9 +141,9 @@ def eigh_of_root(
 ) -> tuple[Float[Array, " n"], Complex[Array, "n n"]]:
     """Eigenvalues and eigenvectors of R R^H, from R itself, as constants for derivatives.
 
-    An eigenvalue is right to eps of the root of the largest, not of the largest: what a product in
-    float32 loses from 60 dB on. R is lower triangular; where it is singular, its diagonal is kept
-    off zero by what rounding leaves anyway.
+    An eigenvalue is right to eps of the root of the largest, not of the largest, which is what a
+    product in float32 loses from 60 dB on. R is lower triangular; where it is singular, its
+    diagonal is kept off zero by an amount no larger than the rounding error.
     """
     root = jax.lax.stop_gradient(root)
     eps = jnp.finfo(root.dtype).eps
@@ -161,7 +162,7 @@ def off_zero(values: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def _over_batch(one_pass: Callable[[Array], tuple[Array, Array]]) -> Callable:
-    """A solver over a leading axis from that of a pass; `vmap` merges its axis with that one."""
+    """A solver over a leading axis, made from one pass; `vmap` merges its axis with that one."""
 
     def in_passes(matrices: Array) -> tuple[Array, Array]:
         batch, n = matrices.shape[:2]
@@ -192,8 +193,8 @@ def _jacobi_pass(matrices: Array) -> tuple[Array, Array]:
     """One-sided Jacobi on the columns of the Cholesky factor (Veselic and Hari, 1989).
 
     A = C C^H, and rotations make the columns of C V orthogonal: these are the eigenvectors times
-    the square roots of the eigenvalues. Batch axis last from here on: every operation is a vector
-    one.
+    the square roots of the eigenvalues. The batch axis is last from here on, so that every
+    operation is vectorised.
     """
     diagonal = jnp.real(jnp.diagonal(matrices, axis1=1, axis2=2))
     scale = jnp.maximum(jnp.mean(diagonal, axis=1), jnp.finfo(diagonal.dtype).tiny)
@@ -203,7 +204,7 @@ def _jacobi_pass(matrices: Array) -> tuple[Array, Array]:
 
 
 def _root_pass(roots: Array) -> tuple[Array, Array]:
-    """One-sided Jacobi on the columns of a factor that is given."""
+    """One-sided Jacobi on the columns of a given factor."""
     size = jnp.max(jnp.abs(roots), axis=(1, 2))
     columns = jnp.moveaxis(roots / size[:, None, None] * _UNIT**0.5, (0, 1, 2), (2, 1, 0))
     values, vectors = _of_columns(columns)
@@ -227,9 +228,10 @@ _eigh_of_root_batch = _over_batch(_root_pass)
 def _cholesky_columns(matrix: Array) -> Array:
     """Columns C with A = C C^H, (columns, rows, batch).
 
-    Cholesky's method on the largest diagonal entry left, which graded and rank-deficient matrices
-    need; the rows stay where they are. A pivot below the rounding of its diagonal entry is set to
-    that, and what stands below it is rounding too: as a column it would grow from step to step.
+    Cholesky's method pivots on the largest remaining diagonal entry, which graded and
+    rank-deficient matrices need; the rows stay in place. A pivot below the rounding error of its
+    diagonal entry is set to that error. The entries below it are rounding errors too, which as a
+    column would grow from step to step.
     """
     n, batch = matrix.shape[1:]
     eye = jnp.eye(n, dtype=bool)[:, :, None]
@@ -257,7 +259,7 @@ def _cholesky_columns(matrix: Array) -> Array:
 
 
 def _orthogonalise(real: Array, imag: Array) -> Array:
-    """Columns made orthogonal in pairs: a round turns n / 2 disjoint pairs, a sweep every pair."""
+    """Orthogonalise columns in pairs: a round rotates n / 2 disjoint pairs, a sweep every pair."""
     half = real.shape[0] // 2
 
     def one_round(state: tuple[_Columns, _Columns, Array], _: None) -> tuple[tuple, None]:
@@ -287,7 +289,7 @@ def _orthogonalise(real: Array, imag: Array) -> Array:
 def _rotate(left: _Columns, right: _Columns) -> tuple[_Columns, _Columns, Array]:
     """The rotation that makes each left column orthogonal to its right one.
 
-    Also says which pairs were not orthogonal to rounding, so that another sweep is due.
+    Also returns which pairs were not yet orthogonal to rounding and so need another sweep.
     """
     (xr, xi), (yr, yi) = left, right
     limits = jnp.finfo(xr.dtype)

@@ -1,10 +1,10 @@
 """The uplink symbol by symbol: parameters -> QAM -> Y = H~ X + Z -> receiver -> parameters.
 
-What the Gaussian surrogate of the uplink (error variance kappa^2 mu_q) stands for. Digital: each
-user's block is normalised to unit power, quantised to log2 M bits a parameter, scrambled, and sent
-as one Gray-mapped M-QAM symbol a parameter. Scrambling (exclusive or with a sequence that both
-ends know, as cellular standards do) makes the symbols equally likely, of unit power and
-uncorrelated between users whatever the parameters, which mu_q takes for granted. Analogue
+This is what the Gaussian surrogate of the uplink (error variance kappa^2 mu_q) stands for. Digital:
+each user's block is normalised to unit power, quantised to log2 M bits per parameter, scrambled,
+and sent as one Gray-mapped M-QAM symbol per parameter. Scrambling (exclusive or with a sequence
+that both ends know, as in cellular standards) makes the symbols equally likely, of unit power and
+uncorrelated between users whatever the parameters, which mu_q assumes. Analogue
 (`modulation=None`): two parameters per symbol on the two axes, neither quantised nor sliced.
 """
 
@@ -41,7 +41,7 @@ class Received(NamedTuple):
     - `parameters`: as received, in the unit in which they were sent.
     - `symbols`: as sent, of unit power.
     - `estimates`: equalised, before slicing: the biased MMSE estimates of `symbols`.
-    - `decisions`: the sliced (estimates / (1 - mu_q)), or the estimates themselves if analogue.
+    - `decisions`: the sliced estimates / (1 - mu_q), or the estimates themselves if analogue.
     - `symbol_mse`: mean of |estimates - symbols|^2, which estimates mu_q.
     """
 
@@ -68,23 +68,22 @@ def transmit(
 
     **Arguments:**
 
-    - `parameters`: one block per user, normalised by its own rms; the receiver knows that number.
+    - `parameters`: one block per user, normalised by its own rms, which the receiver knows.
     - `h_tilde`, `attack`, `noise`: H~ = H diag(sqrt p), an attacker's covariance (zeros for none)
       and the thermal floor > 0, in one unit of power; z ~ CN(0, attack + noise I), independent from
       symbol to symbol.
-    - `receiver`: one of `channel.receivers`, of which the filters are applied.
+    - `receiver`: one of `channel.receivers`; its filters are applied.
     - `cancellation`: one of `CANCELLATIONS`; without SIC nothing is cancelled.
-    - `modulation`: size of the QAM, hence also the bits a parameter; `None` for analogue.
+    - `modulation`: size of the QAM, and so also the bits per parameter; `None` for analogue.
     - `clip`: range of the quantiser in units of the rms (default `quantise.GAUSSIAN_CLIP`).
 
     `receiver`, `cancellation` and `modulation` are static under `jax.jit`. `estimates` are
     differentiable in the channel. Quantising and slicing have zero gradient, so that digital
-    `parameters` see the sent ones through their rms alone; an analogue link is differentiable
+    `parameters` depend on the sent ones through their rms alone; an analogue link is differentiable
     throughout. Memory grows as antennas x symbols: send long blocks in parts (each part is then
-    normalised by itself).
+    normalised separately).
 
-    **Raises:** `InputError` for an unknown cancellation or modulation, and for what
-    the receiver refuses.
+    **Raises:** `InputError` for an unknown cancellation or modulation, and as the receiver does.
     """
     require_known("cancellation", cancellation, CANCELLATIONS)  # also where nothing is cancelled
     equaliser = receiver.filters(h_tilde, attack, noise, jax.random.fold_in(key, _MEASURED))
@@ -114,10 +113,10 @@ def send(
     modulation: int | None = 64,
     clip: Real[ArrayLike, ""] | None = None,
 ) -> Received:
-    """`transmit` of parameters that are normalised, with noise and filters that are known.
+    """`transmit` for normalised parameters, with known noise and filters.
 
     **Arguments:** `noise` with the floor, by `coloured_noise`; `equaliser`, the filters of the
-    receiver; the others as `transmit` has them.
+    receiver; the others as for `transmit`.
 
     **Raises:** `InputError` for an unknown cancellation or modulation.
     """
@@ -158,7 +157,7 @@ def propagate(
 ) -> Complex[Array, "antennas symbols"]:
     """What the antennas receive: Y = H~ X + C^(1/2) w with w ~ CN(0, I).
 
-    The root is the Hermitian one, continuous in C: a key gives like noise to like attacks.
+    The root is the Hermitian one, continuous in C: a key gives similar noise to similar attacks.
     """
     white = jax.random.normal(key, (h_tilde.shape[0], symbols.shape[1]), h_tilde.dtype)
     turned = product(noise.vectors.conj().T, white)

@@ -1,4 +1,4 @@
-"""Channels that are given as they are: arrays or files of them, in place of a cell."""
+"""Given channels: arrays or files of them, in place of a cell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PICKED = 0
 
 @dataclass(frozen=True)
 class _Content:
-    """An array that is hashed and compared by its content: values of presets hold no other."""
+    """An array that is hashed and compared by its content, as fields of presets must be."""
 
     array: Complex[np.ndarray, "matrices antennas users"] = field(compare=False, repr=False)
     sha256: str
@@ -33,23 +33,23 @@ class _Content:
 
 @dataclass(frozen=True)
 class Matrices:
-    """Given channels H~ = H diag(sqrt p), one of which every draw takes.
+    """Given channels H~ = H diag(sqrt p), of which every draw takes one.
 
     **Fields:**
 
     - `h`: one matrix (antennas, users), or a batch (matrices, antennas, users), real or complex; or
       the path of a `.npy` file with such an array. In units of the thermal noise: |h~_q|^2 of one
-      antenna is the SNR of user q there, so that a measured channel is to be divided by the
-      standard deviation of its noise and to contain the transmit powers.
+      antenna is the SNR of user q there. Divide a measured channel by the standard deviation of its
+      noise, and include the transmit powers.
     - `attack_budget_db`: P_N / n, the attacker's total power over the noise of one antenna.
 
-    A draw picks its matrix by its key, uniformly, `jax.random.randint(fold_in(key, 0), ...)`: equal
-    keys are equal channels, whoever attacks them, and many draws take a matrix more than once.
+    A draw picks its matrix uniformly by its key, `jax.random.randint(fold_in(key, 0), ...)`: equal
+    keys give equal channels, whatever the attack, and many draws take a matrix more than once.
 
-    Hashable, and equal where the arrays are; the name in results is a checksum of the array. Read
-    once, and compiled into every program that draws from it.
+    Hashable, and equal where the arrays are; the name in results is a checksum of the array. The
+    array is read once and compiled into every program that draws from it.
 
-    **Raises:** `InputError` for a file that holds no array, another shape, and entries that are no
+    **Raises:** `InputError` for a file that holds no array, another shape, and entries that are not
     finite numbers.
 
     >>> preset = Matrices([[2.0, 0.0], [0.0, 1.0]], attack_budget_db=10.0)

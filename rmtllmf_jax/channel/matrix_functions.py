@@ -25,17 +25,17 @@ from rmtllmf_jax.channel.linalg import eigh, off_zero, product
 
 
 class Ruled:
-    """A function of arrays, or pytrees of them, whose derivative is what `defjvp` says.
+    """A function of arrays, or pytrees of them, with the derivative that `defjvp` sets.
 
-    As `jax.custom_jvp`, which before JAX 0.12 loses its rule where reverse mode goes through `scan`
-    or `lax.map`: to hoist what does not change out of the loop, JAX evaluates the loop's body in
-    part, and there puts a function's body in place of a call with a rule. The next derivative is
-    the body's; of constants, such as eigenvalues, it is zero, without a word. A primitive is left
-    as it is.
+    Like `jax.custom_jvp`, which before JAX 0.12 loses its rule where reverse mode passes through
+    `scan` or `lax.map`: to hoist invariant parts out of the loop, JAX partially evaluates the
+    loop's body and there replaces a call that has a rule by the function's body. The next
+    derivative is then that of the body; for constants, such as eigenvalues, it is silently zero. A
+    primitive is left alone.
 
-    The first `static` arguments are hashable values and not
-    differentiated; the rule gets them before primals and tangents. Where the rule needs the
-    function's value it calls the function, which gives derivatives of every order.
+    The first `static` arguments are hashable values and are not differentiated; the rule gets them
+    before primals and tangents. Where the rule needs the function's value it calls the function,
+    which gives derivatives of every order.
     """
 
     def __init__(self, function: Callable[..., Any], static: int = 0) -> None:
@@ -117,7 +117,7 @@ def own_units(
 ) -> tuple[Inexact[Array, "..."], ...]:
     """`gram` and the `powers` in units of its mean diagonal: no attack depends on the unit.
 
-    float32 has not the range for squares of eigenvalues in watts. The unit is a constant.
+    The range of float32 is too small for squares of eigenvalues in watts. The unit is a constant.
     """
     mean = jax.lax.stop_gradient(jnp.mean(jnp.real(jnp.diagonal(gram))))
     unit = jnp.where(mean > 0, mean, 1)
@@ -142,7 +142,7 @@ def in_own_basis(
 
 @Ruled
 def with_derivative_of(moved: Array, value: Array) -> Array:
-    """`value`, a constant, with the derivative of `moved`, which it is up to rounding."""
+    """`value`, a constant, with the derivative of `moved`, which it equals up to rounding."""
     del moved
     return value
 

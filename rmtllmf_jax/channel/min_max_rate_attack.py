@@ -45,7 +45,7 @@ def min_max_weights(gram: Complex[Array, "users users"]) -> Float[Array, " users
 
 @Ruled
 def _log_weights(gram: Array) -> Array:
-    """Log w of `_gap` zero."""
+    """The log w at which `_gap` is zero."""
     return _fixed_point(gram, jnp.log(jnp.real(jnp.diagonal(gram))))
 
 
@@ -94,8 +94,8 @@ def _root_diagonal(gram: Array, weights: Array) -> Array:
 def _fixed_point(gram: Array, start: Array) -> Array:
     """Log w by over-relaxed multiplicative updates.
 
-    The plain update w <- diag(root) contracts log w by factors in (0, 1/2]; the power 4/3 makes
-    that [-1/3, 1/3].
+    The plain update w <- diag(root) contracts log w by factors in (0, 1/2]; the power 4/3 turns
+    these into [-1/3, 1/3].
     """
     tolerance = 4 * jnp.finfo(start.dtype).eps
 

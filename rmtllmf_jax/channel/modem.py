@@ -1,7 +1,7 @@
 """Gray-mapped square QAM: bits to symbols and back, hard and soft, and what AWGN does to them.
 
 A square QAM of order M is two independent PAMs of sqrt(M) amplitudes, so that every decision here
-is taken an axis at a time. A symbol carries log2 M bits, most significant first: the first half
+is taken one axis at a time. A symbol carries log2 M bits, most significant first: the first half
 selects the in-phase amplitude, the second half the quadrature one. Along an axis, neighbours
 differ in one bit (reflected Gray code). Symbols have unit average energy.
 
@@ -55,7 +55,7 @@ def bits_to_integers(bits: Int[Array, "*batch bits"]) -> Int[Array, "*batch"]:
 def constellation(order: int, dtype: DTypeLike | None = None) -> Complex[Array, " order"]:
     """All symbols; number k carries the binary digits of k.
 
-    `dtype` is complex64 or complex128 and follows jax's default float when left out.
+    `dtype` is complex64 or complex128; by default it follows jax's default float.
 
     >>> (constellation(4) * 2**0.5).round().tolist()
     [(-1-1j), (-1+1j), (1-1j), (1+1j)]
@@ -68,9 +68,9 @@ def modulate(
 ) -> Complex[Array, "*batch"]:
     """Symbols of unit average energy; the length of the last axis, log2 M, selects the order.
 
-    `dtype` is complex64 or complex128 and follows jax's default float when left out.
+    `dtype` is complex64 or complex128; by default it follows jax's default float.
 
-    **Raises:** `InputError` for another length than 2, 4, 6 or 8.
+    **Raises:** `InputError` for a length other than 2, 4, 6 or 8.
     """
     order = 1 << bits.shape[-1]
     half = bits_per_symbol(order) // 2
@@ -89,7 +89,7 @@ def demodulate(symbols: Complex[Array, "*batch"], order: int) -> Int[Array, "*ba
 
 
 def nearest_symbols(symbols: Complex[Array, "*batch"], order: int) -> Complex[Array, "*batch"]:
-    """Slicing: the nearest symbol. Piecewise constant, so that its gradient is zero."""
+    """Slicing: the nearest symbol. Piecewise constant, so its gradient is zero."""
     index = _nearest(symbols, order)
     axes = _amplitudes(order, jnp.real(symbols).dtype)
     return jax.lax.complex(axes[index[..., 0]], axes[index[..., 1]])
@@ -105,7 +105,7 @@ def soft_demodulate(
 
     `symbols` are unbiased, y = x + CN(0, `noise_variance`), and all x equally likely. `"log_map"`
     is exact, hence calibrated: P(b = 0) = 1 / (1 + exp(-LLR)). `"max_log"` keeps the largest term
-    of either sum.
+    of each sum.
 
     **Raises:** `InputError` for an unknown order or method.
     """

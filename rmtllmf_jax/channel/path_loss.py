@@ -1,9 +1,10 @@
 """Where the users stand, and how much of their power reaches one receive antenna from there.
 
 A path loss is a small frozen dataclass that is called with distances in metres and returns the
-power gain beta as a ratio (at most one, but for `PowerLaw`, which is relative to 1 km). Hashable,
-so that it can be part of a preset that is static under `jax.jit`; differentiable in the distance.
-Distances outside `range_m` raise `InputError` where they are known, and are not seen inside jit.
+power gain beta as a ratio (at most one, except for `PowerLaw`, which is relative to 1 km).
+Hashable, so that it can be part of a preset that is static under `jax.jit`; differentiable in the
+distance. Distances outside `range_m` raise `InputError` where they are known; inside jit they are
+not checked.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def user_distances(
 ) -> Float[Array, " users"]:
     """Distances to the receiver in metres, independent and uniform in [minimum, maximum].
 
-    Uniform in the distance and not in the area, as R-MTLLMF (arXiv 2411.18220) has it.
+    Uniform in the distance and not in the area, as in R-MTLLMF (arXiv 2411.18220).
 
     **Raises:** `InputError` for no users, or unless 0 < minimum <= maximum.
     """
@@ -105,8 +106,8 @@ def angles_from_positions(
 ) -> Float[Array, "*batch users"]:
     """Angles in radians from broadside of an array along the y axis: sin(angle) = dy / distance.
 
-    What `steering_vectors` takes, for users at (x, y) or (x, y, z). Differentiable but at the base
-    station and, with heights, on the array's own axis.
+    The input of `steering_vectors`, for users at (x, y) or (x, y, z). Differentiable except at the
+    base station and, with heights, on the array's own axis.
 
     **Raises:** `InputError` if the two do not have the same two or three coordinates, or a user
     stands at the base station.
@@ -129,7 +130,7 @@ SPEED_OF_LIGHT = 299_792_458.0
 class PathLoss(Protocol):
     """`(distance in metres) -> power gain`, valid for distances within `range_m`.
 
-    One that takes horizontal distances and has the heights of both ends as fields says so with
+    A model that takes horizontal distances and has the heights of both ends as fields sets
     ``has_heights = True``.
     """
 
@@ -143,7 +144,7 @@ class PathLoss(Protocol):
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """beta = (d / 1 km)^-exponent: the gain over that at 1 km, not an absolute one.
+    """beta = (d / 1 km)^-exponent: the gain relative to that at 1 km, not an absolute one.
 
     **Raises:** `InputError` for an exponent that is negative or not finite.
 
@@ -158,7 +159,7 @@ class PowerLaw:
         require_within("exponent", self.exponent, 0.0, math.inf)
 
     def __call__(self, distance_m: Real[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
-        """Power gain over that at 1 km, as a ratio."""
+        """Power gain relative to that at 1 km, as a ratio."""
         require_positive("distances in metres", distance_m)
         return (jnp.asarray(distance_m) / REFERENCE_DISTANCE_M) ** -self.exponent
 
@@ -190,13 +191,15 @@ class FreeSpace:
 class _Urban:
     """What the two urban models of 3GPP TR 38.901 share: Table 7.4.1-1 with other numbers.
 
-    `distance_m` is the horizontal distance d_2D. With d_3D^2 = d_2D^2 + (h_BS - h_UT)^2, f in GHz,
-    line of sight loses in dB, on either side of d'_BP = 4 (h_BS - 1 m) (h_UT - 1 m) f / c::
+    `distance_m` is the horizontal distance d_2D. With d_3D^2 = d_2D^2 + (h_BS - h_UT)^2 and f in
+    GHz, the line-of-sight loss in dB on either side of d'_BP = 4 (h_BS - 1 m) (h_UT - 1 m) f / c
+    is::
 
         PL_1 = A + B log10 d_3D + 20 log10 f
         PL_2 = A + 40 log10 d_3D + 20 log10 f - (20 - B / 2) log10(d'_BP^2 + (h_BS - h_UT)^2)
 
-    which meet at d'_BP with another slope; without it, the larger of that and::
+    which meet at d'_BP with different slopes; without a line of sight, it is the larger of that
+    and::
 
         PL' = A' + B' log10 d_3D + F' log10 f - U' (h_UT - 1.5 m)
     """
@@ -319,8 +322,8 @@ class LinkBudget:
 
     **Fields:**
 
-    - `transmit_power_dbm`: P, 0 dBm is a milliwatt.
-    - `bandwidth_hz`: of the carrier that P is spent on.
+    - `transmit_power_dbm`: P; 0 dBm is one milliwatt.
+    - `bandwidth_hz`: of the carrier that P is spread over.
     - `noise_figure_db`: of the receiver, at least 0.
     - `transmit_gain_dbi`, `receive_gain_dbi`: antenna gains.
     - `temperature_k`: of the noise.
@@ -361,7 +364,7 @@ class LinkBudget:
     ) -> float:
         """SNR of a user at the edge in dB; at 1 km, what a preset's `edge_snr_db` asks for.
 
-        With an absolute path loss; a `PowerLaw` is relative to 1 km and has no SNR of its own.
+        Needs an absolute path loss; a `PowerLaw` is relative to 1 km and defines no SNR.
         """
         return 10 * math.log10(path_loss(edge_distance_m)) + self._unit_gain_snr_db
 

@@ -28,7 +28,7 @@ def none(
     weakest_gain: Real[ArrayLike, ""],
     alpha: Real[ArrayLike, ""],
 ) -> Float[Array, "*batch"]:
-    """Full power for all, as in the paper: each rate grows with the user's own power.
+    """Full power for all, as in the paper: each rate grows with the user's power.
 
     `weakest_gain` and `alpha` are not used.
 
@@ -43,7 +43,7 @@ def full(
     weakest_gain: Real[ArrayLike, ""],
     alpha: Real[ArrayLike, ""],
 ) -> Float[Array, "*batch"]:
-    """Full inversion, p = min(P, P weakest_gain / beta): one mean received power for all.
+    """Full inversion, p = min(P, P weakest_gain / beta): the same mean received power for all.
 
     That power is what the weakest location reaches at full power. `alpha` is not used.
 

@@ -32,7 +32,7 @@ from rmtllmf_jax.common.values import by_name, described, parse
 
 
 def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
-    """A list or an array as the tuple that can be a static argument."""
+    """A list or an array as a tuple, which can be a static argument."""
     return None if values is None else tuple(map(float, values))
 
 
@@ -44,11 +44,11 @@ class ChannelPreset:
 
     - `users`, `antennas`: single-antenna users Q and receive antennas N_R.
     - `min_distance_m`, `max_distance_m`: users stand between them, in metres.
-    - `placement`: what is uniform there, one of `PLACEMENTS`: "distance" or "area".
+    - `placement`: what is uniform between them, one of `PLACEMENTS`: "distance" or "area".
     - `distances_m`: given distances, one per user, in place of the three fields above.
     - `path_loss`: power gain beta(d), see `channel.path_loss`.
     - `edge_snr_db`: P beta(1 km) / n, the SNR per antenna of a user at 1 km and full power.
-    - `power_control`: one of `POWER_CONTROLS`, relative to the farthest place that users stand at;
+    - `power_control`: one of `POWER_CONTROLS`, relative to the farthest place where users stand;
       `power_control_alpha` is the exponent of "fractional".
     - `fading`: small-scale fading, see `channel.fading`.
     - `attack_budget_db`: P_N / n, the attacker's total power over the noise of one antenna.
@@ -112,7 +112,7 @@ class ChannelPreset:
 
     @property
     def farthest_m(self) -> float:
-        """The farthest place that users stand at, in metres."""
+        """The distance of the farthest place where users stand, in metres."""
         return self.max_distance_m if self.distances_m is None else max(self.distances_m)
 
     @property
@@ -126,7 +126,7 @@ class ChannelPreset:
         return 10.0 ** (self.attack_budget_db / 10)
 
     def described(self) -> str:
-        """Return the nearest of `PRESETS` with what differs, as `get_preset` reads it.
+        """Return the nearest of `PRESETS` with the differences, as `get_preset` reads it.
 
         >>> ChannelPreset(users=12, fading=Rician(9.0)).described()
         'paper(users=12, fading=rician(k_factor_db=9.0))'
@@ -145,13 +145,13 @@ class ChannelPreset:
 class DirectPreset:
     """The users' errors themselves, without a channel: for studies that start from an SNR.
 
-    **Fields:** exactly one of them, with one value a user.
+    **Fields:** exactly one of them, with one value per user.
 
     - `mse`: mu_q in [0, 1]; zero is a perfect uplink.
-    - `snr_db`: SNR behind the equaliser, of which mu = 1 / (1 + SNR).
+    - `snr_db`: SNR behind the equaliser, which gives mu = 1 / (1 + SNR).
 
-    **Raises:** `InputError` for none or both, no value, or a value outside. Hashable, so that it
-    can be a static argument of `jax.jit`.
+    **Raises:** `InputError` for none or both, no value, or a value out of range. Hashable, so that
+    it can be a static argument of `jax.jit`.
 
     >>> DirectPreset(snr_db=(0.0, 10.0)).user_mse
     (0.5, 0.09090909090909091)
@@ -235,13 +235,13 @@ _KNOWN = {**PRESETS, **by_name(ChannelPreset, DirectPreset, Matrices)}
 
 
 def get_preset(name: str | Preset) -> Preset:
-    """The preset called `name`, or the direct one that it spells out; a preset is itself.
+    """The preset called `name`, or the direct one that it spells out; a preset is returned as is.
 
-    Options stand in brackets: `paper(users=12, antennas=32, fading=rician(9))`; those that are not
-    given are the named preset's. `matrices(h.npy)` are the channels of a file, see `Matrices`;
-    `mse=.01,.02` and `snr_db=10,12` are direct presets of two users.
+    Options go in brackets: `paper(users=12, antennas=32, fading=rician(9))`; the others are those
+    of the named preset. `matrices(h.npy)` are the channels of a file, see `Matrices`; `mse=.01,.02`
+    and `snr_db=10,12` are direct presets of two users.
 
-    **Raises:** `InputError` that names the nearest preset, or the value that is no number.
+    **Raises:** `InputError` that names the nearest preset, or the value that is not a number.
 
     >>> get_preset("paper").antennas
     16
@@ -274,7 +274,7 @@ def get_preset(name: str | Preset) -> Preset:
 
 
 def require_channel_preset(preset: Preset | str) -> ChannelPreset:
-    """The preset, by name or itself.
+    """The preset, given by name or as a value.
 
     **Raises:** `InputError` for an unknown name, or a preset without places and path loss.
     """

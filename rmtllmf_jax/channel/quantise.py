@@ -2,7 +2,7 @@
 
 A block of parameters is normalised to unit power by its own rms, which the receiver knows, and
 quantised uniformly: 2^bits cells of width 2 clip / 2^bits over [-clip, clip], each reproduced by
-its middle; what lies outside goes to the outermost cell. `clip` is in units of the rms.
+its middle; values outside go to the outermost cell. `clip` is in units of the rms.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ bits), .01154 (4), .001040 (6) and .0000877 (8) of the block's power.
 def normalise(
     parameters: Float[Array, "*batch size"],
 ) -> tuple[Float[Array, "*batch size"], Float[Array, "*batch"]]:
-    """Blocks of unit power, and the rms that each was divided by. A block of zeros stays one.
+    """Blocks of unit power, and the rms that each was divided by. A block of zeros stays zero.
 
     >>> values, scale = normalise(jnp.array([1.0, 7.0]))
     >>> print(values, scale)
@@ -44,7 +44,7 @@ def quantise(
 ) -> Int[Array, "*batch"]:
     """Levels 0 .. 2^bits - 1; `clip` defaults to `GAUSSIAN_CLIP`.
 
-    **Raises:** `InputError` without a clip where the table has none for so many bits.
+    **Raises:** `InputError` without a clip where the table has none for that many bits.
 
     >>> quantise(jnp.array([-0.9, 0.1, 5.0]), bits=2, clip=1.0).tolist()
     [0, 2, 3]
@@ -63,8 +63,8 @@ def dequantise(
 ) -> Float[Array, "*batch"]:
     """Middles of the cells, in units of the rms.
 
-    Off by half a cell at most, clip / 2^bits, inside the clip range. `dtype` follows jax's default
-    float when left out.
+    Off by at most half a cell, clip / 2^bits, inside the clip range. By default, `dtype` follows
+    jax's default float.
 
     **Raises:** `InputError` as `quantise` does.
 

@@ -21,7 +21,7 @@ ORDERS = ("weakest_first", "strongest_first")
 
 
 def sic_order(received_power: Float[Array, " users"], order: str) -> Int[Array, " users"]:
-    """Users in the order in which they are decoded, first decoded first.
+    """Users in decoding order, first decoded first.
 
     R-MTLLMF (arXiv 2411.18220) decodes `"weakest_first"`, so that the strongest user is last and
     free of interference; `"strongest_first"` is the usual choice. Ties go to the lower index.
@@ -41,7 +41,7 @@ def sic_rates(
 ) -> Float[Array, " users"]:
     """R_q in nats, R-MTLLMF eq. (3), under successive interference cancellation.
 
-    `order_indices` lists the users as they are decoded. Smooth in `gram_eff`; as a function of the
+    `order_indices` lists the users in decoding order. Smooth in `gram_eff`; as a function of the
     channel it jumps where two received powers cross and the order swaps.
 
     >>> rates = sic_rates(jnp.diag(jnp.array([3.0 + 0j, 1.0])), jnp.array([1, 0]))
@@ -80,7 +80,7 @@ def matched_filter_mse(
     """1 / (1 + SINR_q) behind the whitened matched filter C^-1 h~_q, which suppresses nobody.
 
     SINR_q = G_qq^2 / (sum_r |G_qr|^2 + G_qq) over the users r != q, or with `order_indices` (users
-    as they are decoded) over those decoded later. Never below `lmmse_mse` or `sic_mse`.
+    in decoding order) over those decoded later. Never below `lmmse_mse` or `sic_mse`.
 
     >>> mse = matched_filter_mse(jnp.array([[3.0, 4.0], [4.0, 7.0 + 0j]]))
     >>> [round(user, 3) for user in mse.tolist()]
@@ -101,7 +101,7 @@ def matched_filter_mse(
 def matched_filter_errors(gram_eff: Complex[Array, "users users"]) -> Complex[Array, "users users"]:
     """E[e e^H] behind the whitened matched filter, scaled to MMSE estimates.
 
-    (D G - I)(D G - I)^H + D G D for the scales D, of which the diagonal is `matched_filter_mse`.
+    (D G - I)(D G - I)^H + D G D for the scales D; its diagonal is `matched_filter_mse`.
     """
     mse = matched_filter_mse(gram_eff)
     scale = matched_scale(gram_eff)
@@ -113,7 +113,7 @@ def matched_filter_errors(gram_eff: Complex[Array, "users users"]) -> Complex[Ar
 
 
 def matched_scale(gram_eff: Complex[Array, "users users"]) -> Float[Array, " users"]:
-    """(1 - mu_q) / G_qq: what makes an MMSE estimate of the matched filter's output."""
+    """(1 - mu_q) / G_qq, which scales the matched filter's output to an MMSE estimate."""
     own = jnp.real(jnp.diagonal(gram_eff))
     return (1 - matched_filter_mse(gram_eff)) / jnp.maximum(own, jnp.finfo(own).tiny)
 
@@ -123,8 +123,8 @@ def error_covariance(
 ) -> Complex[Array, "users users"]:
     """E[e e^H] of the users' errors: (I + G)^-1 for joint LMMSE, diagonal for MMSE-SIC.
 
-    Behind MMSE-SIC without error propagation (`order_indices`: users as they are decoded) the
-    errors of different users are uncorrelated, whatever the covariance of the noise.
+    Behind MMSE-SIC without error propagation (`order_indices`: users in decoding order) the errors
+    of different users are uncorrelated, whatever the covariance of the noise.
     """
     if order_indices is None:
         return inverse(_identity_plus(gram_eff))

@@ -23,7 +23,7 @@ _DISTANCES, _FADING = 0, 1
 
 
 def draw_distances(preset: Preset | str, key: Key[Array, ""]) -> Float[Array, " users"]:
-    """The users' distances in metres: the preset's own, or drawn as it says.
+    """The users' distances in metres: those of the preset, or drawn according to it.
 
     **Raises:** `InputError` for a preset without a channel.
 
@@ -50,8 +50,8 @@ def channel_at(
     """H~ = H diag(sqrt p) of users at given `distances` in metres, with the fading of `key`.
 
     Differentiable in the distances wherever path loss and power control are. Placement and the
-    preset's own distances serve power control alone, as the farthest place of the cell. `angles` in
-    radians from broadside, for a fading that has angles; left out, they are the fading's own.
+    preset's own distances only give power control the farthest place of the cell. `angles` are in
+    radians from broadside, for a fading that has angles; by default they are the fading's own.
     `block`: the number of a block of fading, independent from block to block.
 
     **Raises:** `InputError` unless there is one distance per user, and for distances outside the
@@ -90,9 +90,9 @@ def draw_channel(
 ) -> Complex[Array, "antennas users"]:
     """One realisation of H~ = H diag(sqrt p): path loss, fading and transmit powers in one matrix.
 
-    `channel_at` the distances that `draw_distances` draws from the same key; or what the preset's
-    own `draw` makes of the key, as that of `Matrices`. In units of the noise: E|h~_q|^2 per antenna
-    is the SNR of user q. Users keep their places from block to block, and fade independently.
+    `channel_at` the distances that `draw_distances` draws from the same key, or the result of the
+    preset's own `draw`, as for `Matrices`. In units of the noise: E|h~_q|^2 per antenna is the SNR
+    of user q. Users keep their places from block to block, and fade independently.
 
     **Raises:** `InputError` for a preset without a channel.
 
@@ -133,7 +133,7 @@ def draw_channels(
 
 
 def gram(h_tilde: Complex[Array, "antennas users"]) -> Complex[Array, "users users"]:
-    """K = H~^H H~, all that rates, errors and attacks depend on.
+    """K = H~^H H~, on which alone rates, errors and attacks depend.
 
     **Raises:** `InputError` for anything but one complex matrix, and outside jit if it is not
     finite.

@@ -1,8 +1,8 @@
 """Receivers: what the base station does with the antennas' signal, as values.
 
-`filtering` says how one is called and holds those that know the covariance of the noise. The others
-are here: each designs the filters of a receiver `of` for the noise that it believes in, and its
-errors are those of these filters under the true noise.
+`filtering` documents the calling convention and holds those that know the covariance of the noise.
+The others are here: each designs the filters of a receiver `of` for the noise that it assumes, and
+its errors are those of these filters under the true noise.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rmtllmf_jax.common.values import by_name, name_of, parse
 class Unaware(Around):
     """A receiver that does not know of the attacker: its filters are those for the floor alone.
 
-    Never below the MSE of `of`, and not bounded by one: it trusts a wrong covariance.
+    Its MSE is never below that of `of`, and not bounded by one: it trusts a wrong covariance.
     """
 
     of: Inner = SIC
@@ -65,9 +65,10 @@ class Unaware(Around):
 class Estimated(Around):
     """A receiver that measures the noise: its filters are those for a sample covariance.
 
-    - `snapshots`: vectors of noise alone, of the true covariance, that it is averaged over.
-    - `loading`: added to its diagonal, in units of the floor; > 0, so that few snapshots invert.
-    - `shrinkage`: "oas" moves the average towards a multiple of I first, see `oas`.
+    - `snapshots`: number of noise-only vectors, of the true covariance, that it averages over.
+    - `loading`: added to its diagonal, in units of the floor; > 0, so that it is invertible even
+      with few snapshots.
+    - `shrinkage`: "oas" first moves the average towards a multiple of I, see `oas`.
 
     Tends to `of` with many snapshots and little loading; the errors are those under the true noise.
     """
@@ -98,7 +99,7 @@ def oas(
     """(1 - rho) S + rho tr S / N I of the sample covariance S of complex Gaussian `snapshots`.
 
     rho = min(1, (tr^2 S - tr S^2 / N) / ((T - 1/N) (tr S^2 - tr^2 S / N))), the limit of the
-    oracle's weight with its own estimate put in: Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero,
+    oracle's weight with its own estimate inserted: Y. Chen, A. Wiesel, Y. C. Eldar, A. O. Hero,
     "Shrinkage algorithms for MMSE covariance estimation", IEEE Transactions on Signal Processing
     58(10), 2010 (arXiv 0907.4698), with the moments of complex vectors. Keeps the trace.
 
@@ -117,7 +118,7 @@ def oas(
 
 @dataclass(frozen=True)
 class Powered(Around):
-    """Knows the attacker's total power alone: filters for white noise + budget / antennas."""
+    """Knows only the attacker's total power: filters for white noise + budget / antennas."""
 
     of: Inner = SIC
     plans: ClassVar[bool] = True
@@ -135,15 +136,17 @@ class Powered(Around):
 class Projected(Around):
     """Projects the attacker's subspace out: the filters of `of` for (I - U U^H) H and the floor.
 
-    - `rank`: dimensions given up, those of most power; left out, those above the floor.
-    - `snapshots`: vectors of noise alone to find them by; left out, the covariance is known.
+    - `rank`: number of dimensions given up, those with the most power; by default all above the
+      floor.
+    - `snapshots`: number of noise-only vectors to find them from; by default the covariance is
+      known.
 
-    Above the floor of snapshots T over N antennas are eigenvalues of their average larger than n
-    (1 + sqrt(N / T))^2, where the noise alone would end (Marchenko and Pastur, 1967); of a known
-    covariance, all that the attacker has power in. Does not need its power; costs a dimension of
-    the array each, and against one who spans the users' subspace nothing is left: MSE one. See G.
-    Marti and C. Studer, "Universal MIMO Jammer Mitigation", arXiv 2412.19804. Smooth where the
-    dimensions stay the same.
+    With T snapshots over N antennas, the dimensions above the floor have eigenvalues of the average
+    larger than n (1 + sqrt(N / T))^2, where noise alone would end (Marchenko and Pastur, 1967);
+    with a known covariance, they are all in which the attacker has power. Does not need its power.
+    Each costs one dimension of the array, and against an attacker who spans the users' subspace
+    nothing is left: MSE one. See G. Marti and C. Studer, "Universal MIMO Jammer Mitigation", arXiv
+    2412.19804. Smooth where the dimensions stay the same.
     """
 
     rank: int | None = None
@@ -175,7 +178,7 @@ class Projected(Around):
         return self.of.filters(left, jnp.zeros_like(attack), noise, power=power)
 
     def _subspace(self, h: Array, attack: Array, noise: Any, key: Any) -> Array:
-        """U U^H, as (1 + sign(X)) / 2 of X = C - t I with t between what goes and what stays."""
+        """U U^H as (1 + sign(X)) / 2, X = C - t I, with t between what is removed and kept."""
         size = len(h)
         if self.rank is not None:
             require_at_least("rank", self.rank, 0, size)
@@ -205,13 +208,13 @@ class Projected(Around):
 
 @dataclass(frozen=True)
 class Sensed(Around):
-    """Filters for a covariance made of sensed directions and the attacker's total power.
+    """Filters for a covariance built from sensed directions and the attacker's total power.
 
     - `angles`: the attackers' directions in degrees from broadside, seen by a linear array with
       half a wavelength between antennas (`fading.steering_vectors`); all count as equally strong.
     - `error_deg`: standard deviation of a Gaussian error of each, drawn from the key.
     - `taper_deg`: half width, as seen at broadside, over which each is spread (uniformly in the
-      sine of the angle): a null that an error does not miss, at the price of dimensions.
+      sine of the angle): an error does not miss so wide a null, at the price of dimensions.
 
     budget / (N L) A A^H o T with T_ij = sinc((i - j) sin(taper)), sinc x = sin(pi x) / (pi x). The
     surrogate of R-SFLLM (arXiv 2407.11654) for directions; J. Guerci, "Theory and application of
@@ -251,17 +254,17 @@ class Sensed(Around):
 
 @dataclass(frozen=True)
 class Minimax(Filtering):
-    """The joint linear filters that are best against the worst attacker of a budget.
+    """The joint linear filters that are best against the worst attacker with a given budget.
 
     They are the LMMSE filters for the attack `sum_mse`, and **no attacker of that total power can
     push the sum of the users' MSEs above that attack's**, whoever it is and whatever it knows,
     these filters included: the sum is convex in the filters F and linear in the covariance A of the
-    attacker, so that min_F max_A = max_A min_F, and a saddle point has both. The price is pessimism
-    where nobody attacks: a base station would switch it on when it hears an attacker.
+    attacker, so that min_F max_A = max_A min_F, and a saddle point attains both. The price is
+    pessimism where nobody attacks: a base station would switch it on when it detects an attacker.
 
-    `budget_db`: the total power planned for, over the noise of one antenna; left out, the budget
-    that the call gives. Antennas may be those of several receptions, one below the other: the
-    budget is then that of all of them.
+    `budget_db`: the total power planned for, over the noise of one antenna; by default the budget
+    given in the call. Antennas may be those of several receptions, stacked: the budget is then that
+    of all of them.
     """
 
     budget_db: float | None = None
@@ -319,7 +322,7 @@ RECEIVERS: Mapping[str, type] = MappingProxyType(
 
 
 def get_receiver(text: str | Receiver) -> Receiver:
-    """The receiver that a text describes; a receiver is itself. A decoding order means SIC in it.
+    """The receiver that a text describes; a receiver is returned as is. A decoding order means SIC.
 
     **Raises:** `InputError` that names the nearest one, or the option.
 

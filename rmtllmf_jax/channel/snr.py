@@ -2,7 +2,7 @@
 
 All are ratios, one per user, and `worst_user` takes the least; `db` turns them into dB. They differ
 by tens of dB on one channel, so a figure names its definition. R-MTLLMF (arXiv 2411.18220) prints
--16.2 / -21.7 / -27.3 dB (no attack, strongest user, sum rate) and does not say of what. No SNR
+-16.2 / -21.7 / -27.3 dB (no attack, strongest user, sum rate) and does not define them. No SNR
 measured at the receiver fits all three; the worst user's `parameter_snr` with c0 = -31 dB does:
 over the drops of the preset `paper` its dB average to -16.5 / -21.9 / -27.2. The average is of dB,
 drop by drop: `db(parameter_snr(mean of the worst MSEs))` would be -23.0 for the strongest user.
@@ -67,8 +67,8 @@ def parameter_snr(
 ) -> Float[Array, "*batch"]:
     """SNR of the received parameters, rms(tau_q)^2 / (kappa_q^2 mu_q) = 10^(c0 / 10) / mu_q.
 
-    In dB: -10 log10(mu_q) + c0. `c0_db` is that of a user with MSE 1, whose noise has the scale
-    kappa_q = rms(tau_q) 10^(-c0 / 20). Infinite for a perfect uplink.
+    In dB: -10 log10(mu_q) + c0. `c0_db` is the SNR of a user with MSE 1; the noise then has the
+    scale kappa_q = rms(tau_q) 10^(-c0 / 20). Infinite for a perfect uplink.
 
     >>> parameter_snr(jnp.array([0.5, 0.25]), c0_db=0.0).tolist()
     [2.0, 4.0]
@@ -77,7 +77,7 @@ def parameter_snr(
 
 
 def worst_user(snr: Float[Array, "*batch users"]) -> Float[Array, "*batch"]:
-    """The least of the users' SNRs, min_q: whatever is weak with one user spoils the merge.
+    """The least of the users' SNRs, min_q: one weak user spoils the merge.
 
     Non-smooth where two users tie.
 

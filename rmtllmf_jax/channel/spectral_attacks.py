@@ -2,7 +2,7 @@
 
 The attacker puts the power sigma_i on the i-th eigendirection, so that with the thermal floor n the
 eigenvalue lambda_i of K becomes g_i = lambda_i / N_i, N_i = sigma_i + n. Each attack chooses sigma
-through one multiplier nu, found from sum sigma = budget. Seen from the result, all is explicit:
+through one multiplier nu, found from sum sigma = budget. In terms of the result, all is explicit:
 
     K = G N(G; nu, n),    tr(N(G; nu, n) - n I) = budget,
 
@@ -42,7 +42,7 @@ class Rule(NamedTuple):
 
     **Fields:**
 
-    - `powers`: `(eigenvalues, budget, noise) -> (sigma, nu)`; no derivative goes through it.
+    - `powers`: `(eigenvalues, budget, noise) -> (sigma, nu)`; no derivative passes through it.
     - `total`: `(G, nu, noise) -> N`, the attacker's and thermal power as a matrix function of the
       effective Gram matrix, real or complex.
     """
@@ -88,7 +88,7 @@ def spectral_powers(
 ) -> tuple[Complex[Array, "n n"], Complex[Array, "n n"]]:
     """V and the attacker's powers diag(sigma), of trace `budget`, for `gram` = V diag(lambda) V^H.
 
-    The attack is V diag(sigma) V^H where the columns of a channel and not its rows are the users.
+    The attack is V diag(sigma) V^H if the columns of a channel, not its rows, are the users.
     """
     _, vectors, solved, sigma = _solved(rule, gram, budget, noise)
     unit = noise / solved[2]
@@ -96,7 +96,7 @@ def spectral_powers(
 
 
 def _attacker(rule: Rule, solved: _Result, sigma: Array) -> Array:
-    """The attacker's powers in the eigenbasis, in the unit of what is solved."""
+    """The attacker's powers in the eigenbasis, in the unit of the problem solved."""
     effective, log_nu, floor = solved
     total = rule.total(effective, jnp.exp(log_nu), floor)
     moved = total - floor * jnp.eye(len(total), dtype=total.dtype)
@@ -107,7 +107,7 @@ def _attacker(rule: Rule, solved: _Result, sigma: Array) -> Array:
 def _solved(
     rule: Rule, gram: Complex[Array, "users users"], budget: Array, noise: Array
 ) -> tuple[Array, Array, _Result, Array]:
-    """K in its eigenbasis and the basis, what the attack solves for, and sigma as a constant."""
+    """K in its eigenbasis, that basis, the solution of the attack, and sigma as a constant."""
     gram, budget, noise = own_units(gram, budget, noise)
     values, vectors, sigma, nu = _solve_powers(rule, gram, budget, noise)
     floor = jax.lax.stop_gradient(noise)
@@ -138,7 +138,7 @@ def _equations(rule: Rule, result: _Result) -> _Wanted:
 
 @partial(Ruled, static=1)
 def _solve(rule: Rule, start: _Result, wanted: _Wanted) -> _Result:
-    """The result that satisfies `wanted`; `start` holds its numbers, G as a vector."""
+    """The result that satisfies `wanted`; `start` holds its values, G as a vector."""
     return jnp.diag(start[0]).astype(wanted[0].dtype), *start[1:]
 
 
@@ -246,9 +246,9 @@ def sum_rate_powers(
 def floor_aware_powers(
     eigenvalues: Float[Array, " users"], budget: Real[ArrayLike, ""], noise: Real[ArrayLike, ""]
 ) -> tuple[Float[Array, " users"], Float[Array, ""]]:
-    """Power [sigma_i - noise]_+ of an attacker who counts the floor, and nu: they sum to `budget`.
+    """Powers [sigma_i - noise]_+ of a floor-aware attacker, summing to `budget`, and nu.
 
-    Newton in log nu from the left, where the sum, convex and falling, is never below `budget`.
+    Newton in log nu from the left, where the sum, convex and decreasing, is never below `budget`.
     All three must be positive.
     """
     power = jnp.asarray(budget, eigenvalues.dtype)
@@ -278,7 +278,7 @@ def _sigma(root: Array, nu: Array) -> tuple[Array, Array]:
 
 
 def _sum_rate_total(effective: Array, nu: Array, noise: Array) -> Array:
-    """N of G = K / N: the root of the quadratic for sigma = N - n with lambda = g N put in."""
+    """N of G = K / N: the root of the quadratic for sigma = N - n with lambda = g N inserted."""
     eye = jnp.eye(len(effective), dtype=effective.dtype)
     c = noise + 1 / nu
     root = square_root(c**2 * product(effective, effective) + 4 * noise / nu * effective)
@@ -299,10 +299,10 @@ FLOOR_AWARE = Rule(floor_aware_powers, _floor_aware_total)
 def sum_mse_powers(
     eigenvalues: Float[Array, " users"], budget: Real[ArrayLike, ""], noise: Real[ArrayLike, ""]
 ) -> tuple[Float[Array, " users"], Float[Array, ""]]:
-    """Powers sigma_i = [sqrt(lambda_i / nu) - lambda_i - noise]_+ and nu: they sum to `budget`.
+    """Powers sigma_i = [sqrt(lambda_i / nu) - lambda_i - noise]_+, summing to `budget`, and nu.
 
     Linear in y = 1 / sqrt(nu) between the levels at which directions become worth attacking, so
-    that sorting them gives y exactly. All three must be positive.
+    sorting these gives y exactly. All three must be positive.
     """
     root = jnp.sqrt(eigenvalues)
     needed = eigenvalues + noise

@@ -1,6 +1,6 @@
 """Effect of attacks on a preset over many drops: errors, eigenvalues, symbols behind the equaliser.
 
-For tables and figures; users are in the order of their received power, weakest first.
+For tables and figures; users are in order of received power, weakest first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def mse_over_drops(
 ) -> Iterator[Float[np.ndarray, "drops links users"]]:
     """`mse_by_power` of drops 0 .. draws - 1, `CHUNK` at a time from one compiled program.
 
-    The keys are those of `draw_keys`, so that chunks do not show.
+    The keys are those of `draw_keys`, so that the result does not depend on the chunks.
     """
 
     @jax.jit
@@ -61,7 +61,7 @@ def mse_over_drops(
 def spectra(
     links: tuple[Link, ...], key: Key[Array, ""], draws: int
 ) -> tuple[Float[np.ndarray, "draws users"], list[Float[np.ndarray, "draws users"]]]:
-    """Largest eigenvalues of H P H^H and of each attacker's covariance, falling, drop by drop."""
+    """Largest eigenvalues of H P H^H and of each attacker's covariance, descending, per drop."""
     preset = links[0].preset
 
     @jax.jit
@@ -88,9 +88,9 @@ def equalised_symbols(
     symbols: int,
     modulation: int,
 ) -> tuple[Complex[Array, "shown symbols"], Float[Array, " shown"], Float[Array, " shown"]]:
-    """What the receiver makes of random QAM symbols on drop 0, for the users at places `shown`.
+    """The receiver's estimates of random QAM symbols on drop 0, for the users ranked `shown`.
 
-    Places count from the weakest user. SIC cancels the true symbols.
+    Ranks count from the weakest user. SIC cancels the true symbols.
 
     **Returns:** unbiased estimates, their SINR, and the share that is sliced wrongly.
     """
