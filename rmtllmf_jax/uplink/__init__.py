@@ -2,11 +2,11 @@
 
 A user's task vector arrives as ``tau_q + e_q`` with ``e_q ~ N(0, kappa_q^2 mu_q I)``, where mu_q
 is the user's MSE and kappa_q the scale between a unit-power symbol and a parameter. kappa is
-explicit: the paper's "variance = MSE" is kappa = 1, which no real model survives. How the errors of
-different users are correlated is the error model: `Independent` (the default) is exact for
-MMSE-SIC, `ERROR_MODELS` lists the others. That is the transport `Gaussian`; `Sparse` and `Coded`
-send the best part of a task vector, `Adapter` factors of its matrices, `Qam` and `Analogue` the
-parameters as symbols. An estimator (`ESTIMATORS`) makes the best of what arrived.
+explicit: the paper's "variance = MSE" is kappa = 1, which no real model survives. The error model
+says how the errors of different users are correlated: `Independent` (the default) is exact for
+MMSE-SIC, `ERROR_MODELS` lists the others. All this is the transport `Gaussian`. `Sparse` and
+`Coded` send the best part of a task vector, `Adapter` factors of its matrices, `Qam` and `Analogue`
+the parameters as symbols. An estimator (`ESTIMATORS`) makes the best of what arrived.
 """
 
 from rmtllmf_jax.uplink.adapter import Adapter

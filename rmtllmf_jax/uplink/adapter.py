@@ -40,13 +40,13 @@ CARRIERS: Mapping[str, type] = MappingProxyType(by_name(Gaussian, Sparse, Coded)
 class Adapter:
     """Two factors of each matrix, ``b a`` of its largest singular values, and nothing else.
 
-    Users that fine-tuned by LoRA of these targets have nothing else; of others it is the nearest
-    adapter, and what is not sent stays the base's. b and a have the same size, |b| = |a|: the
-    product alone counts, and these make its error smallest. Symbols keep unit power, so that kappa
-    goes with the rms of what is sent, as that of `Sparse` does. The channel uses that are saved may
+    Users that fine-tuned these targets with LoRA have nothing else to send; for others it is the
+    nearest adapter, and what is not sent stays as in the base. b and a have the same size,
+    |b| = |a|: only the product counts, and these make its error smallest. Symbols keep unit power,
+    so that kappa scales with the rms of what is sent, as for `Sparse`. The channel uses saved may
     be spent on repetition (``adapter(rank=4)+repeat(times=8)``) or on bits
     (``adapter(rank=4, carrier=coded(uses=8.0))``). What is sent is held constant under `jax.grad`.
-    A matrix of more dimensions has its last one as columns.
+    A kernel with more than two dimensions becomes a matrix with its last dimension as columns.
 
     >>> ones = jnp.ones(1)
     >>> sent = {"w": jnp.array([[[2.0, 4.0], [1.0, 2.0]]]), "b": jnp.ones((1, 2))}
@@ -93,7 +93,7 @@ class Adapter:
 
     @property
     def uses(self) -> float:
-        """Channel uses per number of the factors, see `uses_of` for those per parameter."""
+        """Channel uses per entry of the factors; see `uses_of` for those per parameter."""
         return self.carrier.uses
 
     @property
@@ -102,7 +102,7 @@ class Adapter:
         return getattr(self.carrier, "plan", None)
 
     def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
-        """Channel uses per parameter of each user: those of the factors, over all parameters."""
+        """Channel uses per parameter of each user: those of the factors over all parameters."""
         factors = {
             f"{path}/{name}": shape
             for path, (rows, rank, columns) in self._sizes(shapes).items()
@@ -152,11 +152,11 @@ class Adapter:
         mse: PerUser | PyTree[Array],
         kappa: PerUser,
     ) -> PyTree[Float[Array, " users"]]:
-        """Mean power of the products' error on an entry of a leaf, what is left out aside.
+        """Mean power of the products' error on an entry of a leaf, without the part not sent.
 
         ``(V_a |b|^2 columns + V_b |a|^2 rows + V_a V_b rows rank columns) / (rows columns)`` with
-        the variances of the carrier's errors on the factors, which are independent, and the same on
-        all entries of a factor (those of `Sparse` in the mean).
+        the variances of the carrier's errors on the factors, which are independent and the same on
+        all entries of a factor (for `Sparse`, on average).
         """
         factors, kappa = self._sending(stacked, mse, kappa)
         noise = self.carrier.variance(factors, mse, kappa)
@@ -179,7 +179,7 @@ class Adapter:
         return mean_squares(_products(self.factors(stacked), stacked))
 
     def stream(self, sending: Sending) -> FactorStream:
-        """Leaf by leaf, after one pass, or as many as the carrier needs, that finds the factors."""
+        """Leaf by leaf, after the one or more passes that the carrier needs to find the factors."""
         return FactorStream(self._sizes(sending.shapes), self.carrier, sending)
 
     def _sizes(self, shapes: Shapes) -> Sizes:

@@ -1,4 +1,4 @@
-"""Coded transmission: the best that a user can send in bits at the rate that its link leaves."""
+"""Coded transmission: the best that a user can send in bits at the rate that its link supports."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def outage_probability(
     """The probability that a block of `symbols` symbols at `rate_bits` bits each is lost.
 
     ``Q(sqrt(m / V) (R - r ln 2))`` with the capacity R = -ln(mse) and the dispersion
-    V = 1 - (1 + SINR)^-2 = 1 - mse^2, both of a complex Gaussian channel. Differentiable in all;
-    derivatives by `mse` are zero outside ]0, 1[.
+    V = 1 - (1 + SINR)^-2 = 1 - mse^2, both of a complex Gaussian channel. Differentiable in all
+    arguments; derivatives with respect to `mse` are zero outside ]0, 1[.
 
     Reference: Polyanskiy, Poor and Verdu, IEEE Trans. Inf. Theory 56 (2010).
 
@@ -82,22 +82,22 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class Coded:
-    """The best that a user can send in bits at the rate that its link leaves: no Gaussian error.
+    """The best that a user can send in bits at the rate that its link supports: no Gaussian error.
 
-    A user of SINR gamma sends R = log2(1 + gamma / gap) bits per channel use: the share rho of
+    A user with SINR gamma sends R = log2(1 + gamma / gap) bits per channel use: the share rho of
     its largest entries with b bits each, one for the sign and b - 1 for one of 2^(b - 1)
     magnitudes, and their positions, ``rho b + H2(rho) <= uses R``; or all entries, which need no
     positions, ``b <= uses R``. The levels are fitted to what is sent (`magnitudes.lloyd_max`) and
-    go as float32; they and a header of 40 bits are paid for. Of these choices each user has the one
-    whose squared error on its own vector is least, what is left out included; an entry that its
-    level would bring further off than 0 is left out. kappa plays no part.
+    sent as float32; they and a header of 40 bits are paid for. Each user takes the choice with the
+    least squared error on its own vector, omitted entries included. An entry is omitted if 0 is
+    closer to it than its level. kappa plays no part.
 
-    The rate is that of the MSE that was planned for. If the link bears less, the vector is lost and
-    arrives as zeros; with a `block`, by chance (`outage_probability` of SINR / gap, so that without
-    a margin half of the vectors are lost where all goes as planned).
+    The rate follows from the planned MSE. If the link supports less, the vector is lost and arrives
+    as zeros; with a `block`, it is lost at random (`outage_probability` at SINR / gap, so that
+    without a margin half of the vectors are lost even if all goes as planned).
 
-    What is sent is held constant under `jax.grad`: rho, b, levels. The derivative by the MSE is
-    that of the outage, and needs `expected`.
+    What is sent is held constant under `jax.grad`: rho, b, levels. The derivative with respect to
+    the MSE is that of the outage, and needs `expected`.
 
     >>> sent, mse = {"w": jnp.array([[0.1, -3.0, 3.0, 0.2] * 500])}, jnp.array([0.3])
     >>> coded = Coded(gap_db=0.0)
@@ -150,7 +150,7 @@ class Coded:
     def variance(
         self, stacked: PyTree[Float[Array, "users ..."]], mse: PerUser, kappa: PerUser
     ) -> PyTree[Float[Array, " users"]]:
-        """Zero: what is lost is uncorrelated with what arrives, and no factor wins it back."""
+        """Zero: what is lost is uncorrelated with what arrives, and no factor recovers it."""
         return jax.tree.map(jnp.zeros_like, mean_squares(stacked))
 
     def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
@@ -180,7 +180,7 @@ class Coded:
         *,
         planned: PerUser | None = None,
     ) -> PyTree[Float[Array, "users ..."]]:
-        """The task vectors as received; `planned` is by default `mse`. `kappa` is not used.
+        """The task vectors as received; `planned` defaults to `mse`. `kappa` is not used.
 
         **Raises:** `InputError` for MSEs by leaf, or not one per user; leaves as `transmit`.
         """
@@ -218,7 +218,7 @@ class Coded:
         return jax.lax.map(one, (vectors, counts))
 
     def _counts(self, planned: Array, size: int) -> Int[Array, "users choices"]:
-        """Return how many entries may be sent with each number of bits, some and all of them."""
+        """Return how many entries may be sent at each number of bits, for a part and for all."""
         rate = jax.lax.stop_gradient(-jnp.log2(self._needed(planned)))
         bits = jnp.asarray(self.bits)
         budget = self.uses * rate[:, None] - (_HEADER + _LEVEL * 2.0 ** (bits - 1)) / size
@@ -243,13 +243,13 @@ class Coded:
         return Chosen(bits[best], jnp.sum(kept), errors[best] / size), kept, level
 
     def _with_gap(self, mse: Array, margin_db: float) -> Array:
-        """The MSE at an SINR that is lower by the gap and a margin."""
+        """The MSE at an SINR reduced by the gap and a margin."""
         lower = 10.0 ** ((self.gap_db + margin_db) / 10)
         mse = jnp.clip(mse, 0.0, 1.0)
         return lower * mse / (1 + (lower - 1) * mse)
 
     def _needed(self, planned: Array) -> Array:
-        """The MSE, gap included, of the rate: of no more than there is use for."""
+        """The MSE, gap included, that corresponds to the rate, capped at the useful rate."""
         enough = max(2.0 ** (-(max(self.bits) + 1) / self.uses), _TINY)
         return jnp.maximum(self._with_gap(planned, self.margin_db), enough)
 
@@ -290,7 +290,7 @@ def _reproduced(vector: Array, bins: Magnitudes, kept: Array, level: Array) -> A
 
 @jax.jit
 def _levels(row: Array, first: Array, level: Array) -> Array:
-    """Return the levels by which entries are reproduced if they are sent."""
+    """Return the levels that reproduce entries if they are sent."""
     magnitude = level[binned(row, first)[0]]
     return jnp.where(row < 0, -magnitude, magnitude)
 
@@ -300,8 +300,8 @@ def largest_share(
 ) -> Float[Array, "*#shape"]:
     """The largest share of entries that `budget` bits per entry pay for, positions included.
 
-    ``share bits + H2(share) <= budget`` for `bits` an entry. The left side grows up to the share
-    2^bits / (1 + 2^bits), which is the most that is returned; so bisection finds it.
+    ``share bits + H2(share) <= budget`` at `bits` per entry. The left side grows up to the share
+    2^bits / (1 + 2^bits), the largest value returned; so bisection finds it.
 
     >>> [round(float(largest_share(budget, 1)), 3) for budget in (0.0, 1.0, 2.0)]
     [0.0, 0.227, 0.667]

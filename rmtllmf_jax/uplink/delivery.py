@@ -33,7 +33,7 @@ def deliver(
     - `transport`: one that needs the users' MSE and no channel (`Gaussian`, `Sparse`, `Coded`,
       `Adapter`).
     - `estimators`: applied in turn to what was received.
-    - `planned`: the MSE that rates were chosen for; left out, the actual one.
+    - `planned`: the MSE that rates were chosen for; by default the actual one.
     - `error_model`: how the users' Gaussian errors are correlated; for the transport `Gaussian`.
 
     **Raises:** `InputError` as `transmit`, as the transport does, and as `require_estimators`.

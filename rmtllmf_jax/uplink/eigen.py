@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 def eigh_in_turn(gram: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """`jnp.linalg.eigh`, under `vmap` one after the other.
 
-    Many batches of them in one program can wait for each other for ever: so they did on a CPU of
-    two cores, jax 0.10.
+    Many batches of them in one program can deadlock, as happened on a CPU with two cores, jax 0.10.
     """
     values, basis = jnp.linalg.eigh(gram)
     return values, basis

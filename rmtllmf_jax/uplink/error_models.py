@@ -29,7 +29,7 @@ def _pytree(*fields: str) -> Callable[[_Model], _Model]:
     """Register a class as a pytree of its own type, with `fields` as its leaves.
 
     With `jax.tree_util.register_dataclass`, two classes with equal fields have equal structures, so
-    that a program compiled for one may be run with the other.
+    a program compiled for one might run with the other.
     """
 
     def register(model: _Model) -> _Model:
@@ -124,7 +124,7 @@ INDEPENDENT = Independent()
 @_pytree("rho")
 @dataclass(frozen=True)
 class Equicorrelated(ErrorModel):
-    """Every two users' errors have the correlation `rho`, in [-1/(Q - 1), 1].
+    """Any two users' errors have the correlation `rho`, in [-1/(Q - 1), 1].
 
     F = diag(std) (a I + b 1 1^T), the symmetric root of the correlation matrix, which reaches
     negative correlations without a shared source: a = sqrt(1 - rho), b = rho / (a + sqrt(1 +

@@ -1,10 +1,11 @@
 """Estimators: what the base station makes of the task vectors that it received, as values.
 
-An estimator is called `estimator(received, variance, energy, mse) -> received`. It knows, of each
-leaf and user, the mean power of the noise on an entry (`MseTransport.variance`) and, as side
-information, the mean square of an entry as sent (`MseTransport.energy`); and each user's MSE. One
-that says `by_leaf = True` looks at no leaf but the one that it changes, and goes with files
-(`StreamedUplink`); one that also says `by_user = True` at no other user, which saves memory there.
+An estimator is called as `estimator(received, variance, energy, mse) -> received`. It knows, for
+each leaf and user, the mean power of the noise on an entry (`MseTransport.variance`) and, as side
+information, the mean square of an entry as sent (`MseTransport.energy`), as well as each user's
+MSE. One with `by_leaf = True` uses only the leaf that it changes, and so works on files
+(`StreamedUplink`). One that also has `by_user = True` uses only the user that it changes, which
+saves memory there.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ class Estimator(Protocol):
         energy: PerUser | PyTree[Array],
         mse: PerUser,
     ) -> PyTree[Float[Array, "users ..."]]:
-        """The task vectors that the base station goes on with, in their types."""
+        """The task vectors that the base station continues with, in their types."""
 
 
 @dataclass(frozen=True)
 class Shrink:
     """The linear estimate of least mean squared error (Wiener): S / (S + V) times what arrived.
 
-    S is the power of a leaf as sent, V that of its noise; what is nearly all noise drops out.
-    Differentiable but where an estimated S reaches 0. Where nothing was sent without noise, the
-    factor is 1.
+    S is the power of a leaf as sent, V that of its noise; a leaf that is nearly all noise drops
+    out. Differentiable except where an estimated S reaches 0. Where both S and V are 0, the factor
+    is 1.
 
     >>> received = {"w": jnp.array([[2.0, -2.0]])}
     >>> Shrink()(received, jnp.ones(1), jnp.array([3.0]), jnp.ones(1))["w"].tolist()
@@ -83,7 +84,7 @@ class Shrink:
         energy: PerUser | PyTree[Array],
         mse: PerUser,
     ) -> PyTree[Float[Array, "users ..."]]:
-        """What arrived, leaf by leaf times its factor.
+        """What arrived, each leaf times its factor.
 
         **Raises:** `InputError` for powers that are not one per user, or a tree of these.
         """
@@ -103,7 +104,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Users weighted by mu_q^-alpha, with mean 1 over users: who is heard well counts for more.
+    """Users weighted by mu_q^-alpha, with mean 1 over users: a user heard well counts for more.
 
     A perfect uplink counts as the MSE 1e-37, so that among perfect users all weights are 1.
 
@@ -140,16 +141,17 @@ class Reliability:
 
 @dataclass(frozen=True)
 class SingularValues:
-    """Each matrix with its singular values shrunk, best for the squared error in white noise.
+    """Each matrix with its singular values shrunk, optimal for the squared error in white noise.
 
-    For a matrix of m x n, m <= n, in noise of variance V an entry, with beta = m / n and
+    For a matrix of m x n, m <= n, in noise of variance V per entry, with beta = m / n and
     y = s / sqrt(V n): a singular value s becomes ``s sqrt((y^2 - beta - 1)^2 - 4 beta) / y^2``
-    above y = 1 + sqrt(beta), and 0 below. It needs V, and nothing of what was sent; white noise is
-    assumed, which that of `Sparse` is not. A kernel of more dimensions is a matrix with its last
-    dimension as columns; leaves of one dimension have no singular values and go to `Shrink`.
+    above y = 1 + sqrt(beta), and 0 below. It needs V, but no knowledge of what was sent. It assumes
+    white noise, which that of `Sparse` is not. A kernel with more dimensions becomes a matrix with
+    its last dimension as columns; leaves with one dimension have no singular values and go to
+    `Shrink`.
 
     Derivatives are those of the matrix as a whole, by divided differences, so that equal singular
-    values do no harm; at the edge 1 + sqrt(beta) the slope is infinite, second derivatives are not
+    values do no harm. At the edge 1 + sqrt(beta) the slope is infinite; second derivatives are not
     defined at equal singular values.
 
     Reference: Gavish and Donoho, IEEE Trans. Inf. Theory 63 (2017).
@@ -174,7 +176,7 @@ class SingularValues:
         energy: PerUser | PyTree[Array],
         mse: PerUser,
     ) -> PyTree[Float[Array, "users ..."]]:
-        """What arrived, shrunk; `energy` is of use for leaves of one dimension alone.
+        """What arrived, shrunk; `energy` is used only for leaves with one dimension.
 
         **Raises:** `InputError` for powers that are not one per user, or a tree of these.
         """
@@ -212,7 +214,7 @@ def _over_leaves(values: PyTree[Array], like: PyTree[Array]) -> PyTree[Float[Arr
 
 
 def _shrunk(matrix: Float[Array, "rows columns"], noise: Float[Array, ""]) -> Array:
-    """By the Gram matrix of the shorter side: what it holds badly is cut."""
+    """By the Gram matrix of the shorter side: what it represents poorly is cut."""
     short, long = sorted(matrix.shape)
     wide = matrix if matrix.shape[0] == short else matrix.T
     noise = noise.astype(matrix.dtype)
@@ -224,7 +226,7 @@ def _shrunk(matrix: Float[Array, "rows columns"], noise: Float[Array, ""]) -> Ar
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _shrinker(gram: Float[Array, "n n"], noise: Float[Array, ""], beta: float) -> Array:
-    """U diag(w) U^T for the Gram matrix U diag(s^2) U^T: what each direction is multiplied by."""
+    """U diag(w) U^T for the Gram matrix U diag(s^2) U^T, with the factor w of each direction."""
     values, basis = eigh_in_turn(gram)
     return (basis * _factors(values, noise, beta)) @ basis.T
 
@@ -262,7 +264,7 @@ ESTIMATORS: Mapping[str, type] = MappingProxyType(by_name(Shrink, Reliability, S
 
 
 def get_estimator(text: str | Estimator) -> Estimator:
-    """The estimator that a text describes; an estimator is itself.
+    """The estimator that a text describes; an estimator is returned as is.
 
     **Raises:** `InputError` that names the nearest one, or the option.
 

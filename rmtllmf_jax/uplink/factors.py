@@ -1,4 +1,4 @@
-"""Two factors of a matrix, and what sends them where one leaf at a time is at hand: on files."""
+"""Two factors of a matrix, and how they are sent when leaves are read one at a time, from files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _ROOM = 2**28  # bytes of factors that are kept between the passes
 def balanced(
     matrix: Float[Array, "rows columns"], rank: int
 ) -> tuple[Float[Array, "rows rank"], Float[Array, "rank columns"]]:
-    """Return b and a of the nearest product ``b a`` of a rank, with equal norms direction by
-    direction: singular vectors times the roots of singular values.
+    """Return b and a of the nearest product ``b a`` of a rank, with equal norms in each direction:
+    singular vectors times the square roots of singular values.
 
-    Of each direction the largest entry along the longer side is positive. By the Gram matrix of the
-    shorter side: singular values below 1e-3 of the largest are inexact in float32.
+    In each direction the largest entry along the longer side is positive. Computed from the Gram
+    matrix of the shorter side: singular values below 1e-3 of the largest are inexact in float32.
     """
     rows, columns = matrix.shape
     if rows > columns:
@@ -49,7 +49,7 @@ def balanced(
 def factors_of(
     matrix: Float[np.ndarray, "rows columns"], rank: int
 ) -> tuple[Float[np.ndarray, "rows rank"], Float[np.ndarray, "rank columns"]]:
-    """Return `balanced` of a matrix, soon if it is large and of a low rank, as LoRA's are.
+    """Return `balanced` of a matrix, fast if it is large and of low rank, as LoRA's are.
 
     A few random combinations of its columns then span it, and their coordinates are factored.
     """
@@ -65,7 +65,7 @@ def factors_of(
 
 
 def _span(matrix: np.ndarray, most: int) -> np.ndarray | None:
-    """Return an orthonormal basis of the columns' span, if there are far less of them than rows.
+    """Return an orthonormal basis of the columns' span, if it is far smaller than the row count.
 
     Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.1.
     """
@@ -120,7 +120,7 @@ class FactorStream:
         return Powers(variance.astype(np.float32), energy.astype(np.float32))
 
     def _leaves(self, what: str) -> Iterator[tuple[str, Rows]]:
-        """Read all factors, of the leaves' files only where they are not known."""
+        """Read all factors; the leaves' files are read only where the factors are not known."""
         if self._mean_squares is not None and self._found.keys() == self._sizes.keys():
             for name in sorted(self._found):
                 yield from _copies(name, self._found[name])

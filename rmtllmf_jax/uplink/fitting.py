@@ -1,4 +1,4 @@
-"""What along the chain goes together: link, transport and estimators."""
+"""Which parts of the chain go together: link, transport and estimators."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rmtllmf_jax.uplink.transports import MseTransport, Transport, is_of_mse
 def require_fitting(
     link: Link, transport: Transport | MseTransport, estimators: tuple[Estimator, ...]
 ) -> None:
-    """Check that what is chosen along the chain can be together.
+    """Check that the parts chosen along the chain can be combined.
 
-    **Raises:** `InputError` that names what cannot.
+    **Raises:** `InputError` that names those that cannot.
     """
     patterns = getattr(link.air, "patterns", ())
     if not is_of_mse(transport):

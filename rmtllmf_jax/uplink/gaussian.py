@@ -19,8 +19,8 @@ from rmtllmf_jax.uplink.vectors import Shapes, mean_squares
 class Gaussian:
     """The surrogate: an independent Gaussian error per parameter, of variance kappa_q^2 mu_q.
 
-    It needs the users' MSE and no channel; `uplink.noise` draws it, and a sweep's linear merges
-    take it as one sum.
+    It needs the users' MSE and no channel; `uplink.noise` draws it, and the linear merges of a
+    sweep draw it as one sum.
 
     >>> sent, mse = {"w": jnp.zeros((2, 3))}, jnp.array([0.1, 0.2])
     >>> print(Gaussian().variance(sent, mse, jnp.array([1.0, 2.0]))["w"])

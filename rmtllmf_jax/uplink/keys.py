@@ -1,4 +1,4 @@
-"""The keys of a realisation: channel and noise of one root are independent of each other."""
+"""The keys of a realisation: channel and noise from one root are independent of each other."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The magnitudes of a vector in bins: which are the largest, and how they are best quantised.
 
-A sort of millions of entries takes seconds. A bin holds the magnitudes whose float32 patterns agree
-in their first bits: 1,024 bins to an octave, the largest magnitude's first, 32 octaves in all (what
-is smaller is in the last). Which entries are the largest is then exact to a thousandth of their
-magnitude, and how many are is exact. All is held constant under `jax.grad`.
+Sorting millions of entries takes seconds. A bin holds the magnitudes whose float32 patterns agree
+in their first bits: 1,024 bins per octave, that of the largest magnitude first, 32 octaves in all
+(anything smaller is in the last). The choice of the largest entries is then exact to a thousandth
+of their magnitude, and their number is exact. All is held constant under `jax.grad`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROUNDS = 30
 
 
 class Magnitudes(NamedTuple):
-    """Of one vector, bins from the largest magnitude down."""
+    """The magnitudes of one vector in bins, from the largest magnitude down."""
 
     of: Int[Array, " size"]
     """The bin of each entry."""
@@ -43,9 +43,9 @@ def magnitudes(vector: Float[Array, " size"]) -> Magnitudes:
 def binned(
     vector: Float[Array, " size"], largest: Int[Array, ""]
 ) -> tuple[Int[Array, " size"], Int[Array, " bins"], Float[Array, " bins"]]:
-    """Return the bin of each entry, and per bin the number and what `mean_of_bins` takes.
+    """Return the bin of each entry, and per bin the count and the sum that `mean_of_bins` takes.
 
-    The latter two of parts of a vector add up to those of the vector.
+    Counts and sums of the parts of a vector add up to those of the vector.
     """
     size = jnp.abs(jax.lax.stop_gradient(vector))
     of = _bin(_pattern(size), largest)
@@ -59,7 +59,7 @@ def mean_of_bins(
 ) -> Float[Array, " bins"]:
     """Return the mean magnitude in each bin from the sum of differences to its middle.
 
-    Of differences: a float32 does not hold the sum of millions of equal numbers.
+    Differences, as a float32 cannot hold the sum of millions of equal numbers.
     """
     return _middle(largest, rest.dtype) + rest / jnp.maximum(number, 1)
 
@@ -76,9 +76,9 @@ def largest(of: Magnitudes, count: Int[Array, ""]) -> Int[Array, " bins"]:
 def are_largest(
     of: Magnitudes, kept: Int[Array, " bins"], before: Int[ArrayLike, ""] = 0
 ) -> Bool[Array, " size"]:
-    """Return which entries these are; in the one bin of which a part is kept, the first ones.
+    """Return which entries these are; in the one bin that is kept in part, the first ones.
 
-    `before` says how many of that bin are in the parts of the vector before this one.
+    `before` is the number of entries of that bin in the earlier parts of the vector.
     """
     parted = parted_bin(of, kept)
     here = of.of == parted
@@ -86,7 +86,7 @@ def are_largest(
 
 
 def parted_bin(of: Magnitudes, kept: Int[Array, " bins"]) -> Int[Array, ""]:
-    """Return the one bin of which a part is kept; there may be none: `BINS`."""
+    """Return the one bin that is kept in part, or `BINS` if there is none."""
     short = kept < of.number
     return jnp.where(jnp.any(short), jnp.argmax(short), BINS)
 
@@ -98,17 +98,17 @@ def lloyd_max(
     drops: Bool[Array, ""],
     most: int,
 ) -> Float[Array, " bins"]:
-    """Return the level by which each bin is reproduced, of those fitted to the kept magnitudes.
+    """Return the level that reproduces each bin, out of those fitted to the kept magnitudes.
 
     Levels are the means of their cells, so that the error is uncorrelated with what is received;
-    cells begin half-way between levels, to a bin. The first guess is that of Panter and Dite: the
-    density of levels goes with the cube root of that of magnitudes. S. P. Lloyd, Least Squares
-    Quantization in PCM, IEEE Trans. Inf. Theory 28 (1982).
+    cells begin half-way between levels, to the nearest bin. The first guess is that of Panter and
+    Dite: the density of levels is proportional to the cube root of that of magnitudes. S. P. Lloyd,
+    Least Squares Quantization in PCM, IEEE Trans. Inf. Theory 28 (1982).
 
     **Arguments:**
 
     - `levels`: how many, at most `most`, which is static.
-    - `drops`: whether magnitudes below half of the lowest level have the level 0: they are better
+    - `drops`: whether magnitudes below half of the lowest level get the level 0, as they are better
       left out.
     """
     weight = kept.astype(of.mean.dtype)
@@ -141,7 +141,7 @@ def lloyd_max(
 def squared_error(
     of: Magnitudes, kept: Int[Array, " bins"], level: Float[Array, " bins"]
 ) -> Float[Array, ""]:
-    """Return the squared error over all entries: of the kept by their levels, of others by zero."""
+    """Return the squared error over all entries: kept ones by their levels, others by zero."""
     lost = (of.number - kept) * jnp.square(of.mean)
     return jnp.sum(kept * jnp.square(of.mean - level) + lost)
 

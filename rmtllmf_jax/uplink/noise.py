@@ -9,8 +9,8 @@ key: `jax.vmap` then draws once for all points::
     jax.vmap(noise_of_sum, in_axes=(None, None, 0, None, None))(stacked, weights, mses, kappa, key)
 
 The noise of `noise_of_sum` is then the same array at all points up to a factor. So is that of
-`transmit` where the users' MSEs change by a common factor (under the default model, each user's own
-noise for any MSEs).
+`transmit` where the users' MSEs change by a common factor (under the default model, each user's
+noise separately, for any MSEs).
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def draw_sources(
 ) -> PyTree[Float[Array, "sources ..."]]:
     """Return the standard Gaussians z of all errors, e = F z (`ErrorModel.factor`).
 
-    The users' own come first, then the shared ones. `transmit` draws the same: kept, they give the
-    errors of every MSE, kappa and combination of users without drawing again.
+    The users' own come first, then the shared ones. `transmit` draws the same. If kept, they give
+    the errors for every MSE, kappa and combination of users without drawing again.
     """
     sources = jnp.arange(check_stacked(stacked), dtype=jnp.uint32)
     if error_model.shared:
@@ -121,7 +121,7 @@ def noisy_leaf(
     leaf: UInt[ArrayLike, ""],
     user: UInt[ArrayLike, ""],
 ) -> Float[Array, "..."]:
-    """Return one leaf of one user as `transmit` delivers it; `leaf` is its name's number."""
+    """Return one leaf of one user as `transmit` delivers it; `leaf` is the number of its name."""
     noise = _normals(key, leaf, jnp.asarray(user)[None], sent.shape, _wide_type(sent))[0]
     return sent + jnp.asarray(std, noise.dtype) * noise
 
@@ -169,7 +169,7 @@ def _normal_like(
 ) -> PyTree[Float[Array, "..."]]:
     """Return a standard Gaussian per leaf, drawn by one loop per shape: a quarter of the program.
 
-    The layers of a transformer share a few shapes.
+    The layers of a transformer share only a few shapes.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(stacked)
     alike: dict[tuple[tuple[int, ...], jnp.dtype], list[int]] = {}
@@ -189,7 +189,7 @@ def _normal_like(
 
 
 def leaf_by_leaf(name: str, values: PyTree, stacked: PyTree) -> PyTree[Float[Array, " users"]]:
-    """Return a value per leaf and user, from values per user or from such a tree."""
+    """Return a value per leaf and user, from values per user or a tree of them."""
     users = check_stacked(stacked)
     if isinstance(values, list | tuple) and all(isinstance(each, Number) for each in values):
         values = jnp.asarray(values)  # not a tree of leaves

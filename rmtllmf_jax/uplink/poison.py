@@ -1,7 +1,7 @@
 """Attacks on content: what a malicious user sends in place of its task vector.
 
-A poison of your own is a frozen dataclass that is called as these are; it needs no registration.
-What withstands them: `fusion.rules.robust`.
+Your own poison is a frozen dataclass with the same call; it needs no registration. For merge
+methods that withstand them, see `fusion.rules.robust`.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
@@ -26,7 +26,7 @@ from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, widened
 
 @runtime_checkable
 class Poison(Protocol):
-    """`poison(stacked) -> stacked`: what is sent for what is there, before the uplink. Pure."""
+    """`poison(stacked) -> stacked`: what is sent in place of the vectors given. Pure."""
 
     def __call__(self, stacked: PyTree[Array]) -> PyTree[Array]:
         """Return the task vectors as they are sent, of the same shapes and types."""
@@ -55,11 +55,11 @@ class _OneUser:
         raise NotImplementedError
 
     def __call__(self, stacked: PyTree[Array]) -> PyTree[Array]:
-        """Return the task vectors as they are sent; those of the others stay bitwise.
+        """Return the task vectors as sent; those of the other users stay bitwise identical.
 
         **Arguments:** `stacked`: leaves with a leading axis of users, real floating-point.
 
-        **Raises:** `InputError` for a user that there is not, or for leaves that are no stacked
+        **Raises:** `InputError` for a user that does not exist, or for leaves that are not stacked
         task vectors.
         """
         users = check_stacked(stacked)
@@ -78,7 +78,7 @@ class _OneUser:
 
 @dataclass(frozen=True)
 class SignFlip(_OneUser):
-    """The user's task vector negated: what the task needs is taken out of the merged model.
+    """The user's task vector negated: it removes from the merged model what the task needs.
 
     Its norm and its distribution are those of an honest one. Reference: the sign-flipping attack
     of Li et al., arXiv 1811.03761 (RSA).

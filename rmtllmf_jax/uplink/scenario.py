@@ -1,4 +1,4 @@
-"""Scenarios: what a run's users meet between them and the base station, by name."""
+"""Scenarios: what lies between a run's users and the base station, by name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rmtllmf_jax.uplink.poison import POISONS, Poison
 
 
 class Scenario(str):
-    """The name of a scenario as tables have it, which knows its `attack`; `clean` has none.
+    """The name of a scenario as in tables, with its `attack`; `clean` has none.
 
-    Made of such a name, of an attack, of None for `clean`, or of a tuple of one of these and
-    `poisons`: what malicious users send in place of their task vectors, `sum_rate+sign_flip` as
-    text.
+    Made from such a name, from an attack, from None for `clean`, or from a tuple of one of these
+    and `poisons`: what malicious users send in place of their task vectors, as text for example
+    `sum_rate+sign_flip`.
 
     **Raises:** `InputError` that names the nearest one.
 

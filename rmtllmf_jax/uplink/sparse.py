@@ -1,4 +1,4 @@
-"""Sparse analogue transmission: the largest entries of a task vector alone, one symbol each."""
+"""Sparse analogue transmission: only the largest entries of a task vector, one symbol each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rmtllmf_jax.uplink.vectors import Shapes, as_leaves, as_vectors, mean_of_le
 
 
 def entropy(share: Real[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-    """H2(share), the bits per entry that say which share of them is sent; 0 at 0 and 1.
+    """H2(share), the bits per entry that tell which entries are sent; 0 at 0 and 1.
 
     >>> [round(float(entropy(share)), 3) for share in (0.01, 0.1, 0.5)]
     [0.081, 0.469, 1.0]
@@ -44,10 +44,11 @@ def entropy(share: Real[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
 
 @dataclass(frozen=True)
 class Sparse:
-    """The largest share of each user's entries alone, one analogue symbol each; others arrive as 0.
+    """The largest share of each user's entries, one analogue symbol each; others arrive as 0.
 
-    Symbols keep unit power, so that kappa goes with the rms of what is sent: kappa' = kappa
-    rms(sent) / rms(all). The positions are bits, and take H2(share) / log2(1/mu) channel uses.
+    Symbols keep unit power, so that kappa scales with the rms of what is sent: kappa' = kappa
+    rms(sent) / rms(all). The positions are sent as bits and take H2(share) / log2(1/mu) channel
+    uses.
     `Sparse(1.0)` is `Gaussian`. Which entries are sent is held constant under `jax.grad`.
 
     >>> sent, ones = {"w": jnp.array([[1.0, -9.0, 2.0, 3.0]])}, jnp.ones(1)
@@ -67,11 +68,11 @@ class Sparse:
 
     @property
     def uses(self) -> float:
-        """Channel uses per parameter, positions left out: `uses_of` has them."""
+        """Channel uses per parameter, without positions, which `uses_of` includes."""
         return self.share
 
     def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
-        """Channel uses per parameter of each user, positions included; infinite at no rate."""
+        """Channel uses per parameter of each user, positions included; infinite at zero rate."""
         mse = jnp.asarray(mse, jnp.result_type(float))
         if self.share == 1:
             return jnp.ones_like(mse)
@@ -101,7 +102,7 @@ class Sparse:
     ) -> PyTree[Float[Array, " users"]]:
         """kappa'^2 mu times the share of the leaf's entries that are sent.
 
-        The error of what is sent: what is left out is no noise.
+        The error of what is sent: entries left out do not count as noise.
         """
         sent = self._sent(stacked)
         scale = self._kappa(stacked, sent, kappa)

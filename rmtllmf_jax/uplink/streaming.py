@@ -1,4 +1,4 @@
-"""A link for task vectors on files: of these one tensor at a time is in memory."""
+"""A link for task vectors in files, with one tensor at a time in memory."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ Leaves = Callable[[str], Iterator[tuple[str, Rows]]]
 class StreamedUplink:
     """A link and what is done along it, for task vectors that are read leaf by leaf.
 
-    Model q of a merge is user q. Seed and draw are those of a sweep: so are channel and MSE, and
-    where leaves have the same names and shapes, what arrives. Given to `fusion.files`, which calls
-    `opened`.
+    Model q of a merge is user q. Seed and draw are those of a sweep, and so are channel and MSE
+    and, if leaves have the same names and shapes, what arrives. Given to `fusion.files`, which
+    calls `opened`.
 
-    **Raises:** `InputError` for estimators, poisons and transports that look at more than a leaf at
-    a time, by name.
+    **Raises:** `InputError` that names estimators, poisons and transports that need more than one
+    leaf at a time.
     """
 
     link: Link
@@ -89,7 +89,7 @@ class StreamedUplink:
             )
 
     def require_users(self, models: int) -> None:
-        """Check that there is a user for each of so many models.
+        """Check that there is a user for each of this many models.
 
         **Raises:** `InputError` if there are fewer.
         """
@@ -101,7 +101,7 @@ class StreamedUplink:
             )
 
     def key(self) -> dict[str, Any]:
-        """Return everything that what arrives depends on besides the task vectors."""
+        """Return everything besides the task vectors that the received ones depend on."""
         link = self.link
         key = {
             "preset": described(link.preset),
@@ -124,9 +124,9 @@ class StreamedUplink:
         **Arguments:**
 
         - `shapes`: of the leaves that are sent, by name, without the axis of users.
-        - `users`: task vectors; the first so many users of the channel send them.
-        - `leaves`: reads all of them, sorted by name, as often as it is called; takes a few words
-          that say what for.
+        - `users`: number of task vectors; that many of the channel's first users send them.
+        - `leaves`: reads all of them, sorted by name, each time it is called; takes a few words
+          that describe the purpose.
 
         **Raises:** `InputError` for fewer users than there are task vectors, or for patterns that
         no leaf matches.
@@ -135,9 +135,9 @@ class StreamedUplink:
 
 
 class OpenedUplink:
-    """The channel of one draw: called with the rows of a leaf, it overwrites them by what arrives.
+    """The channel of one draw: called with the rows of a leaf, overwrites them with what arrives.
 
-    `facts` says what the users suffer and what they spend.
+    `facts` gives the users' errors and the channel uses that they spend.
     """
 
     def __init__(self, how: StreamedUplink, shapes: Shapes, users: int, leaves: Leaves) -> None:
@@ -178,7 +178,7 @@ class OpenedUplink:
         ]
 
     def __call__(self, name: str, rows: Rows) -> None:
-        """Send a leaf of all users: `rows` are overwritten by what the base station has."""
+        """Send a leaf of all users: `rows` are overwritten with what the base station receives."""
         rows = rows[: self._users]  # what else there is, such as a reference, is not sent
         if not rows.size:
             return

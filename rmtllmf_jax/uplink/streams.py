@@ -1,4 +1,4 @@
-"""What transports do where one leaf of the task vectors at a time is at hand: on files.
+"""What transports do when the task vectors are read one leaf at a time, from files.
 
 A transport that can do so has a method `stream(sending) -> Stream`. What depends on a whole vector
 (its power, its largest entries) is found in passes over all leaves before the first one is sent.
@@ -34,7 +34,7 @@ _MOST = 2**31 - 1
 
 
 class Powers(NamedTuple):
-    """What the receiver knows of a leaf: see `MseTransport.variance` and `MseTransport.energy`."""
+    """What the receiver knows about a leaf: `MseTransport.variance` and `MseTransport.energy`."""
 
     variance: Float[np.ndarray, " users"]
     energy: Float[np.ndarray, " users"]
@@ -42,7 +42,7 @@ class Powers(NamedTuple):
 
 @runtime_checkable
 class Stream(Protocol):
-    """`stream(name, rows) -> Powers`: overwrites the rows of a leaf as sent by what arrives."""
+    """`stream(name, rows) -> Powers`: overwrites the rows of a leaf as sent with what arrives."""
 
     @property
     def kappa(self) -> Float[np.ndarray, " users"] | None:
@@ -111,7 +111,7 @@ def powers_of_rows(rows: Rows) -> Float[np.ndarray, " users"]:
 
 
 class WholeVectors(NamedTuple):
-    """What is known of the users' whole vectors."""
+    """What is known about the users' whole vectors."""
 
     size: int
     """Entries of each."""
@@ -124,7 +124,7 @@ class WholeVectors(NamedTuple):
 def whole_vectors(sending: Sending) -> WholeVectors:
     """Return the magnitudes of the users' vectors, read leaf by leaf, twice.
 
-    **Raises:** `InputError` for vectors of more entries than are counted.
+    **Raises:** `InputError` for vectors with more entries than can be counted.
     """
     if (most_entries := sum(map(prod, sending.shapes.values()))) > _MOST:
         raise InputError(
@@ -189,7 +189,7 @@ _binned = jax.jit(binned)
 
 @jax.jit
 def _picked(row: Array, bins: Magnitudes, kept: Array, before: Array) -> tuple[Array, Array]:
-    """Return the mask of a row, and how many are in the bin of which a part is kept."""
+    """Return the mask of a row, and how many entries are in the bin that is kept in part."""
     of, _, _ = binned(row, bins.largest)
     mask = are_largest(bins._replace(of=of), kept, before)
     return mask, jnp.sum(of == parted_bin(bins, kept))

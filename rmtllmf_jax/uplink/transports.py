@@ -1,10 +1,10 @@
 """Transports: what carries the users' task vectors over the channel, as values.
 
-Those of `of_mse` need the users' MSE and no channel (`MseTransport`): `Gaussian`, the surrogate of
-a link, an error of variance kappa_q^2 mu_q on every parameter; `Sparse` and `Coded`, which send the
-best part of a vector, and `Adapter`, which sends factors of its matrices. The others send symbols
-over the channel of the draw (`channel.link.send`), all users at the same time: `Analogue`, whose
-errors have the surrogate's power, and `Qam`, whose errors have another.
+Those with `of_mse` need the users' MSE and no channel (`MseTransport`): `Gaussian`, the surrogate
+of a link, an error of variance kappa_q^2 mu_q on every parameter; `Sparse` and `Coded`, which send
+the best part of a vector, and `Adapter`, which sends factors of its matrices. The others send
+symbols over the channel of the draw (`channel.link.send`), all users at the same time: `Analogue`,
+with errors of the surrogate's power, and `Qam`, with errors of a different power.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Transport(Protocol):
         equaliser: Equaliser,
         key: Key[Array, ""],
     ) -> PyTree[Float[Array, "users ..."]]:
-        """The task vectors of the channel's first users as the base station has them."""
+        """The task vectors of the channel's first users as the base station receives them."""
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class MseTransport(Protocol):
     def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
         """Channel uses per parameter of each user, all side information included.
 
-        `shapes` are those of the leaves, by path, without the axis of users.
+        `shapes` are the shapes of the leaves, by path, without the axis of users.
         """
 
     def deliver(
@@ -83,7 +83,7 @@ class MseTransport(Protocol):
         *,
         planned: PerUser | None = None,
     ) -> PyTree[Float[Array, "users ..."]]:
-        """The task vectors as the base station has them; `planned` are the MSEs foreseen."""
+        """The task vectors as the base station receives them; `planned` are the expected MSEs."""
 
     def variance(
         self,
@@ -94,14 +94,14 @@ class MseTransport(Protocol):
         """Mean power of the noise on an entry of each leaf and user, known to the receiver."""
 
     def energy(self, stacked: PyTree[Float[Array, "users ..."]]) -> PyTree[Float[Array, " users"]]:
-        """Mean square of an entry of each leaf and user as sent, the noise left out."""
+        """Mean square of an entry of each leaf and user as sent, without the noise."""
 
 
 class _Symbols:
     """Parameters sent symbol by symbol, each leaf in units of each user's own rms over it.
 
-    The receiver knows these numbers, one per leaf and user. Long leaves go in blocks. Users of the
-    channel who have no task vector send Gaussian parameters.
+    The receiver knows these numbers, one per leaf and user. Long leaves are sent in blocks. Users
+    of the channel that have no task vector send Gaussian parameters.
     """
 
     stage: ClassVar[str] = "transport"
@@ -137,7 +137,7 @@ class _Symbols:
         return jax.tree_util.tree_map_with_path(one, stacked)
 
     def stream(self, sending: Sending) -> _SymbolStream:
-        """Leaf by leaf; nothing has to be known of the others."""
+        """Leaf by leaf, without any knowledge of the others."""
         return _SymbolStream(self, sending)
 
 
@@ -159,7 +159,7 @@ class _SymbolStream:
 class Analogue(_Symbols):
     """Two parameters per symbol, neither quantised nor sliced: mean squared error rms_q^2 mu_q.
 
-    What arrives is the receiver's biased MMSE estimate, ``(1 - mu_q) tau_q`` and noise.
+    What arrives is the receiver's biased MMSE estimate, ``(1 - mu_q) tau_q`` plus noise.
     """
 
     cancellation: str = "genie"
@@ -234,12 +234,12 @@ TRANSPORTS: Mapping[str, type] = MappingProxyType(
 
 
 def is_surrogate(transport: object) -> bool:
-    """Whether a transport is a Gaussian error on every parameter, which sums of users share."""
+    """Whether a transport adds Gaussian errors to all parameters, so that sums need one draw."""
     return bool(getattr(transport, "surrogate", False))
 
 
 def is_of_mse(transport: object) -> TypeGuard[MseTransport]:
-    """Whether a transport needs the users' MSE alone, in place of a channel (`MseTransport`)."""
+    """Whether a transport needs only the users' MSE, and no channel (`MseTransport`)."""
     return bool(getattr(transport, "of_mse", False))
 
 
@@ -254,7 +254,7 @@ def channel_uses(
 
     **Arguments:**
 
-    - `air_uses`: how often a symbol is sent, of the `share` of parameters that are not sent once.
+    - `air_uses`: how often a symbol is sent, for the `share` of parameters that are repeated.
     - `shapes`: of the leaves, by path, without the axis of users.
     """
     if not is_of_mse(transport):
@@ -263,7 +263,7 @@ def channel_uses(
 
 
 def get_transport(text: str | Transport | MseTransport) -> Any:
-    """The transport that a text describes, of the channel or of the MSE; a transport is itself.
+    """The transport that a text describes, over the channel or the MSE; a transport as is.
 
     **Raises:** `InputError` that names the nearest one, or the option.
 
@@ -276,9 +276,9 @@ def get_transport(text: str | Transport | MseTransport) -> Any:
 
 
 def require_estimators(transport: object, estimators: tuple[Any, ...]) -> None:
-    """Check that estimators may assume what they do of a transport's errors.
+    """Check that a transport's errors are as the estimators assume.
 
-    **Raises:** `InputError` for one that assumes white errors (`white`), where they are not.
+    **Raises:** `InputError` for one that assumes white errors (`white`) where they are not white.
     """
     if getattr(transport, "white", True):
         return

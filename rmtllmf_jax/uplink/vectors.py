@@ -28,7 +28,7 @@ def as_vectors(stacked: PyTree[Array]) -> Float[Array, "users size"]:
 
 
 def as_leaves(vectors: Array, like: PyTree[Array]) -> PyTree[Array]:
-    """Undo `as_vectors`, in the leaves' types unless the vectors are of truth values."""
+    """Undo `as_vectors`, in the leaves' types unless the vectors are boolean."""
     leaves, tree = jax.tree.flatten(like)
     ends = np.cumsum([leaf[0].size for leaf in leaves])[:-1].tolist()
     parts = jnp.split(vectors, ends, axis=1)
