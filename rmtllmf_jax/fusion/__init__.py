@@ -1,4 +1,4 @@
-"""Task-vector algebra and merging, for anyone with pytrees: needs nothing else of this package."""
+"""Task-vector algebra and merging for any pytrees: needs nothing else from this package."""
 
 from rmtllmf_jax.fusion import rules
 from rmtllmf_jax.fusion.layers import (

@@ -28,9 +28,9 @@ GRANULARITIES = ("block", "tensor")
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers of one's own: what a regular expression matches of a leaf's name from its start.
+    """Custom layers: the part of a leaf's name that a regular expression matches from its start.
 
-    A leaf that it does not match belongs to its module, as one of no block does.
+    A leaf that it does not match belongs to its module, like a leaf outside of any block.
     """
 
     pattern: str
@@ -75,7 +75,7 @@ _NNX = re.compile(r"(?<=[./])(kernel|bias|scale|embedding)[./]value$")
 
 
 def require_granularity(granularity: Granularity, known: Iterable[str] = GRANULARITIES) -> None:
-    """Check what a layer is to be.
+    """Check the definition of a layer.
 
     **Raises:** `InputError` for an unknown name.
     """
@@ -89,8 +89,8 @@ def layer_of(path: str, granularity: Granularity = "block") -> str:
     Names may be separated by ``/`` or ``.``. With granularity `block` it is the path up to the
     number of a block, which follows a name that ends in layer(s) or block(s), or an h, as in
     ``layers/3``, ``h.3`` and Linen's ``encoderblock_3``; stages of diffusers' U-Nets and of
-    torchvision's convolutional models are divided into their units. A leaf of no block belongs to
-    its module, all leaves of ``embeddings`` together.
+    torchvision's convolutional models are divided into their units. A leaf outside of any block
+    belongs to its module, so that all leaves of ``embeddings`` are together.
 
     **Raises:** `InputError` for an unknown granularity.
     """
@@ -113,7 +113,7 @@ def layer_of(path: str, granularity: Granularity = "block") -> str:
 
 
 def block_of(path: str) -> tuple[str, int] | None:
-    """Return the stack of a transformer's blocks that a leaf belongs to, and its block's number.
+    """Return the stack of transformer blocks that a leaf belongs to, and the number of its block.
 
     >>> block_of("model.layers.3.self_attn.q_proj.weight"), block_of("lm_head.weight")
     (('model.layers', 3), None)
@@ -144,7 +144,7 @@ def group_by_layer(
 ) -> dict[str, list[str]]:
     """Return the leaves of each layer; layers by name, numbers by size (block 2 before block 10).
 
-    The order does not depend on that of the leaves, so that ranks of layers do not either.
+    The order does not depend on that of the leaves, so neither do the ranks of layers.
 
     >>> group_by_layer(["layers/10/w", "layers/2/w", "layers/2/b"])
     {'layers/2': ['layers/2/w', 'layers/2/b'], 'layers/10': ['layers/10/w']}

@@ -76,9 +76,9 @@ def _sum_of_leaf(
 
 
 def _sum_of_leaf_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """Give the change that weights make as one product with the stack as it lies in memory.
+    """Compute the change due to the weights as one product with the stack as laid out in memory.
 
-    Derived step by step, every user's leaf would be copied for the gradient, and the copies kept.
+    Differentiated step by step, every user's leaf would be copied and kept for the gradient.
     """
     leaf, weights = primals
     leaf_change, weights_change = tangents
@@ -99,7 +99,7 @@ _sum_of_leaf.defjvp(_sum_of_leaf_jvp, symbolic_zeros=True)
 def add_to_base(base: PyTree, vector: PyTree, scale: ArrayLike) -> PyTree:
     """Return ``base + scale * vector``, leaf by leaf (R-MTLLMF, eq. (6)).
 
-    Computed in float32 or wider; the leaves keep the types that they have in the base.
+    Computed in float32 or wider; the leaves keep their types from the base.
 
     **Raises:** `InputError` if the trees do not match (with every differing path), if a leaf holds
     no floating-point numbers, or if the scale is not one number.
@@ -122,7 +122,7 @@ def add_to_base(base: PyTree, vector: PyTree, scale: ArrayLike) -> PyTree:
 def require_scalar(scale: ArrayLike) -> None:
     """Check that a scale is one number; an array of them would change the shapes of leaves.
 
-    **Raises:** `InputError` that says the shape.
+    **Raises:** `InputError` that gives the shape.
     """
     if jnp.shape(scale):
         raise InputError(f"the scale must be one number, got the shape {jnp.shape(scale)}.")

@@ -1,4 +1,4 @@
-"""The merging coefficient: rules by the number of tasks, and the best on a validation split."""
+"""The merging coefficient: rules by the number of tasks, or the best on a validation split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def power_law(tasks: int) -> float:
 
     Fitted to the best coefficients of a full public sweep over combinations on CLIP ViT-B/16
     (.69 .56 .47 .40 .35 .30 for N = 2..7). Task vectors that are larger than CLIP's, fine-tuned
-    at a higher learning rate, want a smaller one: choose it on validation data.
+    at a higher learning rate, need a smaller one: choose it on validation data.
 
     >>> [round(power_law(tasks), 2) for tasks in (2, 4, 8)]
     [0.72, 0.46, 0.29]
@@ -50,9 +50,9 @@ MEAN_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5, 3.5, 5.0)
 
 
 def scale_of(rule: str, tasks: int, method: Method = TASK_ARITHMETIC) -> float:
-    """Return the coefficient of a rule of `SCALES`, or the number that `rule` is.
+    """Return the coefficient of a rule of `SCALES`, or `rule` itself if it is a number.
 
-    The power law is one of sums: under it a method that averages (`is_mean`) has 1.
+    The power law is for sums: with it, a method that averages (`is_mean`) has 1.
 
     **Raises:** `InputError` if it is neither, not finite, or if there is no task.
 
@@ -84,7 +84,7 @@ def candidate_scales(method: Method) -> tuple[float, ...]:
 
 
 class ScaleSearch(NamedTuple):
-    """What `search_scale` found: the best coefficient, and the whole curve that it is the best of.
+    """What `search_scale` found: the best coefficient, and the whole curve.
 
     Of equal scores the smaller coefficient wins.
     """
@@ -105,9 +105,8 @@ def search_scale(
 
     - `score`: a pure function of the coefficient, such as the accuracy of ``base + scale * merged``
       on validation samples.
-    - `split`: name of the split that `score` looks at. A coefficient that is chosen on the test
-      split makes the test accuracy meaningless, so a name in which a word begins with `test` is
-      refused.
+    - `split`: name of the split that `score` looks at. A coefficient chosen on the test split makes
+      the test accuracy meaningless, so a name with a word that begins with `test` is refused.
 
     **Raises:** `InputError` for a test split, for no candidates or candidates that are not finite,
     for a score that jax cannot trace, or if a score is NaN or more than one number.

@@ -16,8 +16,8 @@ _CHUNK = 1 << 20  # coordinates that are widened to float64 at a time
 def cosine_matrix(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "users users"]:
     """Return the cosines between all pairs of stacked task vectors, over all coordinates.
 
-    Under jit and on accelerators, in float32 or wider; `exact_cosines` for figures. A vector that
-    is zero has cosine NaN with every other: it has no direction.
+    Works under jit and on accelerators, in float32 or wider; use `exact_cosines` for figures. A
+    zero vector has cosine NaN with every other: it has no direction.
 
     >>> cosine_matrix({"w": jnp.array([[3.0, 4.0], [4.0, -3.0]])}).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -32,7 +32,7 @@ def sign_agreement(stacked: PyTree[Float[Array, "users ..."]]) -> Float[Array, "
     """Return the share of coordinates in which two task vectors have the same sign, for all pairs.
 
     ``(1 + sum_i sgn(a_i) sgn(b_i) / n) / 2``: a coordinate in which either is zero counts one half.
-    The criterion of TIES' election of signs; .5 for unrelated vectors.
+    The criterion of the sign election in TIES; .5 for unrelated vectors.
 
     >>> sign_agreement({"w": jnp.array([[1.0, 2.0, -3.0, 4.0], [5.0, -6.0, -7.0, 8.0]])}).tolist()
     [[1.0, 0.75], [0.75, 1.0]]

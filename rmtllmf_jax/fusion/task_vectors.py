@@ -41,9 +41,9 @@ from rmtllmf_jax.fusion.trees import (
 class TaskVector:
     """A direction in parameter space: a pytree of arrays that adds, scales and negates.
 
-    Trees that do not match raise `InputError` with every differing path, as do leaves that hold no
+    Trees that do not match raise `InputError` with every differing path, as do leaves without
     floating-point numbers. Products and sums over parameters are computed in float32 or wider;
-    scaling, and adding to parameters, keeps the types of the leaves.
+    scaling, and adding to parameters, keep the types of the leaves.
     """
 
     tree: PyTree
@@ -70,7 +70,7 @@ class TaskVector:
         return self if isinstance(other, int) and other == 0 else self + other
 
     def __neg__(self) -> TaskVector:
-        """Return the vector of forgetting."""
+        """Return the vector that forgets the task."""
         return -1 * self
 
     def __sub__(self, other: TaskVector) -> TaskVector:
@@ -111,7 +111,7 @@ class TaskVector:
         The others are zero, so that the result adds up with whole vectors:
         ``vector - vector.select("embeddings/.*")`` leaves the embeddings as they were.
 
-        **Raises:** `InputError` for a pattern that is none or matches no leaf.
+        **Raises:** `InputError` for a pattern that is invalid or matches no leaf.
 
         >>> vector = TaskVector({"a": jnp.array([3.0]), "b": jnp.array([4.0])}).select("a")
         >>> {path: leaf.tolist() for path, leaf in vector.by_leaf().items()}

@@ -1,4 +1,4 @@
-"""Leaf paths, the errors of trees that do not match, path by path, and the types of leaves."""
+"""Leaf paths, path-by-path errors for trees that do not match, and the types of leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def leaf_path(path: tuple[Any, ...]) -> str:
     """Return a key path as text, for example ``encoder/layer/0/output/dense/kernel``.
 
     The attribute ``value`` in which `flax.nnx` keeps a variable's array is not part of the name, so
-    that parameters are called the same in an `nnx.State` and in a dict.
+    that parameters have the same names in an `nnx.State` and in a dict.
     """
     if len(path) > 1 and path[-1] == _VALUE:
         path = path[:-1]
@@ -73,7 +73,7 @@ def require_same_structure(a: PyTree, b: PyTree, names: tuple[str, str] = ("a", 
 
 
 def _containers(tree: PyTree, path: tuple[Any, ...] = ()) -> dict[str, str]:
-    """Return what every node that is no leaf is, by path: its type, keys and static fields."""
+    """Return every node that is not a leaf, by path: its type, keys and static fields."""
     below: list[tuple[Any, Any]]
     structure: Any
     below, structure = jax.tree_util.tree_flatten_with_path(
@@ -113,7 +113,7 @@ def require_floats(tree: PyTree, name: str) -> None:
 
 
 def widened(leaf: Any) -> Any:
-    """Return a leaf in float32, or wider if it is: sums of narrower numbers lose or overflow."""
+    """Return a leaf in float32 or its wider type: narrower sums lose precision or overflow."""
     leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
@@ -127,10 +127,10 @@ def as_type_of(leaf: Any, value: Any) -> Any:
 
 
 def matching_paths(paths: Iterable[str], patterns: Sequence[str]) -> set[str]:
-    """Return the paths that match one of the regular expressions as a whole.
+    """Return the paths that fully match one of the regular expressions.
 
-    **Raises:** `InputError` for a pattern that is no regular expression, or that matches no path;
-    it gives the nearest ones.
+    **Raises:** `InputError` for a pattern that is not a regular expression, or that matches no
+    path; it gives the nearest ones.
 
     >>> sorted(matching_paths(["embeddings/token", "layers/0/kernel"], ["layers/.*"]))
     ['layers/0/kernel']
@@ -154,8 +154,8 @@ def matching_paths(paths: Iterable[str], patterns: Sequence[str]) -> set[str]:
 def stack(trees: list[PyTree]) -> PyTree:
     """Stack Q trees of one structure into one tree whose leaves have a leading axis Q.
 
-    **Raises:** `InputError` if the list is empty, a tree differs from the first, or a leaf is no
-    array.
+    **Raises:** `InputError` if the list is empty, a tree differs from the first, or a leaf is not
+    an array.
 
     >>> stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
     [[0.0, 0.0], [1.0, 1.0]]

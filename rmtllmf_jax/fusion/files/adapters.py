@@ -1,4 +1,4 @@
-"""Adapters as PEFT saves them (LoRA): the task vector ``scale * B A``, made tensor by tensor.
+"""Adapters as PEFT saves them (LoRA): the task vector ``scale * B A``, computed tensor by tensor.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685).
 """
@@ -41,12 +41,12 @@ _FOREIGN = re.compile(r"(?:.*\.)?(lora_|hada_|lokr_|ia3_|oft_|boft_|vera_|traina
 
 @dataclass(frozen=True)
 class Adapter(Changes):
-    """A LoRA adapter to a base; in memory are the places of its factors."""
+    """A LoRA adapter to a base; only the locations of its factors are in memory."""
 
     settings: LoraSettings
 
     def seen(self, base: Checkpoint) -> list[str]:
-        """Return a line if it says that it was trained on a model of another name than the base."""
+        """Return a line if the adapter names another model than the base as its own base."""
         said = Path(self.settings.base).name.partition("@")[0]
         hub = (hub_name(base.given) or "").partition("@")[0]
         names = {Path(os.path.abspath(base.given)).name, base.given.resolve().name}
@@ -55,9 +55,9 @@ class Adapter(Changes):
         return [f"says that its base is {self.settings.base}; it is put on {hub or base.given}"]
 
     def laid(self, base: Checkpoint) -> Adapter:
-        """Return it with its products as the base's weights lie: (outputs, inputs) or transposed.
+        """Return it with its products in the base's layout: (outputs, inputs) or transposed.
 
-        **Raises:** `InputError` if that cannot be told.
+        **Raises:** `InputError` if the layout cannot be determined.
         """
         products = {
             key: update
@@ -84,10 +84,9 @@ def is_adapter(path: Path) -> bool:
 
 
 def open_adapter(path: Path) -> Adapter:
-    """Return the adapter in a directory that PEFT saved, by the names of layers that PEFT knew.
+    """Return the adapter in a directory that PEFT saved, by PEFT's names of the layers.
 
-    **Raises:** `InputError` that names what makes it another adapter than a plain LoRA, or what is
-    missing.
+    **Raises:** `InputError` that names what makes it anything but a plain LoRA, or what is missing.
     """
     path = path.expanduser()
     folder = path if path.is_dir() else path.parent
@@ -116,7 +115,7 @@ def open_adapter(path: Path) -> Adapter:
 def _updates(
     path: Path, entries: Iterable[Entry], settings: LoraSettings
 ) -> dict[str, tuple[Update, ...]]:
-    """Return what a file's tensors do, by the names of tensors in the model that PEFT had."""
+    """Return the updates in a file, by the names of the tensors in PEFT's model."""
     found: dict[str, tuple[Update, ...]] = {}
     factors: dict[str, dict[str, Entry]] = {}
 
@@ -145,7 +144,7 @@ def _updates(
 def _product(
     path: Path, module: str, sides: Mapping[str, Entry], settings: LoraSettings
 ) -> Product:
-    """Return the product of a layer's two factors, whose ranks are as the configuration says."""
+    """Return the product of a layer's two factors, with the ranks that the configuration gives."""
     pairs = [("A", "B"), ("embedding_A", "embedding_B")]
     pair = next((pair for pair in pairs if set(pair) == sides.keys()), None)
     if pair is None:
@@ -168,10 +167,10 @@ def _product(
 def _oriented(
     adapter: Adapter, products: Mapping[str, Product], base: Checkpoint
 ) -> dict[str, Product]:
-    """Return the products of linear layers as the base's weights lie.
+    """Return the products of linear layers in the layout of the base's weights.
 
-    PEFT goes by the kind of layer, whatever `fan_in_fan_out` says. Here shapes tell; a square
-    weight lies as the others do, and only if there are no others as the configuration says.
+    PEFT goes by the kind of layer, whatever `fan_in_fan_out` says. Here the shapes decide. A square
+    weight has the layout of the others and, only if there are no others, that of the configuration.
     """
     told = {
         key: base.entries[key].shape != product.shape

@@ -1,8 +1,8 @@
 """Differences between a base and a model that have one right answer: names, buffers, tied heads.
 
-An adjustment is given both and returns the model with its tensors under the base's names, and a
-line that says what was seen and done; nothing if there was nothing to do. They reach for names
-alone, and read a tensor only to see that it is a copy of another.
+An adjustment takes both and returns the model with its tensors under the base's names, and a line
+that says what was seen and done; nothing if there was nothing to do. Adjustments use only names,
+and read a tensor only to check that it is a copy of another.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _COPIES = (
 
 
 def is_derived(entry: Entry) -> bool:
-    """Return whether a tensor follows from the configuration, or counts steps of training.
+    """Return whether a tensor follows from the configuration, or counts training steps.
 
     Some versions of transformers write such buffers and others do not: position_ids, inv_freq, the
     causal mask of GPT-2 (attn.bias), num_batches_tracked.
@@ -68,7 +68,7 @@ def is_derived(entry: Entry) -> bool:
 
 
 def old_names(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
-    """Rename tensors that other classes and versions of transformers name otherwise.
+    """Rename tensors that other classes and versions of transformers name differently.
 
     LayerNorm.gamma; weight_g; the language model within a vision-language model.
     """
@@ -88,9 +88,9 @@ def old_names(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def wrapper(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
-    """Take a prefix off that the base has not (bert., base_model.model.), or put one before.
+    """Remove a prefix that the base does not have (bert., base_model.model.), or add one.
 
-    **Raises:** `InputError` if two prefixes fit as well, as those of two towers alike.
+    **Raises:** `InputError` if two prefixes fit equally well, as with two identical towers.
     """
     if model.entries.keys() <= base.entries.keys():
         return model, ""
@@ -115,7 +115,7 @@ def wrapper(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def _votes(base: Checkpoint, model: Checkpoint) -> tuple[Counter[str], Counter[str]]:
-    """Return how many tensors each prefix brings together, taken off and put before."""
+    """Return how many tensors each prefix matches, removed or added."""
     inner: dict[str, list[str]] = {}
     for key in base.entries:
         for prefix, rest in _cuts(key):
@@ -163,7 +163,7 @@ def derived(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def tied(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
-    """See to copies of another tensor (lm_head of the embeddings) that one of the two lacks."""
+    """Handle copies of another tensor (lm_head of the embeddings) that one of the two lacks."""
     entries, said = dict(model.entries), []
     for copy, original in _copies({**base.entries, **entries}):
         if original not in base.entries:
@@ -179,9 +179,9 @@ def tied(base: Checkpoint, model: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def without_copies(base: Checkpoint) -> tuple[Checkpoint, str]:
-    """Leave tensors out of a base that are copies of others, heads if the configuration ties them.
+    """Leave copies of other tensors out of a base: heads, if the configuration ties them.
 
-    Whatever is done to both is done once: random masks would tell them apart.
+    Whatever is done to both is done once: random masks would make them differ.
     """
     entries, said = dict(base.entries), []
     for copy, original in _copies(entries):
@@ -195,7 +195,7 @@ def without_copies(base: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def _copies(entries: dict[str, Entry]) -> list[tuple[str, str]]:
-    """Return the pairs of names of which the first may be a copy of the second."""
+    """Return pairs of names in which the first tensor may be a copy of the second."""
     found = []
     for one, other in _COPIES:
         copies = [key for key in entries if re.fullmatch(rf"(?:.*\.)?{one}", key)]

@@ -17,7 +17,7 @@ _FRONT = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 
 
 def hub_facts(base: Checkpoint, models: Sequence[Named]) -> tuple[dict[str, Any], list[str]]:
-    """Return what the hub reads of a card, and notes.
+    """Return the fields of a card that the hub reads, and notes.
 
     `base_model` (those of the inputs that are on the hub), `license` if all inputs that name one
     name the same, `library_name`, `tags`.
@@ -47,7 +47,7 @@ def hub_facts(base: Checkpoint, models: Sequence[Named]) -> tuple[dict[str, Any]
 
 
 def _metadata(given: Path) -> dict[str, Any]:
-    """Return the front matter of a directory's README.md, empty if there is none to be read."""
+    """Return the front matter of a directory's README.md, empty if it cannot be read."""
     if not (given / "README.md").is_file():
         return {}
     front = _FRONT.match((given / "README.md").read_text(errors="replace"))
@@ -67,11 +67,11 @@ def card(
 
     - `record`: `method`, `formula`, `reference`, `scale`, `dtype`, `tensors`, `inputs` (`role`,
       `name` and `files` of each), `versions`, and `layer_weights` (None, or the `models` and the
-      weights by layer), `hub` (as `hub_facts` has it), `kept` (share by model), `energy` (of an
-      adapter: shares), `notes`, and where there are any `statistics`, and `uplink` with what
-      became of each of its `users`.
+      weights by layer), `hub` (as from `hub_facts`), `kept` (share by model), `energy` (of an
+      adapter: shares), `notes`, and where present `statistics`, and `uplink` with the result for
+      each of its `users`.
     - `carried`: files copied from the base.
-    - `code`: what became of the base's files of code, in a sentence, or nothing.
+    - `code`: what happened to the base's code files, in a sentence, or nothing.
     - `plot`: file name of the figure of the weights by layer.
     """
     reference = record["reference"]

@@ -1,4 +1,4 @@
-"""What an output takes along besides weights: configuration, tokenizer, modules, code."""
+"""What an output contains besides weights: configuration, tokenizer, modules, code."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ WANTED = (*_TOKENIZER, *_REST, _CODE, "[0-9]_*/*")
 
 
 def code_files(directory: Path | None) -> list[Path]:
-    """Return the files of code, which go into an output only on request.
+    """Return the code files, which go into an output only on request.
 
-    Whoever opens a model with `trust_remote_code=True` runs them.
+    Opening a model with `trust_remote_code=True` runs them.
     """
     return _found(directory, (_CODE,))
 
@@ -78,9 +78,9 @@ def _module_files(directory: Path | None) -> list[Path]:
 def copy_carried(
     base: Checkpoint, folder: Path, dtype: str, tokenizer: Tokenizer, *, code: bool
 ) -> list[Path]:
-    """Copy the base's files and the tokenizer's; the configuration follows the output.
+    """Copy the base's files and the tokenizer's; the configuration is adapted to the output.
 
-    `code` includes the files of code. Returns the files, relative to the directory.
+    `code` includes the code files. Returns the files, relative to the directory.
 
     **Raises:** `InputError` if the configuration is not JSON.
     """
@@ -98,7 +98,7 @@ def copy_carried(
 
 
 def _follow(folder: Path, dtype: str, base: Checkpoint, tokenizer: Tokenizer) -> None:
-    """Let the files that were copied say what the output holds."""
+    """Make the copied files describe the output."""
     for name in (CONFIG, "generation_config.json"):
         if not (folder / name).is_file():
             continue
@@ -135,7 +135,7 @@ def _with_size(config: Any, size: int) -> Any:
 
 
 def _with_special(config: Any, directory: Path | None, name: str) -> Any:
-    """Return a configuration with another tokenizer's numbers of special tokens."""
+    """Return a configuration with another tokenizer's IDs of special tokens."""
     if directory is None or not (directory / name).is_file():
         return config
     return _with_ids(config, read_json(directory / name))

@@ -1,4 +1,4 @@
-"""A model that says what it changes in a base, tensor by tensor: an adapter, or a task vector."""
+"""A model given by its changes to a base, tensor by tensor: an adapter, or a task vector."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ class Changes:
         return self.updates.keys()
 
     def keeping(self, kept: Callable[[str], bool]) -> Changes:
-        """Return it without the changes of tensors that are not to be kept."""
+        """Return it without the changes to tensors that are not to be kept."""
         return replace(self, updates={k: each for k, each in self.updates.items() if kept(k)})
 
     def seen(self, base: Checkpoint) -> list[str]:
-        """Return what is to be said of it beside a base, a line each.
+        """Return remarks on it next to a base, one per line.
 
         **Raises:** `InputError` if it belongs to another base.
         """
         return []
 
     def laid(self, base: Checkpoint) -> Changes:
-        """Return it with its updates as the base's tensors lie; all are there, in these sizes."""
+        """Return it laid out like the base's tensors, which all exist in these sizes."""
         return self
 
     def placed(self, base: Checkpoint) -> tuple[Changes, list[str]]:
-        """Return it by the keys of the base, and lines of what there is to say.
+        """Return it by the keys of the base, and lines with remarks.
 
-        The base's keys may have a prefix more or less (``layers.0.q_proj`` and
+        The base's keys may have an extra or a missing prefix (``layers.0.q_proj`` and
         ``model.layers.0.q_proj``), or the spelling of files (`names.as_in_files`).
 
-        **Raises:** `InputError` if it fits several parts of the base alike, or is not of it.
+        **Raises:** `InputError` if it fits several parts of the base equally well, or none.
         """
         lines = self.seen(base)
         names = tuple(self.updates)
@@ -81,10 +81,10 @@ class Changes:
         return replace(self, updates=updates), [*lines, f"{old} is {new}, and so on"]
 
     def fitted(self, base: Checkpoint) -> Changes:
-        """Return it as it is added to the base's tensors.
+        """Return it ready to be added to the base's tensors.
 
-        **Raises:** `InputError` with all tensors that the base does not have, or in other sizes, or
-        that are not of floating-point numbers.
+        **Raises:** `InputError` with all tensors that the base lacks or has in other sizes, or that
+        do not hold floating-point numbers.
         """
         missing = [key for key in self.updates if key not in base.entries]
         if missing:
@@ -108,11 +108,11 @@ class Changes:
         return self.laid(base)
 
     def touches(self, key: str) -> bool:
-        """Return whether its task vector may be other than zero in a tensor of the base."""
+        """Return whether its task vector may be nonzero in a tensor of the base."""
         return key in self.updates
 
     def origin(self, key: str) -> str:
-        """Return what a tensor that it touches is read from, for a manifest."""
+        """Return the source of a tensor that it touches, for a manifest."""
         return " ".join(update.origin for update in self.updates[key])
 
     def difference(
@@ -132,7 +132,7 @@ class Changes:
 
 
 def _places(sizes: Mapping[str, int], base: Checkpoint) -> list[tuple[str, ...]]:
-    """Return the ways to put names to the base's keys that fit best: spellings and prefixes."""
+    """Return the best-fitting ways to map names to the base's keys: spellings and prefixes."""
     counts = {key: prod(entry.shape) for key, entry in base.entries.items()}
     fits: dict[tuple[str, ...], int] = {}
     for spell in (str, as_in_files):
@@ -148,7 +148,7 @@ def _places(sizes: Mapping[str, int], base: Checkpoint) -> list[tuple[str, ...]]
 
 
 def _prefixes(names: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:
-    """Return all ways in which a name becomes a key: what is taken off, and what put on."""
+    """Return all ways in which a name becomes a key: the prefix removed, and the prefix added."""
     found = [("", "")]
     for name in names[:_PROBES]:
         found += [("", key.removesuffix(name)) for key in keys if key.endswith(f".{name}")]

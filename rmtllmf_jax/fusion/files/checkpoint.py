@@ -68,11 +68,11 @@ class Entry:
 
     @property
     def origin(self) -> str:
-        """What it is read from, for a manifest."""
+        """Its source, for a manifest."""
         return self.key
 
     def read(self, into: np.ndarray) -> np.ndarray:
-        """Read the bytes into a contiguous array of as many bytes, and return that.
+        """Read the bytes into a contiguous array of the same size, and return it.
 
         **Raises:** `InputError` that names the file if it has become shorter since its header was
         read.
@@ -99,7 +99,7 @@ class Entry:
         return self.read(np.empty(self.size, np.uint8))
 
     def copy(self, file: int, place: int) -> None:
-        """Write the bytes into an open file, from a place on; the kernel does it where it can.
+        """Write the bytes into an open file at an offset; the kernel copies them where it can.
 
         **Raises:** as `read`; `OSError` if the file cannot be written.
         """
@@ -111,7 +111,7 @@ class Entry:
             done += size
 
     def _copied_by_kernel(self, file: int, place: int) -> int:
-        """Return how many bytes were copied until there were none, or it failed."""
+        """Return how many bytes were copied before the end or a failure."""
         done = 0
         with suppress(OSError), open(self.path, "rb", buffering=0) as source:
             while done < self.size:
@@ -124,7 +124,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the tensors of a model lie; none of them is in memory."""
+    """The locations of a model's tensors; none of them is in memory."""
 
     given: Path
     """The path that it was asked for by; messages name it."""
@@ -160,11 +160,11 @@ class Checkpoint:
         return replace(self, entries={k: entry for k, entry in self.entries.items() if kept(k)})
 
     def touches(self, key: str) -> bool:
-        """Return whether its task vector may be other than zero in a tensor of the base."""
+        """Return whether its task vector may be nonzero in a tensor of the base."""
         return key in self.entries
 
     def origin(self, key: str) -> str:
-        """Return what a tensor is read from, for a manifest."""
+        """Return the source of a tensor, for a manifest."""
         return self.entries[key].origin
 
     def difference(
@@ -186,9 +186,9 @@ class Checkpoint:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Return what tells whether a file is still the same, without reading it.
+    """Return a fingerprint that shows whether a file is unchanged, without reading it.
 
-    The time of change is the one that no program can set back.
+    It uses the change time (ctime), which no program can set back.
 
     **Raises:** `InputError` if the file is gone.
     """
@@ -255,8 +255,8 @@ def _in_directory(folder: Path) -> Path:
 def shards_of(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Return the files of a sharded checkpoint, and the file of each key, from its index.
 
-    **Raises:** `InputError` that names the index if it is no such file, or names files that lie
-    elsewhere or are missing.
+    **Raises:** `InputError` that names the index if it is not an index, or if it names files that
+    lie elsewhere or are missing.
     """
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
@@ -286,12 +286,12 @@ def require_all(path: Path, named: Iterable[str], there: Iterable[str]) -> None:
 
 
 def require_no_adapter(origin: Path | str, names: Iterable[str]) -> None:
-    """Check that files or tensors of these names are a model and not an adapter to one.
+    """Check that files or tensors with these names are a model and not an adapter to one.
 
-    Sums and averages of factors are not sums and averages of their products: a merge of adapters,
-    factor by factor, is another model than that of the models that they make.
+    Sums and averages of factors are not sums and averages of their products: merging adapters
+    factor by factor is not the same as merging the models that they define.
 
-    **Raises:** `InputError` that names the model and what gave the adapter away.
+    **Raises:** `InputError` that names the model and what identifies it as an adapter.
     """
     found = next((name for name in names if _ADAPTER.match(name)), None)
     if found is not None:
@@ -319,7 +319,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
-    """Return all tensors of a file in the order in which they lie in it, and its metadata."""
+    """Return all tensors of a file in file order, and its metadata."""
     with reading(path):
         with safetensors.safe_open(path, "np") as checked:  # offsets, sizes, length of the file
             metadata = dict(checked.metadata() or {})
@@ -337,7 +337,7 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
 
 
 def wide(entry: Entry) -> np.dtype:
-    """Return the type in which a tensor is computed with: float32, or float64 if it is."""
+    """Return the type in which to compute with a tensor: float32, or float64 if it is float64."""
     return np.dtype(np.float64 if entry.dtype == "F64" else np.float32)
 
 
@@ -359,7 +359,7 @@ def fill(entry: Entry, into: np.ndarray) -> None:
 
 
 def require_finite(entry: Entry, tensor: np.ndarray) -> None:
-    """Check that a tensor, as it was read, holds finite numbers.
+    """Check that a tensor, as read, holds finite numbers.
 
     **Raises:** `InputError` that names file and key.
     """
@@ -379,7 +379,7 @@ def is_finite(tensor: np.ndarray) -> bool:
 def header_bytes(
     entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
 ) -> bytes:
-    """Return the header of a file that will hold tensors of these keys, types, shapes and bytes."""
+    """Return the header for a file of tensors with these keys, types, shapes and bytes."""
     content: dict[str, Any] = {_METADATA: metadata} if metadata else {}
     end = 0
     for key, dtype, shape, size in entries:

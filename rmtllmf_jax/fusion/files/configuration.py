@@ -1,4 +1,4 @@
-"""What config.json and tokenizer.json say of checkpoints, and where they contradict each other."""
+"""The config.json and tokenizer.json of checkpoints, and where they contradict each other."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _DEFAULT_LABEL = re.compile(r"LABEL_\d+")
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a checkpoint's configuration as it stands in the file; empty if there is none.
+    """Return a checkpoint's configuration as in the file; empty if there is none.
 
-    **Raises:** `InputError` if it is no JSON.
+    **Raises:** `InputError` if it is not JSON.
     """
     folder = checkpoint.directory
     if folder is None or not (folder / CONFIG).is_file():
@@ -52,9 +52,9 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def full_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the defaults and names of transformers as it is installed.
+    """Return a configuration with the defaults and names of the installed transformers.
 
-    What this transformers does not know, or refuses, is returned as it is.
+    A configuration that this version does not know, or refuses, is returned unchanged.
 
     **Raises:** `MissingExtra` without transformers, for a configuration that names its kind.
     """
@@ -73,7 +73,7 @@ def full_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_tied(checkpoint: Checkpoint) -> bool:
-    """Return whether input and output embeddings are one tensor, by the configuration."""
+    """Return whether input and output embeddings are one tensor, according to the configuration."""
     config = config_of(checkpoint)
     said = _tie(config)
     if said is None and config:
@@ -96,15 +96,15 @@ def compare(
     accepted: Sequence[str] = (),
     tokenizer: str | None = None,
 ) -> list[str]:
-    """Compare configurations and tokenizers; return what differs and changes no meaning, by line.
+    """Compare configurations and tokenizers; return the harmless differences, one per line.
 
     **Arguments:**
 
     - `merged`: names of the tensors that are merged.
-    - `accepted`: fields that may differ; the base's are the output's.
-    - `tokenizer`: the choice of a vocabulary, if there is one; how text is cut may differ then.
+    - `accepted`: fields that may differ; the output has those of the base.
+    - `tokenizer`: the choice of a vocabulary, if there is one; tokenisation may differ then.
 
-    **Raises:** `InputError` that lists the fields in which the same weights mean something else.
+    **Raises:** `InputError` that lists the fields that change the meaning of the same weights.
     """
     heads = [key for key in merged if _HEAD.fullmatch(key)]
     width = {base.entries[key].shape[0] for key in heads if base.entries[key].shape}
@@ -170,7 +170,7 @@ def _configs(
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the fields that may say something of the weights, those of parts by a dotted name."""
+    """Yield the fields that may concern the weights, with dotted names for nested ones."""
     for key, value in config.items():
         if _ASIDE.fullmatch(key):
             continue
@@ -183,7 +183,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 def _labels(
     base: dict[str, Any], other: dict[str, Any], width: set[int]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return whether the rows of a head that is merged are of other classes, or may be."""
+    """Return whether the rows of a merged head belong, or may belong, to different classes."""
     given = (each.get("id2label") or {} for each in (base, other))
     texts = [[str(text) for text in each.values()] for each in given]
     if not all(texts) or texts[0] == texts[1] or len(texts[0]) not in width:
@@ -195,7 +195,7 @@ def _labels(
 
 
 def _tokenizers(base: Path | None, other: Path | None) -> tuple[dict[str, str], list[str]]:
-    """Return in what text is cut otherwise, and what else differs, line by line."""
+    """Return differences in tokenisation, and other differences, line by line."""
     if base is None or other is None:
         return {}, []
     notes = []
@@ -218,7 +218,7 @@ def _text(path: Path) -> bytes:
 
 
 def _cutting(path: Path) -> dict[str, Any]:
-    """Return how a tokenizer cuts text, whatever version of tokenizers wrote it."""
+    """Return how a tokenizer splits text, whatever version of tokenizers wrote it."""
     with needed_by(f"{path}, which differs from the other's and may cut text alike,"):
         from tokenizers import Tokenizer
     try:

@@ -1,7 +1,8 @@
 """Carrying out a plan: first pass, merge, configuration, card, and the one rename at the end.
 
-An output is written in a folder beside its place. The manifest there says what the finished shards
-were made from; if it is not what is asked for now, they are made again. One process at a time.
+An output is written in a folder beside its final place. The manifest there says what the finished
+shards were made from; if that differs from the current request, they are made again. One process at
+a time.
 """
 
 from __future__ import annotations
@@ -94,12 +95,12 @@ class Fusing:
         """Shards that an earlier start left."""
 
     def _left(self) -> list[Shard]:
-        """Return the shards that are not there whole; one has its name only then."""
+        """Return the unfinished shards; a shard gets its name only when it is complete."""
         sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
         return [shard for shard in self.plan.shards if sizes.get(shard.name) != shard.size]
 
     def layer_weights(self) -> LayerWeights | None:
-        """Return the weights by layer of methods that have them; comparing reads all inputs."""
+        """Return the weights by layer of methods that have them; comparisons read all inputs."""
         method, keys = self.plan.recipe.method, self.plan.matching.merged
         if not isinstance(method, LayerWeighted):
             return None
@@ -109,7 +110,7 @@ class Fusing:
         return {layer: np.asarray(weights) for layer, weights in by_layer.items()}
 
     def _grams(self, granularity: Granularity) -> dict[str, Array]:
-        """Return the layers' inner products, each over its largest: cosines stay as they are."""
+        """Return the layers' inner products, each divided by its largest; cosines do not change."""
         keys = self.plan.matching.merged
         path = self.root / _GRAMS
         if not path.is_file():
@@ -126,7 +127,7 @@ class Fusing:
 
     @cached_property
     def _transfer(self) -> Opened | None:
-        """What the task vectors go through, open; what it needs of all tensors is read here."""
+        """The opened transfer of the task vectors; what it needs from all tensors is read here."""
         plan = self.plan
         if plan.transfer is None:
             return None
@@ -146,14 +147,14 @@ class Fusing:
 
     @property
     def arrived(self) -> list[dict[str, Any]]:
-        """What became of each model's task vector on its way; nothing without a transfer."""
+        """The effect of the transfer on each model's task vector; nothing without a transfer."""
         facts = self._transfer.facts if self._transfer is not None else []
         return [{"model": name, **each} for name, each in zip(self.plan.names, facts, strict=False)]
 
     def merge(self, weights: LayerWeights | None) -> None:
-        """Write all shards that are not there yet.
+        """Write all shards that do not exist yet.
 
-        **Raises:** `InputError` if the disk has no room for them.
+        **Raises:** `InputError` if the disk has no space for them.
         """
         plan, left = self.plan, self._left()
         needed = sum(shard.size for shard in left)
@@ -176,7 +177,7 @@ class Fusing:
         write_json(self.root / _FACTS / f"{shard}.json", facts)
 
     def facts(self) -> Facts:
-        """Return what was seen in all shards, whichever process wrote them."""
+        """Return the facts recorded for all shards, whichever process wrote them."""
         found: Facts = {"masks": [], "kept": {}, "energy": {}}
         for shard in self.plan.shards:
             of_shard = read_json(self.root / _FACTS / f"{shard.name}.json")
@@ -191,13 +192,13 @@ class Fusing:
         plot: str | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add index, configuration and card, and rename the folder to its place.
+        """Add index, configuration and card, and rename the folder to its final place.
 
-        `plot` names a figure of the weights that was put into the folder; `recipe` is what makes
-        the same output again.
+        `plot` names a figure of the weights that was put into the folder; `recipe` reproduces the
+        output.
 
-        **Raises:** `InputError` if an input has changed since the start: then the output is a merge
-        of no one state of the inputs; or if something is at the output's place by now.
+        **Raises:** `InputError` if an input has changed since the start, as the output is then not
+        a merge of any single state of the inputs; or if something is now at the output's place.
         """
         plan, folder = self.plan, self.folder
         if len(plan.shards) > 1:
@@ -227,7 +228,7 @@ class Fusing:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _input_hashes(self) -> list[list[str]]:
-        """Return the SHA-256 of each input's files, once all are there."""
+        """Return the SHA-256 of each input's files, once all are known."""
         try:
             found = [[future.result() for future in futures] for futures in self._hashes]
         except OSError as error:
@@ -244,11 +245,11 @@ class Fusing:
 
 @contextmanager
 def fusing(plan: Plan) -> Iterator[Fusing]:
-    """Open what is there of an output, or start it. The caller keeps other processes out of it.
+    """Open an unfinished output, or start a new one. The caller keeps other processes out of it.
 
     If the body raises, or the process is killed, finished shards are kept for the next start.
 
-    **Raises:** `InputError` if the output cannot be written, a full disk among the reasons.
+    **Raises:** `InputError` if the output cannot be written, for example because the disk is full.
     """
     root = part_folder(plan.out)
     ours = False
@@ -321,8 +322,8 @@ def _how(plan: Plan) -> dict[str, Any]:
 def _kept(plan: Plan, kept: dict[str, list[int]]) -> dict[str, float]:
     """Return the share of each task vector that was kept, by model; nothing if nothing was cut.
 
-    Values that tie with the last one kept are all kept: in bfloat16, with its few steps, more than
-    was asked for.
+    Values that tie with the last one kept are all kept: in bfloat16, which is coarse, more than
+    requested.
     """
     total = sum(prod(plan.base.entries[key].shape) for key in kept)
     counts = [sum(column) for column in zip(*kept.values(), strict=True)]
@@ -330,9 +331,9 @@ def _kept(plan: Plan, kept: dict[str, list[int]]) -> dict[str, float]:
 
 
 def energy_kept(energies: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """Return the shares of the merged vector's energy that an adapter has, overall and by tensor.
+    """Return the shares of the merged vector's energy in an adapter, overall and by tensor.
 
-    None for an output that is no adapter.
+    None for an output that is not an adapter.
     """
     if not energies:
         return None
@@ -344,7 +345,7 @@ def energy_kept(energies: Mapping[str, Sequence[float]]) -> dict[str, Any] | Non
 def _record(
     plan: Plan, weights: LayerWeights | None, hashes: list[list[str]], facts: Facts
 ) -> dict[str, Any]:
-    """Return what the card says, for programs."""
+    """Return the content of the card in machine-readable form."""
     roles = ["base", *["model"] * len(plan.models), *["reference"] * (plan.reference is not None)]
     inputs = [plan.base, *plan.others]
     by_layer = None

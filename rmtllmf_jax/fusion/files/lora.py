@@ -1,4 +1,4 @@
-"""What PEFT's `adapter_config.json` says of a LoRA: ranks and scales, and what is no plain LoRA."""
+"""PEFT's `adapter_config.json` of a LoRA: ranks and scales, and what is not a plain LoRA."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class LoraSettings:
         )
 
     def _of(self, module: str, patterns: Iterable[tuple[str, Any]], default: Any) -> Any:
-        """Return what PEFT takes for a layer: patterns match whole ends of its name."""
+        """Return PEFT's value for a layer: patterns match whole trailing parts of its name."""
         for pattern, value in patterns:
             try:
                 if re.match(rf"(.*\.)?({pattern})$", module):
@@ -90,8 +90,8 @@ class LoraSettings:
 def read_lora_settings(path: Path) -> LoraSettings:
     """Read the configuration of an adapter.
 
-    **Raises:** `InputError` that names what makes it another kind of adapter than a plain LoRA, or
-    a setting that cannot be used.
+    **Raises:** `InputError` that names what makes it anything but a plain LoRA, or a setting that
+    cannot be used.
     """
     content = read_json(path)
     if not isinstance(content, dict):

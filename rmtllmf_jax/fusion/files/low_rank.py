@@ -1,6 +1,6 @@
 """A merged task vector as a LoRA adapter: each matrix by its largest singular values.
 
-Linear layers, embeddings and convolutions become factors, the other tensors of modules with weights
+Linear layers, embeddings and convolutions become factors; the other tensors of modules with weights
 (norms, biases) are kept whole. Eckart and Young: no other matrix of that rank is nearer.
 """
 
@@ -40,7 +40,7 @@ def truncated(
     """Return B and A of the nearest matrix ``B A`` of a rank, its energy and that of the whole.
 
     Energies are squared Frobenius norms. The singular vectors are those of the smaller Gram matrix,
-    in float64: what is below 1e-8 of the largest singular value is lost, which float32 has not.
+    in float64: singular values below 1e-8 of the largest, which float32 cannot hold, are lost.
 
     >>> b, a, kept, whole = truncated(np.diag([2.0, 1.0]), 1)
     >>> (b @ a).round(6).tolist(), round(kept / whole, 6)
@@ -123,7 +123,7 @@ class Kept(Tensor):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """The tensor under the name that it has in the adapter."""
+        """The tensor under its name in the adapter."""
         return ((PREFIX + self.name, self.dtype, self.base.shape, bytes_as(self.base, self.dtype)),)
 
     def made(self, base: np.ndarray, delta: np.ndarray, facts: Facts) -> Iterable[np.ndarray]:
@@ -135,7 +135,7 @@ class Kept(Tensor):
 
 @dataclass(frozen=True)
 class Lost(Tensor):
-    """A merged tensor that no adapter can hold: a parameter that is no module's weight or bias."""
+    """A merged tensor that no adapter can hold: it is not the weight or bias of a module."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -143,7 +143,7 @@ class Lost(Tensor):
         return ()
 
     def made(self, base: np.ndarray, delta: np.ndarray, facts: Facts) -> Iterable[np.ndarray]:
-        """Return nothing, and tell what is lost."""
+        """Return nothing, and report what is lost."""
         facts["energy"][self.base.key] = [0.0, _energy(delta)]
         return ()
 
@@ -155,7 +155,7 @@ def _energy(delta: np.ndarray) -> float:
 def adapter_shard(base: Checkpoint, merged: Sequence[str], rank: int, dtype: str | None) -> Shard:
     """Return the file of an adapter with the merged tensors.
 
-    `dtype` is that of all its tensors; by default factors are F32 and others as the base has them.
+    `dtype` is that of all its tensors; by default factors are F32 and others as in the base.
 
     **Raises:** `InputError` if no tensor is the weight of a layer.
     """
@@ -177,7 +177,7 @@ def adapter_shard(base: Checkpoint, merged: Sequence[str], rank: int, dtype: str
 def _tensor(
     base: Checkpoint, merged: AbstractSet[str], key: str, rank: int, dtype: str | None, turned: bool
 ) -> Tensor | None:
-    """Return what an adapter has of a tensor; None if it has nothing, nor should have."""
+    """Return an adapter's entry for a tensor; None if it neither has nor needs one."""
     entry = base.entries[key]
     module, _, last = key.rpartition(".")
     name = as_in_memory(module) if _is_vit(base) else module
@@ -218,7 +218,7 @@ def _is_vit(base: Checkpoint) -> bool:
 
 
 def adapter_notes(base: Checkpoint, shard: Shard) -> tuple[str, ...]:
-    """Return what an adapter cannot do that a whole model does, a line each."""
+    """Return what a whole model can do and an adapter cannot, one per line."""
     lost = [tensor.base.key for tensor in shard.tensors if isinstance(tensor, Lost)]
     tables = [each.base.key for each in shard.tensors if getattr(each, "lies", "") == "table"]
     notes = []
@@ -236,7 +236,7 @@ def adapter_notes(base: Checkpoint, shard: Shard) -> tuple[str, ...]:
 
 
 def adapter_facts(base: Checkpoint) -> dict[str, Any]:
-    """Return what the hub reads of an adapter's card."""
+    """Return the fields of an adapter's card that the hub reads."""
     name = hub_name(base.given)
     of_base = {"base_model": name.partition("@")[0]} if name else {}
     return {"library_name": "peft", "base_model_relation": "adapter"} | of_base

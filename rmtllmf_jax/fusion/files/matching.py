@@ -1,4 +1,4 @@
-"""Which tensors of checkpoints belong together, which are merged, and what there is to say."""
+"""Which tensors of checkpoints belong together, which are merged, and the remarks to print."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TOWERS = re.compile(r"(?:vision|visual|image|text|language|audio|encoder|decode
 
 @dataclass(frozen=True)
 class Parts:
-    """Which tensors are merged, by regular expressions that match the whole of a name."""
+    """Which tensors are merged, by regular expressions that match a whole name."""
 
     only: tuple[str, ...] = ()
     """Nothing but these; all by default."""
@@ -33,7 +33,7 @@ class Parts:
     """Not these: they are the base's."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no regular expression."""
+        """Refuse invalid regular expressions."""
         for option, patterns in (("only", self.only), ("from-base", self.from_base)):
             for pattern in patterns:
                 try:
@@ -56,7 +56,7 @@ class Parts:
     def require_matches(self, keys: Iterable[str]) -> None:
         """Check that each pattern matches a name.
 
-        **Raises:** `InputError` with the names nearest to one that does not.
+        **Raises:** `InputError` with the names nearest to a pattern that matches none.
         """
         names = list(keys)
         for option, patterns in (("only", self.only), ("from-base", self.from_base)):
@@ -71,7 +71,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Matching:
-    """Checkpoints with their tensors under the base's names, and what becomes of each."""
+    """Checkpoints with their tensors under the base's names, and what happens to each."""
 
     base: Checkpoint
     others: tuple[Model, ...]
@@ -91,7 +91,7 @@ class Matching:
 def match(
     base: Checkpoint, others: Sequence[Model], parts: Parts, tokenizer: str | None = None
 ) -> Matching:
-    """Return which tensors are merged and which are copied; `tokenizer` as `fit_vocabularies` has.
+    """Return which tensors are merged and which copied; `tokenizer` as for `fit_vocabularies`.
 
     **Raises:** `InputError` that lists all missing and unexpected keys (and the nearest names), all
     shapes that differ, all types that cannot be merged, and the options that leave them out; then
@@ -141,7 +141,7 @@ def match(
 
 
 def _adjusted(base: Checkpoint, other: Model) -> tuple[Model, list[str]]:
-    """Return a model with its tensors under the base's names, and lines of what was done."""
+    """Return a model with its tensors under the base's names, and lines on what was done."""
     if isinstance(other, Changes):
         return other.placed(base)
     assert isinstance(other, Checkpoint)
@@ -155,7 +155,7 @@ def _adjusted(base: Checkpoint, other: Model) -> tuple[Model, list[str]]:
 def _with_vocabulary(
     base: Checkpoint, models: Sequence[Model], choice: str | None
 ) -> tuple[Checkpoint, list[Model], Tokenizer, list[str]]:
-    """Return what `fit_vocabularies` does; adapters have no vocabulary but the base's."""
+    """Return the result of `fit_vocabularies`; adapters use the base's vocabulary."""
     full = [model for model in models if isinstance(model, Checkpoint)]
     after, fitted, chosen, lines = fit_vocabularies(base, full, choice)
     moved = {key for key, entry in after.entries.items() if entry is not base.entries[key]}
@@ -220,7 +220,7 @@ def _require_equal(pairs: list[tuple[str, Entry, Entry, object]], base: Checkpoi
 
 
 def _ways_out(bad: set[str], good: set[str]) -> list[str]:
-    """Return the option that merges what fits, if much of it does."""
+    """Return the option that merges the tensors that fit, if many do."""
     if 4 * len(good) < len(bad):
         return []
     modules = modules_of(sorted(bad), good)
@@ -235,7 +235,7 @@ def _ways_out(bad: set[str], good: set[str]) -> list[str]:
 
 
 def modules_of(keys: Sequence[str], others: Iterable[str]) -> list[str]:
-    """Return patterns that match all the keys and none of the others, one per module.
+    """Return patterns that match all given keys and none of the others, one per module.
 
     >>> modules_of(["bert.pooler.weight", "score.weight", "score.bias"], ["bert.embed.weight"])
     ['bert.pooler.*', 'score.*']
@@ -266,7 +266,7 @@ def _listed(what: str, keys: list[str], candidates: list[str]) -> list[str]:
 
 
 def _place(key: str) -> tuple[list[str], list[str]]:
-    """Return tower and numbers of layers: a name of another tower or layer is not meant."""
+    """Return tower and layer numbers: names from another tower or layer are not suggested."""
     return _TOWERS.findall(key), re.findall(r"\d+", key)
 
 

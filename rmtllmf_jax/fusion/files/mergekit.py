@@ -1,4 +1,4 @@
-"""What a configuration of mergekit means in our words, where the meaning is the same."""
+"""Translation of mergekit configurations into our options, where the meaning is the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WITH_RESCALE = {"rescale": True, "int8_mask": False}
 
 
 class _Kind(NamedTuple):
-    """A method of mergekit's."""
+    """A method of mergekit."""
 
     ours: str
     shared: Mapping[str, Any]
@@ -51,11 +51,11 @@ _TOKENIZERS, _TOKENS = ("base", "union"), ("tokenizer_source", "tokenizer")
 def from_mergekit(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a configuration of mergekit as a recipe: the options of `rmtllmf fuse`.
 
-    The meaning is mergekit's: `filter` is a part of a name, weights must be given, and the masks
-    of DARE and DELLA are drawn at random, there and here. What is dropped by DARE is made up for
-    by its probability here, as published, and by the tensor's norm there.
+    The meaning is that of mergekit: `filter` is a part of a name, weights must be given, and both
+    programs draw the masks of DARE and DELLA at random. To compensate for dropped entries in DARE,
+    this package rescales by the probability, as published, and mergekit by the tensor's norm.
 
-    **Raises:** `InputError` that names what is not done, or not known.
+    **Raises:** `InputError` that names what is not supported, or not known.
     """
     for key, why in _NOT_DONE.items():
         if content.get(key) is not None:
@@ -116,7 +116,7 @@ class _Model(NamedTuple):
 
 
 def _base(name: str, base: Any, models: list[_Model], where: str) -> tuple[str, list[_Model]]:
-    """Return the base, and the models that differ from it."""
+    """Return the base, and the models other than it."""
     if name == "linear":  # a mean of models is the same from whichever of them one starts
         return (_name(base, where) if base else models[0].model), models
     if not isinstance(base, str):
@@ -188,7 +188,7 @@ def _plain(cases: list[dict[str, Any]]) -> bool:
 
 
 def _cases(setting: Any, where: str) -> list[dict[str, Any]]:
-    """Return a setting of mergekit's as values by name: `filter` is a part of the name."""
+    """Return a setting of mergekit as values by name: `filter` is a part of the name."""
     if setting is None:
         return []
     if isinstance(setting, Mapping):
@@ -226,7 +226,7 @@ def _number(value: Any, where: str) -> float:
 
 
 def _option(kind: _Kind, key: str, cases: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    """Return a parameter as our option: DARE is told what is dropped."""
+    """Return a parameter as our option: that of DARE is the share dropped."""
     if key == "density" and kind.ours.startswith("dare"):
         return "drop", [each | {"value": _dropped(each["value"])} for each in cases]
     return key, cases

@@ -1,4 +1,4 @@
-"""Merging checkpoints tensor by tensor: in memory are the base's tensor and the task vectors'."""
+"""Merging checkpoints with one tensor of the base and of each task vector in memory at a time."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ _ALIGNMENT = 64  # jax takes over memory that lies so, and copies other memory
 
 
 class TensorMerge:
-    """A method that is given one tensor of all task vectors after another.
+    """A method applied to one tensor of all task vectors after another.
 
-    A program that knew each tensor's name would be compiled for each of them; this one is compiled
-    once per shape. What depends on the name is given to it: weights by layer, and sparsified
-    tensors. Sparsifying goes row by row, which takes a few tensors of memory and not 2 Q.
+    A program that depended on tensor names would be compiled for each of them; this one is compiled
+    once per shape. Whatever depends on the name is passed to it: weights by layer, and sparsified
+    tensors. Sparsifying works row by row, which takes the memory of a few tensors and not of 2 Q.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TensorMerge:
         rows: Float[np.ndarray, "users ..."],
         base: Float[np.ndarray, "..."] | None = None,
     ) -> Float[np.ndarray, "..."]:
-        """Return the scale times the merge of a tensor's rows, which may be overwritten.
+        """Return the scale times the merge of a tensor's rows; the rows may be overwritten.
 
         `base` is the base's tensor, for methods that need it.
         """
@@ -124,7 +124,7 @@ def _merge(
 
 
 def _nothing_known(kind: str, name: str, rows: Array) -> dict[str, Array]:
-    """Return statistics of a tensor that the files say nothing of, so that it is averaged."""
+    """Return statistics for a tensor that the files do not cover, so that it is averaged."""
     return {name: jnp.ones_like(rows)} if kind == "fishers" else {}
 
 
@@ -138,14 +138,14 @@ def merge_shards(
     tell: Callable[[str, Facts], None],
     transfer: Opened | None = None,
 ) -> None:
-    """Write shards into a folder, each of which appears when it is whole.
+    """Write shards into a folder; each appears only when it is complete.
 
-    `advance` is called with the number of tensors that are there, `tell` with name and facts of a
-    shard before it appears; task vectors go through `transfer` first. What is not merged is copied
-    beside the merge.
+    `advance` is called with the number of tensors done, `tell` with name and facts of a shard
+    before it appears; task vectors go through `transfer` first. Tensors that are not merged are
+    copied concurrently with the merge.
 
-    **Raises:** `InputError` if an input holds NaN or is cut short, or if a number does not fit the
-    type of the output; `OSError` if the disk is full, among others.
+    **Raises:** `InputError` if an input holds NaN or is truncated, or if a number does not fit the
+    type of the output; `OSError`, for example if the disk is full.
     """
     keys = [each.base.key for shard in shards for each in shard.tensors if each.merged]
     with Stack(base, models, keys, transfer) as stack, ThreadPoolExecutor(1) as pool:
@@ -166,7 +166,7 @@ def merge_shards(
 
 @contextmanager
 def _copying(pool: ThreadPoolExecutor, tensors: Sequence[Tensor], write: Write) -> Iterator[None]:
-    """Copy the base's tensors while the body runs; neither outlives the other's failure."""
+    """Copy the base's tensors while the body runs; if either fails, the other stops."""
     failed = Event()
 
     def copy() -> None:
@@ -183,7 +183,7 @@ def _copying(pool: ThreadPoolExecutor, tensors: Sequence[Tensor], write: Write) 
 
 
 def _made(tensor: Tensor, stack: Stack, merge: TensorMerge, facts: Facts) -> Iterable[Piece]:
-    """Return a merged tensor of the output; of a mask the base's, as nothing is done to it."""
+    """Return a merged tensor of the output; for a mask that of the base, as it is not changed."""
     key = tensor.base.key
     base, rows = stack.read(key)
     try:
@@ -208,9 +208,9 @@ def _copied(tensor: Tensor) -> Piece:
 
 @contextmanager
 def _writing(path: Path, shard: Shard) -> Iterator[Write]:
-    """Yield what writes the shard's tensors, in any order; the file appears when it is whole.
+    """Yield a writer for the shard's tensors, in any order; the file appears when it is complete.
 
-    If the disk is full, among others, nothing is at `path`.
+    After a failure, such as a full disk, nothing is at `path`.
     """
     ends = list(accumulate([len(shard.header), *(tensor.size for tensor in shard.tensors)]))
     places = {tensor.base.key: at for tensor, at in zip(shard.tensors, ends, strict=False)}
@@ -246,7 +246,7 @@ def layer_grams(
     Its diagonal holds the squared norms. Layers are in the order of `group_by_layer`; `advance` is
     called with 1 after each tensor.
 
-    **Raises:** `InputError` if an input holds NaN or is cut short.
+    **Raises:** `InputError` if an input holds NaN or is truncated.
     """
     users = len(models)
     grams = {layer: np.zeros((users, users)) for layer in group_by_layer(keys, granularity)}
@@ -260,8 +260,8 @@ def layer_grams(
 class Stack:
     """Reads task vectors, tensor by tensor, into memory for Q + 1 tensors of the largest size.
 
-    The memory is the same each time: jax lets go of what it was lent only some calls later, and
-    the C library may keep what was freed.
+    The memory is reused each time: jax releases borrowed buffers only some calls later, and the C
+    library may keep freed memory.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class Stack:
         keys: Sequence[str],
         transfer: Opened | None = None,
     ) -> None:
-        """Make room for the tensors of these keys."""
+        """Allocate memory for the tensors with these keys."""
         self._transfer = transfer
         self.base = base
         self.models = models
@@ -294,7 +294,7 @@ class Stack:
     def read(self, key: str) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "users ..."]]:
         """Return a tensor of the base and of all task vectors (float32, model minus base).
 
-        The latter as they come through the transfer, if there is one. Both are overwritten by the
+        The latter as they arrive through the transfer, if there is one. Both are overwritten by the
         next call.
 
         **Raises:** `InputError` that names file and key if a number is NaN or infinite.
@@ -327,7 +327,7 @@ class Stack:
     def is_mask(self, key: str) -> bool:
         """Return whether a tensor has infinite numbers and is the same everywhere, as masks are.
 
-        Its task vectors are zeros then.
+        Its task vectors are then zero.
         """
         touching = [model for model in (self.base, *self.models) if model.touches(key)]
         full = [model.entries[key] for model in touching if isinstance(model, Checkpoint)]

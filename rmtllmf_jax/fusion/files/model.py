@@ -1,4 +1,4 @@
-"""What `fuse` takes for a model beside its base: a checkpoint, an adapter or a task vector."""
+"""What `fuse` accepts as a model beside its base: a checkpoint, an adapter or a task vector."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rmtllmf_jax.fusion.files.vectors import is_vector, open_vector
 
 @runtime_checkable
 class Model(Protocol):
-    """A model on disk by its task vector, tensor by tensor."""
+    """A model on disk, seen through its task vector, tensor by tensor."""
 
     @property
     def given(self) -> Path:
-        """The path that it was asked for by; messages name it."""
+        """The path by which it was requested; messages name it."""
         ...
 
     @property
@@ -35,24 +35,24 @@ class Model(Protocol):
         ...
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """Return what tells whether the files are still the same."""
+        """Return a fingerprint that shows whether the files are unchanged."""
         ...
 
     @property
     def keys(self) -> Collection[str]:
-        """The keys of the tensors that it has something to say of."""
+        """The keys of the tensors that it covers."""
         ...
 
     def keeping(self, kept: Callable[[str], bool]) -> Model:
-        """Return it without what it says of other tensors than those to be kept."""
+        """Return it with only the tensors to be kept."""
         ...
 
     def touches(self, key: str) -> bool:
-        """Return whether the task vector may be other than zero in a tensor of the base."""
+        """Return whether the task vector may be nonzero in a tensor of the base."""
         ...
 
     def origin(self, key: str) -> str:
-        """Return what a tensor that it touches is read from, for a manifest."""
+        """Return the source of a tensor that it touches, for a manifest."""
         ...
 
     def difference(

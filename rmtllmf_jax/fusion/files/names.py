@@ -1,4 +1,4 @@
-"""Names of tensors: of checkpoints' files, of transformers 5 in memory, and of our own trees."""
+"""Names of tensors: in checkpoint files, in transformers 5 in memory, and in our own trees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = re.compile(r"((?:.*\.)?)(?:layers|encoder\.layer)\.(\d+)\.(.*)\.(\w+)")
 
 
 def as_in_files(key: str) -> str:
-    """Return a key of a ViT's or DINOv2's state dict in transformers 5 as files have it.
+    """Return a key of a ViT's or DINOv2's state dict in transformers 5 as written in files.
 
     >>> as_in_files("vit.layers.0.attention.q_proj.weight")
     'vit.encoder.layer.0.attention.attention.query.weight'
@@ -34,7 +34,7 @@ def as_in_files(key: str) -> str:
 
 
 def as_in_memory(module: str) -> str:
-    """Return the name of a ViT's layer in files as transformers 5 has it in memory.
+    """Return the name of a ViT's layer in files as named by transformers 5 in memory.
 
     >>> as_in_memory("vit.encoder.layer.0.attention.attention.query")
     'vit.layers.0.attention.q_proj'
@@ -50,7 +50,7 @@ def as_in_memory(module: str) -> str:
 def to_torch(path: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
     """Return a leaf with torch's name and layout; undoes `models.layouts.to_paths` for one leaf.
 
-    In torch's memory layout too: safetensors writes memory as it is, ignoring strides.
+    Also in torch's memory layout: safetensors writes memory verbatim, ignoring strides.
     """
     stem, _, last = path.rpartition("/")
     name = path.replace("/", ".")

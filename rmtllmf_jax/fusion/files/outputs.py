@@ -1,4 +1,4 @@
-"""The files of an output, and how each of their tensors is made from base and merged vector."""
+"""The files of an output, and how their tensors are computed from base and merged vector."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tensor:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """What its file has of it."""
+        """Its entries in the file."""
         return ((self.base.key, self.dtype, self.base.shape, bytes_as(self.base, self.dtype)),)
 
     @property
@@ -47,7 +47,7 @@ class Tensor:
     def made(self, base: np.ndarray, delta: np.ndarray, facts: Facts) -> Iterable[np.ndarray]:
         """Return the arrays of its fields, from the base's tensor and the scaled merge.
 
-        Both may be overwritten; `facts` is told what there is to say.
+        Both may be overwritten; `facts` collects remarks.
 
         **Raises:** `InputError` that names the key if a number is too large for the type, or if a
         variance is negative.
@@ -69,7 +69,7 @@ def bytes_as(entry: Entry, dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the output with its tensors in the order in which they are written."""
+    """A file of the output with its tensors in writing order."""
 
     name: str
     tensors: tuple[Tensor, ...]

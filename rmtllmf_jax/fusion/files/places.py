@@ -1,4 +1,4 @@
-"""Where models lie and what they are called: folders, and snapshots in a cache of the hub."""
+"""Where models are stored and what they are called: folders, and snapshots in a hub cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CACHE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([^/]+)")
 
 
 def hub_name(path: Path) -> str | None:
-    """Return the name of what lies in a hub cache, None elsewhere.
+    """Return the name of a model in a hub cache, None for a path elsewhere.
 
     >>> hub_name(Path("/cache/models--owner--name/snapshots/1a2b/model.safetensors"))
     'owner/name@1a2b'
@@ -43,14 +43,14 @@ class Named(Protocol):
 
     @property
     def given(self) -> Path:
-        """The path that it was asked for by."""
+        """The path by which it was requested."""
         ...
 
 
 def labels(checkpoints: Sequence[Named]) -> list[str]:
     """Return a short name for each: its name on the hub, or the last part of its path.
 
-    Where that does not tell them apart, it is the path.
+    Where these are not unique, it is the path.
     """
     paths = [checkpoint.given for checkpoint in checkpoints]
     names = [hub_name(path) or Path(os.path.abspath(path)).name for path in paths]

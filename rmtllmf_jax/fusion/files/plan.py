@@ -1,4 +1,4 @@
-"""What a merge of checkpoints will do, with everything checked that can be before the long work."""
+"""The plan of a merge of checkpoints, with every possible check done before the long work."""
 
 from __future__ import annotations
 
@@ -77,10 +77,9 @@ class Recipe:
         require_variable(self.method, self.variations)
 
     def at(self, key: str, models: int) -> tuple[Method, float]:
-        """Return method and coefficient of the tensor of this name.
+        """Return method and coefficient for the tensor with this name.
 
-        **Raises:** `InputError` for an option that the method cannot have, or that no value is
-        given for.
+        **Raises:** `InputError` for an option that the method cannot have, or without a value.
         """
         if not self.variations:
             return self.method, self.scale
@@ -90,7 +89,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The method's."""
+        """The name of the method."""
         return name_of(self.method)
 
 
@@ -100,7 +99,7 @@ def file_methods() -> list[str]:
 
 
 def require_method(method: Method, statistics: bool = False) -> None:
-    """Check that checkpoints can be merged by a method, with statistics of the models or without.
+    """Check that a method can merge checkpoints, with or without statistics of the models.
 
     **Raises:** `InputError` that says why not.
     """
@@ -158,13 +157,13 @@ class Plan:
 
     @property
     def held(self) -> int:
-        """Bytes of tensors in memory at a time: of the largest one, base, task vectors and sum."""
+        """Bytes in memory at a time: the largest tensor, for base, task vectors and sum."""
         merged = (self.base.entries[key] for key in self.matching.merged)
         return 4 * (len(self.models) + 2) * max((prod(entry.shape) for entry in merged), default=0)
 
     @property
     def code(self) -> str:
-        """What becomes of the base's files of code, in one line; empty if it has none."""
+        """What happens to the base's code files, in one line; empty if it has none."""
         whole = self.recipe.as_adapter is None
         files = code_files(self.base.directory) if whole else []  # an adapter has none
         names = ", ".join(f"`{path}`" for path in files)
@@ -199,11 +198,11 @@ def plan_fusion(
     - `base`, `models`, `reference`: safetensors files, indexes of shards, or directories; models
       and reference may be adapters to the base.
     - `shard_bytes`: largest size of the tensors of one file of the output.
-    - `carry_code`: take the base's files of code along, which `trust_remote_code` runs.
+    - `carry_code`: also copy the base's code files, which `trust_remote_code` runs.
     - `transfer`: what the task vectors go through, such as `uplink.StreamedUplink`.
-    - `statistics`: files of `rmtllmf statistics`, one per model and kind that the method needs.
+    - `statistics`: files from `rmtllmf statistics`, one per model and kind that the method needs.
 
-    **Raises:** `InputError` for whatever keeps the checkpoints from being merged.
+    **Raises:** `InputError` for anything that prevents the merge.
     """
     require_absent(out)
     require_method(recipe.method, bool(statistics))
@@ -253,7 +252,7 @@ def plan_fusion(
 
 
 def bytes_of(text: str) -> int:
-    """Return the bytes that a size such as 5GB, 512MB or 2GiB names.
+    """Return the bytes in a size such as 5GB, 512MB or 2GiB.
 
     **Raises:** `InputError` for anything else.
     """
@@ -267,7 +266,7 @@ def bytes_of(text: str) -> int:
 
 
 def _require_not_quantised(checkpoint: Checkpoint) -> None:
-    """Refuse quantised weights, which no sum makes sense of."""
+    """Refuse quantised weights, which cannot be summed meaningfully."""
     if how := config_of(checkpoint).get("quantization_config"):
         raise InputError(
             f"{checkpoint.given / CONFIG}: the weights are quantised ({str(how)[:100]}); merge the "
@@ -276,7 +275,7 @@ def _require_not_quantised(checkpoint: Checkpoint) -> None:
 
 
 def _lacking(base: Checkpoint) -> list[str]:
-    """Return what an output lacks that transformers needs to open it."""
+    """Return what transformers needs to open an output that it lacks."""
     if base.directory is not None:
         there = (base.directory / CONFIG).is_file()
         return [] if there else [f"{labels([base])[0]} has no {CONFIG}, nor has the output"]
@@ -288,7 +287,7 @@ def _lacking(base: Checkpoint) -> list[str]:
 
 
 def _plan_adapter(start: Checkpoint, matching: Matching, recipe: Recipe) -> Shard:
-    """Return the file of an adapter, which has neither a tokenizer nor a vocabulary of its own."""
+    """Return the file of an adapter, which has neither a tokenizer nor its own vocabulary."""
     chosen = matching.tokenizer
     if chosen.size or chosen.new or chosen.source.given != start.given:
         raise InputError(
@@ -303,8 +302,8 @@ def _plan_adapter(start: Checkpoint, matching: Matching, recipe: Recipe) -> Shar
 def _plan_shards(matching: Matching, dtype: str, limit: int) -> list[Shard]:
     """Return the files of the output, each of at most `limit` bytes of tensors.
 
-    A tensor larger than that has a file of its own. Tensors keep the order of the base's files;
-    within a file those of wider types come first, so that all are aligned to their size.
+    A larger tensor gets a separate file. Tensors keep the order of the base's files; within a file
+    those of wider types come first, so that all are aligned to their size.
     """
     base, merged = matching.base, set(matching.merged)
     groups: list[list[Tensor]] = [[]]

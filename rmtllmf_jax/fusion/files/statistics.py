@@ -1,7 +1,7 @@
 """Statistics of models for merges that look at data: in files, and checked against the models.
 
-A file holds numbers by the names of a model's tensors, as torch has them, and one entry of
-metadata: what they are, how they were made, and a SHA-256 of each of the model's tensors.
+A file holds numbers by the names of a model's tensors, as in torch, and one entry of metadata: what
+they are, how they were made, and a SHA-256 of each of the model's tensors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_statistic(
 
     **Arguments:**
 
-    - `numbers`: by the names of the model's tensors, as torch has them.
+    - `numbers`: by the names of the model's tensors, as in torch.
     - `model`: the tensors themselves, in float32.
     - `facts`: how they were made.
     """
@@ -86,7 +86,7 @@ class Statistic:
 def open_statistic(path: Path) -> Statistic:
     """Return the statistics in a file.
 
-    **Raises:** `InputError` if it is none that `write_statistic` wrote.
+    **Raises:** `InputError` if `write_statistic` did not write it.
     """
     checkpoint = open_checkpoint(path)
     try:
@@ -101,7 +101,7 @@ def open_statistic(path: Path) -> Statistic:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of one kind of all models that are merged."""
+    """Statistics of one kind for all models to be merged."""
 
     kind: str
     files: tuple[Statistic, ...]
@@ -117,7 +117,7 @@ class Statistics:
 
     @cached_property
     def record(self) -> list[dict[str, Any]]:
-        """What they are and where they come from, a file each."""
+        """What they are and where they come from, for each file."""
         return [
             {"kind": self.kind, "file": file.path.name, "sha256": file_hash(file.path)}
             | dict(file.facts)
@@ -137,11 +137,11 @@ def find_statistics(
     **Arguments:**
 
     - `needs`: the kinds.
-    - `paths`: for each kind a file per model, in the order of the models.
+    - `paths`: for each kind one file per model, in the order of the models.
     - `models`: with the base's names of tensors.
-    - `keys`: those names; `merged`: those of the tensors that are merged.
+    - `keys`: those names; `merged`: the names of the merged tensors.
 
-    **Raises:** `InputError` for a kind that is missing or not needed, too few files or too many,
+    **Raises:** `InputError` for a kind that is missing or not needed, too few or too many files,
     and files of another model or another shape; it names file and tensor.
     """
     groups: dict[str, list[Statistic]] = {kind: [] for kind in needs}
@@ -182,7 +182,7 @@ def _checked(
 
 
 def _key_of(name: str, keys: Collection[str], path: Path) -> str:
-    """Return the base's key of a tensor; either may have a prefix that the other has not."""
+    """Return the base's key of a tensor; either may have a prefix that the other lacks."""
     if name in keys:
         return name
     found = [key for key in keys if key.endswith(f".{name}") or name.endswith(f".{key}")]

@@ -1,4 +1,4 @@
-"""What task vectors go through before files are merged: a link, or anything of one's own."""
+"""What task vectors go through before files are merged: a link, or your own transfer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Transfer(Protocol):
     """
 
     def key(self) -> dict[str, Any]:
-        """Return everything that what arrives depends on besides the task vectors, as JSON."""
+        """Return everything besides the task vectors that the result depends on, as JSON."""
 
     def opened(
         self,
@@ -28,24 +28,24 @@ class Transfer(Protocol):
         users: int,
         leaves: Callable[[str], Iterator[tuple[str, Rows]]],
     ) -> Opened:
-        """Return what lets tensors through, after as many passes over all of them as it needs.
+        """Return the opened transfer, after as many passes over all tensors as it needs.
 
-        **Arguments:** the shape of each tensor by name, the number of task vectors, and what reads
-        the tensors that are merged, sorted by name; it takes a few words that say what for. They
-        may be overwritten.
+        **Arguments:** the shape of each tensor by name, the number of task vectors, and a reader of
+        the merged tensors, sorted by name; it takes a few words that describe the purpose. The
+        tensors may be overwritten.
         """
 
 
 @runtime_checkable
 class Opened(Protocol):
-    """Called with name and rows of a tensor, it overwrites the rows by what arrives.
+    """Called with name and rows of a tensor, overwrites the rows with what arrives.
 
-    The same whenever it is called, in whatever order.
+    The result does not depend on when or in which order it is called.
     """
 
     @property
     def facts(self) -> list[dict[str, float]]:
-        """What the card says of each task vector."""
+        """What the card says about each task vector."""
 
     def __call__(self, name: str, rows: Rows) -> None:
-        """Let a tensor through; rows after those of the task vectors stay as they are."""
+        """Transfer a tensor; rows after those of the task vectors stay unchanged."""

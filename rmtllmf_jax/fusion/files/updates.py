@@ -23,7 +23,7 @@ class Update(Protocol):
 
     @property
     def origin(self) -> str:
-        """What it is read from, and how it is laid, for a manifest."""
+        """Its source and layout, for a manifest."""
         ...
 
     def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
@@ -35,7 +35,7 @@ class Update(Protocol):
 class Product:
     """``scale * B A`` of a layer's factors, (outputs, r) and (r, inputs).
 
-    Of a convolution A is (r, inputs, height, width) and B (outputs, r, 1, 1).
+    For a convolution, A is (r, inputs, height, width) and B (outputs, r, 1, 1).
     """
 
     a: Entry
@@ -46,7 +46,7 @@ class Product:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the product as the factors have it: outputs first."""
+        """The shape of the product of the factors: outputs first."""
         return (self.b.shape[0], *self.a.shape[1:])
 
     @property
@@ -69,7 +69,7 @@ class Product:
 
 @dataclass(frozen=True)
 class OfTensor:
-    """Base of the updates that are made of one tensor of a file."""
+    """Base of the updates that come from one tensor of a file."""
 
     entry: Entry
 
@@ -86,7 +86,7 @@ class OfTensor:
 
 @dataclass(frozen=True)
 class Whole(OfTensor):
-    """A tensor that the adapter holds in place of the base's: of modules to save, or a bias."""
+    """A tensor that replaces the base's: from a module to save, or a bias."""
 
     def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
         """Write its difference from the base's."""
@@ -95,12 +95,12 @@ class Whole(OfTensor):
 
 @dataclass(frozen=True)
 class Shift(OfTensor):
-    """A bias of B, which is added to that of the layer."""
+    """A bias of B, added to that of the layer."""
 
     scale: float
 
     def __call__(self, base: Float[np.ndarray, "..."], into: Float[np.ndarray, "..."]) -> None:
-        """Write the bias, scaled as the layer's update is."""
+        """Write the bias, scaled like the layer's update."""
         np.multiply(self.scale, read_tensor(self.entry), out=into, casting="same_kind")
 
 

@@ -23,7 +23,7 @@ ALL = ".*"
 class Gradient:
     """Numbers spread evenly over the blocks of a model; outside of blocks the first one.
 
-    Linear between them, as mergekit's gradients are.
+    Linear in between, like mergekit's gradients.
 
     >>> Gradient((0.0, 1.0, 0.5))(0.25)
     0.5
@@ -58,7 +58,7 @@ def blocks_of(names: Iterable[str]) -> Blocks:
 
 
 def position_of(name: str, blocks: Blocks) -> float:
-    """Return where in its stack the block of a tensor is, from 0 to 1; 0 outside of blocks."""
+    """Return the position of a tensor's block in its stack, from 0 to 1; 0 outside of blocks."""
     if (found := block_of(name)) is None:
         return 0.0
     return found[1] / max(dict(blocks).get(found[0], 0), 1)
@@ -66,7 +66,7 @@ def position_of(name: str, blocks: Blocks) -> float:
 
 @dataclass(frozen=True)
 class ByName:
-    """A value by the name of a tensor: of the first regular expression that matches all of it.
+    """A value by tensor name: that of the first regular expression that matches all of it.
 
     >>> ByName(((r".*\\.mlp\\..*", 0.5), (".*", 1.0)))("layers.0.mlp.weight")
     0.5
@@ -83,7 +83,7 @@ class ByName:
                 raise InputError(f"{pattern!r} is not a regular expression ({error}).") from error
 
     def __call__(self, name: str, blocks: Blocks = ()) -> Any:
-        """Return the value; `blocks` of the model are for gradients.
+        """Return the value; gradients need the `blocks` of the model.
 
         **Raises:** `LookupError` if no expression matches.
         """
@@ -133,7 +133,7 @@ def varied(
 
     **Arguments:** `options`: pairs of a name and one value per model.
 
-    **Raises:** `InputError` for options that the method has not, or has for all models alike.
+    **Raises:** `InputError` for options that the method lacks, or shares among all models.
     """
     scale, weights = None, None
     by_model: list[Any] = [method]
@@ -166,7 +166,7 @@ def _with(methods: list[Any], option: str, values: tuple[Any, ...]) -> list[Any]
 def require_variable(method: Method, variations: tuple[Variation, ...]) -> None:
     """Check that options of a method may vary.
 
-    **Raises:** `InputError` for one that has weights by layer of its own.
+    **Raises:** `InputError` for one that has its own weights by layer.
     """
     names = [each.option for each in variations if each.option != SCALE]
     if names and isinstance(method, LayerWeighted):

@@ -1,4 +1,4 @@
-"""Task vectors and trained towers that this package wrote, by the paths of our trees, as models."""
+"""Task vectors and trained towers that this package wrote, used as models by the tree paths."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Laid(OfTensor):
 
 @dataclass(frozen=True)
 class Vector(Changes):
-    """A task vector, or what a user trained, of this package."""
+    """A task vector, or what a user trained, written by this package."""
 
     about: dict[str, Any]
     """What a file that is of a base alone says: `base` (a hash), `base_origin`, maybe `sha256`."""
@@ -57,7 +57,7 @@ class Vector(Changes):
     def seen(self, base: Checkpoint) -> list[str]:
         """Return nothing: a task vector knows its base.
 
-        **Raises:** `InputError` if that is another one, or if the file is damaged.
+        **Raises:** `InputError` if its base is another one, or if the file is damaged.
         """
         if not self.about:
             return []
@@ -77,7 +77,7 @@ class Vector(Changes):
 
 
 def _digest(entries: Iterable[Entry]) -> str:
-    """Return what `models.weights.tree_hash` does, of one tensor at a time."""
+    """Return the result of `models.weights.tree_hash`, one tensor at a time."""
     digest = hashlib.sha256()
     for entry in sorted(entries, key=lambda each: each.key):
         tensor = entry.read(np.empty(entry.shape, wide(entry)))
@@ -87,7 +87,7 @@ def _digest(entries: Iterable[Entry]) -> str:
 
 
 def is_vector(path: Path) -> bool:
-    """Return whether a file is a task vector of this package, or what a user trained."""
+    """Return whether this package wrote a file as a task vector or as what a user trained."""
     if path.suffix != SUFFIX or not path.is_file():
         return False
     try:
@@ -117,7 +117,7 @@ def open_vector(path: Path) -> Vector:
 
 
 def _products(entries: Iterable[Entry], scale: float) -> dict[str, tuple[Update, ...]]:
-    """Return ``scale * a b`` of each kernel (inputs, outputs), as torch's weight lies."""
+    """Return ``scale * a b`` of each kernel (inputs, outputs), in the layout of torch's weight."""
     factors = {entry.key: entry for entry in entries}
     kernels = sorted({key.rpartition("/")[0] for key in factors})
     return {

@@ -1,8 +1,8 @@
-"""Vocabularies: rows of embeddings that belong to the same token, whatever their numbers.
+"""Vocabularies: rows of embeddings that belong to the same token, whatever their IDs.
 
 Where tokenizers differ, each token's row of the output is merged from the rows that the checkpoints
-have for it. A token that the base has not starts from the mean of the models' rows: what only one
-model has comes from that model, whatever the method and scale.
+have for it. A token that the base lacks starts from the mean of the models' rows: a row that only
+one model has comes from that model, whatever the method and scale.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Gathered(Entry):
 
     @property
     def origin(self) -> str:
-        """What it is read from, for a manifest."""
+        """Its source, for a manifest."""
         checks = [zlib.crc32(rows.tobytes()) for _, rows in (*self.first, *self.mean)]
         return f"{self.key} {checks}"
 
     def read(self, into: np.ndarray) -> np.ndarray:
-        """Gather the rows into a contiguous array, and return that.
+        """Gather the rows into a contiguous array, and return it.
 
         **Raises:** as `Entry.read`.
         """
@@ -100,7 +100,7 @@ class Gathered(Entry):
         return into
 
     def copy(self, file: int, place: int) -> None:
-        """Write the rows into an open file, from a place on."""
+        """Write the rows into an open file at an offset."""
         write_at(file, self.raw().data, place)
 
 
@@ -111,7 +111,7 @@ def _values(entry: Entry) -> np.ndarray:
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     """Return the tokens of a checkpoint's directory; None if there is no tokenizer that lists them.
 
-    **Raises:** `InputError` if a file is not what its name says.
+    **Raises:** `InputError` if a file does not hold what its name says.
     """
     folder = checkpoint.directory
     if folder is None:
@@ -144,7 +144,7 @@ def _from_json(path: Path) -> Vocabulary:
 
 @dataclass(frozen=True)
 class _Side:
-    """A checkpoint whose tokens and rows are known."""
+    """A checkpoint with known tokens and rows."""
 
     name: str
     checkpoint: Checkpoint
@@ -166,7 +166,7 @@ class _Target:
     new: tuple[dict[str, Any], ...] = ()
 
     def table(self, side: _Side) -> Rows:
-        """Return the row of a checkpoint for each row; rows of no token go by their number."""
+        """Return a checkpoint's row for each row; rows without a token are matched by number."""
         found = np.full(self.size, -1)
         for token, row in self.rows.items():
             if row < self.size and side.rows.get(token, side.size) < side.size:
@@ -185,11 +185,11 @@ def fit_vocabularies(
 
     **Arguments:**
 
-    - `others`: with their tensors under the base's names; what is not merged is absent.
+    - `others`: with their tensors under the base's names; tensors that are not merged are absent.
     - `choice`: `base`, `union`, the name of one of the others, or None where no choice is needed.
 
-    **Raises:** `InputError` if a model has tokens that the base has not and nothing is chosen, or
-    if a union of the tokenizers cannot be written.
+    **Raises:** `InputError` if a model has tokens that the base lacks and nothing is chosen, or if
+    a union of the tokenizers cannot be written.
     """
     names = labels([base, *others])
     sides = [_side(*each) for each in zip(names, (base, *others), strict=True)]
@@ -225,7 +225,7 @@ def _side(name: str, checkpoint: Checkpoint) -> _Side | None:
 
 
 def _size(checkpoint: Checkpoint) -> int:
-    """Return the rows of the embeddings, 0 if there are none."""
+    """Return the number of rows of the embeddings, 0 if there are none."""
     found = (e.shape[0] for k, e in checkpoint.entries.items() if _EMBEDDING.fullmatch(k))
     return next(found, 0)
 
@@ -252,7 +252,7 @@ def _source(choice: str | None, sides: dict[str, _Side | None]) -> _Side | None:
 def _require_listed(
     own: _Side | None, model: _Side | None, base: Checkpoint, other: Checkpoint
 ) -> None:
-    """Check that rows can be matched, by tokens or by their number."""
+    """Check that rows can be matched by tokens or by number."""
     sizes = _size(base), _size(other)
     if (own is not None and model is not None) or not all(sizes):
         return
@@ -328,9 +328,9 @@ def _gathered(
     base: tuple[Checkpoint, Rows],
     others: Sequence[tuple[Checkpoint, Rows]],
 ) -> Checkpoint:
-    """Return a checkpoint whose embeddings, and heads over the vocabulary, have the target's rows.
+    """Return a checkpoint with the target's rows in embeddings and heads over the vocabulary.
 
-    A row that it has not is the base's, or else the mean of the others': no change.
+    A row that it lacks is that of the base, or else the mean of the others: no change.
     """
     entries = dict(checkpoint.entries)
     size = _size(checkpoint)
@@ -356,7 +356,7 @@ def _gathered(
 
 
 def _notes(own: _Side, model: _Side, target: _Target) -> list[str]:
-    """Return what becomes of a model's tokens, in at most one line."""
+    """Return what happens to a model's tokens, in at most one line."""
     new = [token for token in model.rows if token not in own.rows]
     lacks = [token for token in own.rows if token not in model.rows and token in target.rows]
     moved = sum(token in own.rows and own.rows[token] != row for token, row in model.rows.items())

@@ -1,4 +1,4 @@
-"""AdaMerging: weights learned by making predictions on unlabelled inputs certain."""
+"""AdaMerging: weights learned by making predictions on unlabelled inputs more certain."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class AdaMerging(MergeMethod):
 
     One step of Adam per batch: ``w <- w - rate m^ / (sqrt(v^) + 1e-8)``, m^ and v^ the corrected
     running means of the gradient and its square; the model sees w clipped to [0, 1] while Adam
-    keeps the unclipped, as published.
+    keeps the unclipped w, as published.
     """
 
     name: ClassVar[str] = "adamerging"
@@ -97,7 +97,7 @@ class AdaMerging(MergeMethod):
         batches: PyTree[Array],
         weights: PerUser | None = None,
     ) -> PyTree[Array]:
-        """Return the merged task vector, of which 1 is the scale; arguments as for `learn`."""
+        """Return the merged task vector, to be used with scale 1; arguments as for `learn`."""
         return self.learn(stacked, base, entropy, batches, weights).merged
 
     def learn(
@@ -115,10 +115,10 @@ class AdaMerging(MergeMethod):
         - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
         - `base`: the base parameters, of the same structure without the leading axis.
         - `entropy`: `(parameters, batch) -> scalar`, the mean entropy (`prediction_entropy`) over
-          all tasks; a function, or a pytree that is called. Compiled once for a function, so hand
-          in the same function again, not a new lambda.
+          all tasks; a function, or a callable pytree. Compiled once per function, so pass the same
+          function again, not a new lambda.
         - `batches`: one batch per step, stacked: leaves with a leading axis of steps.
-        - `weights`: one per user, times the learned ones: 0 leaves a user out; none: 1 for each.
+        - `weights`: one per user, times the learned ones: 0 leaves a user out; by default 1 each.
 
         **Raises:** `InputError` if base and task vectors do not match (with every differing path),
         if the task vectors hold integers, or if there is no batch.

@@ -1,4 +1,4 @@
-"""The merge methods by name, and several options of one of which validation chooses.
+"""The merge methods by name, and sets of options from which validation chooses.
 
 >>> parse_method("ties(density=0.1)")
 Ties(density=0.1, normalise=True, weights=())
@@ -67,13 +67,13 @@ METHODS = by_name(
 
 @dataclass(frozen=True)
 class OneOf:
-    """Several methods of which a sweep takes the best on validation samples, see `one_of`."""
+    """Several methods, from which a sweep takes the best on validation samples, see `one_of`."""
 
     methods: tuple[Method, ...]
     text: str
 
     def described(self) -> str:
-        """Return it as one writes it, see `common.values`."""
+        """Return it as a user writes it, see `common.values`."""
         return self.text
 
 
@@ -97,7 +97,7 @@ def one_of(method: Any, **options: Sequence[Any]) -> OneOf:
 
 
 def methods_of(chosen: Method | OneOf) -> tuple[Method, ...]:
-    """Return the methods of a choice, or the method itself alone."""
+    """Return the methods of a choice, or only the method itself."""
     return chosen.methods if isinstance(chosen, OneOf) else (chosen,)
 
 

@@ -1,4 +1,4 @@
-"""Consensus task arithmetic: what only one task wants is left out of the sum.
+"""Consensus task arithmetic: parameters that only one task wants are left out of the sum.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[1.0, 5.0], [1.0, 0.1], [1.0, -0.1]])}
@@ -24,9 +24,9 @@ from rmtllmf_jax.fusion.trees import check_stacked
 class ConsensusTa(MergeMethod):
     """``sum_q w_q tau_q`` where at least `agree` tasks want the parameter, else 0 (TALL masks).
 
-    Task q wants it if ``|w_q tau_q| >= ratio |sum_{p != q} w_p tau_p|``: it is for the task, not
-    against it, that the sum moves the parameter. Fewer tasks than `agree` must all want it. Entries
-    of the sum that are not finite stay. The masks are constants to differentiation.
+    Task q wants it if ``|w_q tau_q| >= ratio |sum_{p != q} w_p tau_p|``: the sum moves the
+    parameter for the task, not against it. With fewer tasks than `agree`, all must want it.
+    Non-finite entries of the sum stay. The masks are constants for differentiation.
     """
 
     title: ClassVar[str] = "Consensus TA"

@@ -1,4 +1,4 @@
-"""Fisher merging: each parameter's mean weighted by how much each task's predictions depend on it.
+"""Fisher merging: per parameter a mean weighted by how much each task's predictions depend on it.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[4.0, 4.0], [0.0, 0.0]])}
@@ -31,9 +31,10 @@ from rmtllmf_jax.fusion.trees import check_stacked, leaves_by_path, require_same
 class Fisher(MergeMethod):
     """``sum_q w_q F_q tau_q / sum_q w_q F_q``, parameter by parameter; F_q at least `floor`.
 
-    F_q is the diagonal of the Fisher information of task q, the mean over inputs and labels drawn
-    from the predictions of the squared gradient of the log-likelihood. With scale 1 the merged
-    model is the Fisher-weighted mean of the models. Where the weights sum to 0 the result is 0.
+    F_q is the diagonal of the Fisher information of task q: the squared gradient of the
+    log-likelihood, averaged over inputs and over labels drawn from the predictions. With scale 1
+    the merged model is the Fisher-weighted mean of the models. Where the weights sum to 0 the
+    result is 0.
     """
 
     title: ClassVar[str] = "Fisher merging"
@@ -63,7 +64,7 @@ class Fisher(MergeMethod):
     ) -> PyTree[Array]:
         """Return the merged task vector, see `MergeMethod`.
 
-        `fishers`: diagonal Fisher information, entries >= 0, shaped as the stacked task vectors.
+        `fishers`: diagonal Fisher information, entries >= 0, shaped like the stacked task vectors.
 
         **Raises:** `InputError` also if it does not match them (with every differing path).
         """

@@ -40,12 +40,12 @@ WEIGHTINGS = ("linear", "logarithmic", "threshold")
 class Lata(LayerWeighted):
     """``sum_q w_q w_lq tau_lq``, the w_lq from the similarity of tau_lq to the reference.
 
-    In each layer l ``s_lq = cos(tau_lq, iota_l)``; over the layers of one task r is the rank by
-    falling s, 1 to L; ties go by the order of the layers' names, numbers in them as numbers. Then
-    ``w_lq = (r - 1) / (L - 1)`` (linear), ``log r / log L`` (logarithmic) or ``1{s_lq <= sigma}``
-    (threshold). A model of one layer has nothing to rank: weight 1. A layer in which tau or iota
-    is zero has s = 0. Weights by layer lie in [0, 1], do not change if tau or iota is multiplied by
-    a positive number, and are constants to differentiation.
+    In each layer l ``s_lq = cos(tau_lq, iota_l)``; over the layers of one task, r is the rank by
+    descending s, 1 to L. Ties go by the order of the layers' names, numbers in them as numbers.
+    Then ``w_lq = (r - 1) / (L - 1)`` (linear), ``log r / log L`` (logarithmic) or
+    ``1{s_lq <= sigma}`` (threshold). A model with one layer has nothing to rank: weight 1. A layer
+    in which tau or iota is zero has s = 0. Weights by layer lie in [0, 1], do not change if tau or
+    iota is multiplied by a positive number, and are constants for differentiation.
 
     Merging adds the result to the base; forgetting subtracts it (`forget`, or a negative scale).
     """
@@ -82,9 +82,9 @@ class Lata(LayerWeighted):
     ) -> PyTree[Array]:
         """Return the merged task vector, see `MergeMethod`.
 
-        `reference` is the vector iota (for LLMs: instruct minus pretrained), shaped as one task
-        vector; none: for each task the mean of the other task vectors. A user of weight 0 is not
-        part of that mean.
+        `reference` is the vector iota (for LLMs: instruct minus pretrained), shaped like one task
+        vector; without it, iota is for each task the mean of the other task vectors. A user with
+        weight 0 is not part of that mean.
 
         **Raises:** `InputError` also if there is neither a reference nor a second task vector, or
         if the reference does not match the task vectors (with every differing path).
@@ -97,7 +97,7 @@ class Lata(LayerWeighted):
     def by_layer(
         self, paths: Iterable[str], weights: Float[Array, " users"], grams: Grams | None = None
     ) -> dict[str, Float[Array, " users"]]:
-        """Return the weights by layer from `grams`; a vector more than users is the reference."""
+        """Return the weights by layer from `grams`; an extra vector is the reference."""
         if grams is None:
             raise InputError("lata compares layers: give their inner products, see layer_grams.")
         cosines = reference_cosines(grams, len(weights), active=weights != 0)
@@ -140,9 +140,9 @@ def reference_cosines(
 ) -> dict[str, Float[Array, " users"]]:
     """Return ``cos(tau_lq, iota_l)`` of each layer and user from the inner products.
 
-    A row more than users is the reference; without one iota is, for each user, the mean of the
-    other active users' vectors (of which the cosine sees the direction alone). Zero if either
-    vector is zero.
+    An extra row is the reference; without one, iota is for each user the mean of the other active
+    users' vectors (of which only the direction matters to the cosine). Zero if either vector is
+    zero.
 
     **Raises:** `InputError` if there is neither a reference nor a second user.
     """
@@ -188,7 +188,7 @@ def lata_weights(
 
 
 def forget(base: PyTree, vector: PyTree, scale: float | Float[Array, ""]) -> PyTree:
-    """Return ``base - scale * vector``: what merging would add is taken away."""
+    """Return ``base - scale * vector``: what merging would add is subtracted."""
     return add_to_base(base, vector, -scale)
 
 

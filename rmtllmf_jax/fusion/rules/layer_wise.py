@@ -1,4 +1,4 @@
-"""Weights by layer: any layer of any task vector has its own.
+"""Weights by layer: each layer of each task vector has its own.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"layers": {str(n): {"w": jnp.array([[1.0], [10.0]])} for n in range(3)}}
@@ -47,7 +47,7 @@ LAYERS: dict[str, Any] = {name: name for name in GRANULARITIES} | by_name(Layers
 
 
 class LayerWeighted(MergeMethod):
-    """Base of methods that only weigh task vectors by layer: ``sum_q w_lq tau_lq``, l the layer.
+    """Base of methods that only weight task vectors by layer: ``sum_q w_lq tau_lq``, l the layer.
 
     For files: `by_layer` of all names, then `merge_by_layer` of each leaf.
     """
@@ -66,9 +66,9 @@ class LayerWeighted(MergeMethod):
     def by_layer(
         self, paths: Iterable[str], weights: Float[Array, " users"], grams: Grams | None = None
     ) -> dict[str, Float[Array, " users"]]:
-        """Return ``w_lq``, those of the users multiplied in, for the layers of these leaves.
+        """Return ``w_lq``, the users' weights included, for the layers of these leaves.
 
-        `grams` are for methods that `compares`.
+        `grams` are for methods with `compares`.
         """
         raise NotImplementedError
 
@@ -132,8 +132,8 @@ class LayerWise(LayerWeighted):
     ) -> dict[str, Float[Array, " users"]]:
         """Return the weights by layer.
 
-        **Raises:** `InputError` that names what matches no layer, the layers without a weight, and
-        weights whose number is not that of the users.
+        **Raises:** `InputError` that names patterns that match no layer, layers without a weight,
+        and weights that are not one per user.
         """
         names = list(group_by_layer(paths, self.granularity))
         chosen: dict[str, float | tuple[float, ...]] = {}
@@ -171,7 +171,7 @@ class LayerWise(LayerWeighted):
 def merge_by_layer(
     stacked: PyTree[Array], weights: Mapping[str, Float[Array, " users"]], granularity: Granularity
 ) -> PyTree[Array]:
-    """Return ``sum_q w_lq tau_lq``, l the leaf's layer: also of a part of a model's leaves.
+    """Return ``sum_q w_lq tau_lq``, l the leaf's layer; also for a part of a model's leaves.
 
     **Raises:** `InputError` if a leaf's layer has no weights, or if the leaves cannot be merged.
     """

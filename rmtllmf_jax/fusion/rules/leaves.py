@@ -1,4 +1,4 @@
-"""What all methods share: weights of the users, one function per leaf, float32 inside."""
+"""What all methods share: weights of the users, one function per leaf, float32 internally."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmtllmf_jax.fusion.trees import as_type_of, leaf_path, widened
 
 
 def check_weights(weights: Sequence[float]) -> None:
-    """Check weights as they stand in options.
+    """Check weights given as options.
 
     **Raises:** `InputError` if one is not a finite number.
     """
@@ -39,7 +39,7 @@ def user_weights(
 def merge_leaves(
     merge: Callable[[str, Float[Array, "users ..."]], Float[Array, "..."]], stacked: PyTree[Array]
 ) -> PyTree[Array]:
-    """Merge leaf by leaf: `merge(path, leaf)` sees float32 or wider; the leaf's type comes out.
+    """Merge leaf by leaf: `merge(path, leaf)` sees float32 or wider; results have the leaf's type.
 
     Sums in bfloat16 would lose the small task vectors; the conversion fuses with the sum.
     """
@@ -58,7 +58,7 @@ def weighted(
 
 
 def one_where_zero(divisor: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the divisor with 1 in place of 0: what nobody contributes to stays 0, not 0/0."""
+    """Return the divisor with 1 in place of 0: entries without contributions stay 0, not 0/0."""
     return jnp.where(divisor == 0, 1, divisor)
 
 
@@ -69,8 +69,8 @@ def norms_of(leaf: Float[Array, "users ..."]) -> Float[Array, " users"]:
 
 
 def inputs_first(path: str) -> bool:
-    """Return whether a matrix of this name is (inputs, outputs), as Flax has its kernels.
+    """Return whether a matrix with this name is (inputs, outputs), like kernels in Flax.
 
-    Torch's, which are called ``weight``, are (outputs, inputs).
+    In torch they are called ``weight`` and are (outputs, inputs).
     """
     return not path.endswith("weight")

@@ -66,7 +66,7 @@ TASK_ARITHMETIC = TaskArithmetic()
 
 @dataclass(frozen=True)
 class Average(_Weighted):
-    """``sum_q w_q tau_q / sum_q w_q``, with equal weights the sum divided by Q.
+    """``sum_q w_q tau_q / sum_q w_q``; with equal weights the sum divided by Q.
 
     With scale 1 the merged model is the average of the models. Weights that sum to 0 divide by 1.
     """

@@ -1,6 +1,6 @@
 """What a merge method is: a frozen dataclass that is called on stacked task vectors.
 
-A class of one's own needs no more than that, and is registered nowhere:
+Your own class needs no more than that, and no registration:
 
 >>> from dataclasses import dataclass
 >>> import jax, jax.numpy as jnp
@@ -36,8 +36,9 @@ Method = Callable[..., PyTree]
 class MergeMethod:
     """Base of the merge methods: ``method(stacked, key=None, *, weights=None) -> merged``.
 
-    Hyperparameters are the fields of a frozen dataclass, arrays arguments of the call. The class
-    variables say what programs have to know; a class that does not say them has those below.
+    Hyperparameters are the fields of a frozen dataclass; arrays are arguments of the call. The
+    class variables hold what programs have to know; a class that does not set them has the values
+    below.
     """
 
     title: ClassVar[str] = ""
@@ -87,7 +88,7 @@ class MergeMethod:
         - `stacked`: leaves with a leading axis of Q users (`fusion.stack`), real floating-point.
         - `key`: for methods that draw random numbers (`random`).
         - `weights`: one per user, in place of the method's own; an array to map over or to
-          differentiate by. A user of weight 0 is as if left out.
+          differentiate with respect to. A user with weight 0 is effectively left out.
 
         **Returns:** leaves without the leading axis, of the same types; sums are in float32 or
         wider.
@@ -102,12 +103,12 @@ _PLAIN = MergeMethod()
 
 
 def fact(method: Method, name: str) -> Any:
-    """Return what a method's class says of it under a name of `MergeMethod`, or the default."""
+    """Return the class variable of a method that `MergeMethod` has by this name, or the default."""
     return getattr(method, name, getattr(_PLAIN, name))
 
 
 def require_few_enough(method: Method, tasks: int) -> None:
-    """Check that a method merges so many task vectors.
+    """Check that a method merges this many task vectors.
 
     **Raises:** `InputError` that says how many it takes.
     """

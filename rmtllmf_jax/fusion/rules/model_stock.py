@@ -33,11 +33,11 @@ _SINGULAR = 1e-6
 class ModelStock(MergeMethod):
     """``t sum_q s_q tau_q`` in each tensor, with s = w / sum w and ``t = N c / (1 + (N - 1) c)``.
 
-    c is the mean cosine of the tensor's task vectors over pairs of N tasks (pairs weigh ``w_q
-    w_p``): the point nearest to the centre that the models are taken to lie around. Vectors at
-    right angles give t = 0, which is the base. One task alone has no angle and keeps its vector;
-    where ``1 + (N - 1) c`` is 0 the result is 0. A negative c moves away from the models, as
-    published and as in mergekit.
+    c is the mean cosine of the tensor's task vectors over pairs of N tasks (with pair weights ``w_q
+    w_p``). The result is the point nearest to the centre that the models are assumed to surround.
+    Orthogonal vectors give t = 0, which is the base. A single task has no angle and keeps its
+    vector; where ``1 + (N - 1) c`` is 0 the result is 0. A negative c moves away from the models,
+    as published and as in mergekit.
     """
 
     title: ClassVar[str] = "Model Stock"

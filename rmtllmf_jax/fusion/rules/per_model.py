@@ -1,4 +1,4 @@
-"""Task vectors that are sparsified by options of their own, then merged as one."""
+"""Task vectors that are sparsified with separate options, then merged as one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Each:
         key: Key[Array, ""] | None = None,
         first: int = 0,
     ) -> Float[Array, "users ..."]:
-        """Return the leaf sparsified; its first user is the one of number `first`."""
+        """Return the leaf sparsified; `first` is the number of its first user."""
         users = range(leaf.shape[0])
         rows = [
             self.methods[first + user].sparsifier(leaf[user : user + 1], path, key, first + user)
@@ -36,9 +36,9 @@ class _Each:
 
 @dataclass(frozen=True)
 class PerModel(Sparsified):
-    """A method that sparsifies, with other options for each task vector.
+    """A method that sparsifies, with separate options for each task vector.
 
-    They may differ in what is sparsified, and not in how the rest becomes one vector.
+    They may differ in the sparsification, but not in how the results become one vector.
 
     >>> from rmtllmf_jax.fusion.rules import Ties
     >>> stacked = {"w": jnp.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])}

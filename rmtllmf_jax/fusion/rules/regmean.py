@@ -1,4 +1,4 @@
-"""RegMean: the linear layers whose outputs come nearest to those of every task's own layer."""
+"""RegMean: linear layers with the outputs nearest to those of every task's own layer."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class RegMean(MergeMethod):
         `grams`: ``G_q = X_q^T X_q`` of a layer's inputs, (users, in, in), by the path of its
         matrix; leaves without one are averaged.
 
-        **Raises:** `InputError` also if a Gram matrix belongs to no leaf, or its shape is not that
-        of its matrix's inputs.
+        **Raises:** `InputError` also if a Gram matrix belongs to no leaf, or its shape does not
+        match the inputs of its matrix.
         """
         users = check_stacked(stacked)
         w = user_weights(self.weights, users, weights)

@@ -1,7 +1,7 @@
 """Merging where some users may send anything: the median, trimmed means, and clipped norms.
 
-They are made for users that estimate the same thing. Task vectors do not: what one task alone wants
-may be an outlier, too. docs/fusion.md has what they cost and withstand on the demo's tasks.
+They are made for users that estimate the same quantity. Task vectors do not: what only one task
+wants may be an outlier, too. docs/fusion.md shows their costs and benefits on the demo's tasks.
 
 >>> import jax.numpy as jnp
 >>> stacked = {"w": jnp.array([[1.0, 2.0], [3.0, 0.0], [2.0, 1.0], [-99.0, 99.0]])}
@@ -36,10 +36,10 @@ from rmtllmf_jax.fusion.trees import check_stacked, widened
 
 
 class _Middle(MergeMethod):
-    """Base of the means of what is left, entry by entry, when the outermost users are cut off.
+    """Base of the entry-by-entry means that remain when the outermost users are cut off.
 
-    A weight says how much of a user there is, and only the ratios of the weights matter: the
-    largest is one user, 0.5 beside 1 is half a user, 0 nobody. In the call one below 0 is 0.
+    A weight says how much of a user counts, and only the ratios of the weights matter: the largest
+    is one user, 0.5 beside 1 is half a user, 0 nobody. In the call, a weight below 0 counts as 0.
     """
 
     per_leaf: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class _Middle(MergeMethod):
             require_non_negative("a weight, the share that a user has,", weight)
 
     def cut(self, members: Float[Array, ""]) -> Float[Array, ""]:
-        """Return how many of so many users are cut off at each end."""
+        """Return how many of this many users are cut off at each end."""
         raise NotImplementedError
 
     def __call__(
@@ -66,7 +66,7 @@ class _Middle(MergeMethod):
     ) -> PyTree[Array]:
         """Return the merged task vector, see `MergeMethod`.
 
-        Infinite numbers are cut off like others; where a user has NaN the result is NaN.
+        Infinite numbers are cut off like any others; where a user has NaN the result is NaN.
         """
         by_user = user_weights(self.weights, check_stacked(stacked), weights)
         members = jnp.maximum(by_user, 0)
@@ -77,7 +77,7 @@ class _Middle(MergeMethod):
 
 @dataclass(frozen=True)
 class Median(_Middle):
-    """The median, entry by entry; of an even number of users the mean of the middle two.
+    """The median, entry by entry; for an even number of users the mean of the middle two.
 
     Up to half of the users may send anything. The derivative goes to the users in the middle.
     """
@@ -95,10 +95,10 @@ class Median(_Middle):
 
 @dataclass(frozen=True)
 class TrimmedMean(_Middle):
-    """The mean, entry by entry, of what is left without the largest and the smallest entries.
+    """The mean, entry by entry, without the largest and the smallest entries.
 
-    As many users as are cut off at one end may send anything. Where less than one would be left,
-    it is the `Median`. The derivative goes to the users that are left.
+    As many users as are cut off at one end may send anything. Where less than one would remain, it
+    is the `Median`. The derivative goes to the users that remain.
     """
 
     title: ClassVar[str] = "trimmed mean"
@@ -120,17 +120,17 @@ class TrimmedMean(_Middle):
             )
 
     def cut(self, members: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the number, or the share of the members, as far as one of them is left."""
+        """Return the number, or the share of the members, such that at least one remains."""
         cut = self.trim if self.trim >= 1 else self.trim * members
         return jnp.minimum(cut, Median().cut(members))
 
 
 @dataclass(frozen=True)
 class ClippedNorm(MergeMethod):
-    """``sum_q w_q min(1, limit m / |tau_q|) tau_q``, m the median of the norms of those with w_q.
+    """``sum_q w_q min(1, limit m / |tau_q|) tau_q``, m the median norm of users with nonzero w_q.
 
-    No user moves the merged model further than `limit` times what the middle one does; the
-    directions stay as they are. The norms are over all leaves.
+    No user moves the merged model further than `limit` times as far as the middle one; the
+    directions do not change. The norms are over all leaves.
     """
 
     title: ClassVar[str] = "clipped norms"
@@ -173,8 +173,8 @@ def _middle(
 ) -> Float[Array, "..."]:
     """Return the mean, entry by entry, of the users between the lowest and highest `cut` ones.
 
-    In order of their entries the users lie side by side, each as wide as there is of it, and what
-    lies between `cut` and the sum minus `cut` is kept; users of the same entry share their places.
+    Sorted by their entries, the users lie side by side, each as wide as its weight, and what lies
+    between `cut` and the sum minus `cut` is kept; users with equal entries share their places.
     Comparing all with all takes a fiftieth of the time of sorting a few users on a CPU.
     """
     highest = jnp.sum(members) - cut

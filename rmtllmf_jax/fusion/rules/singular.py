@@ -1,4 +1,4 @@
-"""TSV-Merge: the strongest singular vectors of every task, made orthogonal to those of others.
+"""TSV-Merge: the strongest singular vectors of every task, made orthogonal to those of the others.
 
 >>> import jax.numpy as jnp
 >>> first, second = jnp.diag(jnp.array([3.0, 1.0])), jnp.diag(jnp.array([0.5, 2.0]))
@@ -31,11 +31,11 @@ from rmtllmf_jax.fusion.trees import check_stacked
 class TsvMerge(MergeMethod):
     """Task singular vectors: ``U diag(w_q sigma_q) V^T`` for matrices, the average for the rest.
 
-    Of N tasks each keeps the ``max(1, int(r / N))`` strongest singular triples of its matrix, r its
+    Each of N tasks keeps the ``max(1, int(r / N))`` strongest singular triples of its matrix, r its
     smaller side. All left vectors, side by side, are replaced by the orthonormal ones nearest to
     them (Procrustes), and so are the right ones: the tasks no longer interfere. Directions that
     these leave undetermined, as where tasks share a vector, stay out. Singular vectors are
-    constants to differentiation, singular values are not.
+    constants for differentiation, singular values are not.
 
     One decomposition per task and matrix and two per matrix: seconds for a block of a large model.
     """
@@ -91,7 +91,7 @@ def _merged(
 
 
 def _orthonormal(columns: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-    """Return the orthonormal columns nearest to these, as far as they span a space."""
+    """Return the orthonormal columns nearest to these, within the space that they span."""
     left, values, right = _svd(columns)
     spans = values > jnp.finfo(values.dtype).eps * max(columns.shape) * values[0]
     # What is not finite must stay so.
@@ -102,7 +102,7 @@ def _orthonormal(columns: Float[Array, "rows columns"]) -> Float[Array, "rows co
 def _svd(matrix: Float[Array, "rows columns"]) -> tuple[Array, Array, Array]:
     """Return U, s and V, one matrix after the other.
 
-    Many batches of them in one program can wait for each other for ever, see `channel.linalg`.
+    Many batches of them in one program can deadlock, see `channel.linalg`.
     """
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     return left, values, right.T

@@ -72,12 +72,12 @@ class Sparsified(MergeMethod):
 
     @property
     def sparsifier(self) -> Trim | Drop | Band | MagPrune:
-        """What zeroes entries of each task vector."""
+        """The part that zeroes entries of each task vector."""
         raise NotImplementedError
 
     @property
     def consensus(self) -> Sum | Elect:
-        """What makes one vector of what is left."""
+        """The part that makes one vector of what is left."""
         raise NotImplementedError
 
     @property
@@ -119,7 +119,7 @@ class Ties(Sparsified):
     Entries that tie with the last one kept are all kept, so that the result does not depend on the
     order of the entries. The thresholds are not differentiable; within a region the merge is linear
     in the task vectors. Entries that are not finite are never dropped. The authors trim the whole
-    vector at once; tensor by tensor is what merging tools do and what files can be streamed by.
+    vector at once; merging tools trim tensor by tensor, which also allows streaming from files.
     """
 
     title: ClassVar[str] = "TIES"
@@ -147,12 +147,12 @@ class Ties(Sparsified):
 class Dare(Sparsified):
     """DARE: ``sum_q w_q m_q tau_q / (1 - p)``, each entry of m_q 0 with probability p, else 1.
 
-    Over the keys the mean is task arithmetic; p = 0 is task arithmetic. Entries that are not finite
-    are never dropped. The masks follow from the key, the user's number and the leaf's path
+    The mean over keys is task arithmetic; p = 0 is task arithmetic. Entries that are not finite are
+    never dropped. The masks follow from the key, the user's number and the leaf's path
     (`keep_mask`), not from the order of the leaves.
 
-    Under `jax.jit` each leaf costs a random generator to compile; a model of hundreds of leaves is
-    merged sooner leaf by leaf, ``{path: leaf}`` at a time, with the same masks.
+    Under `jax.jit` each leaf costs a random generator to compile; a model with hundreds of leaves
+    is merged faster leaf by leaf, ``{path: leaf}`` at a time, with the same masks.
     """
 
     title: ClassVar[str] = "DARE"
@@ -209,9 +209,9 @@ class DareTies(Sparsified):
 class Breadcrumbs(Sparsified):
     """Model Breadcrumbs: ``sum_q w_q m_q tau_q``, m_q without the largest and smallest entries.
 
-    Of each tensor with n entries the ``int(gamma n)`` of largest magnitude are outliers and are
+    In each tensor with n entries, the ``int(gamma n)`` of largest magnitude are outliers and are
     dropped; then the smallest, until ``max(1, int(density n))`` are left. Where that would be too
-    few, fewer outliers are dropped. Entries that tie with one kept are kept.
+    few, fewer outliers are dropped. Entries that tie with a kept one are kept.
     """
 
     title: ClassVar[str] = "Model Breadcrumbs"
@@ -242,11 +242,11 @@ class Della(Sparsified):
     An entry is kept with a probability that rises with the rank of its magnitude among the weights
     of the same output, from ``density - epsilon`` to ``density + epsilon``; then steps 2 and 3 of
     `Ties`. Masks as in `Dare`. With `rescale` an entry is divided by its probability, as published
-    (over the keys the mean is the task vector), or the tensor is multiplied so that the sum of its
-    magnitudes is as before (`l1`, which is what mergekit does).
+    (the mean over keys is the task vector), or the tensor is multiplied so that the sum of its
+    magnitudes is as before (`l1`, as in mergekit).
 
-    Which axis holds the outputs follows from the leaf's name: the first of a `weight`, as torch has
-    them, the last of others, as Flax has them. The published lambda is the merging coefficient.
+    Which axis holds the outputs follows from the leaf's name: the first of a `weight`, as in torch,
+    the last of others, as in Flax. The published lambda is the merging coefficient.
     """
 
     title: ClassVar[str] = "DELLA"

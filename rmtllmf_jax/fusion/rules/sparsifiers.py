@@ -1,8 +1,8 @@
-"""Sparsifiers: what zeroes entries of each task vector, by magnitude or at random, and rescales.
+"""Sparsifiers: zero entries of each task vector, by magnitude or at random, and rescale.
 
-They are called ``sparsifier(leaf, path, key, first) -> leaf``, compiled once per shape. `first` is
-the number of the first user of the leaf, so that files may be sparsified user by user. Entries that
-are not finite are never dropped: they must not vanish by chance.
+They are called as ``sparsifier(leaf, path, key, first) -> leaf`` and compiled once per shape.
+`first` is the number of the first user of the leaf, so that files may be sparsified user by user.
+Entries that are not finite are never dropped: they must not vanish by chance.
 
 >>> import jax.numpy as jnp
 >>> leaf = jnp.array([[4.0, -1.0, 3.0, 0.1]])
@@ -95,7 +95,7 @@ class Band:
         key: Key[Array, ""] | None = None,
         first: int = 0,
     ) -> Float[Array, "users ..."]:
-        """Return the band; fewer outliers go where `density` wants more; what ties is kept."""
+        """Return the band; fewer outliers are dropped if `density` requires; ties are kept."""
         if self.density >= 1 or leaf.size == 0:
             return leaf
         size = leaf[0].size
@@ -109,8 +109,8 @@ class MagPrune:
 
     Among the weights of one output the probability of keeping rises evenly with the rank of the
     magnitude, from ``density - epsilon`` to ``density + epsilon``. Outputs are the first axis of
-    leaves that are called `weight`, as torch has them, and the last of others, as Flax has them; a
-    leaf of one axis is one row.
+    leaves called `weight`, as in torch, and the last of others, as in Flax; a leaf with one axis is
+    one row.
     """
 
     density: float
@@ -171,9 +171,10 @@ def kth_largest(
 ) -> Float[Array, " users"]:
     """Return the k-th largest of each row of numbers >= 0, exactly, without sorting.
 
-    Floats >= 0 are ordered as their bits are, so the answer is built bit by bit from the highest:
-    a bit stays if at least k entries reach the value. One count per bit takes a tenth of the time
-    of sorting millions of entries; row after row, so that a row stays in the processor's cache.
+    Floats >= 0 have the same order as their bits, so the answer is built bit by bit from the
+    highest: a bit stays if at least k entries reach the value. One count per bit takes a tenth of
+    the time of sorting millions of entries; row after row, so that a row stays in the processor's
+    cache.
     """
     width = magnitudes.dtype.itemsize * 8
     integer = jnp.dtype(f"int{width}")  # the sign bit is 0; unsigned ones compare slowly
@@ -245,7 +246,7 @@ def _pruned(
 def keep_probability(
     row: Float[Array, "..."], density: float, epsilon: float, outputs_last: bool
 ) -> Float[Array, "..."]:
-    """Return with which probability each entry of a user's leaf is kept, see `MagPrune`."""
+    """Return the probability that each entry of a user's leaf is kept, see `MagPrune`."""
     by_output = jnp.moveaxis(row, -1, 0) if outputs_last and row.ndim > 1 else row
     lines = by_output.reshape(len(by_output) if row.ndim > 1 else 1, -1)
     size = lines.shape[1]

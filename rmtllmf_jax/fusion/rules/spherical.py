@@ -48,11 +48,11 @@ class Slerp(MergeMethod):
     above `threshold`, the straight line ``(1 - t) theta_1 + t theta_2``. Models fine-tuned from one
     base nearly always are that close. With scale 1 the merged model is the point itself.
 
-    Weights w move `t` to ``w_2 t / (w_1 (1 - t) + w_2 t)``, so that of a task alone the vector
-    itself comes out, and of none zero. More than two tasks are refused, or give NaN where their
-    weights are not known yet (under `jit`): `MultiSlerp` takes any number.
+    Weights w move `t` to ``w_2 t / (w_1 (1 - t) + w_2 t)``, so that a single task gives its own
+    vector, and no task gives zero. More than two tasks are refused, or give NaN where their weights
+    are not known yet (under `jit`): `MultiSlerp` takes any number.
 
-    As mergekit's `slerp` does it, whose `base_model` is the first of the two models.
+    The same as mergekit's `slerp`, where `base_model` is the first of the two models.
     """
 
     title: ClassVar[str] = "SLERP"
@@ -132,9 +132,9 @@ class Slerp(MergeMethod):
 class MultiSlerp(MergeMethod):
     """The mean direction at the mean length: ``(sum_q s_q |tau_q|) d``, with s = w / sum w.
 
-    d is the direction of ``sum_q s_q tau_q / |tau_q|``. Of mergekit's `multislerp`, whose sphere is
-    about the base, this is what remains: its step in the tangent space at d is zero by
-    construction. Where the directions cancel there is no d, and the result is ``sum_q s_q tau_q``.
+    d is the direction of ``sum_q s_q tau_q / |tau_q|``. The `multislerp` of mergekit, on a sphere
+    around the base, reduces to this: its step in the tangent space at d is zero by construction.
+    Where the directions cancel there is no d, and the result is ``sum_q s_q tau_q``.
     """
 
     title: ClassVar[str] = "multi-SLERP"
