@@ -1,4 +1,4 @@
-"""What protects a merged model: all that a defender chooses along the chain, repairs among it.
+"""What protects a merged model: all that a defender chooses along the chain, including repairs.
 
 Reference: R-MTLLMF (arXiv 2411.18220), section III.
 """

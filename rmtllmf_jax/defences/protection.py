@@ -1,11 +1,11 @@
 """Protections: all that a defender chooses along the chain, as one tuple of values.
 
-Every value knows the stage at which it acts: a `receiver`, something on the `air`, a `transport`
-(what is sent), `estimator`s of what was sent, and repairs of the merged model, which come last. So
-``(Repeat(2), Shrink(), Reload(), Realign())`` is a protection, and the paper's is ``(Reload(),
-Realign())``. A name stands for the protection of that name, also within one: ``(Repeat(2),
-"r-mtllmf")``, written ``repeat+r-mtllmf``. A value of your own says its `stage`; one that does not
-is a repair.
+Every value knows the stage at which it acts: a `receiver`, an `air` scheme, a `transport` (what is
+sent), `estimator`s of what was sent, and repairs of the merged model, which come last. So
+``(Repeat(2), Shrink(), Reload(), Realign())`` is a protection, and that of the paper is
+``(Reload(), Realign())``. A name stands for the protection with that name, also inside another:
+``(Repeat(2), "r-mtllmf")``, written ``repeat+r-mtllmf``. Your own value declares its `stage`; one
+that does not is a repair.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PARTS: Mapping[str, type] = MappingProxyType(
 
 
 class Stages(NamedTuple):
-    """A protection by the stages of the chain; `None` leaves a stage as it is without."""
+    """A protection by the stages of the chain; `None` leaves a stage at its default."""
 
     receiver: Receiver | None
     air: Air | None
@@ -54,7 +54,7 @@ def named(
 ) -> dict[str, Protection]:
     """Return the protections that have names.
 
-    **Arguments:** `control`: how the base model is realigned; by default as merged ones are.
+    **Arguments:** `control`: how the base model is realigned; by default like merged models.
     """
     reload, realign = reload or Reload(), realign or Realign()
     return {
@@ -79,9 +79,9 @@ PAPER = ("none", "freeze", "realign", "r-mtllmf", "control")
 def parse_protection(text: str, names: Names = PROTECTIONS) -> str | Protection:
     """Return the protection that a text describes.
 
-    One of `names`, or values and names with a plus between: ``repeat(times=2)+r-mtllmf``.
+    One of `names`, or values and names joined by plus signs: ``repeat(times=2)+r-mtllmf``.
 
-    **Raises:** `InputError` for an unknown name or option, and what `stages_of` refuses.
+    **Raises:** `InputError` for an unknown name or option, and as `stages_of`.
     """
     if text in names:
         return text
@@ -96,8 +96,8 @@ def parse_protection(text: str, names: Names = PROTECTIONS) -> str | Protection:
 def stages_of(protection: str | Protection, names: Names = PROTECTIONS) -> Stages:
     """Return a protection, which may be given by its name, by the stages of the chain.
 
-    **Raises:** `InputError` for an unknown name, for what is no defence, and for two values at a
-    stage that takes one.
+    **Raises:** `InputError` for an unknown name, for a value that is not a defence, and for two
+    values at a stage that takes one.
     """
     found: dict[str, list[Any]] = {stage: [] for stage in _STAGES}
     for part in _parts(protection, names):
@@ -140,10 +140,10 @@ def repairs_of(protection: str | Protection, names: Names = PROTECTIONS) -> tupl
 
 
 def control_of(protection: str | Protection) -> str | Protection | None:
-    """Return what realigns the base model as a protection does the merged one, on the same samples.
+    """Return the control: the base model realigned like the merged one, on the same samples.
 
-    What a protection that sees samples is compared with: its gain over no protection may be that of
-    the samples alone. `control` where they are seen by a protection with a name, `None` for one
+    A protection that sees samples is compared with its control, as its gain over no protection may
+    come from the samples alone. `control` for a named protection that sees samples, `None` for one
     that sees none.
 
     **Raises:** `InputError` as `stages_of`.
@@ -174,7 +174,7 @@ def protection_name(protection: str | Protection) -> str:
 
 
 class Split(NamedTuple):
-    """Repairs as a compiled program takes them: what is data, and what is compiled in."""
+    """Repairs as a compiled program takes them: the data, and the part compiled in."""
 
     fuse: bool
     """Whether the merged model counts, or the base alone."""
@@ -187,8 +187,8 @@ class Split(NamedTuple):
 def split(repairs: tuple[Repair, ...]) -> Split:
     """Return the leading `FromBase` and `Reload` apart from the rest.
 
-    Both are linear in the model, so that a flag says whether they are done: protections that differ
-    in nothing else share a program.
+    Both are linear in the model, so a flag can switch them on and off: protections that differ in
+    nothing else share a program.
     """
     fuse = not isinstance(next(iter(repairs), None), FromBase)
     rest = repairs if fuse else repairs[1:]

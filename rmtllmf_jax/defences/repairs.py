@@ -1,7 +1,7 @@
 """Repairs of a merged model: reload the sensitive embeddings, realign on a few shots.
 
-R-MTLLMF is ``(Reload(), Realign())``. A repair of your own is a frozen dataclass that is called as
-these are; it needs no registration.
+R-MTLLMF is ``(Reload(), Realign())``. Your own repair is a frozen dataclass with the same call; it
+needs no registration.
 
 Reference: R-MTLLMF (arXiv 2411.18220), section III.
 """
@@ -34,7 +34,7 @@ model the table of tokens, which is also the last layer where the two are tied."
 def frozen_patterns(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
     """Return regular expressions, compiled.
 
-    **Raises:** `InputError` that names the one that is none.
+    **Raises:** `InputError` that names one that is invalid.
     """
     compiled = []
     for pattern in patterns:
@@ -52,7 +52,7 @@ def frozen_leaves(
 ) -> PyTree[Bool[Array, ""]]:
     """Return a flag per leaf: whether its whole path matches one of the regular expressions.
 
-    **Raises:** `InputError` if no leaf matches, with the paths that there are, or if one is no
+    **Raises:** `InputError` if no leaf matches, with the available paths, or if one is not a
     regular expression.
     """
     compiled = frozen_patterns(patterns)
@@ -107,8 +107,8 @@ class Context:
 class Repair(Protocol):
     """`(model, context) -> model`: pure, hashable, and the same program for equal values.
 
-    A repair that wants shots has a field or attribute `shots`, the samples per class, and a
-    `recipe` whose steps and batch size say how many rows of them it takes.
+    A repair that needs shots has a field or attribute `shots`, the samples per class, and a
+    `recipe`; its steps and batch size determine how many rows of them it takes.
     """
 
     def __call__(self, model: Model, context: Context) -> Model:
@@ -118,7 +118,7 @@ class Repair(Protocol):
 
 @dataclass(frozen=True)
 class FromBase:
-    """Start from the base model in place of the merged one: what the other repairs alone are worth.
+    """Start from the base model instead of the merged one, to measure the other repairs alone.
 
     The first repair of the control.
     """
@@ -130,15 +130,15 @@ class FromBase:
 
 @dataclass(frozen=True)
 class Reload:
-    """Take the leaves whose whole paths match one of the regular expressions from the base model.
+    """Take the leaves with paths that fully match a regular expression from the base model.
 
-    They stay as they are under the repairs that follow.
+    The repairs that follow leave them unchanged.
     """
 
     patterns: tuple[str, ...] = EMBEDDINGS
 
     def __post_init__(self) -> None:
-        """Refuse what is no regular expression."""
+        """Refuse invalid regular expressions."""
         frozen_patterns(self.patterns)
 
     def __call__(self, model: Model, context: Context) -> Model:
@@ -155,9 +155,9 @@ class Reload:
 class Realign:
     """Train the leaves that are not kept on a few samples per class, each task under its own head.
 
-    Of language models, on a few texts per task.
+    Language models are trained on a few texts per task.
 
-    AdamW by a `Recipe` (`training.recipes.REALIGN`); tasks take turns sample by sample.
+    AdamW with a `Recipe` (`training.recipes.REALIGN`); tasks take turns sample by sample.
     """
 
     shots: int = 10
@@ -193,7 +193,7 @@ class Realign:
 
     @classmethod
     def by(cls, recipe: Recipe, shots: int = 10) -> Realign:
-        """Return the realignment by a recipe."""
+        """Return the realignment that follows a recipe."""
         return cls(
             shots,
             recipe.steps,

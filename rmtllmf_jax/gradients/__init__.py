@@ -1,7 +1,7 @@
 """Derivatives of the fused model's score with respect to the channel, the attack and the merge.
 
-`Objective` is the pure function ``(parameters, key) -> score``; `Parameters` what it is
-differentiated in; `check_gradient` compares its gradient with finite differences.
+`Objective` is the pure function ``(parameters, key) -> score``; `Parameters` holds what it is
+differentiated with respect to; `check_gradient` compares its gradient with finite differences.
 """
 
 from rmtllmf_jax.evaluation.batches import samples_of

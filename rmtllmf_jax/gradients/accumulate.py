@@ -1,11 +1,10 @@
 """Sums over many terms whose derivative costs the memory of one term.
 
-Reverse mode through a loop keeps what every turn computed until the last one is done: for an
-evaluation all activations of all images. Rematerialisation (`jax.checkpoint`) keeps less and
-computes every turn again. For a sum neither is needed: the gradient of each term can be taken and
-added up while its turn lasts. That is gradient accumulation as training does it, but as the
-derivative rule of a pure function, so that `jax.grad`, `jax.jvp`, `jax.hessian` and `jax.vmap` go
-through.
+Reverse mode through a loop keeps what every iteration computed until the last one is done: for an
+evaluation, all activations of all images. Rematerialisation (`jax.checkpoint`) keeps less and
+computes every iteration again. A sum needs neither: the gradient of each term can be taken and
+added up within its iteration. This is gradient accumulation as in training, but as the derivative
+rule of a pure function, so that `jax.grad`, `jax.jvp`, `jax.hessian` and `jax.vmap` work.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ def accumulated_sum(
 
     **Arguments:**
 
-    - `term`: the same object compiles once. It may close over no traced value.
-    - `constants`: what all terms share and nothing is differentiated in.
+    - `term`: the same object compiles once. It must not close over traced values.
+    - `constants`: shared by all terms and not differentiated.
 
-    **Raises:** `InputError` where a derivative in `constants` or `xs` is asked for.
+    **Raises:** `InputError` where a derivative in `constants` or `xs` is requested.
     """
     flat = [jax.tree.flatten(tree) for tree in (parameters, constants, xs)]
     whole = _Whole(term, tuple(tree for _, tree in flat))
@@ -48,7 +47,7 @@ def accumulated_sum(
 
 @dataclass(frozen=True)
 class _Whole:
-    """A term of the leaves of its arguments: what a derivative rule sees is no tree of a type."""
+    """A term as a function of the leaves of its arguments, as a derivative rule sees no trees."""
 
     term: Term
     trees: tuple[jax.tree_util.PyTreeDef, ...]

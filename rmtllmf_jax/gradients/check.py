@@ -39,16 +39,16 @@ class Agreement:
 
     @property
     def relative_error(self) -> float:
-        """The two derivatives' distance over the larger of them; 0 where both are 0."""
+        """The difference of the two derivatives over the larger of them; 0 where both are 0."""
         size = max(abs(self.gradient), abs(self.difference))
         return abs(self.gradient - self.difference) / size if size else 0.0
 
     def verdict(self, tolerance: float) -> str:
         """Return `agrees`, `differs`, or `too small to tell`.
 
-        They agree if they differ by no more than `tolerance` relatively, and what the finite
-        differences are off by themselves. Where that is more than a tenth of the derivative,
-        agreement would say little.
+        They agree if their relative difference is within `tolerance` plus the error of the finite
+        differences themselves. Where that error is more than a tenth of the derivative, agreement
+        would say little.
         """
         size = max(abs(self.gradient), abs(self.difference))
         if not abs(self.gradient - self.difference) <= tolerance * size + 3 * self.uncertainty:
@@ -64,14 +64,15 @@ def check_gradient(
     advance: Callable[[int], object] = lambda _: None,
     order: int = 1,
 ) -> list[Agreement]:
-    """Return the agreement in every parameter that is given, of first or second derivatives.
+    """Return the agreement of first or second derivatives for every parameter that is given.
 
-    Each is moved along one random direction, drawn from `seed`, whose entries are in proportion to
-    the parameter's own. Central differences of fourth order (`scipy.differentiate.derivative`), at
-    the same `key` as the derivative: of the score, or with an `order` of 2 of its slope along the
-    direction, for the curvature that ``jax.hessian`` gives. Fix the discrete choices first
-    (`Objective.fixed_at`): where one of them changes between two steps, a difference is not a
-    derivative. `advance` is called with 1 as each parameter is done, for a progress bar.
+    Each is moved along one random direction, drawn from `seed`, with entries proportional to those
+    of the parameter. The differences are central, of fourth order
+    (`scipy.differentiate.derivative`), at the same `key` as the derivative: of the score, or with
+    an `order` of 2 of its slope along the direction, for the curvature that ``jax.hessian`` gives.
+    Fix the discrete choices first (`Objective.fixed_at`): where one of them changes between two
+    steps, a difference is not a derivative. `advance` is called with 1 after each parameter, for a
+    progress bar.
 
     **Raises:** `InputError` if no parameter is given, and what the objective raises.
     """

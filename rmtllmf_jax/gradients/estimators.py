@@ -1,9 +1,9 @@
 """Two estimators of one gradient, each with its standard error: one checks the other.
 
-Both are of ``d/dparameters E[score]`` over channels and noise. The pathwise one differentiates the
-score along the noise; the score-function one (REINFORCE) never differentiates the model: it weighs
-values of the score with the derivative of the noise's log density. It needs many more draws, in
-proportion to the number of parameters of the model, and is for small models.
+Both estimate ``d/dparameters E[score]`` over channels and noise. The pathwise one differentiates
+the score along the noise. The score-function one (REINFORCE) never differentiates the model: it
+weights values of the score by the derivative of the noise's log density. It needs many more draws,
+in proportion to the number of parameters of the model, and is for small models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def score_function(
         d/ds_l E[f] = E[ (f - b) (|z_l|^2 - d_l) / s_l ]
 
     chained with ds_l/dparameters. The baseline b is the mean score of the other noise draws of the
-    channel, which keeps the estimate unbiased. The score may be anything, `accuracy` too.
+    channel, which keeps the estimate unbiased. The score may be anything, even `accuracy`.
 
     **Raises:** `InputError` for fewer than two noise draws, and for a merging coefficient among the
     parameters, which moves the mean of the model and not only the noise.

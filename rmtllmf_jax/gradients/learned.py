@@ -52,9 +52,9 @@ def learn_powers(
     - `total`: limit of the sum of the shares.
     - `options`: those of `optimise`.
 
-    For powers that serve channels not seen yet, average over many (`Setting.channel_draws`), with
-    places that stay: `Objective.holding` distances or positions, or `ChannelPreset.distances_m`,
-    which compiles anew for other places.
+    For powers that serve unseen channels, average over many (`Setting.channel_draws`) with fixed
+    places: `Objective.holding` distances or positions, or `ChannelPreset.distances_m`, which
+    recompiles for other places.
     """
     preset = _channel_preset(objective)
     shares = jnp.ones(preset.users, objective.kappa.dtype) if start is None else start
@@ -72,11 +72,11 @@ def learn_attack(
     noise that `key` draws. It begins at the covariance of the attack `start`, and spends the whole
     budget: more noise never helps the users.
 
-    Of an objective over several channels each has an attack of its own, as if learned on
+    With an objective over several channels, each channel has its own attack, as if learned on
     `objective.over(keys[k : k + 1])` with the same `key`: parameters, value and values of the
     optimum then begin with an axis of draws. Draws take turns in one compiled program.
 
-    **Raises:** `InputError` for an objective under another scenario than `ideal`.
+    **Raises:** `InputError` for an objective under a scenario other than `ideal`.
     """
     preset = _channel_preset(objective)
     keys = objective.channel_keys(key)
@@ -92,7 +92,7 @@ def learn_attack(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _AllSpent:
-    """An objective whose attack is scaled to tr L L^H = 1: its gradient changes no budget."""
+    """An objective with its attack scaled to tr L L^H = 1: its gradient changes no budget."""
 
     objective: Objective
 
@@ -110,7 +110,7 @@ def attack_at(
 ) -> Float[Array, "2 antennas antennas"]:
     """Return the `Parameters.attack` of an attack over the channel that `key` draws.
 
-    `held`: parameters of that channel, as `Objective.holding` has them.
+    `held`: parameters of that channel, as for `Objective.holding`.
     """
     h_tilde = channel_matrix(held, preset, key)
     covariance = attack_covariance(attack, h_tilde, preset.attack_budget, 1.0, key)
@@ -122,7 +122,7 @@ def learn_scales(
 ) -> Optimum:
     """Return the merging coefficients >= 0 that maximise the objective under its noise.
 
-    `by`: per `task`, or per task and `layer` (`layer_names`). They start at the objective's.
+    `by`: per `task`, or per task and `layer` (`layer_names`). They start at those of the objective.
 
     **Raises:** `InputError` for another `by`.
     """
@@ -136,9 +136,8 @@ def learn_scales(
 class Saddle(NamedTuple):
     """A defence and an attack that were learned against each other.
 
-    Of the game among the strategies that were found, whose value lies between `lower` and `upper`.
-    An answer that was not found moves either end: `lower` down if an attack, `upper` up if a
-    defence.
+    It belongs to the game among the strategies found, with a value between `lower` and `upper`. A
+    response that was not found moves one end: an attack moves `lower` down, a defence `upper` up.
     """
 
     defence: Parameters
@@ -151,12 +150,12 @@ class Saddle(NamedTuple):
 
     @property
     def lower(self) -> float:
-        """What `defence` keeps under the worst attack: max over rows of the min over columns."""
+        """The score of `defence` under the worst attack: max over rows of the min over columns."""
         return float(self.values.min(axis=1).max())
 
     @property
     def upper(self) -> float:
-        """What the best defence keeps of `attack`: min over columns of the max over rows."""
+        """The score of the best defence under `attack`: min over columns of the max over rows."""
         return float(self.values.max(axis=0).min())
 
     @property
@@ -177,15 +176,15 @@ def learn_defence(
 ) -> Saddle:
     """Return power by leaf and merging coefficients by layer, learned against a learned attack.
 
-    The defence is a power per leaf of equal energy (or, the same, relaxed repetition) and a
-    coefficient per task and layer, which is both shrinkage of what is received and the reliability
-    of the users. Defence and attack (`learn_attack`) take turns, each the best that is found
-    against the other as it stands; at the end every defence meets every attack.
+    The defence is a power per leaf at equal energy (equivalently, relaxed repetition) and a
+    coefficient per task and layer, which covers both shrinkage of what is received and the
+    reliability of the users. Defence and attack (`learn_attack`) take turns, each the best found
+    against the current one of the other; at the end every defence meets every attack.
 
     **Arguments:**
 
     - `objective`: under the scenario `ideal` and over one channel (`Objective.over`).
-    - `start`: the attack that the defence answers first.
+    - `start`: the attack that the defence responds to first.
     - `least`, `most`: limits of a leaf's power.
     - `options`: those of `optimise`, for both players.
 
@@ -241,8 +240,8 @@ def _both(defence: Parameters, attack: Parameters) -> Parameters:
 class WorstMse:
     """The MSE of the worst of the tasks' users over an objective's channels, to be minimised.
 
-    ``1/s log mean_q exp(s mu_q)``: smooth, and the maximum as the sharpness s grows. Minimised over
-    powers it is the max-min power control that knows nothing of the model.
+    ``1/s log mean_q exp(s mu_q)``: smooth, and tends to the maximum as the sharpness s grows.
+    Minimised over powers, it gives max-min power control, which knows nothing about the model.
     """
 
     objective: Objective

@@ -1,4 +1,4 @@
-"""The MSE of every user as a smooth function of the parameters, its discrete choices held fixed."""
+"""The MSE of every user as a smooth function of the parameters, with fixed discrete choices."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def user_mse(
 ) -> Float[Array, "users *leaves"]:  # noqa: F821
     """MSE of every user, in user order, over the channel that `key` draws.
 
-    `Link.mse` with the parameters in their places; of every leaf too where they give `leaf_powers`.
-    R-MTLLMF (arXiv 2411.18220), eq. (5).
+    `Link.mse` with the parameters inserted; per leaf too if they include `leaf_powers`. R-MTLLMF
+    (arXiv 2411.18220), eq. (5).
 
     **Arguments:**
 
-    - `reference`: parameters by whose received powers, in the same draw, the SIC order and the
-      strongest user are chosen. They are then constants, and the MSE is smooth in the parameters.
-      `None`: chosen by the parameters themselves.
-    - `drawn`: draws the channel in place of the preset; `channel.channel_at` and its arguments
-      (angles, K factor, antennas) are what it may be made of.
+    - `reference`: parameters that determine the SIC order and the strongest user, through their
+      received powers in the same draw. The choices are then constants, and the MSE is smooth in the
+      parameters. `None`: chosen by the parameters themselves.
+    - `drawn`: draws the channel in place of the preset; it may be built from `channel.channel_at`
+      and its arguments (angles, K factor, antennas).
 
     **Raises:** `InputError` where it is differentiated through such a choice.
     """

@@ -2,8 +2,8 @@
 
 ``parameters -> H~ -> attack -> MSE mu_q -> error std kappa_q sqrt(mu_q) -> merged model -> score``.
 The noise is reparametrised: standard Gaussians that the key fixes, times a standard deviation that
-the parameters move. Its derivative is the pathwise gradient of the expected score, unbiased at any
-number of draws, and one key gives the same Gaussians at all parameters (common random numbers).
+the parameters set. Its derivative is the pathwise gradient of the expected score, unbiased for any
+number of draws, and one key gives the same Gaussians for all parameters (common random numbers).
 """
 
 from __future__ import annotations
@@ -144,14 +144,14 @@ class Objective:
     def over(self, channels: Key[Array, " draws"]) -> Objective:
         """Return the objective over given channels, whose keys then draw only the noise.
 
-        So that what was tuned on some noise can be judged on other noise in the same channels.
+        This way, what was tuned on some noise can be evaluated on other noise in the same channels.
         """
         return replace(self, channels=channels)
 
     def holding(self, parameters: Parameters) -> Objective:
-        """Return the objective with parameters that stay as they are, where none are passed.
+        """Return the objective with default values for parameters that are not passed.
 
-        They are data: another place of the users compiles nothing.
+        They are data: other user positions need no compilation.
         """
         return replace(self, held=parameters)
 
@@ -162,9 +162,9 @@ class Objective:
     def __call__(self, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
         """Return the mean score over draws; pure.
 
-        Goes through `jax.jit`, `jax.vmap`, `jax.grad`, `jax.jvp` and `jax.hessian`.
+        Works under `jax.jit`, `jax.vmap`, `jax.grad`, `jax.jvp` and `jax.hessian`.
 
-        **Raises:** `InputError` for parameters that the preset has no place for, and where it is
+        **Raises:** `InputError` for parameters that do not apply to the preset, and where it is
         differentiated through a discrete choice.
         """
         self.check(parameters)
@@ -190,7 +190,7 @@ class Objective:
     def check(self, parameters: Parameters) -> None:
         """Check parameters before any work.
 
-        **Raises:** `InputError` that names one which does not fit.
+        **Raises:** `InputError` that names a parameter that does not fit.
         """
         parameters = parameters.filled(self.held)
         setting = self.setting
@@ -240,7 +240,7 @@ class Objective:
     ) -> PyTree:
         """Return ``base + s method(tau_1 + e_1, ...)``, R-MTLLMF eq. (6), for the users' MSE.
 
-        Of a linear method it is ``base + sum_q s_q tau_q`` and one Gaussian, see `noise`.
+        For a linear method it is ``base + sum_q s_q tau_q`` plus one Gaussian, see `noise`.
         """
         if self.setting.linear:
             return self.merged(parameters, self.noise(parameters, mse, key))
@@ -313,7 +313,7 @@ class Objective:
         return members[:, None] * scale if scale.ndim == 2 else members * scale
 
     def _members(self) -> Float[Array, " tasks"]:
-        """Return 1 for tasks that are merged and 0 for others, times the method's own weights."""
+        """Return 1 for merged tasks and 0 for others, times the method's own weights."""
         members = jnp.ones_like(self.kappa) if self.members is None else self.members
         own = fact(self.setting.method, "weights")
         return members * one_per_user("weights", own, members.size) if own else members
@@ -329,7 +329,7 @@ def _numbered(key: Key[Array, ""], kind: int, count: int) -> Key[Array, " count"
 
 
 def layer_names(vectors: PyTree[Float[Array, "tasks ..."]]) -> tuple[str, ...]:
-    """Return the layers of stacked task vectors in the order of `Parameters.scale`."""
+    """Return the layers of stacked task vectors in the order used by `Parameters.scale`."""
     return tuple(fusion.group_by_layer(fusion.leaves_by_path(vectors)))
 
 
@@ -371,7 +371,7 @@ class _BatchScore:
 def value(objective: Objective, parameters: Parameters, key: Key[Array, ""]) -> Float[Array, ""]:
     """``objective(parameters, key)``, compiled once for all objectives of a setting.
 
-    **Raises:** `InputError` for parameters that do not fit, or numbers that they cannot be.
+    **Raises:** `InputError` for parameters that do not fit, or invalid numbers.
     """
     objective.check(parameters)
     return _value(objective, parameters, key)
@@ -380,7 +380,7 @@ def value(objective: Objective, parameters: Parameters, key: Key[Array, ""]) -> 
 def value_and_gradient(
     objective: Objective, parameters: Parameters, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], Parameters]:
-    """The score and its gradient in all parameters that are given, compiled once per setting.
+    """The score and its gradient in all given parameters, compiled once per setting.
 
     **Raises:** as `value`.
     """

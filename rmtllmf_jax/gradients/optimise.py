@@ -35,7 +35,7 @@ the constrained optimum, Adam's step is not, and leads away.
 class Optimum(NamedTuple):
     """The best parameters that were seen, and the function's value before every step.
 
-    Of several optima that were found together, all begin with their axis.
+    For several optima found together, all fields begin with their axis.
     """
 
     parameters: Parameters
@@ -55,21 +55,22 @@ def optimise(
     fresh: bool = False,
     rule: optax.GradientTransformation = ADAM,
 ) -> Optimum:
-    """Return the best of `steps` projected gradient steps whose rate falls along a cosine to zero.
+    """Return the best of `steps` projected gradient steps with a cosine decay of the rate to zero.
 
     **Arguments:**
 
-    - `function`: what is optimised in all parameters that `start` gives.
-    - `key`: the function's, the same in every step (the value then rises as on any deterministic
-      function, and what was found fits these draws: judge it on others); with `fresh`, another one
-      every step, and the last parameters are returned, as no two values compare.
+    - `function`: optimised over all parameters that `start` gives.
+    - `key`: that of the function, the same in every step (the value then rises as on any
+      deterministic function, and the result fits these draws: evaluate it on others); with `fresh`,
+      a different one in every step, and the last parameters are returned, as no two values are
+      comparable.
     - `project`: see `projections`; the start is projected too.
-    - `rule`: what makes a step of a gradient: `ADAM`, or `TOGETHER` where a limit ties entries.
-    - `learning_rate`: of `ADAM` the step of each entry, in its own unit; of `TOGETHER` the length
+    - `rule`: turns a gradient into a step: `ADAM`, or `TOGETHER` where a limit couples entries.
+    - `learning_rate`: for `ADAM` the step of each entry, in its own unit; for `TOGETHER` the length
       of the step.
 
-    The step is compiled once for functions of one structure: another start, key or set of arrays
-    costs no compilation.
+    The step is compiled once for functions of the same structure: another start, key or set of
+    arrays costs no compilation.
 
     **Raises:** `InputError` where the value is not finite.
     """

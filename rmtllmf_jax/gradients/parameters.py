@@ -1,4 +1,4 @@
-"""What an objective is differentiated in: power, place, attack, budget and merging coefficients."""
+"""The variables of an objective: power, place, attack, budget and merging coefficients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LEAST_POWER = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Numbers that may be differentiated; `None` leaves one to the preset, and out of the tree.
+    """Differentiable numbers; `None` leaves one to the preset, and out of the tree.
 
     Powers are in units of the thermal noise power per antenna, as in `channel`. Q users, T tasks
     (the first T users send one each), A antennas.
@@ -75,11 +75,11 @@ class Parameters:
     """Merging coefficient: one number, one per task (T,), or one per task and layer (T, layers)."""
 
     def given(self) -> tuple[str, ...]:
-        """Return the names of what is not left to the preset."""
+        """Return the names of the parameters that are not left to the preset."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
     def filled(self, held: Parameters) -> Parameters:
-        """Return these parameters, and those of `held` for what they leave out."""
+        """Return these parameters, with those of `held` for the ones not given."""
         return replace(held, **{name: getattr(self, name) for name in self.given()})
 
 
@@ -119,10 +119,10 @@ PLACES = ("distances", "positions", "path_loss_exponent")
 def require_fitting(parameters: Parameters, link: Link | None, drawn: bool = False) -> None:
     """Check parameters against a link (`None`: clean), before any work.
 
-    `drawn`: the channel is a function's, and not the preset's.
+    `drawn`: a function draws the channel, not the preset.
 
-    **Raises:** `InputError` that names the parameter which would have no effect or no meaning, or
-    has the wrong shape.
+    **Raises:** `InputError` that names a parameter that would have no effect or no meaning, or has
+    the wrong shape.
     """
     if not drawn:
         require_place(parameters.given(), link)
@@ -134,9 +134,9 @@ def require_fitting(parameters: Parameters, link: Link | None, drawn: bool = Fal
 
 
 def require_place(names: Iterable[str], link: Link | None) -> None:
-    """Check that a link has a place for the parameters called `names`; `None` is clean.
+    """Check that the parameters called `names` apply to a link; `None` is clean.
 
-    **Raises:** `InputError` that names the parameter which would have no effect or no meaning.
+    **Raises:** `InputError` that names a parameter that would have no effect or no meaning.
     """
     given = set(names)
     channel = [name for name in CHANNEL if name in given]
@@ -175,7 +175,7 @@ def require_place(names: Iterable[str], link: Link | None) -> None:
 
 
 def _require_drawn(given: set[str], preset: ChannelPreset) -> None:
-    """Check that what a preset draws its channels by is not given twice, or not at all."""
+    """Check that what a preset draws its channels from is given exactly once."""
     if {"distances", "positions"} <= given:
         raise InputError("parameters give both distances and positions: leave one out.")
     if "positions" in given and getattr(preset.fading, "angles_deg", None):
@@ -212,7 +212,7 @@ def _require_shapes(parameters: Parameters, preset: ChannelPreset | Matrices) ->
 
 
 def _require_values(parameters: Parameters, preset: ChannelPreset | Matrices) -> None:
-    """Check numbers, where there are any yet: not inside a transformation."""
+    """Check numbers where they are known, which is not inside a transformation."""
     if parameters.powers is not None:
         require_positive("parameter 'powers' (shares of the full power)", parameters.powers)
     if parameters.leaf_powers is not None:
@@ -240,7 +240,7 @@ def _require_values(parameters: Parameters, preset: ChannelPreset | Matrices) ->
 def channel_matrix(
     parameters: Parameters, preset: Preset, key: Array
 ) -> Complex[Array, "antennas users"]:
-    """Return H~ = H diag(sqrt p) of one draw, with what the parameters give in its place."""
+    """Return H~ = H diag(sqrt p) of one draw, with the given parameters inserted."""
     if isinstance(preset, ChannelPreset):
         h_tilde = _matrix_at(parameters, preset, key)
     else:
@@ -266,7 +266,7 @@ def _matrix_at(
 
 @dataclass(frozen=True)
 class FreeAttack:
-    """The attack of the `entries` of a `Parameters.attack`: data, and no value for a program."""
+    """The attack given by the `entries` of a `Parameters.attack`: data, not a static value."""
 
     entries: Float[Array, "2 antennas antennas"]
 
@@ -288,7 +288,7 @@ class FreeAttack:
 def covariance_root(
     attack: Float[Array, "2 antennas antennas"],
 ) -> Complex[Array, "antennas antennas"]:
-    """Return L, the lower triangle with a real diagonal that an `attack` holds the entries of."""
+    """Return L, lower triangular with a real diagonal, from the entries in an `attack`."""
     return jax.lax.complex(jnp.tril(attack[0]), jnp.tril(attack[1], -1))
 
 
@@ -303,8 +303,8 @@ def attack_entries(
     """Return the `attack` of a covariance: ``budget L L^H`` is `covariance`.
 
     A multiple of the identity, 1e-6 of the trace, keeps the factor of a rank-deficient covariance
-    (P1's has the rank of the channel) smooth in its entries. With many antennas in float32 it is
-    more: what rounding leaves positive.
+    (that of P1 has the rank of the channel) smooth in its entries. With many antennas in float32 it
+    is larger: enough to stay positive under rounding.
     """
     n = len(covariance)
     share = covariance / budget

@@ -1,4 +1,4 @@
-"""What parameters may be: projections onto the nearest that is allowed, after every step."""
+"""Constraints on parameters: projections onto the nearest allowed ones, after every step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AttackLimit:
 
 @dataclass(frozen=True)
 class NotNegative:
-    """Merging coefficients of zero and above."""
+    """Non-negative merging coefficients."""
 
     def __call__(self, parameters: Parameters) -> Parameters:
         """Return the parameters with the nearest allowed coefficients."""
@@ -68,9 +68,9 @@ class NotNegative:
 
 @dataclass(frozen=True)
 class DefenceLimits:
-    """Coefficients of zero and above, and leaf powers within [least, most] of the given energy.
+    """Non-negative coefficients, and leaf powers within [least, most] with the given energy.
 
-    - `sizes`: parameters of each leaf; the energy is that of sending all of them with power 1.
+    - `sizes`: number of parameters in each leaf; the energy is that of sending all with power 1.
     """
 
     sizes: tuple[int, ...]
@@ -92,10 +92,10 @@ class DefenceLimits:
 def nearest_powers(
     powers: Float[Array, " users"], total: float | Float[Array, ""] | None = None
 ) -> Float[Array, " users"]:
-    """Return the shares in [LEAST_POWER, 1] with a sum of `total` at most that are nearest.
+    """Return the nearest shares in [LEAST_POWER, 1] with a sum of at most `total`.
 
-    They are ``clip(p - t, least, 1)`` with the least t >= 0 that keeps the sum, by bisection. A
-    total below that of the least powers gives those.
+    They are ``clip(p - t, least, 1)`` with the least t >= 0 that satisfies the limit, by bisection.
+    A total below the sum of the least powers gives those.
     """
     low = jnp.clip(powers, LEAST_POWER, 1.0)
     if total is None:
@@ -115,9 +115,9 @@ def _shifted(
     limits: tuple[float, float],
     ends: tuple[Array, Array],
 ) -> Float[Array, " entries"]:
-    """Return ``clip(p - t direction, *limits)`` of a weighted sum of `total` at most.
+    """Return ``clip(p - t direction, *limits)`` with a weighted sum of at most `total`.
 
-    With the least t between the `ends` that keeps it, by bisection.
+    Takes the least t between the `ends` that satisfies the limit, by bisection.
     """
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -19,8 +19,8 @@ from rmtllmf_jax.gradients.parameters import Parameters
 class Sensitivity:
     """``d score / d log mu`` of every task's user and leaf: negative where less noise helps.
 
-    The sum over users and leaves is the change of the score as all MSEs grow by one per cent, times
-    a hundred. Divide a user's by mu_q for ``d score / d mu_q``.
+    The sum over users and leaves is the change of the score when all MSEs grow by one per cent,
+    times a hundred. Divide a user's entries by mu_q for ``d score / d mu_q``.
     """
 
     mean: Float[np.ndarray, "tasks leaves"]
@@ -42,7 +42,7 @@ class Sensitivity:
         }
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Return the leaves by what a perfect transmission of one parameter would gain, best first.
+        """Return the leaves by the gain from perfect transmission of one parameter, best first.
 
         First order: minus the sum over users, over the leaf's number of parameters.
         """
@@ -58,7 +58,7 @@ def sensitivity(
 
     **Arguments:**
 
-    - `parameters`: where to take it; the preset's own numbers unless given.
+    - `parameters`: where to evaluate it; by default at the preset's own numbers.
     """
     leaves = fusion.leaves_by_path(objective.vectors)
     tasks = fusion.stack_size(objective.vectors)
