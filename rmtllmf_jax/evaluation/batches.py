@@ -22,8 +22,8 @@ from rmtllmf_jax.models.shared import SharedModel
 class Batch:
     """What a model is given, and what it should answer; also batches stacked along leading axes.
 
-    Images are `inputs["images"]`. Where samples are of several tasks, `inputs["task"]` is the place
-    of a batch's, or of each sample's, head among the stacked ones.
+    Images are `inputs["images"]`. With samples from several tasks, `inputs["task"]` is the index of
+    the head, for a batch or for each sample, among the stacked ones.
     """
 
     inputs: dict[str, Shaped[Array, "..."]]
@@ -33,11 +33,11 @@ class Batch:
     """What each target counts; 0 for padding."""
 
     def prepared(self, model: SharedModel) -> Batch:
-        """Return the batch as a model takes it, see `SharedModel.prepared`."""
+        """Return the batch in the form that a model takes, see `SharedModel.prepared`."""
         return replace(self, inputs=model.prepared(self.inputs))
 
     def at_size(self, image_size: int) -> Batch:
-        """Return the batch with images of another size in pixels, resized on the device."""
+        """Return the batch with images resized on the device to another size in pixels."""
         images = self.inputs["images"]
         if images.shape[1:3] == (image_size, image_size):
             return self  # even a call that does nothing costs time, beside a small model
@@ -141,11 +141,11 @@ def samples_of(
 
     - `sets`: one per task, in the order of the heads, with batches of one size.
     - `image_size`: height and width in pixels that the model takes.
-    - `task_weights`: what a task counts: ``1 / T`` unless given, the mean over tasks. With ``1 /
+    - `task_weights`: the weight of each task: ``1 / T`` by default, the mean over tasks. With ``1 /
       (T a_t)``, a_t the score of the task's own fine-tuned model, the objective is the normalised
-      score. A task of weight 0 is left out and costs nothing.
+      score. A task with weight 0 is left out and costs nothing.
 
-    **Raises:** `InputError` if there is no task that counts, or if the sizes of batches differ.
+    **Raises:** `InputError` if no task counts, or if the sizes of batches differ.
     """
     if task_weights is None:
         task_weights = jnp.full(len(sets), 1 / max(len(sets), 1))

@@ -1,4 +1,4 @@
-"""Images of files under an image classifier on disk, its processor and its labels."""
+"""Classification of image files by a classifier on disk, with its processor and its labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rmtllmf_jax.models.processor import ImageProcessor, read_processor
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of images; labels in the order of its outputs."""
+    """A classifier's predictions for images; labels in the order of its outputs."""
 
     labels: tuple[str, ...]
     probabilities: Float[np.ndarray, "images labels"]
@@ -41,9 +41,10 @@ def classify(model: str | Path, images: Sequence[Path], *, batch_size: int = 64)
 
     - `model`: directory or hub id of an image classifier (`models.classifier.read_classifier`);
       its own image processor decides how images become squares.
-    - `batch_size`: images per step, which changes speed and memory alone.
+    - `batch_size`: images per step, which affects only speed and memory.
 
-    **Raises:** `InputError` that names a file that cannot be read, or why the model is none.
+    **Raises:** `InputError` that names a file that cannot be read, or why the model is not a
+    classifier.
     """
     found = read_pretrained(model)
     classifier = read_classifier(found)

@@ -37,7 +37,7 @@ Features = Callable[..., Array]
 
 @dataclass(frozen=True)
 class Distance:
-    """What is kept of a model's logits, and the distance between two models' kept outputs."""
+    """What to keep of a model's logits, and the distance between the kept outputs of two models."""
 
     read: Callable[..., Array]
     """Maps logits (*batch, classes) to what is kept, with the same leading axes."""
@@ -152,7 +152,7 @@ def pair_wde(
     **Returns:** the *mean* over the two tasks, in [0, 1] for `disagreement`; eq. (7) is the sum,
     twice as large.
 
-    **Raises:** `InputError` if vectors, heads and samples are not of two tasks, or for an unknown
+    **Raises:** `InputError` if vectors, heads and samples are not for two tasks, or for an unknown
     distance.
     """
     if _require_tasks(pair, heads, samples) != 2:
@@ -206,7 +206,7 @@ def combination_wde(
     `disagreement`. For each task's term, or a scale that depends on the combination, see
     `wde_terms`.
 
-    **Raises:** `InputError` if vectors, heads, samples and weights are not of the same tasks, or
+    **Raises:** `InputError` if vectors, heads, samples and weights are not for the same tasks, or
     for an unknown distance.
     """
     outputs = single_outputs(
@@ -273,7 +273,7 @@ def wde_terms(
     distance: str = "disagreement",
     batch_size: int | None = None,
 ) -> Float[Array, "combinations tasks"]:
-    """Return every task's term of xi: how often, or how far, the merge departs from its own model.
+    """Return every task's term of xi: how often, or how far, the merge departs from its model.
 
     Combination c is ``base + scales_c sum_j weights_cj received_j``, compared with the single
     outputs at `level`_c. Its row adds up to eq. (7); tasks that are not in it (weight 0) have the

@@ -14,9 +14,9 @@ ALL_METRICS = {**METRICS, **LANGUAGE_METRICS}
 
 
 def get_metric(metric: str | Any, known: Known = ALL_METRICS) -> Metric:
-    """Return the metric that a text describes, of those in `known`; a value is itself.
+    """Return the metric in `known` that a text describes; a value is returned as is.
 
-    **Raises:** `InputError` for an unknown name or option, or for what is no metric.
+    **Raises:** `InputError` for an unknown name or option, or for something that is not a metric.
 
     >>> get_metric("soft_accuracy(temperature=0.5)")
     SoftAccuracy(temperature=0.5)

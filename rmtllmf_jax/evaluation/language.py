@@ -75,7 +75,7 @@ class NegativeLogLikelihood(TokenLoss):
 
 @dataclass(frozen=True)
 class Perplexity(TokenLoss):
-    """The exponential of the mean over all tokens: comparable for one tokenizer alone.
+    """The exponential of the mean over all tokens: comparable only for the same tokenizer.
 
     >>> round(Perplexity().score(total=6.0, weight=4.0), 3)
     4.482
@@ -86,7 +86,7 @@ class Perplexity(TokenLoss):
     title: ClassVar[str] = "Perplexity"
 
     def score(self, total: float, weight: float) -> float:
-        """Return the perplexity of the sums over all batches; infinite beyond all numbers."""
+        """Return the perplexity from the sums over all batches; infinite on overflow."""
         mean = total / weight
         return math.exp(mean) if mean < 700 else math.inf
 
@@ -99,7 +99,7 @@ class Perplexity(TokenLoss):
 class BitsPerByte(TokenLoss):
     """Bits per byte of the text in UTF-8: comparable across tokenizers.
 
-    Batches say in `inputs["bytes"]` how many bytes each target stands for.
+    In batches, `inputs["bytes"]` is the number of bytes that each target stands for.
 
     >>> round(BitsPerByte().normalised(1.5, finetuned=1.0), 3)
     0.707
@@ -115,7 +115,7 @@ class BitsPerByte(TokenLoss):
         return nats / math.log(2), jnp.sum(batch.weight * batch.inputs["bytes"])
 
     def nats(self, score: float) -> float:
-        """Return the mean per byte."""
+        """Return the mean in nats per byte."""
         return score * math.log(2)
 
 
@@ -123,11 +123,11 @@ class BitsPerByte(TokenLoss):
 class AnswerAccuracy(Metric):
     """1 where the right answer is the likeliest one among a question's choices, else 0.
 
-    Of a batch of questions, `inputs` holds `tokens`, `next`, `counts` and `bytes`, each (questions,
-    choices, tokens): `counts` is 1 where the next token is part of the answer, and a choice without
-    such a token does not exist. `target` is the right choice, and `weight` what a question counts.
-    Likelihoods are as in the evaluation harness of EleutherAI: of whole answers ("acc"), or per
-    byte ("acc_norm") or token, which does not favour short ones.
+    For a batch of questions, `inputs` holds `tokens`, `next`, `counts` and `bytes`, each
+    (questions, choices, tokens): `counts` is 1 where the next token is part of the answer, and a
+    choice without such a token does not exist. `target` is the right choice, and `weight` the
+    weight of a question. Likelihoods are as in the evaluation harness of EleutherAI: of whole
+    answers ("acc"), or per byte ("acc_norm") or token, which does not favour short ones.
     """
 
     per: Literal["answer", "byte", "token"] = "answer"
@@ -153,7 +153,7 @@ class AnswerAccuracy(Metric):
         return jnp.where(count > 0, total / jnp.maximum(size, 1), -jnp.inf)
 
     def __call__(self, model: Outputs, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Return the weight of the questions that are answered right, and that of all."""
+        """Return the weight of the correctly answered questions, and that of all."""
         found = self.likelihoods(model, batch)
         guess = jnp.argmax(discrete("the likeliest answer", found, "take a TokenLoss"), axis=-1)
         right = jnp.where(jnp.isnan(jnp.max(found, axis=-1)), jnp.nan, guess == batch.target)
@@ -168,7 +168,7 @@ LANGUAGE_METRICS = by_name(NegativeLogLikelihood, Perplexity, BitsPerByte, Answe
 def text_batches(texts: PackedTexts, batch_size: int) -> Iterator[Batch]:
     """Yield rows of tokens in batches of one size, the last one padded, for a `TokenLoss`.
 
-    **Raises:** `InputError` if there is no row.
+    **Raises:** `InputError` if there are no rows.
     """
     require_at_least("rows of tokens", len(texts), 1)
     yield from batches_of(texts, batch_size)
@@ -177,7 +177,7 @@ def text_batches(texts: PackedTexts, batch_size: int) -> Iterator[Batch]:
 def question_batches(questions: Questions, batch_size: int) -> Iterator[Batch]:
     """Yield questions in batches of one size, the last one padded, for `AnswerAccuracy`.
 
-    **Raises:** `InputError` if there is no question.
+    **Raises:** `InputError` if there are no questions.
     """
     require_at_least("questions", len(questions), 1)
     names = {"tokens": "tokens", "next": "following", "counts": "scored", "bytes": "sizes"}
@@ -187,7 +187,7 @@ def question_batches(questions: Questions, batch_size: int) -> Iterator[Batch]:
 
 
 def language_outputs(decoder: Decoder, params: PyTree) -> Outputs:
-    """Return a decoder as what a metric calls: the logits of the tokens after `inputs["tokens"]`.
+    """Return a decoder in a metric's form: the logits of the tokens after `inputs["tokens"]`.
 
     See `Decoder.outputs`.
     """
@@ -195,7 +195,7 @@ def language_outputs(decoder: Decoder, params: PyTree) -> Outputs:
 
 
 def evaluate(metric: Metric, decoder: Decoder, params: PyTree, batches: Iterable[Batch]) -> float:
-    """Return the score of a decoder over batches; those of one shape share a compiled program.
+    """Return the score of a decoder over batches; those of the same shape share a program.
 
     **Raises:** `InputError` if nothing in the batches counts, or if the logits are not finite.
     """

@@ -36,7 +36,7 @@ from rmtllmf_jax.models.heads import PADDED_LOGIT, Head
 )
 @dataclass(frozen=True)
 class Sensitivity:
-    """Numbers that a model computes, and their sensitivity to its parameters."""
+    """Outputs of a model, and their sensitivity to its parameters."""
 
     values: Float[Array, "*shape"]
     """Those of the undisturbed model."""
@@ -102,8 +102,8 @@ def logit_jacobian_norms(
     **Arguments:**
 
     - `heads`: stacked over tasks and padded; `task`: which of them to use.
-    - `chunk`: logits at once; `samples`: samples at once. Memory is ``samples * chunk`` gradients;
-      the results do not depend on either, except for rounding.
+    - `chunk`: logits at a time; `samples`: samples at a time. Memory is ``samples * chunk``
+      gradients; the results do not depend on either, except for rounding.
 
     **Raises:** `InputError` if `chunk` or `samples` is below 1.
     """

@@ -27,8 +27,8 @@ Outputs = Callable[[Batch], Array]
 class Metric:
     """`metric(model, batch) -> (sum, weight)`; sums and weights of batches add up.
 
-    A metric is a frozen dataclass of this base, hashable and pure: equal values share one compiled
-    program. The class variables say what tables, figures and searches have to know.
+    A metric is a frozen dataclass with this base, hashable and pure: equal values share one
+    compiled program. The class variables hold what tables, figures and searches have to know.
     """
 
     title: ClassVar[str] = "Score"
@@ -41,7 +41,7 @@ class Metric:
     """What of a batch's inputs the metric looks at by itself."""
 
     def __call__(self, model: Outputs, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Return the weighted sum over a batch, and the weight; not finite if the outputs are."""
+        """Return the weighted sum over a batch, and the weight; non-finite if the outputs are."""
         raise NotImplementedError
 
     @property
@@ -50,7 +50,7 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def score(self, total: float, weight: float) -> float:
-        """Return the score of sums over all batches: their mean."""
+        """Return the score from the sums over all batches: their mean."""
         return total / weight
 
     def normalised(self, score: float, finetuned: float) -> float:
@@ -60,7 +60,7 @@ class Metric:
         return finetuned / score if score else math.inf
 
     def gain_kept(self, score: float, base: float, finetuned: float) -> float:
-        """Return what is left of the fine-tuned model's gain over the base: 0 is none, 1 is all.
+        """Return the share kept of the fine-tuned model's gain over the base: 0 is none, 1 is all.
 
         NaN where fine-tuning has changed nothing.
 

@@ -1,4 +1,4 @@
-"""What merge methods know of a task besides its vector, from a few of its images, unlabelled."""
+"""Statistics of a task for merge methods, from a few of its images, without labels."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def fisher_information(
 ) -> PyTree:
     """Return the diagonal Fisher information of a model, a tree like its parameters.
 
-    The mean over images of the squared gradient of the log-likelihood of a label that is drawn
-    from the model's own prediction; images one by one, as squares of means would be something else.
-    Classes that pad the head are never drawn and change nothing. For `fusion.Fisher`.
+    The mean over images of the squared gradient of the log-likelihood of a label drawn from the
+    model's own prediction. Images are taken one by one, as the square of a mean would be something
+    else. Classes that pad the head are never drawn and change nothing. For `fusion.Fisher`.
     """
 
     def log_likelihood(params: PyTree, image: Array, key: Array) -> Array:
@@ -56,7 +56,7 @@ def input_grams(
 ) -> dict[str, Float[Array, "inputs inputs"]]:
     """Return ``X^T X / n`` of the inputs of every dense layer, by the path of its kernel.
 
-    Of what the layer computes: the last block's queries, output and MLP see the class token alone.
+    Over what the layer computes: the last block's queries, output and MLP see only the class token.
     For `fusion.RegMean`.
     """
     starts = range(0, len(images), _BATCH)
@@ -92,7 +92,7 @@ def _batch_grams(params: PyTree, images: Array, *, backbone: Backbone) -> dict[s
 )
 @dataclass(frozen=True)
 class Unlabelled:
-    """Images of all tasks, whose predictions `fusion.AdaMerging` makes certain: its `entropy`."""
+    """Images of all tasks on which `fusion.AdaMerging` makes predictions certain: its `entropy`."""
 
     backbone: Backbone
     heads: Head

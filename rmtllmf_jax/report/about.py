@@ -31,7 +31,7 @@ _C0 = (
 
 
 def done(results: pd.DataFrame, run: Mapping[str, Any]) -> str:
-    """Return what was done as sentences; what `run.json` does not tell is left out."""
+    """Return what was done, in sentences; anything missing from `run.json` is left out."""
     results = completed(results)
     merged = results[results["protection"] != "control"]
     tasks = sorted(results["task"].unique())
@@ -61,7 +61,7 @@ def done(results: pd.DataFrame, run: Mapping[str, Any]) -> str:
 
 
 def _c0(run: Mapping[str, Any]) -> float | None:
-    """Return the parameter-domain SNR of a run, `None` if it was not used: kappa says the same."""
+    """Return the parameter-domain SNR of a run, `None` if kappa was given instead."""
     if find(run, "kappa") is not None:
         return None
     c0 = find(run, "c0_db")
@@ -75,7 +75,7 @@ def _count(number: int, what: str) -> str:
 def glance(results: pd.DataFrame) -> list[Sheet]:
     """Return a small table per merge method: methods by scenarios, means over N with intervals.
 
-    None for what lies along an axis, whose levels have no common mean.
+    None for results along an axis, as its levels have no common mean.
     """
     sheets = []
     for part in parts(results):
@@ -108,7 +108,7 @@ def _glance(results: pd.DataFrame, title: str) -> Sheet:
 
 
 def definitions(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the scenarios and methods of the results that have a meaning in words, and symbols."""
+    """Yield the scenarios and methods in the results that have a definition, and symbols."""
     there = [*arrange(results["scenario"], SCENARIOS), "base"]
     for name in [*there, *arrange(results["protection"], PROTECTIONS)]:
         if name in MEANINGS:

@@ -111,7 +111,7 @@ def eigenvalue_figure(
 
     `channel` and every array of `attacks` are (drops, n), each row in descending order, in units of
     the thermal noise; the first drop is shown. Values 50 dB below the `budget` are rounding errors
-    and left out.
+    and are left out.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

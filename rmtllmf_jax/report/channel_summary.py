@@ -12,7 +12,7 @@ PERCENTILES = (5, 50, 95)
 
 
 def channel_summary(mse: Float[np.ndarray, "drops users"], c0_db: float) -> dict[str, Any]:
-    """Return the numbers of a table, by the names that scripts read.
+    """Return the numbers of a table, under the names that scripts use.
 
     `mse` is in [0, 1], users from the weakest to the strongest by received power. `c0_db` is the
     parameter-domain SNR of a user with MSE 1; the worst user's is averaged in dB. `mse_attacked` is

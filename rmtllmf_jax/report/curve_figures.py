@@ -1,4 +1,4 @@
-"""Learning curves of fine-tuning, a panel per task."""
+"""Learning curves of fine-tuning, one panel per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACROSS = 4  # panels in a row
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of a task's training: steps and numbers; scores may be of other steps, or of none."""
+    """Points of a task's training: steps and numbers; scores may be at other steps, or absent."""
 
     steps: Sequence[int]
     losses: Sequence[float]
@@ -28,9 +28,9 @@ class Curve:
 
 
 def learning_curves(curves: Mapping[str, Curve]) -> Figure:
-    """Draw the loss of training, and that of validation, over the steps of every task.
+    """Draw the training and validation losses over the steps of every task.
 
-    **Raises:** `InputError` if there is no curve.
+    **Raises:** `InputError` if there are no curves.
     """
     if not curves:
         raise InputError("there are no learning curves to draw.")

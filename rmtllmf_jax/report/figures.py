@@ -131,7 +131,7 @@ def axis_figure(
 
 
 def _set_top(panel: Axes, table: pd.DataFrame) -> None:
-    """Let the scale of percentages begin at 0 and hold 100 and every interval."""
+    """Make the percentage scale start at 0 and include 100 and every interval."""
     panel.set_ylim(0, 105.0 * max(1.0, table[["mean", "high"]].max(axis=None)))
 
 
@@ -157,7 +157,7 @@ def _draw_scores(
     *,
     narrow: bool,
 ) -> tuple[Figure, list[Axes]]:
-    """Draw panels side by side: title, lines of the protections, and those without an uplink."""
+    """Draw panels side by side: title, lines of the protections, and lines without an uplink."""
     columns = 1 if narrow else min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     size = max(1.2 + side * columns, 6.5), 1.5 + 2.9 * rows
@@ -232,7 +232,7 @@ def _finish(figure: Figure, panels: list[Axes], columns: int, title: str) -> Non
 def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
     """Draw the ablation: (a) the variants side by side, (b) accuracy against shots per class.
 
-    `table` has one row per cell: `variant` (a protection, or a name of the caller's own), `shots`
+    `table` has one row per cell: `variant` (a protection, or a name chosen by the caller), `shots`
     (samples per class, 0 for a variant that is not realigned), `size` (number of tasks),
     `scenario`, `combination`, `draw`, `seed` and `score` (average normalised accuracy, a fraction).
     Panel (a) shows every variant at `shots` samples, and those without any, in groups by scenario;
@@ -299,7 +299,7 @@ def figure_5(table: pd.DataFrame, shots: int = 10, note: str = "") -> Figure:
 
 
 def _means(table: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
-    """Return `mean`, `low` and `high` of a column by others."""
+    """Return `mean`, `low` and `high` of a column, grouped by others."""
     rows = [
         dict(zip(by, names)) | asdict(interval(own, column)) for names, own in table.groupby(by)
     ]

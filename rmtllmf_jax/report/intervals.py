@@ -1,13 +1,13 @@
 """Means over cells, with intervals that resample what a run replicates.
 
-The cells of a sweep are no independent samples: all combinations are sent over the same channel
+The cells of a sweep are not independent samples: all combinations are sent over the same channel
 realisations, share their tasks' vectors, and repeat with the same seeds. So whole combinations,
 realisations and seeds are resampled, each with all its cells: the pigeonhole bootstrap of crossed
 factors (Owen, Annals of Applied Statistics 1(2), 2007), with n - 1 draws out of n levels (Rao and
-Wu, JASA 83, 1988). Its variance is right for effects of a whole level, and too large for what is
-left to single cells: three times with two factors, seven times with three. So an interval is wide
-rather than narrow, except with few levels: two alone give the range between them, which holds the
-true mean half of the time, and five alone less than nine times in ten (`FEW`).
+Wu, JASA 83, 1988). Its variance is right for effects of a whole level, and too large for effects of
+single cells: three times with two factors, seven times with three. So an interval is wide rather
+than narrow, except with few levels: two alone give the range between them, which contains the true
+mean half of the time, and five alone less than nine times in ten (`FEW`).
 
 The number of tasks N is chosen, not replicated: combinations are resampled within their N, and a
 mean over several N is the mean of the means at each N.
@@ -60,7 +60,7 @@ class Interval:
     def side(self, form: str = ".0f", *, scale: float = 100.0) -> int | None:
         """Return the side of 0 on which it lies as printed: 1, -1, or 0 for neither.
 
-        `None` where it rests on fewer than `FEW` levels, which decide nothing.
+        `None` if it rests on fewer than `FEW` levels, which decide nothing.
         """
         if self.levels < FEW:
             return None
@@ -76,11 +76,11 @@ def interval(
     **Arguments:**
 
     - `cells`: one row per cell, in any order.
-    - `clusters`: the columns whose values are resampled; those that the table lacks are passed
-      over. `combination` is resampled within each `size`.
+    - `clusters`: the columns with values to resample; those that the table lacks are ignored.
+      `combination` is resampled within each `size`.
 
-    **Returns:** the mean over the cells of each `size` (if there is this column), then over the
-    sizes. It has no ends if a size has one level of every cluster.
+    **Returns:** the mean over the cells of each `size` (if that column exists), then over the
+    sizes. It has no ends if a size has only one level of every cluster.
 
     **Raises:** `InputError` for a value that is not finite.
     """

@@ -1,6 +1,6 @@
 """Reads a run's tables and `run.json`; tables are checked before any number is averaged.
 
-Every name of a column that a sweep writes and a report needs stands here.
+Every column name that a sweep writes and a report needs is defined here.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ _SHOWN = (
 def read_results(path: Path) -> pd.DataFrame:
     """Read `results.parquet`: one row per cell (the columns `CELL`) and task.
 
-    Columns are those of `RESULTS` and `DEFAULTS`, see `completed`; scores are fractions, but for
-    a `metric` other than accuracy. Other columns are kept.
+    Columns are those of `RESULTS` and `DEFAULTS`, see `completed`; scores are fractions, except
+    for a `metric` other than accuracy. Other columns are kept.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
     columns, holds a row twice, a number that is not finite or out of range, a normalised score
@@ -142,13 +142,13 @@ def read_scales(path: Path) -> pd.DataFrame:
 
 
 def read_said(path: Path) -> pd.DataFrame:
-    """Read `said.parquet`: a text per model (rule, scenario, protection), task and prompt.
+    """Read `said.parquet`: one text per model (rule, scenario, protection), task and prompt.
 
     Columns are those of `SAID`, and `rule` filled in; `number` counts the prompts of a task,
-    `given` is the prompt, and `text` what the model says after it.
+    `given` is the prompt, and `text` the model's continuation.
 
     **Raises:** `InputError` that names the file if it is missing, truncated or empty, lacks
-    columns, or holds a row twice or what is no text.
+    columns, or holds a row twice or values that are not texts.
     """
     return _read(path, SAID, ["rule", *SAID[:4]])
 
@@ -165,7 +165,7 @@ def lower_is_better(results: pd.DataFrame) -> bool:
 def normalised(results: pd.DataFrame, score: str) -> pd.Series:
     """Return the column `score` relative to the fine-tuned models': 1 is as good, more is better.
 
-    The quotient or its inverse; of what is in nats or bits, the exponential of the difference.
+    The quotient or its inverse; for scores in nats or bits, the exponential of the difference.
     """
     own, tuned = results[score], results["finetuned_score"]
     if (nats := _NATS.get(metric_of(results))) is not None:
@@ -181,7 +181,7 @@ def metric_of(results: pd.DataFrame) -> str:
 
 
 def completed(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a sweep's table with the names of today (`RENAMED`) and all columns of `DEFAULTS`."""
+    """Return a sweep's table with current names (`RENAMED`) and all columns of `DEFAULTS`."""
     table = table.rename(columns=RENAMED)
     return table.assign(**{name: value for name, value in DEFAULTS.items() if name not in table})
 
@@ -277,7 +277,7 @@ def settings(run: Mapping[str, Any], above: str = "") -> Iterator[list[str]]:
 
 
 def find(run: Mapping[str, Any], key: str) -> Any:
-    """Return the first value of that name at any depth, `None` if there is none.
+    """Return the first value with that name at any depth, `None` if there is none.
 
     Keys of a level come before deeper ones.
     """

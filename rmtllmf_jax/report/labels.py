@@ -100,7 +100,7 @@ def rule_name(rule: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """Return a name of a table as part of a file name: only letters, digits and `_`."""
+    """Return a name from a table as part of a file name: only letters, digits and `_`."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 

@@ -1,6 +1,6 @@
 """The paper's numbers next to a run's: R-MTLLMF (arXiv 2411.18220), CLIP ViT-B/16, eight tasks.
 
-Why they differ is for the author of a run to say, as the scripts of `experiments/` do.
+Explaining why they differ is left to the author of a run, as in the scripts of `experiments/`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def paper_sheet(
 ) -> Sheet:
     """Return the table "paper | ours" of a run.
 
-    `run` is the content of `run.json`. Ours are of task arithmetic without an axis: means (of those
-    at each number of tasks) with their 95 % intervals.
+    `run` is the content of `run.json`. Ours are for task arithmetic without an axis: means (over
+    those at each number of tasks) with their 95 % intervals.
     """
     results = completed(results)
     merged = (results["rule"] == "task_arithmetic") & (results["axis"] == "")
@@ -164,7 +164,7 @@ def _scores(cells: pd.DataFrame, scenario: str, protection: str) -> pd.DataFrame
 def paired(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
     """Return `differences` of matching cells of two kinds (scenario, protection).
 
-    A clean merge without randomness has one draw and one seed, which then stand for all.
+    A clean merge without randomness has one draw and one seed, which are used for all.
     """
     one, other = (_scores(cells, *kind) for kind in (first, second))
     keys = ["combination", "draw", "seed"]

@@ -68,7 +68,7 @@ def plates(
     scales: pd.DataFrame | None,
     shots: int | None = None,
 ) -> tuple[list[Plate], list[str]]:
-    """Return the figures of a run, and a sentence for each of the paper's that is not possible.
+    """Return the figures of a run, and a sentence for each of the paper's that cannot be drawn.
 
     `shots` is the number of samples per class for realignment, from `run.json`.
     """
@@ -85,7 +85,7 @@ def plates(
 
 
 def _accuracies(part: Part, along_an_axis: bool) -> Iterator[Plate | str]:
-    """Yield a part's accuracy by size or level; `along_an_axis` if the run has an axis."""
+    """Yield the accuracy of a part by size or level; `along_an_axis` if the run has an axis."""
     merged = part.results[part.results["protection"] != "control"]
     if merged.empty:
         yield "figure_2 skipped: results.parquet holds control rows only."

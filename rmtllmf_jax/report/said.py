@@ -1,4 +1,4 @@
-"""What language models say, as tables: one per task, a row per model, a column per prompt."""
+"""Texts of language models as tables: one per task, a row per model, a column per prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST = 200  # letters shown of a text
 
 
 def said_sheets(said: pd.DataFrame) -> Iterator[Sheet]:
-    """Yield a table per task: what each model says after the same few prompts."""
+    """Yield a table per task: each model's continuations of the same few prompts."""
     several = said["rule"].nunique() > 1
     for task, own in said.groupby("task"):
         alone = own["protection"].isin(ALONE)

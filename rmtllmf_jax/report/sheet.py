@@ -1,4 +1,4 @@
-"""A table of strings, as it is printed, written as markdown or put on a page."""
+"""A table of strings, to be printed, written as markdown or put on a page."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _INTERVALS = "95 % intervals: bootstrap over combinations, channel realisations 
 def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
     """Return every table of a report; averages are also given without weak tasks.
 
-    Each merge method has its own tables, and so has an axis, whose columns are its levels. `spread`
+    Each merge method has its own tables, and so has an axis, with its levels as columns. `spread`
     adds intervals to the means at one number of tasks.
     """
     sheets = []
@@ -53,7 +53,7 @@ def all_sheets(results: pd.DataFrame, *, spread: bool) -> list[Sheet]:
 
 
 def _size_sheet(results: pd.DataFrame, spread: bool) -> Sheet:
-    """Return the means by number of tasks, and beside them what is over all of them."""
+    """Return the means by number of tasks, and beside them those over all numbers."""
     table = summary(results, "size")
     sheet = _average_sheet(table, "size", "number of tasks", spread)
     several = table["size"].nunique() > 1
@@ -73,7 +73,7 @@ def _size_sheet(results: pd.DataFrame, spread: bool) -> Sheet:
 def _level_sheets(results: pd.DataFrame, axis: str, spread: bool) -> Iterator[Sheet]:
     """Yield the means by level for each number of tasks, then their mean over these.
 
-    Rows without an uplink have no level, and stand in every column.
+    Rows without an uplink have no level, and appear in every column.
     """
     table = summary(results, "size")
     along, unfused = table[table["axis"] == axis], table[table["protection"].isin(UNFUSED)]
@@ -118,7 +118,7 @@ def _wide(title: str, table: pd.DataFrame, columns: str) -> Sheet:
 
 
 def _names(scenario: str, protection: str) -> list[str]:
-    """Name a row as the options do; rows without an uplink have no scenario."""
+    """Name a row like the options; rows without an uplink have no scenario."""
     return ["-" if protection in UNFUSED else scenario, protection]
 
 

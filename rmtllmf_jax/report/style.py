@@ -1,4 +1,4 @@
-"""The common style of the figures: colours and markers, uncluttered panels, the bytes of a file."""
+"""The common style of the figures: colours and markers, uncluttered panels, image files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def add_legend(
 
 
 def image_bytes(figure: Figure, kind: str = "png", dpi: int = 200) -> bytes:
-    """Return a figure as a file of one of `KINDS`; `dpi` applies to pixels, mainly a PNG's.
+    """Return a figure as a file of one of `KINDS`; `dpi` applies to pixels, mainly in PNG.
 
     The same figure gives the same bytes. The first image made of a figure settles the layout for
     all formats.

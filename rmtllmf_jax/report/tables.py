@@ -27,8 +27,8 @@ def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
 
     Columns: those of `io.CELL`, `size`, `score` (the average normalised score) and `mse` (mean over
     the users). One more row per combination has the protection `base`: the pretrained model under
-    the tasks' own heads, which like the control has no uplink (`clean`, draw 0) and repeats for no
-    seed (0).
+    the tasks' own heads, which like the control has no uplink (`clean`, draw 0) and a single seed
+    (0).
     """
     results = completed(results)
     cells = pd.concat([results, _base(results)]).groupby(CELL, as_index=False, dropna=False)
@@ -42,7 +42,7 @@ def cell_scores(results: pd.DataFrame) -> pd.DataFrame:
 def _base(results: pd.DataFrame) -> pd.DataFrame:
     """Return the base model's rows, as if it were a protection.
 
-    If the seeds are of several fine-tunings, the mean over them of its normalised scores.
+    If the seeds stand for several fine-tunings, its normalised scores are averaged over them.
     """
     once = results.drop_duplicates(["combination", "task", "seed"])
     own = normalised(once, "base_score")
@@ -86,7 +86,7 @@ def is_share(results: pd.DataFrame) -> bool:
 
 
 def shown(results: pd.DataFrame, score: float, percent: str = "") -> str:
-    """Return a score as it is printed: whole points where its metric is a share, `-` for NaN."""
+    """Return a score as printed: whole points if its metric is a share, `-` for NaN."""
     if np.isnan(score):
         return "-"
     return f"{100 * score:.0f}{percent}" if is_share(results) else f"{score:.4g}"
@@ -105,7 +105,7 @@ def weak_tasks(results: pd.DataFrame) -> list[str]:
 
 
 def versions(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the results by what is left out: "" (nothing), and all weak tasks if there are any.
+    """Return the results by omission: "" (nothing), and all weak tasks if there are any.
 
     A cell's average is then over its other tasks.
     """
@@ -182,7 +182,7 @@ def best_scales(scales: pd.DataFrame) -> pd.DataFrame:
     `scales` is the table of `io.read_scales` for one merge method. One row per size: `size`,
     `scale` (the smallest of the best ones), `mean` (normalised score there, averaged over the
     combinations, a fraction), `low` and `high` (whether it is the smallest or the largest one
-    tried, so that the true best one may lie outside).
+    tried, in which case the true best may lie outside).
     """
     means = completed(scales).groupby(["size", "scale"], as_index=False)["normalised"].mean()
     means = means.sort_values(["size", "normalised", "scale"], ascending=[True, False, True])

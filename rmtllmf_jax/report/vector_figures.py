@@ -26,7 +26,7 @@ def cosine_figure(cosines: pd.DataFrame, scenario: str) -> Figure:
 
     One panel per protection of the scenario. Entry (i, j) is the cosine of tasks i and j, tasks in
     alphabetical order; the colour scale is -1 to 1 in every figure. The title names the error model
-    where the table does.
+    if the table does.
 
     **Raises:** `InputError` if the table has no such scenario, or several levels of an axis, which
     have no common mean.
@@ -97,7 +97,7 @@ def similarity_figure(
 def layer_weights_figure(
     weights: Mapping[str, Sequence[float]], models: Sequence[str], title: str
 ) -> Figure:
-    """Draw the weight of each model in each layer, in the order of the layers.
+    """Draw the weight of each model in each layer, in layer order.
 
     `weights` holds one number per model, by layer.
     """

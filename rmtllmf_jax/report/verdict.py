@@ -87,8 +87,8 @@ def verdict(results: pd.DataFrame) -> list[str]:
 def sentences(results: pd.DataFrame) -> list[str]:
     """Return one sentence per scenario: R-MTLLMF against its strongest rival, by N or by level.
 
-    And one for every other protection there. Or one that says there is nothing to compare. With
-    several rules each names its own.
+    There is also one for every other protection, or a single one if there is nothing to compare.
+    With several rules, each sentence names its own.
     """
     there = arrange(results["protection"], PROTECTIONS)
     said = [line for each in there if each not in _HALVES for line in _sentences(results, each)]
@@ -146,13 +146,13 @@ def _gain(row: dict[str, Any], unit: str) -> str:
 
 
 def _verb(row: dict[str, Any]) -> str:
-    """Return who wins, as far as the interval decides that."""
+    """Return which one wins, as far as the interval decides it."""
     found = Interval(row["difference"], row["low"], row["high"], row["levels"])
     return {1: _BEATS, 0: _TIES, -1: _LOSES, None: _UNKNOWN}[found.side()]
 
 
 def replication(results: pd.DataFrame) -> list[str]:
-    """Say what the intervals are, and what each part of a run has to resample."""
+    """Say what the intervals are, and what each part of a run resamples."""
     said = [
         "Intervals are 95 %: a bootstrap that resamples whole combinations (within their number of "
         "tasks N), channel realisations and seeds. Of one alone there is no interval; of fewer "

@@ -89,7 +89,7 @@ def write_report(
     `axis_<name>` along an axis, `figure_3` (cosines, ideal), `figure_4` (cosines, sum rate),
     `figure_5` (the halves of R-MTLLMF, where it has both) and `scale_law`. A figure that the tables
     do not allow is skipped, its older files are removed, and the pages say why. The same tables
-    give the same bytes. `results` may be handed in as `read_results` gave them.
+    give the same bytes. `results` may be passed as returned by `read_results`.
 
     **Raises:** `InputError` that names the file if a table is missing (`cosines.parquet`,
     `scales.parquet`, `said.parquet` and `run.json` are optional) or cannot be used.
@@ -145,7 +145,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class Report:
-    """What the pages of a run say."""
+    """The content of a run's pages."""
 
     name: str
     done: str
@@ -171,7 +171,7 @@ class Report:
 
 
 def markdown_page(report: Report) -> str:
-    """Return the report in markdown; the PNG files of its figures lie beside the page."""
+    """Return the report in markdown; the PNG files of its figures are beside the page."""
     parts = [f"# Report of {one_line(report.name)}", one_line(report.done)]
     for sheet in report.glance:
         parts += [f"**{one_line(sheet.title)}**", markdown_table(sheet)]
@@ -310,7 +310,7 @@ def _definitions(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _read_more() -> str:
-    """Return where the words and the tables are explained."""
+    """Return a pointer to the explanation of terms and tables."""
     root, pages = documentation(), {"report": "this page", "glossary": "all words"}
     links = [
         f"{what}: <code>docs/{name}.md</code>"

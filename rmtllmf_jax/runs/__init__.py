@@ -1,4 +1,4 @@
-"""Run folders: the users that `finetune` made, and the inputs of a sweep over them.
+"""Run folders: the users that `finetune` created, and the inputs of a sweep over them.
 
 ``open_run("runs/demo")`` gives the base model, task vectors, heads and images of a folder.
 """

@@ -1,4 +1,4 @@
-"""What the users of a run folder of images share, and what each of them has."""
+"""What the users of an image run folder share, and what each of them has."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RunConfig:
     def key(self) -> dict[str, Any]:
         """Return what the numbers depend on: contents, not locations.
 
-        Options younger than existing artefacts are left out at their defaults.
+        Options added after existing artefacts were made are left out at their defaults.
         """
         values = asdict(self)
         for name in ("model", "templates", *self.images()):  # hashes of contents cover them
@@ -103,7 +103,7 @@ class RunConfig:
         return parse_head(self.head)
 
     def images(self) -> dict[str, Any]:
-        """Return the settings that say where images are, which each user has of its own."""
+        """Return the settings that locate the images, which each user has separately."""
         names = ("source", "data", "reading", "skip_unreadable")
         return {name: getattr(self, name) for name in names}
 
@@ -169,7 +169,7 @@ class RunConfig:
         return params
 
     def export(self, folder: Path, params: PyTree, classifier: Classifier | None = None) -> None:
-        """Write an image tower, with all else of the model or a classifier, as a directory.
+        """Write an image tower, with the rest of the model or a classifier, as a directory.
 
         **Raises:** `InputError` as `export_model`.
         """
@@ -179,7 +179,7 @@ class RunConfig:
         export_model(folder, pretrained, params, size, **how)
 
     def require_same_model(self, backbone: Backbone) -> None:
-        """Check that configuration and image processor are those that the users were trained with.
+        """Check that the users were trained with this configuration and image processor.
 
         **Raises:** `InputError` if they are not.
         """
@@ -219,24 +219,24 @@ class UserRecord:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> UserRecord:
-        """Return the record of its JSON.
+        """Return the record in JSON data.
 
-        **Raises:** `TypeError` if it is none.
+        **Raises:** `TypeError` if it is not one.
         """
         return cls(**content | {"labels": tuple(content.get("labels", ()))})
 
     @property
     def reached(self) -> str:
-        """What fine-tuning did, in words."""
+        """The outcome of fine-tuning, in words."""
         return (
             f"validation accuracy {100 * self.base_validation_accuracy:.1f} % (head on the base) "
             f"-> {100 * self.finetuned_validation_accuracy:.1f} % (fine-tuned)"
         )
 
     def require_same(self, task: Any) -> None:
-        """Check that a task's images may be those of the fine-tuning.
+        """Check that a task's images can be those used for fine-tuning.
 
-        **Raises:** `InputError` if they are not.
+        **Raises:** `InputError` if they cannot.
         """
         if len(task.classes) != self.classes:
             raise InputError(
@@ -309,15 +309,15 @@ def configure(
 
 
 def place_of(model: str) -> str:
-    """Return a model's directory as a path that is valid from every folder, or its hub id."""
+    """Return a model's directory as a path that is valid from any folder, or its hub ID."""
     here = Path(model).expanduser()
     return str(here.absolute()) if here.is_dir() else model
 
 
 def require_weights(model: str, sha256: str) -> None:
-    """Check that a model's weights are those that a run's users were fine-tuned from.
+    """Check that a run's users were fine-tuned from these weights.
 
-    **Raises:** `InputError` if they have another hash.
+    **Raises:** `InputError` if the weights have another hash.
     """
     directory = local_directory(model)
     if weights_hash(directory) != sha256:
@@ -328,7 +328,7 @@ def require_weights(model: str, sha256: str) -> None:
 
 
 def _data_of(source: str, data: str | Path | None) -> str | None:
-    """Return a folder that is valid from everywhere, or the id of a data set as it is."""
+    """Return a folder that is valid from anywhere, or the unchanged ID of a data set."""
     if data is None:
         return None
     if source == "hub" and hub_set(data) is not None:
@@ -337,7 +337,7 @@ def _data_of(source: str, data: str | Path | None) -> str | None:
 
 
 def compute_dtype(name: str) -> str:
-    """Return the compute type of the image tower on the devices found.
+    """Return the compute type of the image tower on the available devices.
 
     **Raises:** `InputError` for an unknown name.
     """
@@ -349,7 +349,7 @@ def compute_dtype(name: str) -> str:
 
 
 def _statistics_before(directory: Path) -> tuple[tuple[float, ...], ...]:
-    """Return mean and std as older versions read them: no rescaling, one file only."""
+    """Return mean and std as read by older versions: no rescaling, one file only."""
     default = default_processor(read_config(config_file(directory)).kind)
     path = directory / PLAIN
     said = read_json(path) if path.exists() else {}

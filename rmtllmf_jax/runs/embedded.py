@@ -1,4 +1,4 @@
-"""Users that need no file: the embedded CLIP on embedded tasks, fine-tuned at the first call."""
+"""Users that need no files: the embedded CLIP on embedded tasks, fine-tuned at the first call."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rmtllmf_jax.training.task_models import FineTuned
 def embedded_run(
     tasks: Sequence[str] = EMBEDDED_NAMES, *, seed: int = 0, folder: Path | None = None
 ) -> Run:
-    """Return users of the embedded model and tasks, as `rmtllmf reproduce demo` makes them.
+    """Return users of the embedded model and tasks, like those of `rmtllmf reproduce demo`.
 
     Nothing is downloaded. The first call fine-tunes, some ten seconds per task on two cores, and
     later ones read the folder; a killed one resumes.
 
     **Arguments:**
 
-    - `tasks`: of `data.EMBEDDED_NAMES`.
+    - `tasks`: from `data.EMBEDDED_NAMES`.
     - `seed`: of the fine-tuning.
     - `folder`: a run folder; by default one per seed in the user's cache folder.
 

@@ -28,7 +28,7 @@ def default_cache() -> Path:
 def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs on disk, so that the next run does not compile them again.
 
-    **Raises:** `InputError` if the folder is below the home of a user who has none.
+    **Raises:** `InputError` if the folder is below the home of a user without a home folder.
     """
     if cache_dir.parts[:1] == ("~",):
         raise InputError(
@@ -80,7 +80,7 @@ def settings() -> dict[str, Any]:
 def devices() -> list[dict[str, Any]]:
     """Return the devices of all processes; `memory` in bytes, `None` where it is unknown.
 
-    On a GPU it is the memory that JAX may take, on a CPU that of the machine.
+    On a GPU it is the memory that JAX may use, on a CPU that of the machine.
     """
     import jax
 
@@ -96,7 +96,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def memory_of(device: Any) -> int | None:
-    """Return the bytes that programs on a device may take, `None` where that is unknown."""
+    """Return the bytes that programs on a device may use, `None` where that is unknown."""
     import jax
 
     if device.platform == "cpu":
@@ -130,7 +130,7 @@ def _program() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, `None` without one."""
+    """Return the commit of the checkout from which the package runs, `None` without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -29,8 +29,8 @@ _LOCK = ".lock"
 def working_in(out: Path) -> Iterator[None]:
     """Create the folder and keep other processes out of it until the body ends.
 
-    The kernel drops the lock when its holder dies, kill -9 included. Folders created here that
-    stayed empty, as for a command that is refused, are removed at the end.
+    The kernel releases the lock when its holder dies, even by kill -9. Folders created here that
+    stay empty, for example after a refused command, are removed at the end.
 
     **Raises:** `InputError` if the folder cannot be created, or another process works in it.
     """
@@ -66,9 +66,9 @@ def _remove_if_empty(out: Path, made: list[Path]) -> None:
 def set_aside(out: Path, configuration: Mapping[str, Any]) -> Path | None:
     """Move the tables of another configuration away, and return where they are now.
 
-    A configuration is the store's (inputs and settings) and the grid. Tables and report of another
-    one move to a folder of `EARLIER`; earlier ones of this configuration move back. `None` if there
-    were no tables, or they belong to this configuration.
+    A configuration is that of the store (inputs and settings) plus the grid. Tables and report of
+    another one move to a folder in `EARLIER`; earlier ones of this configuration move back. `None`
+    if there were no tables, or they belong to this configuration.
     """
     name, before = _name_of(configuration), None
     if any((out / each).exists() for each in (RESULTS, RUN)) and (seen := _name_there(out)) != name:

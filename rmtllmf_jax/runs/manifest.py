@@ -20,7 +20,7 @@ _TEXTS = "length"  # a setting that runs of texts alone have
 
 
 def load_manifest(run: Path) -> tuple[AnyConfig, dict[str, AnyRecord]]:
-    """Return the configuration and users that `train_users` finished in a run folder.
+    """Return the configuration and finished users that `train_users` left in a run folder.
 
     **Raises:** `InputError` if there are none, or the manifest cannot be used.
     """
@@ -43,7 +43,7 @@ def load_manifest(run: Path) -> tuple[AnyConfig, dict[str, AnyRecord]]:
 
 
 def write_manifest(run: Path, setting: AnyConfig, new: dict[str, AnyRecord]) -> None:
-    """Add records to the manifest; a different setting starts a new one."""
+    """Add records to the manifest; changed settings start a new one."""
     users: dict[str, AnyRecord] = {}
     if (run / MANIFEST).exists():
         before, known = load_manifest(run)

@@ -33,8 +33,8 @@ _SHAPE = ViTShape(
 def random_inputs(seed: int) -> SweepInputs:
     """Return the three users of `TASKS` with random task vectors, heads and images.
 
-    A sample's label is what the task's own model says of it, so that noise on the model costs
-    accuracy as it does on one that has learnt something.
+    A sample's label is the prediction of the task's own model, so that noise on the model costs
+    accuracy, as it does for a trained model.
     """
     backbone = Backbone(VisionTransformer(_SHAPE), (0.5,) * 3, (0.5,) * 3)
     random = np.random.default_rng(seed)

@@ -37,8 +37,8 @@ from rmtllmf_jax.runs.users import accuracy, load_user
 class Run:
     """What `open_run` found; models and images are loaded at first use.
 
-    Every attribute raises `InputError` if model or images have moved, if the model is not the one
-    that the run was made with, or if a file is missing or damaged (the message names it).
+    Every attribute raises `InputError` if model or images have moved, if the run was made with
+    another model, or if a file is missing or damaged (the message names it).
     """
 
     path: Path
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def heads(self) -> Head | None:
-        """The frozen heads, padded and stacked over the users; `None` of texts."""
+        """The frozen heads, padded and stacked over the users; `None` for texts."""
         found = [head for _, head in self._models if head is not None]
         return stack_heads(found) if found else None
 
@@ -107,9 +107,9 @@ class Run:
         return self._models[self.names.index(task)][0]
 
     def classifier(self, task: str) -> Classifier:
-        """Return a task's frozen head with the names of its classes: the data's own spelling.
+        """Return a task's frozen head with the names of its classes in the spelling of the data.
 
-        Runs that predate it have the spelling of the head's prompts.
+        Older runs have the spelling of the head's prompts.
         """
         user, head = self.users[task], self._models[self.names.index(task)][1]
         if head is None or not isinstance(user, UserRecord):
@@ -121,10 +121,10 @@ class Run:
 
         **Arguments:**
 
-        - `params`: of the image tower, as `base` has them; a merged model, for instance.
+        - `params`: of the image tower, like `base`; for instance a merged model.
         - `samples`: images per task, a seeded subset; 0 is all.
 
-        **Raises:** `InputError` of texts, see `nats`.
+        **Raises:** `InputError` for texts, see `nats`.
         """
         backbone, found = images_only(self.model, "accuracies under heads"), {}
         tasks: tuple[Any, ...] = self.tasks
@@ -139,10 +139,10 @@ class Run:
 
         **Arguments:**
 
-        - `params`: as `base` has them; a merged model, for instance.
+        - `params`: like `base`; for instance a merged model.
         - `samples`: rows per task, a seeded subset; 0 is all.
 
-        **Raises:** `InputError` of images, see `accuracies`.
+        **Raises:** `InputError` for images, see `accuracies`.
         """
         if not isinstance(self.model, Decoder):
             raise InputError(
@@ -174,7 +174,7 @@ class Run:
         )
 
     def _configs(self) -> dict[str, AnyConfig]:
-        """Return the settings of each task, whose images may be in a place of their own."""
+        """Return the settings of each task, as its images may be in a separate place."""
         return {
             name: replace(self.config, **user.images)
             if isinstance(user, UserRecord)
@@ -220,7 +220,7 @@ def open_run(
     **Arguments:**
 
     - `tasks`: names; none means all that were fine-tuned.
-    - `model`, `data`: their current locations, if they were moved; of texts, `data` is the file
+    - `model`, `data`: their current locations, if they were moved; for texts, `data` is the file
       of the tasks.
     - `dtype`: compute type of the model, in place of that of the fine-tuning.
     - `cache_dir`: folder of decoded images and of tokens; by default the user's cache folder.

@@ -47,9 +47,9 @@ def measure(
 
     - `kind`: `fishers` (`evaluation.statistics.fisher_information`) or `grams` (`input_grams`).
     - `samples`: images; 0 is all.
-    - `seed`: of which images, and of the labels that `fishers` draw.
+    - `seed`: for the choice of images, and for the labels that `fishers` draw.
 
-    **Raises:** `InputError` for an unknown kind, or of a language model.
+    **Raises:** `InputError` for an unknown kind, or for a language model.
     """
     require_known("statistic", kind, KINDS)
     backbone = images_only(model, f"{kind} (the merge methods fisher and regmean)")
@@ -75,7 +75,7 @@ class Kept:
 
 
 def place_of(kind: str, inputs: SweepInputs, task: str, samples: int, seed: int) -> Kept | None:
-    """Return where statistics are kept; `None` for inputs that are of no run folder."""
+    """Return where statistics are kept; `None` for inputs that are not from a run folder."""
     if inputs.statistics is None:
         return None
     user: Any = inputs.fingerprint["tasks"]
@@ -95,9 +95,9 @@ def place_of(kind: str, inputs: SweepInputs, task: str, samples: int, seed: int)
 
 
 def stored(kind: str, inputs: SweepInputs, task: str, samples: int, seed: int) -> PyTree | None:
-    """Return the statistics of a model that a run folder has, as `measure` does, or `None`.
+    """Return a model's statistics stored in a run folder, like `measure`, or `None`.
 
-    **Raises:** `InputError` that names a file which is damaged, or of something else.
+    **Raises:** `InputError` that names a file that is damaged or holds something else.
     """
     place = place_of(kind, inputs, task, samples, seed)
     if place is None or not place.path.is_file():
@@ -117,11 +117,11 @@ def stored(kind: str, inputs: SweepInputs, task: str, samples: int, seed: int) -
 
 
 def collect(run: Run, kinds: Sequence[str], samples: int, seed: int) -> Iterator[tuple[Kept, bool]]:
-    """Measure the statistics of all users of a run that are not there yet, and keep them.
+    """Measure the missing statistics of all users of a run, and keep them.
 
-    **Returns:** where each is, and whether it was there before.
+    **Returns:** where each is, and whether it existed before.
 
-    **Raises:** `InputError` for an unknown kind, a number of samples or a seed that cannot be, of a
+    **Raises:** `InputError` for an unknown kind, an invalid number of samples or seed, or a
     language model, and as `Run`'s attributes do.
     """
     for kind in kinds:

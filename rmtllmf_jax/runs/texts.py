@@ -1,4 +1,4 @@
-"""What the users of a run folder of texts share, and what each of them has."""
+"""What the users of a text run folder share, and what each of them has."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TextRunConfig:
     ) -> tuple[TextData, ...]:
         """Return the texts of tasks, through the cache of tokens.
 
-        Unless it is `quiet`, a note says which parts of a task are made of its training texts.
+        Unless `quiet`, a note says which parts of a task are taken from its training texts.
 
         **Raises:** `InputError` for an unknown task, or texts that cannot be read.
         """
@@ -98,7 +98,7 @@ class TextRunConfig:
             )
 
     def require_same_model(self, model: Decoder) -> None:
-        """Check that configuration and tokenizer are those that the users were trained with.
+        """Check that the users were trained with this configuration and tokenizer.
 
         **Raises:** `InputError` if they are not.
         """
@@ -127,7 +127,7 @@ class TextRunConfig:
     def export(self, folder: Path, params: PyTree, classifier: Any = None) -> None:
         """Write parameters as a directory that transformers opens.
 
-        **Raises:** `InputError` as `export_decoder`, or for a classifier, which is of images.
+        **Raises:** `InputError` as `export_decoder`, or for a classifier, which is for images.
         """
         if classifier is not None:
             raise InputError("a classifier needs images, but this run is of texts.")
@@ -150,15 +150,15 @@ class TextUserRecord:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> TextUserRecord:
-        """Return the record of its JSON.
+        """Return the record in JSON data.
 
-        **Raises:** `TypeError` if it is none.
+        **Raises:** `TypeError` if it is not one.
         """
         return cls(**content)
 
     @property
     def reached(self) -> str:
-        """What fine-tuning did, in words."""
+        """The outcome of fine-tuning, in words."""
         before, after = self.base_nats, self.finetuned_nats
         each = (f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in before)
         return f"nats per token (base -> fine-tuned): {', '.join(each)}"
@@ -168,7 +168,7 @@ class TextUserRecord:
         return {"finetuned": self.finetuned_sha256 or file_hash(run / self.finetuned)}
 
     def require_same(self, task: Any) -> None:
-        """Check that a task's texts are those of the fine-tuning.
+        """Check that a task's texts are those used for fine-tuning.
 
         **Raises:** `InputError` if they are not.
         """
@@ -211,7 +211,7 @@ def configure_texts(
 
 
 def nats(decoder: Decoder, params: PyTree, rows: Samples) -> float:
-    """Return the mean negative log-likelihood of a part of a task, per token that counts.
+    """Return the mean negative log-likelihood of a part of a task, per counted token.
 
     **Raises:** `InputError` if nothing counts, or if the logits are not finite.
     """

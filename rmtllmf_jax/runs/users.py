@@ -1,4 +1,4 @@
-"""The users' side: one fine-tuned model per task, of images with its head, kept in a run folder."""
+"""The users' side: one fine-tuned model per task, for images with its head, in a run folder."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ from rmtllmf_jax.training.task_models import TaskModels
 
 @runtime_checkable
 class Kind(Protocol):
-    """What differs between users of images and of texts."""
+    """What differs between image users and text users."""
 
     def heads(self, tasks: Sequence[Any]) -> list[tuple[Head | None, dict[str, Any]]]:
-        """Return every task's head, and what its artefact depends on besides model and options."""
+        """Return every task's head, and its artefact's dependencies besides model and options."""
         ...
 
     def read(self, content: dict[str, Any]) -> Any:
@@ -64,7 +64,7 @@ class Kind(Protocol):
         ...
 
     def stands(self, record: Any) -> bool:
-        """Whether what a record was made with is still there."""
+        """Whether everything that a record was made with still exists."""
         ...
 
     def record(self, task: Any, head: Head | None, params: PyTree, made: dict[str, Any]) -> Any:
@@ -81,12 +81,12 @@ def train_users(
     run: Path,
     report: Callable[[str, Any], None] = lambda task, record: None,
 ) -> dict[str, Any]:
-    """Get a fine-tuned model for each task, of images under its head; finished ones are kept.
+    """Get a fine-tuned model for each task, for images under its head; finished ones are kept.
 
-    Artefacts carry a hash of everything they depend on, so a changed option makes new ones;
+    Artefacts carry a hash of everything they depend on, so a changed option creates new ones;
     `run/finetuned.json` names those in use. `report` is called after each task.
 
-    **Arguments:** `tasks`: `TaskData` or `TextData`, as the configuration is of images or texts.
+    **Arguments:** `tasks`: `TaskData` or `TextData`, according to the configuration.
 
     **Raises:** `InputError` from training or importing, or that names a damaged artefact.
     """
@@ -137,13 +137,13 @@ class ImageUsers:
         return replace(UserRecord.of(content), images=self.config.images())
 
     def stands(self, record: UserRecord) -> bool:
-        """Whether the head is the one that the model was trained under, not lost and rebuilt."""
+        """Whether the head is that of the model's training, rather than lost and rebuilt."""
         return record.head_sha256 == file_hash(self.run / record.head)
 
     def record(
         self, task: TaskData, head: Head | None, params: PyTree, made: dict[str, Any]
     ) -> UserRecord:
-        """Return the record of a new model, with accuracies on the validation part."""
+        """Return the record of a new model, with accuracies on the validation split."""
         assert head is not None
         path = self.files[task.name]
         return UserRecord(
@@ -160,13 +160,13 @@ class ImageUsers:
 
 @dataclass(frozen=True)
 class TextUsers:
-    """Users of texts: no head, and nats on the validation and the test part."""
+    """Users of texts: no head, and nats on the validation and the test split."""
 
     decoder: Decoder
     base: PyTree
 
     def heads(self, tasks: Sequence[TextData]) -> list[tuple[Head | None, dict[str, Any]]]:
-        """Return that there is none, and the fingerprints of the texts."""
+        """Return no head, and the fingerprints of the texts."""
         return [(None, {"texts": task.fingerprints()}) for task in tasks]
 
     def read(self, content: dict[str, Any]) -> TextUserRecord:
@@ -174,7 +174,7 @@ class TextUsers:
         return TextUserRecord.of(content)
 
     def stands(self, record: TextUserRecord) -> bool:
-        """Whether what the model was trained with is there: its name has all of it."""
+        """Whether everything that the model was trained with exists: its name covers all of it."""
         return True
 
     def record(
@@ -206,7 +206,7 @@ def _load_head_of(path: Path, width: int, classes: int) -> Head:
 
 
 def load_user(run: Path, record: AnyRecord, base: PyTree, width: int) -> tuple[PyTree, Head | None]:
-    """Return a user's fine-tuned parameters, and the frozen head of one of images.
+    """Return a user's fine-tuned parameters, and the frozen head of an image user.
 
     **Raises:** `InputError` that names a missing or damaged file: one that cannot be read, holds
     values that are not finite, or does not match its checksum.
@@ -271,13 +271,13 @@ def _train_user(
 
 
 def _about(lora: Lora, config: AnyConfig) -> str:
-    """Return what `rmtllmf fuse` has to know of factors, as JSON."""
+    """Return what `rmtllmf fuse` has to know about factors, as JSON."""
     base = {"base": config.model_hash, "base_origin": Path(config.model).name}
     return json.dumps({"scale": lora.scale, **base})
 
 
 def _note_another(run: Path, task: str) -> None:
-    """Report that a task is fine-tuned again although the folder has a model of it."""
+    """Report that a task is fine-tuned again although the folder has a model for it."""
     before = load_manifest(run)[1].get(task) if (run / MANIFEST).exists() else None
     if before is not None and (run / before.finetuned).exists():
         note(
@@ -289,7 +289,7 @@ def _note_another(run: Path, task: str) -> None:
 def accuracy(
     backbone: Backbone, params: PyTree, head: Head, rows: Rows, description: str = "validation"
 ) -> float:
-    """Return the share of images that a model under a head classifies right; NaN of none."""
+    """Return the share of images that a model under a head classifies correctly; NaN for none."""
     if not len(rows):
         return math.nan  # no validation part
     features = extract_features(backbone, params, rows.images, description=description)

@@ -1,4 +1,4 @@
-"""The whole pipeline over a grid of cells: combinations, scenarios, draws, seeds, protections."""
+"""The whole pipeline over a grid: combinations, scenarios, draws, seeds, protections."""
 
 from rmtllmf_jax.common.extras import attach
 

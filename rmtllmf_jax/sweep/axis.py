@@ -1,6 +1,6 @@
-"""An axis of a sweep: the channel's strength in levels, the noise of a draw being the same at all.
+"""An axis of a sweep: levels of the channel's strength, with the same noise in a draw at all.
 
-Levels of power are data of one compiled program; of the others each is a preset of its own.
+Levels of power are data of one compiled program; each level of another quantity is its own preset.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ _GIVEN = ("", "mse", "c0_db", "budget_db")
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity of `AXES` and its values; without a name there is none."""
+    """A quantity of `AXES` and its values; without a name there is no axis."""
 
     name: str = ""
     levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse unknown names, no or double levels, and values that no channel can have."""
+        """Refuse unknown names, missing or repeated levels, and values that no channel can have."""
         if not self.name and not self.levels:
             return
         require_known("axis", self.name, AXES)
@@ -88,7 +88,7 @@ class Axis:
             require_decibels(self.name, self.levels)
 
     def levels_of(self, scenario: str) -> list[tuple[str, float] | tuple[()]]:
-        """Return name and value of every level that a scenario has; `clean` has no channel."""
+        """Return name and value of every level of a scenario; `clean` has no channel."""
         if not self.name or Scenario(scenario).attack is None:
             return [()]
         return [(self.name, level) for level in self.levels]
@@ -98,8 +98,8 @@ class Axis:
     ) -> None:
         """Check that preset and transport have what the axis changes, at every level.
 
-        **Raises:** `InputError` for an axis of the channel on a direct preset, for one of what is
-        drawn on channels that are given, and for one of the surrogate's on another transport.
+        **Raises:** `InputError` for a channel axis on a direct preset, for an axis of a drawn
+        quantity on given channels, and for an axis of the surrogate on another transport.
         """
         if self.name in ("mse", "c0_db") and not is_of_mse(transport):
             raise InputError(
@@ -125,7 +125,7 @@ class Axis:
     def require_meaning(self, scenario: str) -> None:
         """Check that a scenario depends on the axis.
 
-        **Raises:** `InputError` if all levels would be the same cell.
+        **Raises:** `InputError` if all levels would be the same configuration.
         """
         if (attack := Scenario(scenario).attack) is None:
             return
@@ -174,16 +174,16 @@ def link_mse(
 
 
 def given_mse(link: Link, axis: str, level: float | None) -> Float[Array, " users"] | None:
-    """Return every user's MSE where the level of an axis is that itself."""
+    """Return every user's MSE where it is itself the level of an axis."""
     if axis != "mse" or level is None:
         return None
     return jnp.full(link.preset.users, level, jnp.float32)
 
 
 def link_sent(key: Key[Array, ""], link: Link, axis: str, level: float | None) -> Sent:
-    """Return the errors of the users behind a link at a level, and what they spend.
+    """Return the errors of the users behind a link at a level, and their channel uses.
 
-    With MSEs that are given (the axis `mse`) it is that of the link's own channel.
+    With given MSEs (the axis `mse`) the channel uses are those of the link's own channel.
     """
     return _sent(key, *_at_level(link, axis, level))
 
@@ -193,7 +193,7 @@ def link_channel(
 ) -> tuple[Complex[Array, "antennas users"], ColouredNoise, Equaliser]:
     """Return H~, all noise and the receiver's filters behind a link at a level.
 
-    In units of the noise; of the same draw as `link_sent` has for the key.
+    In units of the noise; from the same draw as `link_sent` for the key.
     """
     return _channel(key, *_at_level(link, axis, level))
 
@@ -201,7 +201,7 @@ def link_channel(
 def _at_level(
     link: Link, axis: str, level: float | None
 ) -> tuple[Link, Float[Array, ""] | None, Float[Array, ""] | None]:
-    """Return the link, and gain and budget where these are data."""
+    """Return the link, with gain and budget where these are data."""
     if axis in _DATA and level is not None:
         preset = link.preset
         assert not isinstance(preset, DirectPreset)  # checked by `require_fitting`

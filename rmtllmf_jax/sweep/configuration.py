@@ -1,4 +1,4 @@
-"""A configuration of a run folder's results table, made again by the program that made it."""
+"""A configuration from a run folder's results table, rebuilt by the program that computed it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ NAMES = ("combination", "scenario", "axis", "level", "draw", "seed", "protection
 
 
 def find_configuration(run: Run, wanted: Mapping[str, str]) -> pd.DataFrame:
-    """Return the rows of the one configuration of a run's results that has all of these values.
+    """Return the rows of the one configuration in a run's results with all of these values.
 
     **Arguments:**
 
     - `wanted`: column of `NAMES` -> value as text.
 
     **Raises:** `InputError` if there is no table, an unknown column, or not exactly one such
-    configuration; then it says by which columns the ones that fit differ, or what there is.
+    configuration; it then lists the columns in which the matches differ, or the existing values.
     """
     path = run.path / RESULTS
     if not path.exists():
@@ -66,11 +66,11 @@ def _is(value: Any, text: str) -> bool:
 
 
 def engine_of(run: Run, metric: Metric | None = None) -> Engine:
-    """Return the engine of a run: with the settings of its last sweep, if there was one.
+    """Return the engine of a run, with the settings of its last sweep, if there was one.
 
-    `metric` takes the place of that sweep's.
+    `metric` replaces that of the sweep.
 
-    Open the run with the tasks of that sweep: who sends which user's vector follows from them.
+    Open the run with the tasks of that sweep: they determine which user sends which vector.
 
     **Raises:** `InputError` for settings that this version cannot read.
     """
@@ -106,5 +106,5 @@ def job_of(rows: pd.DataFrame) -> Job:
 
 
 def model_of(engine: Engine, job: Job) -> PyTree:
-    """Return the parameters of one configuration, bitwise those that the sweep evaluated."""
+    """Return the parameters of one configuration, bitwise equal to those the sweep evaluated."""
     return jax.tree.map(lambda leaf: leaf[0], engine.models([job]))

@@ -1,4 +1,4 @@
-"""How alike the task vectors are as the base station receives them."""
+"""The similarity of the task vectors as the base station receives them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rmtllmf_jax.uplink import Scenario
 
 
 def cosine_rows(engine: Engine, grid: Grid, parts: CellStore) -> list[dict[str, Any]]:
-    """Return one row a (scenario, level, draw, seed, protection, pair of tasks).
+    """Return one row per (scenario, level, draw, seed, protection, pair of tasks).
 
-    `protection` is `none`, or `freeze` for vectors whose frozen leaves were reloaded from the base
-    model, i.e. left out. The clean scenario draws nothing and has draw 0 and seed 0 alone. The
-    errors of different users are correlated as the settings' error model says; they are the same as
-    in the merges. `norm_a` is the norm of the received vector of `task_a`.
+    `protection` is `none`, or `freeze` for vectors with frozen leaves reloaded from the base model,
+    i.e. left out. The clean scenario draws nothing and has only draw 0 and seed 0. The errors of
+    different users are correlated according to the settings' error model; they are the same as in
+    the merges. `norm_a` is the norm of the received vector of `task_a`.
     """
     cells = list(_cells(grid))
     names = [
@@ -44,7 +44,7 @@ def cosine_rows(engine: Engine, grid: Grid, parts: CellStore) -> list[dict[str, 
 
 
 def _cells(grid: Grid) -> Iterator[Cell]:
-    """Yield each channel and noise once; those with the same noise stand together."""
+    """Yield each channel and noise once; those with the same noise are adjacent."""
     for seed in range(grid.seeds):
         for draw in range(grid.draws):
             for scenario in grid.scenarios:

@@ -1,4 +1,4 @@
-"""What a model costs, from traces of its programs alone: parameters, operations and memory."""
+"""The cost of a model, from traces of its programs alone: parameters, operations and memory."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """What a model costs; nothing is compiled, computed or allocated.
+    """The cost of a model; nothing is compiled, computed or allocated.
 
     - `function`: of parameters and a batch, and of `frozen` if there is any; pure.
-    - `params`: shapes and types of its parameters, by which it is differentiated.
+    - `params`: shapes and types of the parameters with respect to which it is differentiated.
     - `example`: shape and type of one input, without the batch axis.
-    - `frozen`: shapes and types of what training leaves as it is.
+    - `frozen`: shapes and types of what training leaves unchanged.
     """
 
     function: Callable[..., jax.Array]
@@ -49,7 +49,7 @@ class Costs:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model: numbers of one task vector."""
+        """Number of parameters of the model, which is that of one task vector."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     @property
@@ -65,16 +65,16 @@ class Costs:
     def flops(self, *, training: bool = False) -> float:
         """Return the operations per example of a forward pass, or of value and gradient.
 
-        Matrix products and convolutions, two operations per multiply-add: what XLA counts besides
+        Matrix products and convolutions, two operations per multiply-add: what XLA also counts
         (LayerNorm, softmax, activation) is below 1 % of a ViT-B/16. JAX's own `cost_analysis` of
-        a lowered program tells no GPU and no TPU, and counts the body of a loop once.
+        a lowered program gives nothing on GPUs and TPUs, and counts the body of a loop once.
         """
         return float(_flops(_traced(self, 1, training)))
 
     def temporaries(self, batch: int, *, training: bool) -> int:
-        """Return the bytes that a batch takes beside the parameters, see `peak_bytes`.
+        """Return the bytes that a batch takes besides the parameters, see `peak_bytes`.
 
-        With `training` of value and gradient: activations that are kept, and the gradients.
+        With `training`, for value and gradient: the stored activations and the gradients.
         """
         return peak_bytes(_traced(self, batch, training))
 
@@ -89,14 +89,14 @@ def _traced(costs: Costs, batch: int, training: bool) -> Jaxpr:
 
 
 def tower_costs(backbone: Backbone) -> Costs:
-    """Return what asks for the costs of a backbone on raw images."""
+    """Return the costs of a backbone on raw images."""
     shape = backbone.module.shape
     image = jax.ShapeDtypeStruct((shape.image_size, shape.image_size, shape.channels), jnp.uint8)
     return Costs(backbone.features, abstract_params(backbone), image)
 
 
 def decoder_costs(decoder: Decoder, length: int) -> Costs:
-    """Return what asks for the costs of a decoder on rows of so many tokens."""
+    """Return the costs of a decoder on rows of this many tokens."""
     row = jax.ShapeDtypeStruct((length,), jnp.int32)
 
     def logits(params: PyTree, tokens: Any) -> Any:
@@ -106,7 +106,7 @@ def decoder_costs(decoder: Decoder, length: int) -> Costs:
 
 
 def model_costs(model: SharedModel, length: int | None = None) -> Costs:
-    """Return what asks for the costs of a model: of texts, on rows of so many tokens."""
+    """Return the costs of a model; for texts, on rows of this many tokens."""
     if isinstance(model, Decoder):
         assert length is not None
         return decoder_costs(model, length)
@@ -114,7 +114,7 @@ def model_costs(model: SharedModel, length: int | None = None) -> Costs:
 
 
 def lora_costs(model: Costs, lora: Lora) -> Costs:
-    """Return what asks for the costs of a LoRA's factors on a frozen model.
+    """Return the costs of a LoRA's factors on a frozen model.
 
     **Raises:** `InputError` as `Lora.kernels`.
     """
@@ -126,13 +126,13 @@ def lora_costs(model: Costs, lora: Lora) -> Costs:
 
 
 def row_length(inputs: SweepInputs) -> int | None:
-    """Return the tokens per row of a sweep's samples, `None` of images."""
+    """Return the tokens per row of a sweep's samples, `None` for images."""
     some = inputs.data[0].test.take(np.arange(1)).arrays().inputs
     return some["tokens"].shape[1] if "tokens" in some else None
 
 
 def text_costs(shape: TextShape | SiglipTextShape) -> Costs:
-    """Return what asks for the costs of a text tower on padded texts."""
+    """Return the costs of a text tower on padded texts."""
     module, text = text_tower(shape), jax.ShapeDtypeStruct((shape.positions,), jnp.int32)
 
     def features(params: PyTree, tokens: Any) -> Any:
@@ -142,7 +142,7 @@ def text_costs(shape: TextShape | SiglipTextShape) -> Costs:
 
 
 def clip_bytes(shape: CLIPShape | SiglipShape) -> int:
-    """Return the bytes of a whole CLIP or SigLIP, which is what a download holds."""
+    """Return the bytes of a whole CLIP or SigLIP, as downloaded."""
     size, tokens = shape.vision.image_size, jax.ShapeDtypeStruct((1, shape.text.positions), "int32")
     images = jax.ShapeDtypeStruct((1, size, size, shape.vision.channels), jnp.float32)
     return tree_bytes(_params(two_towers(shape), images, tokens))
@@ -184,11 +184,11 @@ def _products(equation: Any) -> int:
 
 
 def peak_bytes(jaxpr: Jaxpr) -> int:
-    """Return the most bytes that are alive at once in a program, its inputs left out.
+    """Return the peak bytes alive at once in a program, without its inputs.
 
     An array lives from the equation that makes it to the last that reads it. XLA fuses and
     reorders: on a ViT-B/16 it allocates 4 % more for evaluation and 4 % less for training; small
-    models differ by up to a factor of two. XLA on a CPU keeps everything in spite of `remat`, and
+    models differ by up to a factor of two. XLA on a CPU keeps everything despite `remat`, and
     computes bfloat16 in float32.
     """
     last = {var: at for at, each in enumerate(jaxpr.eqns) for var in _variables(each.invars)}

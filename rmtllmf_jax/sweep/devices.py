@@ -1,4 +1,4 @@
-"""Devices that a plan is for: their number, memory and peaks."""
+"""The devices of a plan: their number, memory and peaks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ UTILISATION = {"train": 0.4, "forward": 0.5, "memory": 0.5}
 class Speed:
     """Peaks of one device, in operations and bytes per second.
 
-    `float32` is what JAX's default matmul precision makes of float32: TF32 on NVIDIA GPUs from
-    Ampere on, one pass in bfloat16 on TPUs.
+    `float32` is for JAX's default matmul precision in float32: TF32 on NVIDIA GPUs from Ampere on,
+    one pass in bfloat16 on TPUs.
     """
 
     bfloat16: float
@@ -30,13 +30,13 @@ class Speed:
     source: str = "by its data sheet"
 
     def peak(self, dtype: str) -> float:
-        """Return the operations per second of products in a type."""
+        """Return the operations per second for products in a type."""
         return self.bfloat16 if dtype == "bfloat16" else self.float32
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Devices of one kind; `memory` in bytes of one, `None` where it is not known."""
+    """Devices of one kind; `memory` in bytes per device, `None` if it is not known."""
 
     kind: str
     count: int
@@ -74,7 +74,7 @@ def known_speed(device_kind: str) -> Speed | None:
 def named_devices(name: str) -> tuple[Devices, Speed]:
     """Return devices by name: `h100`, or several as `h100-8`; slices as `tpu-v5e-8`, `v5p-8`.
 
-    **Raises:** `InputError` for a device that is not in the table, or a slice that there is not.
+    **Raises:** `InputError` for a device that is not in the table, or a slice that does not exist.
     """
     found = re.fullmatch(rf"(?:tpu-)?({'|'.join(_KNOWN)})(?:-(\d+))?".replace("tpu-v", "v"), name)
     if found is None:
@@ -95,7 +95,7 @@ def named_devices(name: str) -> tuple[Devices, Speed]:
 def described_devices(tflops: float, memory: float) -> tuple[Devices, Speed]:
     """Return a device by its peak (TFLOP/s) and memory (GB).
 
-    Its bandwidth is assumed to be a byte per 200 operations, as of an A100 or a TPU v5e.
+    Its bandwidth is assumed to be a byte per 200 operations, as for an A100 or a TPU v5e.
 
     **Raises:** `InputError` unless both are positive.
     """
@@ -108,9 +108,9 @@ def described_devices(tflops: float, memory: float) -> tuple[Devices, Speed]:
 
 
 def found_devices(memory: int | None) -> tuple[Devices, Speed | None]:
-    """Return what JAX runs on, of which one has so much memory, and its peaks.
+    """Return the devices that JAX runs on, with this much memory each, and their peaks.
 
-    Those of a CPU are measured, in about a second; those of an unknown device are `None`.
+    The peaks of a CPU are measured, in about a second; those of an unknown device are `None`.
     """
     first = jax.local_devices()[0]
     devices = Devices(first.device_kind, jax.device_count(), memory, first.platform == "cpu")
@@ -118,7 +118,7 @@ def found_devices(memory: int | None) -> tuple[Devices, Speed | None]:
 
 
 def measured_speed(size: int = 1024) -> Speed:
-    """Return what the first device reaches right now.
+    """Return the speed that the first device currently reaches.
 
     Products of two `size` x `size` matrices in each type, and a sum of two vectors (two are read
     and one is written).
@@ -136,7 +136,7 @@ def measured_speed(size: int = 1024) -> Speed:
 
 
 def _shortest(run: Callable[[], object], times: int = 5) -> float:
-    """Return the seconds of the fastest of a few runs; the first, which compiles, is left out."""
+    """Return the seconds of the fastest of a few runs, without the first, which compiles."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(times):

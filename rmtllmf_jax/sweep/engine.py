@@ -1,4 +1,4 @@
-"""Making and evaluating the models of a sweep, a chunk of cells at a time."""
+"""Makes and evaluates the models of a sweep, a chunk of cells at a time."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Engine:
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Evaluated]]:
         """Compute jobs, and yield those that ran side by side when all of them are done.
 
-        Jobs that share `Uplinks.sources` stand together, whatever their order was.
+        Jobs that share `Uplinks.sources` are grouped, whatever their original order.
 
-        **Raises:** `InputError` if a task that is to be realigned has too few training images, and
-        if a device runs out of memory, with what to do about it.
+        **Raises:** `InputError` if a task to be realigned has too few training images, and if a
+        device runs out of memory, with what to do about it.
         """
         self._require_shots(jobs)
         for group in self._groups(jobs):
@@ -79,9 +79,9 @@ class Engine:
     def models(self, jobs: Sequence[Job]) -> PyTree:
         """Return the models of jobs that share rule, seed, noise and repairs, stacked.
 
-        There are as many as a chunk has cells; the last job fills up what is left.
+        There are as many as a chunk has cells; the last job is repeated to fill the chunk.
 
-        **Raises:** `InputError` if a task that is to be realigned has too few training images.
+        **Raises:** `InputError` if a task to be realigned has too few training images.
         """
         chunk = [*jobs, *[jobs[-1]] * (self.layout.chunk - len(jobs))]
         cell = chunk[0].cell
@@ -132,7 +132,7 @@ class Engine:
         return self._test if split == "test" else self._validation
 
     def sources(self, cell: Cell) -> PyTree:
-        """Return `Uplinks.sources` of a cell on all devices; the last ones are kept."""
+        """Return `Uplinks.sources` of a cell on all devices; the latest ones are cached."""
         noise = self.uplinks.noise(cell)
         if self._sources is None or self._sources[0] != noise:
             self._sources = None  # two at a time may not fit
@@ -140,7 +140,7 @@ class Engine:
         return self._sources[1]
 
     def received(self, cell: Cell) -> tuple[PyTree, PyTree]:
-        """Return vectors and sources z: what a cell's users deliver is ``vectors + F z``."""
+        """Return vectors and sources z: a cell's users deliver ``vectors + F z``."""
         sources = self.sources(cell)
         return self.arrays["vectors"] if self.uplinks.summed(cell) else sources, sources
 
@@ -176,7 +176,7 @@ class Engine:
 
     @cached_property
     def _batch_size(self) -> int:
-        """Samples a batch in both splits, hence one compiled program."""
+        """Samples per batch in both splits, hence one compiled program."""
         settings, devices = self.settings, self.layout.image_devices
         if settings.eval_batch_size % devices:
             raise InputError(
@@ -195,7 +195,7 @@ class Engine:
         ]
 
     def _side_by_side(self, jobs: list[Job]) -> list[Evaluated]:
-        """Return what `_evaluated` does of all chunks, each in a thread of its own."""
+        """Return the results of `_evaluated` for all chunks, each in a separate thread."""
         chunks = _cut(jobs, self.layout.chunk)
         if len(chunks) == 1:
             return self._evaluated(jobs)
@@ -204,7 +204,7 @@ class Engine:
             return [each for found in pool.map(self._evaluated, chunks) for each in found]
 
     def _make_ready(self, job: Job) -> None:
-        """Make what the threads share before they start; each would make its own."""
+        """Create what the threads share before they start, or each would create its own."""
         self.arrays, self.sets(job.split), self._keys(job.cell.seed)
         self.sources(job.cell)
         self.frozen(self._patterns([job])), self.needs.of(job.cell.rule)
@@ -283,7 +283,7 @@ class Engine:
         return self._pools[seed, shots]
 
     def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Return jobs by what those of a chunk must share, in the order in which it first comes."""
+        """Group jobs by what those of a chunk must share, in order of first occurrence."""
         groups: dict[tuple, list[Job]] = {}
         for job in jobs:
             _, reload, repairs = self._split(job)
@@ -296,7 +296,7 @@ class Engine:
         return [groups[shared] for shared in by_noise]
 
     def _split(self, job: Job) -> Split:
-        """Return a job's protection, its reloading apart."""
+        """Return a job's protection, with the reloading separate."""
         return split(self.settings.repairs(job.cell.protection))
 
     def _patterns(self, chunk: Sequence[Job]) -> tuple[str, ...]:
@@ -326,7 +326,7 @@ class Engine:
 def _shots_wanted(protection: Protection) -> int:
     """Return the samples per class that a protection sees, 0 for none.
 
-    **Raises:** `InputError` for repairs that want different numbers.
+    **Raises:** `InputError` for repairs that need different numbers.
     """
     wanted = {int(getattr(repair, "shots", 0)) for repair in protection} - {0}
     if len(wanted) > 1:
@@ -342,7 +342,7 @@ def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
 
 
 def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
-    """Say which cell's model is broken, and by which options it may be."""
+    """Say which cell's model is broken, and which options may be the cause."""
     cell, stages = job.cell, settings.stages(job.cell.protection)
     fuse, _, repairs = split(stages.repairs)
     suspects = []

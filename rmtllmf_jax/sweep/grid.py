@@ -1,4 +1,4 @@
-"""What a sweep covers: a grid of cells."""
+"""The grid of cells that a sweep covers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Grid:
     costs a hundred times what evaluation does; by default all of `draws`."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty grid, and what its parts cannot be together."""
+        """Refuse an empty grid, and parts that cannot be combined."""
         require_at_least("draws", self.draws, 1)
         if self.repaired_draws is not None:
             require_at_least("repaired draws", self.repaired_draws, 1, self.draws)
@@ -94,10 +94,10 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return the cells in a fixed order, each once.
 
-        `clean` has no channel and so a single draw and no level; the control has no uplink and so
-        stands under `clean` alone, whether or not the grid has it, and under the first rule, as
-        nothing is merged; a clean merge that is not realigned draws nothing (but for a random rule)
-        and so has a single seed.
+        `clean` has no channel and so a single draw and no level. The control has no uplink and so
+        appears only under `clean`, whether or not the grid has it, and only under the first rule,
+        as nothing is merged. A clean merge that is not realigned draws nothing (except with a
+        random rule) and so has a single seed.
 
         **Raises:** `InputError` if there are more than `MOST_CELLS`.
         """
@@ -120,7 +120,7 @@ class Grid:
         ]
 
     def record(self) -> dict[str, Any]:
-        """Return the grid as `run.json` has it."""
+        """Return the grid as stored in `run.json`."""
         return asdict(self) | {
             "rules": [described(rule) for rule in self.rules],
             "protections": [protection_name(protection) for protection in self.protections],
@@ -129,7 +129,7 @@ class Grid:
         }
 
     def counts(self) -> Counter[tuple[str, str | Protection]]:
-        """Return how many cells each combination has, by scenario and protection."""
+        """Return the number of cells of each combination, by scenario and protection."""
         found: Counter[tuple[str, str | Protection]] = Counter()
         for scenario, rule, protection in product(self._scenarios(), self.rules, self.protections):
             seeds = self._seeds(scenario, rule, protection)
@@ -157,12 +157,12 @@ class Grid:
                     settings.require_fitting(settings.link(preset, attack, stages), stages)
 
     def sent_by(self, settings: Settings) -> list[Stages]:
-        """Return each of the ways in which the protections send, without their repairs."""
+        """Return the distinct ways in which the protections send, without their repairs."""
         each = (settings.stages(protection) for protection in self.protections)
         return list(dict.fromkeys(stages._replace(repairs=()) for stages in each))
 
     def _scenarios(self) -> tuple[str, ...]:
-        """Return the scenarios, and `clean`, which is that of the controls."""
+        """Return the scenarios, and `clean`, the scenario of the controls."""
         return self.scenarios if "clean" in self.scenarios else ("clean", *self.scenarios)
 
     @property
@@ -187,7 +187,7 @@ class Grid:
 
 
 def _repaired(protection: str | Protection) -> bool:
-    """Whether more is done than reloading leaves of the base."""
+    """Whether the repairs do more than reload leaves of the base."""
     return bool(split(repairs_of(protection)).rest)
 
 
@@ -199,7 +199,7 @@ def _draws_nothing(rule: Method | OneOf, protection: str | Protection) -> bool:
 def require_swept(rule: Any) -> None:
     """Check that a sweep has what a merge method needs.
 
-    **Raises:** `InputError` that says what it has not, or that it is no method.
+    **Raises:** `InputError` that says what it lacks, or that it is not a method.
     """
     if not (isinstance(rule, OneOf) or callable(rule)):
         raise InputError(
@@ -217,10 +217,10 @@ def choose_combinations(
     **Arguments:**
 
     - `per_size`: how many of each size, drawn by `seed` so that tasks occur about equally often;
-      `None` takes all (247 for eight tasks). More than there are takes all there are. A single
+      `None` takes all (247 for eight tasks), and so does a number larger than the total. A single
       task is its own combination.
-    - `sizes`: take these numbers of tasks alone, as far as there are so many; which combinations of
-      a size does not depend on it.
+    - `sizes`: take only these numbers of tasks, where that many exist; the choice of combinations
+      within a size does not depend on it.
 
     **Raises:** `InputError` if there is no task, or none of the sizes.
     """
@@ -248,7 +248,7 @@ def choose_combinations(
 def _balanced(
     there: list[Combination], count: int, generator: np.random.Generator
 ) -> list[Combination]:
-    """Draw combinations one by one, each time among those whose tasks were used least."""
+    """Draw combinations one by one, each time among those with the least used tasks."""
     used = dict.fromkeys({task for combination in there for task in combination}, 0)
     chosen: list[Combination] = []
     for _ in range(count):

@@ -18,7 +18,7 @@ Kind = Literal["merged", "base", "finetuned"]
 
 @dataclass(frozen=True)
 class Job:
-    """A model and a split: a cell of the grid, or a reference that cells are compared with."""
+    """A model and a split: a cell of the grid, or a reference to compare cells with."""
 
     cell: Cell
     scale: float
@@ -29,7 +29,7 @@ class Job:
 
     @cached_property
     def hash(self) -> str:
-        """What the job's results are kept under, within a configuration."""
+        """The key of the job's results within a configuration."""
         content = asdict(self)
         content["cell"] |= {
             "rule": described(self.cell.rule),
@@ -43,10 +43,10 @@ class Job:
         metric: Metric,
         uplink: Mapping[str, Mapping[str, float]],
     ) -> list[dict[str, Any]]:
-        """Return a row per task: what was done, and what the metric gave.
+        """Return a row per task: what was done, and the value of the metric.
 
         `sums` are the metric's sum and weight of each task. `uplink` is that of `Uplinks.columns`:
-        the channel that this very model went through.
+        the channel of this particular model.
         """
         cell = self.cell
         return [

@@ -1,6 +1,6 @@
 """Where the cells of a sweep are computed: devices, processes, and how many cells at once.
 
-None of it changes the numbers, but for the order in which a device adds up (a relative 4e-7).
+None of it changes the numbers, except for the order in which a device sums (a relative 4e-7).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Layout:
     - `devices`: of this process.
     - `cells_at_once`: cells that a device computes side by side (`jax.lax.map(batch_size=...)`).
     - `image_devices`: devices that share the evaluation batches of a cell.
-    - `process`, `processes`: which part of the cells is this process's.
-    - `streams`: chunks that a single device computes at the same time, each in a thread of its own.
-      A CPU gains by two: one program leaves its cores idle for a part of the time
+    - `process`, `processes`: which part of the cells belongs to this process.
+    - `streams`: chunks that a single device computes at the same time, each in a separate thread.
+      A CPU benefits from two: one program leaves its cores idle for part of the time
       (benchmarks/sweep.py). The threads do not see JAX's context managers (`jax.enable_x64`).
     """
 
@@ -43,7 +43,7 @@ class Layout:
     streams: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Refuse incompatible values."""
         require_at_least("cells at once", self.cells_at_once, 1, 4096)
         require_at_least("image devices", self.image_devices, 1)
         require_at_least("streams", self.streams, 1)
@@ -65,17 +65,17 @@ class Layout:
 
     @property
     def chunk(self) -> int:
-        """Cells of one call of a program."""
+        """Number of cells in one call of a program."""
         return self.cells_at_once * (len(self.devices) // self.image_devices)
 
     @property
     def cells_in_memory(self) -> int:
-        """Cells that a device has under way, in all streams."""
+        """Number of cells in progress on a device, in all streams."""
         return self.cells_at_once * self.streams
 
     @cached_property
     def mesh(self) -> Mesh | None:
-        """The devices as a table of cells and images; `None` for a single device."""
+        """The devices as a mesh over cells and images; `None` for a single device."""
         if len(self.devices) == 1:
             return None
         table = np.array(self.devices).reshape(-1, self.image_devices)
@@ -95,7 +95,7 @@ class Layout:
         )
 
     def put(self, tree: _T, axis: str | None = None) -> _T:
-        """Return arrays on all devices: whole on each, or cut along an axis of the mesh."""
+        """Return arrays on all devices: replicated, or sharded along an axis of the mesh."""
         if self.mesh is None:
             return jax.device_put(tree, self.devices[0])
         spec = PartitionSpec() if axis is None else PartitionSpec(axis)

@@ -1,4 +1,4 @@
-"""What fine-tuning and a sweep hold on a device, and how many cells it has room for."""
+"""The memory that fine-tuning and a sweep take on a device, and how many cells fit in it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SHARE = 0.8  # of the memory: the estimates are rough, and the allocator needs 
 def training_memory(
     model: Costs, recipe: Recipe, *, devices: int = 1, parts: int = 1
 ) -> dict[str, int]:
-    """Return the bytes on a device while one task is fine-tuned, part by part; their sum counts.
+    """Return the bytes on a device while one task is fine-tuned, by part; the total is their sum.
 
     A batch is computed by `devices` at once and in `parts` in turn (`parallel.Split`): activations
     are those of one device's share of a part, and the sum of gradients so far is kept beside them.
-    Of a LoRA (`lora_costs`) the factors alone have moments and gradients.
+    With a LoRA (`lora_costs`) only the factors have moments and gradients.
     """
     batch = recipe.batch_size // (devices * parts)
     trained = "parameters" if model.frozen is None else "factors"
@@ -54,13 +54,13 @@ def sweep_memory(
     cells_at_once: int = 1,
     needs_bytes: int = 0,
 ) -> dict[str, int]:
-    """Return the bytes on a device during a sweep, part by part; their sum counts.
+    """Return the bytes on a device during a sweep, by part; the total is their sum.
 
-    Base model, stacked vectors, the noise of a draw, test images and few-shot pool stay; each cell
-    has its merged model. On top the busiest of three steps: realigning (as training) and
-    evaluating, both per cell, and the cosines (vectors as received). Merging needs nothing besides:
-    it is one pass, but for methods that look at data (`needs_bytes`, see `sweep.needs`). Heads are
-    left out. `realign` is `None` where no cell is realigned.
+    Base model, stacked vectors, the noise of a draw, test images and few-shot pool stay resident;
+    each cell has its merged model. On top comes the largest of three steps: realigning (like
+    training) and evaluating, both per cell, and the cosines (vectors as received). Merging needs
+    nothing more, as it is one pass, except for methods that look at data (`needs_bytes`, see
+    `sweep.needs`). Heads are left out. `realign` is `None` where no cell is realigned.
     """
     vectors = model.bytes * users
     steps = {
@@ -85,7 +85,7 @@ def sweep_memory(
 
 
 def needs_bytes(needs: Collection[str], backbone: Backbone, users: int, images: int) -> int:
-    """Return the bytes of what merge methods need, `images` of them for `entropy`."""
+    """Return the bytes that merge methods need, with `images` images for `entropy`."""
     model = tower_costs(backbone)
     pixels = math.prod(model.example.shape)
     found = users * model.bytes if "fishers" in needs else 0
@@ -102,19 +102,19 @@ def _state(model: Costs, recipe: Recipe) -> int:
 
 
 def memory_limit(device: Any) -> int | None:
-    """Return the bytes that programs on an accelerator may take; `None` on a CPU or if not told."""
+    """Return the bytes that programs on an accelerator may take; `None` on a CPU or if unknown."""
     return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
 
 
 def cells_that_fit(inputs: SweepInputs, settings: Settings, limit: int | None) -> int:
-    """Return how many cells to compute at once in so many bytes: one where that is not known."""
+    """Return how many cells to compute at once in this many bytes: one if that is unknown."""
     return 1 if limit is None else _fitting(inputs, settings, limit, MOST)
 
 
 def streams_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> int:
     """Return how many cells to compute in threads side by side: two on a CPU that has the memory.
 
-    An accelerator has no time to spare; it computes more cells in one program (`cells_that_fit`).
+    An accelerator has no idle time; it computes more cells in one program (`cells_that_fit`).
     """
     if device.platform != "cpu":
         return 1

@@ -38,7 +38,7 @@ def grams(
 
 
 def _statistics(kind: str, inputs: SweepInputs, settings: Settings) -> PyTree:
-    """Return what the run folder has, and measure the rest."""
+    """Return the statistics in the run folder, and measure the missing ones."""
     samples, seed, found, measured = settings.statistics_samples, settings.seed, [], []
     for user, task in enumerate(inputs.data):
         known = stored(kind, inputs, task.name, samples, seed)
@@ -57,7 +57,7 @@ def _statistics(kind: str, inputs: SweepInputs, settings: Settings) -> PyTree:
 
 
 def entropy(inputs: SweepInputs, settings: Settings) -> Unlabelled:
-    """Return the entropy of predictions for the test images that are evaluated, of all tasks."""
+    """Return the entropy of predictions for the evaluated test images of all tasks."""
     backbone = images_only(inputs.model, "unlabelled images (the merge method adamerging)")
     assert inputs.heads is not None
     parts = [
@@ -81,7 +81,7 @@ KNOWN_NEEDS = ("base", "batches", *NEEDS)
 def require_met(method: Method) -> None:
     """Check that a sweep has what a merge method needs.
 
-    **Raises:** `InputError` that names what it has not.
+    **Raises:** `InputError` that names what it lacks.
     """
     needs = fact(method, "needs")
     if missing := [name for name in needs if name not in KNOWN_NEEDS]:
@@ -99,9 +99,9 @@ def require_met(method: Method) -> None:
 
 
 def require_looked_at(methods: Sequence[Any], model: SharedModel) -> None:
-    """Check that merge methods which look at samples can look at those of a model.
+    """Check that merge methods that look at samples support those of a model.
 
-    **Raises:** `InputError` that names one that cannot: they look at images.
+    **Raises:** `InputError` that names one that does not: such methods look at images.
     """
     for method in methods:
         if set(fact(method, "needs")) & set(NEEDS):
@@ -109,7 +109,7 @@ def require_looked_at(methods: Sequence[Any], model: SharedModel) -> None:
 
 
 class Needs:
-    """What the merge methods of a sweep need, made when a method first asks for it.
+    """What the merge methods of a sweep need, created when a method first asks for it.
 
     `put` places arrays on all devices.
     """
@@ -121,7 +121,7 @@ class Needs:
         self._made: dict[str, Any] = {}
 
     def of(self, method: Any) -> dict[str, Any]:
-        """Return those of a method's needs that all cells share."""
+        """Return the needs of a method that all cells share."""
         wanted = [name for name in fact(method, "needs") if name in NEEDS]
         for name in wanted:
             if name not in self._made:
@@ -133,7 +133,7 @@ class Needs:
     ) -> Int[np.ndarray, "cells steps batch"] | None:
         """Return the rows of `entropy`'s images that a method sees step by step in each cell.
 
-        Images of the combination's tasks alone, which take turns; `None` if it needs none.
+        Only images of the combination's tasks, which take turns; `None` if it needs none.
         """
         if "batches" not in fact(method, "needs"):
             return None

@@ -1,4 +1,4 @@
-"""A run folder's users as a differentiable objective, with what a sweep's settings say."""
+"""A run folder's users as a differentiable objective, with the settings of a sweep."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def objective_of(
     **Arguments:**
 
     - `scenario`: a name of `uplink.Scenario`, an attack, or `None` for `clean`.
-    - `combination`: tasks that are merged; none named is all. The others' users send too.
+    - `combination`: tasks to merge, all by default. The users of the others send too.
     - `split`: `test` (`settings.eval_samples` images per task) or `validation`
-      (`settings.validation_samples`): tune on one, judge on the other.
-    - `metric`: what the fused model is scored by, or its description.
-    - `settings`: channel, kappa, error model, coefficient (but `validation`) and seed.
+      (`settings.validation_samples`): tune on one, evaluate on the other.
+    - `metric`: the score of the fused model, or its description.
+    - `settings`: channel, kappa, error model, coefficient (except `validation`) and seed.
 
-    **Raises:** `InputError` for a task that the inputs do not have, or a setting that only a sweep
-    knows what to do with.
+    **Raises:** `InputError` for a task that the inputs do not have, or a setting that applies only
+    to sweeps.
     """
     require_known("split", split, ("test", "validation"))
     for task in combination:
@@ -99,7 +99,7 @@ def objective_of(
 
 
 def with_users(objective: Objective, users: int) -> Objective:
-    """Return the objective in a cell of so many users, the first ones of which send the tasks.
+    """Return the objective with this many users in the cell, of which the first send the tasks.
 
     **Raises:** `InputError` if the preset has no channel.
     """

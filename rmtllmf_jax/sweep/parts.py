@@ -1,4 +1,4 @@
-"""Finished cells in many small files, which any number of processes may add to."""
+"""Finished cells in many small files, to which any number of processes may add."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class CellStore:
     A cell is one piece of work under a hash of all that it depends on; its rows are flat and all
     have the same columns, each of str, int, float or bool. It is done when its whole set of rows is
     in one part. A part is named ``part-<process>-<time>-<hash of its bytes>.parquet``: it appears
-    at once, and one that is damaged is told by its hash. Where two parts hold a cell, the first
-    in the order of names counts; adding a cell again does nothing.
+    atomically, and its hash reveals damage. Where two parts hold a cell, the first by name counts;
+    adding a cell again does nothing.
 
     `process` is the number of this process among those that write to the folder, `every` the
-    seconds for which finished cells may wait in memory: what `kill -9` can lose. `program` says
-    what computes the cells (`programs` tells afterwards).
+    seconds for which finished cells may wait in memory, which `kill -9` can lose. `program`
+    describes what computes the cells (reported later by `programs`).
 
     **Raises:** `InputError` for a part of another version or with other columns, for a place that
-    cannot be read, and where a method says so.
+    cannot be read, and as documented at each method.
     """
 
     damaged: list[str]
@@ -81,7 +81,7 @@ class CellStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the parts that came since the folder was last read, those of other processes say.
+        """Read the parts added since the folder was last read, such as those of other processes.
 
         **Raises:** as opening the folder does.
         """
@@ -93,7 +93,7 @@ class CellStore:
             self._take(_Part(name, program, in_order))
 
     def _in_order(self, table: pa.Table, name: str) -> pa.Table:
-        """Return a table with its columns in the order of those before it, the first of all."""
+        """Return a table with its columns in the order set by the very first table."""
         table = table.replace_schema_metadata(None)
         self._schema = self._schema or table.schema
         found, expected = (
@@ -119,7 +119,7 @@ class CellStore:
         self._parts.append(part)
 
     def programs(self, cells: Iterable[str]) -> list[dict[str, Any]]:
-        """Return what computed some cells that are done: each `program`, and how many `cells`.
+        """Return what computed some finished cells: each `program`, and how many `cells`.
 
         **Raises:** `KeyError` for a cell that is not done.
         """
@@ -155,7 +155,7 @@ class CellStore:
         return found
 
     def table(self) -> pd.DataFrame:
-        """Return the rows of all cells that are stored, sorted by cell, with the column `cell`."""
+        """Return the rows of all stored cells, sorted by cell, with the column `cell`."""
         first = np.cumsum([0, *(len(part.table) for part in self._parts)])
         rows = [np.arange(0)]
         for _, (part, start, size) in sorted(self._where.items()):
@@ -168,14 +168,14 @@ class CellStore:
         return chosen.to_pandas(ignore_metadata=True)
 
     def add(self, cell: str, rows: Sequence[Row]) -> None:
-        """Take in all rows of a cell, see `add_all`."""
+        """Add all rows of a cell, see `add_all`."""
         self.add_all({cell: rows})
 
     def add_all(self, cells: Mapping[str, Sequence[Row]]) -> None:
-        """Take in all rows of cells that were finished together, to be written in one part.
+        """Add all rows of cells that were finished together, to be written in one part.
 
-        **Raises:** `InputError` for no rows, for columns other than those of the cells before, or
-        for a value of another type; what `flush` raises, if it is time for one.
+        **Raises:** `InputError` for no rows, for columns other than those of earlier cells, or for
+        a value of another type; and as `flush`, if one is due.
         """
         for cell, rows in cells.items():
             if self._closed:
@@ -186,10 +186,10 @@ class CellStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write the cells that wait; when this returns they are stored.
+        """Write the waiting cells; when this returns they are stored.
 
-        **Raises:** `InputError` if the place cannot be written, for instance as the disk is full.
-        No half part is left, and the cells go on waiting.
+        **Raises:** `InputError` if the place cannot be written, for instance because the disk is
+        full. No incomplete part is left, and the cells keep waiting.
         """
         self._flushed = monotonic()
         if not self._waiting:
@@ -212,7 +212,7 @@ class CellStore:
         self._take(_Part(name, self._program, table))
 
     def close(self) -> None:
-        """Write the cells that wait, and take no more."""
+        """Write the waiting cells, and accept no more."""
         self._closed = True
         self.flush()
 
@@ -221,7 +221,7 @@ class CellStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close; whatever ended the block, Ctrl-C as well, what is finished is written."""
+        """Close; finished cells are written whatever ended the block, including Ctrl-C."""
         try:
             self.close()
         except InputError as error:
@@ -231,7 +231,7 @@ class CellStore:
 
 
 def read_parts(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """Return all cells that are done, each once, whatever the parts are.
+    """Return all finished cells, each once, however they are split into parts.
 
     Rows are sorted by cell and keep their order in it. The columns are `cell` and the rows' own.
 
@@ -245,7 +245,7 @@ def read_parts(folder: str | os.PathLike[str]) -> pd.DataFrame:
 def _read(
     storage: Storage, names: Sequence[str], damaged: list[str]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the parts that are whole; add the names of the others to `damaged`."""
+    """Yield the intact parts; add the names of the others to `damaged`."""
     names = [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
     before = len(damaged)
     for name, data in zip(names, storage.read(names), strict=True):
@@ -271,7 +271,7 @@ def _read(
 
 
 def _whole_cells(table: pa.Table) -> Iterator[tuple[str, int, int]]:
-    """Yield cell, first row and number of rows of every cell whose set is whole."""
+    """Yield cell, first row and number of rows of every complete cell."""
     cells, row, rows = (table[name].to_pylist() for name in BOOKKEEPING)
     start = 0
     while start < len(cells):

@@ -1,4 +1,4 @@
-"""The plan of a run before any of it is done: work, memory, disk, and what is missing offline."""
+"""The plan of a run before it starts: work, memory, disk, and what is missing offline."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """Operations of the whole run, memory traffic left out."""
+        """Operations of the whole run, without memory traffic."""
         return sum((work.amount for work in self.work if work.kind != "memory"), 0.0)
 
     @property
@@ -66,7 +66,7 @@ class Plan:
         return tuple(item for item in self.needed if not item.present)
 
     def hours(self, speed: Speed) -> float:
-        """Return the hours of all parts; downloads and decoding come on top."""
+        """Return the hours of all parts, without downloads and decoding."""
         return sum((work.hours(speed, self.dtype) for work in self.work), 0.0)
 
 
@@ -89,24 +89,24 @@ def plan(
 ) -> Plan:
     """Return the plan of fine-tuning, sweep and evaluation; nothing is computed.
 
-    All of it is on one device, but for fine-tuning on `train_devices`.
+    Everything runs on one device, except for fine-tuning on `train_devices`.
 
     **Arguments:**
 
     - `settings`: of the sweep; its `realign` is the recipe of realignment.
-    - `made_by`: how the users are made; `None` for a sweep alone, whose users are there already.
-    - `clip`: with its text tower heads are zero-shot; else closed-form ones, from the features of
-      the training images.
+    - `made_by`: how the users are made; `None` for a sweep alone, with existing users.
+    - `clip`: with its text tower, heads are zero-shot; otherwise they are closed-form, from the
+      features of the training images.
     - `ready_vectors`: published models are used, nothing is fine-tuned.
-    - `lora`: its factors are fine-tuned, and not the whole model.
-    - `train_devices`, `accumulate`: devices and parts that a fine-tuning batch is cut into, which
-      it is a multiple of.
+    - `lora`: its factors are fine-tuned instead of the whole model.
+    - `train_devices`, `accumulate`: devices and parts that a fine-tuning batch is split into; its
+      size must be divisible by them.
     - `validation_fraction`: share of each training split that is set aside.
-    - `needed`: what comes from outside; passed on.
+    - `needed`: external inputs; passed on.
     - `cells_at_once`: cells that a device computes side by side.
-    - `length`: tokens per row, of a decoder of texts; its tasks have a single class.
+    - `length`: tokens per row, for a decoder of texts; its tasks have a single class.
 
-    **Raises:** `InputError` if the grid has a task that is not among `tasks`, or of texts a merge
+    **Raises:** `InputError` if the grid has a task that is not among `tasks`, or for texts a merge
     method that looks at images, or as `Lora.kernels`.
     """
     _require_tasks(grid, tasks)
@@ -267,7 +267,7 @@ def _needs_work(
     forward: float,
     training: float,
 ) -> list[Work]:
-    """Return the work of what merge methods look at, and of those that learn."""
+    """Return the work for statistics that merge methods use, and of methods that learn."""
     needs = _needs(grid)
     trained = [task.train - _validation(task, fraction) for task in tasks]
     seen = sum(_subset(settings.statistics_samples, images) for images in trained)
@@ -297,9 +297,9 @@ def _needs(grid: Grid) -> set[str]:
 def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:
     """Return the work of sending symbols, and of what protections do to the vectors.
 
-    Once per channel, seed and protection that sends by itself, for all combinations. Signals of all
-    antennas and users, or the vectors of all users, are read and written a few times; random
-    numbers and quantising are left out.
+    Counted once per channel, seed and protection with its own transmission, for all combinations.
+    Signals of all antennas and users, or the vectors of all users, are read and written a few
+    times; random numbers and quantisation are left out.
     """
     channels = sum(grid.draws * len(grid.axis.levels_of(s)) for s in grid.scenarios if s.attack)
     times, found = grid.seeds * channels, []
@@ -368,12 +368,12 @@ def _batch_size(tasks: Sequence[TaskSize], settings: Settings, fraction: float) 
 
 
 def _padded(images: int, batch: int) -> int:
-    """Return the images that are computed: the last batch is padded."""
+    """Return the number of images computed, including padding of the last batch."""
     return math.ceil(images / batch) * batch
 
 
 def _pixels(task: TaskSize, tower: Costs) -> int:
-    """Return the bytes of a sample as cached: of images, its own small size, or the model's."""
+    """Return the bytes of a cached sample; images have their own small size, or the model's."""
     if task.bytes_each is not None:
         return task.bytes_each
     size, _, channels = tower.example.shape

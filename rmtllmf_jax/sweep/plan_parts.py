@@ -1,4 +1,4 @@
-"""What the plan of a run is made of: sizes of tasks, what comes from outside, files and work."""
+"""The parts of a run's plan: sizes of tasks, external inputs, files and work."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rmtllmf_jax.sweep.devices import UTILISATION, Speed
 
 @dataclass(frozen=True)
 class TaskSize:
-    """What a plan has to know of a task: class names, prompts and numbers of images.
+    """What a plan has to know about a task: class names, prompts and numbers of images.
 
-    `pixels` is the side of the images where all of them are squares of one small size.
+    `pixels` is the side of the images if all of them are squares of one small size.
     """
 
     name: str
@@ -35,7 +35,7 @@ class TaskSize:
 
 @dataclass(frozen=True)
 class Needed:
-    """Something that comes from outside: `size` in bytes, `None` where it is not known."""
+    """An external input: `size` in bytes, `None` if it is not known."""
 
     what: str
     where: str
@@ -45,7 +45,7 @@ class Needed:
 
 @dataclass(frozen=True)
 class File:
-    """Something that the run writes: `where` is the cache or the run folder, `size` in bytes."""
+    """A file that the run writes: `where` is the cache or the run folder, `size` in bytes."""
 
     what: str
     where: Literal["cache", "run"]
@@ -54,7 +54,7 @@ class File:
 
 @dataclass(frozen=True)
 class Work:
-    """A part of the run: so many `units`, `amount` operations (or bytes moved) in all."""
+    """A part of the run: the number of `units`, `amount` operations (or bytes moved) in all."""
 
     what: str
     count: int

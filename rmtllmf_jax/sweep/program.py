@@ -17,17 +17,17 @@ _OPTIONS = (
 
 
 def numerics() -> dict[str, Any]:
-    """Return the options of JAX that make other draws, or products of another precision.
+    """Return the options of JAX that change random draws or the precision of products.
 
-    They are a part of what a sweep's numbers are kept under (`Settings.key`), as the settings are.
+    They are part of the key of a sweep's numbers (`Settings.key`), like the settings.
     """
     return {name: jax.config.values[name] for name in _OPTIONS}
 
 
 def program(device: jax.Device) -> dict[str, str]:
-    """Return where a cell is computed and by which versions: what moves a number by rounding.
+    """Return where a cell is computed and by which versions, which affect rounding.
 
-    It is kept with the cells and not a part of their key: a sweep may go on elsewhere.
+    It is stored with the cells but is not part of their key: a sweep may resume elsewhere.
     """
     return {
         "platform": device.platform,

@@ -58,11 +58,12 @@ def receive_and_merge(
 ) -> PyTree:
     """Return ``base + scale rule(tau_1 + e_1, ..., tau_Q + e_Q)`` of one cell (no `cells` axis).
 
-    R-MTLLMF, eq. (6), frozen leaves from the base where the cell says so. The errors are ``e = F
-    z`` with the `sources` z. A user of weight zero is not in the combination, but still one of the
-    run: the base of `uplink.NoisyReference` is sent once, with the mean variance of all users, and
-    serves every combination. Weights of the rule's own, one per user of the run, multiply these.
-    What the rule `needs` besides is in `given` (`sweep.needs`), or of the cell.
+    R-MTLLMF, eq. (6), with frozen leaves from the base if the cell requests it. The errors are
+    ``e = F z`` with the `sources` z. A user with weight zero is not in the combination, but is
+    still part of the run: the base of `uplink.NoisyReference` is sent once, with the mean variance
+    of all users, and serves every combination. The rule's own weights, one per user of the run,
+    multiply these. Anything else that the rule `needs` is in `given` (`sweep.needs`), or in the
+    cell.
     """
     weights = merge.weights
     if own := fact(rule, "weights"):
@@ -98,9 +99,9 @@ class Programs:
 
 @cache
 def build_programs(model: SharedModel, layout: Layout, jit: Callable[..., Any]) -> Programs:
-    """Return the programs of a sweep, compiled by `jit`, which may count traces besides.
+    """Return the programs of a sweep, compiled by `jit`, which may also count traces.
 
-    Sweeps that differ in neither model nor layout share what is compiled.
+    Sweeps with the same model and layout share compiled programs.
     """
     cells, images, every = PartitionSpec(CELLS), PartitionSpec(IMAGES), PartitionSpec()
     at_once = layout.cells_at_once
@@ -151,7 +152,7 @@ def build_programs(model: SharedModel, layout: Layout, jit: Callable[..., Any]) 
         return found if layout.mesh is None else jax.lax.psum(found, IMAGES)
 
     def by_value(program: Callable[..., PyTree], *specs: PartitionSpec) -> Callable[..., PyTree]:
-        """Return a program whose first argument is static."""
+        """Return a program with a static first argument."""
         compiled: dict[Any, Callable[..., PyTree]] = {}
 
         def call(value: Any, *arrays: Any) -> PyTree:

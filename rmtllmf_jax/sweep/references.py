@@ -1,4 +1,4 @@
-"""What the cells are compared with: the base model, and each task's own fine-tuned model."""
+"""The references of the cells: the base model, and each task's own fine-tuned model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rmtllmf_jax.sweep.stage import Stage
 
 
 def reference_jobs(stage: Stage) -> list[Job]:
-    """Return the references that the results, and the rule `validation`, are computed from."""
+    """Return the references from which results, and the rule `validation`, are computed."""
     tasks = stage.engine.inputs.tasks
     jobs = [base_job(tasks, "test"), *(finetuned_job(task, "test") for task in tasks)]
     if stage.engine.settings.scale == "validation":
@@ -18,9 +18,9 @@ def reference_jobs(stage: Stage) -> list[Job]:
 
 
 def finetuned_score(stage: Stage, task: str, split: str = "test") -> float:
-    """Return what scores on a task are normalised by.
+    """Return the score by which scores on a task are normalised.
 
-    **Raises:** `InputError` if it is zero, which nothing can be compared with.
+    **Raises:** `InputError` if it is zero, which allows no comparison.
     """
     score = stage.score(finetuned_job(task, split), task)
     if score == 0:

@@ -1,4 +1,4 @@
-"""Run a grid: every cell once, whatever stops in between."""
+"""Run a grid: every cell once, whatever interruptions occur."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def run_grid(
 
     **Arguments:**
 
-    - `folder`: of this configuration (inputs and settings) alone; finished work is kept there, in
+    - `folder`: for this configuration (inputs and settings) only; finished work is kept there, in
       `cells` and `cosines`, where all processes of a sweep write.
-    - `tracker`: is told of the speed.
+    - `tracker`: receives the speed.
 
     **Returns:** rows of `results` (one per cell and task), `cosines` (between received task
     vectors), `programs` (what computed how many of the cells) and, under the scale rule
     `validation`, `scales` (its curve). In a process other than the first: nothing, once its share
     is done.
 
-    **Raises:** `InputError` if the grid has what the preset of the settings or the task vectors
-    cannot have, before anything is computed.
+    **Raises:** `InputError` if the grid does not fit the preset of the settings or the task
+    vectors, before anything is computed.
     """
     grid.require_fitting(engine.settings, len(engine.inputs.tasks))
     require_chosen(grid, engine.settings.scale)
@@ -95,7 +95,7 @@ def _tell_mixture(programs: Rows) -> None:
 
 
 def _job(cell: Cell, scales: Scales) -> Job:
-    """Return a cell's job, with the method that was chosen where the grid leaves several open."""
+    """Return a cell's job, with the chosen method where the grid leaves several open."""
     method, scale = scales[cell.rule, len(cell.combination)]
     fuse = split(repairs_of(cell.protection)).fuse
     return Job(replace(cell, rule=method), scale if fuse else 0.0)

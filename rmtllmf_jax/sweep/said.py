@@ -1,4 +1,4 @@
-"""What language models say after the beginnings of a few test texts, for people to read."""
+"""Continuations by language models of the beginnings of a few test texts, for human readers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MORE = 8  # tokens that may be said beyond the length of the text itself
 
 
 def said_rows(engine: Engine, tokenizer: Any, results: Rows) -> Rows:
-    """Return what is said after the same prompts before and after fine-tuning, fusion and repair.
+    """Return continuations of the same prompts before and after fine-tuning, fusion and repair.
 
-    Fused are all tasks of the largest combination (the first, of several), in the first draw and
-    seed, a model for each merge method, scenario and protection. Texts are greedy.
+    All tasks of the largest combination (the first, of several) are fused, in the first draw and
+    seed, with one model per merge method, scenario and protection. Decoding is greedy.
 
     **Arguments:**
 
@@ -56,14 +56,14 @@ def said_rows(engine: Engine, tokenizer: Any, results: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The beginning of a test text of a task, which is its `number`-th one."""
+    """The beginning of the `number`-th test text of a task."""
 
     task: str
     number: int
     text: Beginning
 
     def row(self, tokenizer: Any, said: Sequence[int]) -> dict[str, Any]:
-        """Return what was said after it as a row of the table."""
+        """Return its continuation as a row of the table."""
         given, text = (
             tokenizer.decode(list(tokens), skip_special_tokens=True)
             for tokens in (self.text.given, said)
@@ -94,7 +94,7 @@ def _shown(results: pd.DataFrame) -> pd.DataFrame:
 def _models(
     engine: Engine, rows: pd.DataFrame, tasks: tuple[str, ...]
 ) -> Iterator[tuple[dict[str, str], PyTree, tuple[str, ...]]]:
-    """Yield the models with their names, and the tasks whose prompts they are given."""
+    """Yield the models with their names, and the tasks of the prompts that they are given."""
     yield {"protection": "base"}, engine.inputs.base, tasks
     for task in tasks:
         params = engine.inputs.finetuned(engine.inputs.tasks.index(task))

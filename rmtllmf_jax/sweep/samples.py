@@ -23,7 +23,7 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """Return each task's seeded subset on the device.
 
-    Batches have `batch_size` samples, unless given the even one (`even_batch`) of these subsets
+    Batches have `batch_size` samples; by default the even size (`even_batch`) for these subsets
     within the settings' `eval_batch_size`.
     """
     chosen = [evaluation_subset(len(part), samples, settings.seed) for part in rows]
@@ -36,11 +36,11 @@ def shot_pool(
 ) -> tuple[Batch, list[Int64[np.ndarray, " shots"]]]:
     """Return the few-shot samples of all tasks as one pool, and each task's places in it.
 
-    A task with too few training samples has no place. Samples come as the model takes them
-    (`SharedModel.prepared`), whatever size images are kept in; `inputs["task"]` is their task's
-    place.
+    A task with too few training samples has no place. Samples are in the form that the model takes
+    (`SharedModel.prepared`), whatever size images are stored in; `inputs["task"]` is the place of
+    their task.
 
-    **Raises:** `InputError` of the last task if none has enough.
+    **Raises:** `InputError` for the last task if none has enough.
     """
     found: list[Samples | None] = []
     lacking = None

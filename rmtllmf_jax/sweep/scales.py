@@ -1,4 +1,4 @@
-"""The method and coefficient of every size: by a rule, a number, or the best on validation."""
+"""The method and coefficient for every size: by a rule, a number, or the best on validation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Scales = dict[tuple[Method | OneOf, int], Chosen]
 
 
 def require_chosen(grid: Grid, scale: str) -> None:
-    """Check that what the grid leaves open is chosen by the rule `validation`.
+    """Check that the rule `validation` chooses what the grid leaves open.
 
     **Raises:** `InputError` for options with several values under another scale.
     """
@@ -59,7 +59,7 @@ def _validation_job(combination: Combination, method: Method, scale: float) -> J
 
 
 def scales_by_size(stage: Stage, grid: Grid) -> tuple[Scales, list[dict[str, Any]]]:
-    """Return what is chosen for every rule and size, and the validation curve if one is measured.
+    """Return the choice for every rule and size, and the validation curve if one is measured.
 
     The rule `validation` takes the method and the coefficient with the highest mean normalised
     score of the noiseless, unprotected merges of that size on validation samples. The test split
@@ -80,7 +80,7 @@ def _given(settings: Settings, rule: Any, size: int) -> Chosen:
 
 
 def _best(curve: list[dict[str, Any]], rule: Method | OneOf, size: int) -> Chosen:
-    """Return what has the best mean over the combinations of one size, the first of equal ones."""
+    """Return the choice with the best mean over the combinations of one size, the first of ties."""
 
     def mean(chosen: Chosen) -> float:
         wanted = (described(rule), described(chosen.method), size, chosen.scale)

@@ -56,7 +56,7 @@ LARGEST = 1e6
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of a sweep; two sweeps with other settings never share results."""
+    """Options of a sweep; two sweeps with different settings never share results."""
 
     preset: str | Preset = "paper"
     """Channel preset, `matrices(h.npy)`, or the users' errors: `mse=.01,.02`, `snr_db=10,12`."""
@@ -127,9 +127,9 @@ class Settings:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Settings:
-        """Return the settings that `asdict` made a record of, after it was JSON.
+        """Return the settings from a record of `asdict` that was stored as JSON.
 
-        **Raises:** `TypeError` for one of another version.
+        **Raises:** `TypeError` for a record of another version.
         """
         made = dict(record)
         made["frozen"] = tuple(made["frozen"])
@@ -139,7 +139,7 @@ class Settings:
     def root(self, seed: int) -> int:
         """Return the root of the random numbers of a repetition.
 
-        **Raises:** `InputError` if it is more than a key holds.
+        **Raises:** `InputError` if it is more than a key can hold.
         """
         return require_seed("the sum of --seed and --seeds, less one,", self.seed + seed)
 
@@ -171,7 +171,7 @@ class Settings:
         """Return the channel preset.
 
         **Raises:** `InputError` if the preset is unknown or has fewer users than there are tasks,
-        or if receiver, error model or transport cannot go with it.
+        or if receiver, error model or transport do not fit it.
         """
         preset = get_preset(self.preset)
         if tasks > preset.users:
@@ -189,17 +189,17 @@ class Settings:
         return preset
 
     def link(self, preset: Preset, attack: Attack, stages: Stages) -> Link:
-        """Return what the users of a configuration send through."""
+        """Return the link of the users of a configuration."""
         return Link(preset, attack, stages.receiver or self.receiving, stages.air or ONCE)
 
     def carrier(self, stages: Stages) -> Transport | MseTransport:
-        """Return what carries the task vectors of a configuration."""
+        """Return the transport of the task vectors of a configuration."""
         return stages.transport or self.transporting
 
     def require_fitting(self, link: Link, stages: Stages) -> None:
-        """Check that a protection can be had over a link.
+        """Check that a protection works over a link.
 
-        **Raises:** `InputError` for values along the chain that cannot go together.
+        **Raises:** `InputError` for values along the chain that cannot be combined.
         """
         transport = self.carrier(stages)
         require_fitting(link, transport, stages.estimators)
@@ -216,7 +216,7 @@ class Settings:
             )
 
     def _require_symbols(self, preset: Preset) -> None:
-        """Refuse what is the surrogate's alone, beside a transport that sends symbols."""
+        """Refuse options of the surrogate together with a transport that sends symbols."""
         name = described(self.transporting)
         require_filters(Link(preset, NO_ATTACK, self.receiving), self.transporting)
         given = {
@@ -233,7 +233,7 @@ class Settings:
     def batch_size(
         self, tests: Sequence[int], validations: Sequence[int], image_devices: int = 1
     ) -> int:
-        """Return the images a batch of evaluation, within `eval_batch_size`, see `even_batch`.
+        """Return the images per evaluation batch, within `eval_batch_size`, see `even_batch`.
 
         **Arguments:** test and validation images of every task, and the devices that share a batch.
         """
@@ -266,7 +266,7 @@ class Settings:
 
 
 def _require_correlations(preset: Preset, receiver: Receiver) -> None:
-    """Refuse a link whose errors are not those of the error model `lmmse`."""
+    """Refuse a link with errors other than those of the error model `lmmse`."""
     if not preset.has_channel:
         raise InputError(
             "the error model 'lmmse' is that of a receiver over a channel, and a direct preset of "

@@ -1,4 +1,4 @@
-"""The table of a sweep that is not at its end, from its store alone: no model is needed."""
+"""The table of an unfinished sweep, from its store alone: no model is needed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _UPLINK = {"kappa", "mse", "mse_mean", "uses"}
 
 
 def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of `results.parquet` of the cells of a grid that are finished.
+    """Return the rows of `results.parquet` for the finished cells of a grid.
 
     **Arguments:**
 
     - `store`: the folder or URL of a configuration.
-    - `configuration`: as in `run.json`; its grid and error model are read.
+    - `configuration`: as in `run.json`; its grid and error model are used.
 
     **Raises:** `InputError` if nothing is finished, or there are cells with several merging
     coefficients or options (the grid grew under the scale rule `validation`).
@@ -66,14 +66,14 @@ def results_so_far(store: str, configuration: Mapping[str, Any]) -> list[dict[st
 
 
 def _methods(rule: str) -> list[str]:
-    """Return the methods that a rule of a grid chooses from, or itself alone."""
+    """Return the methods that a rule of a grid chooses from, or only the rule itself."""
     if "[" not in rule:
         return [rule]  # perhaps of a class that is registered nowhere
     return [described(method) for method in methods_of(parse_method(rule))]
 
 
 def _of_grid(rows: pd.DataFrame, grid: Mapping[str, Any]) -> pd.Series:
-    """Return which rows are of a grid, as JSON has it."""
+    """Return which rows belong to a grid, given as in JSON."""
     axis = grid["axis"]
     return (
         rows["combination"].isin(["+".join(names) for names in grid["combinations"]])

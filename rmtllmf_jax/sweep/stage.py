@@ -1,4 +1,4 @@
-"""A stage of a sweep: jobs of which each is done once, by whichever process, whatever stops it."""
+"""A stage of a sweep: each job is done once, by any process, whatever interruptions occur."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Stage:
-    """What the stages of a sweep share: engine, store, and who is told of the progress."""
+    """What the stages of a sweep share: engine, store, and receivers of the progress."""
 
     def __init__(self, engine: Engine, folder: Path | str, tracker: Tracker | None = None) -> None:
         self.engine, self.folder, self.tracker = engine, folder, tracker
@@ -43,13 +43,13 @@ class Stage:
         return self
 
     def __exit__(self, *ending: Any) -> None:
-        """Write what is finished, whatever ended the block."""
+        """Write finished work, whatever ended the block."""
         self.parts.__exit__(*ending)
 
     def complete(self, jobs: Sequence[Job], description: str) -> None:
-        """Do this process's share of the jobs that are not done, and wait for the others' shares.
+        """Do this process's share of the remaining jobs, and wait for the shares of the others.
 
-        All processes are given the same jobs. When this returns, all of them are in `parts`.
+        All processes are given the same jobs. When this returns, all jobs are in `parts`.
         """
         mine = self.engine.layout.mine(jobs)
         missing = [job for job in mine if job.hash not in self.parts]
@@ -77,7 +77,7 @@ class Stage:
         return score
 
     def row(self, job: Job, task: str) -> dict[str, Any]:
-        """Return a finished job's row of a task, as the program that computed it wrote it."""
+        """Return a finished job's row for a task, as written by the program that computed it."""
         if job.hash not in self._rows:
             self._rows[job.hash] = {row["task"]: row for row in self.parts[job.hash]}
         return self._rows[job.hash][task]

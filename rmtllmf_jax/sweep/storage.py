@@ -17,7 +17,7 @@ from rmtllmf_jax.common.files import write_bytes
 class Folder:
     """A folder of this machine's file system; it appears with its first file.
 
-    All methods raise `InputError` that names the folder if it fails.
+    All methods raise an `InputError` that names the folder if they fail.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,13 +39,13 @@ class Folder:
             yield data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file: when this returns it is stored, and before it is not there."""
+        """Write a file atomically: it does not exist before this returns, and then is stored."""
         with _failing(self.name, "written", OSError):
             write_bytes(self._path / name, data)
 
 
 class Bucket:
-    """As `Folder`, of an object store, through an fsspec file system; a file is one object put."""
+    """Like `Folder`, for an object store through an fsspec file system; a file is one object."""
 
     def __init__(self, url: str, system: Any, root: str) -> None:
         self.name = without_credentials(url)
@@ -54,7 +54,7 @@ class Bucket:
     # Every fsspec file system has exceptions of its own, some of them no OSError.
 
     def names(self) -> list[str] | None:
-        """Return the names as the store lists them now."""
+        """Return the names as the store currently lists them."""
         with _failing(self.name, "read", Exception):
             self._system.invalidate_cache(self._root)
             try:
@@ -64,7 +64,7 @@ class Bucket:
             return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def read(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Yield the content of objects; they are fetched side by side."""
+        """Yield the content of objects, which are fetched in parallel."""
         paths = [f"{self._root}/{name}" for name in names]
         with _failing(self.name, "read", Exception):
             found = self._system.cat_ranges(paths, None, None, on_error="raise")
@@ -80,10 +80,10 @@ Storage = Folder | Bucket
 
 
 def get_storage(folder: str | os.PathLike[str]) -> Storage:
-    """Return what is at a path, or at a URL (`gs://...`, `s3://...`) as fsspec knows them.
+    """Return the storage at a path, or at a URL (`gs://...`, `s3://...`) that fsspec supports.
 
-    **Raises:** `MissingExtra` where the package for a kind of URL is not installed; `InputError` if
-    it is of no extra, or fsspec does not know the kind.
+    **Raises:** `MissingExtra` if the package for a kind of URL is not installed; `InputError` if
+    it belongs to no extra, or fsspec does not know the kind.
     """
     if "://" not in (url := os.fspath(folder)):
         return Folder(Path(url))
@@ -113,7 +113,7 @@ def get_storage(folder: str | os.PathLike[str]) -> Storage:
 
 @contextmanager
 def _failing(name: str, what: str, kind: type[Exception]) -> Iterator[None]:
-    """Turn what a file system raises into an `InputError`."""
+    """Turn errors of a file system into an `InputError`."""
     try:
         yield
     except kind as error:

@@ -20,7 +20,7 @@ class Tracker(Protocol):
     """Takes numbers under names, step by step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values at a step; steps do not fall."""
+        """Record values at a step; steps never decrease."""
         ...
 
     def close(self) -> None:
@@ -58,10 +58,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb whose files are in the sub-folder `wandb`.
+    """A run of wandb with its files in the sub-folder `wandb`.
 
-    Entity, run name, mode and all else come from its own variables: `WANDB_PROJECT` (`rmtllmf`
-    without it), `WANDB_MODE=offline`, `WANDB_RUN_ID` with `WANDB_RESUME=allow` to go on with a run.
+    Entity, run name, mode and everything else come from wandb's own variables: `WANDB_PROJECT`
+    (`rmtllmf` without it), `WANDB_MODE=offline`, `WANDB_RUN_ID` with `WANDB_RESUME=allow` to
+    continue a run.
     """
 
     def __init__(self, folder: Path, configuration: Configuration) -> None:
@@ -87,7 +88,7 @@ class WeightsAndBiases:
 
 
 class _Several:
-    """Hands everything to each of some trackers, of which there may be none."""
+    """Passes everything to zero or more trackers."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
@@ -112,9 +113,9 @@ TRACKERS: dict[str, Callable[[Path, Configuration], Tracker]] = {
 def get_tracker(
     names: Sequence[str], folder: str | os.PathLike[str], configuration: Configuration
 ) -> Iterator[Tracker]:
-    """Yield one tracker that hands everything to those called `names`; none of them: to nobody.
+    """Yield one tracker that passes everything to those called `names`, of which there may be none.
 
-    `folder` is that of the run, on this machine. All are closed at the end, whatever it was.
+    `folder` is that of the run, on this machine. All are closed at the end, even after an error.
 
     **Raises:** `InputError` for an unknown name, a folder that is a URL, or a tracker whose package
     is not installed; the extra to install is named.

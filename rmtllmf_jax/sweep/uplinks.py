@@ -1,4 +1,4 @@
-"""What the users of a draw send through: their MSE, and the errors of what they send."""
+"""The uplink of the users in a draw: their MSE, and the errors of what they send."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rmtllmf_jax.uplink.vectors import shapes_of
 
 
 def user_kappa(inputs: SweepInputs, settings: Settings) -> Float[Array, " users"]:
-    """Return the noise scale of every user: the settings' own, or by its task vector's rms."""
+    """Return the noise scale of every user: that of the settings, or by its task vector's rms."""
     if settings.kappa is not None:
         return jnp.full(len(inputs.tasks), settings.kappa, jnp.float32)
     return uplink.kappa_from_c0(inputs.vectors, settings.c0_db)
@@ -52,7 +52,7 @@ class Uplinks:
     def kappa_at(self, cell: Cell) -> Float[Array, " users"]:
         """Return the noise scale of every user in a cell, where `c0_db` may be the axis.
 
-        That of a poisoned vector is its own: symbols keep their power, whatever they carry.
+        A poisoned vector has its own scale: symbols keep their power, whatever they carry.
         """
         level = cell.level if cell.axis == "c0_db" else None
         poisoned = Scenario(cell.scenario).poisons
@@ -63,7 +63,7 @@ class Uplinks:
         return user_kappa(inputs, settings)
 
     def require_fitting(self, cells: Iterable[Cell]) -> None:
-        """Check that what carries the task vectors can carry them.
+        """Check that the transport can carry the task vectors.
 
         **Raises:** `InputError` that names an option, such as an adapter's target.
         """
@@ -72,7 +72,7 @@ class Uplinks:
             self._uses(cell, ones, ones)
 
     def link(self, cell: Cell) -> Link | None:
-        """Return what the users of a cell send through; nothing in the scenario `clean`."""
+        """Return the link of the users in a cell; nothing in the scenario `clean`."""
         attack = Scenario(cell.scenario).attack
         if attack is None:
             return None
@@ -82,7 +82,7 @@ class Uplinks:
         return self.settings.stages(cell.protection)
 
     def transport(self, cell: Cell) -> Transport | MseTransport:
-        """Return what carries the task vectors of a cell: its protection's, or the settings'."""
+        """Return the transport of a cell's task vectors: its protection's, or the settings'."""
         return self.settings.carrier(self._stages(cell))
 
     def mse(self, cell: Cell) -> Float[np.ndarray, " users"]:
@@ -92,7 +92,7 @@ class Uplinks:
     def sent(self, cell: Cell) -> tuple[Float[np.ndarray, " users"], ...]:
         """Return MSE and channel uses per symbol of the tasks' users in a cell's draw.
 
-        One by one: the size of a batch moves the last bit, and a longer sweep keeps its old cells.
+        One by one, as the size of a batch changes the last bit, and a longer sweep keeps old cells.
         """
         return self._sent_over(cell, self.link(cell))
 
@@ -109,11 +109,11 @@ class Uplinks:
         return self._sent[where]
 
     def columns(self, cell: Cell) -> dict[str, dict[str, float]]:
-        """Return what a row of results says of the uplink of each of a cell's tasks.
+        """Return the columns of a result row about the uplink of each of a cell's tasks.
 
-        `uses` are channel uses per parameter, against sending each once, side information included:
-        nothing is sent without a channel, and nothing of what is sent counts where the base model
-        is started from. kappa is that of Gaussian errors, and NaN under another transport.
+        `uses` are channel uses per parameter, relative to sending each once, side information
+        included: nothing is sent without a channel, and nothing sent counts where repairs start
+        from the base model. kappa is that of Gaussian errors, and NaN under another transport.
         """
         transport, (mse, air_uses) = self.transport(cell), self.sent(cell)
         uses = np.zeros(len(mse))
@@ -134,7 +134,7 @@ class Uplinks:
         }
 
     def _uses(self, cell: Cell, mse: np.ndarray, air_uses: np.ndarray) -> np.ndarray:
-        """Return the channel uses per parameter: those of the transport, each as often as sent."""
+        """Return the channel uses per parameter: those of the transport, times repetitions."""
         share = 1.0
         if patterns := getattr(self._stages(cell).air, "patterns", ()):
             flags = jax.tree.leaves(frozen_leaves(self.inputs.base, patterns))
@@ -146,8 +146,8 @@ class Uplinks:
     def error_model(self, cell: Cell) -> uplink.ErrorModel:
         """Return how the errors of the tasks' users are correlated in a cell's draw.
 
-        The model gives correlations alone; how large the errors are is the MSE's to say. So under
-        `lmmse` the scenario `clean`, whose MSE is zero, may have those of the ideal channel.
+        The model only gives correlations; the MSE sets the size of the errors. So under `lmmse`
+        the scenario `clean`, with MSE zero, may have those of the ideal channel.
         """
         users, covariance = len(self.inputs.tasks), None
         if self.settings.error_model == "lmmse":
@@ -157,7 +157,7 @@ class Uplinks:
         return uplink.get_error_model(self.settings.error_model, users, covariance)
 
     def factor(self, cell: Cell) -> Float[np.ndarray, "users sources"]:
-        """Return F: the errors of the users in a cell are ``F z``, z being `sources`.
+        """Return F: the errors of the users in a cell are ``F z`` with z the `sources`.
 
         It is zero where the sources are the received task vectors themselves.
         """
@@ -180,23 +180,23 @@ class Uplinks:
         return is_surrogate(self.transport(cell)) and not stages.estimators and not partial
 
     def noise(self, cell: Cell) -> tuple:
-        """Return what the `sources` of a cell depend on, seed and draw first."""
+        """Return the dependencies of a cell's `sources`, seed and draw first."""
         noise = (cell.seed, cell.draw)
         return noise if self.summed(cell) else noise + self._channel(cell)
 
     def _channel(self, cell: Cell) -> tuple:
-        """Return what the uplink of a cell depends on, names of values in place of them."""
+        """Return the dependencies of a cell's uplink, with names in place of values."""
         receiver, air, transport, estimators, _ = self._stages(cell)
         chosen = (receiver, air, transport, *estimators)
         return (cell.scenario, *_place(cell), " ".join(map(described, chosen)))
 
     def sources(self, cell: Cell) -> PyTree[Float[Array, "sources ..."]]:
-        """Return what makes a cell's received task vectors, the same for all cells of a `noise`.
+        """Return the sources of a cell's received task vectors, equal for all cells of a `noise`.
 
-        Of the surrogate alone: the Gaussians of a seed and draw, one per user (and what all users
-        share). Scenarios, levels, combinations, rules and protections share them (common random
-        numbers). Otherwise: the received task vectors, after the estimators. Combinations, rules
-        and repairs share the transmission, scenarios and levels its key.
+        For the surrogate alone: the Gaussians of a seed and draw, one per user (and those that all
+        users share). Scenarios, levels, combinations, rules and protections share them (common
+        random numbers). Otherwise: the received task vectors, after the estimators. Combinations,
+        rules and repairs share the transmission, scenarios and levels share its key.
         """
         key = noise_key(self._key, cell.draw, cell.seed)
         vectors, link, transport = self._vectors(cell), self.link(cell), self.transport(cell)

@@ -23,21 +23,21 @@ from rmtllmf_jax.common.values import by_name, parse
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """A random change of images that leaves their classes what they are."""
+    """A random change of images that preserves their classes."""
 
     def __call__(
         self, images: UInt8[Array, "batch size size channels"], key: Key[Array, ""]
     ) -> UInt8[Array, "batch size size channels"]:
-        """Return the images, each changed in its own way."""
+        """Return the images, each changed independently."""
         ...
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Each image moved by up to a share of its side, its edge pixels repeated behind it.
+    """Each image shifted by up to a share of its side, with its edge pixels repeated.
 
-    That is padding by the share and cropping at random: He et al., arXiv 1512.03385, section 4.2,
-    pad 32 pixels by 4.
+    Equivalent to padding by the share and cropping at random: He et al., arXiv 1512.03385, section
+    4.2, pad 32 pixels by 4.
     """
 
     share: float = 0.125
@@ -50,7 +50,7 @@ class Crop:
     def __call__(
         self, images: UInt8[Array, "batch size size channels"], key: Key[Array, ""]
     ) -> UInt8[Array, "batch size size channels"]:
-        """Return every image cropped at a place of its own."""
+        """Return every image cropped at an independent place."""
         size = images.shape[1]
         margin = max(1, round(self.share * size))
         padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
@@ -67,12 +67,12 @@ class Crop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Left and right exchanged in half of the images."""
+    """Left and right swapped in half of the images."""
 
     def __call__(
         self, images: UInt8[Array, "batch size size channels"], key: Key[Array, ""]
     ) -> UInt8[Array, "batch size size channels"]:
-        """Return every image as it is or mirrored, by the toss of a coin."""
+        """Return every image unchanged or mirrored, with equal probability."""
         turned = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
         return jnp.where(turned, images[:, :, ::-1], images)
 
@@ -93,9 +93,9 @@ know."""
 def parse_augmentations(
     chosen: Sequence[str | Augmentation], task: str
 ) -> tuple[Augmentation, ...]:
-    """Return augmentations, values as they are and texts as they describe them, for a task.
+    """Return augmentations for a task, given as values or as texts.
 
-    `auto` is `crop`, and `flip` for tasks whose mirrored images are of the same class (`MIRRORED`).
+    `auto` is `crop`, plus `flip` for tasks where mirrored images keep their class (`MIRRORED`).
 
     **Raises:** `InputError` that names what is unknown, and the known ones.
     """
@@ -117,7 +117,7 @@ def augmented(
     *,
     augmentations: tuple[Augmentation, ...],
 ) -> UInt8[Array, "batch size size channels"]:
-    """Return images after all augmentations, one after another, each with a key of its own."""
+    """Return images after all augmentations, one after another, each with its own key."""
     for place, augmentation in enumerate(augmentations):
         images = augmentation(images, jax.random.fold_in(key, place))
     return images

@@ -28,8 +28,8 @@ def balanced_batches(
 ) -> Int[np.ndarray, "steps batch_size"]:
     """Return batches in which the groups (the tasks of a combination) take turns sample by sample.
 
-    A task with 196 classes thus weighs no more than one with ten. Within a group the samples come
-    in shuffled epochs.
+    A task with 196 classes thus weighs no more than one with ten. Within a group, samples come in
+    shuffled epochs.
     """
     turns = np.arange(steps * batch_size) % len(groups)
     batches = np.empty(steps * batch_size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Fine-tune a model on one task, images under its frozen head or texts; resumes after kill -9."""
+"""Fine-tune a model on one task: images under its frozen head, or texts. Resumes after kill -9."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _AUGMENTATION = 2**31 - 1  # no step's number: noise has the keys of those
 
 
 class WeightNoise(NamedTuple):
-    """White Gaussian noise on all parameters, such as the uplink's errors are."""
+    """White Gaussian noise on all parameters, like the uplink's errors."""
 
     std: Float[ArrayLike, ""]
     """Standard deviation on every parameter, in the parameters' own unit."""
@@ -50,14 +50,14 @@ class WeightNoise(NamedTuple):
 
 
 def total_loss(logits: Float[Array, "*batch classes"], batch: Batch) -> Float[Array, ""]:
-    """Return the cross-entropy of a batch in nats, times its weights: tokens count one each."""
+    """Return the weighted sum of a batch's cross-entropy in nats; tokens have weight one each."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target)
     # A padded row has weight 0, and may be anything.
     return jnp.sum(jnp.where(batch.weight > 0, batch.weight * losses, 0.0))
 
 
 def mean_loss(logits: Float[Array, "*batch classes"], batch: Batch) -> Float[Array, ""]:
-    """Return the mean cross-entropy of a batch in nats, by its weights."""
+    """Return the weighted mean cross-entropy of a batch in nats."""
     return total_loss(logits, batch) / jnp.sum(batch.weight)
 
 
@@ -77,10 +77,9 @@ def train_step(
     """Take one optimiser step on the mean cross-entropy; returns the state and the loss before it.
 
     `state` is that of `first_state`; `head` may be padded, so that all tasks share one
-    compiled step. Under `noise` loss and gradient are those at the parameters plus it, and the step
-    is taken from the parameters without it. With a `lora` the state is that of the factors, and
-    `base` what they are applied to. The gradient is summed over `parts` of the batch, computed one
-    after another.
+    compiled step. Under `noise`, loss and gradient are taken at the parameters plus noise, and the
+    step from the parameters without it. With a `lora` the state is that of the factors, which are
+    applied to `base`. The gradient is summed over `parts` of the batch, computed one after another.
     """
     weight = jnp.sum(batch.weight)
 
@@ -103,7 +102,7 @@ def _scored(
     model: SharedModel,
     lora: Lora | None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Return a batch's loss, its hits, and what they count together."""
+    """Return a batch's loss, its hits, and the total weight of both."""
     params = trained if lora is None else lora.applied(base, trained)
     logits = model.outputs(params, head, batch.inputs)
     hits = jnp.sum(batch.weight * (jnp.argmax(logits, axis=-1) == batch.target))
@@ -132,23 +131,24 @@ def finetune(
 
     **Arguments:**
 
-    - `base`: the pretrained parameters; `head`: frozen, possibly padded; `None` of texts.
-    - `samples`: of the training split; images of another size than the model's are resized on the
-      device. A recipe's batch size counts rows of texts.
+    - `base`: the pretrained parameters; `head`: frozen, possibly padded; `None` for texts.
+    - `samples`: of the training split; images of a size other than the model's are resized on the
+      device. For texts, a recipe's batch size counts rows.
     - `seed`: seed of the sample order.
     - `checkpoints`: folder of orbax steps; training resumes from the newest, so that a killed run
       ends at the same parameters as one that was not interrupted.
     - `every`: steps between checkpoints.
-    - `weight_noise`: standard deviation of Gaussian noise on every parameter at which each step's
-      gradient is taken (`WeightNoise`): descent on the loss expected under such noise, towards
-      minima that are flat at its scale (as Foret et al., arXiv 2010.01412, with random in place of
-      worst perturbations). 0 is plain fine-tuning. The noise follows from seed, `name` and step.
-    - `name`: the task's; others have other noise, or it would add up in the merge of task vectors,
-      and other first factors.
-    - `lora`: the base stays as it is, and the optimiser has a state for the factors alone.
-    - `augmentations`: of the training images (`training.augment`), other ones at every step.
-    - `split`: the devices and parts that a batch is computed on and in.
-    - `watch`: writes the curve, and says which step is kept and when training ends early.
+    - `weight_noise`: standard deviation of Gaussian noise on every parameter when each step's
+      gradient is taken (`WeightNoise`): descent on the expected loss under such noise, towards
+      minima that are flat at its scale (like Foret et al., arXiv 2010.01412, with random instead of
+      worst-case perturbations). 0 is plain fine-tuning. The noise follows from seed, `name` and
+      step.
+    - `name`: that of the task. Other tasks have different noise, or it would add up in the merge of
+      task vectors, and different initial factors.
+    - `lora`: the base is not changed, and the optimiser has a state only for the factors.
+    - `augmentations`: of the training images (`training.augment`), drawn anew at every step.
+    - `split`: the devices and parts over which a batch is computed.
+    - `watch`: writes the curve, and decides which step is kept and when training ends early.
 
     **Raises:** `InputError` if the loss stops being finite, for a noise below 0, or as
     `Lora.kernels`.
@@ -189,7 +189,7 @@ def validation_score(
     batch_size: int,
     lora: Lora | None = None,
 ) -> Score:
-    """Return the score of what is trained, parameters or factors, on validation samples."""
+    """Return the score of the trained parameters or factors on validation samples."""
     frozen = None if lora is None else base
 
     def score(trained: PyTree) -> dict[str, float]:
@@ -236,7 +236,7 @@ def run_steps(
 ) -> PyTree:
     """Return the state after all steps; a killed run resumes and ends in the same state.
 
-    Ctrl-C, and SIGTERM and SIGHUP where they raise KeyboardInterrupt, keep the finished steps.
+    Ctrl-C, and SIGTERM and SIGHUP if they raise KeyboardInterrupt, keep the finished steps.
 
     **Arguments:**
 

@@ -24,7 +24,7 @@ def finetune_decoder(
 ) -> PyTree:
     """Fine-tune all parameters of a decoder on texts, or the factors of a LoRA; return them.
 
-    The loss is the mean over the tokens of a batch that count. `recipe` counts rows in a batch;
+    The loss is the mean over the counted tokens of a batch. The batch size of `recipe` counts rows;
     `options` are those of `training.finetune.finetune`, such as `lora`.
 
     **Raises:** `InputError` if the loss stops being finite, or as `Lora.kernels`.

@@ -1,4 +1,4 @@
-"""LoRA: fine-tuning by low-rank updates of some kernels, the base frozen.
+"""LoRA: fine-tuning by low-rank updates of some kernels, with the base frozen.
 
 >>> import jax, jax.numpy as jnp
 >>> base = {"attention": {"q_proj": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}}}
@@ -51,7 +51,7 @@ model is the base."""
 
 @dataclass(frozen=True)
 class Lora:
-    """Kernels ``W + alpha / rank a b`` in place of W, of which `a` and `b` are trained.
+    """Kernels ``W + alpha / rank a b`` in place of W, with `a` and `b` trained.
 
     Reference: Hu et al., arXiv 2106.09685.
     """
@@ -75,14 +75,14 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of the factors is multiplied by."""
+        """The number by which the product of the factors is scaled."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def kernels(self, base: PyTree) -> dict[str, Any]:
-        """Return the kernels that are updated, by their paths.
+        """Return the kernels to update, by their paths.
 
-        **Raises:** `InputError` for a target that matches none, for one that is no matrix, or
-        whose smaller side is below the rank.
+        **Raises:** `InputError` for a target that matches none, or that matches one that is not a
+        matrix or has a side below the rank.
         """
         found: dict[str, Any] = {}
         for target in self.targets:
@@ -107,7 +107,7 @@ class Lora:
         return jax.eval_shape(self.first, base, jax.random.key(0))
 
     def first(self, base: PyTree, key: Key[Array, ""]) -> Factors:
-        """Return the factors before any step; those of a kernel follow from the key and its path.
+        """Return the initial factors; those of a kernel follow from the key and its path.
 
         **Raises:** `InputError` as `kernels`.
         """
@@ -135,7 +135,7 @@ class Lora:
 def _of_module(target: str, base: PyTree) -> dict[str, Any]:
     """Return the kernels of the modules whose last names match a regular expression.
 
-    **Raises:** `InputError` if it is none.
+    **Raises:** `InputError` if it is not a regular expression.
     """
     try:
         pattern = re.compile(f"(?:.*/)?(?:{target})/kernel")
@@ -147,6 +147,6 @@ def _of_module(target: str, base: PyTree) -> dict[str, Any]:
 
 
 def lora_of(recipe: Mapping[str, Any]) -> Lora | None:
-    """Return the LoRA that the recipe of a user's model names, if it was trained so."""
+    """Return the LoRA that the recipe of a user's model names, if it was trained with one."""
     about = recipe.get("lora")
     return None if about is None else Lora(**about | {"targets": tuple(about["targets"])})

@@ -1,4 +1,4 @@
-"""Data-parallel training on the devices of this process: each has a part of every batch."""
+"""Data-parallel training on the devices of this process: each takes a part of every batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AXIS = "samples"
 class Split:
     """How a batch is computed: on how many devices at once, and in how many parts in turn.
 
-    It changes no number but for the order in which terms are added up.
+    It changes no numbers except through the order of summation.
     """
 
     count: int | None = None
@@ -44,9 +44,9 @@ class Split:
         return tuple(found[: self.devices_of(batch_size, len(found), found[0].platform)])
 
     def devices_of(self, batch_size: int, there: int, kind: str) -> int:
-        """Return how many devices share batches of this size where so many are `there`.
+        """Return how many devices share batches of this size when `there` are available.
 
-        `kind` is what these are, of which ``cpu`` has a meaning.
+        `kind` is their platform, of which only ``cpu`` makes a difference.
 
         **Raises:** `InputError` if there are fewer, or the batch cannot be cut into equal parts.
         """
@@ -69,7 +69,7 @@ ONE_PART = Split()
 
 
 class Placement:
-    """Where the arrays of a training lie: batches over the devices, all else on each of them."""
+    """Placement of a training's arrays: batches over the devices, all else on each of them."""
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
         self._one = devices[0] if len(devices) == 1 else None
@@ -80,15 +80,15 @@ class Placement:
             self._whole = NamedSharding(mesh, PartitionSpec())
 
     def everywhere(self, tree: PyTree) -> Any:
-        """Return a tree that every device has whole."""
+        """Return a tree replicated on every device."""
         return tree if self._one is not None else jax.device_put(tree, self._whole)
 
     def together(self, tree: PyTree) -> Any:
-        """Return a tree that lay on every device on the first one alone."""
+        """Return a tree that was on every device on the first one only."""
         return tree if self._one is not None else jax.device_put(tree, self._first)
 
     def cut(self, tree: PyTree) -> Any:
-        """Return a tree whose leaves' first axis is cut over the devices."""
+        """Return a tree with the first axis of its leaves sharded over the devices."""
         return tree if self._one is not None else jax.device_put(tree, self._cut)
 
 
@@ -100,9 +100,9 @@ def value_and_gradient(
 ) -> tuple[Float[Array, ""], Any]:
     """Return a loss and its gradient, summed over `parts` of a batch that are computed in turn.
 
-    So activations are those of a part. `loss(params, part)` must be a sum over samples, divided by
-    what belongs to the whole batch. Sample ``i`` is in part ``i % parts``, so that devices that
-    have consecutive samples have an equal share of each part.
+    So activations are those of one part. `loss(params, part)` must be a sum over samples, divided
+    by a quantity of the whole batch. Sample ``i`` is in part ``i % parts``, so that devices with
+    consecutive samples have an equal share of each part.
     """
     if parts == 1:
         return jax.value_and_grad(loss)(params, batch)

@@ -1,4 +1,4 @@
-"""Realign a merged model on a few samples of its tasks, images under their heads, or texts."""
+"""Realign a merged model on a few samples of its tasks: images under their heads, or texts."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def realign(
 
     - `params`: the merged model.
     - `trainable`: a flag per leaf; leaves with `False` come back bitwise equal.
-    - `heads`: stacked, frozen; `None` of texts. `shots`: the pool of all tasks, images each with
-      its `task`; all weigh the same, or of texts all tokens that count.
+    - `heads`: stacked, frozen; `None` for texts. `shots`: the pool of all tasks, images each with
+      its `task`; all have the same weight, or for texts all counted tokens.
     - `batches`: indices into the pool, one row per step (`batches.balanced_batches`); they select
       the combination.
-    - `average`: the parameters returned are the mean of those after each of the last steps, this
-      share of all, rounded and at least one (stochastic weight averaging, Izmailov et al., arXiv
-      1803.05407, over the recipe's own decaying learning rate). 0 returns the last.
+    - `average`: the parameters returned are the mean over this last share of all steps, rounded to
+      at least one step (stochastic weight averaging, Izmailov et al., arXiv 1803.05407, over the
+      recipe's own decaying learning rate). 0 returns the last.
     """
     steps = len(batches)
     averaged = max(1, round(average * steps)) if average else 0
@@ -74,7 +74,7 @@ def realign(
 
 
 def _averaged(count: Int[Array, ""], moves: Array, mean: Array, now: Array) -> Array:
-    """Return the mean of a leaf's last `count` values, `now` the last; `now` where it stays."""
+    """Return the mean of a leaf's last `count` values, ending with `now`; `now` if it is frozen."""
     return jnp.where(moves & (count > 1), mean + (now - mean) / count.astype(mean.dtype), now)
 
 

@@ -1,8 +1,8 @@
 """How models are trained: frozen dataclasses, and the optimiser that they describe.
 
 `RUN_RECIPES` are for CLIP at full size; their numbers are those of the public code or paper that
-each is named after. `DEMO` and `DEMO_LM` are for the models and the tasks that come with the
-project. Those of images train every parameter of the vision encoder and freeze the zero-shot head.
+each is named after. `DEMO` and `DEMO_LM` are for the models and tasks that come with the project.
+Image recipes train every parameter of the vision encoder and freeze the zero-shot head.
 """
 
 from __future__ import annotations

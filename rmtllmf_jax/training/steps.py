@@ -25,7 +25,7 @@ class CheckedSteps(ocp.CheckpointManager):
     """Orbax's manager of the steps in a folder, with checksums.
 
     Damaged steps, and those that a kill -9 left without checksums, are removed at the start with a
-    warning: the newest of the others is then the latest.
+    warning: the newest remaining one is then the latest.
     """
 
     def __init__(self, folder: Path, options: ocp.CheckpointManagerOptions) -> None:
@@ -39,7 +39,7 @@ class CheckedSteps(ocp.CheckpointManager):
     def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
         """Write a step, and then its checksums.
 
-        **Raises:** `OSError` that names the folder if it cannot be written, as on a full disk.
+        **Raises:** `OSError` that names the folder if writing fails, for example on a full disk.
         """
         # Orbax's threads keep logging about a full disk.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(kwargs["args"].item))
@@ -67,7 +67,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _damage(folder: Path) -> str:
-    """Say what is wrong with a step; nothing if it is what was written."""
+    """Say what is wrong with a step; nothing if it is as written."""
     try:
         expected, found = read_json(folder / CHECKSUMS), _hashes(folder)
     except (InputError, OSError) as error:

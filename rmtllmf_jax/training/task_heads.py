@@ -1,4 +1,4 @@
-"""Where a task's frozen head comes from: names of classes, features, or the checkpoint itself.
+"""Where a task's frozen head comes from: class names, features, or the checkpoint itself.
 
 >>> head_text(parse_head("probe=5")), head_text(Lda(shots=3)), parse_head("zero-shot")
 ('probe(shots=5)', 'lda(shots=3)', ZeroShot())
@@ -51,7 +51,7 @@ MakeHead = Callable[[TaskData], tuple[Head, Path]]
 
 @dataclass(frozen=True)
 class HeadContext:
-    """What heads are made of."""
+    """What heads are made from."""
 
     backbone: Backbone
     base: PyTree
@@ -70,7 +70,7 @@ class HeadContext:
     """Prompts of zero-shot heads in place of these."""
 
     def kept(self, task: TaskData, make: Callable[[], Head]) -> tuple[Head, Path]:
-        """Return a task's head of its file, or make it and write the file."""
+        """Return a task's head from its file, or make it and write the file."""
         key = {"data": task.fingerprint, "v": _FORMAT, **self.key}
         path = self.folder / f"{task.name}-{content_hash(key)}.safetensors"
         if path.exists():
@@ -82,7 +82,7 @@ class HeadContext:
     def features(
         self, task: TaskData, shots: int | None
     ) -> tuple[Float[np.ndarray, "n width"], Int[np.ndarray, " n"]]:
-        """Return features and labels of training images: of all, or of some of each class."""
+        """Return features and labels of training images: all, or some of each class."""
         rows = task.train if shots is None else task.train.take(task.shots(shots, self.seed))
         title = f"features {task.name}"
         found = extract_features(self.backbone, self.base, rows.images, description=title)
@@ -91,13 +91,13 @@ class HeadContext:
 
 @runtime_checkable
 class TaskHeads(Protocol):
-    """A kind of frozen heads."""
+    """A kind of frozen head."""
 
     sees_images: ClassVar[bool]
     """Whether a head is made from training images, which its file's name then covers."""
 
     def require(self, config: ModelConfig, model: str) -> None:
-        """Check, before any work, that a model has what the heads are made of."""
+        """Check, before any work, that a model has what the heads are made from."""
         ...
 
     def maker(self, context: HeadContext) -> MakeHead:
@@ -107,7 +107,7 @@ class TaskHeads(Protocol):
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Directions of class names in the space that image and text tower share."""
+    """Directions of class names in the shared space of image and text tower."""
 
     name: ClassVar[str] = "zero-shot"
     sees_images: ClassVar[bool] = False
@@ -139,7 +139,7 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class _AnyModel:
-    """Heads that every model can have."""
+    """Heads that work for every model."""
 
     def require(self, config: ModelConfig, model: str) -> None:
         """Check nothing."""
@@ -154,7 +154,7 @@ class Lda(_AnyModel):
     sees_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the number: one image has no covariance."""
+        """Check the number: a single image has no covariance."""
         if self.shots is not None:
             require_at_least("shots of an lda head", self.shots, 2)
 
@@ -196,7 +196,7 @@ class Probe(_AnyModel):
 
 @dataclass(frozen=True)
 class Own:
-    """The checkpoint's own classifier, its outputs picked and put in order by names of classes."""
+    """The checkpoint's own classifier, with its outputs selected and ordered by class names."""
 
     sees_images: ClassVar[bool] = False
 
@@ -205,7 +205,7 @@ class Own:
         read_classifier(read_pretrained(model))
 
     def maker(self, context: HeadContext) -> MakeHead:
-        """Return the maker; it raises `InputError` for a class that the classifier has not."""
+        """Return the maker; it raises `InputError` for a class that the classifier lacks."""
         classifier = read_classifier(read_pretrained(context.model))
 
         def make(task: TaskData) -> tuple[Head, Path]:
@@ -218,9 +218,9 @@ def own_head(classifier: Classifier, task: str, classes: Sequence[str]) -> Head:
     """Return a classifier's outputs for the classes of a task, in their order.
 
     Names are compared in the spellings that the registry knows (`plain_name`), and those of
-    ImageNet (``tench, Tinca tinca``) part by part; outputs without names are taken as they come.
+    ImageNet (``tench, Tinca tinca``) part by part; outputs without names are taken in order.
 
-    **Raises:** `InputError` for classes that no output, or more than one, is called after.
+    **Raises:** `InputError` for classes that match no output, or more than one.
     """
     if not classifier.labels:
         if (outputs := len(classifier.head.bias)) != len(classes):
@@ -268,7 +268,7 @@ HEADS: dict[str, type] = {"zero-shot": ZeroShot, "lda": Lda, "own": Own, "probe"
 
 
 def parse_head(text: str) -> TaskHeads:
-    """Return the kind of heads that a text describes: ``lda(shots=5)``, or ``probe=5`` for short.
+    """Return the kind of head that a text describes: ``lda(shots=5)``, or ``probe=5`` for short.
 
     **Raises:** `InputError` that names what is unknown, and the known ones.
     """
@@ -282,5 +282,5 @@ def parse_head(text: str) -> TaskHeads:
 
 
 def head_text(heads: TaskHeads) -> str:
-    """Return a kind of heads as `parse_head` reads it."""
+    """Return the text of a kind of head, as `parse_head` reads it."""
     return described(heads)

@@ -73,7 +73,7 @@ class TaskModels(Protocol):
 
 @dataclass(frozen=True)
 class FineTuned:
-    """Models fine-tuned here, all by one recipe."""
+    """Models fine-tuned here, all with one recipe."""
 
     model: SharedModel
     base: PyTree
@@ -104,7 +104,7 @@ class FineTuned:
             self.lora.kernels(self.base)
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the recipe, and noise and LoRA where there are some: older models have none."""
+        """Return the recipe, with noise and LoRA if there are any: older models have none."""
         noise = {"weight_noise": self.weight_noise} if self.weight_noise else {}
         lora = {"lora": asdict(self.lora)} if self.lora else {}
         changes = parse_augmentations(self.augment, task)
@@ -139,7 +139,7 @@ class FineTuned:
         return parse_augmentations(self.augment, task.name)
 
     def _watch(self, task: Task, head: Head | None, folder: Path) -> Watch | None:
-        """Return what sees the training, if anything is to be seen of it."""
+        """Return the watch of the training, if there is anything to watch."""
         if self.curves is None and not self.choice.needs_scores:
             return None
         score = None
@@ -159,7 +159,7 @@ class FineTuned:
 class Imported:
     """Models fine-tuned elsewhere: base plus the task vectors of a folder (`import_vector`).
 
-    A task's may also be a LoRA adapter to the base, the directory of the task's name.
+    A task may also have a LoRA adapter to the base, in a directory named after the task.
     """
 
     base: PyTree
@@ -207,9 +207,9 @@ class Imported:
 
 
 def require_vector(base_hash: str, task: str, folder: Path) -> None:
-    """Check that a folder holds a task's vector, or an adapter in a directory of its name.
+    """Check that a folder holds a task's vector, or an adapter in a directory named after it.
 
-    **Raises:** `InputError` as `require_imported`, or that names what makes the adapter no LoRA.
+    **Raises:** `InputError` as `require_imported`, or that names why the adapter is not a LoRA.
     """
     if is_adapter(folder / task):
         open_adapter(folder / task)
@@ -218,7 +218,7 @@ def require_vector(base_hash: str, task: str, folder: Path) -> None:
 
 
 def require_imported(base_hash: str, task: str, folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return the file of a task's vector and what it says of itself; its tensors are not read.
+    """Return the file of a task's vector and its metadata; its tensors are not read.
 
     **Raises:** `InputError` if there is none, or it belongs to another base model.
     """
@@ -271,7 +271,7 @@ def import_vector(base: str, finetuned: str, task: str, folder: Path) -> fusion.
 
 @dataclass(frozen=True)
 class TowerOrigin:
-    """A model of images that others were fine-tuned from."""
+    """An image model from which others were fine-tuned."""
 
     name: str
     pretrained: Pretrained
@@ -280,7 +280,7 @@ class TowerOrigin:
 
     @property
     def directory(self) -> Path:
-        """Where it lies."""
+        """The directory of the model."""
         return self.pretrained.directory
 
     def adapted(self, adapter: Path) -> fusion.TaskVector:
@@ -307,7 +307,7 @@ class TowerOrigin:
 
 @dataclass(frozen=True)
 class DecoderOrigin:
-    """A language model that others were fine-tuned from."""
+    """A language model from which others were fine-tuned."""
 
     name: str
     directory: Path
@@ -332,7 +332,7 @@ class DecoderOrigin:
 
 
 def origin_of(model: str) -> TowerOrigin | DecoderOrigin:
-    """Return a pretrained model, of images or of texts.
+    """Return a pretrained model, for images or for texts.
 
     **Raises:** `InputError` as `read_pretrained` and `load_decoder`.
     """

@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs: the curve, the best step so far, when to stop."""
+"""Monitoring of a training run: the curve, the best step so far, and when to stop."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LAST = Choice()
 
 
 def rank(scores: Scores) -> tuple[float, float]:
-    """Return what is larger for a better score; one that is not finite is the worst."""
+    """Return a number that is larger for a better score; non-finite scores are the worst."""
     loss = scores.get(VALIDATION_LOSS, math.nan)
     accuracy = scores.get(VALIDATION_ACCURACY, 0.0)
     if not (math.isfinite(loss) and math.isfinite(accuracy)):
@@ -61,10 +61,10 @@ def rank(scores: Scores) -> tuple[float, float]:
 
 @dataclass
 class Watch:
-    """Takes every step's loss and, now and then, a score; knows the best step, and when to stop.
+    """Takes every step's loss and, at intervals, a score; knows the best step, and when to stop.
 
-    All it knows is on disk beside a checkpoint of the training, so that a killed run resumes with
-    it: the curve as CSV, the best parameters as safetensors.
+    Its whole state is on disk beside a checkpoint of the training, so that a killed run resumes
+    with it: the curve as CSV, the best parameters as safetensors.
     """
 
     curve: Path
@@ -87,7 +87,7 @@ class Watch:
         self._new: list[tuple[int, Float[Array, ""]]] = []
 
     def resume(self, step: int) -> None:
-        """Read the curve up to a step; what was written of later ones is made again."""
+        """Read the curve up to a step; anything written for later steps is made again."""
         self._rows = {n: row for n, row in read_curve(self.curve).items() if n <= step}
 
     def saw(self, step: int, loss: Float[Array, ""]) -> None:
@@ -95,7 +95,7 @@ class Watch:
         self._new.append((step, loss))
 
     def look(self, step: int, params: PyTree) -> None:
-        """Score what is trained, keep it if it is the best, and write the curve."""
+        """Score the trained parameters, keep them if they are the best, and write the curve."""
         news = self._taken()
         if self.score is not None and VALIDATION_LOSS not in self._rows.get(step, {}):
             before = best_step(self._rows)
@@ -126,7 +126,7 @@ class Watch:
 
     @property
     def stops(self) -> bool:
-        """Whether patience is at an end."""
+        """Whether patience has run out."""
         best = best_step(self._rows)
         if self.choice.patience is None or best is None:
             return False
@@ -134,14 +134,14 @@ class Watch:
         return len(since) >= self.choice.patience
 
     def chosen(self, params: PyTree) -> Any:
-        """Return what training ends with: the best parameters, or these, the last ones."""
+        """Return the final parameters of the training: the best ones, or these, the last ones."""
         if self.choice.keep_best and self.best.exists():
             return load_tree(self.best, params)
         return params
 
 
 def write_curve(path: Path, rows: Mapping[int, Scores]) -> None:
-    """Write a curve as CSV, atomically: a row per step, empty where nothing was measured."""
+    """Write a curve as CSV, atomically: one row per step, empty where nothing was measured."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("step", *COLUMNS))
@@ -172,7 +172,7 @@ def read_curve(path: Path) -> dict[int, dict[str, float]]:
 
 
 def best_step(curve: Mapping[int, Scores]) -> int | None:
-    """Return the step with the best validation score, the earliest of equals; none if no score."""
+    """Return the step with the best validation score, the earliest of ties; none if no score."""
     ranked = [(rank(row), -step) for step, row in curve.items() if VALIDATION_LOSS in row]
     return -max(ranked)[1] if ranked else None
 
