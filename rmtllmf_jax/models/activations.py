@@ -16,7 +16,7 @@ def _gelu(x: Array) -> Array:
     """Return ``x (1 + erf(x / sqrt 2)) / 2`` as torch computes it, in float32 at least.
 
     `jax.nn.gelu` calls erfc, which takes two and a half times as long on a CPU and keeps the
-    relative precision of values near zero; beside the other terms of a sum it makes no difference.
+    relative precision of values near zero, which makes no difference in a sum with other terms.
     """
     wide = _wide(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)

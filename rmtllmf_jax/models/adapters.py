@@ -1,4 +1,4 @@
-"""LoRA adapters to a model of tasks: their task vectors by the paths of our trees."""
+"""LoRA adapters to a model used for tasks: their task vectors by the paths of our trees."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ToTree = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def of_tower(config: ModelConfig) -> ToTree:
-    """Return what an image tower takes of a checkpoint."""
+    """Return the part of a checkpoint that an image tower uses."""
     return lambda tensors: tower_tensors(to_paths(tensors, config.kind, torch=True), config)
 
 
 def of_decoder(shape: DecoderShape) -> ToTree:
-    """Return what a decoder takes of a checkpoint: all but a tied copy of the table."""
+    """Return the part of a checkpoint that a decoder uses: all but a tied copy of the table."""
 
     def to_tree(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         paths = to_decoder_paths(tensors, shape.tied, torch=True)
@@ -39,16 +39,16 @@ def of_decoder(shape: DecoderShape) -> ToTree:
 
 
 def adapter_vector(path: Path, directory: Path, like: PyTree, to_tree: ToTree) -> TaskVector:
-    """Return the part of an adapter's task vector that is of the model of tasks, in float32.
+    """Return the part of an adapter's task vector that belongs to the tasks' model, in float32.
 
     **Arguments:**
 
     - `path`: the directory that PEFT saved.
-    - `directory`: of the model that it is an adapter to, in safetensors.
-    - `like`: the parameters of the model of tasks, or their shapes and types.
+    - `directory`: that of the adapted model, in safetensors.
+    - `like`: the parameters of the tasks' model, or their shapes and types.
 
     **Raises:** `InputError` as `open_adapter` and `Adapter.fitted`, or if the adapter touches
-    nothing of the model.
+    no part of the model.
     """
     checkpoint = open_checkpoint(directory)
 

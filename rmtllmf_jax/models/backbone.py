@@ -64,7 +64,7 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what features depend on besides parameters, images and compute type."""
+        """Hash of all that features depend on besides parameters, images and compute type."""
         shape = asdict(self.module.shape)
         del shape["dtype"], shape["remat"]
         for field in fields(self.module.shape):
@@ -114,14 +114,14 @@ def load_backbone(
 
     **Arguments:**
 
-    - `model`: a directory or a hub id, or what was read from there: of `CLIPModel`,
+    - `model`: a directory or a hub id, or the content read from it: a `CLIPModel`,
       `CLIPVisionModel`, `ViTModel` or `ViTForImageClassification`, or those of DeiT, DINOv2 and
       SigLIP; text tower, projections, classifier and pooler are left out.
     - `image_size`: in pixels, a multiple of the patch size; the position embeddings are
       interpolated to it. `None` keeps the checkpoint's own.
     - `dtype`: compute type of the tower, `float32` or `bfloat16`; `remat`: recompute activations
       in the backward pass.
-    - `normalised`: rescale and normalise as the model's image processor says; otherwise images
+    - `normalised`: rescale and normalise according to the model's image processor; otherwise images
       stay in 0..1.
 
     **Returns:** the backbone, and its parameters in float32.
@@ -195,7 +195,7 @@ def describe_backbone(
 def tower_tensors(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
     """Return the image tower's part of a checkpoint, by the paths of the tower's own tree.
 
-    Tensors of no known part keep their paths, so that they are reported as unexpected.
+    Tensors that belong to no known part keep their paths, so that they are reported as unexpected.
     """
     return {
         path.removeprefix(VISION): tensor
@@ -225,7 +225,7 @@ def abstract_params(backbone: Backbone) -> PyTree[jax.ShapeDtypeStruct]:
 
 
 def _bicubic_matrix(new: int, old: int) -> Float[np.ndarray, "new old"]:
-    """Return the matrix of one-dimensional bicubic interpolation, edge samples repeated."""
+    """Return the matrix of one-dimensional bicubic interpolation with repeated edge samples."""
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(centres).astype(int) - 1
     matrix = np.zeros((new, old))
@@ -240,9 +240,9 @@ def interpolate_positions(
 ) -> Float[np.ndarray, "one new_tokens width"]:
     """Interpolate position embeddings to ``grid x grid`` patches; rows of class tokens are kept.
 
-    Bicubic with a = -0.75 and without antialiasing, as `interpolate_pos_encoding` of Hugging
-    Face's ViT in torch. Embeddings that do not form a square of patches behind no, one or two other
-    tokens (never more than one of the three is possible) are returned unchanged.
+    Bicubic with a = -0.75 and without antialiasing, like `interpolate_pos_encoding` of Hugging
+    Face's ViT in torch. Embeddings that do not form a square of patches after zero, one or two
+    other tokens (at most one of the three is possible) are returned unchanged.
     """
     rows = positions.shape[1]
     for first in range(3):

@@ -35,7 +35,7 @@ _QUANTISED = ("int8", "uint8", "int4", "uint4")
 class Checkpoint:
     """Tensors by the keys of their file: `torch` names and layouts, or flax's paths and layouts.
 
-    Those of open_clip are by the keys of transformers.
+    Tensors of open_clip have the keys of transformers.
     """
 
     tensors: dict[str, np.ndarray]
@@ -67,8 +67,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     """Read a directory's weights.
 
     A `pytorch_model.bin` is a pickle: it is read only where torch is installed, which then refuses
-    everything but tensors (`weights_only`). What trainers wrap around the tensors is taken off:
-    ``{"state_dict": ...}``, and the prefixes of data-parallel and of compiled modules.
+    everything but tensors (`weights_only`). Wrappers that trainers add around the tensors are
+    removed: ``{"state_dict": ...}``, and the prefixes of data-parallel and of compiled modules.
 
     **Raises:** `InputError` that names a missing, truncated or otherwise unreadable file, or
     quantised weights.
@@ -97,7 +97,7 @@ def _without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _require_whole(tensors: dict[str, np.ndarray], origin: Path) -> None:
-    """Check that no weight is a rounded number whose scale lies elsewhere."""
+    """Check that no weight is a rounded number with its scale stored elsewhere."""
     kinds = {key: str(tensor.dtype) for key, tensor in tensors.items()}
     small = [key for key, kind in kinds.items() if kind in _QUANTISED or kind.startswith("float8")]
     if small:

@@ -26,7 +26,7 @@ _SHOWN = 3  # leaves named by a fault
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with leaves of a checkpoint (or worth knowing), and what follows from it."""
+    """What is wrong with leaves of a checkpoint (or worth knowing), and its consequence."""
 
     level: Level
     check: str
@@ -63,9 +63,9 @@ def check_model(model: str | Path) -> Checkup:
 
 
 def prompt_reader(model: str | Path) -> Callable[[Sequence[str]], np.ndarray] | None:
-    """Return what makes tokens of texts for a model's text tower; `None` if it has none.
+    """Return a function that tokenises texts for a model's text tower; `None` if it has none.
 
-    **Raises:** `InputError` that names a tokenizer that cannot be read, or is of another model.
+    **Raises:** `InputError` that names a tokenizer that cannot be read, or is for another model.
     """
     directory = local_directory(model)
     text = read_config(config_file(directory)).text

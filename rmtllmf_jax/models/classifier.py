@@ -1,4 +1,4 @@
-"""A head as the last layer of a checkpoint: the model's own, and one that is written beside it."""
+"""A head as the last layer of a checkpoint: the model's own, and one written along with it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class FAMILYVisionClassifier(FAMILYPreTrainedModel):
 
 
 def code_for(family: str) -> str:
-    """Return what transformers needs to open a classifier that it has no class for."""
+    """Return what transformers needs to open a classifier for which it has no class."""
     return _CODE.replace("FAMILY", _PREFIXES[family]).replace("MODULE", family)
 
 
@@ -97,8 +97,8 @@ class Classifier:
     def config(self, model: ModelConfig, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a model's `config.json` with the classifier in it.
 
-        A CLIP becomes that of its vision encoder: of the whole one, transformers would make a
-        classifier on other features without a word.
+        For a CLIP it becomes that of its vision encoder: from the whole one, transformers would
+        silently make a classifier on other features.
         """
         about: dict[str, Any] = {
             "id2label": {str(number): name for number, name in enumerate(self.labels)},
@@ -130,10 +130,10 @@ class Classifier:
 def read_classifier(found: Pretrained) -> Classifier:
     """Return the classifier of a checkpoint, on the features of its image tower.
 
-    That is of `ViTForImageClassification` and those of DeiT, DINOv2 and SigLIP (without its head),
-    or of a directory that `rmtllmf export` wrote.
+    The classifier is that of `ViTForImageClassification` and those of DeiT, DINOv2 and SigLIP
+    (without its head), or of a directory that `rmtllmf export` wrote.
 
-    **Raises:** `InputError` that names the file if there is none, if it reads other features than
+    **Raises:** `InputError` that names the file if there is none, if it uses features other than
     ours, or if names and weights disagree.
     """
     config = found.content

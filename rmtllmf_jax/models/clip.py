@@ -1,4 +1,4 @@
-"""CLIP and SigLIP's vision encoder in Flax, with parameters of Hugging Face's names.
+"""CLIP and SigLIP's vision encoder in Flax, with Hugging Face's parameter names.
 
 A leaf's path is the checkpoint's key with ``/`` for ``.`` and flax's names for ``weight``
 (``kernel``, ``scale``, ``embedding``), for example
@@ -82,7 +82,7 @@ class CausalLayer(Layer):
 
 
 class VisionEmbeddings(nn.Module):
-    """Patch embeddings behind the class token, if there is one, plus position embeddings."""
+    """Patch embeddings after the class token, if there is one, plus position embeddings."""
 
     shape: ViTShape
 
@@ -103,7 +103,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Attention of one query to all tokens, with torch's leaves of `MultiheadAttention`."""
+    """Attention of one query to all tokens, with the leaves of torch's `MultiheadAttention`."""
 
     shape: ViTShape
 
@@ -120,7 +120,7 @@ class QueryAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """SigLIP's head: what a learned query attends to, and an MLP beside it."""
+    """SigLIP's head: attention pooling by a learned query, with a residual MLP."""
 
     shape: ViTShape
 
@@ -137,8 +137,8 @@ class AttentionPool(nn.Module):
 class CLIPVision(nn.Module):
     """Normalised images in, a feature (`ViTShape.pool`) after the last LayerNorm out.
 
-    That is the `pooler_output` of `CLIPVisionModel`: the class token's, before the projection into
-    the shared space; and that of `SiglipVisionModel`.
+    This is the `pooler_output` of `CLIPVisionModel` (the class token's, before the projection into
+    the shared space) and of `SiglipVisionModel`.
     """
 
     shape: ViTShape
@@ -222,7 +222,7 @@ class CLIP(nn.Module):
 
     @nn.nowrap
     def zero_shot(self, params: PyTree, directions: Float[Array, "classes projection"]) -> Head:
-        """Return the head of classes whose texts have these features, of unit length."""
+        """Return the head for classes with these text features, of unit length."""
         kernel = jnp.exp(params["logit_scale"]).astype(jnp.float32) * directions.T
         projection = jnp.asarray(params["visual_projection"]["kernel"], jnp.float32)
         return Head(kernel, jnp.zeros(len(directions), jnp.float32), projection)

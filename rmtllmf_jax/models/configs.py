@@ -56,8 +56,8 @@ _TEXT_SIZES = ("vocab_size", "max_position_embeddings")
 class ModelConfig:
     """The content of a configuration: its `kind`, one of `KINDS`, and its towers.
 
-    `text` is `None` where the model has no text tower that shares a space with images, and
-    `projection` where there is none into such a space.
+    `text` is `None` if the model has no text tower that shares a space with images, and
+    `projection` is `None` if there is no projection into such a space.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class ModelConfig:
 
     @property
     def family(self) -> str:
-        """The `model_type` of the whole model that the image tower is of."""
+        """The `model_type` of the whole model to which the image tower belongs."""
         return self.kind.removesuffix("_vision_model")
 
     def towers(self, path: Path) -> CLIPShape | SiglipShape:
@@ -101,17 +101,17 @@ def published_config(model: str) -> ModelConfig | None:
 
 
 def config_file(directory: Path) -> Path:
-    """Return the configuration of a model's directory: Hugging Face's, or else open_clip's."""
+    """Return the configuration file in a model's directory: Hugging Face's, or else open_clip's."""
     path = directory / CONFIG
     other = directory / open_clip.CONFIG
     return other if other.is_file() and not path.is_file() else path
 
 
 def config_content(path: Path) -> dict[str, Any]:
-    """Return the content of a `config.json`, or an `open_clip_config.json` as such a one.
+    """Return the content of a `config.json`, or an `open_clip_config.json` in the same form.
 
-    **Raises:** `InputError` that names the file if it is no JSON object, or not of a model that
-    can be built, or of quantised weights.
+    **Raises:** `InputError` that names the file if it is not a JSON object, or is not for a model
+    that can be built, or is for quantised weights.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -198,7 +198,7 @@ def _both_towers(full: Any, path: Path) -> ModelConfig:
 
 
 def _siglip_towers(full: Any, path: Path) -> ModelConfig:
-    """Return SigLIP's towers: no text tower where images have no feature in its space."""
+    """Return SigLIP's towers, without a text tower if images have no feature in its space."""
     vision, text = _vision(full.vision_config, path, "vision_config."), full.text_config
     if vision.pool != "attention":
         return ModelConfig("siglip", vision)

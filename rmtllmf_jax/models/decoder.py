@@ -1,4 +1,4 @@
-"""A decoder of text as a Flax linen module: Llama, Mistral, Qwen2 and Qwen3, by flags.
+"""A text decoder as a Flax linen module: Llama, Mistral, Qwen2 and Qwen3, by flags.
 
 A leaf's path is the checkpoint's key with ``/`` for ``.`` and flax's names for ``weight``
 (``kernel``, ``scale``, ``embedding``), for example ``model/layers/0/self_attn/q_proj/kernel``.
@@ -31,7 +31,7 @@ _dense = partial(dense, kernel_init=nn.initializers.normal(0.02))
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far, a pair per layer."""
+    """Keys and values of the tokens read so far, one pair per layer."""
 
     layers: tuple[tuple[Float[Array, "batch capacity kv_heads head_dim"], ...], ...]
 
@@ -112,7 +112,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer block; returns its keys and values too."""
+    """One pre-norm transformer block; also returns its keys and values."""
 
     shape: DecoderShape
 
@@ -165,7 +165,7 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens in, logits of the next tokens out, as `...ForCausalLM` of transformers."""
+    """Tokens in, logits of the next tokens out, like `...ForCausalLM` in transformers."""
 
     shape: DecoderShape
 
@@ -184,8 +184,8 @@ class Decoder(nn.Module):
 
         **Arguments:**
 
-        - `segments`: where rows hold several texts, the number of each token's: a token sees those
-          of its own text, and positions begin anew. Texts are contiguous. `None` is one per row.
+        - `segments`: if rows hold several texts, the text number of each token: a token sees those
+          of its own text, and positions restart. Texts are contiguous. `None` is one per row.
 
         **Raises:** `InputError` if rows are longer than the checkpoint's attention window.
         """
@@ -199,9 +199,9 @@ class Decoder(nn.Module):
         positions: Int[Array, "batch tokens"],
         cache: Cache,
     ) -> tuple[Float[Array, "batch tokens vocabulary"], Cache]:
-        """Return the logits of tokens that follow those in the cache, and the cache with them.
+        """Return the logits of tokens that follow those in the cache, and the updated cache.
 
-        A token sees what lies in the cache up to its own position.
+        A token sees the cache up to its own position.
 
         **Raises:** `InputError` if the cache is longer than the checkpoint's attention window.
         """
@@ -218,13 +218,13 @@ class Decoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what logits depend on besides parameters, tokens and compute type."""
+        """Hash of everything that logits depend on besides parameters, tokens and compute type."""
         shape = asdict(self.shape)
         del shape["dtype"], shape["remat"]
         return content_hash({**shape, "rotary": repr(self.shape.rotary)})
 
     def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs: rows of tokens are taken as they are."""
+        """Return the inputs: rows of tokens are used unchanged."""
         return dict(inputs)
 
     def outputs(
@@ -232,7 +232,7 @@ class Decoder(nn.Module):
     ) -> Float[Array, "*rows tokens vocabulary"]:
         """Return the logits of the tokens after `inputs["tokens"]`; tasks have no `head`.
 
-        Axes before the last one are rows; `inputs["segments"]` says which text a token is of.
+        Axes before the last one are rows; `inputs["segments"]` gives the text of each token.
         """
         tokens, segments = inputs["tokens"], inputs.get("segments")
         flat = tokens.reshape(-1, tokens.shape[-1])
@@ -242,7 +242,7 @@ class Decoder(nn.Module):
         return logits.reshape(*tokens.shape, -1)
 
     def require_length(self, tokens: int) -> None:
-        """Check that attention sees texts of a length in full.
+        """Check that attention covers texts of a length in full.
 
         **Raises:** `InputError` that names the window.
         """

@@ -1,4 +1,4 @@
-"""From a Hugging Face `config.json` to the shape of a decoder of text."""
+"""From a Hugging Face `config.json` to the shape of a text decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCALINGS = ("default", "linear", "llama3")
 
 
 def is_decoder(path: Path) -> bool:
-    """Whether a `config.json` is of one of `DECODERS`.
+    """Whether a `config.json` is for one of `DECODERS`.
 
     **Raises:** `InputError` if it cannot be read.
     """
@@ -118,7 +118,7 @@ def _window(config: Any) -> int | None:
 
 
 def _require_scaling(content: dict[str, Any], path: Path) -> None:
-    """Check the kind of rotary embedding, before transformers speaks of it."""
+    """Check the kind of rotary embedding, before transformers reports it."""
     for section in ("rope_parameters", "rope_scaling"):  # of transformers 5, and before
         rope = content.get(section)
         if rope is None:

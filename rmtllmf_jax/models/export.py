@@ -58,18 +58,18 @@ def export_model(
     ``vision_model.``, which transformers 4 and 5 read as `CLIPModel` and as `CLIPVisionModel`. The
     folder appears complete, by one rename.
 
-    With a `classifier` the directory holds the image tower and it alone, and
-    ``transformers.pipeline("image-classification", folder)`` answers with its labels: of a ViT as
-    `ViTForImageClassification`; of CLIP, whose class token no class of transformers reads (nor
-    what SigLIP's head attends to), by code beside the weights, for which one gives
+    With a `classifier` the directory holds only the image tower and the classifier, and
+    ``transformers.pipeline("image-classification", folder)`` answers with its labels. A ViT is
+    opened as `ViTForImageClassification`. No class in transformers reads CLIP's class token (nor
+    the output of SigLIP's head), so these come with code beside the weights, which requires
     ``trust_remote_code=True``.
 
     **Arguments:**
 
     - `tower`: parameters of the image tower (`backbone.load_backbone`).
     - `image_size`: side in pixels of the tower's input images.
-    - `fit`: how images become square; `None` keeps the pretrained model's way. `resize_to` is what
-      they are resized to before that, if it is not `image_size`.
+    - `fit`: how images become square; `None` keeps the pretrained model's way. `resize_to` is the
+      size to which they are resized before that, if it is not `image_size`.
     - `normalised`: whether they are normalised, or stay in 0..1.
     - `classifier`: a task's head, and the names of its classes.
 
@@ -106,10 +106,10 @@ def export_model(
 def export_decoder(
     folder: Path, base: str | Path, params: PyTree, *, dtype: str = "float32"
 ) -> None:
-    """Write a decoder of text with other parameters as a Hugging Face directory.
+    """Write a text decoder with other parameters as a Hugging Face directory.
 
-    Configuration, tokenizer and chat template are those of the model that it was made from. The
-    folder appears complete, by one rename.
+    Configuration, tokenizer and chat template are those of the original model. The folder appears
+    complete, by one rename.
 
     **Arguments:**
 

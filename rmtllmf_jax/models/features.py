@@ -30,7 +30,7 @@ def extract_features(
 ) -> Float[np.ndarray, "n width"]:
     """Return the features of all images, which may be a memory map; one batch size is compiled.
 
-    Images of another size than the backbone's are resized on the device.
+    Images of a size other than the backbone's are resized on the device.
     """
     features = np.empty((len(images), backbone.width), np.float32)
     with progress_bar(description, len(images)) as advance:

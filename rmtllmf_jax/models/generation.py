@@ -97,15 +97,15 @@ def generate(
 
     **Arguments:**
 
-    - `prompts`: tokens; their lengths may differ. What a row says is independent of the others,
-      unless it is drawn.
-    - `count`: tokens to add, at most.
+    - `prompts`: tokens; their lengths may differ. A row's text is independent of the others, unless
+      it is drawn.
+    - `count`: maximum number of tokens to add.
     - `sampler`: `Greedy()`, `Sampled(...)`, or your own: `(logits, key) -> tokens`.
-    - `key`: of the draws; greedy text needs none.
+    - `key`: that of the draws; greedy text needs none.
     - `end`: tokens that end a text; they are left out.
 
-    **Raises:** `InputError` for an empty prompt, one that holds no tokens of the vocabulary, or one
-    that is with `count` longer than the model's positions or its sliding window.
+    **Raises:** `InputError` for an empty prompt, one with tokens outside the vocabulary, or one
+    that together with `count` exceeds the model's positions or its sliding window.
     """
     require_at_least("count", count, 1)
     lengths = [len(prompt) for prompt in prompts]
@@ -162,7 +162,7 @@ def _generate(
     count: int,
     capacity: int,
 ) -> Int[Array, "batch count"]:
-    """Return `count` more tokens; those after an end token mean nothing."""
+    """Return `count` more tokens; those after an end token are meaningless."""
     step = partial(decoder.apply, {"params": params}, method="step")
     batch = len(prompts)
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)

@@ -27,7 +27,7 @@ class Head:
     """``logits = features @ kernel + bias``. Stacked heads have a leading axis of tasks.
 
     With a `projection` (CLIP's, into the space shared with texts) the features are first projected
-    and scaled to unit length; with `unit` (SigLIP's) they are scaled as they are.
+    and scaled to unit length; with `unit` (SigLIP's) they are only scaled.
     """
 
     kernel: Float[Array, "*tasks inputs classes"]
@@ -54,8 +54,8 @@ def lda_head(
 ) -> Head:
     """Return the head of shrinkage linear discriminant analysis, in closed form.
 
-    Class covariances shrunk by Ledoit and Wolf's rule, empirical priors: for backbones without a
-    text tower. Its logits are log posteriors up to a constant per sample.
+    For backbones without a text tower: class covariances shrunk by Ledoit and Wolf's rule, and
+    empirical priors. Its logits are log posteriors up to a constant per sample.
 
     **Raises:** `InputError` if a class has no sample, if every class has only one, or if features
     are not finite.
@@ -155,8 +155,8 @@ def logits_by_task(
 ) -> Float[Array, "batch classes"]:
     """Return the logits of a batch whose samples belong to different tasks of stacked heads.
 
-    Every head is applied to every sample and the sample's own is selected: gathering one kernel
-    per sample would move far more memory.
+    Every head is applied to every sample and the right one is selected: gathering one kernel per
+    sample would move far more memory.
     """
     if heads.projection is None:
         features = unit_length(features) if heads.unit else features

@@ -61,12 +61,13 @@ def local_directory(model: str | Path) -> Path:
 
 
 def safetensors_place(model: Path) -> Path:
-    """Return where a checkpoint in safetensors lies: itself if it exists, or by its hub id.
+    """Return where a safetensors checkpoint is stored: itself if it exists, or by its hub id.
 
-    An id may name a branch, tag or commit (``owner/name@revision``). Any layout of safetensors will
-    do, shards among them; what is complete in the local hub cache is used without the network.
+    An id may name a branch, tag or commit (``owner/name@revision``). Any layout of safetensors
+    works, including shards; what is complete in the local hub cache is used without the network.
 
-    **Raises:** `InputError` as `local_directory`, but what looks like no id is returned as it is.
+    **Raises:** `InputError` as `local_directory`, but anything that is not like an id is returned
+    unchanged.
     """
     if model.expanduser().exists():
         return model
@@ -80,9 +81,9 @@ def safetensors_place(model: Path) -> Path:
 
 
 def adapter_place(model: str) -> Path | None:
-    """Return the directory of a LoRA adapter, by its path or hub id; None if it is no adapter.
+    """Return the directory of a LoRA adapter, by its path or hub id; None if it is not an adapter.
 
-    **Raises:** `InputError` as `local_directory`, for an id that the hub has to be asked for.
+    **Raises:** `InputError` as `local_directory`, for an id that needs a request to the hub.
     """
     path = Path(model).expanduser()
     if path.exists() or in_cache(model) or not _ID.fullmatch(model):
@@ -130,7 +131,7 @@ def _download_safetensors(name: str, revision: str | None) -> Path:
 def embedded_directory(name: str = "clip-mini") -> Path:
     """Return the Hugging Face directory of an embedded model.
 
-    It is in the package if that was installed, otherwise in `checkpoints/` of the repository.
+    It is in the package if that is installed, otherwise in `checkpoints/` of the repository.
 
     **Raises:** `InputError` for an unknown name, or if neither folder exists.
     """
@@ -182,7 +183,7 @@ def _download(name: str) -> Path:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn what the hub's client raises into an `InputError` that says what to do."""
+    """Turn errors of the hub's client into an `InputError` that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,

@@ -91,8 +91,8 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
 def _rows_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
     """Return whether Pillow resizes the rows' axis (height) before the columns'.
 
-    Since Pillow 13 it does so where the height shrinks by more than twice as many pixels as the
-    width; older versions never do. The order matters, as grey levels are rounded in between.
+    Since Pillow 13 it does so if the height shrinks by more than twice as many pixels as the width;
+    older versions never do. The order matters, as grey levels are rounded in between.
     """
     return old[0] - new[0] > max(0, 2 * (old[1] - new[1]))
 
@@ -101,18 +101,18 @@ def _rows_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
 def resize(
     images: UInt8[Array, "batch height width channels"], size: int, fit: str = "crop"
 ) -> UInt8[Array, "batch {size} {size} channels"]:
-    """Return images as squares of `size` pixels: bicubic, antialiased, Pillow's to the last bit.
+    """Return images as squares of `size` pixels: bicubic, antialiased, bitwise equal to Pillow's.
 
     Pillow's two passes, each rounded to 8 bits, with its 22-bit weights, as products of small
     whole numbers. In tests/parity/test_preprocessing.py no pixel differs from Pillow 13 or
     `CLIPImageProcessorPil`, enlarged or reduced; `jax.image.resize(cubic)` differs by up to .7 grey
-    levels on average and 25 at most. Older versions of Pillow differ only in tall images, whose
-    passes they take in the other order. Pixels that the crop drops are not computed; images that
-    already have the size are returned unchanged. Exact while no side shrinks a hundredfold.
+    levels on average and 25 at most. Older versions of Pillow differ only for tall images, where
+    they take the passes in the other order. Pixels that the crop drops are not computed; images
+    that already have the size are returned unchanged. Exact unless a side shrinks a hundredfold.
 
     **Arguments:**
 
-    - `images`: grey levels 0..255, all of one height and width.
+    - `images`: grey levels 0..255, all with the same height and width.
     - `size`: height and width of the result in pixels.
     - `fit`: `"crop"` resizes the shorter side to `size` and takes the centre, which is CLIP's own
       preprocessing; `"squash"` resizes both sides to `size`, whatever the aspect ratio.

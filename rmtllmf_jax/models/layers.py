@@ -1,4 +1,4 @@
-"""Layers shared by all towers, which only add the names that their checkpoints use."""
+"""Layers shared by all towers, which only add the names used in their checkpoints."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def attend(
 ) -> Float[Array, "batch read width"]:
     """Multi-head attention between projected tokens; `causal` hides later tokens.
 
-    `jax.nn.dot_product_attention` with another softmax: its own is in float32 even where all else
-    is in float64, and its derivative takes a tenth of a small model's gradient on a CPU.
+    `jax.nn.dot_product_attention` with another softmax: its own is in float32 even if everything
+    else is in float64, and its derivative takes a tenth of a small model's gradient on a CPU.
     """
 
     def split(x: Float[Array, "batch some width"]) -> Float[Array, "batch heads some part"]:
@@ -221,7 +221,7 @@ def _by_rows(
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _standardised(x: Float[Array, "rows width"], epsilon: float) -> Float[Array, "rows width"]:
-    """Every row minus its mean, over its standard deviation."""
+    """Every row minus its mean, divided by its standard deviation."""
     return _standardise(x, epsilon)[0]
 
 

@@ -1,7 +1,7 @@
 """Between the keys of checkpoints and the paths of our trees, both ways.
 
 Our paths are those of Hugging Face's flax checkpoints: ``/`` between names, and ``kernel``,
-``scale`` or ``embedding`` where torch says ``weight``. Kernels are (inputs, outputs) and, for
+``scale`` or ``embedding`` where torch has ``weight``. Kernels are (inputs, outputs) and, for
 convolutions, (height, width, inputs, outputs).
 """
 
@@ -30,8 +30,8 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
     Takes the layouts of `CLIPModel`, of `CLIPVisionModel` with the prefix ``vision_model.``
     (transformers 4) and without (5), of `CLIPVisionModelWithProjection`, and of `ViTModel` with and
     without ``vit.``, by the names of `save_pretrained` and by those of a state dict of transformers
-    5 (``layers.0.mlp.fc1``); buffers (``position_ids``) are left out. DeiT, DINOv2 and SigLIP are
-    named alike.
+    5 (``layers.0.mlp.fc1``); buffers (``position_ids``) are left out. DeiT, DINOv2 and SigLIP use
+    the same naming.
     """
     is_vit = kind in VITS
     renamed = {}
@@ -57,7 +57,7 @@ def to_paths(tensors: dict[str, np.ndarray], kind: str, torch: bool) -> dict[str
 
 
 def _gated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return tensors in which gate and value of a SwiGLU are one leaf, as files have it."""
+    """Return tensors with gate and value of a SwiGLU as one leaf, as in files."""
     found = {}
     for path, tensor in tensors.items():
         if "/mlp/up_proj/" in path:
@@ -76,8 +76,9 @@ def to_decoder_paths(
 ) -> dict[str, np.ndarray]:
     """Return the tensors of a decoder's checkpoint by the paths of our trees.
 
-    Takes the layouts of `...ForCausalLM`, and of `LlamaModel` and the like, without ``model.``;
-    buffers (``inv_freq``) are left out, and so is a copy of the table that a `tied` model stores.
+    Takes the layouts of `...ForCausalLM`, and those of `LlamaModel` and similar classes, without
+    ``model.``; buffers (``inv_freq``) are left out, and so is a copy of the table in a `tied`
+    model.
     """
     renamed = {}
     for key, tensor in tensors.items():

@@ -65,7 +65,7 @@ def is_open_clip(tensors: Mapping[str, Any]) -> bool:
 def as_hugging_face(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return an open_clip checkpoint's tensors by the names of `transformers.CLIPModel`.
 
-    Keys of no known part keep their names, so that they are reported as unexpected.
+    Keys that belong to no known part keep their names, so that they are reported as unexpected.
     """
     found: dict[str, np.ndarray] = {}
     for key, tensor in tensors.items():
@@ -100,7 +100,7 @@ def _block(block: re.Match[str], tensor: np.ndarray) -> dict[str, np.ndarray]:
 def hugging_face_config(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return an `open_clip_config.json` as the `config.json` of a `CLIPModel`.
 
-    **Raises:** `InputError` that names the file and what makes it another model.
+    **Raises:** `InputError` that names the file and what makes it a different model.
     """
     cfg = content.get("model_cfg")
     if not isinstance(cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= cfg.keys():

@@ -36,7 +36,7 @@ class Pretrained:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The content of its `config.json` (of open_clip's, as transformers would have it)."""
+        """The content of its `config.json` (for open_clip, converted to that of transformers)."""
         return config_content(config_file(self.directory))
 
 
@@ -84,11 +84,11 @@ def abstract_clip(clip: CLIP | Siglip) -> Any:
 def load_decoder(
     model: str | Path, *, dtype: str = "float32", remat: bool = False
 ) -> tuple[Decoder, PyTree]:
-    """Load a decoder of text from a directory or by its hub id.
+    """Load a text decoder from a directory or by its hub id.
 
     **Arguments:**
 
-    - `model`: of `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM` or
+    - `model`: a `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM` or
       `Qwen3ForCausalLM`, in one file or sharded.
     - `dtype`: compute type, `float32` or `bfloat16`; `remat`: recompute activations in the
       backward pass.

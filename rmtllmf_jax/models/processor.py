@@ -84,10 +84,10 @@ class ImageProcessor:
     """How a model wants its images.
 
     `mean` and `std`, per channel, are for images in 0..1: ``(images / 255 - mean) / std`` covers
-    rescaling and normalising together, either alone, and neither. `fit` is `None` where images
-    become square in a way that is not implemented, which `unfit` names. `before_crop` are the sides
-    to which images are resized and which are then cut out, (256, 224), where they are not the same.
-    `origin` is the file, `None` where the model has none.
+    rescaling and normalising together, either alone, and neither. `fit` is `None` if images become
+    square in a way that is not implemented, which `unfit` names. `before_crop` holds the side to
+    which images are resized and the side that is then cut out, (256, 224), if they differ.
+    `origin` is the file, `None` if the model has none.
     """
 
     mean: tuple[float, ...]
@@ -111,10 +111,9 @@ class ImageProcessor:
         return self.fit
 
     def resize_to(self, image_size: int) -> int | None:
-        """Return what images are resized to before squares of `image_size` pixels are cut out.
+        """Return the size to which images are resized before `image_size` pixels are cut out.
 
-        `None` is `image_size`; at other sizes than the model's own, the share that is cut off is
-        kept.
+        `None` is `image_size`; at sizes other than the model's own, the same share is cut off.
         """
         if self.before_crop is None:
             return None
@@ -145,7 +144,7 @@ class ImageProcessor:
 
 
 def _default_type(kind: str) -> str:
-    """Return the type that a kind's images are described by."""
+    """Return the type of image processor that describes a kind's images."""
     return "ViTImageProcessor" if kind == "vit" else "CLIPImageProcessor"
 
 

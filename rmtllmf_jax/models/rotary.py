@@ -47,9 +47,9 @@ class LinearRotary(Rotary):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rotary(Rotary):
-    """Long wavelengths divided by `factor`, short ones kept, smoothly between ("llama3").
+    """Long wavelengths divided by `factor`, short ones kept, smooth in between ("llama3").
 
-    Wavelengths of `positions` / `low` tokens and more are long, up to `positions` / `high` short.
+    Wavelengths of `positions` / `low` tokens or more are long, up to `positions` / `high` short.
     Reference: Llama 3.1, arXiv 2407.21783.
     """
 
@@ -79,7 +79,7 @@ class Llama3Rotary(Rotary):
 def require_positive(rotary: Rotary) -> None:
     """Check that all numbers of a value are finite and positive.
 
-    **Raises:** `InputError` that names the other one.
+    **Raises:** `InputError` that names one that is not.
     """
     for name, value in vars(rotary).items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -92,7 +92,7 @@ def rotate(
     positions: Int[Array, "batch tokens"],
     rotary: Rotary,
 ) -> Float[Array, "batch tokens heads head_dim"]:
-    """Turn the pairs of every head by position times frequency.
+    """Rotate the pairs of every head by position times frequency.
 
     Angles are in float32, and the result in the type of `x`.
     """

@@ -42,7 +42,7 @@ class TransformerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTShape(TransformerShape):
-    """An image tower: ViT, CLIP's, DeiT, DINOv2 and SigLIP's differ by these flags."""
+    """An image tower: those of ViT, CLIP, DeiT, DINOv2 and SigLIP differ by these flags."""
 
     image_size: int
     patch_size: int
@@ -85,7 +85,7 @@ class TextShape(TransformerShape):
 
     @property
     def largest_is_end(self) -> bool:
-        """Whether the end token is a text's largest: the meaning of 2, an error in old files."""
+        """Whether the end token is a text's largest: the meaning of 2, a mistake in old files."""
         return self.end_token == 2
 
 
@@ -102,9 +102,9 @@ class SiglipTextShape(TransformerShape):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape(TransformerShape):
-    """A decoder of text: Llama, Mistral, Qwen2 and Qwen3 differ by these flags.
+    """A text decoder: Llama, Mistral, Qwen2 and Qwen3 differ by these flags.
 
-    `layer_norm_eps` is RMSNorm's (`rms_norm_eps`).
+    `layer_norm_eps` is that of RMSNorm (`rms_norm_eps`).
     """
 
     vocabulary: int
@@ -127,7 +127,7 @@ class DecoderShape(TransformerShape):
 
 @dataclass(frozen=True)
 class CLIPShape:
-    """Both towers and the length of the space they share."""
+    """Both towers and the dimension of the space they share."""
 
     vision: ViTShape
     text: TextShape
@@ -136,7 +136,7 @@ class CLIPShape:
 
 @dataclass(frozen=True)
 class SiglipShape:
-    """Both towers, whose features share a space without a projection."""
+    """Both towers, with features in a shared space without a projection."""
 
     vision: ViTShape
     text: SiglipTextShape

@@ -1,4 +1,4 @@
-"""What tasks share: a model without its parameters, of images or of texts."""
+"""What tasks share: a model without its parameters, for images or for texts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 class SharedModel(Protocol):
     """A model without its parameters: static, hashable, and pure in what it computes.
 
-    `Backbone` is one of images, whose tasks have a head each, and `Decoder` one of texts, whose
-    tasks have none.
+    `Backbone` is for images, with one head per task, and `Decoder` for texts, without heads.
     """
 
     def __hash__(self) -> int:
-        """Return the same for models that compute the same."""
+        """Return the same value for models that compute the same."""
         ...
 
     @property
@@ -32,7 +31,7 @@ class SharedModel(Protocol):
         ...
 
     def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs of a batch, arrays of any kind, as `outputs` takes them.
+        """Return the inputs of a batch, arrays of any kind, in the form that `outputs` takes.
 
         Not for compiled programs.
         """
@@ -48,16 +47,16 @@ class SharedModel(Protocol):
 
         **Arguments:**
 
-        - `head`: the task's; where `inputs["task"]` says whose each sample is, those of all tasks,
-          stacked. `None` of texts.
+        - `head`: that of the task; if `inputs["task"]` gives the task of each sample, those of all
+          tasks, stacked. `None` for texts.
         """
         ...
 
 
 def images_only(model: Any, what: str) -> Backbone:
-    """Return a model of images.
+    """Return an image model.
 
-    **Raises:** `InputError` that says what is for images alone.
+    **Raises:** `InputError` that says what works only for images.
     """
     from rmtllmf_jax.models.decoder import Decoder  # which needs flax
 

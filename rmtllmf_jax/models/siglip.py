@@ -1,4 +1,4 @@
-"""SigLIP's text tower and both towers in Flax, with parameters of Hugging Face's names.
+"""SigLIP's text tower and both towers in Flax, with Hugging Face's parameter names.
 
 The image tower is `clip.CLIPVision` with other flags.
 
@@ -23,7 +23,7 @@ from rmtllmf_jax.models.shapes import CLIPShape, SiglipShape, SiglipTextShape, T
 class SiglipText(nn.Module):
     """Padded tokens in, a linear map of the last one's feature out.
 
-    That is `pooler_output` of `SiglipTextModel`. Attention is not causal, and sees the padding.
+    This is `pooler_output` of `SiglipTextModel`. Attention is not causal, and sees the padding.
     """
 
     shape: SiglipTextShape
@@ -37,7 +37,7 @@ class SiglipText(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Both towers, whose features share a space as they are, and scale and bias of the logits."""
+    """Both towers, with features in a shared space, and scale and bias of the logits."""
 
     shape: SiglipShape
     text_parts: ClassVar[tuple[str, ...]] = ("text_model", "logit_scale", "logit_bias")
@@ -63,9 +63,9 @@ class Siglip(nn.Module):
 
     @nn.nowrap
     def zero_shot(self, params: PyTree, directions: Float[Array, "classes features"]) -> Head:
-        """Return the head of classes whose texts have these features, of unit length.
+        """Return the head for classes with these text features, of unit length.
 
-        Its logits are those of `SiglipModel`, whose sigmoid is the probability that image and text
+        Its logits are those of `SiglipModel`: their sigmoid is the probability that image and text
         belong together. Among the classes of a task the bias, the same for all, changes nothing.
         """
         kernel = jnp.exp(params["logit_scale"]).astype(jnp.float32) * directions.T
@@ -87,5 +87,5 @@ def two_towers(shape: CLIPShape | SiglipShape) -> CLIP | Siglip:
 
 
 def text_tower(shape: TextShape | SiglipTextShape) -> CLIPText | SiglipText:
-    """Return the text tower alone."""
+    """Return only the text tower."""
     return SiglipText(shape) if isinstance(shape, SiglipTextShape) else CLIPText(shape)

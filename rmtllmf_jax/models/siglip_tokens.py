@@ -1,4 +1,4 @@
-"""SigLIP's tokens of texts, with the tokenizer of a Hugging Face directory."""
+"""SigLIP's tokens for texts, with the tokenizer of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ other one alone."""
 
 
 def load_siglip_tokenizer(directory: Path, text: SiglipTextShape) -> Any:
-    """Return the tokenizer of a SigLIP's directory, offline.
+    """Return the tokenizer of a SigLIP directory, offline.
 
-    `transformers.SiglipTokenizer` where there is a `spiece.model`, which lowers letters and takes
-    punctuation away; else what `tokenizer.json` says, with lowered letters.
+    `transformers.SiglipTokenizer` if there is a `spiece.model`, which lowercases and removes
+    punctuation; otherwise that of `tokenizer.json`, with lowercasing.
 
     **Raises:** `InputError` that names the missing or damaged file, or the numbers of tokens that
-    differ; `MissingExtra` without sentencepiece where there is a `spiece.model`.
+    differ; `MissingExtra` without sentencepiece if there is a `spiece.model`.
     """
     if (directory / PIECES).is_file():
         with needed_by(f"{directory / PIECES}"):
@@ -50,7 +50,7 @@ def load_siglip_tokenizer(directory: Path, text: SiglipTextShape) -> Any:
 def require_siglip_tokenizer(tokenizer: Any, text: SiglipTextShape, origin: Path | str) -> None:
     """Check that a tokenizer fits a text tower.
 
-    **Raises:** `InputError` that names `origin` and what it lacks, or has too much of.
+    **Raises:** `InputError` that names `origin` and what is missing or superfluous.
     """
     if len(tokenizer) > text.vocabulary:
         raise InputError(
@@ -67,14 +67,14 @@ def require_siglip_tokenizer(tokenizer: Any, text: SiglipTextShape, origin: Path
 def tokenise_padded(
     texts: Sequence[str], tokenizer: Any, context: int
 ) -> Int[np.ndarray, "texts context"]:
-    """Return the tokens of texts, padded to `context` as `SiglipProcessor` does.
+    """Return the tokens of texts, padded to `context` like `SiglipProcessor`.
 
     **Arguments:**
 
     - `tokenizer`: as `load_siglip_tokenizer` returns it.
     - `context`: tokens that the text tower takes (SigLIP: 64).
 
-    **Raises:** `InputError` that names a text that is longer, or that the vocabulary cannot spell.
+    **Raises:** `InputError` that names a text that is longer, or not covered by the vocabulary.
     """
     lowered = [
         text.lower() if getattr(tokenizer, "do_lower_case", True) else text for text in texts

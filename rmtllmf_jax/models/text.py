@@ -1,4 +1,4 @@
-"""The tokenizer of a decoder of text, from its Hugging Face directory."""
+"""The tokenizer of a text decoder, from its Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_tokenizer(directory: Path, shape: DecoderShape | None = None) -> Any:
 
     **Arguments:**
 
-    - `shape`: of the decoder that will read the tokens, whose vocabulary must hold them all.
+    - `shape`: that of the decoder that will read the tokens; its vocabulary must hold them all.
 
     **Raises:** `InputError` that names the directory if it has no readable tokenizer, or one with
     more tokens than the model.
@@ -60,7 +60,7 @@ def end_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from guessing aloud about a directory or its configuration."""
+    """Silence guesses by transformers about a directory or its configuration."""
     log = logging.getLogger("transformers")
     before = log.level
     log.setLevel(logging.ERROR)

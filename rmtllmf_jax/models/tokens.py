@@ -1,4 +1,4 @@
-"""Prompts, and CLIP's tokens of them, with a tokenizer from a Hugging Face directory."""
+"""Prompts, and their CLIP tokens, with a tokenizer from a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ROUND = 16  # texts are cut to a multiple of this many tokens, so that few prog
 def load_tokenizer(directory: Path, text: TextShape | SiglipTextShape | None = None) -> Any:
     """Return the tokenizer of a Hugging Face model directory, offline.
 
-    That is `transformers.CLIPTokenizer`, or that of SigLIP's text tower (`siglip_tokens`).
+    This is `transformers.CLIPTokenizer`, or that of SigLIP's text tower (`siglip_tokens`).
 
     **Arguments:**
 
@@ -101,10 +101,10 @@ def fill_templates(classes: Sequence[str], templates: Sequence[str]) -> list[str
 def prompt_tokens(
     texts: Sequence[str], tokenizer: Any, text: TextShape | SiglipTextShape
 ) -> Int[np.ndarray, "texts tokens"]:
-    """Return what a text tower reads of texts, with its tokenizer.
+    """Return the input of a text tower for texts, with its tokenizer.
 
-    Of CLIP's without the columns in which no text has a token: what follows the end token does not
-    matter, and prompts fill a fifth of its 77 positions. Of SigLIP's all of them.
+    For CLIP, without the columns in which no text has a token: what follows the end token does not
+    matter, and prompts fill a fifth of its 77 positions. For SigLIP, with all columns.
 
     **Raises:** `InputError` for a tokenizer of another model, or a text that cannot be read.
     """
@@ -129,7 +129,7 @@ def tokenise(
     - `context`: tokens that the text tower takes, start and end included (CLIP: 77).
 
     **Raises:** `InputError` that names a text that is longer than `context` (CLIP's own code
-    silently cuts it off, with the end token), or that the vocabulary cannot spell.
+    silently truncates it, including the end token), or not covered by the vocabulary.
     """
     tokens = np.full((len(texts), context), tokenizer.pad_token_id, np.int32)
     if not len(texts):

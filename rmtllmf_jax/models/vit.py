@@ -1,6 +1,6 @@
-"""The Vision Transformer as a Flax linen module whose parameters carry Hugging Face names.
+"""The Vision Transformer as a Flax linen module with Hugging Face's parameter names.
 
-DeiT and DINOv2 are flags of it (`ViTShape`).
+DeiT and DINOv2 are selected by flags (`ViTShape`).
 
 A leaf's path is the checkpoint's key with ``/`` for ``.`` and without the ``vit.`` prefix, for
 example ``encoder/layer/0/attention/attention/query/kernel``.
@@ -34,7 +34,7 @@ from rmtllmf_jax.models.shapes import ViTShape
 
 
 class Embeddings(nn.Module):
-    """Patch embeddings behind the class token (and DeiT's other one), plus position embeddings."""
+    """Patch embeddings after the class token (and DeiT's other one), plus position embeddings."""
 
     shape: ViTShape
 

@@ -81,13 +81,13 @@ def assign(tensors: dict[str, np.ndarray], like: PyTree, origin: Path) -> Any:
 
 
 class NotFinite(InputError):
-    """Weights that hold NaN or infinite values."""
+    """Raised for weights that hold NaN or infinite values."""
 
 
 def require_finite(tree: PyTree, origin: Path | str) -> None:
     """Check that all values of a tree are finite.
 
-    **Raises:** `NotFinite` that begins with `origin` and names the other leaves.
+    **Raises:** `NotFinite` that begins with `origin` and names the offending leaves.
     """
     bad = [key for key, x in leaves_by_path(tree).items() if not np.isfinite(np.asarray(x)).all()]
     if bad:

@@ -39,7 +39,7 @@ def class_embeddings(
 
     **Arguments:**
 
-    - `encode`: the text tower, called on batches of one size (the last one is padded).
+    - `encode`: the text tower, called on batches of equal size (the last one is padded).
 
     **Raises:** `InputError` if an embedding is zero or not finite.
     """
@@ -82,7 +82,7 @@ def _prompt_tokens(
 
 
 def _in_float32(clip: CLIP | Siglip) -> Any:
-    """Return the model with a text tower whose results are independent of speed options."""
+    """Return the model with a text tower that gives the same results for all speed options."""
     text: Any = replace(clip.shape.text, dtype="float32", remat=False)
     return clip.clone(shape=replace(clip.shape, text=text))
 
@@ -98,19 +98,19 @@ def zero_shot_head(
 ) -> Head:
     """Return CLIP's or SigLIP's head for classes known only by name.
 
-    Its logits are ``exp(logit_scale)`` times the cosine of the image feature (CLIP's: projected)
-    and the class's direction (`class_embeddings`), and SigLIP's ``logit_bias`` more. The text tower
+    Its logits are ``exp(logit_scale)`` times the cosine of the image feature (projected, for CLIP)
+    and the class's direction (`class_embeddings`), plus ``logit_bias`` for SigLIP. The text tower
     computes in float32 at full precision, whatever the compute type of `clip`.
 
     **Arguments:**
 
-    - `params`: of `clip`, both towers and what is between them.
+    - `params`: those of `clip`: both towers and what connects them.
     - `tokenizer`: that of the model (`tokens.load_tokenizer`).
     - `classes`: names as used in a prompt, in the order of the labels.
     - `templates`: such as ``"a photo of a {}."``; several of them are an ensemble.
     - `batch_size`: prompts per call of the text tower.
 
-    **Returns:** a head with kernel (features, classes), of CLIP with the visual projection (width,
+    **Returns:** a head with kernel (features, classes), for CLIP with the visual projection (width,
     features).
 
     **Raises:** `InputError` for templates, texts or weights that cannot be used.
@@ -133,10 +133,10 @@ def cached_zero_shot_head(
 ) -> tuple[Head, Path]:
     """Return `zero_shot_head` and its file in `folder`, named after the hash of its content.
 
-    The hash covers what the head depends on: the weights of the text tower and the projections,
-    the tower's constants, the class names and templates, and their tokens.
+    The hash covers everything that the head depends on: the weights of the text tower and the
+    projections, the tower's constants, the class names and templates, and their tokens.
 
-    **Raises:** what `zero_shot_head` raises, and `InputError` that names a damaged file.
+    **Raises:** as `zero_shot_head`, and `InputError` that names a damaged file.
     """
     tokens = _prompt_tokens(clip, tokenizer, classes, templates)
     parts = {
