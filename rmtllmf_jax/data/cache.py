@@ -66,15 +66,15 @@ def load_split(
     """Return a split of a task as `image_size` x `image_size` RGB pixels.
 
     The first call decodes every image (see `decode_image` for `fit`, `resample` and `resize_to`)
-    into `cache_dir/images/<fingerprint>`, later ones check every byte of that entry against its
+    into `cache_dir/images/<fingerprint>`; later ones check every byte of that entry against its
     checksums and map it. A killed process leaves no incomplete entry, and the next call starts the
     split again; a damaged entry is built again, with a message; if several processes ask at once,
     one builds while the others wait.
 
     `native` is the side in pixels of the small squares that all images are expected to be. If they
-    are, it is below `image_size` and `resample` is bicubic, images are kept and returned at that
-    size: `models.images.resize` makes the same pixels of them on the device, and 32 pixels take a
-    fiftieth of the space of 224.
+    are, `native` is below `image_size` and `resample` is bicubic, images are kept and returned at
+    that size: `models.images.resize` makes the same pixels from them on the device, and 32 pixels
+    take a fiftieth of the space of 224.
 
     `skip_unreadable` is the number of images that may be left out because they cannot be decoded; a
     message says which. It is part of the fingerprint.
@@ -155,7 +155,7 @@ def _entry(
 
 
 def _without(part: Path, rows: int) -> Arrays:
-    """Cut the last rows off the arrays of an entry that is being made."""
+    """Remove the last rows from the arrays of an entry that is being built."""
     short: Arrays = {}
     for name in (_IMAGES, _LABELS):
         whole = np.load(part / name, mmap_mode="r")
@@ -181,7 +181,7 @@ def decode_split(
 
     Up to `skip` images that cannot be decoded are left out; as many rows at the end stay empty.
 
-    **Returns:** what was said of those that are left out.
+    **Returns:** the messages about the images left out.
 
     **Raises:** `InputError` if an image cannot be decoded or a label is not in 0..classes-1 (the
     message begins with the image's origin), or if the source yields more or fewer than n images.

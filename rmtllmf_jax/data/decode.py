@@ -28,9 +28,9 @@ _Out = TypeVar("_Out")
 
 
 def resize_rule(rule: Rule, resample: Resample, resize_to: int | None = None) -> str:
-    """Return a description of `decode_image`; change it whenever that gives other pixels.
+    """Return a description of `decode_image`; change it whenever the pixels change.
 
-    It is part of the cache key. What concerns few images (`pixels.Stored`) is not in it.
+    It is part of the cache key. What concerns only a few images (`pixels.Stored`) is not in it.
     """
     to, centre = "image_size", ""
     if resize_to is not None:
@@ -62,14 +62,14 @@ def decode_image(
 
     `crop` is CLIP's preprocessing up to the normalisation: the shorter side becomes `image_size`
     and the centre is cut out, with the same pixels as `CLIPImageProcessorPil` of transformers
-    (tests/test_data_decode.py), except for 16-bit grey, which that clips to white;
+    (tests/test_data_decode.py), except for 16-bit grey, which it clips to white;
     torchvision's `CenterCrop` cuts one pixel later where 3, 7, 11, ... pixels are cut off in all.
     `squash` resizes both sides, whatever the proportions. `exact` does not resize.
 
     **Arguments:**
 
-    - `resize_to`: what sides are resized to, at least `image_size`, if it is not the same; the
-      centre is cut out then in any case.
+    - `resize_to`: the size to which sides are resized, at least `image_size`, if it differs; the
+      centre is then always cut out.
     - `bits`: of 16-bit grey values, as in `read_rgb`.
 
     **Returns:** (image_size, image_size, 3), RGB, 0 to 255.
@@ -103,8 +103,8 @@ def decode_image(
 def read_rgb(image: bytes | np.ndarray, origin: str, bits: int | None = None) -> Image.Image:
     """Return an image in full size and RGB, from an image file's bytes or from its pixels.
 
-    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w), or uint16 of grey. Transparency becomes white;
-    the orientation that EXIF notes is applied; 16-bit grey values, of which `bits` are used, become
+    Pixels are uint8, (h, w, 3), (h, w, 1) or (h, w), or uint16 for grey. Transparency becomes
+    white; the EXIF orientation is applied; 16-bit grey values, of which `bits` are used, become
     0 to 255. By default `bits` is what the image's own largest value needs (`bits_used`).
 
     **Raises:** `InputError` that begins with `origin` if the bytes are not a readable image or the
@@ -123,7 +123,7 @@ def read_rgb(image: bytes | np.ndarray, origin: str, bits: int | None = None) ->
 
 
 class WrongSize(InputError):
-    """An image does not have the size expected of all images of its set."""
+    """An image does not have the size expected of all images in its set."""
 
 
 def _from_pixels(pixels: np.ndarray, origin: str, bits: int | None) -> Image.Image:
@@ -143,7 +143,7 @@ def _from_pixels(pixels: np.ndarray, origin: str, bits: int | None) -> Image.Ima
 def bits_used(largest: int) -> int:
     """Return how many bits grey values have in a 16-bit file: 8, 10, 12, 14 or 16.
 
-    Scanners, microscopes and X-ray detectors store 10, 12 or 14 bits in files of 16.
+    Scanners, microscopes and X-ray detectors store 10, 12 or 14 bits in 16-bit files.
     """
     return next(bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
 
@@ -154,7 +154,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation that EXIF notes, 1 to 8: 1 is upright, as is what cannot be read."""
+    """Return the EXIF orientation, 1 to 8: 1 is upright, also used if it cannot be read."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a damaged note, of which Pillow raises many types, turns nothing
@@ -185,7 +185,7 @@ def _to_rgb(image: Image.Image, bits: int | None) -> Image.Image:
 
 
 def _in_eight_bits(values: np.ndarray, bits: int | None) -> UInt8[np.ndarray, "h w"]:
-    """Return 16-bit grey (h, w) as 0 to 255, by the range of `bits` or of its largest value."""
+    """Return 16-bit grey (h, w) scaled to 0 to 255, by `bits` or by its largest value."""
     most = 2 ** (bits or bits_used(int(values.max()))) - 1
     return np.rint(np.minimum(values, most) * (255 / most)).astype(np.uint8)
 

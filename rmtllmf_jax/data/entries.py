@@ -1,4 +1,4 @@
-"""Arrays that are made once and then mapped from disk, whatever stops the process: `stored`."""
+"""Arrays that are built once and then mapped from disk, safe against any interruption: `stored`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stored(
     build: Callable[[Path], tuple[Arrays, dict[str, Any]]],
     doing: str,
 ) -> Arrays:
-    """Return the arrays of an entry, mapped read-only; the first call makes them.
+    """Return the arrays of an entry, mapped read-only; the first call builds them.
 
     An entry is a folder with the arrays and `meta.json`: what they were made from, and their
     checksums, which every call compares. It appears by one rename once its content has reached the
@@ -36,12 +36,12 @@ def stored(
 
     **Arguments:**
 
-    - `folder`: of the entry; its name should be a hash of `made_from`.
-    - `build`: fills arrays of `allocated` in the folder that it is given; returns them by file
-      name, and what else `meta.json` says.
+    - `folder`: that of the entry; its name should be a hash of `made_from`.
+    - `build`: fills arrays from `allocated` in the folder that it is given; returns them by file
+      name, and the other content of `meta.json`.
     - `doing`: the work, for the message: "decoding mnist train".
 
-    **Raises:** `InputError` if the folder cannot be used, and what `build` raises.
+    **Raises:** `InputError` if the folder cannot be used, and as `build`.
     """
     if (arrays := _opened(folder)) is not None:
         return arrays
@@ -107,7 +107,7 @@ def allocated(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap[Any,
 
 @contextmanager
 def using(folder: Path) -> Iterator[None]:
-    """Turn disk errors about a cache folder into an `InputError`."""
+    """Turn disk errors in a cache folder into an `InputError`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How the images of a split are stored where it matters: turned, or grey with more than 8 bits."""
+"""How the images of a split are stored, if it matters: turned, or grey with more than 8 bits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIFF = (b"II*\0", b"MM\0*")
 
 @dataclass(frozen=True)
 class Stored:
-    """How many images of a split are turned, how many are 16-bit grey, and the latter's largest."""
+    """How many images of a split are turned, how many are 16-bit grey, and their largest value."""
 
     turned: int
     deep: int
@@ -34,12 +34,12 @@ class Stored:
 
     @property
     def bits(self) -> int | None:
-        """The bits that 16-bit grey values use, in all images of the split alike."""
+        """The bits that 16-bit grey values use, the same for all images of the split."""
         return bits_used(self.largest) if self.deep else None
 
     @property
     def key(self) -> dict[str, Any]:
-        """What becomes part of the cache key: nothing, for images that are like all others."""
+        """The contribution to the cache key: nothing, for ordinary images."""
         said: dict[str, Any] = {"orientation": "upright"} if self.turned else {}
         return said | ({} if self.bits is None else {"grey": f"{self.bits} bits"})
 
@@ -51,11 +51,11 @@ EIGHT_BITS = Stored(0, 0, 0)
 def stored_pixels(
     source: Source, task: str, split: str, cache_dir: Path, fingerprint: str
 ) -> Stored:
-    """Return how the images of a split are stored; looked at once, then noted in the cache.
+    """Return how the images of a split are stored; examined once, then noted in the cache.
 
-    `fingerprint` is the split's.
+    `fingerprint` is that of the split.
 
-    Images that cannot be read say nothing here: decoding them reports it.
+    Images that cannot be read are ignored here: decoding reports them.
 
     **Raises:** `InputError` that names file and row if the source cannot be read, or if `cache_dir`
     cannot be written.

@@ -1,4 +1,4 @@
-"""What a data set calls its columns and splits: as told, or recognised."""
+"""What a data set calls its columns and splits: as given, or recognised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["images", "classes", "numbers", "texts", "other"]
 
 
 class Column(NamedTuple):
-    """What a column holds, and its type in the words of the library that reads it."""
+    """The content of a column, and its type as named by the library that reads it."""
 
     kind: Kind
     type: object
@@ -46,7 +46,7 @@ class Part:
         return self.start is None and self.stop is None
 
     def rows(self, total: int) -> range:
-        """Return the rows meant of a split of `total` rows."""
+        """Return the selected rows of a split with `total` rows."""
 
         def row(text: str) -> int:
             percent = text.endswith("%")
@@ -60,7 +60,7 @@ class Part:
 def parts_of(split: str) -> tuple[Part, ...]:
     """Return the parts of a split as `datasets` and TFDS write them: `train[:80%]`, `train+val`.
 
-    **Raises:** `InputError` for what is not written so.
+    **Raises:** `InputError` for any other syntax.
     """
     parts = []
     for text in split.split("+"):
@@ -78,7 +78,7 @@ def names_in(split: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Reading:
-    """The names of the columns and splits of a set; what is `None` is recognised.
+    """The names of the columns and splits of a set; those that are `None` are recognised.
 
     A split may be a part, or several: `train[:80%]`, `train+validation`. Where `validation_split`
     is the same as that of train, the validation part is cut from train.
@@ -92,35 +92,35 @@ class Reading:
 
     @classmethod
     def of(cls, options: object) -> Reading:
-        """Return what options with these names say."""
+        """Return the values of options with these names."""
         return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
     @property
     def told(self) -> dict[str, str]:
-        """Everything that is told, by the names of the fields."""
+        """Everything that is given, by the names of the fields."""
         return {name: text for name, text in asdict(self).items() if text is not None}
 
     @property
     def columns_given(self) -> dict[str, str]:
-        """The columns that are told, for the hash of a content."""
+        """The given columns, for the hash of a content."""
         given = {"image": self.image_column, "label": self.label_column}
         return {role: name for role, name in given.items() if name is not None}
 
     def knows(self, stored: Iterable[str]) -> bool:
-        """Return whether any stored split has a usual name, or one that is told."""
+        """Return whether any stored split has a usual name, or a given one."""
         told = [getattr(self, f"{role}_split") for role in ALL_SPLITS]
         known = {name for split in told if split is not None for name in names_in(split)}
         usual = {name for names in _SPLITS.values() for name in names}
         return any(name in known or name.casefold() in usual for name in stored)
 
     def splits(self, stored: Sequence[str], place: object) -> dict[str, str]:
-        """Return how the set calls train, validation and test, without those that it lacks.
+        """Return the set's names for train, validation and test, without those that it lacks.
 
-        Recognised are, in any case, train and training; validation, val, valid and dev; test and
-        testing. A stored split that is told to be another one is not taken twice.
+        Recognised names are train and training; validation, val, valid and dev; test and testing,
+        in upper or lower case. A stored split that is given as another one is not used twice.
 
-        **Raises:** `InputError` that names `place` for a split that is not stored, and where
-        several may be meant.
+        **Raises:** `InputError` that names `place` for a split that is not stored, and if the
+        choice is ambiguous.
         """
         told = {role: getattr(self, f"{role}_split") for role in ALL_SPLITS}
         taken = set()
@@ -149,7 +149,7 @@ class Reading:
         return found
 
     def split(self, role: str, stored: Sequence[str], place: object) -> str:
-        """Return how the set calls one split.
+        """Return the set's name for one split.
 
         **Raises:** `InputError` as `splits`, and if there is none.
         """
@@ -164,8 +164,8 @@ class Reading:
     def columns(self, there: Mapping[str, Column], place: object) -> tuple[str, str]:
         """Return the names of the columns of images and labels.
 
-        Recognised are `image`, else the only column of images; `label`, else the only one with
-        class names, else one with another usual name.
+        Recognised columns are `image`, else the only one with images; `label`, else the only one
+        with class names, else one with another usual name.
 
         **Raises:** `InputError` that names `place` and lists the columns.
         """
@@ -216,7 +216,7 @@ def names_of(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def numbered(value: Any, names: Mapping[str, int], origin: str) -> int:
-    """Return the label of a class that is named, or numbered otherwise than from 0.
+    """Return the label of a class that is given by name, or by a number not counted from 0.
 
     **Raises:** `InputError` that begins with `origin` for a class that is not among the names.
     """

@@ -1,4 +1,4 @@
-"""What the pipeline asks of samples and of tasks, be they images or texts."""
+"""What the pipeline requires of samples and of tasks, for images and for texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int, Shaped
 
 
 class SampleArrays(NamedTuple):
-    """Samples as a model takes them, the first axis over the samples."""
+    """Samples in the form that a model takes, with a first axis over the samples."""
 
     inputs: dict[str, Shaped[np.ndarray, "n ..."]]
     """`images`; or `tokens`, `segments` and `bytes`, see `PackedTexts`."""
@@ -32,7 +32,7 @@ class Samples(Protocol):
         ...
 
     def arrays(self) -> SampleArrays:
-        """Return the samples themselves, read from disk now."""
+        """Return the samples themselves, read from disk on this call."""
         ...
 
     def bytes_each(self) -> int:
@@ -42,7 +42,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A task: what is learnt, what choices are made by, and what is judged by."""
+    """A task: the samples to learn from, to make choices on, and to evaluate on."""
 
     @property
     def name(self) -> str:
@@ -51,26 +51,26 @@ class Task(Protocol):
 
     @property
     def train(self) -> Samples:
-        """What is learnt."""
+        """The samples to learn from."""
         ...
 
     @property
     def validation(self) -> Samples:
-        """What choices are made by."""
+        """The samples on which choices are made."""
         ...
 
     @property
     def test(self) -> Samples:
-        """What is judged by."""
+        """The samples for evaluation."""
         ...
 
     def few(self, count: int, seed: int) -> Samples:
-        """Return a few training samples: of every class, or so many texts.
+        """Return a few training samples: this many per class, or this many texts.
 
         **Raises:** `InputError` that names the task if there are too few.
         """
         ...
 
     def fingerprints(self) -> dict[str, str]:
-        """Return hashes of the contents that results depend on, by part."""
+        """Return hashes of the contents that results depend on, by split."""
         ...

@@ -52,7 +52,7 @@ class Source(Protocol):
         ...
 
     def splits(self, task: str) -> tuple[str, ...]:
-        """Return the splits that a task has, of `ALL_SPLITS` in their order."""
+        """Return the splits that a task has, in the order of `ALL_SPLITS`."""
         ...
 
     def size(self, task: str, split: str) -> int:

@@ -1,7 +1,7 @@
 """Index sets for training, validation, realignment and evaluation, from explicit seeds.
 
-Every choice draws from its own stream, keyed by seed, purpose and class: more images in one class
-do not change the draws of the others.
+Every choice draws from a separate stream, keyed by seed, purpose and class: more images in one
+class do not change the draws of the others.
 """
 
 from __future__ import annotations

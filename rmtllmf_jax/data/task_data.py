@@ -37,7 +37,7 @@ class Rows:
 
     @property
     def images(self) -> UInt8[np.ndarray, "n s s 3"]:
-        """Images of the rows, read from disk now."""
+        """Images of the rows, read from disk on access."""
         return self.split.images[self.indices]
 
     def bytes_each(self) -> int:
@@ -49,7 +49,7 @@ class Rows:
         return Rows(self.split, self.indices[rows])
 
     def arrays(self) -> SampleArrays:
-        """Return images and labels, which all count the same."""
+        """Return images and labels, all with the same weight."""
         return SampleArrays({"images": self.images}, self.labels, np.ones(len(self), np.float32))
 
 
@@ -65,9 +65,9 @@ class TaskData:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the images for training, and of which of them are for validation.
+        """Hash of the training images, and of which of them are for validation.
 
-        Together with the share of train that is set aside, where there is no split for it.
+        Without a validation split, the share of train that is set aside completes it.
         """
         train, validation = self.train.split, self.validation.split
         if validation is train:
@@ -75,7 +75,7 @@ class TaskData:
         return content_hash({"train": train.fingerprint, "validation": validation.fingerprint})
 
     def shots(self, per_class: int, seed: int) -> Int64[np.ndarray, " shots"]:
-        """Return a few training images of every class, as places among `train`, see `few_shot`.
+        """Return a few training images of every class, as positions in `train`, see `few_shot`.
 
         **Raises:** `InputError` that names the task and a class with too few training images.
         """
@@ -85,7 +85,7 @@ class TaskData:
             raise InputError(f"shots of task {self.name!r}: {error}") from error
 
     def few(self, count: int, seed: int) -> Rows:
-        """Return `shots` themselves."""
+        """Return the images of `shots` themselves."""
         return self.train.take(self.shots(count, seed))
 
     def fingerprints(self) -> dict[str, str]:
@@ -108,9 +108,9 @@ def load_task(
 ) -> TaskData:
     """Load a task through the cache, with its own validation split where it has one.
 
-    Otherwise `validation_fraction` of each class of train is set aside, which `seed` chooses. Sets
-    of small square images are kept in their own size, and up to `skip_unreadable` images per split
-    are left out (`load_split`).
+    Otherwise `validation_fraction` of each class of train, chosen by `seed`, is set aside. Sets of
+    small square images are kept at their own size, and up to `skip_unreadable` images per split are
+    left out (`load_split`).
 
     **Raises:** `InputError` that names the file, row or option (`load_split`, `split_validation`).
     """

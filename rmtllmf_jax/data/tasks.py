@@ -40,9 +40,9 @@ EMBEDDED_NAMES = (
 
 
 def expand_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` with those of `SUITES` spelt out; by default the tasks of the source.
+    """Return `names` with those of `SUITES` expanded; by default the tasks of the source.
 
-    By default means the eight, if `available` has them all, or else all of it.
+    The default is the eight tasks, if `available` has them all, or else all of `available`.
     """
     known, chosen = tuple(available), tuple(names)
     if not chosen:
@@ -56,7 +56,7 @@ def validate_tasks(names: Iterable[str], available: Iterable[str]) -> tuple[str,
 
     `available` are the tasks of the source (`Source.tasks()`).
 
-    **Raises:** `InputError` if there is no name, if a name is not available (the message lists
+    **Raises:** `InputError` if there are no names, if a name is not available (the message lists
     those that are, and the nearest), or if a name is given twice.
     """
     chosen = tuple(names)

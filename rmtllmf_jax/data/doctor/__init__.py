@@ -56,16 +56,16 @@ def examine(
     Against the registry: split sizes, class names, their order, published numbers per class, image
     sizes. Against itself: labels outside the classes, classes without images, imbalance, test
     images that are in train (equal pixels, however encoded), equal images with different labels,
-    repeated, unreadable, tiny, odd-sized, turned and 16-bit images, classes whose prompts are the
-    same. Bad content raises nothing: a
-    truncated file becomes a finding that names it, and everything else is still checked.
+    repeated, unreadable, tiny, odd-sized, turned and 16-bit images, classes with identical prompts.
+    Bad content raises nothing: a truncated file becomes a finding that names it, and everything
+    else is still checked.
 
     **Arguments:**
 
     - `near`: also report test images whose perceptual hash (256 bits) differs in at most this many
       bits from that of a train image.
-    - `tokens`: also report classes whose prompts a model does not read, or reads alike: its tokens
-      of texts, a row each (`models.checkup.prompt_reader`).
+    - `tokens`: also report classes with prompts that a model cannot read, or cannot tell apart: its
+      tokens of texts, one row each (`models.checkup.prompt_reader`).
 
     **Raises:** `InputError` if the source has no such task, or if `near` is not in 0..256.
     """

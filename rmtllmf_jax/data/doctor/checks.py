@@ -31,7 +31,7 @@ _BLOCK = 16  # test hashes that are compared with all train hashes at a time
 
 @dataclass(frozen=True)
 class Finding:
-    """`what` a `check` saw in the data of a task, and what `follows` from it for a run."""
+    """`what` a `check` saw in a task's data, and what `follows` from it for a run."""
 
     level: Level
     check: str
@@ -135,9 +135,9 @@ def check_classes(facts: TaskFacts, names: tuple[str, ...]) -> Iterator[Finding]
 def check_prompts(
     task: str, names: Sequence[str], tokens: Callable[[Sequence[str]], np.ndarray] | None
 ) -> Iterator[Finding]:
-    """Report classes whose prompts are the same, or that a model's tokenizer does not read.
+    """Report classes with identical prompts, or prompts that a model's tokenizer cannot read.
 
-    `tokens` returns those of texts, a row each, or raises `InputError`.
+    `tokens` returns the tokens of texts, one row each, or raises `InputError`.
     """
     classes, templates = prompt_classes(task, names), prompt_templates(task, "ensemble")
     spelt: dict[str, list[str]] = {}
@@ -175,7 +175,7 @@ def check_prompts(
 def check_labels(
     classes: tuple[str, ...], scans: Mapping[str, Scan], facts: TaskFacts | None
 ) -> Iterator[Finding]:
-    """Check that labels are indices of classes, how often each occurs, and which never do."""
+    """Check that labels are class indices, how often each occurs, and which never do."""
     for split, scan in scans.items():
         outside = [image for image in scan.images if not 0 <= image.label < len(classes)]
         if outside:
@@ -246,7 +246,7 @@ def _check_counts(
 
 
 def check_overlap(scans: Mapping[str, Scan]) -> Iterator[Finding]:
-    """Report equal images in two splits, equal images of one split and their labels."""
+    """Report equal images in two splits, and equal images within a split with their labels."""
     for early, late in (("train", "test"), ("train", "validation"), ("validation", "test")):
         if early in scans and late in scans:
             yield from _check_leak(early, scans[early], late, scans[late])
@@ -332,7 +332,7 @@ def nearest_hashes(
 
 
 def check_storage(scans: Mapping[str, Scan]) -> Iterator[Finding]:
-    """Report images that EXIF turns, and 16-bit grey ones with the range that they use."""
+    """Report images that EXIF rotates, and 16-bit grey ones with the range that they use."""
     used = {}
     for split, scan in scans.items():
         turned = [image for image in scan.readable if image.stored.turned]

@@ -28,9 +28,9 @@ class Seen:
     """One image: where it came from and what it is.
 
     `digest` is equal for images of equal size and pixels (RGB), however they were encoded; it is
-    empty where the image could not be decoded, and `fault` says why. `stored` says whether it is
-    turned, or grey with 16 bits.
-    `perceptual` is the 256-bit `perceptual_hash`, `None` unless requested.
+    empty if the image could not be decoded, and `fault` says why. `stored` says whether it is
+    turned, or grey with 16 bits. `perceptual` is the 256-bit `perceptual_hash`, `None` unless
+    requested.
     """
 
     label: int
@@ -45,7 +45,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Scan:
-    """A split: its images in order, how many the source announced, and why reading stopped."""
+    """A split: its images in order, the number announced by the source, and why reading stopped."""
 
     images: tuple[Seen, ...]
     announced: int | None
@@ -58,7 +58,7 @@ class Scan:
 
 
 def scan_split(source: Source, task: str, split: str, *, perceptual: bool) -> Scan:
-    """Read a split to its end, or to where the source fails; raises nothing about its content."""
+    """Read a split to its end, or until the source fails; raises nothing about its content."""
     announced, uncounted, stopped = None, "", ""
     try:
         announced = source.size(task, split)

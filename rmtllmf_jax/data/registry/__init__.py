@@ -35,7 +35,7 @@ class HubSet:
 
 @dataclass(frozen=True)
 class TfdsSet:
-    """A `tensorflow-datasets` builder, perhaps with its config after a slash.
+    """A `tensorflow-datasets` builder, optionally with its config after a slash.
 
     `train`, `test` and `validation`, if there is one, are split strings of TFDS
     (`train+validation`).
@@ -52,7 +52,7 @@ class OtherSize:
     """A number of images that a split is known to have in other copies.
 
     `follows` says what such a split is and what follows for a run that uses it; `level` is `error`
-    where the run's accuracies would be meaningless.
+    if the run's accuracies would be meaningless.
     """
 
     split: str
@@ -68,9 +68,9 @@ class TaskFacts:
     `classes` are CLIP's spellings, used in the prompts and by the hub sets of `tanganke`;
     `dataset_classes` are the names of the data set itself and `other_classes` further spellings of
     all classes; each is in label order. A prompt holds `{}` once. `train` and `test` are numbers of
-    images, `train_counts` and `test_counts` those of each class where they distinguish classes;
-    `pixels` is the side of the images where all of them are squares of one small size, and
-    `validation` the number of validation images where the set has some of its own.
+    images, `train_counts` and `test_counts` those of each class if they distinguish classes;
+    `pixels` is the side of the images if all of them are squares of one small size, and
+    `validation` the number of validation images if the set has a validation split.
     `tfds_note` says why there is no `tfds`, or what to know about it.
     `finetuned` is the suffix of the published models `tanganke/clip-vit-base-patch16_<suffix>`.
     `note` describes the label order, and where other copies of the set differ.
@@ -135,7 +135,7 @@ def task_facts(name: str) -> TaskFacts:
 
 
 def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
-    """Return the templates of a task; tasks unknown to the registry have the single prompt.
+    """Return the templates of a task; tasks unknown to the registry use the single prompt.
 
     **Raises:** `InputError` if `prompts` is not one of `PROMPTS`.
     """
@@ -146,7 +146,7 @@ def prompt_templates(task: str, prompts: str) -> tuple[str, ...]:
 
 
 def read_templates(path: Path) -> tuple[str, ...]:
-    """Return the templates in a text file, a line each, or in a JSON list.
+    """Return the templates in a text file, one per line, or in a JSON list.
 
     **Raises:** `InputError` that names the file and a line without exactly one `{}`.
     """

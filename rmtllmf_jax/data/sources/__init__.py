@@ -37,10 +37,10 @@ def get_source(name: str, data: str | Path | None = None, reading: Reading = AS_
 
     **Arguments:**
 
-    - `data`: the folder of `folder` and `arrays`; of `hub` a data set, `owner/name`,
-      `owner/name@revision:config` or `task=owner/name`, or like that of `tfds` a folder that
-      replaces those where `datasets` and TFDS keep their files; `embedded` takes none.
-    - `reading`: what the set calls its columns and splits, where that is not recognised.
+    - `data`: for `folder` and `arrays` the folder; for `hub` a data set, `owner/name`,
+      `owner/name@revision:config` or `task=owner/name`, or, as for `tfds`, a folder that replaces
+      those where `datasets` and TFDS keep their files; `embedded` takes none.
+    - `reading`: the set's names for its columns and splits, if they are not recognised.
 
     **Raises:** `InputError` for an unknown name, or if `data` is missing for a source that needs it
     or given to one that takes none.
@@ -69,7 +69,7 @@ def get_source(name: str, data: str | Path | None = None, reading: Reading = AS_
 def hub_set(data: str | Path | None, reading: Reading = AS_USUAL) -> dict[str, HubSet] | None:
     """Return the data set of the hub that `data` names, by its task; `None` for a folder.
 
-    A folder that is there, and what begins like a path, is one.
+    An existing folder, and anything that begins like a path, counts as a folder.
     """
     match = _HUB_ID.fullmatch("" if data is None else str(data))
     if match is None or Path(str(data)).expanduser().is_dir():

@@ -21,8 +21,8 @@ _OPTIONAL = ("validation_images", "validation_labels")
 class TaskArrays:
     """One task: images uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), labels integers (n,).
 
-    Grey images may be uint16: they are scaled by the range that a split uses, as those of files
-    are. Without validation images, some of train are taken.
+    Grey images may be uint16: they are scaled by the range that a split uses, like those in files.
+    Without validation images, some of train are taken.
 
     **Raises:** `InputError` that names the array if its type or shape is wrong, if a label is not
     an index into `classes`, or if `classes` is empty or holds a name twice.
@@ -47,7 +47,7 @@ class TaskArrays:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
+        """The existing splits."""
         return SPLITS if self.validation_images is None else ALL_SPLITS
 
     def split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ class ArraySource:
         """Return the source over `<folder>/<task>.npz`.
 
         A file holds `train_images`, `train_labels`, `test_images`, `test_labels` and `classes` (an
-        array of strings), perhaps `validation_images` and `validation_labels`, as `TaskArrays`
+        array of strings), optionally `validation_images` and `validation_labels`, as `TaskArrays`
         requires; `numpy.savez` writes such files.
 
         **Raises:** `InputError` that names the folder if it is missing or holds no such file.

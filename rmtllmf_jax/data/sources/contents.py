@@ -1,4 +1,4 @@
-"""What files and examples hold: class names, and hashes (in threads, with a progress bar)."""
+"""Contents of files and examples: class names, and hashes (in threads, with a progress bar)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 def file_hashes(paths: Sequence[Path], description: str) -> list[str]:
     """Return the SHA-256 of each file, as hexadecimal.
 
-    Within a process a file is read once, unless its inode, size or times have changed: a process
-    needs the same fingerprint before and after it decodes a split.
+    A process reads a file once, unless its inode, size or times have changed, as it needs the same
+    fingerprint before and after it decodes a split.
 
     **Raises:** `OSError` if a file cannot be read.
     """

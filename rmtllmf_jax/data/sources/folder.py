@@ -1,4 +1,4 @@
-"""A folder of tasks, or one task, however they are stored."""
+"""A folder of tasks, or one task, in any supported layout."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LAYOUTS: dict[type[StoredTask], str] = {
 class DataFolder(StoredSource):
     """The `Source` over `<root>/<task>`, whichever way each task is stored, or over one task.
 
-    `ParquetTask`, `SavedTask`, `ListTask` and `ImageTask` say what a task's folder may hold. In all
-    of them, `classes.json` is a list of class names in label order, or an object with such a list
-    under `classes`. A root that is itself such a folder is one task of the folder's name.
+    `ParquetTask`, `SavedTask`, `ListTask` and `ImageTask` document what a task's folder may hold.
+    In all of them, `classes.json` is a list of class names in label order, or an object with such a
+    list under `classes`. A root that is itself such a folder is one task with the folder's name.
 
     **Raises:** every method raises `InputError` that names the folder or file (and row), also if a
     task is stored in several ways.
@@ -42,7 +42,7 @@ class DataFolder(StoredSource):
         return tuple(self._folders())
 
     def stored(self, task: str) -> StoredTask:
-        """Return a task as its folder stores it."""
+        """Return a task in the layout of its folder."""
         folders = self._folders()
         folder = folders[require_known("task", task, folders)]
         first, *others = self._ways(folder)

@@ -33,7 +33,7 @@ def registered_sets() -> Mapping[str, HubSet]:
 class HubSource(StoredSource):
     """The `Source` over data sets of the hub, downloaded once into the cache of `datasets`.
 
-    `sets` are their ids (or folders with the layout of one) by task, by default the registry's;
+    `sets` are their ids (or folders with the same layout) by task, by default the registry's;
     `cache_dir` replaces the default cache of `datasets`.
 
     **Raises:** every method raises `InputError` that names the data set: if its id, configuration,
@@ -50,7 +50,7 @@ class HubSource(StoredSource):
         return tuple(self.sets)
 
     def stored(self, task: str) -> HubTask:
-        """Return a task as the hub stores it, downloaded at first use."""
+        """Return a task as stored on the hub, downloaded at first use."""
         hub = self.sets[require_known("task", task, self.sets)]
         if task not in self._loaded:
             loaded = load_rows(hub.id, hub.config, None, hub.revision, self.cache_dir)
@@ -74,7 +74,7 @@ class HubTask:
 
     @property
     def reading(self) -> Reading:
-        """What is told of its columns and splits."""
+        """What is given about its columns and splits."""
         return self.hub.reading
 
     def splits(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class HubTask:
         return tuple(self.loaded)
 
     def classes(self) -> tuple[str, ...]:
-        """Return the set's own class names; the registry's, or the labels, where it has none.
+        """Return the set's own class names; the registry's, or the labels, if it has none.
 
         **Raises:** `InputError` also if their number is not the registry's.
         """
@@ -106,7 +106,7 @@ class HubTask:
         return len(self.loaded[split])
 
     def fingerprint(self, split: str) -> str:
-        """Return a hash of the split's rows, as `datasets` keeps them on disk, and their columns.
+        """Return a hash of the split's rows, as stored on disk by `datasets`, and their columns.
 
         It depends on every byte of images and labels, not on commit, path or process. Another
         version of `datasets` may store the same rows differently: they are then decoded again.
@@ -156,7 +156,7 @@ class HubTask:
         return {name: Column(_kind(feature), feature) for name, feature in features.items()}
 
     def _pixels(self, split: str) -> Any:
-        """Return the type of pixels where images are stored as arrays, `None` for files."""
+        """Return the type of pixels if images are stored as arrays, `None` for files."""
         image, _ = self._columns(split)
         return pixel_type(self.loaded[split].features.arrow_schema.field(image).type)
 
@@ -174,7 +174,7 @@ class HubTask:
 
 
 def _image(stored: Any, pixels: Any, origin: str, column: str) -> bytes | np.ndarray:
-    """Return an image file's bytes, or pixels of this type, of what a row has in a column."""
+    """Return an image file's bytes, or pixels of this type, from the entry in a column of a row."""
     if isinstance(stored, list):
         return as_image(stored, pixels, origin)
     found = stored or {}
@@ -210,7 +210,7 @@ def load_rows(
     revision: str | None = None,
     cache_dir: Path | None = None,
 ) -> Any:
-    """Return a split of a data set of the hub as a `datasets.Dataset`; without a name, all of them.
+    """Return a split of a hub data set as a `datasets.Dataset`; without a name, all of them.
 
     **Raises:** `InputError` that names the data set and says what is wrong, see `HubSource`.
     """

@@ -1,4 +1,4 @@
-"""Layouts of a task's folder that are made of image files: what they share, and class folders."""
+"""Layouts of a task's folder with image files: what they share, and class folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Labelled(NamedTuple):
 
 
 class Files:
-    """One task, stored as image files; a layout says which of them are a split."""
+    """One task, stored as image files; a layout says which of them form a split."""
 
     folder: Path
 
@@ -40,7 +40,7 @@ class Files:
         raise NotImplementedError
 
     def noted(self) -> tuple[str, ...]:
-        """Return the class names in label order, as the layout has them."""
+        """Return the class names in label order, as noted in the layout."""
         raise NotImplementedError
 
     @property
@@ -53,7 +53,7 @@ class Files:
         return read_class_names(self.listed) if self.listed.exists() else self.noted()
 
     def directly(self) -> bool:
-        """Return whether the folder is a set, and no folder of sets."""
+        """Return whether the folder is a set, rather than a folder of sets."""
         return True
 
     def size(self, split: str) -> int:
@@ -88,7 +88,7 @@ class ImageTask(Files):
 
     Labels are positions among the sorted names of the class folders of train, or in `classes.json`
     if there is one. Images come class by class, sorted by name. Names that begin with a dot are
-    ignored; anything else that is not an image file is an error, as it may have been meant as one.
+    ignored; anything else that is not an image file is an error, as it may be meant as one.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""A layout of a task's folder: image files anywhere in it, and lists that say what they are."""
+"""A layout of a task's folder: image files anywhere in it, and lists that describe them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Row = dict[str, str]
 class ListTask(Files):
     """One task of a `DataFolder`, stored as image files and lists of them.
 
-    A split is a list of its own, `<split>.csv`, `.tsv`, `.jsonl` or `.txt`, or what one table says
-    in a column `split`. A table has a column of file names and one of labels; a line of text is a
-    file name and a label, or a file name whose folder is the label. `<split>/metadata.csv` (or
-    `.jsonl`), as Hugging Face has it, is beside its images; other names are looked for beside the
-    list and below `images`. Labels are class names, or numbers, which are positions in
+    A split is a separate list, `<split>.csv`, `.tsv`, `.jsonl` or `.txt`, or is given by the column
+    `split` of one table. A table has a column of file names and one of labels; a line of text is a
+    file name and a label, or a file name in a folder named after the label. `<split>/metadata.csv`
+    (or `.jsonl`), as used by Hugging Face, is beside its images; other names are looked for beside
+    the list and below `images`. Labels are class names, or numbers, which are positions in
     `classes.json` if there is one.
     """
 
@@ -62,7 +62,7 @@ class ListTask(Files):
         return path.relative_to(self.folder).as_posix() if inside else path.name
 
     def _lists(self) -> dict[str, Path]:
-        """Return the list of each split; one table may be that of several."""
+        """Return the list of each split; several splits may share one table."""
         found: dict[str, Path] = {}
         inside = [path for path in sorted(self.folder.iterdir()) if path.name[0] != "."]
         tables = [path for path in inside if path.suffix in _ENDINGS and path.is_file()]
@@ -126,7 +126,7 @@ def _file(list_: Path, name: str) -> Path:
 
 
 def _column(rows: list[Row], usual: tuple[str, ...], told: str | None) -> str | None:
-    """Return the column of a table that is told, or else the first that has a usual name."""
+    """Return the given column of a table, or else the first with a usual name."""
     names = list(rows[0]) if rows else []
     if told is not None:
         return told if told in names else None
@@ -134,7 +134,7 @@ def _column(rows: list[Row], usual: tuple[str, ...], told: str | None) -> str | 
 
 
 def _table(path: Path) -> Iterator[Row]:
-    """Yield the rows of a table with a head, or of JSON lines, as texts."""
+    """Yield the rows of a table with a header, or of JSON lines, as texts."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: Iterator[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Layouts of a task's folder: parquet files, and what `save_to_disk` of `datasets` writes."""
+"""Layouts of a task's folder: parquet files, and the output of `save_to_disk` in `datasets`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _STATE = "state.json"
 class ParquetTask(TableTask):
     """One task of a `DataFolder`, stored as parquet files.
 
-    A split is `<split>.parquet`; the shards `<split>-00000-of-0000N.parquet` of a data set that
-    was downloaded from the Hugging Face hub (also below `data/` or the name of a configuration); or
-    `<split>/0000.parquet`, ... of its branch `refs/convert/parquet` (below the same).
+    A split is `<split>.parquet`; the shards `<split>-00000-of-0000N.parquet` of a data set
+    downloaded from the Hugging Face hub (also below `data/` or the name of a configuration); or
+    `<split>/0000.parquet`, ... of its branch `refs/convert/parquet` (in the same places).
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class SavedTask(TableTask):
         return tuple(sorted(path.parent.name for path in self.folder.glob(f"*/{_STATE}")))
 
     def directly(self) -> bool:
-        """Return whether the folder is a set, and no folder of sets."""
+        """Return whether the folder is a set, rather than a folder of sets."""
         return True
 
     def files(self, split: str) -> list[Path]:
@@ -97,7 +97,7 @@ class SavedTask(TableTask):
 
 
 def _sets(folder: Path) -> dict[str, dict[Path, list[Path]]]:
-    """Return the files of each split by their place: the plain file itself, or their folder."""
+    """Return the files of each split by place: the plain file itself, or their folder."""
     found: dict[str, dict[Path, list[Path]]] = {}
 
     def add(split: str, place: Path, path: Path) -> None:
@@ -123,7 +123,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _counted(files: list[Path]) -> list[Path]:
-    """Return files that are numbered from 0; the last may lack, which no name shows."""
+    """Return files that are numbered from 0; missing last ones cannot be seen from the names."""
     by_number = {int(path.stem): path for path in files}
     missing = [number for number in range(max(by_number)) if number not in by_number]
     if missing:

@@ -1,4 +1,4 @@
-"""Sources whose sets have splits of any names: which are train, validation and test."""
+"""Sources of sets with arbitrary split names: which are train, validation and test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rmtllmf_jax.data.source import ALL_SPLITS, Example
 
 @runtime_checkable
 class Stored(Protocol):
-    """One task as it is stored; splits go by their stored names.
+    """One task as stored; splits go by their stored names.
 
     All methods raise `InputError` that names what is wrong.
     """
@@ -26,7 +26,7 @@ class Stored(Protocol):
 
     @property
     def reading(self) -> Reading:
-        """What is told of its columns and splits."""
+        """What is given about its columns and splits."""
         ...
 
     def splits(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class StoredSource:
     """The methods of a `Source` over tasks that are `Stored`."""
 
     def stored(self, task: str) -> Stored:
-        """Return a task as it is stored."""
+        """Return a task as stored."""
         raise NotImplementedError
 
     def classes(self, task: str) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class StoredSource:
         return content_hash({"parts": prints})
 
     def examples(self, task: str, split: str) -> Iterator[Example]:
-        """Yield the images of a split, as they are stored and in that order."""
+        """Yield the images of a split, as stored and in stored order."""
         stored, parts = self._parts(task, split)
         for part in parts:
             examples = stored.examples(part.name)

@@ -1,4 +1,4 @@
-"""Files with a row per image, parquet or Arrow: which columns hold what, and their rows."""
+"""Files with one row per image, parquet or Arrow: the meaning of their columns, and their rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _BATCH_ROWS = 64
 
 
 class TableTask:
-    """One task, stored as files with a row per image; a layout says which files are a split.
+    """One task, stored as files with one row per image; a layout says which files form a split.
 
     A file has a column of images (files' bytes, the struct `{bytes, path}` of Hugging Face
-    `datasets`, or pixels as nested lists of uint8 or uint16, as its `Array2D` has them) and one of
+    `datasets`, or pixels as nested lists of uint8 or uint16, as in its `Array2D`) and one of
     labels: numbers from 0, class names, or other whole numbers, which are then the names;
     optionally `id` (string), for messages.
     """
@@ -42,7 +42,7 @@ class TableTask:
         return self.folder
 
     def splits(self) -> tuple[str, ...]:
-        """Return the names of the stored splits, sorted; none where it is not stored so."""
+        """Return the names of the stored splits, sorted; none if there is no such layout."""
         raise NotImplementedError
 
     def files(self, split: str) -> list[Path]:
@@ -50,7 +50,7 @@ class TableTask:
         raise NotImplementedError
 
     def classes(self) -> tuple[str, ...]:
-        """Return the class names: of `classes.json`, as the files note them, or by their labels."""
+        """Return the class names: from `classes.json`, from the files, or from the labels."""
         path = self.folder / "classes.json"
         if path.exists():
             return read_class_names(path)
@@ -88,7 +88,7 @@ class TableTask:
         return rows
 
     def fingerprint(self, split: str) -> str:
-        """Return the SHA-256 of the file, or a hash of those of several, and of columns told."""
+        """Return the SHA-256 of the file, or a hash of those of several, and of given columns."""
         paths = self.files(split)
         with reading(paths[0].parent if len(paths) > 1 else paths[0]):
             hashes = file_hashes(paths, f"hashing {self.folder.name} {split}")
@@ -158,7 +158,7 @@ class Table:
 
     @cached_property
     def there(self) -> dict[str, Column]:
-        """The columns and what they hold."""
+        """The columns and their content."""
         return {field.name: Column(self._kind(field), field.type) for field in self.schema}
 
     def _kind(self, field: pa.Field) -> Kind:
@@ -193,7 +193,7 @@ class Table:
     def read(
         self, image: str, label: str
     ) -> Iterator[tuple[bytes | list[Any] | None, int | str | None, str | None]]:
-        """Yield the image (pixels as lists), label and name (where there is one) of each row."""
+        """Yield the image (pixels as lists), label and name (if there is one) of each row."""
         kind = self.schema.field(image).type
         in_struct = pa.types.is_struct(kind)
         wanted = [name for name in (image, label, "id") if name in self.schema.names]
@@ -241,9 +241,9 @@ def pixel_type(content: pa.DataType) -> Any:
 
 
 def as_image(stored: bytes | list[Any], pixels: Any, origin: str) -> bytes | np.ndarray:
-    """Return an image file's bytes as they are, and nested lists as an array of the type `pixels`.
+    """Return an image file's bytes unchanged, and nested lists as an array of the type `pixels`.
 
-    **Raises:** `InputError` that begins with `origin` if rows are not equally long, or lack pixels.
+    **Raises:** `InputError` that begins with `origin` if rows differ in length, or lack pixels.
     """
     if isinstance(stored, bytes):
         return stored
@@ -265,7 +265,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Table]:
-    """Open a file, for as long as the block takes.
+    """Open a file for the duration of the block.
 
     **Raises:** `InputError` that names it if it is not readable.
     """

@@ -24,8 +24,8 @@ _SOURCE = "the source 'tfds'"
 class TfdsSource:
     """The `Source` over sets that were prepared as `array_record` (extra `tfds`).
 
-    A task is one of the registry, or any set of image classification in `data_dir` by the name of
-    its builder; `reading` says what is not recognised of the latter. `data_dir` replaces TFDS's own
+    A task is one of the registry, or any image-classification set in `data_dir` by the name of its
+    builder; for the latter, `reading` gives what is not recognised. `data_dir` replaces TFDS's own
     folder. Images are the files as stored by TFDS; without `encoded`, TFDS decodes them to arrays.
     Labels follow the registry: where TFDS has the same class names in another order (`sun397`),
     they are renumbered by name. `facts` gives the builder and splits of its tasks.
@@ -43,7 +43,7 @@ class TfdsSource:
     _hashes: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def tasks(self) -> tuple[str, ...]:
-        """Return the registry's tasks (using one without a builder is an error), and what else is
+        """Return the registry's tasks (using one without a builder is an error), and any other sets
         prepared in the folder, as `builder` or `builder-config`.
         """
         return (*REGISTERED, *self._prepared())
@@ -81,7 +81,7 @@ class TfdsSource:
         """Return a hash over all images and labels in their order, computed once per object.
 
         A prepared set is not written again (TFDS puts a new version in a new folder), so changes
-        while the process runs are not looked for.
+        while the process runs are not checked for.
         """
         key = (task, split)
         if key not in self._hashes:
@@ -125,7 +125,7 @@ class TfdsSource:
         return self._prepared()[task]
 
     def _splits(self, task: str) -> dict[str, str]:
-        """Return the split strings of train, validation and test, without those that lack."""
+        """Return the split strings of train, validation and test, without missing ones."""
         if task in REGISTERED:
             known = self._registered(task)
             found = {split: getattr(known, split) for split in ALL_SPLITS}
@@ -198,7 +198,7 @@ class TfdsSource:
         return opened
 
     def _labels(self, task: str) -> list[int]:
-        """Return the label of each of TFDS's: the registry's, by comparing names (`plain_name`)."""
+        """Return the registry's label for each label of TFDS, by comparing names (`plain_name`)."""
         names, place = self._names(task), f"tfds {self._builder_name(task)}"
         if task not in REGISTERED:
             return list(range(len(names)))

@@ -1,4 +1,4 @@
-"""Beginnings of texts, for a model to go on from: `beginnings`."""
+"""Beginnings of texts, for a model to continue: `beginnings`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Beginning:
 def beginnings(
     texts: PackedTexts, count: int, *, seed: int = 0, longest: int = 16
 ) -> list[Beginning]:
-    """Return tokens of some texts: what is given as a prompt, and what follows it.
+    """Return tokens of some texts: the part given as a prompt, and what follows it.
 
     **Arguments:**
 
     - `count`: how many texts; all if there are fewer.
-    - `seed`: of their choice.
-    - `longest`: tokens given of a text without a prompt, half of it at most.
+    - `seed`: that of the choice.
+    - `longest`: most tokens given from a text without a prompt, at most half of it.
 
-    **Raises:** `InputError` if there is no text.
+    **Raises:** `InputError` if there are no texts.
     """
     require_at_least("number of texts", count, 1)
     segments = np.asarray(texts.segments)

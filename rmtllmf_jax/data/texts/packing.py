@@ -34,10 +34,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class PackedTexts:
-    """Rows of tokens, each with one text or several; arrays are read-only and mapped from disk.
+    """Rows of tokens, each with one or more texts; arrays are read-only and mapped from disk.
 
-    What is packed depends on nothing else than its own text: `segments` counts the texts of a row
-    from 1, and 0 is padding. `fingerprint` is a hash of texts, tokenizer and length.
+    Packed texts do not depend on each other: `segments` counts the texts of a row from 1, and 0 is
+    padding. `fingerprint` is a hash of texts, tokenizer and length.
     """
 
     tokens: Int32[np.ndarray, "rows length"]
@@ -55,7 +55,7 @@ class PackedTexts:
         return len(self.tokens)
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> PackedTexts:
-        """Return some of the rows, read from disk now."""
+        """Return some of the rows, read from disk on this call."""
         arrays = {name: getattr(self, name)[rows] for name in _TYPES}
         return PackedTexts(**arrays, fingerprint=content_hash([self.fingerprint, rows.tolist()]))
 
@@ -69,9 +69,9 @@ class PackedTexts:
         return SampleArrays(inputs, self.following, self.scored.astype(np.float32))
 
     def few(self, count: int, seed: int) -> PackedTexts:
-        """Return rows of which one text each counts, drawn by a seed; what is cut is several texts.
+        """Return rows in which one text each counts, drawn by a seed; a cut text counts as several.
 
-        Draws are nested: for one seed, that of 4 texts contains that of 2.
+        Draws are nested: for one seed, the draw of 4 texts contains that of 2.
 
         **Raises:** `InputError` if there are fewer texts.
         """
@@ -91,19 +91,19 @@ class PackedTexts:
 def load_texts(texts: Texts, model: str | Path, length: int, cache_dir: Path) -> PackedTexts:
     """Return texts as rows of tokens.
 
-    The first call tokenises into ``cache_dir/texts/<fingerprint>``, later ones check that entry's
+    The first call tokenises into ``cache_dir/texts/<fingerprint>``; later ones check that entry's
     checksums and map it (`data.entries.stored`). A text that is longer than a row is cut into
     windows, in which every token but the first of the text is predicted once; shorter ones share
     rows (best fit decreasing, arXiv 2404.10830). All tokens are in memory while they are packed.
 
     **Arguments:**
 
-    - `model`: directory or hub id of a decoder, whose tokenizer is used.
+    - `model`: directory or hub id of a decoder; its tokenizer is used.
     - `length`: tokens per row.
 
     **Raises:** `InputError` that names the file and row of a text that cannot be used: not UTF-8,
-    of one token, or with a prompt and longer than a row; if there is no text at all, or if the
-    model takes no rows of this length.
+    with a single token, or with a prompt and longer than a row; also if there are no texts, or if
+    the model takes no rows of this length.
     """
     from rmtllmf_jax.models.decoder_configs import read_decoder_config
     from rmtllmf_jax.models.hub import local_directory
@@ -179,7 +179,7 @@ def _packed(pieces: list[Pairs], length: int, part: Path) -> Arrays:
 
 
 def best_fit(lengths: list[int], room: int) -> list[tuple[int, int]]:
-    """Return row and start of every piece: the longest first, each where least room is left.
+    """Return row and start of every piece: longest first, each where the least room remains.
 
     >>> best_fit([2, 5, 3, 4], room=5)
     [(2, 3), (0, 0), (2, 0), (1, 0)]

@@ -17,9 +17,9 @@ from rmtllmf_jax.data.texts.tokens import Pairs, tokenised
 
 @dataclass(frozen=True)
 class Choices:
-    """How rows are questions: the prompt of `rows`, and fields for the answers and the right one.
+    """How rows form questions: the prompt of `rows`, and fields for the answers and the right one.
 
-    An answer is put where the prompt ends, after `before`. The template of `rows` is not used.
+    An answer follows the prompt, after `before`. The template of `rows` is not used.
     """
 
     rows: Rows
@@ -53,11 +53,11 @@ def load_questions(choices: Choices, model: str | Path, length: int) -> Question
 
     **Arguments:**
 
-    - `model`: directory or hub id of a decoder, whose tokenizer is used.
-    - `length`: tokens that a question and an answer may have.
+    - `model`: directory or hub id of a decoder; its tokenizer is used.
+    - `length`: maximum number of tokens of a question with an answer.
 
     **Raises:** `InputError` that names file and row of a question without answers or with a label
-    that is none of them, or that is longer than `length`; or if there is no question.
+    that is none of them, or that is longer than `length`; or if there are no questions.
     """
     from rmtllmf_jax.models.decoder_configs import read_decoder_config
     from rmtllmf_jax.models.hub import local_directory

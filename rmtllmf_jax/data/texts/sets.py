@@ -1,6 +1,6 @@
 """Sets of text tasks: by the name of one that comes with the package, or from a file.
 
-A file in YAML or JSON has a task per name::
+A file in YAML or JSON has one task per name::
 
     maths:
       train: gsm8k_train.jsonl
@@ -11,8 +11,8 @@ A file in YAML or JSON has a task per name::
     code:
       train: {hub: google-research-datasets/mbpp, split: train, template: "{text}\\n{code}"}
 
-Files lie beside it. Of `train`, `validation` and `test` the last two may be left out, see
-`load_text_task`; a part may have a `prompt` and a `template` of its own.
+Text files are beside it. `validation` and `test` may be left out, but not `train`, see
+`load_text_task`; a part may have its own `prompt` and `template`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OF_HUB = ("hub", "split", "config", "revision")
 
 
 def text_tasks(name: str | Path) -> tuple[TextTask, ...]:
-    """Return the tasks of a set: one of `TEXT_SETS`, or of a file.
+    """Return the tasks of a set: one of `TEXT_SETS`, or one in a file.
 
     **Raises:** `InputError` that names the file, the task and the key that cannot be used.
     """

@@ -31,17 +31,17 @@ class Texts(Protocol):
     """Texts in a fixed order. Both methods raise `InputError` for what cannot be read."""
 
     def fingerprint(self) -> str:
-        """Return a hash of the content, and of how texts are made of it."""
+        """Return a hash of the content, and of how texts are made from it."""
         ...
 
     def documents(self) -> Iterator[Document]:
-        """Yield the texts one by one; empty ones too."""
+        """Yield the texts one by one, including empty ones."""
         ...
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A plain file in UTF-8, which is one text."""
+    """A plain UTF-8 file, which is one text."""
 
     path: Path
 
@@ -50,7 +50,7 @@ class TextFile:
         return content_hash({"text": _hash(self.path)})
 
     def documents(self) -> Iterator[Document]:
-        """Yield the file's text, with the line ends that it has."""
+        """Yield the file's text, with its original line endings."""
         try:
             text = self.path.read_bytes().decode()
         except OSError as error:
@@ -62,10 +62,10 @@ class TextFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of named fields, of which a template makes a text each.
+    """Rows of named fields; a template makes one text from each.
 
-    A template names fields in braces, ``"Question: {question}\\nAnswer: {answer}"``; braces that
-    are none are doubled.
+    A template names fields in braces, ``"Question: {question}\\nAnswer: {answer}"``; literal braces
+    are doubled.
     """
 
     template: str = "{text}"
@@ -102,7 +102,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLines(Rows):
-    """A file with a JSON object per line; blank lines are passed over."""
+    """A file with one JSON object per line; blank lines are skipped."""
 
     path: Path
     kind: ClassVar[str] = "jsonl"
@@ -138,7 +138,7 @@ class ParquetTexts(Rows):
         return _hash(self.path)
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the rows, of the columns that the templates name and all others."""
+        """Yield the rows, with the columns that the templates name and all others."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -183,9 +183,9 @@ class HubTexts(Rows):
 
 
 def text_source(path: Path, *, template: str = "{text}", prompt: str = "") -> Texts:
-    """Return the source that a file's ending says: .txt, .jsonl or .parquet.
+    """Return the source for a file's extension: .txt, .jsonl or .parquet.
 
-    **Raises:** `InputError` for another ending, or for templates with a .txt file.
+    **Raises:** `InputError` for another extension, or for templates with a .txt file.
     """
     kinds = {".jsonl": JsonLines, ".parquet": ParquetTexts}
     if path.suffix in kinds:
@@ -200,7 +200,7 @@ def text_source(path: Path, *, template: str = "{text}", prompt: str = "") -> Te
 def fields_of(template: str) -> tuple[str, ...]:
     """Return the fields that a template names.
 
-    **Raises:** `InputError` if its braces do not match, or hold something else than a name.
+    **Raises:** `InputError` if its braces do not match, or hold anything but a name.
 
     >>> fields_of("Question: {question}")
     ('question',)
@@ -218,7 +218,7 @@ def fields_of(template: str) -> tuple[str, ...]:
 
 
 def filled(template: str, row: Mapping[str, Any], origin: str) -> str:
-    """Return a template with a row's fields.
+    """Return a template filled with a row's fields.
 
     **Raises:** `InputError` that names the row and the field that is missing or holds no text.
     """

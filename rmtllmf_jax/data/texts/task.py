@@ -1,4 +1,4 @@
-"""A task of texts as the pipeline uses it: train, validation and test."""
+"""A text task as used by the pipeline: train, validation and test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmtllmf_jax.data.texts.sources import Document, Texts
 
 @dataclass(frozen=True)
 class TextTask:
-    """Texts to learn, and those to choose and to judge by; `None` is taken from `train`."""
+    """Texts for training, validation and test; `None` is taken from `train`."""
 
     name: str
     train: Texts
@@ -52,9 +52,9 @@ class TextData:
 
 @dataclass(frozen=True)
 class Part:
-    """Some texts of others: those that lie between two shares of a random order.
+    """A part of some texts: those between two shares of a random order.
 
-    Of a single text (a plain file), consecutive lines: a part of it, in its order.
+    For a single text (a plain file), consecutive lines: a part of it, in its order.
     """
 
     of: Texts
@@ -67,7 +67,7 @@ class Part:
         return content_hash([self.of.fingerprint(), self.first, self.last, self.seed])
 
     def documents(self) -> Iterator[Document]:
-        """Yield the texts that are chosen, in the order in which they lie in the source."""
+        """Yield the chosen texts, in the order of the source."""
         whole = [document for document in self.of.documents() if document.text]
         if len(whole) == 1:
             lines = whole[0].text.splitlines(keepends=True)
@@ -93,8 +93,8 @@ def load_text_task(
 ) -> TextData:
     """Load a task through the cache (`load_texts`).
 
-    Splits are as given. Where validation or test is missing, `share` of the training texts is set
-    aside for each, and a note says so, unless it is `quiet`.
+    Splits are as given. If validation or test is missing, `share` of the training texts is set
+    aside for each, and a note says so, unless `quiet`.
 
     **Raises:** `InputError` that names the task if `share` leaves a part without text, and as
     `load_texts`.

@@ -16,7 +16,7 @@ from rmtllmf_jax.data.texts.sources import Document
 
 @dataclass(frozen=True)
 class Pairs:
-    """Tokens of a text, and what follows each: one less than the text has tokens."""
+    """Tokens of a text, and what follows each: one fewer than the tokens of the text."""
 
     tokens: Int32[np.ndarray, " n"]
     following: Int32[np.ndarray, " n"]
@@ -39,7 +39,7 @@ class Pairs:
 def tokenised(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[Document, Pairs]]:
     """Yield every document with its tokens; the tokenizer's first token leads, if it adds one.
 
-    **Raises:** `InputError` that names a document of one token, or one that holds no characters.
+    **Raises:** `InputError` that names a document with a single token, or without characters.
     """
     rest = iter(documents)
     while group := list(islice(rest, 64)):
@@ -76,9 +76,9 @@ def _pairs(
 
 
 def _sizes(text: str, ends: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
-    """Return the bytes from where the tokens before end to where a token ends.
+    """Return the bytes from the end of the previous token to the end of each token.
 
-    Letters that no token stands for (cut off behind the last one) count with that.
+    Letters that no token stands for (cut off after the last one) count with that one.
     """
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     bytes_before = np.zeros(len(points) + 1, np.int64)

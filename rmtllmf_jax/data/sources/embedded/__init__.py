@@ -1,4 +1,4 @@
-"""Eight small tasks that come with the package: nothing is downloaded, everything is drawn anew."""
+"""Eight small tasks that come with the package: nothing is downloaded, all images are generated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EmbeddedSource:
     photograph that is in test under one seed is never in train under another.
 
     **Raises:** every method raises `InputError` for an unknown task or split, and if a package
-    lacks a file that a task draws from; the constructor does for a negative seed.
+    lacks a file that a task draws from; the constructor raises it for a negative seed.
     """
 
     seed: int = 0

@@ -1,7 +1,7 @@
 """Drawing on a 32 x 32 canvas of floats in [0, 1]: coverage, paint, noise, colours, backgrounds.
 
-Everything is NumPy in float64, rounded once at the end, so that the bytes depend on no drawing
-library's version. Distances are signed, in pixels, negative inside.
+Everything is NumPy in float64, rounded once at the end, so that the bytes do not depend on the
+version of a drawing library. Distances are signed, in pixels, negative inside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def local(
     """Return the pixels' coordinates (u to the right, v down) around a point, in pixels.
 
     `angle` rotates the drawing clockwise, in radians. With more than one of `samples` along each
-    side of a pixel, a drawing is made finer and `shrink` averages it.
+    side of a pixel, the drawing is finer and `shrink` averages it.
     """
     places = (np.arange(SIZE * samples) + 0.5) / samples
     across, down = places[None, :] - x, places[:, None] - y
@@ -115,7 +115,7 @@ def hsv(hue: Numbers, saturation: Numbers, value: Numbers) -> Float[np.ndarray, 
 
 
 def any_colours(rng: np.random.Generator, count: int) -> Float[np.ndarray, "count 3"]:
-    """Return RGB in [0, 1], every hue, from pale to full and from dark to bright."""
+    """Return RGB in [0, 1] of any hue, from pale to saturated and from dark to bright."""
     hue, saturation, value = rng.random((3, count))
     return hsv(hue, saturation, 0.15 + 0.85 * value)
 

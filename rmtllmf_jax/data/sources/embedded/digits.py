@@ -26,8 +26,8 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 def digit_rows(split: str) -> tuple[Int64[np.ndarray, " n"], ...]:
     """Return the rows of `load_digits` that a split may use, class by class.
 
-    The same for every seed. Neighbouring rows are often by one writer, so the first rows of a class
-    go to train and the last to test.
+    The same for every seed. Neighbouring rows are often by the same writer, so the first rows of a
+    class go to train and the last to test.
     """
     _, labels = _scans()
     members = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]

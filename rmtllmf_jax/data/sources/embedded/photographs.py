@@ -1,4 +1,4 @@
-"""Which photograph is this a piece of? Twelve photographs from scikit-image's package."""
+"""Which photograph does this piece come from? Twelve photographs from scikit-image's package."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
 
 
 def _regular(corners: int, inner: float = 1.0) -> Float[np.ndarray, "n 2"]:
-    """Return corners on the unit circle, with others at the radius `inner` between them."""
+    """Return corners on the unit circle, with others at the radius `inner` in between."""
     count = corners if inner == 1.0 else 2 * corners
     angles = 2 * np.pi * np.arange(count) / count
     radii = np.where(np.arange(count) % 2 == 0, 1.0, inner)

@@ -31,7 +31,7 @@ class Item:
 class EmbeddedTask:
     """A task that comes with the package.
 
-    `real` says whether its pixels were photographed or scanned; the others are rendered. `draw`
+    `real` says whether its pixels were photographed or scanned; otherwise they are rendered. `draw`
     makes one image, (32, 32, 3) RGB, from an item and the item's own generator.
     """
 
@@ -68,6 +68,6 @@ def draw_task(task: EmbeddedTask, seed: int) -> TaskArrays:
 
 
 def generator(task: str, item: Item, seed: int) -> np.random.Generator:
-    """Return the generator of one image, keyed by meaning and not by the order of drawing."""
+    """Return the generator of one image, keyed by its identity and not by the order of drawing."""
     meaning = (zlib.crc32(task.encode()), SPLITS.index(item.split), item.label, item.number)
     return np.random.default_rng(np.random.SeedSequence((seed, *meaning)))

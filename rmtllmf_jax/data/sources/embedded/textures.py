@@ -1,4 +1,4 @@
-"""Regular textures of two colours, with random period, phase, turn and contrast."""
+"""Regular textures of two colours, with random period, phase, rotation and contrast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TURN = 0.1  # largest turn either way, in radians
 
 
 def draw(item: Item, rng: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
-    """Mix two cluttered colours by a texture."""
+    """Mix two cluttered colours with a texture."""
     period = rng.uniform(*PERIODS)
     x, y = SIZE / 2 + SIZE / 4 * rng.uniform(-1, 1, 2)
     u, v = local(x, y, TURN * rng.uniform(-1, 1))

@@ -1,4 +1,4 @@
-"""Four small tasks of texts that come with the package: nothing is downloaded."""
+"""Four small text tasks that come with the package: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def embedded_text_tasks(seed: int = 0) -> tuple[TextTask, ...]:
 
 
 def embedded_text_task(name: str, seed: int = 0) -> TextTask:
-    """Return an embedded task: 1,500 texts to learn, 200 to choose and 300 to judge by.
+    """Return an embedded task: 1,500 texts for training, 200 for validation and 300 for test.
 
     One seed always gives the same texts. Another seed gives others, but a question that is in test
     under one seed is never in train under another, and none has been read by the embedded model.

@@ -1,4 +1,4 @@
-"""Dates and times of day in words, to be written in short."""
+"""Dates and times of day in words, to be written in digits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Moment:
 
 
 def draw(rng: np.random.Generator) -> Moment:
-    """Return a moment from 1950 to 2029, on a day that every month has."""
+    """Return a moment from 1950 to 2029, on a day that exists in every month."""
     return Moment(
         int(rng.integers(1, 29)),
         int(rng.integers(1, 13)),

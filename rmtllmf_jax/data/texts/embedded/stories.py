@@ -39,7 +39,7 @@ MOODS = {
 
 @dataclass(frozen=True)
 class Story:
-    """Two people, an animal, and which place, find and mood of its kind a story has."""
+    """Two people, an animal, and which place, find and mood a story has."""
 
     names: tuple[str, str]
     animal: str
@@ -55,7 +55,7 @@ def draw(rng: np.random.Generator) -> Story:
 
 
 def prompt(story: Story) -> str:
-    """Return what the story is to be about."""
+    """Return what the story should be about."""
     return f"A story of {story.names[0]}, {story.names[1]} and a {story.animal}:"
 
 

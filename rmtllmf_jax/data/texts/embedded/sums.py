@@ -1,4 +1,4 @@
-"""Word problems of one addition or subtraction."""
+"""Word problems with one addition or subtraction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST = 20  # of either number
 
 @dataclass(frozen=True)
 class Problem:
-    """`name` has `first` things, and `second` are added or taken away by what `verb` says."""
+    """`name` has `first` things, and `second` are added or taken away, depending on `verb`."""
 
     name: str
     things: str
@@ -37,7 +37,7 @@ class Problem:
 
 
 def draw(rng: np.random.Generator) -> Problem:
-    """Return a problem whose result is at least 1."""
+    """Return a problem with a result of at least 1."""
     high, low = sorted((int(n) for n in rng.choice(np.arange(2, MOST + 1), 2, False)), reverse=True)
     verb = pick(rng, MORE + LESS)
     turned = verb in MORE and rng.random() < 0.5

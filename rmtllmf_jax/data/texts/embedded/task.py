@@ -1,4 +1,4 @@
-"""What an embedded task of texts is, and how its splits are written text by text."""
+"""What an embedded text task is, and how its splits are written text by text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Style = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Choice:
-    """What can be said in several ways; the first option is the task's own."""
+    """Something that can be said in several ways; the first option is the task's own."""
 
     name: str
     options: tuple[str, ...]
@@ -36,10 +36,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class StyledTask:
-    """Questions whose answers can be written in many styles, of which a task wants one.
+    """Questions with answers that can be written in many styles, of which a task wants one.
 
     `draw` makes the facts of one text; `prompt` writes the question, and `answer` the answer in a
-    style. The embedded model has read answers in all styles.
+    style. The embedded model was trained on answers in all styles.
     """
 
     name: str
@@ -54,7 +54,7 @@ class StyledTask:
         return {choice.name: choice.options[0] for choice in self.choices}
 
     def any_style(self, rng: np.random.Generator) -> Style:
-        """Return a style in which every option is as likely as the others of its choice."""
+        """Return a random style in which all options of a choice are equally likely."""
         return {choice.name: pick(rng, choice.options) for choice in self.choices}
 
     def asked(self, split: str, count: int, seed: int) -> Iterator[tuple[str, Any]]:
@@ -92,7 +92,7 @@ def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedTexts(Rows):
-    """A split of an embedded task, written when it is read; one seed always gives the same texts.
+    """A split of an embedded task, generated when read; one seed always gives the same texts.
 
     Rows have the fields `prompt` and `answer`.
     """
