@@ -12,7 +12,16 @@ Before timing, each output is checked to hold the base's tensors, finite, and to
 than without the link. Peak memory is VmHWM, mapped files included. `needs` is what the engine holds
 by design: a tensor of the largest size for each model, one for the base, one for the merge.
 
-Not measured yet.
+Once each, two CPU cores, files in the page cache, 1.1 billion parameters and three models:
+
+| link | time | peak memory (needs 1.22 GiB) |
+| --- | --- | --- |
+| no link | 15 s | 1.56 GiB |
+| sum_rate | 68 s | 2.28 GiB |
+| sum_rate, kappa given | 62 s | |
+
+The noise of three models is 3.3 billion normal numbers; with kappa given no pass of the vectors
+comes before.
 """
 
 from __future__ import annotations
