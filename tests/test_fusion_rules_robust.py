@@ -56,7 +56,8 @@ def test_members_against_numpy(method: Any, members: list[float], coarse: bool, 
     found = method({"w": jnp.asarray(rows)}, weights=weights)["w"]
     np.testing.assert_allclose(found, middle_in_numpy(rows, weights, method), rtol=1e-5, atol=1e-6)
     if method == Median():
-        np.testing.assert_array_equal(found, np.median(rows[weights > 0], axis=0))
+        exact = np.median(rows[weights > 0], axis=0)
+        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-7)  # a sum of the halves
 
 
 @few

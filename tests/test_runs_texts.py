@@ -414,7 +414,10 @@ def test_images_and_texts_are_not_confused(
     model = ["--model", str(place / "model"), "--out", str(tmp_path / "run")]
     for given, said in (
         (model, "is a language model: give --texts"),
-        (["--model", "clip-mini", "--texts", str(place / "tasks.yaml"), *model[2:]], "of images"),
+        (
+            ["--model", "clip-mini", "--texts", str(place / "tasks.yaml"), *model[2:]],
+            "an image model",
+        ),
     ):
         with pytest.raises(SystemExit):
             main(["finetune", *given])
