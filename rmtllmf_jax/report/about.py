@@ -119,7 +119,7 @@ def definitions(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[tuple
 
 
 def documentation() -> str | None:
-    """Return the address of the package's documentation; `None` where its owner has not set it."""
+    """Return the address of the package's documentation; `None` if its owner has not set it."""
     try:
         urls = metadata("rmtllmf-jax").get_all("Project-URL") or []
     except PackageNotFoundError:

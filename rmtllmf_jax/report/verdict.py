@@ -48,7 +48,7 @@ def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataF
     axis, level, scenario, size, `against`) that has a pair; along an axis `size` is NaN, and means
     are over the sizes.
     Columns: these, `protected` and `other` (mean average normalised score over the pairs),
-    `difference` with its interval `low` and `high` (on so many `levels`, see
+    `difference` with its interval `low` and `high` (based on `levels`, see
     `intervals.Interval`), `pairs` (their number), and `strongest` (whether this is the rival with
     the largest mean).
     """

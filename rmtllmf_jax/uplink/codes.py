@@ -283,7 +283,7 @@ class _CodedStream:
 
 
 def _reproduced(vector: Array, bins: Magnitudes, kept: Array, level: Array) -> Array:
-    """Return a vector as it is sent."""
+    """Return a vector as sent."""
     magnitude = jnp.where(are_largest(bins, kept), level[bins.of], 0)
     return jnp.where(vector < 0, -magnitude, magnitude)
 

@@ -26,7 +26,7 @@ _Model = TypeVar("_Model", bound=type)
 
 
 def _pytree(*fields: str) -> Callable[[_Model], _Model]:
-    """Register a class as a pytree of its own type, with `fields` as its leaves.
+    """Register a class as a distinct pytree type, with `fields` as its leaves.
 
     With `jax.tree_util.register_dataclass`, two classes with equal fields have equal structures, so
     a program compiled for one might run with the other.

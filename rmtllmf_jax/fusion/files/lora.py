@@ -129,7 +129,7 @@ def _pattern(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any
 
 
 def _require_plain(path: Path, content: Mapping[str, Any]) -> None:
-    """Check that an adapter is a LoRA whose products are added to the weights of the base."""
+    """Check that an adapter is a LoRA with products added to the weights of the base."""
     kind = content.get("peft_type")
     if any(word in str(kind) for word in _OF_INPUTS):
         raise InputError(

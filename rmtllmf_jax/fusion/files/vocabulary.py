@@ -63,7 +63,7 @@ class Tokenizer:
 
 @dataclass(frozen=True, eq=False)
 class Gathered(Entry):
-    """A tensor whose rows are those of other tensors."""
+    """A tensor with rows gathered from other tensors."""
 
     first: tuple[tuple[Entry, Rows], ...] = ()
     """A row is that of the first of these that has it."""
