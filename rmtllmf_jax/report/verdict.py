@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -36,6 +37,7 @@ _BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
 _FEW = {5: "five"}[FEW]
 _UNKNOWN = "cannot be judged against"
 _VERBS = _BEATS, _TIES, _LOSES, _UNKNOWN
+_TOO_FEW = f"Too few combinations, realisations or seeds (fewer than {_FEW}) for a verdict on"
 _COLUMNS = ["protected", "other", "difference", "low", "high", "levels", "pairs"]
 
 
@@ -88,29 +90,45 @@ def sentences(results: pd.DataFrame) -> list[str]:
     """Return one sentence per scenario: R-MTLLMF against its strongest rival, by N or by level.
 
     There is also one for every other protection, or a single one if there is nothing to compare.
-    With several rules, each sentence names its own.
+    With several rules, each sentence names its own. If several of them could only say that there
+    are too few replicates, one sentence at the end says so for all of them.
     """
     there = arrange(results["protection"], PROTECTIONS)
-    said = [line for each in there if each not in _HALVES for line in _sentences(results, each)]
-    return said or ["No scenario is protected: whether a protection helps cannot be said."]
+    found = [each for name in there if name not in _HALVES for each in _compared(results, name)]
+    if not found:
+        return ["No scenario is protected: whether a protection helps cannot be said."]
+    too_few = [(lead, who) for lead, who, rows in found if {*map(_verb, rows)} == {_UNKNOWN}]
+    if len(too_few) == 1:
+        too_few = []
+    said = [
+        f"{lead}: {who} {_against_the_strongest(rows)}"
+        for lead, who, rows in found
+        if (lead, who) not in too_few
+    ]
+    by_lead: dict[str, list[str]] = {}
+    for lead, who in too_few:
+        by_lead.setdefault(lead, []).append(who)
+    where = "; ".join(f"{lead}: {', '.join(names)}" for lead, names in by_lead.items())
+    return [*said, f"{_TOO_FEW} {where}."] if where else said
 
 
-def _sentences(results: pd.DataFrame, protection: str) -> list[str]:
+def _compared(
+    results: pd.DataFrame, protection: str
+) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Yield scenario, protection and the comparisons with the strongest rival there."""
     table = comparisons(results, protection)
     several_rules = table["rule"].nunique() > 1
     over = "mean over N" if results["size"].nunique() > 1 else ""
-    said = []
     keys = ["rule", "axis", "scenario"]
     for (rule, axis, scenario), group in table[table["strongest"]].groupby(keys, sort=False):
         name = SCENARIOS.get(scenario, scenario)
         lead = f"{rule_name(rule).capitalize()}, {name}" if several_rules else name
-        what = _against_the_strongest(group.to_dict("records"), axis)
         who = PROTECTIONS.get(protection, protection)
-        said.append(f"{joined(lead, over if axis else '')}: {who} {what}")
-    return said
+        yield joined(lead, over if axis else ""), who, group.to_dict("records")
 
 
-def _against_the_strongest(rows: list[dict[str, Any]], axis: str) -> str:
+def _against_the_strongest(rows: list[dict[str, Any]]) -> str:
+    axis = rows[0]["axis"]
     rivals = [_RIVALS[row["against"]][0] for row in rows]
     only = len(set(rivals)) == 1
     clauses, unit = [], " points"
