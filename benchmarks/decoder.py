@@ -11,17 +11,14 @@ tokens). Rows are whole: 8 of 256 tokens. A training step is cross-entropy of th
 clipping and AdamW on all parameters; torch runs eager with its own scaled-dot-product attention and
 its fused AdamW.
 
-Two CPU cores, float32, medians of 11:
+Two idle CPU cores, float32, medians of 21 and 9:
 
 | model | ours | torch | speed, ours / torch |
 | --- | --- | --- | --- |
-| stories260k, forward | 53.3 ms | 77.1 ms | 1.45 |
-| stories260k, train | 200 ms | 410 ms | 2.05 |
-| ten-million, forward | 395 ms | 466 ms | 1.18 |
-| ten-million, train | 1327 ms | 1321 ms | 1.00 |
-
-Torch's times on the small model vary from run to run: 41 and 148 ms in the run before, beside which
-ours would be 0.76 and 0.74.
+| stories260k, forward | 32.7 ms | 38.8 ms | 1.19 |
+| stories260k, train | 126 ms | 145 ms | 1.15 |
+| ten-million, forward | 348 ms | 366 ms | 1.05 |
+| ten-million, train | 1283 ms | 1270 ms | 0.99 |
 """
 
 from __future__ import annotations
