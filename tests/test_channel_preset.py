@@ -413,3 +413,11 @@ def test_options_that_no_preset_has_are_said(text: str, said: str):
 )
 def test_a_preset_is_described_as_it_is_read(text: str):
     assert described(channel.get_preset(text)) == text
+
+
+def test_a_preset_of_ones_own_kind_is_described_by_its_name():
+    @dataclasses.dataclass(frozen=True)
+    class Tower(ChannelPreset):
+        height_m: float = 30.0
+
+    assert described(Tower(users=4, height_m=25.0)) == "tower(users=4, height_m=25.0)"

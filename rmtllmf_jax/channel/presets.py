@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -28,7 +28,7 @@ from rmtllmf_jax.channel.path_loss import (
 )
 from rmtllmf_jax.channel.power_control import POWER_CONTROLS
 from rmtllmf_jax.common.errors import InputError, require_at_least, require_known
-from rmtllmf_jax.common.values import by_name, described, parse
+from rmtllmf_jax.common.values import as_call, by_name, described, differing, name_of, parse
 
 
 def _numbers(values: Iterable[float] | None) -> tuple[float, ...] | None:
@@ -131,14 +131,11 @@ class ChannelPreset:
         >>> ChannelPreset(users=12, fading=Rician(9.0)).described()
         'paper(users=12, fading=rician(k_factor_db=9.0))'
         """
-        own = {part.name: getattr(self, part.name) for part in fields(self)}
-        differing = {
-            name: {key: each for key, each in own.items() if each != getattr(preset, key)}
-            for name, preset in PRESETS.items()
-        }
-        nearest = min(differing, key=lambda name: len(differing[name]))
-        given = [f"{key}={described(each)}" for key, each in differing[nearest].items()]
-        return f"{nearest}({', '.join(given)})" if given else nearest
+        if type(self) is not ChannelPreset:  # a user's own kind, which is none of `PRESETS`
+            return as_call(name_of(self), differing(self))
+        options = {name: differing(self, preset) for name, preset in PRESETS.items()}
+        nearest = min(options, key=lambda name: len(options[name]))
+        return as_call(nearest, options[nearest])
 
 
 @dataclass(frozen=True)

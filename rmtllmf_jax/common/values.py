@@ -64,12 +64,7 @@ def described(value: Any) -> str:
     if not isinstance(value, type) and callable(own := getattr(value, "described", None)):
         return str(own())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        given = [
-            f"{field.name}={described(getattr(value, field.name))}"
-            for field in dataclasses.fields(value)
-            if field.init and getattr(value, field.name) != _default(field)
-        ]
-        return f"{name_of(value)}({', '.join(given)})" if given else name_of(value)
+        return as_call(name_of(value), differing(value))
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, str):
@@ -83,6 +78,26 @@ def described(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {described(each)}" for key, each in value.items()) + "}"
     return repr(value)
+
+
+def differing(value: Any, like: Any = None) -> dict[str, Any]:
+    """Return the options of a dataclass that differ from those of `like`, by default its own."""
+    own = {part: getattr(value, part.name) for part in dataclasses.fields(value) if part.init}
+    return {
+        part.name: each
+        for part, each in own.items()
+        if each != (_default(part) if like is None else getattr(like, part.name))
+    }
+
+
+def as_call(name: str, options: Mapping[str, Any]) -> str:
+    """Return a name with its options, as `parse` reads them.
+
+    >>> as_call("ties", {"density": 0.1}), as_call("ties", {})
+    ('ties(density=0.1)', 'ties')
+    """
+    given = ", ".join(f"{option}={described(value)}" for option, value in options.items())
+    return f"{name}({given})" if given else name
 
 
 def parse(text: str, known: Known, what: str) -> Any:
