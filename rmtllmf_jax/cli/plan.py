@@ -62,9 +62,9 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
     task that neither the registry nor the source knows.
     """
     machine = devices_of(options)
-    shared = _train_devices(options, machine[0])
+    training = _training(options, machine[0])
     if options.texts is not None:
-        _show(_plan_of_texts(options, settings, grid, shared), machine, options.json)
+        _show(_plan_of_texts(options, settings, grid, training), machine, options.json)
         return
     config = _config_of(options.model)
     auto = options.dtype == "auto" and options.elsewhere
@@ -90,11 +90,7 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
             recipe_of(options), prompts="single" if options.prompts == "single" else "ensemble"
         ),
         clip=clip,
-        ready_vectors=options.task_vectors is not None,
-        lora=lora_of(options),
-        train_devices=shared,
-        accumulate=options.accumulate,
-        validation_fraction=options.validation_fraction,
+        **training,
         needed=tuple(what_is_needed(options, backbone, clip, tasks)),
     )
     _show(numbers, machine, options.json)
@@ -104,19 +100,29 @@ def dry_run(options: Reproduce, settings: Settings, grid: Grid) -> None:
         sys.exit(1)
 
 
-def _train_devices(options: Reproduce, devices: Devices) -> int:
-    """Return how many of the devices share a fine-tuning batch.
+def _training(options: Reproduce, devices: Devices) -> dict[str, Any]:
+    """Return how the users are made, as `plan` takes it of images and of texts.
 
-    **Raises:** `InputError` if they cannot, as fine-tuning would.
+    **Raises:** `InputError` if the devices cannot share a batch, as fine-tuning would.
     """
-    if options.task_vectors is not None:
-        return 1
+    kind = "cpu" if devices.cpu else devices.kind
     there = devices.count if options.elsewhere else len(jax.local_devices())
-    split = Split(options.train_devices, options.accumulate)
-    return split.devices_of(options.batch_size, there, "cpu" if devices.cpu else devices.kind)
+    ready, split = (
+        options.task_vectors is not None,
+        Split(options.train_devices, options.accumulate),
+    )
+    return {
+        "ready_vectors": ready,
+        "lora": lora_of(options),
+        "train_devices": 1 if ready else split.devices_of(options.batch_size, there, kind),
+        "accumulate": options.accumulate,
+        "validation_fraction": options.validation_fraction,
+    }
 
 
-def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid, shared: int) -> Plan:
+def _plan_of_texts(
+    options: Reproduce, settings: Settings, grid: Grid, training: dict[str, Any]
+) -> Plan:
     """Return the plan of a run of texts, whose rows are tokenised to be counted."""
     config, names = configured(options)
     assert isinstance(config, TextRunConfig)
@@ -132,11 +138,7 @@ def _plan_of_texts(options: Reproduce, settings: Settings, grid: Grid, shared: i
         grid,
         settings,
         RunRecipe(recipe_of(options)),
-        ready_vectors=options.task_vectors is not None,
-        lora=lora_of(options),
-        train_devices=shared,
-        accumulate=options.accumulate,
-        validation_fraction=options.validation_fraction,
+        **training,
         needed=(Needed("model", options.model, size, hub.in_cache(options.model)),),
         length=config.length,
     )
