@@ -126,17 +126,21 @@ class WrongSize(InputError):
     """An image does not have the size expected of all images in its set."""
 
 
+def are_pixels(dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether an array is an image: (h, w, 3), (h, w, 1) or (h, w) uint8, the latter two uint16."""
+    grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    colour = len(shape) == 3 and shape[2] == 3
+    return (dtype == np.uint8 and (grey or colour)) or (dtype == np.uint16 and grey)
+
+
 def _from_pixels(pixels: np.ndarray, origin: str, bits: int | None) -> Image.Image:
-    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
-    colour = pixels.ndim == 3 and pixels.shape[2] == 3
-    shallow, deep = pixels.dtype == np.uint8, pixels.dtype == np.uint16 and grey
-    if not (shallow or deep) or not (grey or colour) or 0 in pixels.shape:
+    if not are_pixels(pixels.dtype, pixels.shape) or 0 in pixels.shape:
         raise InputError(
             f"{origin}: expected uint8 pixels of shape (h, w, 3), (h, w, 1) or (h, w), or uint16 "
             f"of the latter two, got {pixels.dtype} {pixels.shape}."
         )
-    plane = pixels.reshape(pixels.shape[:2]) if grey else pixels
-    plane = _in_eight_bits(plane, bits) if deep else plane
+    plane = pixels if pixels.shape[2:] == (3,) else pixels.reshape(pixels.shape[:2])
+    plane = _in_eight_bits(plane, bits) if plane.dtype == np.uint16 else plane
     return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
 
 

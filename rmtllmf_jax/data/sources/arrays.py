@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rmtllmf_jax.common.errors import InputError, require_known
+from rmtllmf_jax.data.decode import are_pixels
 from rmtllmf_jax.data.source import ALL_SPLITS, SPLITS, Example
 
 _NAMES = ("train_images", "train_labels", "test_images", "test_labels", "classes")
@@ -149,10 +150,7 @@ def _read_npz(path: Path) -> TaskArrays:
 
 
 def _check(split: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    grey = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 1)
-    colour = images.ndim == 4 and images.shape[3] == 3
-    shallow, deep = images.dtype == np.uint8, images.dtype == np.uint16 and grey
-    if not (shallow or deep) or not (grey or colour):
+    if not are_pixels(images.dtype, images.shape[1:]):
         raise InputError(
             f"{split}_images: expected uint8 (n, h, w, 3), (n, h, w, 1) or (n, h, w), or uint16 of "
             f"the latter two, got {images.dtype} {images.shape}."
