@@ -205,7 +205,7 @@ def load_head(path: Path, classes: Sequence[str]) -> Head:
             f"{path}: a damaged head: its content is not what its checksum says. {again}"
         )
     leaves: dict[str, Any] = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
-    head = Head(**leaves, unit=is_unit_head(path))
+    head = Head(**leaves, unit=bool(about.get("unit", False)))
     _require_count(head, classes, path)
     for index, (name, expected) in enumerate(zip(names, classes)):
         if name != expected:

@@ -19,7 +19,13 @@ from rmtllmf_jax.fusion.merge import PerUser
 from rmtllmf_jax.fusion.trees import as_type_of, check_stacked, leaf_path, leaves_by_path, widened
 from rmtllmf_jax.uplink.codes import Coded
 from rmtllmf_jax.uplink.error_models import safe_sqrt
-from rmtllmf_jax.uplink.factors import FactorStream, Sizes, balanced
+from rmtllmf_jax.uplink.factors import (
+    FactorStream,
+    Sizes,
+    balanced,
+    factor_shapes,
+    product_variance,
+)
 from rmtllmf_jax.uplink.gaussian import GAUSSIAN, Gaussian
 from rmtllmf_jax.uplink.noise import per_user
 from rmtllmf_jax.uplink.sparse import Sparse
@@ -103,11 +109,7 @@ class Adapter:
 
     def uses_of(self, mse: PerUser, shapes: Shapes) -> Float[Array, " users"]:
         """Channel uses per parameter of each user: those of the factors over all parameters."""
-        factors = {
-            f"{path}/{name}": shape
-            for path, (rows, rank, columns) in self._sizes(shapes).items()
-            for name, shape in (("a", (rank, columns)), ("b", (rows, rank)))
-        }
+        factors = factor_shapes(self._sizes(shapes))
         sent, whole = (sum(map(prod, each.values())) for each in (factors, shapes))
         return self.carrier.uses_of(mse, factors) * (sent / whole)
 
@@ -160,7 +162,9 @@ class Adapter:
         """
         factors, kappa = self._sending(stacked, mse, kappa)
         noise = self.carrier.variance(factors, mse, kappa)
-        size = {path: {k: _squares(leaf) for k, leaf in f.items()} for path, f in factors.items()}
+        squares = {
+            path: {k: _squares(leaf) for k, leaf in f.items()} for path, f in factors.items()
+        }
 
         def of_leaf(path: tuple, leaf: Array) -> Array:
             name = leaf_path(path)
@@ -168,9 +172,7 @@ class Adapter:
                 return jnp.zeros(len(leaf))
             rows, rank = factors[name]["b"].shape[1:]
             columns = factors[name]["a"].shape[2]
-            of_a, of_b = noise[name]["a"], noise[name]["b"]
-            each = of_a * size[name]["b"] / rows + of_b * size[name]["a"] / columns
-            return each + of_a * of_b * rank
+            return product_variance(noise[name], squares[name], (rows, rank, columns))
 
         return jax.tree_util.tree_map_with_path(of_leaf, stacked)
 

@@ -15,7 +15,8 @@ from rmtllmf_jax.fusion.similarity import exact_squares
 from rmtllmf_jax.uplink.eigen import eigh_in_turn
 from rmtllmf_jax.uplink.streams import Powers, Rows, Sending
 
-Sizes = Mapping[str, tuple[int, int, int]]
+Size = tuple[int, int, int]
+Sizes = Mapping[str, Size]
 """Rows, rank and columns of matrices, by the path of their leaves."""
 
 _PROBES = 128  # columns that are tried to span a matrix
@@ -44,6 +45,26 @@ def balanced(
         largest = jnp.take_along_axis(right, jnp.argmax(jnp.abs(right), axis=1)[:, None], axis=1)
         sign = jnp.where(largest < 0, -1, 1)
         return left * (root * sign[:, 0]), right * sign / jnp.where(root > 0, root, 1)[:, None]
+
+
+def factor_shapes(sizes: Sizes) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the factors, by the paths that they are sent under."""
+    return {
+        f"{path}/{side}": shape
+        for path, (rows, rank, columns) in sizes.items()
+        for side, shape in (("a", (rank, columns)), ("b", (rows, rank)))
+    }
+
+
+def product_variance(noise: Mapping[str, Any], squares: Mapping[str, Any], size: Size) -> Any:
+    """Return the mean power of a product's error, from the factors' `noise` and summed squares.
+
+    Errors on `a` and `b` are independent, and the same on all entries of a factor.
+    """
+    rows, rank, columns = size
+    of_a, of_b = noise["a"], noise["b"]
+    each = of_a * squares["b"] / rows + of_b * squares["a"] / columns
+    return each + of_a * of_b * rank
 
 
 def factors_of(
@@ -93,12 +114,7 @@ class FactorStream:
         self._room = _ROOM
         self._mean_squares: Float64[np.ndarray, " users"] | None = None
         self.kappa: Float[np.ndarray, " users"] | None = None
-        shapes = {
-            f"{path}/{side}": shape
-            for path, (rows, rank, columns) in sizes.items()
-            for side, shape in (("a", (rank, columns)), ("b", (rows, rank)))
-        }
-        how = replace(sending, shapes=shapes, leaves=self._leaves, kappa=self._scaled)
+        how = replace(sending, shapes=factor_shapes(sizes), leaves=self._leaves, kappa=self._scaled)
         self._carried = carrier.stream(how)
 
     def __call__(self, name: str, rows: Rows) -> Powers:
@@ -107,7 +123,7 @@ class FactorStream:
         if name not in self._sizes:
             rows[...] = 0
             return Powers(nothing, nothing)
-        height, rank, width = self._sizes[name]
+        height, _, width = self._sizes[name]
         sent = self._factors(name, rows)
         square = {side: exact_squares(each) for side, each in sent.items()}
         overlaps = (sent["b"].swapaxes(1, 2) @ sent["b"], sent["a"] @ sent["a"].swapaxes(1, 2))
@@ -115,8 +131,8 @@ class FactorStream:
         arrived = {side: each.copy() for side, each in sent.items()}
         noise = {side: self._carried(f"{name}/{side}", each) for side, each in arrived.items()}
         rows[...] = (arrived["b"] @ arrived["a"]).reshape(rows.shape)
-        of_a, of_b = noise["a"].variance, noise["b"].variance
-        variance = of_a * square["b"] / height + of_b * square["a"] / width + of_a * of_b * rank
+        of_factors = {side: each.variance for side, each in noise.items()}
+        variance = product_variance(of_factors, square, self._sizes[name])
         return Powers(variance.astype(np.float32), energy.astype(np.float32))
 
     def _leaves(self, what: str) -> Iterator[tuple[str, Rows]]:
