@@ -153,14 +153,9 @@ def attend(
     def split(x: Float[Array, "batch some width"]) -> Float[Array, "batch heads some part"]:
         return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
-    exact = jnp.promote_types(query.dtype, jnp.float32)
     each, others, carried = split(query), split(key), split(value)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", each, others, preferred_element_type=exact)
-    logits *= each.shape[-1] ** -0.5
-    if causal:
-        seen = jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool)
-        logits = jnp.where(seen, logits, jnp.finfo(exact).min)
-    attended = jnp.einsum("bhqk,bhkd->bhqd", _softmax(logits).astype(value.dtype), carried)
+    seen = jnp.tri(each.shape[2], others.shape[2], dtype=bool) if causal else None
+    attended = _attended(each, others, carried, seen)
     return attended.transpose(0, 2, 1, 3).reshape(query.shape)
 
 
@@ -179,7 +174,6 @@ def grouped_attention(
     pass of a layer takes four to six times as long on a CPU (benchmarks/decoder.py).
     """
     tokens, shared = query.shape[1], query.shape[2] // key.shape[2]
-    exact = jnp.promote_types(query.dtype, jnp.float32)
     each, others, carried = (
         jnp.repeat(x, times, axis=2).transpose(0, 2, 1, 3)
         for x, times in ((query, 1), (key, shared), (value, shared))
@@ -189,12 +183,24 @@ def grouped_attention(
     for first in range(0, tokens, size):
         block = slice(first, first + size)
         keys = slice(first + size if causal else None)
-        products = (each[:, :, block], others[:, :, keys])
-        logits = jnp.einsum("bhtd,bhsd->bhts", *products, preferred_element_type=exact)
-        hidden = jnp.where(seen[:, block, keys], 0, jnp.finfo(exact).min)[:, None]
-        shares = _softmax(logits * each.shape[-1] ** -0.5 + hidden).astype(value.dtype)
-        attended.append(jnp.einsum("bhts,bhsd->bhtd", shares, carried[:, :, keys]))
+        visible = (others[:, :, keys], carried[:, :, keys], seen[:, None, block, keys])
+        attended.append(_attended(each[:, :, block], *visible))
     return jnp.concatenate(attended, axis=2).transpose(0, 2, 1, 3)
+
+
+def _attended(
+    query: Float[Array, "batch heads tokens part"],
+    key: Float[Array, "batch heads keys part"],
+    value: Float[Array, "batch heads keys part"],
+    seen: Bool[Array, "..."] | None,
+) -> Float[Array, "batch heads tokens part"]:
+    """Softmax attention per head; `seen` broadcasts over (batch, heads, tokens, keys)."""
+    exact = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=exact)
+    logits *= query.shape[-1] ** -0.5
+    if seen is not None:
+        logits += jnp.where(seen, 0, jnp.finfo(exact).min)
+    return jnp.einsum("bhts,bhsd->bhtd", _softmax(logits).astype(value.dtype), value)
 
 
 def _by_rows(
