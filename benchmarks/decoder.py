@@ -24,26 +24,20 @@ Two idle CPU cores, float32, medians of 21 and 9:
 from __future__ import annotations
 
 import argparse
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from model_sides import RECIPE, check_moments, first_moments, through_disk, torch_steps
 from timing import interleaved, machine
 
 from rmtllmf_jax.evaluation import Batch
-from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models import load_decoder
 from rmtllmf_jax.training.finetune import train_step
-from rmtllmf_jax.training.recipes import Recipe
 
 ROWS, TOKENS = 8, 256
-# So many steps that the cosine does not move: torch's side has a constant learning rate.
-RECIPE = Recipe(10**6, 1, learning_rate=1e-6, weight_decay=0.1, warmup=0.0, clip_norm=1.0)
 CASES: dict[str, dict[str, int]] = {
     "stories260k": {
         "hidden_size": 64,
@@ -64,13 +58,6 @@ CASES: dict[str, dict[str, int]] = {
 }
 
 
-def loaded(model: Any) -> tuple[Any, Any]:
-    """Return a torch model as our decoder and its parameters, by way of the disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return load_decoder(Path(folder))
-
-
 def compare(name: str, rounds: int) -> None:
     """Check and time the forward pass and the training step."""
     import torch
@@ -82,7 +69,7 @@ def compare(name: str, rounds: int) -> None:
         **CASES[name], max_position_embeddings=512, tie_word_embeddings=True
     )
     peer = transformers.LlamaForCausalLM(config)
-    decoder, params = loaded(peer)
+    decoder, params = through_disk(peer, load_decoder)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{name}: {size:,} parameters, {ROWS} rows of {TOKENS} tokens")
     random = np.random.default_rng(0)
@@ -109,28 +96,13 @@ def compare(name: str, rounds: int) -> None:
         state, loss = train_step(state, batch, model=decoder, recipe=RECIPE)
         return loss
 
-    parameters = list(peer.parameters())
-    optimiser = torch.optim.AdamW(
-        parameters, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay, fused=True
-    )
+    def loss() -> Any:
+        return torch.nn.functional.cross_entropy(peer(read).logits.flatten(0, 1), target.flatten())
 
-    def theirs() -> Any:
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(peer(read).logits.flatten(0, 1), target.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, RECIPE.clip_norm)
-        optimiser.step()
-        return loss.detach()
-
+    optimiser, theirs = torch_steps(peer, loss)
     np.testing.assert_allclose(ours(), theirs(), rtol=1e-4)
-    moments = leaves_by_path(optax.tree.get(state["optimiser"], "mu"))
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(optimiser.state[parameter]["exp_avg"])
-    for path, expected in leaves_by_path(loaded(peer)[1]).items():
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(moments[path] / scale, expected / scale, atol=1e-3, err_msg=path)
-    peer.load_state_dict(transformers.LlamaForCausalLM(config).state_dict())  # not moments
+    moments = through_disk(first_moments(peer, optimiser), load_decoder)[1]
+    check_moments(state["optimiser"], moments)
     report("train", interleaved({"ours": ours, "torch": theirs}, rounds))
 
 

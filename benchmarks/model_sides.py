@@ -13,8 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rmtllmf_jax.evaluation import Batch
+from rmtllmf_jax.fusion import leaves_by_path
 from rmtllmf_jax.models.backbone import Backbone, load_backbone
 from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.heads import Head
@@ -155,7 +157,7 @@ class Torch:
 
     def loaded(self) -> tuple[Backbone, Any]:
         """Return our tower with the same weights, by way of the disk."""
-        backbone, params = through_disk(self.model)
+        backbone, params = through_disk(self.model, load_backbone)
         assert backbone.module == self.case.module(self.case.shape)
         return backbone, params
 
@@ -180,35 +182,67 @@ class Torch:
             None if x is None else torch.from_numpy(np.array(x))
             for x in (head.kernel, head.bias, head.projection)
         )
-        params = list(self.model.parameters())
-        self.optimiser = torch.optim.AdamW(
-            params, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay, fused=True
-        )
 
-        def step() -> Any:
-            self.optimiser.zero_grad()
+        def loss() -> Any:
             features = self.features(images, backbone)
             if projection is not None:
                 features = torch.nn.functional.normalize(features @ projection, dim=-1)
-            loss = torch.nn.functional.cross_entropy(features @ kernel + bias, labels)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, RECIPE.clip_norm)
-            self.optimiser.step()
-            return loss.detach()
+            return torch.nn.functional.cross_entropy(features @ kernel + bias, labels)
 
+        self.optimiser, step = torch_steps(self.model, loss)
         return step
 
     def first_moments(self) -> Any:
         """Return Adam's first moments as a tree of our tower."""
-        model = copy.deepcopy(self.model)
-        with self.torch.no_grad():
-            for copied, parameter in zip(model.parameters(), self.model.parameters(), strict=True):
-                copied.copy_(self.optimiser.state[parameter]["exp_avg"])
-        return through_disk(model)[1]
+        return through_disk(first_moments(self.model, self.optimiser), load_backbone)[1]
 
 
-def through_disk(model: Any) -> tuple[Backbone, Any]:
-    """Return a torch model as our tower: transformers knows its parameters by other names."""
+def torch_steps(model: Any, loss: Callable[[], Any]) -> tuple[Any, Callable[[], Any]]:
+    """Return torch's optimiser, and a call that takes a step and returns the loss before it."""
+    import torch
+
+    params = list(model.parameters())
+    optimiser = torch.optim.AdamW(
+        params, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay, fused=True
+    )
+
+    def step() -> Any:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(params, RECIPE.clip_norm)
+        optimiser.step()
+        return value.detach()
+
+    return optimiser, step
+
+
+def first_moments(model: Any, optimiser: Any) -> Any:
+    """Return a copy of a torch model with Adam's first moments in place of its parameters."""
+    import torch
+
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for into, parameter in zip(copied.parameters(), model.parameters(), strict=True):
+            into.copy_(optimiser.state[parameter]["exp_avg"])
+    return copied
+
+
+def check_moments(optimiser: Any, expected: Any) -> None:
+    """Compare Adam's first moments after one step, which are a tenth of the clipped gradients."""
+    moments, theirs = leaves_by_path(optax.tree.get(optimiser, "mu")), leaves_by_path(expected)
+    assert moments.keys() == theirs.keys()
+    largest = max(np.abs(moment).max() for moment in theirs.values())
+    for path, moment in moments.items():
+        # Exactly zero are the gradients of the keys' biases, up to rounding.
+        scale = max(np.abs(theirs[path]).max(), 1e-3 * largest)
+        np.testing.assert_allclose(
+            moment / scale, theirs[path] / scale, rtol=0, atol=1e-3, err_msg=path
+        )
+
+
+def through_disk(model: Any, load: Callable[[Any], Any]) -> Any:
+    """Return a torch model as ours: transformers knows its parameters by other names."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return load_backbone(folder)
+        return load(folder)

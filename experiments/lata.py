@@ -196,6 +196,11 @@ def stories(options: Options) -> Path:
     return path
 
 
+def about(tasks: tuple[str, ...], rule: str) -> dict[str, Any]:
+    """Return what a row of merged tasks begins with."""
+    return {"combination": "+".join(tasks), "size": len(tasks), "rule": rule}
+
+
 class Bench:
     """A seed's users, and the nats of any model on rows of their tasks."""
 
@@ -260,8 +265,7 @@ class Bench:
 
     def unmerged(self, tasks: tuple[str, ...]) -> dict[str, Any]:
         """Return what the base model has on test, as `multi_task` returns it."""
-        found = {"combination": "+".join(tasks), "size": len(tasks), "rule": BASE}
-        return found | {"score": self.normalised(self.run.base, tasks, "test")}
+        return about(tasks, BASE) | {"score": self.normalised(self.run.base, tasks, "test")}
 
     def multi_task(self, tasks: tuple[str, ...], rule: str) -> dict[str, Any]:
         """Return what a rule reaches on test with what is best on validation."""
@@ -274,8 +278,11 @@ class Bench:
                 if score > best[0]:
                     best = (score, method, scale, params)
         score, method, scale, params = best
-        found = {"combination": "+".join(tasks), "size": len(tasks), "rule": rule}
-        found |= {"method": described(method), "scale": scale, "validation": score}
+        found = about(tasks, rule) | {
+            "method": described(method),
+            "scale": scale,
+            "validation": score,
+        }
         return found | {"score": self.normalised(params, tasks, "test")}
 
     def forgetting(self, task: str, rule: str) -> list[dict[str, Any]]:
