@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import command
 from safetensors.numpy import load_file, save_file
-from tiny_clip import write_clip
+from tiny_clip import write_clip, write_users
 
 from rmtllmf_jax.cli.main import main, parse
 from rmtllmf_jax.cli.options import taken
@@ -40,11 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP, and two of its image towers that others fine-tuned."""
-    folder = tmp_path_factory.mktemp("clip")
-    write_clip(folder / "base")
-    for seed, task in enumerate(TASKS, start=1):
-        write_clip(folder / task, seed, near=folder / "base")
-    return folder
+    return write_users(tmp_path_factory.mktemp("clip"), write_clip, TASKS)
 
 
 @pytest.fixture(scope="module")

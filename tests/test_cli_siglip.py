@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 from safetensors.numpy import load_file, save_file
+from tiny_clip import write_users
 from tiny_siglip import CONTEXT, VOCABULARY, write_siglip
 
 from rmtllmf_jax.cli.main import main
@@ -32,11 +33,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SigLIP, and two of its image towers that others fine-tuned."""
-    folder = tmp_path_factory.mktemp("siglip")
-    write_siglip(folder / "base")
-    for seed, task in enumerate(TASKS, start=1):
-        write_siglip(folder / task, seed, near=folder / "base")
-    return folder
+    return write_users(tmp_path_factory.mktemp("siglip"), write_siglip, TASKS)
 
 
 def test_vectors_are_imported_evaluated_and_exported(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from rmtllmf_jax.fusion import leaves_by_path
-from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.configs import read_config
 from rmtllmf_jax.models.layouts import to_torch
 from rmtllmf_jax.models.pretrained import abstract_clip
+from rmtllmf_jax.models.siglip import two_towers
 
 MERGES = ("p h", "o t", "ph ot", "phot o</w>", "c a", "ca t</w>")
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
@@ -55,15 +55,28 @@ def write_clip(folder: Path, seed: int = 0, *, near: Path | None = None, **visio
     config["vision_config"] |= vision
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config))
-    clip = CLIP(read_config(folder / "config.json").towers(folder))
+    write_weights(folder, seed, near)
+    return folder
+
+
+def write_weights(folder: Path, seed: int, near: Path | None) -> None:
+    """Write random weights for both towers of a configuration, or a little beside another's."""
+    towers = two_towers(read_config(folder / "config.json").towers(folder))
     random = np.random.default_rng(seed)
     tensors = {}
-    for path, leaf in leaves_by_path(abstract_clip(clip)).items():
+    for path, leaf in leaves_by_path(abstract_clip(towers)).items():
         spread = 0.3 * random.normal(size=leaf.shape) + path.endswith("scale")
         key, tensor = to_torch(path, np.asarray(spread, np.float32))
-        tensors[key] = tensor
+        tensors[key] = np.asarray(tensor, order="C")
     if near is not None:
         before = load_file(near / "model.safetensors")
         tensors = {k: np.asarray(before[k] + 0.01 * tensors[k]) for k in before}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_users(folder: Path, write: Callable[..., Path], tasks: Sequence[str]) -> Path:
+    """Write a base model, and one per task that is as if fine-tuned from it."""
+    write(folder / "base")
+    for seed, task in enumerate(tasks, start=1):
+        write(folder / task, seed, near=folder / "base")
     return folder

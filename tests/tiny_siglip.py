@@ -7,16 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
-from safetensors.numpy import load_file, save_file
+from tiny_clip import write_weights
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-from rmtllmf_jax.fusion import leaves_by_path
-from rmtllmf_jax.models.configs import read_config
-from rmtllmf_jax.models.layouts import to_torch
-from rmtllmf_jax.models.pretrained import abstract_clip
-from rmtllmf_jax.models.siglip import two_towers
 
 CONTEXT, VOCABULARY = 40, 64
 _TOWER = {
@@ -82,15 +75,5 @@ def write_siglip(folder: Path, seed: int = 0, *, near: Path | None = None) -> Pa
     """Write a random SigLIP; with `near` its weights are as if fine-tuned from another's."""
     write_pieces(folder)
     (folder / "config.json").write_text(json.dumps(SIGLIP_CONFIG))
-    model = two_towers(read_config(folder / "config.json").towers(folder))
-    random = np.random.default_rng(seed)
-    tensors = {}
-    for path, leaf in leaves_by_path(abstract_clip(model)).items():
-        spread = 0.3 * random.normal(size=leaf.shape) + path.endswith("scale")
-        key, tensor = to_torch(path, np.asarray(spread, np.float32))
-        tensors[key] = np.asarray(tensor, order="C")
-    if near is not None:
-        before = load_file(near / "model.safetensors")
-        tensors = {k: np.asarray(before[k] + 0.01 * tensors[k]) for k in before}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_weights(folder, seed, near)
     return folder
