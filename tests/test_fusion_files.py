@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from rmtllmf_jax.cli.fuse import Fuse
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files.checkpoint import open_checkpoint
 from rmtllmf_jax.fusion.files.fusing import fusing
@@ -459,6 +460,28 @@ def test_the_card_names_inputs_hashes_and_options(models: list[Path], tmp_path: 
     fuse(tmp_path / "again/first", models[0], models[1:], recipe)
     for path in (tmp_path / "first").iterdir():
         assert (tmp_path / "again/first" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_inputs_are_not_hashed_where_nobody_asks(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_hashes = fuse(tmp_path / "first", models[0], models[1:])
+    monkeypatch.delattr("rmtllmf_jax.fusion.files.fusing.file_hash")
+    Fuse(
+        base=models[0],
+        models=tuple(models[1:]),
+        out=tmp_path / "second",
+        scale="0.3",
+        hash_inputs=False,
+    ).run()
+    assert_close(read(tmp_path / "second"), with_hashes, 0.0)
+    record = json.loads((tmp_path / "second/fusion.json").read_text())
+    assert all(
+        set(file) == {"name", "bytes"} for each in record["inputs"] for file in each["files"]
+    )
+    assert record["recipe"]["hash_inputs"] is False
+    card = (tmp_path / "second/README.md").read_text()
+    assert card.count("| not computed (--no-hash-inputs) |") == 3
 
 
 def test_models_of_one_name_are_told_apart_in_the_card(tmp_path: Path):

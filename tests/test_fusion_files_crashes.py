@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rmtllmf_jax.cli.fuse import Fuse
+from rmtllmf_jax.common import files
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.fusion.files import outputs
 from rmtllmf_jax.fusion.files.fusing import fusing
@@ -281,6 +283,29 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path):
     for path in out.glob("*.safetensors"):
         for key, value in load_file(path).items():
             np.testing.assert_allclose(value, model[key], atol=1e-5)
+
+
+def test_a_file_that_does_not_reach_the_disk_stops_the_merge(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It goes there while the next one is made, which is then not kept."""
+    synced: list[str] = []
+
+    def failing(path: Path) -> None:
+        if path.name.startswith(".model-") and ".json" not in path.name:
+            synced.append(path.name)
+            if len(synced) == 3:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", failing)
+        with pytest.raises(InputError, match=r"out: cannot be written \(Input/output error\)"):
+            fuse(out, models)
+    assert not out.exists()
+    first = [f"model-{n:05}-of-00120.safetensors" for n in (1, 2)]
+    assert sorted(shards(part(out) / "model")) == first
+    assert_merged(fuse(out, models))
 
 
 def test_a_disk_without_room_is_refused_before_the_work(

@@ -96,6 +96,9 @@ class Fuse(LinkOptions):
     """Largest size of an output file, such as 5GB or 500MiB."""
     carry_code: bool = False
     """Also copy the base's *.py files, which trust_remote_code runs, into the output."""
+    hash_inputs: bool = True
+    """Write the SHA-256 of the input files into the card. With --no-hash-inputs every file is read
+    only once, which saves time where few cores merge, or where the inputs exceed the memory."""
     dry_run: bool = False
     """Only print what would be merged: every tensor with its shape, type, size and method."""
 
@@ -141,7 +144,7 @@ class Fuse(LinkOptions):
         if self.dry_run:
             print("\n".join(_listing(plan)))
             return
-        with working_in(part_folder(out)), fusing(plan) as under_way:
+        with working_in(part_folder(out)), fusing(plan, self.hash_inputs) as under_way:
             if under_way.restarted:
                 note(f"{under_way.root}: was of other inputs or options; starting again.")
             elif under_way.finished:

@@ -88,7 +88,7 @@ def card(
         *((f"version of {key}", value) for key, value in record["versions"].items()),
     ]
     files = [
-        (each["role"], each["name"], file["name"], f"{file['bytes']:,}", f"`{file['sha256']}`")
+        (each["role"], each["name"], file["name"], f"{file['bytes']:,}", _hash_of(file))
         for each in record["inputs"]
         for file in each["files"]
     ]
@@ -138,3 +138,7 @@ def card(
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(c).replace('|', '/') for c in row)} |" for row in lines)
+
+
+def _hash_of(file: Mapping[str, Any]) -> str:
+    return f"`{file['sha256']}`" if "sha256" in file else "not computed (--no-hash-inputs)"

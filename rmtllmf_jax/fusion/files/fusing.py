@@ -60,6 +60,7 @@ CARD, RECORD = "README.md", "fusion.json"
 _MANIFEST = "manifest.json"
 _GRAMS = "notes.json"
 _FACTS = "facts"
+_HASHED = 4  # files at a time, at most
 
 
 def part_folder(out: Path) -> Path:
@@ -70,7 +71,7 @@ def part_folder(out: Path) -> Path:
 class Fusing:
     """A merge under way: `layer_weights`, then `merge`, then `finish`."""
 
-    def __init__(self, plan: Plan, hashes: list[list[Future[str]]]) -> None:
+    def __init__(self, plan: Plan, hashes: Mapping[Path, Future[str]]) -> None:
         self.plan = plan
         self._hashes = hashes
         self._manifest = _manifest(plan)
@@ -227,10 +228,10 @@ class Fusing:
         sync(plan.out.parent)
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _input_hashes(self) -> list[list[str]]:
-        """Return the SHA-256 of each input's files, once all are known."""
+    def _input_hashes(self) -> dict[Path, str]:
+        """Return the SHA-256 of the inputs' files, once all that are asked for are known."""
         try:
-            found = [[future.result() for future in futures] for futures in self._hashes]
+            found = {path: future.result() for path, future in self._hashes.items()}
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror}).") from error
         inputs = (self.plan.base, *self.plan.others)
@@ -244,8 +245,11 @@ class Fusing:
 
 
 @contextmanager
-def fusing(plan: Plan) -> Iterator[Fusing]:
+def fusing(plan: Plan, hash_inputs: bool = True) -> Iterator[Fusing]:
     """Open an unfinished output, or start a new one. The caller keeps other processes out of it.
+
+    The inputs are hashed while they are merged; without `hash_inputs` they are not, and the card
+    lacks their SHA-256.
 
     If the body raises, or the process is killed, finished shards are kept for the next start.
 
@@ -253,11 +257,12 @@ def fusing(plan: Plan) -> Iterator[Fusing]:
     """
     root = part_folder(plan.out)
     ours = False
-    pool = ThreadPoolExecutor(1)  # hashes the inputs while they are merged
+    # On one core hashing takes longer than merging.
+    pool = ThreadPoolExecutor(min(_HASHED, os.cpu_count() or 1))
     try:
         inputs = (plan.base, *plan.others)
-        hashes = [[pool.submit(file_hash, path) for path in each.files] for each in inputs]
-        under_way = Fusing(plan, hashes)
+        files = {path for each in inputs for path in each.files} if hash_inputs else ()
+        under_way = Fusing(plan, {path: pool.submit(file_hash, path) for path in sorted(files)})
         ours = True
         yield under_way
     except OSError as error:
@@ -343,9 +348,14 @@ def energy_kept(energies: Mapping[str, Sequence[float]]) -> dict[str, Any] | Non
 
 
 def _record(
-    plan: Plan, weights: LayerWeights | None, hashes: list[list[str]], facts: Facts
+    plan: Plan, weights: LayerWeights | None, hashes: Mapping[Path, str], facts: Facts
 ) -> dict[str, Any]:
     """Return the content of the card in machine-readable form."""
+
+    def about(path: Path) -> dict[str, Any]:
+        known = {"sha256": hashes[path]} if path in hashes else {}
+        return {"name": path.name, "bytes": path.stat().st_size, **known}
+
     roles = ["base", *["model"] * len(plan.models), *["reference"] * (plan.reference is not None)]
     inputs = [plan.base, *plan.others]
     by_layer = None
@@ -366,17 +376,8 @@ def _record(
         "kept": _kept(plan, facts["kept"]),
         "energy": energy_kept(facts["energy"]),
         "inputs": [
-            {
-                "role": role,
-                "name": label,
-                "files": [
-                    {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-                    for path, sha256 in zip(checkpoint.files, sums, strict=True)
-                ],
-            }
-            for role, label, checkpoint, sums in zip(
-                roles, labels(inputs), inputs, hashes, strict=True
-            )
+            {"role": role, "name": label, "files": [about(path) for path in checkpoint.files]}
+            for role, label, checkpoint in zip(roles, labels(inputs), inputs, strict=True)
         ],
         "layer_weights": by_layer,
         "versions": {name: version(name) for name in ("rmtllmf-jax", "jax")},

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, takewhile
 from math import prod
 from pathlib import Path
@@ -142,19 +142,25 @@ def merge_shards(
 
     `advance` is called with the number of tensors done, `tell` with name and facts of a shard
     before it appears; task vectors go through `transfer` first. Tensors that are not merged are
-    copied concurrently with the merge.
+    copied concurrently with the merge, and a file reaches the disk while the next one is made.
 
     **Raises:** `InputError` if an input holds NaN or is truncated, or if a number does not fit the
     type of the output; `OSError`, for example if the disk is full.
     """
     keys = [each.base.key for shard in shards for each in shard.tensors if each.merged]
-    with Stack(base, models, keys, transfer) as stack, ThreadPoolExecutor(1) as pool:
+    with (
+        Stack(base, models, keys, transfer) as stack,
+        ThreadPoolExecutor(1) as copier,
+        ThreadPoolExecutor(1) as finisher,
+    ):
+        finished = finisher.submit(lambda: None)
         for shard in shards:
             copies = [tensor for tensor in shard.tensors if not tensor.merged]
             merged = [tensor for tensor in shard.tensors if tensor.merged]
-            with _writing(folder / shard.name, shard) as write:
+            with ExitStack() as file:
+                write = file.enter_context(_writing(folder / shard.name, shard))
                 facts: Facts = {"masks": [], "kept": {}, "energy": {}}
-                with _copying(pool, copies, write):
+                with _copying(copier, copies, write):
                     for tensor in merged:
                         write(tensor, _made(tensor, stack, merge, facts))
                         advance(1)
@@ -162,6 +168,9 @@ def merge_shards(
                 keys = [each.base.key for each in merged]
                 facts["kept"] = {key: merge.kept[key] for key in keys if key in merge.kept}
                 tell(shard.name, facts)
+                finished.result()
+                finished = finisher.submit(file.pop_all().close)  # waits for the disk
+        finished.result()
 
 
 @contextmanager
