@@ -29,7 +29,7 @@ from rmtllmf_jax.models.images import resize
 from rmtllmf_jax.models.tokens import fill_templates
 
 SIZE = 32  # pixels
-PADDING = 4  # pixels that an image of a real set may be shifted by
+PADDING = 8  # parts of its size by one of which an image of a real set may be shifted
 SYNONYMS = {
     "airplane": ("plane", "jet", "aircraft"),
     "automobile": ("car", "sedan", "motor car"),
@@ -79,7 +79,7 @@ class Part:
     classes: tuple[str, ...]
     """Names as in prompts."""
     templates: tuple[str, ...]
-    images: UInt8[np.ndarray, "n 32 32 3"]
+    images: UInt8[np.ndarray, "n size size 3"]
     labels: Int[np.ndarray, " n"]
     share: float
     """Of the pairs of a batch, on average."""
@@ -103,7 +103,7 @@ class Part:
 class Pair:
     """An image with its caption; pairs of one meaning are positives of each other."""
 
-    image: UInt8[np.ndarray, "32 32 3"]
+    image: UInt8[np.ndarray, "size size 3"]
     caption: str
     meaning: str
 
@@ -116,9 +116,11 @@ def draw(part: Part, generator: np.random.Generator) -> Pair:
     if part.name in MIRRORED:
         image = image[:, :: generator.choice((-1, 1))]
     if part.name in STUDIED:
-        wide = np.pad(image, ((PADDING,) * 2, (PADDING,) * 2, (0, 0)), mode="reflect")
-        top, left = generator.integers(0, 2 * PADDING + 1, 2)
-        image = wide[top : top + SIZE, left : left + SIZE]
+        size = len(image)
+        by = size // PADDING
+        wide = np.pad(image, ((by,) * 2, (by,) * 2, (0, 0)), mode="reflect")
+        top, left = generator.integers(0, 2 * by + 1, 2)
+        image = wide[top : top + size, left : left + size]
     if generator.random() >= part.naming[label]:
         return Pair(image, part.file(label), part.file(label))
     meaning = called = part.classes[label]
@@ -141,7 +143,9 @@ def naming(name: str, classes: int, decay: float) -> Float[np.ndarray, " classes
     return np.exp(-decay * order / max(classes - 1, 1))
 
 
-def load_mix(data: Path, cache_dir: Path, *, study: bool, decay: float) -> tuple[Part, ...]:
+def load_mix(
+    data: Path, cache_dir: Path, *, study: bool, decay: float, size: int = SIZE
+) -> tuple[Part, ...]:
     """Return the parts of the mix: CIFAR-10, MNIST, EuroSAT and either the embedded tasks under
     other seeds (the model that ships), or the other real sets (the study model). Training images
     alone: neither validation nor test images of any set are read.
@@ -151,8 +155,8 @@ def load_mix(data: Path, cache_dir: Path, *, study: bool, decay: float) -> tuple
     source = get_source("folder", data)
     parts = []
     for name in STUDIED if study else SHIPPED:
-        task = load_task(source, name, SIZE, cache_dir)
-        images = np.asarray(resize(task.train.images, SIZE))
+        task = load_task(source, name, size, cache_dir)
+        images = np.asarray(resize(task.train.images, size))
         parts.append((name, prompt_classes(name, task.classes), images, task.train.labels))
     parts += [] if study else [*_rendered()]
     weights = {"cifar10": 2.0 if study else 2.5}

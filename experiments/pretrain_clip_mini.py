@@ -9,6 +9,7 @@ as parquet files or image folders. What it sees, and how often a caption names i
 clip_mini_mix.py; `--naming` is the one number that decides how much of fine-tuning's accuracy the
 model reaches without it. With `--study` it sees the training images of seven of the literature's
 eight tasks in place of the embedded tasks; some of them may not stand behind weights that ship.
+With `--start VIT` the image tower begins as that ViT, at `--size` pixels, and not from scratch.
 
 The text tower also learns to spread class names and random phrases over the sphere (uniformity:
 Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity
@@ -25,7 +26,7 @@ import json
 import string
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,15 @@ from clip_mini_mix import SEEDS, SIZE, TEMPLATES, Part, draw, load_mix
 from clip_mini_mix import __file__ as mix_file
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from safetensors.numpy import load_file, save_file
+from vit_start import ViTStart
+from vit_start import __file__ as start_file
 
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, replacing, write_bytes, write_json
 from rmtllmf_jax.data.registry import SINGLE_PROMPT, task_facts
 from rmtllmf_jax.data.tasks import TASK_NAMES
 from rmtllmf_jax.fusion import leaves_by_path
+from rmtllmf_jax.models.checkpoint import weights_hash
 from rmtllmf_jax.models.clip import CLIP
 from rmtllmf_jax.models.configs import read_config
 from rmtllmf_jax.models.heads import unit_length
@@ -55,13 +60,17 @@ from rmtllmf_jax.runs.environment import default_cache, provenance, use_compilat
 from rmtllmf_jax.training.finetune import first_state, gradient_step, run_steps
 from rmtllmf_jax.training.recipes import Recipe
 
-MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's train images
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation that images are normalised by."""
+OF_CIFAR10: Pixels = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # its train images
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 GROUPS, SIBLINGS = 8, 8  # groups of phrases that the text tower learns to tell apart
 WORDS, LETTERS = (
     4,
     20,
 )  # at most, of a random phrase: they fit into the tower's tokens, letter by letter
+CODE = (__file__, mix_file, start_file)  # decides what a training computes
+SHOWN = 16  # images of a set that a ViT is fitted to
 ALIKE = 0.99  # cosine of two heads above which they are called alike
 SHARPNESS = 2.0  # of the uniformity loss, as in its paper
 
@@ -95,6 +104,10 @@ class Options:
     """Folder that holds `cifar10/`, `eurosat/` and `mnist/`."""
     study: bool = False
     """See the real tasks' training images in place of the embedded tasks'."""
+    start: Path | None = None
+    """A ViT that the image tower of a study model begins as (a Hugging Face directory)."""
+    size: int = SIZE
+    """Pixels of the images of a study model."""
     steps: int = 4000
     """Optimiser steps."""
     batch_size: int = 128
@@ -117,6 +130,12 @@ class Options:
     """Folder of the checkpoints that training resumes from."""
     out: Path = Path(__file__).parents[1] / "checkpoints" / "clip-mini"
     """The Hugging Face directory to write."""
+
+    def __post_init__(self) -> None:
+        if not self.study and (self.start or self.size != SIZE):
+            raise InputError(
+                f"--start and --size are for a --study model; the one that ships has {SIZE} pixels."
+            )
 
     def recipe(self) -> Recipe:
         """Return the recipe of both towers."""
@@ -144,18 +163,19 @@ def write_tokenizer(folder: Path, captions: Sequence[str], vocabulary: int) -> N
     write_bytes(folder / "merges.txt", "\n".join(lines).encode())
 
 
-def write_config(folder: Path) -> None:
+def write_config(folder: Path, vision: dict[str, Any], pixels: Pixels) -> None:
     """Write the configuration for the existing tokenizer."""
     words = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     ends = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1}
     text = CONFIG["text_config"] | {"vocab_size": words, **ends}
-    write_json(folder / "config.json", CONFIG | {"text_config": text})
+    write_json(folder / "config.json", CONFIG | {"vision_config": vision, "text_config": text})
+    size = vision["image_size"]
     processor = {
         "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": 32},
-        "crop_size": {"height": 32, "width": 32},
-        "image_mean": MEAN,
-        "image_std": STD,
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": pixels[0],
+        "image_std": pixels[1],
     }
     write_json(folder / "preprocessor_config.json", processor)
 
@@ -170,7 +190,7 @@ def write_weights(folder: Path, params: PyTree) -> None:
         save_file(tensors, path, {"format": "pt"})
 
 
-@partial(jax.jit, static_argnames=("clip", "recipe"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("clip", "recipe", "pixels"), donate_argnames="state")
 def train_step(
     state: PyTree,
     images: UInt8[Array, "batch size size channels"],
@@ -180,11 +200,12 @@ def train_step(
     *,
     clip: CLIP,
     recipe: Recipe,
+    pixels: Pixels,
 ) -> tuple[PyTree, Float[Array, ""]]:
     """Take one step; returns the state and the loss before it."""
 
     def loss(params: PyTree) -> Float[Array, ""]:
-        logits = clip.apply({"params": params}, normalise(images, MEAN, STD), captions)
+        logits = clip.apply({"params": params}, normalise(images, *pixels), captions)
         texts = clip.apply({"params": params}, phrases, method="text_features")
         return contrastive_loss(logits, meaning) + uniformity(unit_length(texts))
 
@@ -263,12 +284,16 @@ def main(options: Options) -> None:
     """Write tokenizer and configuration, train, write weights and the card."""
     started = time.perf_counter()
     use_compilation_cache(options.cache_dir)
-    parts = load_mix(options.data, options.cache_dir, study=options.study, decay=options.naming)
+    start = options.start and ViTStart(options.start, options.size)
+    vision = start.config if start else CONFIG["vision_config"] | {"image_size": options.size}
+    pixels = (start.mean, start.std) if start else OF_CIFAR10
+    what = {"study": options.study, "decay": options.naming, "size": options.size}
+    parts = load_mix(options.data, options.cache_dir, **what)
     texts = [caption for part in parts for caption in part.captions()]
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "merges.txt").is_file():  # two trainings break ties differently
         write_tokenizer(options.out, texts, options.vocabulary)
-    write_config(options.out)
+    write_config(options.out, vision, pixels)
     clip = CLIP(read_config(options.out / "config.json").towers(options.out))
     tokenizer = load_tokenizer(options.out, clip.shape.text)
     context = max(len(row) for row in tokenizer(texts)["input_ids"])
@@ -289,13 +314,18 @@ def main(options: Options) -> None:
             tokenise(random_phrases(names, words, generator), tokenizer, positions),
             clip=clip,
             recipe=recipe,
+            pixels=pixels,
         )
 
-    image, text = jnp.zeros((1, SIZE, SIZE, 3)), jnp.asarray(tokens[texts[0]][None])
+    image, text = jnp.zeros((1, options.size, options.size, 3)), jnp.asarray(tokens[texts[0]][None])
     params = clip.init(jax.random.key(options.seed), image, text)["params"]
-    meaning = {"recipe": asdict(recipe), "seed": options.seed, "config": CONFIG}
+    if start:
+        shown = np.concatenate([part.images[:SHOWN] for part in parts])
+        params |= {"vision_model": start.tower(shown)}
+    meaning = {"recipe": asdict(recipe), "seed": options.seed, "config": [CONFIG, vision, pixels]}
     meaning |= {"study": options.study, "naming": options.naming}
-    meaning["code"] = [Path(each).read_text(encoding="utf-8") for each in (__file__, mix_file)]
+    meaning |= {"start": options.start and weights_hash(options.start)}
+    meaning["code"] = [Path(each).read_text(encoding="utf-8") for each in CODE]
     folder = options.work / content_hash(meaning)
     state = first_state(params, recipe)
     state = run_steps(state, take, recipe.steps, folder, every=500, description="clip-mini")
@@ -340,7 +370,19 @@ def card(
         f"{part.share * pairs / len(part.images):.1f} | {100 * part.naming.mean():.0f} % |"
         for part in parts
     )
+    vision = json.loads((options.out / "config.json").read_text())["vision_config"]
     choice = "".join([" --study --out MODEL" * options.study, " --quick" * options.quick])
+    if options.start:
+        choice += f" --start {options.start.name} --size {options.size}"
+    defaults = {field.name: field.default for field in fields(Options)}
+    for name in ("steps", "batch_size", "learning_rate", "weight_decay", "naming", "seed"):
+        if (value := getattr(options, name)) != defaults[name]:
+            choice += f" --{name.replace('_', '-')} {value:g}"
+    tower = (
+        f"vision encoder for {vision['image_size']} x {vision['image_size']} pixels "
+        f"(patches of {vision['patch_size']}, width\n{vision['hidden_size']}, "
+        f"{vision['num_hidden_layers']} layers{', begun from a ViT' if options.start else ''})"
+    )
     tasks = (
         "It saw the training images of seven real tasks, so that zero-shot does not mean that the\n"
         "tasks are new to it (cars is not among them: no budget teaches its 196 classes at 32\n"
@@ -358,7 +400,7 @@ tags: [clip, flax, jax]
 ---
 # {options.out.name}
 
-A small CLIP of rmtllmf-jax: vision encoder for 32 x 32 pixels (patches of 8, width 192, 4 layers),
+A small CLIP of rmtllmf-jax: {tower},
 text tower (width 96, 2 layers), {count:,} parameters. Hugging Face layout:
 `CLIPModel.from_pretrained` of transformers opens it. It serves to study what happens when models
 that were fine-tuned from it are merged, and not to classify images in earnest.

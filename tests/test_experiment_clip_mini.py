@@ -8,10 +8,17 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY_CONFIG, hugging_face_tensors, write_model
+from safetensors.numpy import save_file
 
+from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.models.backbone import load_backbone
+from rmtllmf_jax.models.clip import CLIPVision
 from rmtllmf_jax.models.hub import embedded_directory
+from rmtllmf_jax.models.images import normalise
 from rmtllmf_jax.models.pretrained import load_clip
 from rmtllmf_jax.models.weights import read_safetensors
 
@@ -127,3 +134,47 @@ def test_written_weights_are_those_that_are_read(pretrain: ModuleType, tmp_path:
     assert written.keys() == shipped.keys()
     for name, tensor in shipped.items():
         np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_a_tower_that_starts_as_a_vit_is_that_vit(mix: ModuleType, tmp_path: Path) -> None:
+    """With embeddings that a normalisation does not change both towers are one function."""
+    start = importlib.import_module("vit_start")
+    tensors, rng = hugging_face_tensors(TINY_CONFIG), np.random.default_rng(0)
+    stem = "vit.embeddings"
+    first = tensors[f"{stem}.cls_token"][0]
+    bias = tensors[f"{stem}.patch_embeddings.projection.bias"]
+    wanted = rng.normal(size=tensors[f"{stem}.position_embeddings"][0].shape)
+    wanted -= wanted.mean(1, keepdims=True)
+    wanted *= 3 / wanted.std(1, keepdims=True)
+    wanted[0] -= first[0]
+    wanted[1:] -= bias
+    tensors[f"{stem}.position_embeddings"] = wanted[None].astype(np.float32)
+    tensors[f"{stem}.patch_embeddings.projection.weight"] *= 0
+    write_model(tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    images = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    vit = start.ViTStart(tmp_path, 16)
+    backbone, params = load_backbone(tmp_path)
+    shown = normalise(jnp.asarray(images), vit.mean, vit.std)
+    expected = backbone.module.apply({"params": params}, shown)
+    found = CLIPVision(vit.shape).apply({"params": vit.tower(images)}, shown)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_the_patches_of_a_vit_are_kept(mix: ModuleType, tmp_path: Path) -> None:
+    start = importlib.import_module("vit_start")
+    vit = start.ViTStart(write_model(tmp_path), 16)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    kernel = load_backbone(tmp_path)[1]["embeddings"]["patch_embeddings"]["projection"]["kernel"]
+    kept = vit.tower(images)["embeddings"]["patch_embedding"]["kernel"]
+    np.testing.assert_array_equal(kept, kernel)
+
+
+def test_a_start_is_a_vit_and_for_a_study(
+    mix: ModuleType, pretrain: ModuleType, tmp_path: Path
+) -> None:
+    start = importlib.import_module("vit_start")
+    with pytest.raises(InputError, match="expected a ViT, found clip"):
+        start.ViTStart(embedded_directory(), 32)
+    with pytest.raises(InputError, match="--start and --size are for a --study model"):
+        pretrain.Options(tmp_path, start=tmp_path)
