@@ -371,21 +371,18 @@ def card(
         for part in parts
     )
     vision = json.loads((options.out / "config.json").read_text())["vision_config"]
-    choice = "".join([" --study --out MODEL" * options.study, " --quick" * options.quick])
+    size, width = vision["image_size"], vision["hidden_size"]
+    begun = f", begun from {options.start.name}" if options.start else ""
+    choice = " --study --out MODEL" * options.study + " --quick" * options.quick
     if options.start:
-        choice += f" --start {options.start.name} --size {options.size}"
-    defaults = {field.name: field.default for field in fields(Options)}
-    for name in ("steps", "batch_size", "learning_rate", "weight_decay", "naming", "seed"):
-        if (value := getattr(options, name)) != defaults[name]:
-            choice += f" --{name.replace('_', '-')} {value:g}"
-    tower = (
-        f"vision encoder for {vision['image_size']} x {vision['image_size']} pixels "
-        f"(patches of {vision['patch_size']}, width\n{vision['hidden_size']}, "
-        f"{vision['num_hidden_layers']} layers{', begun from a ViT' if options.start else ''})"
-    )
+        choice += f" --start {options.start.name}"
+    for each in fields(options):
+        if isinstance(each.default, int | float) and not isinstance(each.default, bool):
+            value = getattr(options, each.name)
+            choice += f" --{each.name.replace('_', '-')} {value:g}" * (value != each.default)
     tasks = (
         "It saw the training images of seven real tasks, so that zero-shot does not mean that the\n"
-        "tasks are new to it (cars is not among them: no budget teaches its 196 classes at 32\n"
+        "tasks are new to it (cars is not among them: no budget teaches its 196 classes at so few\n"
         "pixels). Some of these sets are for research alone: this model is not handed on."
         if options.study
         else "It saw the eight embedded tasks, drawn under other seeds than those of a run "
@@ -400,7 +397,8 @@ tags: [clip, flax, jax]
 ---
 # {options.out.name}
 
-A small CLIP of rmtllmf-jax: {tower},
+A small CLIP of rmtllmf-jax: vision encoder for {size} x {size} pixels (patches of
+{vision["patch_size"]}, width {width}, {vision["num_hidden_layers"]} layers{begun}),
 text tower (width 96, 2 layers), {count:,} parameters. Hugging Face layout:
 `CLIPModel.from_pretrained` of transformers opens it. It serves to study what happens when models
 that were fine-tuned from it are merged, and not to classify images in earnest.

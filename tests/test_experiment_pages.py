@@ -762,3 +762,12 @@ def test_what_small_pretrainings_gain_where_the_base_is_in_its_range():
     said = frontier.conclusion(pd.DataFrame(rows, columns=["captions", "base", "n8"]))
     assert "all named no such run, some seen rarely +10 to +10 points" in said
     assert said.endswith("some named rarely +30 to +30 points.")
+
+
+def test_whole_pretrainings_are_told_apart_by_tasks_and_start():
+    names = ["tasks", "start", "base", "merged"]
+    rows = [("embedded", "scratch", 60, 75), ("real, all", "scratch", 50, 55)]
+    rows += [("real, half", "scratch", 50, 67), ("real, all", "a ViT", 60, 85)]
+    said = frontier.whole_conclusion(pd.DataFrame(rows, columns=names))
+    assert "on the embedded tasks by 15 points, on the real tasks by 5 to 17 points and" in said
+    assert "on the real tasks by 25 points with the image tower begun from a ViT." in said
