@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from chromium import Chromium, chromium_path
 
 from rmtllmf_jax.cli.reproduce import DEMO_SWEEP
 from rmtllmf_jax.data.tasks import EMBEDDED_NAMES
@@ -39,6 +40,20 @@ def test_it_leaves_figures_and_a_page(demo: Path):
     assert "figure_4 skipped: all cosines of different tasks under sum_rate round to 0.00" in page
     assert "clip-mini" in page
     assert "Sum-rate attack" in (demo / "stdout.txt").read_text()
+
+
+@pytest.mark.parametrize("width", [768, 390])
+def test_its_small_table_fits_a_tablet_and_a_phone(demo: Path, tmp_path: Path, width: int):
+    binary = chromium_path()
+    if binary is None:
+        pytest.skip("no chromium on the PATH")
+    with Chromium(binary, tmp_path / "profile") as browser:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.open((demo / "report" / "index.html").as_uri())
+        beyond = browser.evaluate("""[...document.querySelectorAll("table.glance")]
+          .map(each => each.parentElement.scrollWidth - each.parentElement.clientWidth)""")
+    assert beyond == [0]
 
 
 def test_the_base_model_knows_the_tasks_by_half(results: pd.DataFrame):

@@ -53,11 +53,11 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-s
 @media (prefers-color-scheme: dark) { .picture { filter: invert(.9) hue-rotate(180deg); } }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
+@media (max-width: 60rem) { .glance { table-layout: fixed; width: 100%; }
+  .glance .number { white-space: normal; } .glance th:first-child { width: 25%; } }
 @media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .5rem 1rem; }
-  .glance { table-layout: fixed; width: 100%; font-size: .75rem; overflow-wrap: anywhere; }
-  .glance .number { white-space: normal; } .glance th, .glance td { padding: .25rem .2rem; }
-  .glance thead th { font-size: .65rem; overflow-wrap: normal; }
-  .glance th:first-child { width: 22%; } }
+  .glance { font-size: .75rem; } .glance th, .glance td { padding: .25rem .2rem; }
+  .glance thead th { font-size: .65rem; } }
 summary { cursor: pointer; padding: .25rem 0; }
 svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figure { margin: 0 0 2rem; } figcaption, caption { font-size: .9rem; padding: .4rem 0; }
