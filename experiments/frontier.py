@@ -16,9 +16,9 @@ rarely (the r-th of n in exp(-a r / (n - 1)) of its captions). Only the last one
 the features are good, and what fine-tuning adds is small and its own for every task.
 
 long.csv holds the whole pretrainings (pretrain_clip_mini.py: 4,000 steps from scratch, 1,500 where
-the image tower begins as a ViT that ImageNet taught), measured by testbed.py: `base`, `n2`, `n4` and
-`merged` (of `most` tasks) are normalised, `fine-tuned` is the mean accuracy. Those of 50 test images
-are of one combination of each size.
+the image tower begins as a ViT that ImageNet taught), measured by testbed.py: `base`, `n2`, `n4`
+and `merged` (of `most` tasks) are normalised, `fine-tuned` is the mean accuracy. Those of 50 test
+images are of one combination of each size.
 """
 
 from __future__ import annotations
@@ -104,7 +104,16 @@ def main() -> None:
     rows = [[str(value) for value in row] for row in tried.itertuples(index=False)]
     title = "Normalised test accuracy (%) of small pretrainings"
     whole = pd.read_csv(OUT / "long.csv")
-    titles = ["tasks", "image tower from", "pixels", "text tower spreads", "naming", "test images", "fine-tuned", "base"]
+    titles = [
+        "tasks",
+        "image tower from",
+        "pixels",
+        "text tower spreads",
+        "naming",
+        "test images",
+        "fine-tuned",
+        "base",
+    ]
     titles += ["N = 2", "N = 4", "most tasks", "these merged"]
     cells = [[str(value) for value in row] for row in whole.itertuples(index=False)]
     lines = [

@@ -71,17 +71,26 @@ def test_the_table_beside_the_papers_is_that_of_the_committed_results():
         assert f"| {name} | {' | '.join(cells)} | {ACCURACIES.get(kind, '-')} |" in PAPER
 
 
-def test_the_card_and_the_docs_have_the_numbers_of_the_testbeds_page():
-    page = (ROOT / "experiments" / "results" / "testbed" / "README.md").read_text("utf-8")
-    card = (ROOT / "checkpoints" / "clip-mini" / "README.md").read_text("utf-8")
-    docs = (ROOT / "docs" / "testbed.md").read_text("utf-8")
+def tables_of_a_testbed(name: str) -> list[str]:
+    page = (ROOT / "experiments" / "results" / name / "README.md").read_text("utf-8")
     tables = [block for block in page.split("\n\n") if block.startswith("|")]
     assert len(tables) == 3
-    assert all(table in card for table in tables)
-    reached = [line.split("|")[3].strip() for line in tables[2].splitlines()[2:]]
-    told = re.findall(r"\| ([^|]+) \|$", docs, re.MULTILINE)[1:6]
+    return tables
+
+
+def test_the_card_has_the_tables_of_the_testbeds_page():
+    card = (ROOT / "checkpoints" / "clip-mini" / "README.md").read_text("utf-8")
+    assert all(table in card for table in tables_of_a_testbed("testbed"))
+
+
+@pytest.mark.parametrize(("name", "column"), [("testbed", 4), ("testbed_real", 5)])
+def test_the_docs_have_the_numbers_of_the_pages_of_testbeds(name: str, column: int):
+    docs = (ROOT / "docs" / "testbed.md").read_text("utf-8")
+    (table,) = [block for block in docs.split("\n\n") if block.startswith("| | CLIP")]
+    told = [line.split("|")[column] for line in table.splitlines()[2:]]
+    reached = [line.split("|")[3] for line in tables_of_a_testbed(name)[2].splitlines()[2:]]
     for seen, said in zip(reached, told, strict=True):
-        number = re.match(r"[\d.]+", seen)
+        number = re.match(r"[\d.]+", seen.strip())
         assert number
         assert float(said.split()[0]) == float(number[0]), (seen, said)
 
