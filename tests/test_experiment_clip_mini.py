@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -178,3 +179,24 @@ def test_a_start_is_a_vit_and_for_a_study(
         start.ViTStart(embedded_directory(), 32)
     with pytest.raises(InputError, match="--start and --size are for a --study model"):
         pretrain.Options(tmp_path, start=tmp_path)
+
+
+def test_the_card_says_where_a_study_model_begins(
+    mix: ModuleType, pretrain: ModuleType, tmp_path: Path
+) -> None:
+    start = importlib.import_module("vit_start")
+    out, vit = tmp_path / "study", write_model(tmp_path / "vit")
+    out.mkdir()
+    options = pretrain.Options(
+        tmp_path, study=True, start=vit, size=16, naming=9.0, out=out, cache_dir=tmp_path
+    )
+    (out / "vocab.json").write_text('{"a": 0, "b": 1}')
+    pretrain.write_config(out, start.ViTStart(vit, 16).config, ((0.5,) * 3, (0.5,) * 3))
+    save_file({"weight": np.zeros(7, np.float32)}, out / "model.safetensors")
+    page = pretrain.card(options, options.recipe(), [a_part(mix)], "None.", 90.0)
+    assert "16 x 16 pixels (patches of\n4, width 16, 2 layers, begun from vit)" in page
+    assert "--study --out MODEL --start vit --size 16 --naming 9`" in page
+    assert "license: other" in page
+    processor = json.loads((out / "preprocessor_config.json").read_text())
+    assert processor["crop_size"] == {"height": 16, "width": 16}
+    assert processor["image_mean"] == [0.5, 0.5, 0.5]
