@@ -253,18 +253,26 @@ def conclusion(cells: pd.DataFrame) -> str:
             for n, each in against(cells, here, rival).items()
         )
         said.append(f"It {told}.")
-    said.append(f"Of the other defences the best alone is {best(cells, repaired=False)}, and ")
-    said[-1] += f"before the repair {best(cells, repaired=True)} (means over N)."
+    alone, before = best(cells, repaired=False), best(cells, repaired=True)
+    if alone and before:
+        said.append(
+            f"Of the other defences the best alone is {alone}, and before the repair {before} "
+            "(means over N)."
+        )
     return " ".join(filter(None, said)) + caution(
         [*ideal.values(), *gains.values()], "channel realisations"
     )
 
 
-def best(cells: pd.DataFrame, *, repaired: bool) -> str:
-    """Return the best defence but those of a code under the attack, with its mean over N."""
-    own = cells[(cells["scenario"] == ATTACK) & (cells["protection"] != "holistic")]
+def best(cells: pd.DataFrame, *, repaired: bool) -> str | None:
+    """Return the best defence but those of a code under the attack, with its mean over N; None if
+    there is no other.
+    """
+    own = cells[(cells["scenario"] == ATTACK) & ~cells["protection"].isin((*RIVALS, "holistic"))]
     own = own[~own["protection"].str.contains("coded")]
     own = own[own["protection"].str.endswith(REPAIR) == repaired]
+    if own.empty:
+        return None
     by_size = own.groupby(["protection", "size"])["score"].mean().groupby("protection").mean()
     return f"`{by_size.idxmax()}` with {100 * by_size.max():.0f} %"
 
@@ -372,7 +380,7 @@ def attack_sheet(cells: pd.DataFrame) -> Sheet:
 def figure(cells: pd.DataFrame) -> Figure:
     """Draw accuracy against the attacker's power, a panel for each number of tasks."""
     sizes = sorted(cells["size"].unique())
-    drawn = Figure(figsize=(3.2 * len(sizes) + 1, 4.0), layout="constrained")
+    drawn = Figure(figsize=(max(3.2 * len(sizes) + 1, 6.0), 4.0), layout="constrained")
     panels = np.atleast_1d(drawn.subplots(1, len(sizes), sharey=True))
     names = list(dict.fromkeys(cells.loc[cells["scenario"] == ATTACK, "protection"]))
     for panel, size in zip(panels, sizes, strict=True):
@@ -395,7 +403,7 @@ def figure(cells: pd.DataFrame) -> Figure:
         tidy(panel, f"{size} tasks")
     panels[0].set_ylim(0, 105)
     panels[0].set_ylabel("Average normalised accuracy (%)")
-    add_legend(drawn, panels, 3)
+    add_legend(drawn, panels, min(3, len(sizes) + 1))
     return drawn
 
 

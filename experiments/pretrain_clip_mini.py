@@ -65,10 +65,7 @@ Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 OF_CIFAR10: Pixels = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # its train images
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 GROUPS, SIBLINGS = 8, 8  # groups of phrases that the text tower learns to tell apart
-WORDS, LETTERS = (
-    4,
-    20,
-)  # at most, of a random phrase: they fit into the tower's tokens, letter by letter
+WORDS, LETTERS = 4, 20  # of a random phrase, at most: in letters it fits into the tower's tokens
 CODE = (__file__, mix_file, start_file)  # decides what a training computes
 SHOWN = 16  # images of a set that a ViT is fitted to
 ALIKE = 0.99  # cosine of two heads above which they are called alike

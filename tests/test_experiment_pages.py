@@ -666,6 +666,8 @@ def test_what_the_holistic_defence_reaches():
     assert "It beats R-MTLLMF at N = 2 (+34 [" in said
     assert "the best alone is `shrink` with 50 %" in said
     assert "before the repair `shrink+r-mtllmf` with 70 %" in said
+    codes = defended()[lambda cells: ~cells["protection"].str.contains("shrink")]
+    assert "the best alone is" not in defences.conclusion(codes)
 
 
 def test_a_defence_that_falls_short_is_said_to():
