@@ -164,6 +164,7 @@ def test_a_damaged_entry_is_built_again(
         (png(37)[:80], 0, "not a readable"),
         *((png(37), label, rf"label {label} .* 3 classes \(0 to 2\)") for label in (-1, 3, 2**40)),
     ],
+    ids=["cut", "-1", "3", "2**40"],
 )
 def test_what_cannot_be_decoded_names_file_row_and_id(
     tmp_path: Path, image: bytes, label: int, message: str
