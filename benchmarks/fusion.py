@@ -186,7 +186,7 @@ def fuse_command(
 ) -> list[str]:
     """Return the command that merges."""
     words = ["fuse", "--base", base, "--models", *models, "--out", out]
-    words += ["--method", method, "--scale", SCALE, *UNHASHED[hashed:]]
+    words += ["--method", method, "--scale", SCALE, *([] if hashed else UNHASHED)]
     return [str(Path(sys.executable).with_name("rmtllmf")), *map(str, words)]
 
 

@@ -284,8 +284,13 @@ def main(options: Options) -> None:
     start = options.start and ViTStart(options.start, options.size)
     vision = start.config if start else CONFIG["vision_config"] | {"image_size": options.size}
     pixels = (start.mean, start.std) if start else OF_CIFAR10
-    what = {"study": options.study, "decay": options.naming, "size": options.size}
-    parts = load_mix(options.data, options.cache_dir, **what)
+    parts = load_mix(
+        options.data,
+        options.cache_dir,
+        study=options.study,
+        decay=options.naming,
+        size=options.size,
+    )
     texts = [caption for part in parts for caption in part.captions()]
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "merges.txt").is_file():  # two trainings break ties differently

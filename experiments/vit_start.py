@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree, UInt8
 
 from rmtllmf_jax.common.errors import InputError
@@ -23,14 +24,14 @@ from rmtllmf_jax.models.processor import read_processor
 from rmtllmf_jax.models.shapes import ViTShape
 
 _BLOCK = {
-    ("layernorm_before",): ("layer_norm1",),
-    ("attention", "attention", "query"): ("self_attn", "q_proj"),
-    ("attention", "attention", "key"): ("self_attn", "k_proj"),
-    ("attention", "attention", "value"): ("self_attn", "v_proj"),
-    ("attention", "output", "dense"): ("self_attn", "out_proj"),
-    ("layernorm_after",): ("layer_norm2",),
-    ("intermediate", "dense"): ("mlp", "fc1"),
-    ("output", "dense"): ("mlp", "fc2"),
+    "layernorm_before": "layer_norm1",
+    "attention/attention/query": "self_attn/q_proj",
+    "attention/attention/key": "self_attn/k_proj",
+    "attention/attention/value": "self_attn/v_proj",
+    "attention/output/dense": "self_attn/out_proj",
+    "layernorm_after": "layer_norm2",
+    "intermediate/dense": "mlp/fc1",
+    "output/dense": "mlp/fc2",
 }
 """Where a block of ViT has what a block of CLIP has."""
 
@@ -108,14 +109,8 @@ class ViTStart:
 
 
 def _renamed(block: PyTree) -> PyTree:
-    found: PyTree = {}
-    for old, new in _BLOCK.items():
-        leaf = block
-        for name in old:
-            leaf = leaf[name]
-        *above, last = new
-        place = found
-        for name in above:
-            place = place.setdefault(name, {})
-        place[last] = dict(leaf)
-    return found
+    found = {}
+    for path, leaf in flatten_dict(block, sep="/").items():
+        module, _, name = path.rpartition("/")
+        found[f"{_BLOCK[module]}/{name}"] = leaf
+    return unflatten_dict(found, sep="/")

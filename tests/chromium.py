@@ -105,6 +105,11 @@ class Chromium:
         while not self.said("Page.loadEventFired"):
             self.events.append(self._receive(end))
 
+    def resize(self, width: int) -> None:
+        """Give the window a width, below 600 pixels that of a phone."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
     def evaluate(self, expression: str) -> Any:
         """Return the JSON value of an expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -48,8 +48,7 @@ def test_its_small_table_fits_a_tablet_and_a_phone(demo: Path, tmp_path: Path, w
     if binary is None:
         pytest.skip("no chromium on the PATH")
     with Chromium(binary, tmp_path / "profile") as browser:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.resize(width)
         browser.open((demo / "report" / "index.html").as_uri())
         beyond = browser.evaluate("""[...document.querySelectorAll("table.glance")]
           .map(each => each.parentElement.scrollWidth - each.parentElement.clientWidth)""")

@@ -36,6 +36,11 @@ def pretrain(mix: ModuleType) -> ModuleType:
     return importlib.import_module("pretrain_clip_mini")
 
 
+@pytest.fixture
+def start(mix: ModuleType) -> ModuleType:
+    return importlib.import_module("vit_start")
+
+
 def a_part(mix: ModuleType, name: str = "shapes", decay: float = 3.0, classes: int = 4):
     """Four images of each class, all of one grey level that tells the class."""
     labels = np.repeat(np.arange(classes), 4)
@@ -137,9 +142,8 @@ def test_written_weights_are_those_that_are_read(pretrain: ModuleType, tmp_path:
         np.testing.assert_array_equal(written[name], tensor)
 
 
-def test_a_tower_that_starts_as_a_vit_is_that_vit(mix: ModuleType, tmp_path: Path) -> None:
+def test_a_tower_that_starts_as_a_vit_is_that_vit(start: ModuleType, tmp_path: Path) -> None:
     """With embeddings that a normalisation does not change both towers are one function."""
-    start = importlib.import_module("vit_start")
     tensors, rng = hugging_face_tensors(TINY_CONFIG), np.random.default_rng(0)
     stem = "vit.embeddings"
     first = tensors[f"{stem}.cls_token"][0]
@@ -162,8 +166,7 @@ def test_a_tower_that_starts_as_a_vit_is_that_vit(mix: ModuleType, tmp_path: Pat
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_the_patches_of_a_vit_are_kept(mix: ModuleType, tmp_path: Path) -> None:
-    start = importlib.import_module("vit_start")
+def test_the_patches_of_a_vit_are_kept(start: ModuleType, tmp_path: Path) -> None:
     vit = start.ViTStart(write_model(tmp_path), 16)
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     kernel = load_backbone(tmp_path)[1]["embeddings"]["patch_embeddings"]["projection"]["kernel"]
@@ -172,9 +175,8 @@ def test_the_patches_of_a_vit_are_kept(mix: ModuleType, tmp_path: Path) -> None:
 
 
 def test_a_start_is_a_vit_and_for_a_study(
-    mix: ModuleType, pretrain: ModuleType, tmp_path: Path
+    start: ModuleType, pretrain: ModuleType, tmp_path: Path
 ) -> None:
-    start = importlib.import_module("vit_start")
     with pytest.raises(InputError, match="expected a ViT, found clip"):
         start.ViTStart(embedded_directory(), 32)
     with pytest.raises(InputError, match="--start and --size are for a --study model"):
@@ -182,9 +184,8 @@ def test_a_start_is_a_vit_and_for_a_study(
 
 
 def test_the_card_says_where_a_study_model_begins(
-    mix: ModuleType, pretrain: ModuleType, tmp_path: Path
+    mix: ModuleType, start: ModuleType, pretrain: ModuleType, tmp_path: Path
 ) -> None:
-    start = importlib.import_module("vit_start")
     out, vit = tmp_path / "study", write_model(tmp_path / "vit")
     out.mkdir()
     options = pretrain.Options(

@@ -355,8 +355,7 @@ def test_a_browser_draws_every_figure_without_a_word(report: Path, tmp_path: Pat
         pytest.skip("no chromium on the PATH")
     url = (report / "index.html").as_uri()
     with Chromium(binary, tmp_path / "profile") as browser:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.resize(width)
         browser.open(url)
         pictures = browser.evaluate(_PICTURES)
         overflow = browser.evaluate(

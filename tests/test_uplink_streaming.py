@@ -133,8 +133,10 @@ def in_memory(how: StreamedUplink, sent: dict[str, np.ndarray]) -> dict[str, jax
 )
 def test_what_arrives_is_that_of_the_chain_in_memory(how: Any, sent: dict[str, np.ndarray]):
     found, expected = streamed(how, sent), in_memory(how, sent)
+    elsewhere = isinstance(how.transport, Adapter) and jax.__version_info__ >= (0, 11)
+    close = 2e-6 if elsewhere else 1e-6  # the jax of Python 3.12 rounds products otherwise
     for name, leaf in expected.items():
-        atol = 2e-6 * max(float(jnp.abs(leaf).max()), 1.0)  # jax 0.12 rounds a product elsewhere
+        atol = close * max(float(jnp.abs(leaf).max()), 1.0)
         np.testing.assert_allclose(found[name], leaf, rtol=0, atol=atol, err_msg=name)
     changed = sum(float(np.abs(found[name] - sent[name]).sum()) for name in sent)
     assert changed > 0.1
