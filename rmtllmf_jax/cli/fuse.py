@@ -98,7 +98,7 @@ class Fuse(LinkOptions):
     """Also copy the base's *.py files, which trust_remote_code runs, into the output."""
     hash_inputs: bool = True
     """Write the SHA-256 of the input files into the card. With --no-hash-inputs every file is read
-    only once, which saves time where few cores merge, or where the inputs exceed the memory."""
+    once less, which saves time where few cores merge, or where the inputs exceed the memory."""
     dry_run: bool = False
     """Only print what would be merged: every tensor with its shape, type, size and method."""
 
