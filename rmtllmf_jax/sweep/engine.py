@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +60,7 @@ class Engine:
         self._pools: dict[tuple[int, int], tuple[Batch, list[Int64[np.ndarray, " shots"]]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Evaluated]]:
-        """Compute jobs, and yield those that ran side by side when all of them are done.
+        """Compute jobs, and yield those of a chunk as soon as they are done.
 
         Jobs that share `Uplinks.sources` are grouped, whatever their original order.
 
@@ -68,13 +69,12 @@ class Engine:
         """
         self._require_shots(jobs)
         for group in self._groups(jobs):
-            for some in _cut(group, self.layout.chunk * self.layout.streams):
-                try:
-                    yield self._side_by_side(some)
-                except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
-                        raise
-                    raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
+            try:
+                yield from self._streamed(_cut(group, self.layout.chunk))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
         """Return the models of jobs that share rule, seed, noise and repairs, stacked.
@@ -194,14 +194,23 @@ class Engine:
             for each in sets
         ]
 
-    def _side_by_side(self, jobs: list[Job]) -> list[Evaluated]:
-        """Return the results of `_evaluated` for all chunks, each in a separate thread."""
-        chunks = _cut(jobs, self.layout.chunk)
-        if len(chunks) == 1:
-            return self._evaluated(jobs)
-        self._make_ready(jobs[0])
-        with ThreadPoolExecutor(len(chunks)) as pool:
-            return [each for found in pool.map(self._evaluated, chunks) for each in found]
+    def _streamed(self, chunks: list[list[Job]]) -> Iterator[list[Evaluated]]:
+        """Yield the results of `_evaluated` in order, from a thread for each stream."""
+        streams = min(self.layout.streams, len(chunks))
+        if streams == 1:
+            yield from map(self._evaluated, chunks)
+            return
+        self._make_ready(chunks[0][0])
+        pool, started = ThreadPoolExecutor(streams), deque[Future[list[Evaluated]]]()
+        try:
+            for chunk in chunks:
+                started.append(pool.submit(self._evaluated, chunk))
+                if len(started) > streams:  # one waits, for the stream that is free first
+                    yield started.popleft().result()
+            while started:
+                yield started.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _make_ready(self, job: Job) -> None:
         """Create what the threads share before they start, or each would create its own."""
