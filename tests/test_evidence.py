@@ -78,6 +78,18 @@ def test_the_lead_over_the_control_is_small():
     assert re.search(r"20 channel realisations \(8 of R-MTLLMF\)", page)
 
 
+@pytest.mark.parametrize("page", ["noise_scale", "noise_scale_real"])
+def test_from_which_noise_on_sending_is_not_worth_it(page: str):
+    """docs/testbed.md has the leads over the control of both pages, and how many of six fit."""
+    told = plain((ROOT / "docs" / "testbed.md").read_text("utf-8"))
+    found = (RESULTS / page / "README.md").read_text("utf-8")
+    leads = re.findall(r"at c0 = (-\d+) dB \((\S+ \[\S+ \S+\]) points", found)
+    assert sum(f"{level} dB ({lead}" in told for level, lead in leads) >= 3
+    most = re.search(r"within ten points: (\d) of them at most", found)
+    assert most
+    assert f"{['', 'one', 'two', 'three'][int(most[1])]} of the" in told
+
+
 def test_what_is_kept_without_a_channel():
     kept = means(RESULTS / "defences" / "by_n.csv")
     assert f"against {kept['clean', 'r-mtllmf']:.0f} without any channel" in plain(README)
