@@ -59,6 +59,8 @@ class Options(Users):
     """Root of all random numbers."""
     quick: bool = False
     """Three draws."""
+    out: Path | None = None
+    """Where tables and figures go; by default results/figure_3 or results/figure_4."""
 
 
 def draw_figure(options: Options, number: int, scenario: str) -> None:
@@ -68,7 +70,7 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
     inputs = load(options)
     draws = 3 if options.quick else options.draws
     grid = Grid((inputs.tasks,), ("clean", scenario), ("none",), draws, 1)
-    out = RESULTS / f"figure_{number}"
+    out = options.out or RESULTS / f"figure_{number}"
     out.mkdir(parents=True, exist_ok=True)
     found = []
     for model in options.error_models:
