@@ -45,7 +45,7 @@ SUM_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
 make hard to beat; the base model's own score stands in every row of a sweep's results instead.
 """
-MEAN_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5, 3.5, 5.0)
+MEAN_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5, 3.5, 5.0, 7.0)
 """Coefficients to try for methods that average task vectors: up to N times those of sums."""
 
 

@@ -54,7 +54,8 @@ class Lata(LayerWeighted):
     reference: ClassVar[str] = "after Chen et al., arXiv 2502.20186"
     takes: ClassVar[tuple[str, ...]] = ("reference",)
     compares: ClassVar[bool] = True
-    scales: ClassVar[tuple[float, ...]] = (0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.6)  # adds about half
+    # Adds about half.
+    scales: ClassVar[tuple[float, ...]] = (0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.6, 2.2)
 
     weighting: str = "linear"
     """Weights by rank, `linear` or `logarithmic`, or by cosine, `threshold`."""
