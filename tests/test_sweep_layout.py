@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -30,10 +31,11 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.sweep.engine import Engine
+from rmtllmf_jax.sweep.engine import Engine, Evaluated
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import Layout, one_device
 from rmtllmf_jax.sweep.programs import over_cells
+from rmtllmf_jax.sweep.stage import Stage
 
 TIMEOUT = 300
 
@@ -74,7 +76,52 @@ def test_a_stream_goes_on_while_the_other_computes(sweep_engine: Engine) -> None
     engine.programs = replace(sweep_engine.programs, merge=merge)
     jobs = [Job(cell, 0.3) for cell in MERGES.cells() if cell.rule == MERGES.rules[0]]
     assert len(engine._groups(jobs)[0]) > 2
-    assert list(engine.run(jobs)) == list(engine_like(sweep_engine).run(jobs))
+    assert sums_of(engine.run(jobs)) == sums_of(engine_like(sweep_engine).run(jobs))
+
+
+def sums_of(chunks: Iterable[list[Evaluated]]) -> dict[str, dict[str, tuple[float, float]]]:
+    return {job.hash: sums for chunk in chunks for job, sums in chunk}
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_what_runs_when_a_sweep_is_stopped_is_kept(sweep_engine: Engine, streams: int) -> None:
+    begun: list[Any] = []
+
+    def merge(*arguments: Any) -> Any:
+        begun.append(arguments)
+        return sweep_engine.programs.merge(*arguments)
+
+    engine = laid_out(sweep_engine, streams=streams)
+    engine.programs = replace(sweep_engine.programs, merge=merge)
+    jobs = [Job(cell, 0.3) for cell in MERGES.cells()]
+    found: list[Any] = []
+    for chunk in engine.run(jobs, lambda: bool(found)):
+        found.extend(chunk)
+    assert 0 < len(found) == len(begun) <= 2 * streams < len(jobs)
+
+
+def test_a_signal_that_ends_nothing_lets_the_rest_be_done(
+    sweep_engine: Engine, tmp_path: Path
+) -> None:
+    """Such as one that a user's program only takes note of."""
+    heard: list[int] = []
+
+    def merge(*arguments: Any) -> Any:
+        if not heard:
+            signal.raise_signal(signal.SIGTERM)
+        return sweep_engine.programs.merge(*arguments)
+
+    engine = engine_like(sweep_engine)
+    engine.programs = replace(sweep_engine.programs, merge=merge)
+    jobs = [Job(cell, 0.3) for cell in MERGES.cells()[:3]]
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with Stage(engine, tmp_path) as stage:
+            stage.complete(jobs, "sweep")
+            assert all(job.hash in stage.parts for job in jobs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_what_threads_share_is_made_once(sweep_engine: Engine) -> None:

@@ -11,7 +11,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -57,15 +57,17 @@ def stopping() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_held(notice: str = "") -> Iterator[None]:
+def interrupts_held(notice: str = "") -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C, and the signals of `stopping`, take effect at the end of the block.
+
+    Yields a function that says whether one was received, so that the block can come to its end.
 
     For steps that would leave something half-made, or lose much work, if interrupted. With a
     `notice`, the first signal prints it on standard error and a second one takes effect at once.
     Python handles signals in the main thread only; in other threads nothing changes.
     """
     if not _in_main_thread():
-        yield
+        yield lambda: False
         return
     first: int | None = None
 
@@ -84,7 +86,7 @@ def interrupts_held(notice: str = "") -> Iterator[None]:
     for sign in before:
         signal.signal(sign, remember)
     try:
-        yield
+        yield lambda: first is not None
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)

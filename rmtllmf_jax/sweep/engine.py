@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import cached_property
+from itertools import islice, takewhile
 from typing import Any
 
 import jax
@@ -59,18 +59,21 @@ class Engine:
         self._frozen: dict[tuple[str, ...], PyTree] = {}
         self._pools: dict[tuple[int, int], tuple[Batch, list[Int64[np.ndarray, " shots"]]]] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[list[Evaluated]]:
-        """Compute jobs, and yield those of a chunk as soon as they are done.
+    def run(
+        self, jobs: Sequence[Job], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[list[Evaluated]]:
+        """Compute jobs, and yield those of a chunk when they are done.
 
-        Jobs that share `Uplinks.sources` are grouped, whatever their original order.
+        Jobs that share `Uplinks.sources` are grouped, whatever their original order. Once `stopped`
+        says so, no further chunk is begun; those that are running are finished and yielded.
 
         **Raises:** `InputError` if a task to be realigned has too few training images, and if a
         device runs out of memory, with what to do about it.
         """
         self._require_shots(jobs)
-        for group in self._groups(jobs):
+        for group in takewhile(lambda _: not stopped(), self._groups(jobs)):
             try:
-                yield from self._streamed(_cut(group, self.layout.chunk))
+                yield from self._streamed(_cut(group, self.layout.chunk), stopped)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -194,23 +197,27 @@ class Engine:
             for each in sets
         ]
 
-    def _streamed(self, chunks: list[list[Job]]) -> Iterator[list[Evaluated]]:
-        """Yield the results of `_evaluated` in order, from a thread for each stream."""
+    def _streamed(
+        self, chunks: list[list[Job]], stopped: Callable[[], bool]
+    ) -> Iterator[list[Evaluated]]:
+        """Yield the results of `_evaluated`, computed in a thread for each stream."""
+        left = takewhile(lambda _: not stopped(), chunks)
         streams = min(self.layout.streams, len(chunks))
         if streams == 1:
-            yield from map(self._evaluated, chunks)
+            yield from map(self._evaluated, left)
             return
         self._make_ready(chunks[0][0])
-        pool, started = ThreadPoolExecutor(streams), deque[Future[list[Evaluated]]]()
+        pool = ThreadPoolExecutor(streams)
         try:
-            for chunk in chunks:
-                started.append(pool.submit(self._evaluated, chunk))
-                if len(started) > streams:  # one waits, for the stream that is free first
-                    yield started.popleft().result()
-            while started:
-                yield started.popleft().result()
+            running = {pool.submit(self._evaluated, chunk) for chunk in islice(left, streams)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                more = islice(left, len(done))
+                running |= {pool.submit(self._evaluated, chunk) for chunk in more}
+                for each in sorted(done, key=lambda each: each.exception() is not None):
+                    yield each.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False)
 
     def _make_ready(self, job: Job) -> None:
         """Create what the threads share before they start, or each would create its own."""

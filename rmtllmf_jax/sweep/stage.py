@@ -16,7 +16,7 @@ from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import program
 from rmtllmf_jax.sweep.trackers import Tracker
 
-_NOTICE = "rmtllmf: finishing the running chunk; Ctrl-C, or the signal again, stops at once."
+_NOTICE = "rmtllmf: finishing the running cells; Ctrl-C, or the signal again, drops them."
 _POLL = 2.0  # seconds
 _log = logging.getLogger(__name__)
 
@@ -54,20 +54,21 @@ class Stage:
         mine = self.engine.layout.mine(jobs)
         missing = [job for job in mine if job.hash not in self.parts]
         seen, images, started = 0, 0, time.monotonic()
-        chunks = self.engine.run(missing)
         with progress_bar(description, len(mine), len(mine) - len(missing), unit="cells") as bar:
-            while seen < len(missing):
-                before = images
-                with interrupts_held(_NOTICE):
-                    finished = {}
-                    for job, sums in (chunk := next(chunks)):
-                        uplink = self.engine.uplinks.columns(job.cell)
-                        finished[job.hash] = job.rows(sums, self.engine.metric, uplink)
-                        images += sum(self.engine.samples(t, job.split).count for t in sums)
-                    self.parts.add_all(finished)
-                seen += len(chunk)
-                bar(len(chunk), **{self._samples: images - before})
-                self._tell(description, len(chunk), seen, images, started)
+            while missing:  # a signal that ends nothing lets the rest be done
+                with interrupts_held(_NOTICE) as stopped:
+                    for chunk in self.engine.run(missing, stopped):
+                        before = images
+                        finished = {}
+                        for job, sums in chunk:
+                            uplink = self.engine.uplinks.columns(job.cell)
+                            finished[job.hash] = job.rows(sums, self.engine.metric, uplink)
+                            images += sum(self.engine.samples(t, job.split).count for t in sums)
+                        self.parts.add_all(finished)
+                        seen += len(chunk)
+                        bar(len(chunk), **{self._samples: images - before})
+                        self._tell(description, len(chunk), seen, images, started)
+                missing = [job for job in missing if job.hash not in self.parts]
         self.parts.flush()
         self._wait(jobs, description)
 
