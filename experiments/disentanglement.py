@@ -154,7 +154,10 @@ class Study:
     def noise(self, scenario: str, draw: int) -> Any:
         """Return the errors of all task vectors, stacked: those of the sweep's seed 0."""
         cell = Cell((), scenario, draw, 0, "none")
-        return _errors(self.uplinks.sources(cell), self.uplinks.factor(cell))
+        sources = self.uplinks.sources(cell)
+        if not self.uplinks.summed(cell):  # poisoned: the received vectors
+            return jax.tree.map(jnp.subtract, sources, self.inputs.vectors)
+        return _errors(sources, self.uplinks.factor(cell))
 
     def heat_map(self, pair: Combination, noise: Any) -> list[list[float]]:
         """Return the error of a pair over both scales."""

@@ -29,6 +29,7 @@ import tyro
 from matplotlib.figure import Figure
 from study import (
     Realigning,
+    informative,
     made_by,
     opened_all,
     stands,
@@ -108,7 +109,7 @@ def main(options: Options) -> None:
         repaired_draws=1 if quick else min(options.repaired_draws, options.draws),
         axis=Axis("c0_db", (-20.0, -40.0, -60.0) if quick else options.levels),
     )
-    results = sweep_all(runs, settings, grid)["results"]
+    without, results = informative(sweep_all(runs, settings, grid)["results"])
     options.out.mkdir(parents=True, exist_ok=True)
     cells = cell_scores(results)
     cells.to_csv(options.out / "cells.csv", index=False, float_format="%.6g")
@@ -119,7 +120,7 @@ def main(options: Options) -> None:
         made_by("noise_scale.py", options.seed, time.perf_counter() - started),
         f"{conclusion(table)} {rivalry(cells)}",
         f"{len(grid.combinations)} combination{'s' * (len(grid.combinations) > 1)} of "
-        f"{', '.join(map(str, sizes))} tasks, "
+        f"{', '.join(map(str, sizes))} tasks{without}, "
         f"{grid.draws} channel realisations ({grid.repaired_draws} of R-MTLLMF), {len(runs)} "
         f"fine-tuning seed{'s' * (len(runs) > 1)}. Accuracies are means; leads have 95 % "
         "intervals over combinations, realisations and seeds.",

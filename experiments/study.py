@@ -23,6 +23,7 @@ from rmtllmf_jax.gradients import Objective
 from rmtllmf_jax.report.intervals import CLUSTERS, FEW, Interval, differences, interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.style import image_bytes
+from rmtllmf_jax.report.tables import versions
 from rmtllmf_jax.runs.environment import default_cache, provenance
 from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.runs.run import Run, open_run
@@ -32,6 +33,7 @@ from rmtllmf_jax.sweep.layout import Layout
 from rmtllmf_jax.sweep.memory import cells_that_fit, memory_limit, streams_that_fit
 from rmtllmf_jax.sweep.objective import objective_of, with_users
 from rmtllmf_jax.sweep.parts import CellStore
+from rmtllmf_jax.sweep.program import numerics
 from rmtllmf_jax.sweep.run import run_grid, store_key
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.recipes import REALIGN, Recipe
@@ -202,11 +204,17 @@ def sweep_all(runs: Sequence[Run], settings: Settings, grid: Grid) -> dict[str, 
     return tables
 
 
+def informative(results: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the results without the tasks that fine-tuning did not teach, and a note of these."""
+    note, found = list(versions(results).items())[-1]
+    return f", {note}" if note else "", found
+
+
 def work_store(
     run: Path, experiment: str, inputs: SweepInputs, meaning: Mapping[str, Any]
 ) -> CellStore:
     """Return the store of an experiment's finished work, of these inputs and options alone."""
-    name = content_hash({"inputs": inputs.fingerprint, **meaning})
+    name = content_hash({"inputs": inputs.fingerprint, "jax": numerics(), **meaning})
     return CellStore(run / experiment / name, every=0.0)
 
 

@@ -242,7 +242,7 @@ def test_the_most_sensitive_leaves_gain_most_together(room: int, best: set[str])
 # Figure 5
 
 
-def ablation(combinations: int = 6, **changes: float) -> str:
+def ablation(combinations: int = 6, draws: int = 5, **changes: float) -> str:
     """Scores by variant and samples per class; one scenario, all pairs with the same gaps."""
     scores = {"freeze": 0.5, "realign": 0.55, "r-mtllmf": 0.9, "more": 0.92, "less": 0.7}
     scores |= {"patch": 0.9} | changes
@@ -258,9 +258,9 @@ def ablation(combinations: int = 6, **changes: float) -> str:
         ("unfused", "control", 10, 0.95),
     ]
     rows = [
-        {"combination": f"c{number}", "size": 4, "scenario": "sum_rate", "draw": 0, "seed": 0}
+        {"combination": f"c{number}", "size": 4, "scenario": "sum_rate", "draw": draw, "seed": 0}
         | {"group": group, "variant": variant, "shots": shots, "score": score + 0.01 * number}
-        for number in range(combinations)
+        for number, draw in itertools.product(range(combinations), range(draws))
         for group, variant, shots, score in kinds
     ]
     return figure_5.conclusion(pd.DataFrame(rows))
@@ -282,10 +282,12 @@ def test_what_holds_of_the_ablation():
     assert said.endswith("brings -10 [-10, -10] (patch, sum_rate) points.")
 
 
-def test_four_combinations_decide_nothing_of_the_ablation():
-    said = ablation(combinations=4)
+@pytest.mark.parametrize(("combinations", "draws"), [(4, 4), (4, 1), (6, 4)])
+def test_four_channels_decide_nothing_of_the_ablation(combinations: int, draws: int):
+    """Of however many combinations: all are sent over the same channels."""
+    said = ablation(combinations, draws)
     assert said.count("cannot be decided under sum_rate") == 3
-    assert said.endswith("So few combinations and draws (4) decide nothing.")
+    assert said.endswith(f"So few combinations and draws ({draws}) decide nothing.")
 
 
 # Figures 3 and 4
@@ -336,12 +338,13 @@ def test_reloading_and_few_draws_are_told():
 # Disentanglement
 
 
-def interference(noise: float, combinations: int = 6, clean: float = 0.2) -> str:
+def interference(noise: float, number: int = 6, clean: float = 0.2) -> str:
+    """Errors of so many combinations of each size, over as many channels."""
     rows = [
-        {"combination": f"{size}-{number}", "size": size, "scenario": scenario, "draw": draw}
-        | {"task": task, "wde": clean + 0.01 * number + added, "distance": "disagreement"}
-        for size, number, task in itertools.product((2, 3), range(combinations), "ab")
-        for scenario, draws, added in (("clean", 1, 0.0), ("ideal", 2, noise))
+        {"combination": f"{size}-{place}", "size": size, "scenario": scenario, "draw": draw}
+        | {"task": task, "wde": clean + 0.01 * place + added, "distance": "disagreement"}
+        for size, place, task in itertools.product((2, 3), range(number), "ab")
+        for scenario, draws, added in (("clean", 1, 0.0), ("ideal", number, noise))
         for draw in range(draws)
     ]
     table = pd.DataFrame(rows)
@@ -359,7 +362,7 @@ def test_what_noise_adds_to_merging():
 
 def test_noise_that_adds_nothing_and_few_combinations():
     assert "(measurable at no N)" in interference(0.0)
-    said = interference(0.1, combinations=3)
+    said = interference(0.1, number=3)
     assert "(measurable at no N)" in said
     assert said.endswith("At N = 2 and 3 so few combinations and draws decide nothing.")
 
@@ -546,8 +549,8 @@ def test_the_best_learning_rate_and_whether_it_is_the_last_one():
 # Figure 2
 
 
-def claims(combinations: int = 6, **changes: float) -> tuple[str, pd.DataFrame]:
-    """Scores as in the paper, two sizes and two draws; the base and the control beside."""
+def claims(combinations: int = 6, draws: int = 5, **changes: float) -> tuple[str, pd.DataFrame]:
+    """Scores as in the paper, two sizes and five draws; the base and the control beside."""
     scores = {"clean none": 0.9, "ideal none": 0.36, "ideal r-mtllmf": 0.89, "control": 0.4}
     scores |= {"strongest_user none": 0.05, "strongest_user r-mtllmf": 0.53}
     scores |= {"sum_rate none": 0.05, "sum_rate r-mtllmf": 0.54}
@@ -557,14 +560,14 @@ def claims(combinations: int = 6, **changes: float) -> tuple[str, pd.DataFrame]:
         scenario, _, protection = kind.rpartition(" ")
         for number in range(combinations):
             tasks = "abcdefghijkl"[number : number + size]
-            draws = 2 if scenario not in ("clean", "") else 1
+            channels = draws if scenario not in ("clean", "") else 1
             rows += [
                 {"combination": "+".join(tasks), "size": size, "scenario": scenario or "clean"}
                 | {"protection": protection, "draw": draw, "seed": 0, "task": task, "scale": 0.3}
                 | {"axis": "", "level": np.nan, "rule": "task_arithmetic", "kappa": 0.07}
                 | {"mse": 0.1, "mse_mean": 0.1, "error_model": "independent", "score": score}
                 | {"finetuned_score": 1.0, "base_score": 0.45, "normalised": score}
-                for draw, task in itertools.product(range(draws), tasks)
+                for draw, task in itertools.product(range(channels), tasks)
             ]
     results = pd.DataFrame(rows)
     return figure_2.conclusion(figure_2.judged(results)), results
@@ -593,7 +596,7 @@ def test_claims_of_few_levels_are_named_though_others_have_more():
 
 
 def test_claims_on_few_combinations_or_on_other_cells():
-    said, results = claims(combinations=2)
+    said, results = claims(combinations=2, draws=2)
     assert said.startswith("At N = 2 and 3 each of the paper's claims cannot be decided.")
     assert said.endswith("At N = 2 and 3 so few combinations, draws or seeds (2) decide nothing.")
     along = results.assign(axis="mse", level=0.1)

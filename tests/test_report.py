@@ -19,6 +19,7 @@ from rmtllmf_jax.report.sheets import all_sheets, scale_sheet
 from rmtllmf_jax.report.tables import (
     best_scales,
     cell_scores,
+    for_seeds,
     parts,
     summary,
     versions,
@@ -346,6 +347,60 @@ def test_what_is_hardly_replicated_is_one_sentence(plain: pd.DataFrame, replicat
     *judged, last = sentences(replicated[some])
     assert [line.partition(":")[0] for line in judged] == [IDEAL]
     assert last == f"{lead}Clean (no noise): R-MTLLMF; Sum-rate attack: R-MTLLMF."
+
+
+def test_samples_of_its_own_mean_a_control_of_its_own(replicated: pd.DataFrame):
+    """Which has no verdict either, and no uplink."""
+    own = "reload+realign(shots=5)"
+    names = {"r-mtllmf": own, "control": f"from_base+{own}"}
+    table = replicated.replace({"protection": names})
+    values = {"none": 0.3, "realign": 0.4, own: 0.6, f"from_base+{own}": 0.8}
+    said = sentences(flat(table, values))
+    assert said_of(flat(table, values)).startswith(
+        f"{IDEAL}: {own} is worse than its strongest rival, the control, at N = 2 (-20 points"
+    )
+    assert not [line for line in said if "from_base" in line]
+    assert replication(table) == replication(replicated)
+    _, rows = sheet_of(table, "Average normalised accuracy (%) by number of tasks", False)
+    assert ("-", f"from_base+{own}") in rows
+    usual = flat(
+        pd.concat([table, replicated], ignore_index=True),
+        values | {"control": 0.9, "r-mtllmf": 0.2},
+    )
+    (line,) = [each for each in sentences(usual) if each.startswith(f"{IDEAL}: {own}")]
+    assert "the control, at N = 2 (-20 points" in line
+
+
+def test_the_strongest_rival_is_that_of_the_same_channels():
+    """Realignment was computed for the first and worst of them alone."""
+    rows = made.results(("ideal",), protections=("none", "r-mtllmf", "phy"), draws=10)
+    rows = rows[(rows["protection"] != "r-mtllmf") | (rows["draw"] < 5)]
+    better = 0.4 * (rows["draw"] >= 5)
+    values = rows["protection"].map({"phy": 0.4, "none": 0.3, "r-mtllmf": 0.45, "control": 0.1})
+    table = rows.assign(normalised=values + better, base_score=0.0)
+    found = comparisons(table, "phy")
+    assert found.loc[found["against"] == "none", "other"].min() > 0.45
+    assert set(found.loc[found["strongest"], "against"]) == {"r-mtllmf"}
+    (line,) = [each for each in sentences(table) if "Physical layer alone" in each]
+    assert "is worse than its strongest rival, R-MTLLMF, at N = 2 (-5 points" in line
+
+
+def test_a_clean_merge_stands_for_all_seeds():
+    rows = made.results(("clean",), protections=("none", "r-mtllmf"), seeds=6)
+    rows = rows[(rows["protection"] != "none") | (rows["seed"] == 0)]
+    first = (rows["protection"] == "r-mtllmf") & (rows["seed"] == 0)
+    values = {"none": 0.8, "r-mtllmf": 0.95, "control": 0.1}
+    table = flat(rows, values)
+    found = comparisons(table.assign(normalised=table["normalised"] - 0.25 * first))
+    gain = found.loc[found["against"] == "none", "difference"]
+    assert gain.to_list() == pytest.approx([0.15 - 0.25 / 6] * 2)
+
+
+def test_a_merge_of_a_fine_tuning_stands_for_the_seeds_that_follow():
+    cells = pd.DataFrame({"seed": [0, 2, 2], "score": [0.1, 0.2, 0.3]})
+    found = for_seeds(cells, pd.Series([3, 1, 0, 1]))
+    assert found.to_numpy().tolist() == [[0, 0.1], [1, 0.1], [3, 0.2], [3, 0.3]]
+    assert for_seeds(cells, pd.Series([], dtype=int)).empty
 
 
 def test_sentences_without_anything_to_compare_say_so(plain: pd.DataFrame):

@@ -124,6 +124,15 @@ def test_what_is_not_replicated_has_no_interval():
         interval(cells.assign(score=np.nan))
 
 
+@pytest.mark.parametrize(("scenario", "levels"), [("clean", 6), ("ideal", 3)])
+def test_combinations_decide_nothing_of_few_channels(scenario: str, levels: int):
+    """All of them are sent over the same ones."""
+    cells = crossed({2: 6}, 3).assign(score=0.5, scenario=scenario)
+    assert interval(cells).levels == levels
+    assert interval(cells[cells["draw"] == 0]).levels == (6 if scenario == "clean" else 1)
+    assert interval(cells[cells["draw"] == 0]).low == 0.5
+
+
 def test_a_table_with_holes_can_lose_a_size():
     """A resample without any draw of the second size is left out."""
     cells = crossed({2: 2, 3: 2}, 4)

@@ -12,7 +12,8 @@ import pytest
 import report_tables as made
 
 from rmtllmf_jax.report.io import find, settings
-from rmtllmf_jax.report.paper import MISSING, paper_sheet
+from rmtllmf_jax.report.paper import MISSING, paired, paper_sheet
+from rmtllmf_jax.report.tables import cell_scores
 
 SCENARIOS = ("clean", "ideal", "sum_rate", "strongest_user")
 NAMES = {
@@ -108,6 +109,25 @@ def test_mse_and_snr_are_over_channel_draws(table: pd.DataFrame):
         assert seen[f"{NAMES[scenario]}: average MSE"][1] == over_draws(means, ".3g")
         worst = [-10 * math.log10(max(draw)) - 31 for draw in users]
         assert seen[f'{NAMES[scenario]}: "SNR" (dB)'][1] == over_draws(worst, ".1f")
+
+
+def test_the_mse_is_that_of_the_undefended_uplink(table: pd.DataFrame):
+    defended = table[table["protection"] == "none"].assign(protection="repeat(times=2)", mse=0.001)
+    both = pd.concat([defended, table], ignore_index=True)
+    assert (
+        sheet(both)["Ideal (no attack): average MSE"]
+        == sheet(table)["Ideal (no attack): average MSE"]
+    )
+
+
+def test_every_cell_has_its_partner_without_noise():
+    """Of two fine-tunings with two seeds each: their clean merges draw nothing."""
+    rows = made.results(("clean", "ideal"), protections=("none",), seeds=4)
+    rows = rows[(rows["scenario"] != "clean") | rows["seed"].isin([0, 2])]
+    cells = cell_scores(rows)
+    pairs = paired(cells, ("ideal", "none"), ("clean", "none"))
+    assert len(pairs) == (cells["scenario"] == "ideal").sum()
+    assert pairs.groupby(pairs["seed"] // 2)["other"].nunique().max() == len(made.COMBINATIONS)
 
 
 def test_more_seeds_add_no_channel_draw():

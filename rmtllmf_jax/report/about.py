@@ -15,11 +15,12 @@ from rmtllmf_jax.report.labels import (
     MEANINGS,
     PROTECTIONS,
     SCENARIOS,
-    UNFUSED,
     arrange,
+    is_unfused,
     joined,
     listed,
     rule_name,
+    unfused,
 )
 from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.tables import cell_scores, parts, versions
@@ -33,7 +34,7 @@ _C0 = (
 def done(results: pd.DataFrame, run: Mapping[str, Any]) -> str:
     """Return what was done, in sentences; anything missing from `run.json` is left out."""
     results = completed(results)
-    merged = results[results["protection"] != "control"]
+    merged = results[~unfused(results["protection"])]
     tasks = sorted(results["task"].unique())
     rows = results if merged.empty else merged
     model, samples = find(run, "model"), find(run, "eval_samples")
@@ -91,13 +92,13 @@ def glance(results: pd.DataFrame) -> list[Sheet]:
 
 def _glance(results: pd.DataFrame, title: str) -> Sheet:
     cells = cell_scores(results)
-    received = cells[~cells["protection"].isin(UNFUSED)]
+    received = cells[~unfused(cells["protection"])]
     scenarios = arrange(received["scenario"], SCENARIOS)
     rows = []
     for name in arrange(cells["protection"], PROTECTIONS):
         own = cells[cells["protection"] == name]
         row = [PROTECTIONS.get(name, name)]
-        if name in UNFUSED:  # without an uplink, the same in every scenario
+        if is_unfused(name):  # without an uplink, the same in every scenario
             row += [interval(own).text()] * len(scenarios)
         else:
             found = (own[own["scenario"] == scenario] for scenario in scenarios)

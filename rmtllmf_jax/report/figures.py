@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rmtllmf_jax.common.errors import InputError, require_known
 from rmtllmf_jax.report.intervals import PAIR, differences, interval
 from rmtllmf_jax.report.io import completed, metric_of
-from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, UNFUSED, arrange, joined
+from rmtllmf_jax.report.labels import AXES, PROTECTIONS, SCENARIOS, arrange, joined, unfused
 from rmtllmf_jax.report.style import SEQUENCE, add_legend, styles, tidy
 from rmtllmf_jax.report.tables import SETTING, best_scales, public_law, summary
 
@@ -48,7 +48,7 @@ def figure_2(results: pd.DataFrame, note: str = "", *, narrow: bool = False) -> 
     an axis, which have no common mean.
     """
     table = summary(results, "size").rename(columns={"size": "x"})
-    received = table[~table["protection"].isin(UNFUSED)]
+    received = table[~unfused(table["protection"])]
     if received.empty:
         raise InputError("results: only control rows, expected a scenario with another protection.")
     if len(received[SETTING].drop_duplicates()) > 1:
@@ -97,7 +97,7 @@ def axis_figure(
     several rules, which have no common mean.
     """
     results = completed(results)
-    received = results[(results["axis"] == axis) & (results["protection"] != "control")]
+    received = results[(results["axis"] == axis) & ~unfused(results["protection"])]
     require_known("axis", axis, arrange(results.loc[results["axis"] != "", "axis"], AXES))
     if received["rule"].nunique() > 1:
         rules = ", ".join(sorted(received["rule"].unique()))

@@ -45,7 +45,8 @@ class Interval:
     """NaN, as `high`, where nothing was replicated."""
     high: float = np.nan
     levels: int = 1
-    """How many levels the best replicated cluster has, at the size where these are fewest."""
+    """How many levels the best replicated cluster has, at the size where these are fewest; at most
+    as many as there are channel realisations, except without a channel (`clean`)."""
 
     def text(
         self, form: str = ".0f", sign: str = "", *, scale: float = 100.0, unit: str = ""
@@ -93,7 +94,8 @@ def interval(
     strata = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
     mean = float(np.mean([values[own].mean() for own in strata]))
     named = {name: cells[name].to_numpy() for name in clusters if name in cells}
-    levels = min(max((len(set(each[own])) for each in named.values()), default=1) for own in strata)
+    numbers = [{name: len(set(each[own])) for name, each in named.items()} for own in strata]
+    levels = min(max(each.values(), default=1) for each in numbers)
     if levels == 1:
         return Interval(mean)
     # What all sizes share, one place per (draw, seed); then the sums and numbers of cells by
@@ -116,6 +118,8 @@ def interval(
     whole = totals.all(axis=0)  # a table with holes can lose a size
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile((sums[:, whole] / totals[:, whole]).mean(0), [tail, 1 - tail])
+    if "draw" in named and "scenario" in cells and (cells["scenario"] != "clean").any():
+        levels = min(levels, *(each["draw"] for each in numbers))
     return Interval(mean, float(low), float(high), levels)
 
 

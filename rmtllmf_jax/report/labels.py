@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from rmtllmf_jax.common.values import parts_of
+
 SCENARIOS = {
     "clean": "Clean (no noise)",
     "ideal": "Ideal (no attack)",
@@ -53,7 +55,36 @@ MEANINGS = {
 """What scenarios and protections mean, in a sentence for a reader of the report alone."""
 
 UNFUSED = ("base", "control")
-"""Rows without task vectors, which have no uplink either."""
+"""Rows without task vectors, which have no uplink either; so are those that begin with
+`from_base`, the controls of protections with a number of samples of their own."""
+
+
+def unfused(protections: pd.Series) -> pd.Series:
+    """Tell of each protection whether it merges nothing."""
+    return protections.isin(UNFUSED) | protections.str.startswith("from_base")
+
+
+def is_unfused(protection: str) -> bool:
+    """Tell whether a protection merges nothing."""
+    return bool(unfused(pd.Series([protection])).item())
+
+
+def control_among(protection: str, there: Iterable[str]) -> str:
+    """Return the control of a protection among those of a table.
+
+    It has all repairs of the protection, on the base model; `control` unless there is such a one.
+
+    >>> control_among("coded+realign(shots=5)", ["from_base+realign(shots=5)", "control"])
+    'from_base+realign(shots=5)'
+    """
+    parts = parts_of(protection)
+    own = [
+        name
+        for name in there
+        if name.startswith("from_base+") and {*parts_of(name)[1:]} <= {*parts}
+    ]
+    return max(own, key=lambda name: len(parts_of(name)), default="control")
+
 
 RULES = {"task_arithmetic": "task arithmetic"}
 """The rule that comes first; the others follow by name."""

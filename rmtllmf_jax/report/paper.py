@@ -13,9 +13,9 @@ import pandas as pd
 
 from rmtllmf_jax.report.intervals import differences, interval
 from rmtllmf_jax.report.io import completed, find, metric_of
-from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS
+from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, unfused
 from rmtllmf_jax.report.sheet import Sheet
-from rmtllmf_jax.report.tables import cell_scores, versions
+from rmtllmf_jax.report.tables import cell_scores, for_seeds, versions
 
 MISSING = "not in this run"
 
@@ -31,6 +31,9 @@ ACCURACIES = {
     ("strongest_user", "r-mtllmf"): "53.3",
 }
 """Accuracy relative to fine-tuning as printed, in per cent, by scenario and protection."""
+
+_UNDEFENDED = ("none", "freeze", "realign", "r-mtllmf")
+"""What does nothing to the uplink, whose MSE is the paper's."""
 
 # scenario -> average MSE and "SNR" (dB) as printed.
 _CHANNEL = {
@@ -50,7 +53,7 @@ def paper_sheet(
     """
     results = completed(results)
     merged = (results["rule"] == "task_arithmetic") & (results["axis"] == "")
-    results = results[merged | (results["protection"] == "control")]
+    results = results[merged | unfused(results["protection"])]
     if metric_of(results) != "accuracy":
         results = results.iloc[:0]  # the paper has no other metric
     rows: list[Row] = [("Every measured number (task arithmetic, no axis)", "-", MISSING)]
@@ -111,7 +114,7 @@ def _channel(results: pd.DataFrame, run: Mapping[str, Any]) -> Iterator[Row]:
 
 def _user_mse(results: pd.DataFrame, scenario: str) -> pd.DataFrame:
     """Return (draws, users): MSE of each user in each channel draw; empty without the scenario."""
-    rows = results[(results["protection"] != "control") & (results["scenario"] == scenario)]
+    rows = results[results["protection"].isin(_UNDEFENDED) & (results["scenario"] == scenario)]
     keys = ["draw", "seed"]
     table = rows.pivot_table(index=keys, columns="task", values="mse", aggfunc="first").dropna()
     return table.reset_index().drop(columns="seed").drop_duplicates().set_index("draw")
@@ -164,13 +167,16 @@ def _scores(cells: pd.DataFrame, scenario: str, protection: str) -> pd.DataFrame
 def paired(cells: pd.DataFrame, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
     """Return `differences` of matching cells of two kinds (scenario, protection).
 
-    A clean merge without randomness has one draw and one seed, which are used for all.
+    A clean merge without randomness has one draw and few seeds, which are used for all.
     """
     one, other = (_scores(cells, *kind) for kind in (first, second))
     keys = ["combination", "draw", "seed"]
     if "clean" in (first[0], second[0]):
-        once = any(side["seed"].nunique() == 1 for side in (one, other))
-        keys = ["combination"] if once else ["combination", "seed"]
+        keys = ["combination", "seed"]
+    if first[0] == "clean":
+        one = for_seeds(one, other["seed"])
+    if second[0] == "clean":
+        other = for_seeds(other, one["seed"])
     return differences(one, other, keys)
 
 

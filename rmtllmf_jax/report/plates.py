@@ -18,6 +18,7 @@ from rmtllmf_jax.report.labels import (
     file_stem,
     joined,
     rule_name,
+    unfused,
 )
 from rmtllmf_jax.report.tables import LAW, Part, cell_scores, parts, versions
 from rmtllmf_jax.report.vector_figures import cosine_figure
@@ -86,7 +87,7 @@ def plates(
 
 def _accuracies(part: Part, along_an_axis: bool) -> Iterator[Plate | str]:
     """Yield the accuracy of a part by size or level; `along_an_axis` if the run has an axis."""
-    merged = part.results[part.results["protection"] != "control"]
+    merged = part.results[~unfused(part.results["protection"])]
     if merged.empty:
         yield "figure_2 skipped: results.parquet holds control rows only."
         return

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from rmtllmf_jax.report.labels import UNFUSED, in_order, joined
+from rmtllmf_jax.report.labels import in_order, is_unfused, joined
 from rmtllmf_jax.report.sheet import Sheet
 
 ALONE = ("as in the test split", "base", "fine-tuned")
@@ -28,7 +28,7 @@ def said_sheets(said: pd.DataFrame) -> Iterator[Sheet]:
         ]
         merged = in_order(own[~alone], ["rule", *KEYS])
         for (rule, scenario, protection), found in merged.groupby(["rule", *KEYS], sort=False):
-            fused = protection not in UNFUSED
+            fused = not is_unfused(protection)
             name = joined(protection, rule if several and fused else "")
             rows.append([name, scenario if fused else "-", *_texts(found)])
         prompts = own.drop_duplicates("number").sort_values("number")["given"]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rmtllmf_jax.report.intervals import Interval
 from rmtllmf_jax.report.io import completed, metric_of
-from rmtllmf_jax.report.labels import UNFUSED, in_order, joined
+from rmtllmf_jax.report.labels import in_order, is_unfused, joined, unfused
 from rmtllmf_jax.report.sheet import Sheet
 from rmtllmf_jax.report.tables import (
     LAW,
@@ -76,8 +76,8 @@ def _level_sheets(results: pd.DataFrame, axis: str, spread: bool) -> Iterator[Sh
     Rows without an uplink have no level, and appear in every column.
     """
     table = summary(results, "size")
-    along, unfused = table[table["axis"] == axis], table[table["protection"].isin(UNFUSED)]
-    everywhere = [unfused.assign(level=level) for level in along["level"].unique()]
+    along, alone = table[table["axis"] == axis], table[unfused(table["protection"])]
+    everywhere = [alone.assign(level=level) for level in along["level"].unique()]
     table = pd.concat([along, *everywhere])
     sizes = list(table.groupby("size"))
     for size, own in sizes:
@@ -119,7 +119,7 @@ def _wide(title: str, table: pd.DataFrame, columns: str) -> Sheet:
 
 def _names(scenario: str, protection: str) -> list[str]:
     """Name a row like the options; rows without an uplink have no scenario."""
-    return ["-" if protection in UNFUSED else scenario, protection]
+    return ["-" if is_unfused(protection) else scenario, protection]
 
 
 def scale_sheets(results: pd.DataFrame, scales: pd.DataFrame | None) -> Iterator[Sheet]:
@@ -136,7 +136,7 @@ def scale_sheet(results: pd.DataFrame, scales: pd.DataFrame | None) -> Sheet | N
 
     `None` if nothing was merged.
     """
-    merged = results[(results["protection"] != "control") & (results["scale"] > 0)]
+    merged = results[~unfused(results["protection"]) & (results["scale"] > 0)]
     if merged.empty:
         return None
     what = "merging coefficient"

@@ -13,7 +13,15 @@ import pandas as pd
 
 from rmtllmf_jax.report.intervals import interval
 from rmtllmf_jax.report.io import CELL, completed, lower_is_better, metric_of, normalised
-from rmtllmf_jax.report.labels import AXES, RULES, arrange, file_stem, in_order, rule_name
+from rmtllmf_jax.report.labels import (
+    AXES,
+    RULES,
+    arrange,
+    file_stem,
+    in_order,
+    rule_name,
+    unfused,
+)
 
 SETTING = ["rule", "axis", "level"]
 """Columns that are never averaged over."""
@@ -73,6 +81,18 @@ def summary(results: pd.DataFrame, *by: str) -> pd.DataFrame:
         row = {"mean": found.mean, "low": found.low, "high": found.high, "cells": len(own)}
         rows.append(dict(zip(keys, names, strict=True)) | row | {"mse": own["mse"].mean()})
     return in_order(pd.DataFrame(rows), keys)
+
+
+def for_seeds(cells: pd.DataFrame, seeds: pd.Series) -> pd.DataFrame:
+    """Return cells for each of some seeds: those of the last seed of their own up to it.
+
+    A clean merge that is not realigned draws nothing, so that there is one per fine-tuning, for the
+    first of its seeds.
+    """
+    own = np.unique(cells["seed"])
+    pairs = [(seed, own[own <= seed]) for seed in np.unique(seeds)]
+    found = [cells[cells["seed"] == up[-1]].assign(seed=seed) for seed, up in pairs if len(up)]
+    return pd.concat(found, ignore_index=True) if found else cells.iloc[:0]
 
 
 def models_alone(results: pd.DataFrame) -> pd.DataFrame:
@@ -147,11 +167,11 @@ class Part:
 def parts(results: pd.DataFrame) -> list[Part]:
     """Return the parts of a run's results: rules in order, those without an axis first."""
     results = completed(results)
-    merged = results[results["protection"] != "control"]
+    alone = unfused(results["protection"])
+    merged, controls = results[~alone], results[alone]
     if merged.empty:
         return [Part(str(results["rule"].iloc[0]), "", results, "", "")]
-    controls = results[results["protection"] == "control"]
-    controls = controls.drop_duplicates(["combination", "seed", "task"])
+    controls = controls.drop_duplicates(["protection", "combination", "seed", "task"])
     several = merged["rule"].nunique() > 1
     found: list[Part] = []
     for axis in arrange(merged["axis"], ["", *AXES]):

@@ -13,12 +13,15 @@ from rmtllmf_jax.report.labels import (
     SCENARIOS,
     UNFUSED,
     arrange,
+    control_among,
     in_order,
+    is_unfused,
     joined,
     listed,
     rule_name,
+    unfused,
 )
-from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, parts, versions
+from rmtllmf_jax.report.tables import SETTING, caveat, cell_scores, for_seeds, parts, versions
 
 _PAIR = [*SETTING, *PAIR]
 _RIVALS = {
@@ -30,8 +33,8 @@ _RIVALS = {
 }
 """What a protection is compared with: its name in a sentence, and what a pair shares."""
 
-_HALVES = ("none", "freeze", "realign", *UNFUSED)
-"""What has no verdict of its own."""
+_HALVES = ("none", "freeze", "realign")
+"""What has no verdict of its own; nor has what merges nothing."""
 
 _BEATS, _TIES, _LOSES = "beats", "cannot be distinguished from", "is worse than"
 _FEW = {5: "five"}[FEW]
@@ -44,7 +47,8 @@ _COLUMNS = ["protected", "other", "difference", "low", "high", "levels", "pairs"
 def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataFrame:
     """Compare a protection with its rivals, pair by pair.
 
-    The rivals: `base`, `control`, `none` (no protection), `realign`, and `r-mtllmf` for others. A
+    The rivals: `base`, `control` (its own, if the table has it, see `labels.control_among`), `none`
+    (no protection), `realign`, and `r-mtllmf` for others. A
     pair shares combination, draw and seed (with the control, which has no uplink, combination and
     seed; with the base the combination); cells without a partner are left out. One row per (rule,
     axis, level, scenario, size, `against`) that has a pair; along an axis `size` is NaN, and means
@@ -52,15 +56,21 @@ def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataF
     Columns: these, `protected` and `other` (mean average normalised score over the pairs),
     `difference` with its interval `low` and `high` (based on `levels`, see
     `intervals.Interval`), `pairs` (their number), and `strongest` (whether this is the rival with
-    the largest mean).
+    the least difference: means of rivals with fewer channels are of other cells).
     """
     cells = cell_scores(results)
     protected = cells[cells["protection"] == protection]
-    found = [
-        differences(protected, cells[cells["protection"] == against], on).assign(against=against)
-        for against, (_, on) in _RIVALS.items()
-        if against != protection
-    ]
+    control = control_among(protection, cells["protection"].unique())
+    found = []
+    for against, (_, on) in _RIVALS.items():
+        name = control if against == "control" else against
+        others = cells[cells["protection"] == name]
+        if against == "none":  # a clean one has no seed of its own
+            clean, mine = (each["scenario"] == "clean" for each in (others, protected))
+            again = for_seeds(others[clean], protected.loc[mine, "seed"])
+            others = pd.concat([others[~clean], again], ignore_index=True)
+        if name != protection:
+            found.append(differences(protected, others, on).assign(against=against))
     pairs = in_order(pd.concat(found, ignore_index=True), [*SETTING, "scenario", "size"])
     pairs["at"] = pairs["size"].where(pairs["axis"] == "")
     keys = [*SETTING, "scenario", "at"]
@@ -72,7 +82,7 @@ def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataF
         row |= {"high": gain.high, "levels": gain.levels, "pairs": len(own)}
         rows.append(dict(zip([*keys, "against"], names, strict=True)) | row)
     table = pd.DataFrame(rows, columns=[*keys, "against", *_COLUMNS]).rename(columns={"at": "size"})
-    best = table.groupby([*SETTING, "scenario", "size"], dropna=False)["other"].idxmax()
+    best = table.groupby([*SETTING, "scenario", "size"], dropna=False)["difference"].idxmin()
     return table.assign(strongest=table.index.isin(best))
 
 
@@ -94,7 +104,8 @@ def sentences(results: pd.DataFrame) -> list[str]:
     are too few replicates, one sentence at the end says so for all of them.
     """
     there = arrange(results["protection"], PROTECTIONS)
-    found = [each for name in there if name not in _HALVES for each in _compared(results, name)]
+    judged = [name for name in there if name not in _HALVES and not is_unfused(name)]
+    found = [each for name in judged for each in _compared(results, name)]
     if not found:
         return ["No scenario is protected: whether a protection helps cannot be said."]
     too_few = [(lead, who) for lead, who, rows in found if {*map(_verb, rows)} == {_UNKNOWN}]
@@ -177,7 +188,7 @@ def replication(results: pd.DataFrame) -> list[str]:
         f"than {_FEW} it is too narrow to decide anything, as two give the range between them."
     ]
     for part in parts(results):
-        rows = part.results[~part.results["protection"].isin(UNFUSED)]
+        rows = part.results[~unfused(part.results["protection"])]
         rows = part.results if rows.empty else rows
         counts = rows.groupby("size")["combination"].nunique()
         sizes = listed([f"{count} of N = {size}" for size, count in counts.items()])
