@@ -17,6 +17,7 @@ from rmtllmf_jax.training.task_models import FineTuned
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "experiments" / "results"
 PAPER = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 
@@ -62,8 +63,12 @@ def test_the_demos_table_is_that_of_the_committed_summary():
 
 @pytest.mark.parametrize(
     ("page", "least"),
-    [("figure_2_real", 10), ("figure_2_vit_probe", 10), ("figure_2_vit_lda", 10)]
-    + [("figure_2_every", 5)],
+    [
+        ("figure_2_real", 10),
+        ("figure_2_vit_probe", 10),
+        ("figure_2_vit_lda", 10),
+        ("figure_2_every", 5),
+    ],
 )
 def test_the_tables_beside_the_papers_are_those_of_the_committed_results(page: str, least: int):
     path = ROOT / "experiments" / "results" / page / "results.parquet"
@@ -77,6 +82,22 @@ def test_the_tables_beside_the_papers_are_those_of_the_committed_results(page: s
         cells = [Interval(row["mean"], row["low"], row["high"]).text() for row in rows]
         printed = ACCURACIES.get(ROWS[name], "-")
         assert f"| {name} | {' | '.join(cells)} | {printed} |" in PAPER
+
+
+def test_what_the_head_decides():
+    gains, bases = {}, {}
+    for head in ("probe", "lda"):
+        means = summary_of(RESULTS / f"figure_2_vit_{head}" / "summary.csv")["mean"]
+        base = means.xs(("clean", "base"), level=("scenario", "protection"))
+        merged = means.xs(("clean", "none"), level=("scenario", "protection"))
+        gains[head], bases[head] = 100 * (merged - base), 100 * base
+    more = bases["lda"] - bases["probe"]
+    text = " ".join(PAPER.split())
+    assert f"{more.min():.0f} to {more.max():.0f} points more with LDA" in text
+    two, four, seven = (f"{gain:.0f}" for gain in gains["probe"])
+    assert f"gains {two}, {four} and {seven} points over the base model with probes" in text
+    two, four, seven = (f"{gain:.0f}" for gain in gains["lda"])
+    assert f"and {two}, {four} and {seven} with LDA" in text
 
 
 def tables_of_a_testbed(name: str) -> list[str]:
