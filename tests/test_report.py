@@ -397,10 +397,13 @@ def test_a_clean_merge_stands_for_all_seeds():
 
 
 def test_a_merge_of_a_fine_tuning_stands_for_the_seeds_that_follow():
-    cells = pd.DataFrame({"seed": [0, 2, 2], "score": [0.1, 0.2, 0.3]})
+    """A random one has seeds of its own."""
+    cells = pd.DataFrame({"rule": [*"aaabb"], "seed": [0, 2, 2, 1, 3], "score": range(5)})
     found = for_seeds(cells, pd.Series([3, 1, 0, 1]))
-    assert found.to_numpy().tolist() == [[0, 0.1], [1, 0.1], [3, 0.2], [3, 0.3]]
+    expected = [["a", 0, 0], ["a", 1, 0], ["a", 3, 1], ["a", 3, 2], ["b", 1, 3], ["b", 3, 4]]
+    assert found.to_numpy().tolist() == expected
     assert for_seeds(cells, pd.Series([], dtype=int)).empty
+    assert for_seeds(cells.iloc[:0], pd.Series([1])).empty
 
 
 def test_sentences_without_anything_to_compare_say_so(plain: pd.DataFrame):

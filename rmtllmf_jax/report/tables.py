@@ -89,10 +89,13 @@ def for_seeds(cells: pd.DataFrame, seeds: pd.Series) -> pd.DataFrame:
     A clean merge that is not realigned draws nothing, so that there is one per fine-tuning, for the
     first of its seeds.
     """
-    own = np.unique(cells["seed"])
-    pairs = [(seed, own[own <= seed]) for seed in np.unique(seeds)]
-    found = [cells[cells["seed"] == up[-1]].assign(seed=seed) for seed, up in pairs if len(up)]
-    return pd.concat(found, ignore_index=True) if found else cells.iloc[:0]
+    found = [cells.iloc[:0]]
+    for _, same in cells.groupby("rule"):  # a random one draws
+        own = np.unique(same["seed"])
+        for seed in np.unique(seeds[seeds >= own[0]]):
+            last = own[own <= seed][-1]
+            found.append(same[same["seed"] == last].assign(seed=seed))
+    return pd.concat(found, ignore_index=True)
 
 
 def models_alone(results: pd.DataFrame) -> pd.DataFrame:
