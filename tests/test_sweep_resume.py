@@ -63,8 +63,8 @@ class Counting(Engine):
     def computed(self) -> list[Job]:
         return vars(self).setdefault("noted", [])
 
-    def run(self, jobs: Any) -> Iterator[list[Evaluated]]:
-        for chunk in super().run(jobs):
+    def run(self, jobs: Any, *stopped: Any) -> Iterator[list[Evaluated]]:
+        for chunk in super().run(jobs, *stopped):
             self.computed.extend(job for job, _ in chunk)
             yield chunk
 
