@@ -105,8 +105,8 @@ def test_other_options_have_a_store_of_their_own(
 @pytest.mark.parametrize(
     ("name", "parts", "key"),
     [
-        ("learned_attack", "channels", "03883096f785bb0b"),
-        ("power_control", "cells", "989026ddf93ca18b"),
+        ("learned_attack", "channels", "33b113ae6b911a45"),
+        ("power_control", "cells", "4c2ca1e61ee0274d"),
     ],
 )
 def test_the_stores_name_stays_what_it_is(
