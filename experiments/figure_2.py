@@ -44,6 +44,7 @@ from study import (
     OPEN,
     Realigning,
     claimed,
+    informative,
     made_by,
     opened_all,
     quotient,
@@ -58,7 +59,7 @@ from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.paper import paired, paper_sheet
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.sheets import all_sheets
-from rmtllmf_jax.report.tables import cell_scores, versions
+from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.report.verdict import replication, verdict
 from rmtllmf_jax.report.write import write_report
 from rmtllmf_jax.runs.environment import provenance, use_compilation_cache
@@ -217,8 +218,8 @@ def page(
     results: pd.DataFrame, cosines: pd.DataFrame, configuration: dict[str, Any]
 ) -> Iterator[str]:
     """Yield the paragraphs of the page: conclusion, rivals, what the intervals are, tables."""
-    note, informative = list(versions(results).items())[-1]
-    ratios = judged(informative)
+    note, rest = informative(results)
+    ratios = judged(rest)
     yield conclusion(ratios) + (f" All of that {note}." if note else "")
     yield "\n".join(f"- {line}" for line in verdict(results))
     yield " ".join(replication(results))

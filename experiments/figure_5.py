@@ -42,7 +42,7 @@ from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences.repairs import EMBEDDINGS
 from rmtllmf_jax.report.figures import figure_5
 from rmtllmf_jax.report.intervals import PAIR, Interval, differences, interval
-from rmtllmf_jax.report.labels import listed
+from rmtllmf_jax.report.labels import joined, listed
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.runs import Run
@@ -186,12 +186,13 @@ def main(options: Options) -> None:
     cells.to_csv(options.out / "cells.csv", index=False, float_format="%.6g")
     drawn = cells[cells["group"].isin(["halves", "shots"])]
     many = f"{len(combinations)} combination{'s' * (len(combinations) > 1)}"
+    sizes = f"{', '.join(map(str, options.sizes))} tasks"
     write_figure(options.out / "figure_5", figure_5(drawn, note=many))
     lines = [
         "# Figure 5: the ablation of R-MTLLMF",
         made_by("figure_5.py", options.seed, time.perf_counter() - started),
         conclusion(cells),
-        f"{many} of {', '.join(map(str, options.sizes))} tasks{without}, "
+        f"{many} of {joined(sizes, without)}, "
         f"{options.draws} channel draws, {len(runs)} fine-tunings, c0 = {options.c0:g} dB, merging "
         f"coefficient {options.scale}"
         + (f"; left out for want of training images: {', '.join(left)}." if left else "."),

@@ -39,7 +39,7 @@ from study import (
 )
 
 from rmtllmf_jax.report.intervals import Interval, differences, interval
-from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
+from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, joined, listed
 from rmtllmf_jax.report.paper import ACCURACIES
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
@@ -115,12 +115,13 @@ def main(options: Options) -> None:
     cells.to_csv(options.out / "cells.csv", index=False, float_format="%.6g")
     table = summary(results)
     write_figure(options.out / "noise_scale", figure(table))
+    numbers = f"{', '.join(map(str, sizes))} tasks"
     lines = [
         "# The noise scale c0 and the paper's six accuracies",
         made_by("noise_scale.py", options.seed, time.perf_counter() - started),
         f"{conclusion(table)} {rivalry(cells)}",
         f"{len(grid.combinations)} combination{'s' * (len(grid.combinations) > 1)} of "
-        f"{', '.join(map(str, sizes))} tasks{without}, "
+        f"{joined(numbers, without)}, "
         f"{grid.draws} channel realisations ({grid.repaired_draws} of R-MTLLMF), {len(runs)} "
         f"fine-tuning seed{'s' * (len(runs) > 1)}. Accuracies are means; leads have 95 % "
         "intervals over combinations, realisations and seeds.",

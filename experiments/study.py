@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -29,8 +28,8 @@ from rmtllmf_jax.runs.inputs import SweepInputs
 from rmtllmf_jax.runs.run import Run, open_run
 from rmtllmf_jax.sweep.engine import Engine
 from rmtllmf_jax.sweep.grid import Grid
-from rmtllmf_jax.sweep.layout import Layout
-from rmtllmf_jax.sweep.memory import cells_that_fit, memory_limit, streams_that_fit
+from rmtllmf_jax.sweep.layout import one_device
+from rmtllmf_jax.sweep.memory import filled
 from rmtllmf_jax.sweep.objective import objective_of, with_users
 from rmtllmf_jax.sweep.parts import CellStore
 from rmtllmf_jax.sweep.program import numerics
@@ -116,13 +115,7 @@ def sweep(
     run: Path, inputs: SweepInputs, settings: Settings, grid: Grid
 ) -> dict[str, pd.DataFrame]:
     """Return the tables of a grid; cells in the run folder's store are not computed again."""
-    device = jax.local_devices()[0]
-    layout = Layout(
-        (device,),
-        cells_that_fit(inputs, settings, memory_limit(device)),
-        streams=streams_that_fit(inputs, settings, device),
-    )
-    engine = Engine(inputs, settings, layout)
+    engine = Engine(inputs, settings, filled(one_device(), inputs, settings))
     tables = run_grid(engine, grid, run / "sweep" / store_key(inputs, settings))
     del tables["programs"]
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
@@ -206,8 +199,7 @@ def sweep_all(runs: Sequence[Run], settings: Settings, grid: Grid) -> dict[str, 
 
 def informative(results: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Return the results without the tasks that fine-tuning did not teach, and a note of these."""
-    note, found = list(versions(results).items())[-1]
-    return f", {note}" if note else "", found
+    return list(versions(results).items())[-1]
 
 
 def work_store(

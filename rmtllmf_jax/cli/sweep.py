@@ -182,15 +182,12 @@ def _layout(
     import jax
 
     from rmtllmf_jax.sweep.layout import Layout
-    from rmtllmf_jax.sweep.memory import cells_that_fit, memory_limit, streams_that_fit
+    from rmtllmf_jax.sweep.memory import filled
 
-    devices = tuple(jax.local_devices())
-    at_once, streams = options.cells_at_once, 1
-    if at_once is None:
-        at_once = cells_that_fit(inputs, settings, memory_limit(devices[0]))
-        if len(devices) == place[1] == 1:  # others would want the same cores
-            streams = streams_that_fit(inputs, settings, devices[0])
-    return Layout(devices, at_once, options.image_devices, *place, streams)
+    devices, at_once = tuple(jax.local_devices()), options.cells_at_once
+    if at_once is not None:
+        return Layout(devices, at_once, options.image_devices, *place)
+    return filled(Layout(devices, 1, options.image_devices, *place), inputs, settings)
 
 
 def sweep(options: SweepOptions, run: Run, place: tuple[int, int] = (0, 1)) -> None:

@@ -59,14 +59,14 @@ UNFUSED = ("base", "control")
 `from_base`, the controls of protections with a number of samples of their own."""
 
 
-def unfused(protections: pd.Series) -> pd.Series:
-    """Tell of each protection whether it merges nothing."""
-    return protections.isin(UNFUSED) | protections.str.startswith("from_base")
-
-
 def is_unfused(protection: str) -> bool:
     """Tell whether a protection merges nothing."""
-    return bool(unfused(pd.Series([protection])).item())
+    return protection in UNFUSED or protection.startswith("from_base")
+
+
+def unfused(protections: pd.Series) -> pd.Series:
+    """Tell of each protection whether it merges nothing."""
+    return protections.map(is_unfused).astype(bool)
 
 
 def control_among(protection: str, there: Iterable[str]) -> str:

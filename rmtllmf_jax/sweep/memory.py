@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from rmtllmf_jax.training.recipes import Recipe
 
 if TYPE_CHECKING:
     from rmtllmf_jax.runs.inputs import SweepInputs
+    from rmtllmf_jax.sweep.layout import Layout
     from rmtllmf_jax.sweep.settings import Settings
 
 MOST = 8
@@ -120,6 +122,20 @@ def streams_that_fit(inputs: SweepInputs, settings: Settings, device: Any) -> in
         return 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return _fitting(inputs, settings, memory, 2)
+
+
+def filled(layout: Layout, inputs: SweepInputs, settings: Settings) -> Layout:
+    """Return a layout with as many cells at once as its devices hold.
+
+    Streams are only for the single device of a single process: others would want the same cores.
+    """
+    device = layout.devices[0]
+    alone = len(layout.devices) == layout.processes == 1
+    return replace(
+        layout,
+        cells_at_once=cells_that_fit(inputs, settings, memory_limit(device)),
+        streams=streams_that_fit(inputs, settings, device) if alone else 1,
+    )
 
 
 def _fitting(inputs: SweepInputs, settings: Settings, limit: int, most: int) -> int:
