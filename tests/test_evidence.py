@@ -90,6 +90,27 @@ def test_from_which_noise_on_sending_is_not_worth_it(page: str):
     assert f"{['', 'one', 'two', 'three'][int(most[1])]} of the" in told
 
 
+@pytest.mark.parametrize("page", ["hypothesis_test", "hypothesis_test_real"])
+def test_the_tables_of_the_hypothesis_test_are_those_of_the_committed_pages(page: str):
+    told = (ROOT / "docs" / "hypothesis.md").read_text("utf-8")
+    pairs = pd.read_csv(RESULTS / page / "results.csv")
+    shown = pairs[pairs["mse"] >= 1e-3]
+    assert shown["mse"].nunique() == 5
+    for mse, of in shown.groupby("mse"):
+        ratio, percent = of["ratio_robust"], 100 * of.median(numeric_only=True)
+        rates = (
+            f"{percent[name]:.1f} %"
+            for name in ("own_measured", "own_ratio_law", "changed_measured")
+        )
+        row = (
+            f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f}) | {' | '.join(rates)} |"
+        )
+        assert re.search(rf"^\| {f'{mse:g}'[1:]}[^|]* \| {re.escape(row)}$", told, re.MULTILINE), (
+            row
+        )
+    assert re.search(rf"\b{shown.value_counts('mse').iloc[0]}\b[^.]* pairs", plain(told))
+
+
 def test_what_is_kept_without_a_channel():
     kept = means(RESULTS / "defences" / "by_n.csv")
     assert f"against {kept['clean', 'r-mtllmf']:.0f} without any channel" in plain(README)
