@@ -1,4 +1,4 @@
-"""Which merge method is best on the eight real tasks, and do layer-wise weights help?
+"""Which merge method is best, and do layer-wise weights help?
 
     python experiments/merge_rules.py --run runs/demo
 
@@ -208,7 +208,7 @@ def main(options: Options) -> None:
     without, informative = list(given.items())[-1]
     lead = f"{without.replace('without', 'Without', 1)}: " if without else ""
     lines = [
-        "# Every merge method on the eight tasks",
+        f"# Merge methods on {len(inputs.tasks)} tasks",
         made_by("merge_rules.py", options.seed, time.perf_counter() - started),
         lead + conclusion(informative),
         "Test accuracies; options and coefficients were chosen on validation samples. "
