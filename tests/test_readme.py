@@ -100,6 +100,30 @@ def test_what_the_head_decides():
     assert f"and {two}, {four} and {seven} with LDA" in text
 
 
+def test_what_the_halves_contribute():
+    """Of the table of a page, `| variant | samples | ideal | sum_rate | ... difference |`."""
+    below: dict[str, list[str]] = {}
+    for page in ("figure_5", "figure_5_real"):
+        text = (RESULTS / page / "README.md").read_text("utf-8").replace("\\", "")
+        rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+        gaps = {tuple(row[:2]): row[4:] for row in rows}
+        for half, samples in (("freeze", "0"), ("realign", "10")):
+            for scenario, gap in zip(("thermal noise", "sum-rate attack"), gaps[half, samples]):
+                mean, high, low = re.findall(r"\d+", gap)
+                below.setdefault(f"{scenario}: {half}", []).append(f"{mean} [{low}, {high}]")
+        for variant in (("r-mtllmf", "1"), ("r-mtllmf", "50"), ("frozen: patch", "10")):
+            below.setdefault(" ".join(variant), []).append(gaps[variant][1].split()[0])
+    assert below.pop("r-mtllmf 1") == ["-5", "-5"]
+    assert all(int(gap) <= 0 for gap in below.pop("r-mtllmf 50"))
+    assert below.pop("frozen: patch 10") == ["-6", "+0"]
+    for name, (demo, real) in below.items():
+        said = name.replace("freeze", "freezing alone").replace("realign", "realignment alone")
+        assert f"| {said} | {demo} | {real} | 21 to 53 |" in PAPER
+    text = " ".join(PAPER.split())
+    assert "one per class costs 5 points under the attack" in text
+    assert "cost nothing on the real tasks and 6 points on the embedded ones" in text
+
+
 def tables_of_a_testbed(name: str) -> list[str]:
     page = (ROOT / "experiments" / "results" / name / "README.md").read_text("utf-8")
     tables = [block for block in page.split("\n\n") if block.startswith("|")]
