@@ -9,7 +9,7 @@ the same channels and the same attacker, who knows the defence and answers it:
 1. by number of tasks, under the sum-rate attack of the preset's budget, with channel uses per
    parameter (side information included), and the worst task beside the mean;
 2. against the attacker's power: how many dB more he needs to bring a defence down to what R-MTLLMF
-   keeps at the preset's budget;
+   keeps at the preset's budget, and to the control, which needs no uplink;
 3. under every other attack of that budget.
 
 Each sends as many symbols of unit power as parameters, or fewer. The rivals fuse nothing or have no
@@ -194,7 +194,7 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
 def page(by_n: pd.DataFrame, by_power: pd.DataFrame, by_attack: pd.DataFrame) -> Iterator[str]:
     """Yield the paragraphs of the page."""
     yield conclusion(by_n)
-    yield bought(by_power)
+    yield bought(by_power, by_attack)
     for sheet in (size_sheet(by_n), power_sheet(by_power), attack_sheet(by_attack)):
         yield f"## {sheet.title}\n\n{markdown_table(sheet)}"
 
@@ -233,8 +233,8 @@ def conclusion(cells: pd.DataFrame) -> str:
     shares = {n: gains[n].mean / lost[n].mean for n in gains if 100 * lost[n].mean > COSTS}
     won = [f"{100 * share:.0f} % (N = {n})" for n, share in shares.items()]
     said = [
-        f"Under the sum-rate attack `holistic` is within {NEAR:g} points of the same "
-        f"repair without any channel {where} ({points} points).",
+        f"Under the sum-rate attack `holistic` is on average within {NEAR:g} points of the "
+        f"same repair without any channel {where} ({points} points).",
         f"Of what the attack costs R-MTLLMF it wins back {listed(won)}."
         if won
         else "The attack costs R-MTLLMF nothing at this scale of the noise.",
@@ -307,11 +307,10 @@ def _order(cells: pd.DataFrame, scenario: str, protection: str) -> tuple[bool, b
     )
 
 
-def curve(cells: pd.DataFrame, protection: str) -> pd.Series:
-    """Return the mean accuracy by the attacker's power, a mean over numbers of tasks."""
+def curve(cells: pd.DataFrame, protection: str, size: int) -> pd.Series:
+    """Return the mean accuracy of a number of tasks by the attacker's power."""
     own = part(cells, ATTACK, protection)
-    by_size = own.groupby(["level", "size"])["score"].mean()
-    return by_size.groupby("level").mean()
+    return own[own["size"] == size].groupby("level")["score"].mean()
 
 
 def power_of(line: pd.Series, accuracy: float) -> float:
@@ -327,54 +326,71 @@ def power_of(line: pd.Series, accuracy: float) -> float:
     return float(levels[at - 1] + share * (levels[at] - levels[at - 1]))
 
 
-def bought(cells: pd.DataFrame) -> str:
-    """Return how many dB more the attacker needs against each defence, at equal accuracy."""
-    repair = curve(cells, REPAIR)
-    accuracy = float(np.interp(BUDGET, repair.index, repair))
-    if 100 * (repair.max() - accuracy) <= COSTS:
-        return "At the preset's budget the attack costs R-MTLLMF nothing that could be bought back."
-    said = []
-    most = repair.index.max()
-    for protection in ("phy", "holistic"):
-        power = power_of(curve(cells, protection), accuracy)
-        more = (
-            f"{power - BUDGET:.0f} dB more"
-            if np.isfinite(power)
-            else (f"more than {most - BUDGET:.0f} dB more")
-        )
-        said.append(f"{more} against `{protection}`")
-    return (
-        f"At the preset's budget of {BUDGET:.1f} dB R-MTLLMF keeps {100 * accuracy:.0f} % (mean "
-        f"over N). To bring a defence down to that the attacker needs {listed(said)}."
+def more(line: pd.Series, accuracy: float) -> str:
+    """Return how many dB over the preset's budget bring a defence down to an accuracy."""
+    power = power_of(line, accuracy)
+    if power <= BUDGET:
+        return "no more"
+    if np.isfinite(power):
+        return f"{power - BUDGET:.0f} dB more"
+    return f"more than {line.index.max() - BUDGET:.0f} dB more"
+
+
+def bought(by_power: pd.DataFrame, by_attack: pd.DataFrame) -> str:
+    """Return how many dB more the attacker needs against each defence, by number of tasks.
+
+    Until it has the accuracy of R-MTLLMF at the preset's budget, and that of the control.
+    """
+    sizes = [int(size) for size in sorted(by_power["size"].unique())]
+    attacked, control = (
+        cells.groupby("size")["score"].mean()
+        for cells in (part(by_attack, ATTACK, REPAIR), part(by_power, "clean", "control"))
     )
+    if all(100 * (curve(by_power, REPAIR, n).max() - attacked[n]) <= COSTS for n in sizes):
+        return "At the preset's budget the attack costs R-MTLLMF nothing that could be bought back."
+    rivals = {"R-MTLLMF at the preset's budget": attacked, "the control": control}
+    kept = (
+        f"{100 * attacked[n]:.0f} % at N = {n} (the control {100 * control[n]:.0f})" for n in sizes
+    )
+    draws = by_power["draw"].nunique()
+    said = [
+        f"At the preset's budget of {BUDGET:.1f} dB R-MTLLMF keeps {listed(kept)} on the "
+        f"{draws} channel{'s' * (draws > 1)} of the next tables."
+    ]
+    for name, rival in rivals.items():
+        needed = []
+        for protection in ("phy", "holistic"):
+            lines = {n: curve(by_power, protection, n) for n in sizes}
+            told = grouped((f"{more(lines[n], rival[n])} at N =", str(n)) for n in sizes)
+            needed.append(f"against `{protection}` {told}")
+        said.append(f"To bring a defence down to {name} the attacker needs {'; '.join(needed)}.")
+    return " ".join(said)
 
 
 def power_sheet(cells: pd.DataFrame) -> Sheet:
-    """Return accuracy by the attacker's power."""
+    """Return accuracy by number of tasks, defence and the attacker's power."""
     levels = sorted(cells.loc[cells["axis"] == "budget_db", "level"].unique())
     rows = []
-    for protection in dict.fromkeys(cells.loc[cells["scenario"] == ATTACK, "protection"]):
-        own = part(cells, ATTACK, protection)
-        row = [PROTECTIONS.get(protection, protection)]
+    attacked = cells[cells["scenario"] == ATTACK].sort_values("size", kind="stable")
+    for (size, protection), own in attacked.groupby(["size", "protection"], sort=False):
+        row = [str(size), PROTECTIONS.get(protection, protection)]
         row += [interval(own[own["level"] == level]).text() for level in levels]
         rows.append(row)
-    header = ["defence", *(f"{level:g} dB" for level in levels)]
-    return Sheet(
-        "Normalised accuracy (%) against the attacker's power, mean over N", header, rows, 1
-    )
+    header = ["N", "defence", *(f"{level:g} dB" for level in levels)]
+    return Sheet("Normalised accuracy (%) against the attacker's power", header, rows)
 
 
 def attack_sheet(cells: pd.DataFrame) -> Sheet:
-    """Return accuracy under every attack of the preset's budget."""
-    attacked = cells[cells["scenario"] != "clean"]
+    """Return accuracy by number of tasks under every attack of the preset's budget."""
+    attacked = cells[cells["scenario"] != "clean"].sort_values("size", kind="stable")
     names = list(dict.fromkeys(attacked["protection"]))
     rows = [
-        [SCENARIOS.get(scenario, scenario)]
-        + [interval(part(attacked, scenario, name)).text() for name in names]
-        for scenario in dict.fromkeys(attacked["scenario"])
+        [str(size), SCENARIOS.get(scenario, scenario)]
+        + [interval(own[own["protection"] == name]).text() for name in names]
+        for (size, scenario), own in attacked.groupby(["size", "scenario"], sort=False)
     ]
-    header = ["attack", *(PROTECTIONS.get(name, name) for name in names)]
-    return Sheet("Normalised accuracy (%) under other attacks, mean over N", header, rows, 1)
+    header = ["N", "attack", *(PROTECTIONS.get(name, name) for name in names)]
+    return Sheet("Normalised accuracy (%) under other attacks", header, rows)
 
 
 def figure(cells: pd.DataFrame) -> Figure:

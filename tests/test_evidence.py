@@ -74,7 +74,9 @@ def test_the_lead_over_the_control_is_small():
     lead = 100 * (by["sum_rate", "r-mtllmf"] - by["clean", "control"])
     assert {round(each) for each in lead} == {2, 3}
     page = (RESULTS / "noise_scale" / "README.md").read_text("utf-8")
-    assert re.search(r"cannot be distinguished from the control at c0 = -29 dB \(", page)
+    found = re.search(r"cannot be distinguished from the control at c0 = -29 dB \(-(\d)\.\d", page)
+    assert found
+    assert f"with eight tasks {found[1]} below over eight other channels" in plain(README)
     assert re.search(r"20 channel realisations \(8 of R-MTLLMF\)", page)
 
 
@@ -113,7 +115,13 @@ def test_the_tables_of_the_hypothesis_test_are_those_of_the_committed_pages(page
 
 def test_what_is_kept_without_a_channel():
     kept = means(RESULTS / "defences" / "by_n.csv")
-    assert f"against {kept['clean', 'r-mtllmf']:.0f} without any channel" in plain(README)
+    assert f"({kept['clean', 'r-mtllmf']:.0f} without a channel)" in plain(README)
+
+
+def test_what_more_steps_of_realignment_bring():
+    kept = means(RESULTS / "defences_60" / "by_n.csv")
+    control, both = kept["clean", "control"], kept["sum_rate", "holistic"]
+    assert f"not 20, the control keeps {control:.0f} and both {both:.0f}" in plain(README)
 
 
 @pytest.mark.parametrize("page", ["index.md", "tutorials/protect.md"])

@@ -663,7 +663,7 @@ def defended(draws: int = 6, combinations: int = 6, **changes: float) -> pd.Data
 
 def test_what_the_holistic_defence_reaches():
     said = defences.conclusion(defended())
-    assert "within 2 points of the same repair without any channel at every N" in said
+    assert "on average within 2 points of the same repair without any channel at every N" in said
     assert "wins back 97 % (N = 2) and 97 % (N = 8)" in said
     assert "It beats the control at N = 2 (+14 [" in said
     assert "It beats R-MTLLMF at N = 2 (+34 [" in said
@@ -685,32 +685,39 @@ def test_a_defence_that_falls_short_is_said_to():
     assert "So few channel realisations" in few
 
 
+def along(levels: tuple[float, ...], **values: tuple[float, ...]) -> pd.DataFrame:
+    """Return cells along the attacker's power, with a protection's accuracies at the levels."""
+    parts = [
+        defended(**{f"sum_rate__{name}": values[name][at] for name in values}).assign(
+            axis="budget_db", level=level
+        )
+        for at, level in enumerate(levels)
+    ]
+    return pd.concat(parts)
+
+
 def test_how_many_decibels_a_defence_buys():
-    levels = (0.0, 20.0, 40.0)
-
-    def along(values: dict[str, tuple[float, ...]]) -> pd.DataFrame:
-        parts = [
-            defended(sum_rate__holistic=h, sum_rate__phy=p, sum_rate__r_mtllmf=r).assign(
-                axis="budget_db", level=level
-            )
-            for level, h, p, r in zip(
-                levels, values["holistic"], values["phy"], values["r"], strict=True
-            )
-        ]
-        return pd.concat(parts)
-
-    fall = {"holistic": (0.9, 0.9, 0.88), "phy": (0.9, 0.8, 0.2), "r": (0.9, 0.7, 0.1)}
-    said = defences.bought(along(fall))
-    # R-MTLLMF at 23.7 dB: 0.7 - 0.6 * 0.183; phy is there at 20 + 20 * (0.8 - 0.59) / 0.6.
-    assert "R-MTLLMF keeps 59 %" in said
-    assert "3 dB more against `phy` and more than 16 dB more against `holistic`" in said
+    cells = along(
+        (0.0, 20.0, 40.0),
+        holistic=(0.9, 0.9, 0.78),
+        phy=(0.9, 0.85, 0.45),
+        r_mtllmf=(0.9, 0.7, 0.1),
+    )
+    said = defences.bought(cells, defended(sum_rate__r_mtllmf=0.6))  # the control has 80 %
+    assert "R-MTLLMF keeps 60 % at N = 2 (the control 80) and 60 % at N = 8" in said
+    assert " channels of the next tables" in said
+    down, to_control = said.split(". To bring a defence down to ")[1:]
+    # Down to .6: phy at 20 + 20 * .25 / .4 dB; to .8: 20 + 20 * .05 / .4 is below 23.7 dB.
+    assert "against `phy` 9 dB more at N = 2 and 8; " in down
+    assert "against `holistic` more than 16 dB more at N = 2 and 8" in down
+    assert "against `phy` no more at N = 2 and 8; against `holistic` 13 dB more at" in to_control
 
 
 def test_an_attack_that_costs_nothing_is_said_to():
     cells = defended(sum_rate__r_mtllmf=0.949)
     assert "The attack costs R-MTLLMF nothing at this scale" in defences.conclusion(cells)
-    levels = [cells.assign(axis="budget_db", level=level) for level in (20.0, 40.0)]
-    assert "costs R-MTLLMF nothing" in defences.bought(pd.concat(levels))
+    levels = along((20.0, 40.0), r_mtllmf=(0.949, 0.949))
+    assert "costs R-MTLLMF nothing" in defences.bought(levels, cells)
 
 
 def test_the_page_of_defences_has_worst_tasks_uses_and_attacks():
@@ -723,7 +730,12 @@ def test_the_page_of_defences_has_worst_tasks_uses_and_attacks():
     assert rows["Clean (no noise)", "Base model"][0] == "-"
     both = pd.concat([cells, cells.assign(scenario=cells["scenario"].replace("sum_rate", "white"))])
     attacks_sheet = defences.attack_sheet(both)
-    assert [row[0] for row in attacks_sheet.rows] == ["Sum-rate attack", "White noise"]
+    attacks = ("Sum-rate attack", "White noise")
+    assert [row[:2] for row in attacks_sheet.rows] == [[n, name] for n in "28" for name in attacks]
+    powers = pd.concat([cells.assign(axis="budget_db", level=level) for level in (0.0, 20.0)])
+    power_sheet = defences.power_sheet(powers)
+    assert power_sheet.header == ["N", "defence", "0 dB", "20 dB"]
+    assert [row[0] for row in power_sheet.rows] == sorted(row[0] for row in power_sheet.rows)
 
 
 # Testbed and frontier
