@@ -20,7 +20,6 @@ validation images is noisy: neighbouring coefficients may change places.
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,22 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import tyro
-from study import Users, gap, grouped, load, made_by, stands, sweep, write_page
+from study import (
+    Users,
+    at_the_ends,
+    gap,
+    grouped,
+    load,
+    made_by,
+    short,
+    stands,
+    sweep,
+    write_page,
+)
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion.rules import OneOf
 from rmtllmf_jax.report.intervals import interval
-from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -160,26 +169,6 @@ def compared(scores: pd.DataFrame, ours: list[str], theirs: list[str]) -> str:
         told = f"{short(one)} {verb} {short(other)} at N ="
         clauses.append((told, f"{size} ({lead.text(sign='+')} points)"))
     return grouped(clauses)
-
-
-def short(rule: str) -> str:
-    """Return a rule without the options that were chosen on validation samples."""
-    return re.sub(r"\w+=\[.*?\](, )?", "", rule).replace(", )", ")").removesuffix("()")
-
-
-def at_the_ends(results: pd.DataFrame, candidates: pd.DataFrame) -> str:
-    """Name the rules whose coefficient is the least or the largest of several that were tried."""
-    tried = candidates.groupby(["rule", "size"])["scale"].agg(["min", "max"])
-    chosen = results.groupby(["rule", "size"], sort=False)["scale"].first()
-    found: dict[str, list[str]] = {}
-    for (rule, size), scale in chosen.items():
-        least, most = tried.loc[(rule, size)]
-        if least < most and scale in (least, most):
-            found.setdefault(short(rule), []).append(str(size))
-    if not found:
-        return "No coefficient that was chosen is the least or the largest of those tried."
-    where = listed(f"{rule} (N = {listed(sizes)})" for rule, sizes in found.items())
-    return f"At the end of the coefficients tried, and perhaps better beyond it: {where}."
 
 
 def main(options: Options) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -305,6 +306,34 @@ def grouped(told: Iterable[tuple[str, str]]) -> str:
     for words, name in told:
         names.setdefault(words, []).append(name)
     return ", and ".join(f"{words} {listed(own)}" for words, own in names.items())
+
+
+def short(rule: str) -> str:
+    """Return a rule without the options that were chosen on validation samples."""
+    return re.sub(r"\w+=\[.*?\](, )?", "", rule).replace(", )", ")").removesuffix("()")
+
+
+def at_the_ends(results: pd.DataFrame, candidates: pd.DataFrame) -> str:
+    """Name the rules whose coefficient is the least or the largest of several that were tried.
+
+    **Arguments:**
+
+    - `results`, `candidates`: the tables `results` and `scales` of a sweep; without candidates
+      nothing is said.
+    """
+    if candidates.empty:
+        return ""
+    tried = candidates.groupby(["rule", "size"])["scale"].agg(["min", "max"])
+    chosen = results[results["protection"] == "none"].groupby(["rule", "size"], sort=False)["scale"]
+    found: dict[str, list[str]] = {}
+    for (rule, size), scales in chosen.unique().items():
+        ends = tried.loc[(rule, size)]
+        if ends["min"] < ends["max"] and set(scales) & set(ends):
+            found.setdefault(short(rule), []).append(str(size))
+    if not found:
+        return "No coefficient that was chosen is the least or the largest of those tried."
+    where = listed(f"{rule} (N = {listed(sizes)})" for rule, sizes in found.items())
+    return f"At the end of the coefficients tried, and perhaps better beyond it: {where}."
 
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be decided"

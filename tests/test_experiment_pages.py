@@ -25,7 +25,19 @@ import pytest
 import realign_choice
 import sensitivity
 import testbed
-from study import FAILS, HOLDS, OPEN, caution, claimed, gap, grouped, quotient, sign, stands
+from study import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    at_the_ends,
+    caution,
+    claimed,
+    gap,
+    grouped,
+    quotient,
+    sign,
+    stands,
+)
 
 from rmtllmf_jax.gradients import Sensitivity
 from rmtllmf_jax.report.intervals import Interval
@@ -443,11 +455,14 @@ def test_coefficients_at_the_end_of_those_tried_are_named():
     candidates = pd.DataFrame(tried, columns=["rule", "size", "scale"])
     fisher = pd.DataFrame([("fisher", 2, 1.0)], columns=candidates.columns)  # one for all
     candidates = pd.concat([candidates, fisher])
-    inside = candidates[candidates["scale"] == 1.0]
-    assert merge_rules.at_the_ends(inside, candidates).startswith("No coefficient")
-    ends = candidates[candidates["scale"].eq(5.0) | candidates["rule"].eq("fisher")]
-    said = merge_rules.at_the_ends(ends, candidates)
+    chosen = candidates.assign(protection="none")
+    inside = chosen[chosen["scale"] == 1.0]
+    assert at_the_ends(inside, candidates).startswith("No coefficient")
+    ends = chosen[chosen["scale"].eq(5.0) | chosen["rule"].eq("fisher")]
+    base = ends.assign(protection="base", scale=0.0)
+    said = at_the_ends(pd.concat([base, ends, inside]), candidates)
     assert said.endswith("beyond it: average (N = 2 and 4) and ties (N = 2 and 4).")
+    assert at_the_ends(inside, candidates.iloc[:0]) == ""
 
 
 # The noise scale
@@ -549,6 +564,9 @@ def test_the_best_learning_rate_and_whether_it_is_the_last_one():
 # Figure 2
 
 
+CLASSES = dict.fromkeys("abcdefghijkl", 20)
+
+
 def claims(combinations: int = 6, draws: int = 5, **changes: float) -> tuple[str, pd.DataFrame]:
     """Scores as in the paper, two sizes and five draws; the base and the control beside."""
     scores = {"clean none": 0.9, "ideal none": 0.36, "ideal r-mtllmf": 0.89, "control": 0.4}
@@ -570,7 +588,8 @@ def claims(combinations: int = 6, draws: int = 5, **changes: float) -> tuple[str
                 for draw, task in itertools.product(range(channels), tasks)
             ]
     results = pd.DataFrame(rows)
-    return figure_2.conclusion(figure_2.judged(results)), results
+    floor = figure_2.guessing(results, CLASSES)
+    return figure_2.conclusion(figure_2.judged(results, floor)), results
 
 
 def test_which_of_the_papers_claims_hold():
@@ -600,13 +619,35 @@ def test_claims_on_few_combinations_or_on_other_cells():
     assert said.startswith("At N = 2 and 3 each of the paper's claims cannot be decided.")
     assert said.endswith("At N = 2 and 3 so few combinations, draws or seeds (2) decide nothing.")
     along = results.assign(axis="mse", level=0.1)
-    assert "None of the paper's claims can be judged" in figure_2.conclusion(figure_2.judged(along))
+    assert "None of the paper's claims can be judged" in figure_2.conclusion(
+        figure_2.judged(along, figure_2.guessing(along, CLASSES))
+    )
+
+
+def test_what_guessing_has_counts_for_nothing():
+    """An attack that leaves guessing alone costs everything: here 25 % of the fine-tuned 80."""
+    _, results = claims(**{"sum_rate none": 0.28})
+    results = results.assign(finetuned_score=0.8)
+    floor = figure_2.guessing(results, dict.fromkeys(CLASSES, 5))
+    np.testing.assert_allclose(floor, 0.25)
+    (claim,) = (each for each in figure_2.CLAIMS if "sum-rate attack costs" in each.words)
+    found = figure_2.judged(results, floor)[claim][2]
+    assert found.mean == pytest.approx((0.28 - 0.25) / (0.9 - 0.25))
+    assert claimed(found, claim.least, claim.most) == HOLDS
+    (strongest,) = (each for each in figure_2.CLAIMS if "strongest-user attack costs" in each.words)
+    below = figure_2.judged(results, floor)[strongest][2]  # 5 %, worse than guessing
+    assert below.mean < 0
+    assert claimed(below, strongest.least, strongest.most) == HOLDS
 
 
 def test_the_page_of_figure_2_has_all_rivals_by_number_of_tasks():
     _, results = claims()
-    conclusion, verdicts, *rest = figure_2.page(results, pd.DataFrame(), {})
+    scales = pd.DataFrame({"rule": "task_arithmetic", "size": [2, 2, 3], "scale": [0.3, 0.5, 0.3]})
+    tables = {"results": results, "cosines": pd.DataFrame(), "scales": scales}
+    conclusion, verdicts, floor, *rest = figure_2.page(tables, {"classes": CLASSES})
     assert conclusion.startswith("At N = 2 and 3 each")
+    assert floor.startswith("Guessing has 5 % (N = 2) and 5 % (N = 3). At the end of the coeff")
+    assert floor.endswith("beyond it: task_arithmetic (N = 2).")
     assert "Sum-rate attack: R-MTLLMF beats its strongest rival, the base model," in verdicts
     tables = "\n".join(rest)
     for row in (

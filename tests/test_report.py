@@ -73,8 +73,9 @@ def table(request: pytest.FixtureRequest) -> pd.DataFrame:
 
 
 def flat(table: pd.DataFrame, values: dict[str, float], other: float = 0.9) -> pd.DataFrame:
-    """Give every cell of a protection one score."""
-    return table.assign(normalised=table["protection"].map(values).fillna(other))
+    """Give every cell of a protection one score; freezing alone is weak unless it is given."""
+    scores = table["protection"].map({"freeze": 0.1} | values)
+    return table.assign(normalised=scores.fillna(other))
 
 
 def same_cell(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -235,6 +236,7 @@ def test_comparisons_are_paired(table: pd.DataFrame):
         "base": ["combination"],
         "control": ["combination", "seed"],
         "none": [*KINDS, "combination", "draw", "seed"],
+        "freeze": [*KINDS, "combination", "draw", "seed"],
         "realign": [*KINDS, "combination", "draw", "seed"],
     }
     expected = set()
@@ -311,6 +313,12 @@ def test_a_rival_without_task_vectors_means_that_fusing_brought_nothing(replicat
         "worse than it at N = 3 (the base model, -3 [-3, -3]). At N = 3 fusing brought no "
         "measurable gain: that rival needs no task vectors."
     )
+
+
+def test_a_half_of_the_repair_is_a_rival(replicated: pd.DataFrame):
+    values = {"none": 0.5, "r-mtllmf": 0.75, "control": 0.6, "realign": 0.7, "freeze": 0.8}
+    words = "is worse than its strongest rival, freezing alone, at N = 2 (-5 points [-5, -5]) and 3"
+    assert said_of(flat(replicated, values)).startswith(f"{IDEAL}: R-MTLLMF {words}")
 
 
 def test_a_gain_within_its_noise_is_not_called_a_win(replicated: pd.DataFrame):

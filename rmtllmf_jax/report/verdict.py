@@ -28,6 +28,7 @@ _RIVALS = {
     "base": ("the base model", ["combination"]),
     "control": ("the control", ["combination", "seed"]),
     "none": ("unprotected", _PAIR),
+    "freeze": ("freezing alone", _PAIR),
     "realign": ("realignment alone", _PAIR),
     "r-mtllmf": ("R-MTLLMF", _PAIR),
 }
@@ -48,8 +49,8 @@ def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataF
     """Compare a protection with its rivals, pair by pair.
 
     The rivals: `base`, `control` (its own, if the table has it, see `labels.control_among`), `none`
-    (no protection), `realign`, and `r-mtllmf` for others. A
-    pair shares combination, draw and seed (with the control, which has no uplink, combination and
+    (no protection), `freeze` and `realign` (R-MTLLMF's halves), and `r-mtllmf` for others. A pair
+    shares combination, draw and seed (with the control, which has no uplink, combination and
     seed; with the base the combination); cells without a partner are left out. One row per (rule,
     axis, level, scenario, size, `against`) that has a pair; along an axis `size` is NaN, and means
     are over the sizes.
@@ -65,7 +66,7 @@ def comparisons(results: pd.DataFrame, protection: str = "r-mtllmf") -> pd.DataF
     for against, (_, on) in _RIVALS.items():
         name = control if against == "control" else against
         others = cells[cells["protection"] == name]
-        if against == "none":  # a clean one has no seed of its own
+        if against in ("none", "freeze"):  # a clean one has no seed of its own
             clean, mine = (each["scenario"] == "clean" for each in (others, protected))
             again = for_seeds(others[clean], protected.loc[mine, "seed"])
             others = pd.concat([others[~clean], again], ignore_index=True)
@@ -185,7 +186,8 @@ def replication(results: pd.DataFrame) -> list[str]:
     said = [
         "Intervals are 95 %: a bootstrap that resamples whole combinations (within their number of "
         "tasks N), channel realisations and seeds. Of one alone there is no interval; of fewer "
-        f"than {_FEW} it is too narrow to decide anything, as two give the range between them."
+        f"than {_FEW} it is too narrow to decide anything, as two give the range between them. Where "
+        f"there are fewer than {_FEW} combinations, a verdict is about these combinations."
     ]
     for part in parts(results):
         rows = part.results[~unfused(part.results["protection"])]
