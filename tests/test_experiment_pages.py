@@ -496,6 +496,15 @@ def test_down_to_which_noise_scale_it_is_worth_sending():
     assert "cannot be judged on 4 levels" in by_noise(draws=4, middle=0.1, last=-0.1)
 
 
+def test_what_needs_no_uplink_stands_beside():
+    rows = [("base", 0.6), ("base", 0.64), ("control", 0.7), ("none", 0.9), ("r-mtllmf", 0.95)]
+    table = pd.DataFrame(rows, columns=["protection", "mean"]).assign(scenario="clean")
+    noisy = table.assign(scenario="ideal", mean=0.1)
+    assert noise_scale.unsent(pd.concat([table, noisy])) == (
+        "Without an uplink the base model has 62 %, the control 70 % and the tasks merged 90 %."
+    )
+
+
 # The link
 
 

@@ -186,8 +186,8 @@ def replication(results: pd.DataFrame) -> list[str]:
     said = [
         "Intervals are 95 %: a bootstrap that resamples whole combinations (within their number of "
         "tasks N), channel realisations and seeds. Of one alone there is no interval; of fewer "
-        f"than {_FEW} it is too narrow to decide anything, as two give the range between them. Where "
-        f"there are fewer than {_FEW} combinations, a verdict is about these combinations."
+        f"than {_FEW} it is too narrow to decide anything, as two give the range between them. "
+        f"Where there are fewer than {_FEW} combinations, a verdict is about these combinations."
     ]
     for part in parts(results):
         rows = part.results[~unfused(part.results["protection"])]
