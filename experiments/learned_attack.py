@@ -32,6 +32,7 @@ from figures_learned import attack_figure
 from study import (
     Learner,
     all_rows,
+    base_alone,
     gap,
     load,
     made_by,
@@ -203,7 +204,7 @@ def main(options: Options) -> None:
     lines = [
         "# An attack learned on accuracy, beside those that minimise rates",
         made_by("learned_attack.py", options.seed, seconds, resumed=resumed),
-        conclusion(found),
+        f"{conclusion(found)} {base_alone(judge)}",
         f"{options.channels} channels of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}) at "
         f"c0 = {options.c0:g} dB, merging coefficient {options.scale}, {options.steps} steps "
         f"from {', '.join(options.starts) or 'the worst of the others'}, judged on "

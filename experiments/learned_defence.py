@@ -27,7 +27,7 @@ import jax
 import pandas as pd
 import tyro
 from jaxtyping import Array, Key
-from study import Learner, all_rows, gap, load, made_by, objectives, stands, write_page
+from study import Learner, all_rows, base_alone, gap, load, made_by, objectives, stands, write_page
 
 from rmtllmf_jax import channel, gradients
 from rmtllmf_jax.common.errors import require_at_least
@@ -217,6 +217,7 @@ def main(options: Options) -> None:
         "# A defence learned against a learned attack",
         made_by("learned_defence.py", options.seed, seconds, resumed=resumed),
         *conclusion(found),
+        base_alone(judge),
         f"{options.channels} channels of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}) at "
         f"c0 = {options.c0:g} dB, merging coefficient {options.scale} where it is not learned, "
         f"{options.rounds} turns of {options.steps} steps, {options.searched} random steps against "

@@ -34,6 +34,7 @@ from figures_learned import power_figure
 from study import (
     Learner,
     all_rows,
+    base_alone,
     gap,
     grouped,
     load,
@@ -215,7 +216,7 @@ def main(options: Options) -> None:
     lines = [
         "# Power control learned on accuracy",
         made_by("power_control.py", options.seed, seconds, resumed=resumed),
-        conclusion(found),
+        f"{conclusion(found)} {base_alone(judge)}",
         f"{options.cells} cells of {len(inputs.tasks)} users ({', '.join(inputs.tasks)}), scenario "
         f"{options.scenario} at c0 = {options.c0:g} dB, merging coefficient {options.scale}, "
         f"{limit}; {options.steps} steps on {options.tuning_channels} channel draws and "

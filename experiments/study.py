@@ -12,14 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rmtllmf_jax import gradients
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import content_hash, write_bytes
 from rmtllmf_jax.common.progress import progress_bar
 from rmtllmf_jax.evaluation import Accuracy, SoftAccuracy
-from rmtllmf_jax.gradients import Objective
+from rmtllmf_jax.gradients import Objective, Parameters
 from rmtllmf_jax.report.intervals import CLUSTERS, FEW, Interval, differences, interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.style import image_bytes
@@ -148,6 +151,13 @@ def objectives(
     tuned = objective_of(inputs, settings, scenario, **soft)
     judge = objective_of(inputs, settings, "ideal", metric=Accuracy(), **judging)
     return with_users(tuned, len(inputs.tasks)), with_users(judge, len(inputs.tasks))
+
+
+def base_alone(judge: Objective) -> str:
+    """Return a sentence on the base model's accuracy as an objective judges it."""
+    nothing = Parameters(scale=jnp.zeros(()))
+    accuracy = gradients.value(judge, nothing, jax.random.key(0))
+    return f"The base model, which needs no uplink, has {100 * float(accuracy):.1f} %."
 
 
 def opened_all(options: Realigning) -> list[Run]:

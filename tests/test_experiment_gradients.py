@@ -18,6 +18,7 @@ from conftest import TinyRun
 
 from rmtllmf_jax import channel
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.runs import open_run
 
 TASKS = ("dtd", "mnist", "svhn")
 FIGURE = {"png", "svg"}
@@ -208,6 +209,10 @@ def test_the_learned_attack(
             expected = in_percent(accuracy[attack] - accuracy["learned"])
             np.testing.assert_allclose(numbers(above), expected, atol=0.06)
         np.testing.assert_allclose(numbers(mse), wide["mse"][attack].mean(), rtol=6e-3)
+    run = open_run(options.run, cache_dir=cache_dir)
+    base = run.accuracies(run.base, options.chosen().eval_samples)
+    said = f"needs no uplink, has {100 * np.mean([base[task] for task in TASKS]):.1f} %."
+    assert said in (options.out / "README.md").read_text()
     goes_on(experiment, "channel_rows", options, "attacks.csv")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rmtllmf_jax.fusion import power_law
 from rmtllmf_jax.report.intervals import Interval
 from rmtllmf_jax.report.io import completed
 from rmtllmf_jax.report.paper import ACCURACIES
@@ -122,6 +123,26 @@ def test_what_the_halves_contribute():
     text = " ".join(PAPER.split())
     assert "one per class costs 5 points under the attack" in text
     assert "cost nothing on the real tasks and 6 points on the embedded ones" in text
+
+
+def test_the_best_coefficients():
+    """By number of tasks, as a sweep chose them on validation samples."""
+    told = " ".join((ROOT / "docs" / "testbed.md").read_text("utf-8").split())
+    best = {
+        page: pd.read_parquet(RESULTS / page / "results.parquet")
+        .query("protection == 'none'")
+        .groupby("size")["scale"]
+        .unique()
+        for page in ("figure_2_every", "figure_2")
+    }
+    real = [f"{scale:.1f}"[1:] for (scale, *_) in best["figure_2_every"].map(sorted)]
+    assert f"the best are {', '.join(real[:-1])} and {real[-1]} at N = 2 to 7" in told
+    law = [f"{power_law(tasks):.2f}"[1:] for tasks in range(2, 9)]
+    assert f"says {', '.join(law[:5])} and {law[5]};" in told
+    demo = best["figure_2"][[2, 4, 8]].map(lambda few: " or ".join(f"{x:.1g}" for x in sorted(few)))
+    two, four, eight = (each.replace("0.", ".") for each in demo)
+    assert f"they are {two}, {four}, and {eight} at N = 2, 4 and 8" in told
+    assert f"the law: {law[0]}, {law[2]}, {law[6]})" in told
 
 
 def tables_of_a_testbed(name: str) -> list[str]:
