@@ -78,7 +78,8 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         engine = Engine(inputs, settings, one_device())
         with CellStore(options.run / "sweep" / store_key(inputs, settings) / "cosines") as parts:
             rows = pd.DataFrame(cosine_rows(engine, grid, parts))
-        write_figure(out / model.replace("=", "_"), cosine_figure(rows, scenario))
+        if worth_drawing(rows, scenario):
+            write_figure(out / model.replace("=", "_"), cosine_figure(rows, scenario))
         found.append(rows)
     rows = pd.concat(found)
     rows.to_csv(out / "cosines.csv", index=False, float_format="%.6g")
@@ -90,9 +91,19 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         f"{draws} channel draws of the preset paper, {len(inputs.tasks)} users, c0 = "
         f"{options.c0:g} dB.",
         markdown_table(summary(rows)),
-        *(f"![{model}]({model.replace('=', '_')}.png)" for model in options.error_models),
+        *(
+            f"![{model}]({model.replace('=', '_')}.png)"
+            for model, own in rows.groupby("error_model", sort=False)
+            if worth_drawing(own, scenario)
+        ),
     ]
     write_page(out, lines)
+
+
+def worth_drawing(rows: pd.DataFrame, scenario: str) -> bool:
+    """Whether a mean cosine of two tasks does not round to 0.00."""
+    received = rows[(rows["scenario"] == scenario) & (rows["task_a"] < rows["task_b"])]
+    return bool(received.groupby(["task_a", "task_b"])["cosine"].mean().abs().max() >= 0.005)
 
 
 def summary(rows: pd.DataFrame) -> Sheet:

@@ -94,6 +94,18 @@ def test_from_which_noise_on_sending_is_not_worth_it(page: str):
     assert f"{['', 'one', 'two', 'three'][int(most[1])]} of the" in told
 
 
+@pytest.mark.parametrize("page", ["power_control", "power_control_total", "learned_attack"])
+def test_what_is_learned_stands_beside_the_base_model(page: str):
+    told = plain((ROOT / "docs" / "gradients.md").read_text("utf-8"))
+    found = (RESULTS / page / "README.md").read_text("utf-8")
+    base = re.search(r"needs no uplink, has ([\d.]+) %", found)
+    assert base
+    assert f"the base model alone has {base[1]} %" in told
+    gains = re.findall(r"\+(\d\.\d) \\?(\[\d\S+ \S+\])", found)
+    printed = {(mean, ends) for mean, ends in gains if f" {mean} " in told and ends in told}
+    assert len(printed) >= {"power_control": 1, "power_control_total": 2}.get(page, 3)
+
+
 @pytest.mark.parametrize("page", ["hypothesis_test", "hypothesis_test_real"])
 def test_the_tables_of_the_hypothesis_test_are_those_of_the_committed_pages(page: str):
     told = (ROOT / "docs" / "hypothesis.md").read_text("utf-8")

@@ -326,6 +326,14 @@ def cosines(scenario: str, values: Mapping[str, tuple[float, float]], draws: int
     return cosine_study.conclusion(table, scenario)
 
 
+@pytest.mark.parametrize(("largest", "drawn"), [(0.004, False), (0.006, True), (-0.006, True)])
+def test_cosines_that_all_round_to_zero_are_not_drawn(largest: float, drawn: bool):
+    pairs = [("x", "x", 1.0), ("x", "y", largest), ("x", "z", 0.001)]
+    table = pd.DataFrame(pairs, columns=["task_a", "task_b", "cosine"]).assign(scenario="ideal")
+    sent = table.assign(scenario="clean", cosine=0.5)
+    assert cosine_study.worth_drawing(pd.concat([table, sent]), "ideal") == drawn
+
+
 def test_under_which_errors_the_papers_cosines_are_found():
     values = {"independent": (0.0, 0.02), "noisy_reference": (0.45, 0.6)}
     said = cosines("ideal", values)
