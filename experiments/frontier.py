@@ -112,6 +112,8 @@ def main() -> None:
         "# How to pretrain a base model on which fusing helps",
         "`python experiments/frontier.py` draws tried.csv, one row per small pretraining.",
         conclusion(tried),
+        "Each row is one pretraining and one fine-tuning, and its coefficients are the best on the "
+        "test images themselves: differences of a few points say nothing.",
         markdown_table(Sheet(title, header, rows)),
         "![Gain of eight merged tasks against the base model's accuracy](frontier.png)",
         "## Whole pretrainings",
