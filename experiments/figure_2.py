@@ -54,6 +54,7 @@ from study import (
     write_page,
 )
 
+from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.common.files import write_json
 from rmtllmf_jax.defences.protection import PAPER
 from rmtllmf_jax.report.intervals import FEW, Interval
@@ -64,6 +65,7 @@ from rmtllmf_jax.report.sheets import all_sheets
 from rmtllmf_jax.report.tables import cell_scores
 from rmtllmf_jax.report.verdict import replication, verdict
 from rmtllmf_jax.report.write import write_report
+from rmtllmf_jax.runs.config import UserRecord
 from rmtllmf_jax.runs.environment import provenance, use_compilation_cache
 from rmtllmf_jax.sweep.axis import parse_axis
 from rmtllmf_jax.sweep.grid import Grid, choose_combinations
@@ -187,7 +189,12 @@ def main(options: Options) -> None:
     )
     grid.require_fitting(settings, 1)
     runs = opened_all(options)
-    tasks = runs[0].names
+    tasks, users = runs[0].names, runs[0].users
+    if not all(isinstance(user, UserRecord) for user in users.values()):
+        raise InputError(
+            f"{runs[0].path} is a run of texts, and the paper's accuracies are of images: "
+            "`rmtllmf sweep` and `rmtllmf report` have the figures for texts."
+        )
     chosen = choose_combinations(tasks, options.combinations, options.seed, options.sizes)
     grid = replace(grid, combinations=chosen)
     tables = sweep_all(runs, settings, grid)
@@ -197,7 +204,7 @@ def main(options: Options) -> None:
     configuration = {
         **provenance(),
         "tasks": tasks,
-        "classes": {name: user.classes for name, user in runs[0].users.items()},
+        "classes": {name: user.classes for name, user in users.items()},
         "users": runs[0].summary(),
         "also": [run.summary() for run in runs[1:]],
         "settings": asdict(settings),

@@ -6,7 +6,7 @@ import importlib
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -43,6 +43,15 @@ def test_a_grid_that_cannot_be_is_refused_before_the_run_is_read(
 ) -> None:
     with pytest.raises(InputError, match=message):
         script.main(script.Options(tmp_path / "none", cache_dir=tmp_path, **options))
+
+
+def test_a_run_of_texts_is_refused(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SimpleNamespace(path=tmp_path / "texts", names=("code",), users={"code": object()})
+    monkeypatch.setattr(script, "opened_all", lambda _: [run])
+    with pytest.raises(InputError, match="texts is a run of texts, and the paper's accuracies"):
+        script.main(script.Options(tmp_path / "texts", cache_dir=tmp_path))
 
 
 @pytest.mark.slow
