@@ -236,7 +236,7 @@ def page(tables: dict[str, pd.DataFrame], configuration: dict[str, Any]) -> Iter
     yield "\n".join(f"- {line}" for line in verdict(results))
     by_size = floor.groupby(rest.groupby("combination")["size"].first()).mean()
     shares = listed(f"{100 * share:.0f} % (N = {size})" for size, share in by_size.items())
-    yield f"Guessing has {shares}. {at_the_ends(results, tables['scales'])}".rstrip()
+    yield f"Guessing has {shares}. {at_the_ends(tables)}".rstrip()
     yield " ".join(replication(results))
     judging = (claims_sheet(ratios),) if any(ratios.values()) else ()
     averages = [each for each in all_sheets(results, spread=True) if each.title.startswith(AVERAGE)]

@@ -201,7 +201,7 @@ def main(options: Options) -> None:
         made_by("merge_rules.py", options.seed, time.perf_counter() - started),
         lead + conclusion(informative),
         "Test accuracies; options and coefficients were chosen on validation samples. "
-        + at_the_ends(results, tables["scales"]),
+        + at_the_ends(tables),
         caveat(results) or "",
         "`base` is the model without any task vector. Every task: results.csv; every candidate: "
         "choices.csv.",

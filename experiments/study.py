@@ -323,17 +323,15 @@ def short(rule: str) -> str:
     return re.sub(r"\w+=\[.*?\](, )?", "", rule).replace(", )", ")").removesuffix("()")
 
 
-def at_the_ends(results: pd.DataFrame, candidates: pd.DataFrame) -> str:
+def at_the_ends(tables: Mapping[str, pd.DataFrame]) -> str:
     """Name the rules whose coefficient is the least or the largest of several that were tried.
 
-    **Arguments:**
-
-    - `results`, `candidates`: the tables `results` and `scales` of a sweep; without candidates
-      nothing is said.
+    Of the tables of a sweep that chose no coefficient, it says nothing.
     """
-    if candidates.empty:
+    if "scales" not in tables:
         return ""
-    tried = candidates.groupby(["rule", "size"])["scale"].agg(["min", "max"])
+    results = tables["results"]
+    tried = tables["scales"].groupby(["rule", "size"])["scale"].agg(["min", "max"])
     chosen = results[results["protection"] == "none"].groupby(["rule", "size"], sort=False)["scale"]
     found: dict[str, list[str]] = {}
     for (rule, size), scales in chosen.unique().items():

@@ -465,12 +465,12 @@ def test_coefficients_at_the_end_of_those_tried_are_named():
     candidates = pd.concat([candidates, fisher])
     chosen = candidates.assign(protection="none")
     inside = chosen[chosen["scale"] == 1.0]
-    assert at_the_ends(inside, candidates).startswith("No coefficient")
+    assert at_the_ends({"results": inside, "scales": candidates}).startswith("No coefficient")
     ends = chosen[chosen["scale"].eq(5.0) | chosen["rule"].eq("fisher")]
     base = ends.assign(protection="base", scale=0.0)
-    said = at_the_ends(pd.concat([base, ends, inside]), candidates)
+    said = at_the_ends({"results": pd.concat([base, ends, inside]), "scales": candidates})
     assert said.endswith("beyond it: average (N = 2 and 4) and ties (N = 2 and 4).")
-    assert at_the_ends(inside, candidates.iloc[:0]) == ""
+    assert at_the_ends({"results": inside}) == ""
 
 
 # The noise scale
