@@ -133,15 +133,14 @@ def test_the_best_coefficients():
         .query("protection == 'none'")
         .groupby("size")["scale"]
         .unique()
+        .map(lambda few: " or ".join(f"{scale:.1g}" for scale in sorted(few)).replace("0.", "."))
         for page in ("figure_2_every", "figure_2")
     }
-    real = [f"{scale:.1f}"[1:] for (scale, *_) in best["figure_2_every"].map(sorted)]
-    assert f"the best are {', '.join(real[:-1])} and {real[-1]} at N = 2 to 7" in told
+    real, demo = best["figure_2_every"], best["figure_2"]
+    assert f"the best are {', '.join(real.loc[:6])}, and {real[7]} at N = 2 to 7" in told
+    assert f"they are {demo[2]}, {demo[4]}, and {demo[8]} at N = 2, 4 and 8" in told
     law = [f"{power_law(tasks):.2f}"[1:] for tasks in range(2, 9)]
     assert f"says {', '.join(law[:5])} and {law[5]};" in told
-    demo = best["figure_2"][[2, 4, 8]].map(lambda few: " or ".join(f"{x:.1g}" for x in sorted(few)))
-    two, four, eight = (each.replace("0.", ".") for each in demo)
-    assert f"they are {two}, {four}, and {eight} at N = 2, 4 and 8" in told
     assert f"the law: {law[0]}, {law[2]}, {law[6]})" in told
 
 
