@@ -106,6 +106,26 @@ def test_what_is_learned_stands_beside_the_base_model(page: str):
     assert len(printed) >= {"power_control": 1, "power_control_total": 2}.get(page, 3)
 
 
+@pytest.mark.parametrize(("page", "least"), [("merge_rules", 7), ("merge_rules_real", 8)])
+def test_the_tables_of_merge_methods_are_those_of_the_committed_pages(page: str, least: int):
+    told = (ROOT / "docs" / "fusion.md").read_text("utf-8")
+    text = (RESULTS / page / "README.md").read_text("utf-8").replace("\\", "")
+    header, *lines = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "
+    ]
+    cells = {rule: by_size for rule, _, *by_size in lines}
+    kinds = ("base", "task_arithmetic", "ties", "lata", "adamerging", "fisher", "regmean")
+    for place, size in enumerate(name.removeprefix("N = ") for name in header[2:]):
+        row = [
+            by_size[place]
+            for kind in (*kinds, "tsv_merge")
+            for rule, by_size in cells.items()
+            if rule.startswith(kind) and not rule.startswith("lata(weighting=")
+        ]
+        assert len(row) == least
+        assert f"| {size} | {' | '.join(row)} |" in told
+
+
 @pytest.mark.parametrize("page", ["hypothesis_test", "hypothesis_test_real"])
 def test_the_tables_of_the_hypothesis_test_are_those_of_the_committed_pages(page: str):
     told = (ROOT / "docs" / "hypothesis.md").read_text("utf-8")
