@@ -64,6 +64,8 @@ class Options(Realigning):
 
     levels: tuple[float, ...] = (-20, -25, -28, -29, -30, -31, -34, -37, -40, -45, -50, -60)
     """Values of c0 in dB."""
+    protections: tuple[str, ...] = ("none", "realign", "r-mtllmf")
+    """Protections; `none` and `r-mtllmf` are needed."""
     sizes: tuple[int, ...] = (2, 4, 6, 8)
     """Numbers of tasks."""
     combinations: int = 2
@@ -104,7 +106,7 @@ def main(options: Options) -> None:
     grid = Grid(
         choose_combinations(tasks, combinations, options.seed, sizes),
         ("clean", "ideal", "strongest_user", "sum_rate"),
-        ("none", "realign", "r-mtllmf"),
+        options.protections,
         1 if quick else options.draws,
         1,
         repaired_draws=1 if quick else min(options.repaired_draws, options.draws),
