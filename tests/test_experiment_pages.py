@@ -763,7 +763,7 @@ def test_how_many_decibels_a_defence_buys():
     )
     said = defences.bought(cells, defended(sum_rate__r_mtllmf=0.6))  # the control has 80 %
     assert "R-MTLLMF keeps 60 % at N = 2 (the control 80) and 60 % at N = 8" in said
-    assert " channels of the next tables" in said
+    assert "on the 6 channels of the next tables" in said
     down, to_control = said.split(". To bring a defence down to ")[1:]
     # Down to .6: phy at 20 + 20 * .25 / .4 dB; to .8: 20 + 20 * .05 / .4 is below 23.7 dB.
     assert "against `phy` 9 dB more at N = 2 and 8; " in down
