@@ -25,7 +25,7 @@ from study import (
 from rmtllmf_jax.report.intervals import Interval, interval
 from rmtllmf_jax.report.labels import listed
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
-from rmtllmf_jax.report.vector_figures import cosine_figure
+from rmtllmf_jax.report.vector_figures import DRAWN, cosine_figure, largest_cosine
 from rmtllmf_jax.runs.environment import use_compilation_cache
 from rmtllmf_jax.sweep.cosines import cosine_rows
 from rmtllmf_jax.sweep.engine import Engine
@@ -72,14 +72,16 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
     grid = Grid((inputs.tasks,), ("clean", scenario), ("none",), draws, 1)
     out = options.out or RESULTS / f"figure_{number}"
     out.mkdir(parents=True, exist_ok=True)
-    found = []
+    found, pictures = [], []
     for model in options.error_models:
         settings = Settings(error_model=model, c0_db=options.c0, seed=options.seed)
         engine = Engine(inputs, settings, one_device())
         with CellStore(options.run / "sweep" / store_key(inputs, settings) / "cosines") as parts:
             rows = pd.DataFrame(cosine_rows(engine, grid, parts))
-        if worth_drawing(rows, scenario):
-            write_figure(out / model.replace("=", "_"), cosine_figure(rows, scenario))
+        if largest_cosine(rows[rows["scenario"] == scenario]) >= DRAWN:
+            name = model.replace("=", "_")
+            write_figure(out / name, cosine_figure(rows, scenario))
+            pictures.append(f"![{model}]({name}.png)")
         found.append(rows)
     rows = pd.concat(found)
     rows.to_csv(out / "cosines.csv", index=False, float_format="%.6g")
@@ -91,19 +93,9 @@ def draw_figure(options: Options, number: int, scenario: str) -> None:
         f"{draws} channel draws of the preset paper, {len(inputs.tasks)} users, c0 = "
         f"{options.c0:g} dB.",
         markdown_table(summary(rows)),
-        *(
-            f"![{model}]({model.replace('=', '_')}.png)"
-            for model, own in rows.groupby("error_model", sort=False)
-            if worth_drawing(own, scenario)
-        ),
+        *pictures,
     ]
     write_page(out, lines)
-
-
-def worth_drawing(rows: pd.DataFrame, scenario: str) -> bool:
-    """Whether a mean cosine of two tasks does not round to 0.00."""
-    received = rows[(rows["scenario"] == scenario) & (rows["task_a"] < rows["task_b"])]
-    return bool(received.groupby(["task_a", "task_b"])["cosine"].mean().abs().max() >= 0.005)
 
 
 def summary(rows: pd.DataFrame) -> Sheet:

@@ -346,7 +346,12 @@ def bought(by_power: pd.DataFrame, by_attack: pd.DataFrame) -> str:
         cells.groupby("size")["score"].mean()
         for cells in (part(by_attack, ATTACK, REPAIR), part(by_power, "clean", "control"))
     )
-    if all(100 * (curve(by_power, REPAIR, n).max() - attacked[n]) <= COSTS for n in sizes):
+    lines = {
+        (protection, n): curve(by_power, protection, n)
+        for protection in (REPAIR, "phy", "holistic")
+        for n in sizes
+    }
+    if all(100 * (lines[REPAIR, n].max() - attacked[n]) <= COSTS for n in sizes):
         return "At the preset's budget the attack costs R-MTLLMF nothing that could be bought back."
     rivals = {"R-MTLLMF at the preset's budget": attacked, "the control": control}
     kept = (
@@ -360,8 +365,9 @@ def bought(by_power: pd.DataFrame, by_attack: pd.DataFrame) -> str:
     for name, rival in rivals.items():
         needed = []
         for protection in ("phy", "holistic"):
-            lines = {n: curve(by_power, protection, n) for n in sizes}
-            told = grouped((f"{more(lines[n], rival[n])} at N =", str(n)) for n in sizes)
+            told = grouped(
+                (f"{more(lines[protection, n], rival[n])} at N =", str(n)) for n in sizes
+            )
             needed.append(f"against `{protection}` {told}")
         said.append(f"To bring a defence down to {name} the attacker needs {'; '.join(needed)}.")
     return " ".join(said)

@@ -102,7 +102,9 @@ def _claims() -> Iterator[Claim]:
     yield Claim(words, ("ideal", "none"), NOISELESS, ".40", 0.0, 0.5)
     for attack, name in ATTACKS.items():
         words = f"{name} costs unprotected fusion nearly all"
-        yield Claim(words, (attack, "none"), NOISELESS, "about 0", -INFINITE, 0.1, True)
+        yield Claim(
+            words, (attack, "none"), NOISELESS, "about 0", -INFINITE, 0.1, beyond_guessing=True
+        )
     words = "R-MTLLMF keeps 95 % of the noiseless baseline without an attacker"
     yield Claim(words, ("ideal", "r-mtllmf"), NOISELESS, ".98", 0.95, INFINITE)
     for attack, name in ATTACKS.items():

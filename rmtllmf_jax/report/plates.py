@@ -21,7 +21,7 @@ from rmtllmf_jax.report.labels import (
     unfused,
 )
 from rmtllmf_jax.report.tables import LAW, Part, cell_scores, parts, versions
-from rmtllmf_jax.report.vector_figures import cosine_figure
+from rmtllmf_jax.report.vector_figures import DRAWN, cosine_figure, largest_cosine
 
 STEMS = ("figure_2*", "figure_3*", "figure_4*", "figure_5*", "axis_*", "scale_law*")
 """Patterns of the file names of a report's figures."""
@@ -125,9 +125,8 @@ def _cosines(stem: str, scenario: str, cosines: pd.DataFrame | None) -> Plate | 
         return f"{stem} skipped: cosines.parquet has no scenario {scenario}."
     if (rows["axis"] != "").any():
         return f"{stem} skipped: the cosines of {scenario} lie along an axis."
-    pairs = rows[rows["task_a"] != rows["task_b"]]
-    largest = pairs.groupby(["protection", "task_a", "task_b"])["cosine"].mean().abs().max()
-    if largest < 0.005:
+    largest = largest_cosine(rows)
+    if largest < DRAWN:
         return (
             f"{stem} skipped: all cosines of different tasks under {scenario} round to 0.00; the "
             f"largest is {largest:.1g} in absolute value."

@@ -18,7 +18,18 @@ from rmtllmf_jax.report.style import tidy
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "x", "*")
+DRAWN = 0.005
+"""The least `largest_cosine` that is drawn."""
 _NAMED = 40  # beyond this number only every few layers are labelled
+
+
+def largest_cosine(rows: pd.DataFrame) -> float:
+    """Return the largest mean cosine of two different tasks in absolute value.
+
+    Below `DRAWN` all of them round to 0.00, and a heat map of them shows nothing.
+    """
+    pairs = rows[rows["task_a"] != rows["task_b"]]
+    return float(pairs.groupby(["protection", "task_a", "task_b"])["cosine"].mean().abs().max())
 
 
 def cosine_figure(cosines: pd.DataFrame, scenario: str) -> Figure:
