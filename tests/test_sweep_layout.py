@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from sweep_fixtures import (
     MERGES,
     MIXED,
+    PAIR,
     SETTINGS,
+    TASKS,
     Tables,
     Worker,
     at_most_once,
@@ -31,7 +33,9 @@ from sweep_fixtures import (
 )
 
 from rmtllmf_jax.common.errors import InputError
+from rmtllmf_jax.fusion import Dare, Ties
 from rmtllmf_jax.sweep.engine import Engine, Evaluated
+from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import Layout, one_device
 from rmtllmf_jax.sweep.programs import over_cells
@@ -77,6 +81,24 @@ def test_a_stream_goes_on_while_the_other_computes(sweep_engine: Engine) -> None
     jobs = [Job(cell, 0.3) for cell in MERGES.cells() if cell.rule == MERGES.rules[0]]
     assert len(engine._groups(jobs)[0]) > 2
     assert sums_of(engine.run(jobs)) == sums_of(engine_like(sweep_engine).run(jobs))
+
+
+@pytest.mark.parametrize(("cells_at_once", "streams"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize("rule", [Ties(), Dare()])
+def test_what_does_not_depend_on_the_coefficient_is_merged_once(
+    sweep_engine: Engine, rule: Any, cells_at_once: int, streams: int
+) -> None:
+    """The coefficients of a combination come one after another; each has its own model."""
+    engine, begun = laid_out(sweep_engine, cells_at_once, streams=streams), []
+    own = engine.programs
+    engine.programs = replace(own, merge=lambda *given: begun.append(1) or own.merge(*given))
+    cells = [Cell(combination, "clean", 0, 0, "none", rule) for combination in (PAIR, TASKS)]
+    jobs = [Job(cell, scale, "validation") for cell in cells for scale in (0.1, 0.4, 1.0, 1.5)]
+    found = sums_of(engine.run(jobs))
+    assert len(begun) == len(cells)
+    alone = [sums_of(engine_like(sweep_engine).run([job])) for job in jobs]
+    assert found == {name: sums for each in alone for name, sums in each.items()}
+    assert len({str(sums) for sums in found.values()}) > 2
 
 
 def sums_of(chunks: Iterable[list[Evaluated]]) -> dict[str, dict[str, tuple[float, float]]]:

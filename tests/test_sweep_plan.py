@@ -172,7 +172,12 @@ def test_what_merge_methods_look_at_is_counted():
     assert found["Fisher information"] == (seen, seen * TRAIN)
     assert found["learning to merge"] == (learned, learned * TRAIN)
     grams, information, images = 5 * 4**2 + 8**2, 260, (11 + 8) * 4 * 4 * 3
-    assert result.sweep["what merge methods need"] == 2 * 4 * (grams + information) + images
+    vector = 4 * information  # in float32, as merged: it serves every coefficient
+    need = 2 * 4 * (grams + information) + images + vector
+    assert result.sweep["what merge methods need"] == need
+    summed = tiny_plan(grid=replace(GRID, rules=(fusion.Dare(), fusion.TaskArithmetic())))
+    assert summed.sweep["what merge methods need"] == vector
+    assert "what merge methods need" not in tiny_plan().sweep
     chosen = replace(settings, scale="validation")
     one = amounts(tiny_plan(grid=replace(GRID, rules=rules[:1]), settings=chosen))
     assert one["learning to merge"][0] == learned + 3 * 4

@@ -6,6 +6,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_finished_cells_are_read_not_computed(
 ) -> None:
     before = files(sweep_folder)
     again = engine_like(sweep_engine)
-    again.programs = Programs(refuse, refuse, refuse)
+    again.programs = Programs(*[refuse] * 4)
     monkeypatch.setattr("rmtllmf_jax.sweep.cosines._receive", refuse)
     assert_same(tables_of(again, GRID, sweep_folder), sweep_tables)
     assert files(sweep_folder) == before
@@ -278,13 +279,13 @@ def test_memory_that_runs_out_says_what_to_do(
     options = {1: "smaller --eval-batch-size", 6: "--cells-at-once 3 takes about half"}
     layout = sweep_engine.layout.__class__(sweep_engine.layout.devices, cells_at_once)
     engine = Engine(sweep_engine.inputs, SETTINGS, layout)
-    engine.programs = Programs(full, full, full)
+    engine.programs = Programs(*[full] * 4)
     with pytest.raises(InputError, match=options[cells_at_once]) as caught:
         tables_of(engine, SMALL, tmp_path)
     assert "Out of memory" in str(caught.value)
     assert "3 GiB" not in str(caught.value)
     assert "Finished cells are kept" in str(caught.value)
-    engine.programs = Programs(sweep_engine.programs.merge, full, broken)
+    engine.programs = replace(sweep_engine.programs, repair=full, evaluate=broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         tables_of(engine, SMALL, tmp_path)
 
@@ -301,7 +302,7 @@ def test_what_was_finished_before_memory_ran_out_is_kept(
         return sweep_engine.programs.evaluate(*arguments)
 
     engine = engine_like(sweep_engine)
-    engine.programs = Programs(sweep_engine.programs.merge, refuse, evaluate)
+    engine.programs = replace(sweep_engine.programs, repair=refuse, evaluate=evaluate)
     with pytest.raises(InputError, match="ran out of memory"), Stage(engine, tmp_path) as stage:
         stage.complete(JOBS, "sweep")
     with CellStore(tmp_path) as parts:

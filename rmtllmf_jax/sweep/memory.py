@@ -61,8 +61,9 @@ def sweep_memory(
     Base model, stacked vectors, the noise of a draw, test images and few-shot pool stay resident;
     each cell has its merged model. On top comes the largest of three steps: realigning (like
     training) and evaluating, both per cell, and the cosines (vectors as received). Merging needs
-    nothing more, as it is one pass, except for methods that look at data (`needs_bytes`, see
-    `sweep.needs`). Heads are left out. `realign` is `None` where no cell is realigned.
+    nothing more, as it is one pass, except for methods that are more than a sum (`needs_bytes`:
+    what they look at, see `sweep.needs`, and the merged vector). Heads are left out. `realign` is
+    `None` where no cell is realigned.
     """
     vectors = model.bytes * users
     steps = {

@@ -158,14 +158,7 @@ def plan(
             realign=realign,
             shot_bytes=shots * tree_bytes(tower.example),
             cells_at_once=cells_at_once,
-            needs_bytes=0
-            if of_texts
-            else needs_bytes(
-                needs,
-                cast(Backbone, model),
-                len(tasks),
-                sum(_subset(settings.eval_samples, task.test) for task in tasks),
-            ),
+            needs_bytes=_merging_bytes(tower, model, grid, tasks, settings, cells_at_once),
         ),
         _files(tower, clip, tasks, trained.bytes, training=recipe is not None) if made_by else (),
         needed,
@@ -292,6 +285,26 @@ def _methods(grid: Grid) -> list[Any]:
 
 def _needs(grid: Grid) -> set[str]:
     return {need for method in _methods(grid) for need in fact(method, "needs")}
+
+
+def _merging_bytes(
+    tower: Costs,
+    model: SharedModel,
+    grid: Grid,
+    tasks: Sequence[TaskSize],
+    settings: Settings,
+    cells_at_once: int,
+) -> int:
+    """Return the bytes of what methods look at, and of the merged vectors that more than sums keep.
+
+    See `Engine._merged`.
+    """
+    kept = not all(fact(method, "linear") for method in _methods(grid))
+    found = cells_at_once * tower.bytes if kept else 0
+    if needs := _needs(grid):
+        images = sum(_subset(settings.eval_samples, task.test) for task in tasks)
+        found += needs_bytes(needs, cast(Backbone, model), len(tasks), images)
+    return found
 
 
 def _sending(tower: Costs, grid: Grid, settings: Settings, tasks: int) -> list[Work]:

@@ -1,4 +1,4 @@
-"""The compiled programs of a sweep: merge, repair, evaluate, each over a chunk of cells.
+"""The compiled programs of a sweep: merge, add, repair, evaluate, each over a chunk of cells.
 
 What differs between cells is data: a combination is a vector of weights and a table of sample
 indices, a channel is the factor of the users' errors, reloading is a flag, a task is an index into
@@ -51,19 +51,17 @@ def receive_and_merge(
     base: PyTree,
     stacked: PyTree[Float[Array, "users ..."]],
     sources: PyTree[Float[Array, "sources ..."]],
-    frozen: PyTree[Bool[Array, ""]],
     given: dict[str, PyTree] | None = None,
     *,
     rule: Method,
 ) -> PyTree:
-    """Return ``base + scale rule(tau_1 + e_1, ..., tau_Q + e_Q)`` of one cell (no `cells` axis).
+    """Return ``rule(tau_1 + e_1, ..., tau_Q + e_Q)`` of one cell (no `cells` axis).
 
-    R-MTLLMF, eq. (6), with frozen leaves from the base if the cell requests it. The errors are
-    ``e = F z`` with the `sources` z. A user with weight zero is not in the combination, but is
-    still part of the run: the base of `uplink.NoisyReference` is sent once, with the mean variance
-    of all users, and serves every combination. The rule's own weights, one per user of the run,
-    multiply these. Anything else that the rule `needs` is in `given` (`sweep.needs`), or in the
-    cell.
+    The errors are ``e = F z`` with the `sources` z. A user with weight zero is not in the
+    combination, but is still part of the run: the base of `uplink.NoisyReference` is sent once,
+    with the mean variance of all users, and serves every combination. The rule's own weights, one
+    per user of the run, multiply these. Anything else that the rule `needs` is in `given`
+    (`sweep.needs`), or in the cell.
     """
     weights = merge.weights
     if own := fact(rule, "weights"):
@@ -72,15 +70,23 @@ def receive_and_merge(
         # The errors' weighted sum is one sum over the sources, in one pass over memory.
         total = fusion.weighted_sum(stacked, weights)
         by_source = jnp.matmul(weights, merge.factor, precision="highest")
-        received = jax.tree.map(jnp.add, total, fusion.weighted_sum(sources, by_source))
-    else:
-        received = jax.tree.map(jnp.add, stacked, uplink.errors(sources, merge.factor))
-        key = merge.key if fact(rule, "random") else None
-        have = {"base": base, "batches": merge.batches, **(given or {})}
-        needs = {name: have[name] for name in fact(rule, "needs")}
-        received = rule(received, key, weights=weights, **needs)
+        return jax.tree.map(jnp.add, total, fusion.weighted_sum(sources, by_source))
+    received = jax.tree.map(jnp.add, stacked, uplink.errors(sources, merge.factor))
+    key = merge.key if fact(rule, "random") else None
+    have = {"base": base, "batches": merge.batches, **(given or {})}
+    needs = {name: have[name] for name in fact(rule, "needs")}
+    return rule(received, key, weights=weights, **needs)
+
+
+def add_and_reload(
+    merge: Merges, vector: PyTree, base: PyTree, frozen: PyTree[Bool[Array, ""]]
+) -> PyTree:
+    """Return ``base + scale vector`` of one cell (R-MTLLMF, eq. (6)).
+
+    Frozen leaves are those of the base if the cell requests it.
+    """
     kept = jax.tree.map(lambda flag: flag & merge.reload, frozen)
-    return reload_leaves(fusion.add_to_base(base, received, merge.scale), base, kept)
+    return reload_leaves(fusion.add_to_base(base, vector, merge.scale), base, kept)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,10 @@ class Programs:
     """Compiled functions; models have a leading axis of the cells of a chunk."""
 
     merge: Callable[..., PyTree]
-    """(rule, Merges, base, stacked, sources, frozen, given) -> models; `rule` is static."""
+    """(rule, Merges, base, stacked, sources, given) -> merged vectors; `rule` is static. They do
+    not depend on `Merges.scale` and `Merges.reload`."""
+    add: Callable[..., PyTree]
+    """(Merges, vectors, base, frozen) -> models."""
     repair: Callable[..., PyTree]
     """(repairs, models, reload, rows, keys, frozen, base, heads, shots) -> models; the repairs are
     static, and there are rows for each of them."""
@@ -112,13 +121,18 @@ def build_programs(model: SharedModel, layout: Layout, jit: Callable[..., Any]) 
         base: PyTree,
         stacked: PyTree,
         sources: PyTree,
-        frozen: PyTree,
         given: dict[str, PyTree],
     ) -> PyTree:
         def one(each: Merges) -> PyTree:
-            return receive_and_merge(each, base, stacked, sources, frozen, given, rule=rule)
+            return receive_and_merge(each, base, stacked, sources, given, rule=rule)
 
         return over_cells(one, merges, 1)  # bound by memory: side by side would gain nothing
+
+    def add(merges: Merges, vectors: PyTree, base: PyTree, frozen: PyTree) -> PyTree:
+        def one(each: tuple[Merges, PyTree]) -> PyTree:
+            return add_and_reload(*each, base, frozen)
+
+        return over_cells(one, (merges, vectors), 1)
 
     def repair(
         repairs: Protection,
@@ -164,7 +178,8 @@ def build_programs(model: SharedModel, layout: Layout, jit: Callable[..., Any]) 
         return call
 
     return Programs(
-        merge=by_value(merge, cells, *[every] * 5),
+        merge=by_value(merge, cells, *[every] * 4),
+        add=jit(layout.shard(add, (cells, cells, every, every), cells)),
         repair=by_value(repair, *[cells] * 4, *[every] * 4),
         evaluate=by_value(evaluate, cells, every, every, images),
     )
