@@ -503,6 +503,11 @@ def test_a_dry_run_counts_rows(swept: Path, place: Path, capsys: pytest.CaptureF
     assert plan["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(run.base))
     assert {part["units"] for part in plan["work"]} <= {"rows", "models"}
     assert plan["sweep"]["test rows"] > 0
+    assert "what merge methods need" not in plan["sweep"]
+    main(["sweep", *given, "--rules", "multi_slerp"])  # needs the base model, and no images
+    parts = json.loads(capsys.readouterr().out)["sweep"]
+    models = next(size for name, size in parts.items() if "merged model" in name)
+    assert parts["what merge methods need"] == models  # a vector for each
 
 
 def test_realignment_is_the_mean_over_tokens(swept: Path, place: Path):

@@ -19,7 +19,7 @@ from rmtllmf_jax.sweep.cost import Costs, lora_costs, model_costs, text_costs, t
 from rmtllmf_jax.sweep.devices import Speed
 from rmtllmf_jax.sweep.grid import Grid
 from rmtllmf_jax.sweep.memory import needs_bytes, sweep_memory, training_memory
-from rmtllmf_jax.sweep.needs import require_looked_at
+from rmtllmf_jax.sweep.needs import NEEDS, require_looked_at
 from rmtllmf_jax.sweep.plan_parts import File, Needed, TaskSize, Work
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.training.lora import Lora
@@ -301,7 +301,7 @@ def _merging_bytes(
     """
     kept = not all(fact(method, "linear") for method in _methods(grid))
     found = cells_at_once * tower.bytes if kept else 0
-    if needs := _needs(grid):
+    if (needs := _needs(grid)) & set(NEEDS):  # of images
         images = sum(_subset(settings.eval_samples, task.test) for task in tasks)
         found += needs_bytes(needs, cast(Backbone, model), len(tasks), images)
     return found
