@@ -53,11 +53,14 @@ from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.uplink import DEFAULT_C0_DB
 
 REPAIR = "r-mtllmf"
+REALIGN = "realign"
 ATTACK = "sum_rate"
 BUDGET = PRESETS["paper"].attack_budget_db
 COSTS = 1.0
 """Points below which an attack is said to cost nothing."""
-RIVALS = ("base", "control", "none", REPAIR)
+UNSENT = ("base", "control")
+"""Rivals that need no uplink."""
+RIVALS = (*UNSENT, "none", REALIGN, REPAIR)
 """What is shown without a channel, where only repairs act."""
 NEAR = 2.0
 """Points within which `holistic` is asked to be of the same repair without a channel."""
@@ -146,7 +149,7 @@ def main(options: Options) -> None:
     )
     chosen = choose_combinations(runs[0].names, options.combinations, options.seed, options.sizes)
     alone = ("none", *options.defences)
-    repaired = (REPAIR, *(f"{each}+{REPAIR}" for each in options.defences), "holistic")
+    repaired = (REALIGN, REPAIR, *(f"{each}+{REPAIR}" for each in options.defences), "holistic")
     grid = Grid(
         chosen,
         ("clean", ATTACK),
@@ -161,7 +164,7 @@ def main(options: Options) -> None:
         scenarios=(ATTACK,),
         draws=options.curve_draws,
         repaired_draws=None,
-        protections=tuple(map(parse_protection, ("none", REPAIR, "phy", "holistic"))),
+        protections=tuple(map(parse_protection, ("none", REALIGN, REPAIR, "phy", "holistic"))),
     )
     powers = replace(several, axis=Axis("budget_db", options.levels))
     others = replace(several, scenarios=(ATTACK, *options.attacks))
@@ -242,6 +245,7 @@ def conclusion(cells: pd.DataFrame) -> str:
     rivals = (
         ("the control", ("clean", "control")),
         ("the base model", ("clean", "base")),
+        ("realignment alone", (ATTACK, REALIGN)),
         ("R-MTLLMF", attacked),
     )
     for name, rival in rivals:
@@ -302,7 +306,7 @@ def _order(cells: pd.DataFrame, scenario: str, protection: str) -> tuple[bool, b
     own = part(cells, scenario, protection)
     return (
         scenario != "clean",
-        REPAIR in protection or protection == "holistic",
+        REPAIR in protection or protection in (REALIGN, "holistic"),
         own["score"].mean(),
     )
 
@@ -377,25 +381,28 @@ def power_sheet(cells: pd.DataFrame) -> Sheet:
     """Return accuracy by number of tasks, defence and the attacker's power."""
     levels = sorted(cells.loc[cells["axis"] == "budget_db", "level"].unique())
     rows = []
-    attacked = cells[cells["scenario"] == ATTACK].sort_values("size", kind="stable")
-    for (size, protection), own in attacked.groupby(["size", "protection"], sort=False):
-        row = [str(size), PROTECTIONS.get(protection, protection)]
-        row += [interval(own[own["level"] == level]).text() for level in levels]
-        rows.append(row)
+    for size, here in cells.groupby("size"):
+        names = dict.fromkeys(here.loc[here["scenario"] == ATTACK, "protection"])
+        for name in (*UNSENT, *names):
+            own = part(here, *((ATTACK, name) if name in names else ("clean", name)))
+            at = [own[own["level"] == level] if name in names else own for level in levels]
+            row = [str(size), PROTECTIONS.get(name, name)]
+            rows.append([*row, *(interval(each).text() for each in at)])
     header = ["N", "defence", *(f"{level:g} dB" for level in levels)]
     return Sheet("Normalised accuracy (%) against the attacker's power", header, rows)
 
 
 def attack_sheet(cells: pd.DataFrame) -> Sheet:
     """Return accuracy by number of tasks under every attack of the preset's budget."""
-    attacked = cells[cells["scenario"] != "clean"].sort_values("size", kind="stable")
-    names = list(dict.fromkeys(attacked["protection"]))
-    rows = [
-        [str(size), SCENARIOS.get(scenario, scenario)]
-        + [interval(own[own["protection"] == name]).text() for name in names]
-        for (size, scenario), own in attacked.groupby(["size", "scenario"], sort=False)
-    ]
-    header = ["N", "attack", *(PROTECTIONS.get(name, name) for name in names)]
+    sent = cells[cells["scenario"] != "clean"]
+    names = dict.fromkeys(sent["protection"])
+    rows = []
+    for size, here in cells.groupby("size"):
+        for scenario in dict.fromkeys(sent["scenario"]):
+            kinds = [("clean", name) for name in UNSENT] + [(scenario, name) for name in names]
+            row = [str(size), SCENARIOS.get(scenario, scenario)]
+            rows.append([*row, *(interval(part(here, *kind)).text() for kind in kinds)])
+    header = ["N", "attack", *(PROTECTIONS.get(name, name) for name in (*UNSENT, *names))]
     return Sheet("Normalised accuracy (%) under other attacks", header, rows)
 
 

@@ -688,11 +688,13 @@ def defended(draws: int = 6, combinations: int = 6, **changes: float) -> pd.Data
     means = {
         "clean none": 0.9,
         "clean r-mtllmf": 0.95,
+        "clean realign": 0.94,
         "clean control": 0.8,
         "clean base": 0.6,
         "clean holistic": 0.95,
         "sum_rate none": 0.3,
         "sum_rate r-mtllmf": 0.6,
+        "sum_rate realign": 0.55,
         "sum_rate shrink": 0.5,
         "sum_rate shrink+r-mtllmf": 0.7,
         "sum_rate coded": 0.85,
@@ -726,6 +728,7 @@ def test_what_the_holistic_defence_reaches():
     assert "on average within 2 points of the same repair without any channel at every N" in said
     assert "wins back 97 % (N = 2) and 97 % (N = 8)" in said
     assert "It beats the control at N = 2 (+14 [" in said
+    assert "It beats realignment alone at N = 2 (+39 [" in said
     assert "It beats R-MTLLMF at N = 2 (+34 [" in said
     assert "the best alone is `shrink` with 50 %" in said
     assert "before the repair `shrink+r-mtllmf` with 70 %" in said
@@ -788,14 +791,23 @@ def test_the_page_of_defences_has_worst_tasks_uses_and_attacks():
     assert rows["Sum-rate attack", "shrink"][1].startswith("50 [")
     assert rows["Sum-rate attack", "shrink"][1].endswith(", 40")
     assert rows["Clean (no noise)", "Base model"][0] == "-"
+    assert rows["Clean (no noise)", "Realign only"][1].startswith("94 [")
+    order = [row[1] for row in sheet.rows if row[0] == "Sum-rate attack"]
+    assert order.index("coded") < order.index("Realign only") < order.index("R-MTLLMF")
     both = pd.concat([cells, cells.assign(scenario=cells["scenario"].replace("sum_rate", "white"))])
     attacks_sheet = defences.attack_sheet(both)
     attacks = ("Sum-rate attack", "White noise")
     assert [row[:2] for row in attacks_sheet.rows] == [[n, name] for n in "28" for name in attacks]
+    assert attacks_sheet.header[2:5] == ["Base model", "Control (realigned base)", "Unprotected"]
+    assert [row[2][:2] + row[3][:2] + row[4][:2] for row in attacks_sheet.rows] == ["608030"] * 4
     powers = pd.concat([cells.assign(axis="budget_db", level=level) for level in (0.0, 20.0)])
     power_sheet = defences.power_sheet(powers)
     assert power_sheet.header == ["N", "defence", "0 dB", "20 dB"]
     assert [row[0] for row in power_sheet.rows] == sorted(row[0] for row in power_sheet.rows)
+    labels = [row[1] for row in power_sheet.rows if row[0] == "2"]
+    assert labels[:2] == ["Base model", "Control (realigned base)"]
+    assert "Realign only" in labels
+    assert power_sheet.rows[1][2:] == power_sheet.rows[1][2:3] * 2  # whatever the power
 
 
 # Testbed and frontier
