@@ -10,6 +10,7 @@ import pytest
 
 from rmtllmf_jax.cli.reproduce import DEMO_SWEEP
 from rmtllmf_jax.fusion.files.plan import file_methods
+from rmtllmf_jax.fusion.scale import MEAN_SCALES, SUM_SCALES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -174,6 +175,19 @@ def test_the_noise_scale_of_the_table_and_none_at_0_db():
     assert f"({DEMO_SWEEP['c0']:.0f} dB in the table)" in plain(README)
     at_0_db = means(RESULTS / "defences_c0" / "by_n.csv")
     assert at_0_db["sum_rate", "none"] > at_0_db["clean", "none"] - 1
+
+
+def test_the_coefficients_that_are_tried():
+    sums, means = (
+        " to ".join(f"{end:g}".removeprefix("0") for end in (each[0], each[-1]))
+        for each in (SUM_SCALES, MEAN_SCALES)
+    )
+    testbed, sweep = (
+        plain((ROOT / "docs" / name).read_text("utf-8")) for name in ("testbed.md", "sweep.md")
+    )
+    assert len(SUM_SCALES) == 14
+    assert f"fourteen coefficients of a sum from {sums} " in testbed
+    assert f"Sums try {sums}, means {means}, and" in sweep
 
 
 def test_seventeen_methods_need_nothing_but_checkpoints():

@@ -39,7 +39,7 @@ SCALES: dict[str, Callable[[int], float]] = {
     "1/sqrt(N)": lambda tasks: 1 / math.sqrt(tasks),
 }
 """Rules that give the coefficient from the number of tasks alone."""
-SUM_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+SUM_SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5)
 """Coefficients to try for methods that add task vectors up.
 
 None is below 0.1: a merge with 0.02 is the base model in all but name, which closed-form heads can
