@@ -78,7 +78,7 @@ def test_the_lead_over_the_control_is_small():
     found = re.search(r"cannot be distinguished from the control at c0 = -29 dB \(-(\d)\.\d", page)
     assert found
     assert f"{found[1]} below at N = 8 with three channels more" in plain(README)
-    assert re.search(r"20 channel realisations \(8 of R-MTLLMF\)", page)
+    assert "20 channel realisations (8 where a model is realigned)" in page
     assert (DEMO_SWEEP["draws"], DEMO_SWEEP["repaired_draws"]) == (8, 8 - 3)
     assert "eight channels (five where a model is realigned)" in plain(README)
 
@@ -93,6 +93,25 @@ def test_from_which_noise_on_sending_is_not_worth_it(page: str):
     most = re.search(r"within ten points: (\d) of them at most", found)
     assert most
     assert f"{['', 'one', 'two', 'three'][int(most[1])]} of the" in told
+    levels = [float(line.split(" | ")[0][2:]) for line in found.splitlines() if line[:3] == "| -"]
+    assert f"from {max(levels):g} to {min(levels):g} dB" in told
+
+
+def test_what_realignment_alone_lacks_by_noise_scale():
+    """docs/testbed.md: by how much R-MTLLMF is above it, in the table of the page."""
+    text = (RESULTS / "noise_scale" / "README.md").read_text("utf-8")
+    header, _, *rows = (line.strip("| ") for line in text.splitlines() if line.startswith("|"))
+    table = pd.DataFrame([row.split(" | ") for row in rows[1:]], columns=header.split(" | "))
+    table = table.drop(columns="worst").astype(float).set_index("c0 (dB)")
+    lead = {
+        attack: table[f"{attack}, r-mtllmf"] - table[f"{attack}, realign"]
+        for attack in ("ideal", "sum_rate")
+    }
+    told = plain((ROOT / "docs" / "testbed.md").read_text("utf-8"))
+    assert set(lead["ideal"][table.index >= -31]) == {1, 2}
+    assert "is 1 or 2 points below R-MTLLMF without an attack down to -31 dB" in told
+    largest, where = lead["sum_rate"].max(), lead["sum_rate"].idxmax()
+    assert f"up to {largest:g} below it, at {where:g} dB" in told
 
 
 @pytest.mark.parametrize("page", ["power_control", "power_control_total", "learned_attack"])
