@@ -1,27 +1,29 @@
 """Which merge method is best, and do layer-wise weights help?
 
-    python experiments/merge_rules.py --run runs/demo
+    python experiments/merge_rules.py --run runs/demo [--also runs/demo-1]
 
 needs a run folder with the fine-tuned models of all tasks (`rmtllmf finetune`): a sweep without a
-channel over 2, 4 and 8 tasks and every merge method. For each number of tasks, options and
-coefficient of a method are those with the highest average normalised accuracy on *validation*
-samples, over the same combinations that are then tested; the test split plays no part in the
-choice. Some methods see more than task vectors: AdaMerging the test images that are evaluated,
-without their labels (its own protocol), Fisher merging and RegMean a few training images of each
-task. LATA's reference is the mean of the other tasks' vectors.
+channel over 2, 4 and 8 tasks and every merge method. For each fine-tuning and number of tasks,
+options and coefficient of a method are those with the highest average normalised accuracy on
+*validation* samples, over the same combinations that are then tested; the test split plays no part
+in the choice. The rivals merge nothing: the base model, and the control, that model realigned on a
+few images of each class at a learning rate of its own. Some methods see more than task vectors:
+AdaMerging the test images that are evaluated, without their labels (its own protocol), Fisher
+merging and RegMean a few training images of each task. LATA's reference is the mean of the other
+tasks' vectors.
 
 Written to results/merge_rules/: README.md (averages with and without tasks that fine-tuning did not
-teach), results.csv (every task's test accuracy), choices.csv (every candidate's validation score).
-The page is of the demo's models, without the ramps, with one setting of AdaMerging, each cell of
-which learns for a hundred steps, and of the methods up to `clipped_norm`: three quarters of an hour
-on two busy cores. SLERP is of two models and left out. The choice on so few
-validation images is noisy: neighbouring coefficients may change places.
+teach), results.csv (every task's test accuracy), choices.csv (every candidate's validation score,
+the mean over fine-tunings). The page is of the demo's models, with one setting of AdaMerging, each
+cell of which learns for a hundred steps, and without the ramps and the robust methods. SLERP is of
+two models and left out. The choice on so few validation images is noisy: neighbouring coefficients
+may change places.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,21 +31,20 @@ import numpy as np
 import pandas as pd
 import tyro
 from study import (
-    Users,
+    Realigning,
     at_the_ends,
-    gap,
     grouped,
-    load,
     made_by,
+    opened_all,
     short,
     stands,
-    sweep,
+    sweep_all,
     write_page,
 )
 
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion.rules import OneOf
-from rmtllmf_jax.report.intervals import interval
+from rmtllmf_jax.report.intervals import differences, interval
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -88,10 +89,14 @@ SEEING = ("adamerging", "fisher", "regmean")
 """Rules that see images; all others see task vectors alone."""
 LAYER_WISE = ("lata", "adamerging", "ramp")
 """Rules with a weight for each layer; AdaMerging unless its granularity is the task."""
+UNMERGED = ("base", "control")
+"""The rivals that merge nothing."""
+SHARED = ["combination", "seed"]
+"""What two scores share that are compared; both are replicated."""
 
 
 @dataclass(frozen=True)
-class Options(Users):
+class Options(Realigning):
     """What to run."""
 
     rules: tuple[str, ...] = RULES
@@ -111,33 +116,47 @@ class Options(Users):
 
 
 def scored(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the average normalised accuracy (`score`) of every rule and combination, base first.
+    """Return the average normalised accuracy (`score`) of every rule, combination and seed.
 
-    By `rule`, `size`, and the `method` and `scale` that were chosen for it.
+    First the base model and the control, if it is there; by `rule`, `size`, and the `method` and
+    `scale` that were chosen for it.
     """
-    base = results.drop_duplicates(["combination", "task"]).assign(rule="base", method="", scale=0)
+    base = results.drop_duplicates([*SHARED, "task"]).assign(protection="base")
     base["normalised"] = base["base_score"] / base["finetuned_score"]
-    keys = ["rule", "size", "method", "scale", "combination"]
-    groups = pd.concat([base, results]).groupby(keys, sort=False)
+    control, merged = (
+        results[results["protection"] == name].copy() for name in ("control", "none")
+    )
+    unmerged = pd.concat([base, control]).assign(method="", scale=0.0)
+    unmerged["rule"] = unmerged["protection"]
+    keys = ["rule", "size", "method", "scale", *SHARED]
+    groups = pd.concat([unmerged, merged]).groupby(keys, sort=False)
     return groups["normalised"].mean().rename("score").reset_index()
 
 
 def by_rule(results: pd.DataFrame, title: str) -> Sheet:
-    """Return means with intervals over combinations, a row a rule and a column a size."""
+    """Return means with intervals over combinations and seeds, a row a rule and a column a size."""
     sizes = sorted(results["size"].unique())
     rows = []
     for rule, own in scored(results).groupby("rule", sort=False):
-        groups = list(own.groupby(["size", "method", "scale"], sort=False))
-        used = [f"N = {size}: {method} scale={scale:g}" for (size, method, scale), _ in groups]
-        cells = [interval(group).text() for _, group in groups]
+        used = [] if rule in UNMERGED else [f"N = {n}: {chosen(own, n)}" for n in sizes]
+        cells = [interval(own[own["size"] == size]).text() for size in sizes]
         rows.append([str(rule), "; ".join(used), *cells])
     return Sheet(title, ["rule", "method chosen", *(f"N = {size}" for size in sizes)], rows)
+
+
+def chosen(scores: pd.DataFrame, size: int) -> str:
+    """Return what was chosen for a number of tasks, by fine-tuning if that differs."""
+    there = scores[scores["size"] == size]
+    found = (f"{method} scale={scale:g}" for method, scale in zip(there["method"], there["scale"]))
+    return " or ".join(dict.fromkeys(found))
 
 
 def conclusion(results: pd.DataFrame) -> str:
     """Say by number of tasks which method is best, and what layer-wise weights bring."""
     scores = scored(results)
-    rules = [rule for rule in dict.fromkeys(scores["rule"]) if rule != "base"]
+    known = list(dict.fromkeys(scores["rule"]))
+    unmerged = [rule for rule in known if rule in UNMERGED]
+    rules = [rule for rule in known if rule not in UNMERGED]
     alone = [rule for rule in rules if not rule.startswith(SEEING)]
     layers = [
         rule for rule in rules if rule.startswith(LAYER_WISE) and "granularity=task" not in rule
@@ -146,7 +165,7 @@ def conclusion(results: pd.DataFrame) -> str:
     seeing = [rule for rule in rules if rule not in alone]
     questions = (
         ("The best method and the next", rules, rules),
-        ("The best method and the base model, which fuses nothing", rules, ["base"]),
+        ("The best method and the best of what merges nothing", rules, unmerged),
         ("The best of those that see task vectors alone, and of the others", alone, seeing),
         ("The best layer-wise weights and task arithmetic", layers, plain),
     )
@@ -164,8 +183,9 @@ def compared(scores: pd.DataFrame, ours: list[str], theirs: list[str]) -> str:
         means = at.groupby("rule")["score"].mean()
         one = means[ours].idxmax()
         other = means[[rule for rule in theirs if rule != one]].idxmax()
-        lead = gap(at, "rule", one, other, "combination", of="score")
-        verb = stands(lead, "beats", "is worse than", "combination", ".0f")
+        pairs = differences(*(at[at["rule"] == name] for name in (one, other)), SHARED)
+        lead = interval(pairs, "difference")
+        verb = stands(lead, "beats", "is worse than", "replicate", ".0f")
         told = f"{short(one)} {verb} {short(other)} at N ="
         clauses.append((told, f"{size} ({lead.text(sign='+')} points)"))
     return grouped(clauses)
@@ -182,13 +202,21 @@ def main(options: Options) -> None:
         validation_samples=options.validation_samples,
         seed=options.seed,
     )
-    inputs = load(options)
-    combinations = choose_combinations(inputs.tasks, options.combinations, options.seed)
-    chosen = tuple(each for each in combinations if len(each) in options.sizes)
-    grid = Grid(chosen, ("clean",), ("none",), 1, 1, rules)
-    tables = sweep(options.run, inputs, settings, grid)
-    results = tables["results"]
+    runs = opened_all(options)
+    names = runs[0].names
+    combinations = choose_combinations(names, options.combinations, options.seed, options.sizes)
+    grid = Grid(combinations, ("clean",), ("none",), 1, 1, rules)
+    tables = sweep_all(runs, settings, grid)
+    realigned = replace(
+        settings,
+        scale="power-law",  # of no merge
+        realign=options.realign(),
+        control_learning_rate=options.control_learning_rate,
+    )
+    alone = replace(grid, protections=("control",), rules=(fusion.TaskArithmetic(),))
+    results = pd.concat([tables["results"], sweep_all(runs, realigned, alone)["results"]])
     title = "Average normalised accuracy (%), 95 % intervals over combinations"
+    title += " and fine-tunings" * (len(runs) > 1)
     given = versions(results)
     sheets = [
         by_rule(rows, f"{title}, {without}" if without else title)
@@ -197,13 +225,14 @@ def main(options: Options) -> None:
     without, informative = list(given.items())[-1]
     lead = f"{without.replace('without', 'Without', 1)}: " if without else ""
     lines = [
-        f"# Merge methods on {len(inputs.tasks)} tasks",
+        f"# Merge methods on {len(names)} tasks",
         made_by("merge_rules.py", options.seed, time.perf_counter() - started),
         lead + conclusion(informative),
         "Test accuracies; options and coefficients were chosen on validation samples. "
         + at_the_ends(tables),
         caveat(results) or "",
-        "`base` is the model without any task vector. Every task: results.csv; every candidate: "
+        "`base` is the model without any task vector, `control` that model realigned on "
+        f"{settings.shots} images per class. Every task: results.csv; every candidate: "
         "choices.csv.",
         *(f"## {sheet.title}\n\n{markdown_table(sheet)}" for sheet in sheets),
     ]

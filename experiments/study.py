@@ -196,8 +196,9 @@ def sweep_all(runs: Sequence[Run], settings: Settings, grid: Grid) -> dict[str, 
     """
     found = [sweep(run.path, run.inputs(), settings, grid) for run in runs]
     for number, tables in enumerate(found):
-        for name in ("results", "cosines"):
-            tables[name]["seed"] += number * grid.seeds
+        for table in tables.values():
+            if "seed" in table:
+                table["seed"] += number * grid.seeds
     tables = {
         name: pd.concat([each[name] for each in found], ignore_index=True) for name in found[0]
     }

@@ -48,12 +48,16 @@ def test_the_comparison_runs(
         rules=rules,
         sizes=(2,),
         combinations=2,
+        realign_steps=2,
+        control_learning_rate=1e-3,
         out=tmp_path / "out",
         cache_dir=cache_dir,
     )
     script.main(options)
     results = pd.read_csv(options.out / "results.csv")
     choices = pd.read_csv(options.out / "choices.csv")
+    control = results[results["protection"] == "control"]
+    results = results[results["protection"] == "none"]
     assert set(results["rule"]) == {*rules[:1], "fisher(floor=[1e-10, 1e-06])"}
     scores = choices.groupby(["rule", "size", "method", "scale"])["normalised"].mean()
     for (rule, size), rows in results.groupby(["rule", "size"]):
@@ -62,6 +66,9 @@ def test_the_comparison_runs(
         assert there[method, scale] == pytest.approx(there.max(), rel=1e-12)
     page = (options.out / "README.md").read_text()
     base = results.drop_duplicates(["combination", "task"])
-    means = (base["base_score"] / base["finetuned_score"]).groupby(base["combination"]).mean()
-    ends = f"[{100 * means.min():.0f}, {100 * means.max():.0f}]"  # of two combinations
-    assert f"| {100 * means.mean():.0f} \\{ends} |" in page
+    base = base.assign(normalised=base["base_score"] / base["finetuned_score"])
+    for name, cells in (("base", base), ("control", control)):
+        means = cells.groupby("combination")["normalised"].mean()
+        ends = f"[{100 * means.min():.0f}, {100 * means.max():.0f}]"  # of two combinations
+        assert f"| {name} |  | {100 * means.mean():.0f} \\{ends} |" in page
+    assert (control["normalised"] != base["normalised"].to_numpy()).any()

@@ -427,16 +427,18 @@ def test_curvature_that_does_not_show_and_few_tasks():
 # Merge methods
 
 
-def methods(combinations: int = 6, **scores: float) -> str:
+def methods(combinations: int = 6, seeds: int = 1, control: float = 0.58, **scores: float) -> str:
     given = {"task_arithmetic": 0.7, "ties(density=[0.1, 0.2])": 0.75, "regmean": 0.8}
     given |= {"lata(weighting=threshold, sigma=[0.0, 0.1])": 0.72, "average": 0.6}
     given |= {"adamerging(granularity=task, initial=[0.1])": 0.5} | scores
+    cells = list(itertools.product((2, 3), range(combinations), range(seeds), "ab"))
     rows = [
-        {"combination": f"{size}-{number}", "size": size, "task": task, "rule": rule}
-        | {"method": rule, "scale": 0.3, "normalised": score + 0.01 * number}
-        | {"base_score": 0.5, "finetuned_score": 0.9}
-        for rule, score in given.items()
-        for size, number, task in itertools.product((2, 3), range(combinations), "ab")
+        {"combination": f"{size}-{number}", "size": size, "seed": seed, "task": task}
+        | {"rule": rule, "method": rule, "scale": 0.3, "protection": protection}
+        | {"normalised": score + 0.01 * number, "base_score": 0.5, "finetuned_score": 0.9}
+        for protection, scores in (("none", given), ("control", {"task_arithmetic": control}))
+        for rule, score in scores.items()
+        for size, number, seed, task in cells
     ]
     return merge_rules.conclusion(pd.DataFrame(rows))
 
@@ -444,7 +446,7 @@ def methods(combinations: int = 6, **scores: float) -> str:
 def test_which_method_is_best():
     said = methods()
     assert "next: regmean beats ties at N = 2 (+5 [5, 5] points) and 3 (+5 [5, 5] points)" in said
-    assert "fuses nothing: regmean beats base at N = 2 (+27" in said
+    assert "merges nothing: regmean beats control at N = 2 (+22 [22, 22] points)" in said
     assert "see task vectors alone, and of the others: ties is worse than regmean at N = 2" in said
     layers = "layer-wise weights and task arithmetic: lata(weighting=threshold) "
     assert layers + "beats task_arithmetic at N = 2 (+2" in said
@@ -456,8 +458,17 @@ def test_which_method_is_best():
 def test_alike_methods_and_one_combination_decide_nothing():
     assert "ties cannot be distinguished from regmean at N = 2 (+0" in methods(regmean=0.75)
     said = methods(combinations=1)
-    assert "regmean cannot be judged on 1 combination against ties at N = 2 (+5 points)" in said
+    assert "regmean cannot be judged on 1 replicate against ties at N = 2 (+5 points)" in said
     assert "beats" not in said
+    two = methods(combinations=1, seeds=2)
+    assert "regmean cannot be judged on 2 replicates against ties at N = 2 (+5 [5, 5] po" in two
+
+
+def test_a_control_that_beats_every_merge_is_said_to():
+    said = methods(control=0.9)
+    assert "merges nothing: regmean is worse than control at N = 2 (-10 [-10, -10] points)" in said
+    assert "The best method and the next: regmean beats ties" in said
+    assert "merges nothing: regmean beats base at N = 2 (+22 [" in methods(control=0.5)
 
 
 def test_coefficients_at_the_end_of_those_tried_are_named():
