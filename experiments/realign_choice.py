@@ -70,6 +70,7 @@ def main(options: Options) -> None:
     meaning = {"chosen": chosen, "scale": options.scale, "c0": options.c0, "seed": options.seed}
     meaning |= {"samples": options.validation_samples}
     with work_store(options.run, "realign_choice", inputs, meaning) as parts:
+        resumed = len(parts) > 0
         for steps in options.steps:
             for rate in options.learning_rates:
                 settings = Settings(
@@ -95,7 +96,7 @@ def main(options: Options) -> None:
     header = ["steps", "learning rate", *(", ".join(kind) for kind in KINDS)]
     lines = [
         "# The learning rate of realignment",
-        made_by("realign_choice.py", options.seed, time.perf_counter() - started),
+        made_by("realign_choice.py", options.seed, time.perf_counter() - started, resumed=resumed),
         conclusion(table),
         markdown_table(Sheet("Normalised validation accuracy (%)", header, cells)),
     ]
