@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -149,7 +150,13 @@ def main(options: Options) -> None:
     )
     chosen = choose_combinations(runs[0].names, options.combinations, options.seed, options.sizes)
     alone = ("none", *options.defences)
-    repaired = (REALIGN, REPAIR, *(f"{each}+{REPAIR}" for each in options.defences), "holistic")
+    whole = settings.stages(parse_protection("holistic"))
+    before = [
+        pair
+        for pair in (f"{each}+{REPAIR}" for each in options.defences)
+        if settings.stages(parse_protection(pair)) != whole  # which has a row of its own
+    ]
+    repaired = (REALIGN, REPAIR, *before, "holistic")
     grid = Grid(
         chosen,
         ("clean", ATTACK),
@@ -380,30 +387,33 @@ def bought(by_power: pd.DataFrame, by_attack: pd.DataFrame) -> str:
 def power_sheet(cells: pd.DataFrame) -> Sheet:
     """Return accuracy by number of tasks, defence and the attacker's power."""
     levels = sorted(cells.loc[cells["axis"] == "budget_db", "level"].unique())
-    rows = []
-    for size, here in cells.groupby("size"):
-        names = dict.fromkeys(here.loc[here["scenario"] == ATTACK, "protection"])
-        for name in (*UNSENT, *names):
-            own = part(here, *((ATTACK, name) if name in names else ("clean", name)))
-            at = [own[own["level"] == level] if name in names else own for level in levels]
-            row = [str(size), PROTECTIONS.get(name, name)]
-            rows.append([*row, *(interval(each).text() for each in at)])
-    header = ["N", "defence", *(f"{level:g} dB" for level in levels)]
-    return Sheet("Normalised accuracy (%) against the attacker's power", header, rows)
+    title = "Normalised accuracy (%) against the attacker's power"
+    return by_defence(cells, title, "level", {level: f"{level:g} dB" for level in levels})
 
 
 def attack_sheet(cells: pd.DataFrame) -> Sheet:
-    """Return accuracy by number of tasks under every attack of the preset's budget."""
-    sent = cells[cells["scenario"] != "clean"]
-    names = dict.fromkeys(sent["protection"])
+    """Return accuracy by number of tasks, defence and attack of the preset's budget."""
+    attacks = dict.fromkeys(cells.loc[cells["scenario"] != "clean", "scenario"])
+    title = "Normalised accuracy (%) under other attacks"
+    return by_defence(
+        cells, title, "scenario", {name: SCENARIOS.get(name, name) for name in attacks}
+    )
+
+
+def by_defence(cells: pd.DataFrame, title: str, column: str, values: dict[Any, str]) -> Sheet:
+    """Return accuracy by number of tasks and defence, at the named values of a column.
+
+    First the rivals without an uplink, to whom these make no difference.
+    """
     rows = []
     for size, here in cells.groupby("size"):
-        for scenario in dict.fromkeys(sent["scenario"]):
-            kinds = [("clean", name) for name in UNSENT] + [(scenario, name) for name in names]
-            row = [str(size), SCENARIOS.get(scenario, scenario)]
-            rows.append([*row, *(interval(part(here, *kind)).text() for kind in kinds)])
-    header = ["N", "attack", *(PROTECTIONS.get(name, name) for name in (*UNSENT, *names))]
-    return Sheet("Normalised accuracy (%) under other attacks", header, rows)
+        sent = here[here["scenario"] != "clean"]
+        for name in (*UNSENT, *dict.fromkeys(sent["protection"])):
+            own = part(here, "clean", name) if name in UNSENT else sent[sent["protection"] == name]
+            at = [own if name in UNSENT else own[own[column] == value] for value in values]
+            label = PROTECTIONS.get(name, name)
+            rows.append([str(size), label, *(interval(each).text() for each in at)])
+    return Sheet(title, ["N", "defence", *values.values()], rows)
 
 
 def figure(cells: pd.DataFrame) -> Figure:

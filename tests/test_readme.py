@@ -192,6 +192,10 @@ def test_the_tables_of_the_docs_on_defences_are_those_of_the_committed_page():
     first = f"the control keeps {demo[0]} %, R-MTLLMF {demo[1]}, a code at the rate that the attack"
     assert f"{first} leaves {demo[2]}, and both {demo[3]} ({demo[4]} without a channel)" in text
     assert f"seven real tasks these are {', '.join(seven[:3])} and {seven[3]} ({seven[4]})" in text
+    alone = re.search(r"realignment alone at N = 2 \(\+(\d+) .*?\+(\d+) .*?\+(\d+) ", page)
+    assert alone
+    ahead = f"alone it beats by {alone[1]}, {alone[2]} and {alone[3]} points"
+    assert ahead in " ".join(docs.split())
     *_, by_control = re.findall(r"against `holistic` more than 26 dB more at .*?\.", page)
     assert "and 17 dB more at N = 8" in by_control
     assert "to pull that down to the control takes 17 dB more" in text
