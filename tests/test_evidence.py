@@ -173,6 +173,17 @@ def test_what_is_kept_without_a_channel():
     assert f"({kept['clean', 'r-mtllmf']:.0f} without a channel)" in plain(README)
 
 
+def test_what_realignment_loses_to_the_control_on_real_tasks():
+    cells = pd.read_csv(RESULTS / "defences_real" / "by_n.csv")
+    kept = 100 * cells.groupby(["scenario", "protection", "size"])["score"].mean()
+    losses = [
+        kept["clean", "control"] - kept["sum_rate", repair] for repair in ("r-mtllmf", "realign")
+    ]
+    ends = [f"by {loss.min():.0f} to {loss.max():.0f}" for loss in losses]
+    told = plain((ROOT / "docs" / "defences.md").read_text("utf-8"))
+    assert f"loses to the control {ends[0]} points, and realignment alone {ends[1]}," in told
+
+
 def test_what_more_steps_of_realignment_bring():
     kept = means(RESULTS / "defences_60" / "by_n.csv")
     control, both = kept["clean", "control"], kept["sum_rate", "holistic"]
