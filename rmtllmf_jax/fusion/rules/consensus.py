@@ -32,6 +32,7 @@ class ConsensusTa(MergeMethod):
     title: ClassVar[str] = "Consensus TA"
     reference: ClassVar[str] = "Wang et al., arXiv 2405.07813"
     per_leaf: ClassVar[bool] = True
+    scales: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 2.8)
 
     ratio: float = 0.4
     """How large a task's entry must be beside those of all others (lambda)."""
