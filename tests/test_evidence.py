@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import merge_rules
 import pandas as pd
 import pytest
 
 from rmtllmf_jax.cli.reproduce import DEMO_SWEEP
 from rmtllmf_jax.fusion.files.plan import file_methods
 from rmtllmf_jax.fusion.scale import MEAN_SCALES, SUM_SCALES
+from rmtllmf_jax.report.intervals import differences, interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
+REAL = "merge_rules_real"
 
 
 def plain(text: str) -> str:
@@ -127,7 +130,7 @@ def test_what_is_learned_stands_beside_the_base_model(page: str):
     assert len(printed) >= {"power_control": 1, "power_control_total": 2}.get(page, 3)
 
 
-@pytest.mark.parametrize(("page", "least"), [("merge_rules", 7), ("merge_rules_real", 8)])
+@pytest.mark.parametrize(("page", "least"), [("merge_rules", 9), ("merge_rules_real", 9)])
 def test_the_tables_of_merge_methods_are_those_of_the_committed_pages(page: str, least: int):
     told = (ROOT / "docs" / "fusion.md").read_text("utf-8")
     text = (RESULTS / page / "README.md").read_text("utf-8").replace("\\", "")
@@ -135,16 +138,70 @@ def test_the_tables_of_merge_methods_are_those_of_the_committed_pages(page: str,
         line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "
     ]
     cells = {rule: by_size for rule, _, *by_size in lines}
-    kinds = ("base", "task_arithmetic", "ties", "lata", "adamerging", "fisher", "regmean")
+    kinds = ("base", "control", "task_arithmetic", "ties", "lata", "adamerging", "fisher")
     for place, size in enumerate(name.removeprefix("N = ") for name in header[2:]):
         row = [
             by_size[place]
-            for kind in (*kinds, "tsv_merge")
+            for kind in (*kinds, "regmean", "tsv_merge")
             for rule, by_size in cells.items()
             if rule.startswith(kind) and not rule.startswith("lata(weighting=")
         ]
         assert len(row) == least
         assert f"| {size} | {' | '.join(row)} |" in told
+
+
+@pytest.mark.parametrize(
+    ("page", "size", "one", "other", "told"),
+    [
+        ("merge_rules", 4, "tsv_merge", "task_arithmetic", "is {} points {} above task arithmetic"),
+        ("merge_rules", 4, "adamerging", "task_arithmetic", "unlabelled test images) {} {}"),
+        ("merge_rules", 4, "lata", "task_arithmetic", "and LATA {} {}. TSV"),
+        ("merge_rules", 4, "tsv_merge", "lata", "is {} points {} below it"),
+        (
+            "merge_rules",
+            8,
+            "tsv_merge",
+            "task_arithmetic",
+            "the three are {}, 9 and 6 points ahead",
+        ),
+        ("merge_rules", 8, "adamerging", "task_arithmetic", "are 10, {} and 6 points ahead"),
+        ("merge_rules", 8, "lata", "task_arithmetic", "are 10, 9 and {} points ahead"),
+        ("merge_rules", 2, "task_arithmetic", "control", "task arithmetic is {} {}, 9 [7, 10] and"),
+        ("merge_rules", 4, "task_arithmetic", "control", "is 6 [2, 8], {} {} and 9 points above"),
+        ("merge_rules", 8, "task_arithmetic", "control", "9 [7, 10] and {} points above it"),
+        (REAL, 4, "tsv_merge", "task_arithmetic", "alone: {} points {} above task arithmetic and"),
+        (REAL, 4, "tsv_merge", "regmean", "and {} {} above RegMean at N = 4"),
+        (REAL, 7, "tsv_merge", "task_arithmetic", "and {}, 8 and 5 points above the three"),
+        (REAL, 7, "tsv_merge", "regmean", "and 10, {} and 5 points above the three"),
+        (REAL, 7, "tsv_merge", "adamerging", "and 10, 8 and {} points above the three"),
+        (REAL, 2, "task_arithmetic", "control", "arithmetic is {} {}, 15 [8, 20] and 10 points"),
+        (REAL, 4, "task_arithmetic", "control", "19 [7, 29], {} {} and 10 points above the"),
+        (REAL, 7, "task_arithmetic", "control", "15 [8, 20] and {} points above the control"),
+    ],
+)
+def test_how_far_merge_methods_are_apart(page: str, size: int, one: str, other: str, told: str):
+    """In pairs, docs/fusion.md; of LATA the linear weights."""
+    scores = merge_rules.scored(pd.read_csv(RESULTS / page / "results.csv"))
+    scores = scores[scores["size"] == size]
+    first, second = (
+        scores[scores["rule"] == next(rule for rule in scores["rule"] if rule.startswith(name))]
+        for name in (one, other)
+    )
+    pairs = differences(first, second, merge_rules.SHARED)
+    numbers = interval(pairs, "difference").text().split(" ", 1)
+    assert told.format(*numbers) in plain((ROOT / "docs" / "fusion.md").read_text("utf-8"))
+
+
+def test_what_sparsifying_methods_bring_on_the_demo():
+    told = plain((ROOT / "docs" / "fusion.md").read_text("utf-8"))
+    assert "DARE, DELLA, Breadcrumbs and Consensus TA are within a point of task arithm" in told
+    scores = merge_rules.scored(pd.read_csv(RESULTS / "merge_rules" / "results.csv"))
+    means = 100 * scores.groupby(["rule", "size"])["score"].mean().unstack()
+    near = [
+        rule for rule in means.index if rule.startswith(("dare", "della", "bread", "consensus"))
+    ]
+    assert len(near) == 5
+    assert (means.loc[near] - means.loc["task_arithmetic"]).abs().to_numpy().max() < 1
 
 
 @pytest.mark.parametrize("page", ["hypothesis_test", "hypothesis_test_real"])
