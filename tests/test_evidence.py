@@ -241,6 +241,36 @@ def test_what_realignment_loses_to_the_control_on_real_tasks():
     assert f"loses to the control {ends[0]} points, and realignment alone {ends[1]}," in told
 
 
+def choices(page: str) -> dict[str, pd.Series]:
+    """Return the validation accuracies of a page by kind, each by steps and learning rate."""
+    table = pd.read_csv(RESULTS / page / "validation.csv").set_index(["steps", "learning_rate"])
+    return {name.replace(", ", " "): 100 * table[name] for name in table}
+
+
+def test_how_long_and_how_fast_to_realign():
+    told = plain((ROOT / "docs" / "paper.md").read_text("utf-8"))
+    found = choices("realign_choice_real")
+    attacked, ideal, control = (
+        found[kind] for kind in ("sum_rate r-mtllmf", "ideal r-mtllmf", "clean control")
+    )
+    assert attacked[20].idxmax() == 2e-4
+    assert f"2e-4, its best under the sum-rate attack ({attacked[20].max():.0f} %)" in told
+    better = f"1e-4 is better ({ideal[20][1e-4]:.0f} %, and {ideal[20][2e-4]:.0f} at 2e-4)"
+    assert better in told
+    three = ", ".join(f"{control[20][rate]:.0f}" for rate in (1e-4, 2e-4))
+    assert f"{three} and {control[20][5e-4]:.0f} % at 1e-4, 2e-4 and 5e-4" in told
+    gains = [f"{each[60].max() - each[20].max():.0f}" for each in (attacked, ideal, control)]
+    assert "{} points under the attack and {} without, the control {}.".format(*gains) in told
+    for steps in (20, 60):
+        assert attacked[steps].max() < control[steps].max() < ideal[steps].max()
+    heads = [choices(f"realign_choice_vit_{head}") for head in ("probe", "lda")]
+    assert [each["sum_rate r-mtllmf"].idxmax() for each in heads] == [(20, 1e-4)] * 2
+    assert [each["clean control"].idxmax() for each in heads] == [(20, 3e-5)] * 2
+    lda = heads[1]["ideal r-mtllmf"][20]
+    assert lda.idxmax() == 3e-5
+    assert f"better with LDA, by {lda.max() - lda[1e-4]:.0f} points" in told
+
+
 def test_what_more_steps_of_realignment_bring():
     kept = means(RESULTS / "defences_60" / "by_n.csv")
     control, both = kept["clean", "control"], kept["sum_rate", "holistic"]
