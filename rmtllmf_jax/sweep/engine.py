@@ -16,14 +16,14 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int64, Key, PyTree
 
 from rmtllmf_jax.common.errors import InputError
-from rmtllmf_jax.common.values import described
 from rmtllmf_jax.data.samples import Samples
 from rmtllmf_jax.defences.protection import Protection, Split, protection_name, split
-from rmtllmf_jax.defences.repairs import Realign, Reload, Repair, frozen_leaves
+from rmtllmf_jax.defences.repairs import Reload, Repair, frozen_leaves
 from rmtllmf_jax.evaluation.batches import Batch, EvaluationSet
 from rmtllmf_jax.evaluation.known import get_metric, require_inputs
 from rmtllmf_jax.fusion.rules import fact
 from rmtllmf_jax.runs.inputs import SweepInputs
+from rmtllmf_jax.sweep.failures import not_finite, out_of_memory
 from rmtllmf_jax.sweep.grid import Cell
 from rmtllmf_jax.sweep.job import Job
 from rmtllmf_jax.sweep.layout import CELLS, IMAGES, Layout
@@ -33,7 +33,6 @@ from rmtllmf_jax.sweep.samples import evaluation_sets, shot_pool
 from rmtllmf_jax.sweep.settings import Settings
 from rmtllmf_jax.sweep.uplinks import Uplinks
 from rmtllmf_jax.training.batches import balanced_batches
-from rmtllmf_jax.uplink import Scenario, is_surrogate
 
 Evaluated = tuple[Job, dict[str, tuple[float, float]]]
 """A job, and the metric's sum and weight on each of its tasks."""
@@ -81,7 +80,7 @@ class Engine:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                raise InputError(_out_of_memory(self.layout.cells_in_memory, error)) from error
+                raise InputError(out_of_memory(self.layout.cells_in_memory, error)) from error
 
     def models(self, jobs: Sequence[Job]) -> PyTree:
         """Return the models of jobs that share rule, seed, noise and repairs, stacked.
@@ -252,7 +251,7 @@ class Engine:
         for place, job in enumerate(chunk):
             own = {task: tuple(sums[task][place].tolist()) for task in job.cell.combination}
             if broken := [task for task, (total, _) in own.items() if not math.isfinite(total)]:
-                raise InputError(_not_finite(job, broken, self.settings))
+                raise InputError(not_finite(job, broken, self.settings))
             found.append((job, own))
         return found
 
@@ -376,42 +375,3 @@ def _content(array: Any) -> bytes | None:
 
 def _cut(jobs: list[Job], size: int) -> list[list[Job]]:
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
-
-
-def _not_finite(job: Job, tasks: list[str], settings: Settings) -> str:
-    """Say which cell's model is broken, and which options may be the cause."""
-    cell, stages = job.cell, settings.stages(job.cell.protection)
-    fuse, _, repairs = split(stages.repairs)
-    suspects = []
-    if job.kind == "merged" and fuse:
-        suspects.append(f"--scale (here {job.scale:g})")
-        if Scenario(cell.scenario).attack and is_surrogate(settings.carrier(stages)):
-            kappa = f"{settings.c0_db:g} dB" if settings.kappa is None else f"{settings.kappa:g}"
-            suspects.append(f"{'--c0' if settings.kappa is None else '--kappa'} (here {kappa})")
-    rates = [repair.learning_rate for repair in repairs if isinstance(repair, Realign)]
-    own = not fuse and settings.control_learning_rate is not None
-    option = "--control-learning-rate" if own else "--realign-learning-rate"
-    suspects += [f"{option} (here {rate:g})" for rate in rates]
-    name = f"{protection_name(cell.protection)}, {described(cell.rule)}"
-    what = job.kind if job.kind != "merged" else name
-    level = "" if cell.level is None else f", {cell.axis} {cell.level:g}"
-    return (
-        f"cell {'+'.join(cell.combination)}, {what}, {cell.scenario}{level}, draw {cell.draw}, "
-        f"seed {cell.seed}: the model's outputs are not finite on samples of "
-        f"{', '.join(tasks)}, so that it has no score. Look at "
-        f"{' and '.join(suspects) or 'the weights'}; finished cells are kept."
-    )
-
-
-def _out_of_memory(cells_at_once: int, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    if cells_at_once > 1:
-        return (
-            f"a device ran out of memory with --cells-at-once {cells_at_once} ({reason}); "
-            f"--cells-at-once {cells_at_once // 2} takes about half of what a chunk takes. "
-            "Finished cells are kept."
-        )
-    return (
-        f"a device ran out of memory with a single cell at once ({reason}): take a smaller "
-        "--eval-batch-size or --realign-batch-size, or --remat. Finished cells are kept."
-    )
