@@ -33,6 +33,7 @@ from rmtllmf_jax.channel import Repeat
 from rmtllmf_jax.common.errors import InputError
 from rmtllmf_jax.defences import protection_name
 from rmtllmf_jax.report.intervals import Interval, differences, interval
+from rmtllmf_jax.report.labels import UNFUSED
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
 from rmtllmf_jax.report.tables import cell_scores
@@ -49,8 +50,6 @@ FULL = 0
 """The rank of a user that fine-tuned all parameters, in tables."""
 VECTOR, VECTOR_IN_BITS = "vector", "vector, coded"
 ONCE, REPEATED, BITS = "factors", "factors, repeated", "factors, coded"
-RIVALS = ("base", "control")
-"""What merges nothing."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,8 @@ def sheet(cells: pd.DataFrame, tuned: dict[int, pd.Series], reference: pd.Series
         of_rank = cells[cells["rank"] == rank]
         kinds = [("clean", VECTOR)]
         there = dict.fromkeys(of_rank["way"])
-        kinds += [("clean", way) for way in RIVALS if rank == FULL]
-        kinds += [(ATTACK, way) for way in there if way not in RIVALS]
+        kinds += [("clean", way) for way in UNFUSED if rank == FULL]
+        kinds += [(ATTACK, way) for way in there if way not in UNFUSED]
         for scenario, way in kinds:
             part = own(cells, rank, way, scenario)
             uses = part["uses"].mean()
@@ -229,9 +228,9 @@ def figure(cells: pd.DataFrame) -> Figure:
     for panel, size in zip(panels, sizes, strict=True):
         here = cells[cells["size"] == size]
         for way, dashes in levels.items():
-            scenario = "clean" if way in RIVALS else ATTACK
+            scenario = "clean" if way in UNFUSED else ATTACK
             level = 100 * own(here, FULL, way, scenario)["score"].mean()
-            label = way if way in RIVALS else "all parameters, coded"
+            label = way if way in UNFUSED else "all parameters, coded"
             panel.axhline(level, color="0.3", linestyle=dashes, label=label)
         for way, name in looks.items():
             colour, marker = styles(looks.values())[name]

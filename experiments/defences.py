@@ -43,7 +43,7 @@ from study import (
 from rmtllmf_jax.channel import PRESETS
 from rmtllmf_jax.defences import parse_protection
 from rmtllmf_jax.report.intervals import Interval, differences, interval
-from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, listed
+from rmtllmf_jax.report.labels import PROTECTIONS, SCENARIOS, UNFUSED, listed
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.style import add_legend, styles, tidy
 from rmtllmf_jax.report.tables import cell_scores
@@ -59,9 +59,7 @@ ATTACK = "sum_rate"
 BUDGET = PRESETS["paper"].attack_budget_db
 COSTS = 1.0
 """Points below which an attack is said to cost nothing."""
-UNSENT = ("base", "control")
-"""Rivals that need no uplink."""
-RIVALS = (*UNSENT, "none", REALIGN, REPAIR)
+RIVALS = (*UNFUSED, "none", REALIGN, REPAIR)
 """What is shown without a channel, where only repairs act."""
 NEAR = 2.0
 """Points within which `holistic` is asked to be of the same repair without a channel."""
@@ -408,9 +406,9 @@ def by_defence(cells: pd.DataFrame, title: str, column: str, values: dict[Any, s
     rows = []
     for size, here in cells.groupby("size"):
         sent = here[here["scenario"] != "clean"]
-        for name in (*UNSENT, *dict.fromkeys(sent["protection"])):
-            own = part(here, "clean", name) if name in UNSENT else sent[sent["protection"] == name]
-            at = [own if name in UNSENT else own[own[column] == value] for value in values]
+        for name in (*UNFUSED, *dict.fromkeys(sent["protection"])):
+            own = part(here, "clean", name) if name in UNFUSED else sent[sent["protection"] == name]
+            at = [own if name in UNFUSED else own[own[column] == value] for value in values]
             label = PROTECTIONS.get(name, name)
             rows.append([str(size), label, *(interval(each).text() for each in at)])
     return Sheet(title, ["N", "defence", *values.values()], rows)

@@ -45,6 +45,7 @@ from study import (
 from rmtllmf_jax import fusion
 from rmtllmf_jax.fusion.rules import OneOf
 from rmtllmf_jax.report.intervals import differences, interval
+from rmtllmf_jax.report.labels import UNFUSED
 from rmtllmf_jax.report.sheet import Sheet, markdown_table
 from rmtllmf_jax.report.tables import caveat, versions
 from rmtllmf_jax.runs.environment import use_compilation_cache
@@ -89,8 +90,6 @@ SEEING = ("adamerging", "fisher", "regmean")
 """Rules that see images; all others see task vectors alone."""
 LAYER_WISE = ("lata", "adamerging", "ramp")
 """Rules with a weight for each layer; AdaMerging unless its granularity is the task."""
-UNMERGED = ("base", "control")
-"""The rivals that merge nothing."""
 SHARED = ["combination", "seed"]
 """What two scores share that are compared; both are replicated."""
 
@@ -138,7 +137,7 @@ def by_rule(results: pd.DataFrame, title: str) -> Sheet:
     sizes = sorted(results["size"].unique())
     rows = []
     for rule, own in scored(results).groupby("rule", sort=False):
-        used = [] if rule in UNMERGED else [f"N = {n}: {chosen(own, n)}" for n in sizes]
+        used = [] if rule in UNFUSED else [f"N = {n}: {chosen(own, n)}" for n in sizes]
         cells = [interval(own[own["size"] == size]).text() for size in sizes]
         rows.append([str(rule), "; ".join(used), *cells])
     return Sheet(title, ["rule", "method chosen", *(f"N = {size}" for size in sizes)], rows)
@@ -155,8 +154,8 @@ def conclusion(results: pd.DataFrame) -> str:
     """Say by number of tasks which method is best, and what layer-wise weights bring."""
     scores = scored(results)
     known = list(dict.fromkeys(scores["rule"]))
-    unmerged = [rule for rule in known if rule in UNMERGED]
-    rules = [rule for rule in known if rule not in UNMERGED]
+    unmerged = [rule for rule in known if rule in UNFUSED]
+    rules = [rule for rule in known if rule not in UNFUSED]
     alone = [rule for rule in rules if not rule.startswith(SEEING)]
     layers = [
         rule for rule in rules if rule.startswith(LAYER_WISE) and "granularity=task" not in rule

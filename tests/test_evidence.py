@@ -65,6 +65,15 @@ def test_the_evidence_is_there(sentence: str, evidence: str):
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+def table_of(page: str) -> pd.DataFrame:
+    """Return the first table of an experiment's page, as text."""
+    text = (RESULTS / page / "README.md").read_text("utf-8").replace("\\", "")
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert lines
+    header, _, *rows = (line.strip("| ").split(" | ") for line in lines[0].splitlines())
+    return pd.DataFrame(rows, columns=header)
+
+
 def means(table: Path) -> pd.Series:
     """Return per cents by scenario and protection, of eight tasks."""
     cells = pd.read_csv(table)
@@ -96,17 +105,14 @@ def test_from_which_noise_on_sending_is_not_worth_it(page: str):
     most = re.search(r"within ten points: (\d) of them at most", found)
     assert most
     assert f"{['', 'one', 'two', 'three'][int(most[1])]} of the" in told
-    levels = [float(line.split(" | ")[0][2:]) for line in found.splitlines() if line[:3] == "| -"]
-    assert f"from {max(levels):g} to {min(levels):g} dB" in told
+    levels = table_of(page)["c0 (dB)"][1:].astype(float)  # the first row is the paper's
+    assert f"from {levels.max():g} to {levels.min():g} dB" in told
 
 
 @pytest.mark.parametrize("page", ["noise_scale", "noise_scale_real"])
 def test_what_realignment_alone_lacks_by_noise_scale(page: str):
     """docs/testbed.md: by how much R-MTLLMF is above it, in the table of the page."""
-    text = (RESULTS / page / "README.md").read_text("utf-8")
-    header, _, *rows = (line.strip("| ") for line in text.splitlines() if line.startswith("|"))
-    table = pd.DataFrame([row.split(" | ") for row in rows[1:]], columns=header.split(" | "))
-    table = table.drop(columns="worst").astype(float).set_index("c0 (dB)")
+    table = table_of(page)[1:].drop(columns="worst").astype(float).set_index("c0 (dB)")
     lead = {
         attack: table[f"{attack}, r-mtllmf"] - table[f"{attack}, realign"]
         for attack in ("ideal", "sum_rate")
@@ -133,21 +139,17 @@ def test_what_is_learned_stands_beside_the_base_model(page: str):
 @pytest.mark.parametrize(("page", "least"), [("merge_rules", 9), ("merge_rules_real", 9)])
 def test_the_tables_of_merge_methods_are_those_of_the_committed_pages(page: str, least: int):
     told = (ROOT / "docs" / "fusion.md").read_text("utf-8")
-    text = (RESULTS / page / "README.md").read_text("utf-8").replace("\\", "")
-    header, *lines = [
-        line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "
-    ]
-    cells = {rule: by_size for rule, _, *by_size in lines}
+    table = table_of(page).set_index("rule").drop(columns="method chosen")
     kinds = ("base", "control", "task_arithmetic", "ties", "lata", "adamerging", "fisher")
-    for place, size in enumerate(name.removeprefix("N = ") for name in header[2:]):
+    for size, cells in table.items():
         row = [
-            by_size[place]
+            cell
             for kind in (*kinds, "regmean", "tsv_merge")
-            for rule, by_size in cells.items()
+            for rule, cell in cells.items()
             if rule.startswith(kind) and not rule.startswith("lata(weighting=")
         ]
         assert len(row) == least
-        assert f"| {size} | {' | '.join(row)} |" in told
+        assert f"| {size.removeprefix('N = ')} | {' | '.join(row)} |" in told
 
 
 @pytest.mark.parametrize(
